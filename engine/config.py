@@ -1,0 +1,59 @@
+"""The engine's configuration: frozen, validated once, built by the server's settings or by hand in tests.
+
+"auto" values stay None here; the worker resolves them from the model and the machine and reports the outcome in
+`WorkerInfo`. No environment, no files, no torch.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """Which weights, and how they are computed."""
+
+    directory: Path  # a local HF directory (see engine.checkpoint: anything else is turned into one first)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    max_model_len: int | None = None  # None: the model's own
+    num_threads: int | None = None  # CPU threads of the worker; None: all cores
+    backend: Literal["auto", "native", "torch"] = "auto"  # CPU kernels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheConfig:
+    """The paged KV cache."""
+
+    block_size: int = 16  # tokens per block
+    kv_cache_memory_bytes: int | None = None  # None: a share of the free memory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """Who runs together."""
+
+    max_num_seqs: int = 64  # sequences running at once
+    max_num_batched_tokens: int = 512  # tokens computed per step, decoding rows first
+    max_num_queued_requests: int = 1024  # waiting requests; more are refused as overload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExitsConfig:
+    """Early exits."""
+
+    enabled: bool = True
+    heads: Path | None = None  # directory with heads.safetensors and heads.json; None: serve plainly
+    threshold: float | None = None  # fixed confidence threshold; None: the cost-aware policy
+    max_draft_tokens: int = 5  # pending drafts per row and step (the paper's cap)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """All of it."""
+
+    model: ModelConfig
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    exits: ExitsConfig = field(default_factory=ExitsConfig)
+    worker: Literal["process", "inline"] = "process"

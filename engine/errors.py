@@ -1,0 +1,84 @@
+"""Everything the engine raises on purpose. Knows no HTTP: `server/errors.py` maps these to status codes.
+
+EngineError
+├── RequestError           the caller's fault; carries the parameter's name and a code
+│   ├── PromptTooLong      code context_length_exceeded
+│   └── UnsupportedOption  code unsupported_parameter
+├── ModelNotFound          the request names a model that is not served
+├── EngineOverloaded       the queue is full
+├── EngineStopped          draining or stopped
+├── EngineFailed           a step failed; every open request ends with it
+└── ModelLoadError         start-up: the checkpoint cannot be served, and why
+    ├── UnsupportedArchitecture
+    ├── UnsafeCheckpoint   pickle weights, remote code
+    └── HeadsMismatch      exit heads that were trained for other weights
+"""
+
+
+class EngineError(Exception):
+    """Base of all engine errors."""
+
+
+class RequestError(EngineError):
+    """The request cannot be honoured as asked.
+
+    Attributes:
+        param: Name of the offending request parameter, or None.
+        code: Machine-readable code for the error envelope.
+    """
+
+    code = "invalid_value"
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        if code is not None:
+            self.code = code
+
+
+class PromptTooLong(RequestError):
+    """Prompt and requested output do not fit the model's context or the KV cache."""
+
+    code = "context_length_exceeded"
+
+
+class UnsupportedOption(RequestError):
+    """A known option that this server does not offer: refused by name, never ignored."""
+
+    code = "unsupported_parameter"
+
+
+class ModelNotFound(EngineError):
+    """The request names a model that is not served here."""
+
+
+class EngineOverloaded(EngineError):
+    """The queue is full; come back after `retry_after_s`."""
+
+    def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class EngineStopped(EngineError):
+    """The engine is draining or has stopped."""
+
+
+class EngineFailed(EngineError):
+    """The worker died or a step raised; the request could not be finished."""
+
+
+class ModelLoadError(EngineError):
+    """The checkpoint cannot be served; the message says why and what to do."""
+
+
+class UnsupportedArchitecture(ModelLoadError):
+    """The checkpoint's architecture is not one of those we serve."""
+
+
+class UnsafeCheckpoint(ModelLoadError):
+    """The checkpoint would need pickle or remote code to load."""
+
+
+class HeadsMismatch(ModelLoadError):
+    """The exit heads do not belong to the weights."""

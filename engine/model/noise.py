@@ -1,0 +1,46 @@
+"""Counter-based Gumbel noise: a pure function of (seed, position, token id), the same for draft and target.
+
+That purity is what makes early exits lossless at every temperature: whoever predicts the token at a position adds
+the same noise, and a draft is accepted iff it equals the target's choice (Daliri, Musco, Suresh 2024,
+arXiv 2408.07978). Mixing function: the finalizer of splitmix64 (Steele, Lea, Flood 2014).
+"""
+
+import torch
+from torch import Tensor
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+_MULTIPLIER_1 = 0xBF58476D1CE4E5B9
+_MULTIPLIER_2 = 0x94D049BB133111EB
+
+
+def _mix(z: int) -> int:
+    z = ((z ^ (z >> 30)) * _MULTIPLIER_1) & _MASK
+    z = ((z ^ (z >> 27)) * _MULTIPLIER_2) & _MASK
+    return z ^ (z >> 31)
+
+
+def _signed(z: int) -> int:
+    return z - (1 << 64) if z >> 63 else z
+
+
+def noise_key(seed: int, position: int) -> int:
+    """The key of one position's noise, as a signed 64-bit integer (what tensors can hold)."""
+    return _signed(_mix((_mix(seed & _MASK) + position * _GOLDEN) & _MASK))
+
+
+def _mix_tensor(z: Tensor) -> Tensor:
+    # int64 shifts are arithmetic: mask off the copied sign bits to get logical ones.
+    z = (z ^ ((z >> 30) & ((1 << 34) - 1))) * _signed(_MULTIPLIER_1)
+    z = (z ^ ((z >> 27) & ((1 << 37) - 1))) * _signed(_MULTIPLIER_2)
+    return z ^ ((z >> 31) & ((1 << 33) - 1))
+
+
+def gumbel(keys: Tensor, token_ids: Tensor) -> Tensor:
+    """Gumbel noise [T, V'] float32 for keys [T] int64 and token ids [V'].
+
+    23 random bits, centred, so that u is exact in float32 and never 0 or 1.
+    """
+    z = _mix_tensor(keys[:, None] ^ (token_ids.to(torch.int64) * _signed(_GOLDEN))[None, :])
+    u = (((z >> 41) & ((1 << 23) - 1)).to(torch.float32) + 0.5) * (1.0 / (1 << 23))
+    return -torch.log(-torch.log(u))

@@ -1,0 +1,117 @@
+"""What crosses to the worker and back: `StepPlan` out, `StepResult` in, `WorkerInfo` once at start.
+
+Frozen data of ints, floats, strings and lists only (msgspec encodes them as they are, see `wire.py`), no torch.
+The worker keeps per-sequence state only as a cache: `SequenceStart` carries all that is needed to rebuild it, so
+a lost worker is the same as preempting every sequence.
+
+One step's token axis for a row, positions:   [ computed by earlier steps | start .. start+num_tokens | drafts )
+"""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from engine.request import ExitRecord, TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceStart:
+    """Introduces a sequence to the worker (new, resumed after preemption, or after a worker's death)."""
+
+    sequence_id: int
+    token_ids: list[int]  # all known tokens: prompt, then output so far
+    num_prompt_tokens: int  # penalties and min_tokens count output from here
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    seed: int  # unsigned 64 bits
+    presence_penalty: float
+    frequency_penalty: float
+    repetition_penalty: float
+    logit_bias: dict[int, float]
+    min_tokens: int
+    stop_token_ids: list[int]  # every id that ends it (eos included unless ignored): masked until min_tokens
+    num_logprobs: int | None
+    early_exit: bool
+    threshold: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowPlan:
+    """One sequence's share of a step: compute known tokens [start, start + num_tokens)."""
+
+    sequence_id: int
+    start: int  # == the sequence's num_computed_tokens
+    num_tokens: int
+    block_table: list[int]  # covers start + num_tokens + max_draft_tokens positions
+    max_draft_tokens: int  # 0: do not draft
+    is_decoding: bool  # the last known token is among those computed, so a new token is sampled
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepPlan:
+    """One step. `ended` is applied first, then `started`, then `rows` run as one batch."""
+
+    step_id: int
+    ended: list[int] = field(default_factory=list)
+    started: list[SequenceStart] = field(default_factory=list)
+    rows: list[RowPlan] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowResult:
+    """What a row produced. Accepted drafts first, the target's own token last."""
+
+    sequence_id: int
+    token_ids: list[int]  # empty for an unfinished prefill; else num accepted + 1
+    logprobs: list[TokenLogprobs] = field(default_factory=list)  # one per token when asked for
+    drafts: list[ExitRecord] = field(default_factory=list)  # every draft of this step, in order
+    error: str | None = None  # this row failed (NaN logits, an exception); no tokens then
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """The outcome of a `StepPlan`; `rows` in the plan's order."""
+
+    step_id: int
+    rows: list[RowResult]
+    duration_s: float = 0.0  # the worker's own time
+    is_drafting: bool = False  # whether the exit policy is switched on
+    policy_reason: str = ""  # why it is on or off, for people
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerInfo:
+    """Facts the worker reports once it is ready."""
+
+    num_blocks: int
+    block_size: int
+    vocab_size: int
+    num_layers: int
+    max_position_embeddings: int  # the model's own context length
+    dtype: str
+    device: str
+    exit_layers: list[int] = field(default_factory=list)  # empty: served plainly
+    max_draft_tokens: int = 0
+    backend: str = ""  # which kernels compute: native, torch, cuda
+
+
+class Worker(Protocol):
+    """The engine's view of the data plane. Calls are strictly sequential: one step in flight at most."""
+
+    async def start(self) -> WorkerInfo:
+        """Load the model; returns when the first step can run.
+
+        Raises:
+            ModelLoadError: when the model or its heads cannot be served.
+        """
+
+    async def execute(self, plan: StepPlan) -> StepResult:
+        """Run one step.
+
+        Raises:
+            EngineFailed: when the worker is gone.
+        """
+
+    async def close(self) -> None:
+        """Stop the worker and wait until it is gone. Idempotent."""

@@ -1,0 +1,128 @@
+"""What crosses the engine's boundary: `GenerationRequest` in, `RequestOutput` out.
+
+Plain frozen data, no behaviour beyond derived facts; knows neither HTTP nor torch. The server builds requests
+(already validated), the engine builds outputs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class FinishReason(StrEnum):
+    """Why a request ended. Every request ends exactly once, with one of these."""
+
+    STOP = "stop"  # end-of-sequence token, stop token id or stop string
+    LENGTH = "length"  # max_tokens or the end of the context
+    ABORT = "abort"  # the client went away or asked to stop
+    ERROR = "error"  # the engine failed; `RequestOutput.error` says how
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How tokens are chosen. Defined on the last layer's logits, whatever the exits do."""
+
+    temperature: float = 1.0  # 0 = greedy
+    top_p: float = 1.0
+    top_k: int = 0  # 0 = off
+    min_p: float = 0.0
+    seed: int = 0  # the server draws one when the client gives none; unsigned 64 bits
+    max_tokens: int = 16
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    include_stop_str_in_output: bool = False
+    stop_token_ids: tuple[int, ...] = ()  # besides the model's own end-of-sequence ids
+    ignore_eos: bool = False
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)  # token id -> added to the logit
+    num_logprobs: int | None = None  # top log-probabilities per token; 0 = the chosen one only
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EarlyExitOptions:
+    """Per-request control of early exits. Never changes the output, only how fast it comes."""
+
+    enabled: bool = True
+    threshold: float | None = None  # fixed confidence threshold; None = the cost-aware policy decides
+    max_draft_tokens: int | None = None  # None = the server's
+    return_trace: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """One completion to generate: a prompt of token ids and how to continue it."""
+
+    request_id: str  # unique among open requests
+    prompt_token_ids: tuple[int, ...]
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    early_exit: EarlyExitOptions = field(default_factory=EarlyExitOptions)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprobs:
+    """Log-probabilities of one emitted token, from the last layer's unprocessed logits."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()  # (token id, logprob), best first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExitRecord:
+    """What happened to one draft: where it left, how sure the head was, and the verdict."""
+
+    token_id: int
+    exit_layer: int
+    confidence: float
+    accepted: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenTrace:
+    """Provenance of one emitted token (`early_exit.return_trace`)."""
+
+    token_id: int
+    exit_layer: int  # the layer it left at; the model's layer count when it ran to the end
+    confidence: float | None  # the exit head's top-1 probability; None without an early exit
+    rejected: tuple[ExitRecord, ...] = ()  # drafts for this position and after that were rolled back here
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftFigures:
+    """A request's own speculative-decoding figures, in vLLM's terms."""
+
+    num_steps: int  # decode steps with at least one draft
+    num_draft_tokens: int
+    num_accepted_tokens: int
+    acceptance_histogram: tuple[int, ...]  # [j] = steps with exactly j accepted drafts
+    accepted_by_layer: Mapping[int, int]  # exit layer -> accepted drafts that left there
+    drafted_by_layer: Mapping[int, int]
+
+    @property
+    def mean_acceptance_length(self) -> float:
+        """1 + accepted / steps, the bonus token counted."""
+        return 1 + self.num_accepted_tokens / self.num_steps if self.num_steps else 1.0
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Accepted / drafted tokens."""
+        return self.num_accepted_tokens / self.num_draft_tokens if self.num_draft_tokens else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestOutput:
+    """The next piece of a request's output. The last one has a `finish_reason`."""
+
+    request_id: str
+    text: str  # safe to send: never part of a stop string or of an unfinished character
+    token_ids: tuple[int, ...]  # new since the last output; may be non-empty while `text` is held back
+    logprobs: tuple[TokenLogprobs, ...] = ()  # one per new token when asked for
+    trace: tuple[TokenTrace, ...] = ()  # one per new token when asked for
+    num_prompt_tokens: int
+    num_output_tokens: int  # so far
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None  # the stop string or stop token id that ended it
+    draft_figures: DraftFigures | None = None  # on the last output
+    error: str | None = None  # with FinishReason.ERROR: what to tell the client
