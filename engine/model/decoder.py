@@ -1,0 +1,173 @@
+"""The decoder of the Llama, Mistral, Qwen2 and Qwen3 families, as segments of layers.
+
+Three calls: `embed`, `run` (a segment of layers over a batch of tokens), `logits`. Which tokens run through which
+segment, and when, is the decode step's affair: the decoder knows nothing of exits, sequences or sampling.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.model.ops.interface import AttentionParams, LayerCache, Ops, TokenBatch
+from engine.model.rope import rope_tables
+from engine.model.spec import ModelSpec
+from engine.model.weights import WeightReader
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Half-open range [start, end) of layers."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderLayer:
+    """One layer's packed weights."""
+
+    input_norm: Tensor  # [E]
+    qkv: Any  # [(H + 2 Hkv) D, E]
+    attention: AttentionParams
+    output: Any  # [E, H D]
+    mlp_norm: Tensor  # [E]
+    gate_up: Any  # [2 F, E]
+    down: Any  # [E, F]
+
+
+class Decoder:
+    """A loaded model on one backend."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        ops: Ops,
+        *,
+        embedding: Any,
+        layers: Sequence[DecoderLayer],
+        final_norm: Tensor,
+        lm_head: Any,
+        fingerprint: str = "",
+    ) -> None:
+        self.spec = spec
+        self.ops = ops
+        self.layers = list(layers)
+        self.final_norm = final_norm
+        self.fingerprint = fingerprint
+        self._embedding = embedding
+        self._lm_head = lm_head
+
+    @classmethod
+    def load(
+        cls,
+        directory: Path,
+        ops: Ops,
+        *,
+        max_positions: int | None = None,
+        progress: Progress | None = None,
+    ) -> "Decoder":
+        """Read a local HF directory layer by layer, packing as it goes.
+
+        Args:
+            max_positions: Length of the rotary tables; None: the model's own context.
+
+        Raises:
+            ModelLoadError: if the checkpoint is incomplete or not one we serve.
+        """
+        spec = ModelSpec.from_directory(directory)
+        reader = WeightReader(directory, spec)
+        fingerprint = reader.fingerprint()
+        cos, sin = rope_tables(spec, max_positions or spec.max_position_embeddings)
+        rope = (cos.to(ops.device), sin.to(ops.device))
+        embedding = ops.pack(reader.take("model.embed_tokens.weight"))
+        layers = []
+        for index in range(spec.num_layers):
+            layers.append(_load_layer(reader, spec, ops, index, rope))
+            if progress is not None:
+                progress("loading weights", (index + 1) / spec.num_layers)
+        final_norm = _vector(reader, ops, "model.norm.weight")
+        lm_head = embedding if spec.tie_word_embeddings else ops.pack(reader.take("lm_head.weight"))
+        reader.finish()
+        return cls(
+            spec,
+            ops,
+            embedding=embedding,
+            layers=layers,
+            final_norm=final_norm,
+            lm_head=lm_head,
+            fingerprint=fingerprint,
+        )
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Token ids [T] int32 -> hidden states [T, E]."""
+        return self.ops.embed(token_ids, self._embedding)
+
+    def run(
+        self, hidden: Tensor, segment: Segment, cache: Sequence[LayerCache], batch: TokenBatch
+    ) -> Tensor:
+        """Run layers [start, end) over hidden [T, E]; writes their K and V and returns the new hidden [T, E].
+
+        Every position before a token's own, in its row, must already be in the cache of these layers or be in
+        this call.
+        """
+        ops, eps = self.ops, self.spec.norm_eps
+        for index in range(segment.start, segment.end):
+            layer = self.layers[index]
+            qkv = ops.linear(hidden, layer.qkv, norm=layer.input_norm, eps=eps)
+            attended = ops.attention(qkv, layer.attention, cache[index], batch)
+            hidden = ops.linear(attended, layer.output, residual=hidden)
+            activated = ops.gate_up(hidden, layer.gate_up, norm=layer.mlp_norm, eps=eps)
+            hidden = ops.linear(activated, layer.down, residual=hidden)
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Last hidden states [T, E] -> logits [T, V] in float32."""
+        logits = self.ops.linear(
+            hidden, self._lm_head, norm=self.final_norm, eps=self.spec.norm_eps
+        )
+        return logits.float()
+
+
+def _vector(reader: WeightReader, ops: Ops, name: str) -> Tensor:
+    return reader.take(name).to(ops.device, ops.dtype).contiguous().clone()
+
+
+def _load_layer(
+    reader: WeightReader, spec: ModelSpec, ops: Ops, index: int, rope: tuple[Tensor, Tensor]
+) -> DecoderLayer:
+    prefix = f"model.layers.{index}."
+
+    def packed(names: Sequence[str], has_bias: bool) -> Any:
+        weight = torch.cat([reader.take(f"{prefix}{name}.weight") for name in names])
+        bias = None
+        if has_bias:
+            bias = torch.cat([reader.take(f"{prefix}{name}.bias") for name in names])
+        return ops.pack(weight, bias)
+
+    attention = AttentionParams(
+        num_heads=spec.num_heads,
+        num_kv_heads=spec.num_kv_heads,
+        head_size=spec.head_size,
+        scale=spec.head_size**-0.5,
+        rope_cos=rope[0],
+        rope_sin=rope[1],
+        norm_eps=spec.norm_eps,
+        q_norm=_vector(reader, ops, f"{prefix}self_attn.q_norm.weight") if spec.qk_norm else None,
+        k_norm=_vector(reader, ops, f"{prefix}self_attn.k_norm.weight") if spec.qk_norm else None,
+        sliding_window=spec.sliding_window[index],
+    )
+    return DecoderLayer(
+        input_norm=_vector(reader, ops, f"{prefix}input_layernorm.weight"),
+        qkv=packed([f"self_attn.{name}_proj" for name in "qkv"], spec.qkv_bias),
+        attention=attention,
+        output=packed(["self_attn.o_proj"], spec.o_bias),
+        mlp_norm=_vector(reader, ops, f"{prefix}post_attention_layernorm.weight"),
+        gate_up=packed(["mlp.gate_proj", "mlp.up_proj"], spec.mlp_bias),
+        down=packed(["mlp.down_proj"], spec.mlp_bias),
+    )

@@ -1,0 +1,161 @@
+"""The plain torch backend: the reference every other backend is tested against, and the fallback on any device.
+
+Row-exactness on the CPU: linears go through oneDNN with weights reordered once, whose results are the same for any
+number of rows but one (so one row is padded to two); attention runs token by token, so that every shape depends on
+the token's own position alone. Knows only `interface.py`.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.model.noise import gumbel
+from engine.model.ops.interface import AttentionParams, LayerCache, TokenBatch
+
+
+class TorchLinear:
+    """A weight [out, in] and bias [out] ready for `TorchOps.linear`."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.out_features, self.in_features = weight.shape
+        self.weight = weight
+        self.bias = bias
+        self.prepacked = _prepack(weight) if weight.device.type == "cpu" else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.prepacked is None:
+            return F.linear(x, self.weight, self.bias)
+        # oneDNN takes another path for a single row: pad to two so that bits do not depend on the count.
+        rows = torch.cat((x, x)) if x.shape[0] == 1 else x
+        out = torch.ops.mkldnn._linear_pointwise(rows, self.prepacked, self.bias, "none", [], "")
+        return out[: x.shape[0]]
+
+
+def _prepack(weight: Tensor) -> Tensor | None:
+    if not torch.backends.mkldnn.is_available():
+        return None
+    return torch.ops.mkldnn._reorder_linear_weight(weight.to_mkldnn(), None)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`weight * x / rms(x)` over the last dimension, computed in float32."""
+    x32 = x.float()
+    normalized = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + eps)
+    return weight * normalized.to(x.dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of x [T, heads, D] by cos and sin [T, D/2] ("rotate half")."""
+    first, second = x.float().chunk(2, dim=-1)
+    cos, sin = cos[:, None], sin[:, None]
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+
+
+class TorchOps:
+    """`Ops` in plain torch."""
+
+    def __init__(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+        self.name = "torch"
+        self.device = torch.device(device)
+        self.dtype = dtype
+
+    def pack(self, weight: Tensor, bias: Tensor | None = None) -> TorchLinear:
+        """See `Ops.pack`."""
+        weight = weight.to(self.device, self.dtype)
+        return TorchLinear(weight, None if bias is None else bias.to(self.device, self.dtype))
+
+    def embed(self, token_ids: Tensor, table: TorchLinear) -> Tensor:
+        """See `Ops.embed`."""
+        return F.embedding(token_ids.long(), table.weight)
+
+    def linear(
+        self,
+        x: Tensor,
+        weight: TorchLinear,
+        *,
+        norm: Tensor | None = None,
+        eps: float = 0.0,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """See `Ops.linear`."""
+        out = weight(x if norm is None else rms_norm(x, norm, eps))
+        return out if residual is None else residual + out
+
+    def gate_up(self, x: Tensor, weight: TorchLinear, *, norm: Tensor, eps: float) -> Tensor:
+        """See `Ops.gate_up`."""
+        gate, up = weight(rms_norm(x, norm, eps)).chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+    def attention(
+        self, qkv: Tensor, params: AttentionParams, cache: LayerCache, batch: TokenBatch
+    ) -> Tensor:
+        """See `Ops.attention`."""
+        query, key, value = _split_heads(qkv, params)
+        positions = batch.positions.long()
+        cos, sin = params.rope_cos[positions], params.rope_sin[positions]
+        slots = batch.slots.long()
+        cache.keys[slots] = rotate(key, cos, sin)
+        cache.values[slots] = value
+        query = rotate(query, cos, sin)
+        heads = [
+            _attend(query[token], int(position), batch.block_tables[row], params, cache, batch)
+            for token, (position, row) in enumerate(
+                zip(batch.positions.tolist(), batch.rows.tolist(), strict=True)
+            )
+        ]
+        return torch.stack(heads).to(qkv.dtype)
+
+    def sample(
+        self,
+        logits: Tensor,
+        inverse_temperature: Tensor,
+        keys: Tensor,
+        token_ids: Tensor | None = None,
+    ) -> Tensor:
+        """See `Ops.sample`."""
+        choices = [
+            _sample_row(row, float(scale), key, token_ids)
+            for row, scale, key in zip(logits, inverse_temperature.tolist(), keys, strict=True)
+        ]
+        return torch.stack(choices) if choices else torch.empty(0, dtype=torch.int64)
+
+
+def _split_heads(qkv: Tensor, params: AttentionParams) -> tuple[Tensor, Tensor, Tensor]:
+    """[T, (H + 2 Hkv) D] -> q [T, H, D], k and v [T, Hkv, D], q and k normalized if the model asks for it."""
+    heads = qkv.view(qkv.shape[0], params.num_heads + 2 * params.num_kv_heads, params.head_size)
+    query, key, value = heads.split(
+        (params.num_heads, params.num_kv_heads, params.num_kv_heads), dim=1
+    )
+    if params.q_norm is not None:
+        query = rms_norm(query, params.q_norm, params.norm_eps)
+    if params.k_norm is not None:
+        key = rms_norm(key, params.k_norm, params.norm_eps)
+    return query, key, value
+
+
+def _attend(
+    query: Tensor,
+    position: int,
+    block_table: Tensor,
+    params: AttentionParams,
+    cache: LayerCache,
+    batch: TokenBatch,
+) -> Tensor:
+    """One token's attention: query [H, D] over positions [start, position] -> [H * D]."""
+    start = 0 if params.sliding_window is None else max(0, position + 1 - params.sliding_window)
+    seen = torch.arange(start, position + 1, device=query.device)
+    slots = block_table.long()[seen // batch.block_size] * batch.block_size + seen % batch.block_size
+    keys = cache.keys[slots].float().transpose(0, 1)  # [Hkv, positions, D]
+    values = cache.values[slots].float().transpose(0, 1)
+    grouped = query.float().view(params.num_kv_heads, -1, params.head_size)
+    scores = (grouped @ keys.transpose(1, 2)) * params.scale
+    return (scores.softmax(-1) @ values).reshape(-1)
+
+
+def _sample_row(logits: Tensor, scale: float, key: Tensor, token_ids: Tensor | None) -> Tensor:
+    if torch.isnan(logits).any():
+        return torch.tensor(-1, device=logits.device)
+    if scale == 0.0:
+        return logits.argmax()
+    ids = token_ids if token_ids is not None else torch.arange(len(logits), device=logits.device)
+    return (logits * scale + gumbel(key[None], ids)[0]).argmax()
