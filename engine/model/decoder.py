@@ -126,6 +126,10 @@ class Decoder:
             hidden = ops.linear(activated, layer.down, residual=hidden)
         return hidden
 
+    def lm_head_rows(self, token_ids: Tensor) -> Tensor:
+        """Rows of the LM head [T, E] for token ids [T] int32."""
+        return self.ops.embed(token_ids, self._lm_head)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Last hidden states [T, E] -> logits [T, V] in float32."""
         logits = self.ops.linear(

@@ -1,0 +1,163 @@
+"""Exit heads: the hidden state at an exit layer -> an estimate of the last hidden state -> logits.
+
+A head reads two things: the token's hidden state h at the exit layer, and the last layer's hidden state of the token
+before it (known for the first draft; for later drafts the head's own estimate):
+
+    state  = T · (a * rms(h)) + U · (b * rms(previous))          T, U [E, E] and a, b [E] trained
+    logits = E* · final_norm(state)                              E* frozen rows of the LM head
+
+E* holds the rows of a **reduced vocabulary** plus one trained row, "other", that stands for all tokens outside it:
+a head that expects such a token says so instead of guessing. Knows nothing of sequences or policies.
+
+Source: AdaDecode (Wei et al. 2025, arXiv 2506.03700) for E*·T; FR-Spec (arXiv 2502.14856) for the reduced vocabulary.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from engine.errors import HeadsMismatch
+from engine.model.decoder import Decoder
+from engine.model.ops.interface import Ops
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExitHead:
+    """The head at one exit layer, packed for a backend."""
+
+    exit_layer: int
+    norm: Tensor  # [E], a
+    previous_norm: Tensor  # [E], b
+    project: Any  # [E, E], T
+    project_previous: Any  # [E, E], U
+    final_norm: Tensor  # [E], the model's
+    lm_head: Any  # [V' + 1, E]: reduced vocabulary, then "other"
+    ops: Ops
+    eps: float
+
+    def __call__(self, hidden: Tensor, previous: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden at the exit and last hidden of the token before, [T, E] each.
+
+        Returns:
+            The estimated last hidden state [T, E] and float32 logits [T, V' + 1], "other" last.
+        """
+        ops = self.ops
+        state = ops.linear(hidden, self.project, norm=self.norm, eps=self.eps)
+        state = ops.linear(
+            previous, self.project_previous, norm=self.previous_norm, eps=self.eps, residual=state
+        )
+        logits = ops.linear(state, self.lm_head, norm=self.final_norm, eps=self.eps)
+        return state, logits.float()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """Share of correct drafts by confidence, as measured on held-out prompts at training time."""
+
+    edges: Sequence[float]  # upper confidence edges of the bins, ascending, the last one 1.0
+    greedy: Sequence[float]  # P(accept) per bin at temperature 0
+    sampled: Sequence[float]  # P(accept) per bin at temperature 0.8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExitHeads:
+    """All heads of a model: exit layers ascending, one shared reduced vocabulary."""
+
+    heads: Sequence[ExitHead]
+    token_ids: Tensor  # [V'] int32, the reduced vocabulary
+    columns: Tensor  # [V] int64: token id -> column, -1 outside the reduced vocabulary
+    calibration: Mapping[int, Calibration]  # by exit layer
+
+    @property
+    def exit_layers(self) -> list[int]:
+        """Exit layers, ascending."""
+        return [head.exit_layer for head in self.heads]
+
+
+def load_heads(directory: Path, decoder: Decoder) -> ExitHeads:
+    """Load `heads.safetensors` and `heads.json`, checked against the decoder's weights.
+
+    Raises:
+        HeadsMismatch: if files are missing, or the heads were trained for other weights.
+    """
+    facts = _read_facts(directory, decoder)
+    with safe_open(str(directory / "heads.safetensors"), framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    token_ids = tensors["vocabulary"].to(torch.int32)
+    return build_heads(decoder, token_ids, tensors, facts["exit_layers"], _calibration(facts))
+
+
+def build_heads(
+    decoder: Decoder,
+    token_ids: Tensor,
+    tensors: Mapping[str, Tensor],
+    exit_layers: Sequence[int],
+    calibration: Mapping[int, Calibration],
+) -> ExitHeads:
+    """Assemble heads on the decoder's backend from raw tensors (names as in `heads.safetensors`)."""
+    ops, spec = decoder.ops, decoder.spec
+    token_ids = token_ids.to(ops.device)
+    rows = decoder.lm_head_rows(token_ids)
+    other = tensors["other"].to(rows.device, rows.dtype)
+    lm_head = ops.pack(torch.cat((rows, other[None])))
+
+    def vector(name: str) -> Tensor:
+        return tensors[name].to(ops.device, ops.dtype).contiguous()
+
+    heads = [
+        ExitHead(
+            exit_layer=layer,
+            norm=vector(f"exits.{layer}.norm"),
+            previous_norm=vector(f"exits.{layer}.previous_norm"),
+            project=ops.pack(vector(f"exits.{layer}.project")),
+            project_previous=ops.pack(vector(f"exits.{layer}.project_previous")),
+            final_norm=decoder.final_norm,
+            lm_head=lm_head,
+            ops=ops,
+            eps=spec.norm_eps,
+        )
+        for layer in sorted(exit_layers)
+    ]
+    columns = torch.full((spec.vocab_size,), -1, dtype=torch.int64, device=ops.device)
+    columns[token_ids.long()] = torch.arange(len(token_ids), device=ops.device)
+    return ExitHeads(heads=heads, token_ids=token_ids, columns=columns, calibration=calibration)
+
+
+def _read_facts(directory: Path, decoder: Decoder) -> dict[str, Any]:
+    for name in ("heads.json", "heads.safetensors"):
+        if not (directory / name).is_file():
+            raise HeadsMismatch(f"exit heads: {directory} has no {name}")
+    facts: dict[str, Any] = json.loads((directory / "heads.json").read_text())
+    if facts.get("format_version") != FORMAT_VERSION:
+        raise HeadsMismatch(
+            f"exit heads: format {facts.get('format_version')!r}, this version reads {FORMAT_VERSION}"
+        )
+    if facts["hidden_size"] != decoder.spec.hidden_size:
+        raise HeadsMismatch(
+            f"exit heads were trained for hidden size {facts['hidden_size']}, "
+            f"the model has {decoder.spec.hidden_size}"
+        )
+    if facts["fingerprint"] != decoder.fingerprint:
+        raise HeadsMismatch(
+            "exit heads were trained for other weights: their fingerprint is "
+            f"{facts['fingerprint'][:12]}…, the model's is {decoder.fingerprint[:12]}… "
+            "(train heads for this model with `adadecode heads train`, or pass --no-early-exit)"
+        )
+    return facts
+
+
+def _calibration(facts: Mapping[str, Any]) -> dict[int, Calibration]:
+    return {
+        int(layer): Calibration(
+            edges=entry["edges"], greedy=entry["greedy"], sampled=entry["sampled"]
+        )
+        for layer, entry in facts["calibration"].items()
+    }

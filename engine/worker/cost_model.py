@@ -1,0 +1,116 @@
+"""What a segment, an exit head and the last pass cost by number of tokens: measured at start-up, interpolated after.
+
+Used by the exit policy only; an estimate that is off costs speed, never correctness.
+"""
+
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from engine.model.decoder import Decoder, Segment
+from engine.model.exit_head import ExitHeads
+from engine.model.ops.interface import LayerCache, TokenBatch
+
+TOKEN_COUNTS = (1, 2, 4, 8, 16, 32, 64)
+_REPEATS = 3
+
+
+class CostCurve:
+    """Seconds by number of tokens: piecewise linear through measured points, extended along the last piece."""
+
+    def __init__(self, counts: Sequence[int], seconds: Sequence[float]) -> None:
+        self._counts = list(counts)
+        # Costs never fall as tokens are added: noise in the measurement must not make drafts look free.
+        self._seconds = [max(seconds[: i + 1]) for i in range(len(seconds))]
+
+    def __call__(self, num_tokens: int) -> float:
+        """Seconds for `num_tokens`; none for no tokens."""
+        if num_tokens <= 0:
+            return 0.0
+        counts, seconds = self._counts, self._seconds
+        if num_tokens <= counts[0] or len(counts) == 1:
+            return seconds[0]
+        right = min(bisect_left(counts, num_tokens), len(counts) - 1)
+        x0, x1, y0, y1 = counts[right - 1], counts[right], seconds[right - 1], seconds[right]
+        return y0 + (y1 - y0) * (num_tokens - x0) / (x1 - x0)
+
+
+class CostModel:
+    """Cost of the parts of a step."""
+
+    def __init__(
+        self, segments: Sequence[CostCurve], heads: Sequence[CostCurve], last_logits: CostCurve
+    ) -> None:
+        self._segments = list(segments)
+        self._heads = list(heads)
+        self._last_logits = last_logits
+
+    def segment(self, index: int, num_tokens: int) -> float:
+        """Seconds to run a segment."""
+        return self._segments[index](num_tokens)
+
+    def head(self, index: int, num_tokens: int) -> float:
+        """Seconds to evaluate the exit head after a segment and choose drafts."""
+        return self._heads[index](num_tokens)
+
+    def rest(self, first_segment: int, num_tokens: int) -> float:
+        """Seconds from a segment to the end, final logits included, for all tokens at once."""
+        curves = self._segments[first_segment:]
+        return sum(curve(num_tokens) for curve in curves) + self._last_logits(num_tokens)
+
+    def plain(self, num_rows: int) -> float:
+        """Seconds of a step without drafts."""
+        return self.rest(0, num_rows)
+
+
+def profile(
+    decoder: Decoder,
+    heads: ExitHeads,
+    segments: Sequence[Segment],
+    cache: Sequence[LayerCache],
+    block_size: int,
+) -> CostModel:
+    """Time every part on this machine. Overwrites KV blocks: call before the first sequence."""
+    segment_times: list[list[float]] = [[] for _ in segments]
+    head_times: list[list[float]] = [[] for _ in heads.heads]
+    logit_times: list[float] = []
+    for count in TOKEN_COUNTS:
+        batch = _dummy_batch(count, block_size, decoder.ops.device)
+        hidden = decoder.embed(batch.positions)
+        for index, segment in enumerate(segments):
+            segment_times[index].append(
+                _seconds(lambda h=hidden, s=segment, b=batch: decoder.run(h, s, cache, b))
+            )
+        for index, head in enumerate(heads.heads):
+            head_times[index].append(_seconds(lambda h=hidden, head=head: head(h, h)[1].softmax(-1)))
+        logit_times.append(_seconds(lambda h=hidden: decoder.logits(h).argmax(-1)))
+    curves = [CostCurve(TOKEN_COUNTS, times) for times in segment_times]
+    head_curves = [CostCurve(TOKEN_COUNTS, times) for times in head_times]
+    return CostModel(curves, head_curves, CostCurve(TOKEN_COUNTS, logit_times))
+
+
+def _dummy_batch(count: int, block_size: int, device: torch.device) -> TokenBatch:
+    """`count` tokens, each alone in its row at the first position of block 0."""
+    zeros = torch.zeros(count, dtype=torch.int32, device=device)
+    return TokenBatch(
+        positions=zeros,
+        slots=zeros,
+        rows=torch.arange(count, dtype=torch.int32, device=device),
+        block_tables=torch.zeros((count, 1), dtype=torch.int32, device=device),
+        block_size=block_size,
+    )
+
+
+def _seconds(call: Callable[[], Tensor]) -> float:
+    """The fastest of a few runs: what the machine can do, not what else it was doing."""
+    best = float("inf")
+    for _ in range(_REPEATS):
+        started = time.perf_counter()
+        result = call()
+        if result.is_cuda:
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - started)
+    return best

@@ -1,0 +1,50 @@
+"""The rows of one step, and the tensors that say where a call's tokens stand. One builder, complete when built.
+
+Knows plans and tensors; knows nothing of layers, exits or sampling.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from engine.model.ops.interface import TokenBatch
+from engine.plan import RowPlan
+
+
+class TokenRef(NamedTuple):
+    """One token of the step."""
+
+    row: int  # index into the step's rows
+    position: int
+
+
+class ForwardBatch:
+    """Block tables of a step's rows; makes the `TokenBatch` of any set of their tokens."""
+
+    def __init__(self, rows: Sequence[RowPlan], block_size: int, device: torch.device) -> None:
+        self._tables = [row.block_table for row in rows]
+        self._block_size = block_size
+        self._device = device
+        width = max(len(table) for table in self._tables)
+        padded = [table + [0] * (width - len(table)) for table in self._tables]
+        self._block_tables = torch.tensor(padded, dtype=torch.int32, device=device)
+
+    def tokens(self, refs: Sequence[TokenRef]) -> TokenBatch:
+        """Positions, slots and rows of the given tokens."""
+        size = self._block_size
+        slots = [
+            self._tables[row][position // size] * size + position % size for row, position in refs
+        ]
+        return TokenBatch(
+            positions=self.int32([position for _, position in refs]),
+            slots=self.int32(slots),
+            rows=self.int32([row for row, _ in refs]),
+            block_tables=self._block_tables,
+            block_size=size,
+        )
+
+    def int32(self, values: Sequence[int]) -> Tensor:
+        """A list as an int32 tensor on the device."""
+        return torch.tensor(values, dtype=torch.int32, device=self._device)

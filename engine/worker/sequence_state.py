@@ -1,0 +1,53 @@
+"""What the worker caches of a sequence: its tokens, how to sample them, and the last hidden state its exit heads read.
+
+Everything here comes from `SequenceStart` and the worker's own results, so it can be rebuilt at any time.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from engine.plan import SequenceStart
+
+
+class SequenceState:
+    """A sequence as the worker sees it.
+
+    `token_ids` are the known tokens; `last_hidden` is the last layer's state of the newest computed token (the one
+    before the newest known), None before the first result.
+    """
+
+    def __init__(self, start: SequenceStart) -> None:
+        self.start = start
+        self.token_ids: list[int] = list(start.token_ids)
+        self.last_hidden: Tensor | None = None  # [E]
+        self._output_counts = Counter(self.token_ids[start.num_prompt_tokens :])
+        self._prompt_ids = set(start.token_ids[: start.num_prompt_tokens])
+
+    @property
+    def sequence_id(self) -> int:
+        """The scheduler's id."""
+        return self.start.sequence_id
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether tokens are chosen without noise."""
+        return self.start.temperature == 0.0
+
+    def num_output_tokens(self, num_drafts: int = 0) -> int:
+        """Output tokens known, drafts before the position included."""
+        return len(self.token_ids) - self.start.num_prompt_tokens + num_drafts
+
+    def append(self, token_ids: Sequence[int]) -> None:
+        """Commit tokens that verification accepted."""
+        self.token_ids.extend(token_ids)
+        self._output_counts.update(token_ids)
+
+    def output_counts(self, drafts: Sequence[int] = ()) -> Counter[int]:
+        """How often each token occurs in the output, drafts before the position included."""
+        return self._output_counts + Counter(drafts) if drafts else self._output_counts
+
+    def seen_ids(self, drafts: Sequence[int] = ()) -> set[int]:
+        """Every token of prompt and output, drafts before the position included."""
+        return self._prompt_ids | set(self._output_counts) | set(drafts)
