@@ -56,6 +56,10 @@ class CostModel:
         """Seconds to evaluate the exit head after a segment and choose drafts."""
         return self._heads[index](num_tokens)
 
+    def logits(self, num_tokens: int) -> float:
+        """Seconds of the final logits."""
+        return self._last_logits(num_tokens)
+
     def rest(self, first_segment: int, num_tokens: int) -> float:
         """Seconds from a segment to the end, final logits included, for all tokens at once."""
         curves = self._segments[first_segment:]

@@ -37,7 +37,6 @@ class Candidate:
 class StepEstimate:
     """What the step has cost and promises so far."""
 
-    num_rows: int  # decoding rows
     num_tokens: int  # tokens that will reach the last pass
     expected_tokens: float  # tokens the step is expected to commit
     seconds: float = 0.0  # modelled, of the parts already run
@@ -143,14 +142,14 @@ class ExitPolicy:
         else:
             self._pause = _FIRST_PAUSE
 
-    def run_cost(self, segment: int, num_tokens: int) -> float:
-        """Modelled seconds of a segment that just ran."""
+    def segment_cost(self, segment: int, num_tokens: int) -> float:
+        """Modelled seconds of a segment."""
         return self._cost.segment(segment, num_tokens)
 
     def head_cost(self, exit_index: int, num_tokens: int) -> float:
-        """Modelled seconds of a head that was just evaluated."""
+        """Modelled seconds of evaluating a head."""
         return self._cost.head(exit_index, num_tokens)
 
-    def last_cost(self, last_segment: int, num_tokens: int) -> float:
-        """Modelled seconds of the last pass."""
-        return self._cost.rest(last_segment, num_tokens)
+    def logits_cost(self, num_tokens: int) -> float:
+        """Modelled seconds of the final logits."""
+        return self._cost.logits(num_tokens)

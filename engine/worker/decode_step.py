@@ -1,0 +1,253 @@
+"""The AdaDecode step: draft at exit layers, finish deferred layers in parallel, verify once, accept a prefix.
+
+For every row the newest token enters segment 0. After each segment the exit head there looks at rows whose newest
+token has just arrived; those that are sure enough get a draft, and the drafts start again at segment 0. Tokens that
+left early wait at the boundary after their exit and run on together with their successors:
+
+    boundary 0 ─ segment 0 ─ exit 0 ─ boundary 1 ─ segment 1 ─ exit 1 ─ … ─ last segment ─ logits ─ verify
+
+Invariants: a token never stands deeper than an older token of its row; drafts live inside one step; rollback moves
+cursors, never bytes. Prefill tokens ride along and never exit. The step knows plans and states, no scheduler.
+
+Source: AdaDecode, Wei et al. 2025, arXiv 2506.03700, algorithm 1, here for any number of rows at once.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from engine.model.decoder import Decoder, Segment
+from engine.model.exit_head import ExitHeads
+from engine.model.ops.interface import LayerCache
+from engine.plan import RowPlan, RowResult
+from engine.request import ExitRecord
+from engine.worker.acceptance import num_accepted
+from engine.worker.drafter import Drafter
+from engine.worker.exit_policy import ExitPolicy, StepEstimate
+from engine.worker.forward_batch import ForwardBatch, TokenRef
+from engine.worker.row import Row
+from engine.worker.sampler import Sampler, top_logprobs
+from engine.worker.sequence_state import SequenceState
+
+
+class Boundary:
+    """Tokens waiting before a segment, older tokens of a row first."""
+
+    def __init__(self) -> None:
+        self._refs: list[TokenRef] = []
+        self._hidden: list[Tensor] = []
+
+    def put(self, refs: Sequence[TokenRef], hidden: Tensor) -> None:
+        """Add tokens with their hidden states [T, E]."""
+        self._refs.extend(refs)
+        self._hidden.append(hidden)
+
+    def take(self) -> tuple[list[TokenRef], Tensor]:
+        """All waiting tokens and their hidden states; the boundary is empty after."""
+        refs, hidden = self._refs, self._hidden
+        self._refs, self._hidden = [], []
+        return refs, hidden[0] if len(hidden) == 1 else torch.cat(hidden)
+
+
+def split_layers(num_layers: int, exit_layers: Sequence[int]) -> list[Segment]:
+    """Segments between the exits: [0, e1), [e1, e2), …, [eS, L)."""
+    bounds = [0, *exit_layers, num_layers]
+    return [Segment(start, end) for start, end in zip(bounds, bounds[1:], strict=False)]
+
+
+class DecodeStep:
+    """Runs steps on one model. Without heads a step is plain decoding."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        cache: Sequence[LayerCache],
+        block_size: int,
+        *,
+        heads: ExitHeads | None = None,
+        policy: ExitPolicy | None = None,
+    ) -> None:
+        assert (heads is None) == (policy is None), "heads and policy come together"
+        self._decoder = decoder
+        self._cache = cache
+        self._block_size = block_size
+        self._sampler = Sampler(decoder.ops)
+        self._policy = policy
+        self._exit_layers = [] if heads is None else heads.exit_layers
+        self._segments = split_layers(decoder.spec.num_layers, self._exit_layers)
+        self._drafter: Drafter | None = None
+        if heads is not None and policy is not None:
+            self._drafter = Drafter(heads, self._sampler, policy)
+
+    def run(self, plans: Sequence[RowPlan], states: Sequence[SequenceState]) -> list[RowResult]:
+        """One step for all rows. States advance by what was accepted.
+
+        Returns:
+            One result per plan, in order; a row whose logits are NaN has an error and no tokens.
+        """
+        rows = [Row(p, s, s.last_hidden) for p, s in zip(plans, states, strict=True)]
+        batch = ForwardBatch(plans, self._block_size, self._decoder.ops.device)
+        estimate = StepEstimate(
+            num_tokens=sum(plan.num_tokens for plan in plans),
+            expected_tokens=float(sum(plan.is_decoding for plan in plans)),
+        )
+        refs, hidden = self._draft_and_descend(rows, batch, estimate)
+        results = self._verify(rows, refs, hidden)
+        self._learn(rows, results, estimate)
+        return results
+
+    def _draft_and_descend(
+        self, rows: Sequence[Row], batch: ForwardBatch, estimate: StepEstimate
+    ) -> tuple[list[TokenRef], Tensor]:
+        """Draft while it pays; every pending token comes out of the last layer."""
+        boundaries = [Boundary() for _ in self._segments]
+        boundaries[0].put(*self._known_tokens(rows, batch))
+        last = len(self._segments) - 1
+        segment = 0
+        while segment < last:
+            refs, hidden = self._run_segment(segment, boundaries[segment], batch, estimate)
+            boundaries[segment + 1].put(refs, hidden)
+            drafting = self._draft(segment, rows, refs, hidden, estimate)
+            if drafting:
+                boundaries[0].put(*self._newest_tokens(drafting, batch))
+                segment = 0
+            else:
+                segment += 1
+        return self._run_segment(last, boundaries[last], batch, estimate)
+
+    def _known_tokens(
+        self, rows: Sequence[Row], batch: ForwardBatch
+    ) -> tuple[list[TokenRef], Tensor]:
+        """The plan's tokens, embedded."""
+        refs: list[TokenRef] = []
+        token_ids: list[int] = []
+        for index, row in enumerate(rows):
+            start, end = row.plan.start, row.plan.start + row.plan.num_tokens
+            refs.extend(TokenRef(index, position) for position in range(start, end))
+            token_ids.extend(row.state.token_ids[start:end])
+        return refs, self._decoder.embed(batch.int32(token_ids))
+
+    def _newest_tokens(
+        self, drafting: Sequence[tuple[int, Row]], batch: ForwardBatch
+    ) -> tuple[list[TokenRef], Tensor]:
+        """The drafts just made, embedded: they start at segment 0."""
+        refs = [TokenRef(index, row.newest_position) for index, row in drafting]
+        ids = [row.drafts[-1].token_id for _, row in drafting]
+        return refs, self._decoder.embed(batch.int32(ids))
+
+    def _run_segment(
+        self, index: int, boundary: Boundary, batch: ForwardBatch, estimate: StepEstimate
+    ) -> tuple[list[TokenRef], Tensor]:
+        """Everything that waits at a boundary, through the segment behind it, as one batch."""
+        refs, hidden = boundary.take()
+        hidden = self._decoder.run(hidden, self._segments[index], self._cache, batch.tokens(refs))
+        if self._policy is not None:
+            estimate.seconds += self._policy.segment_cost(index, len(refs))
+        return refs, hidden
+
+    def _draft(
+        self,
+        exit_index: int,
+        rows: Sequence[Row],
+        refs: Sequence[TokenRef],
+        hidden: Tensor,
+        estimate: StepEstimate,
+    ) -> list[tuple[int, Row]]:
+        """Rows (with their index) that drafted at this exit, of those whose newest token has just arrived."""
+        if self._drafter is None:
+            return []
+        arrived = [
+            (place, ref.row)
+            for place, ref in enumerate(refs)
+            if ref.position == rows[ref.row].newest_position and self._drafter.wants(rows[ref.row])
+        ]
+        if not arrived:
+            return []
+        places = torch.tensor([place for place, _ in arrived], device=hidden.device)
+        lookers = [rows[index] for _, index in arrived]
+        picked = self._drafter.draft(exit_index, lookers, hidden[places], estimate)
+        return [(arrived[i][1], lookers[i]) for i in picked]
+
+    def _verify(
+        self, rows: Sequence[Row], refs: Sequence[TokenRef], hidden: Tensor
+    ) -> list[RowResult]:
+        """Final logits of all pending tokens, the target's choices, the accepted prefix of every row."""
+        places = {ref: place for place, ref in enumerate(refs)}
+        pending = [
+            [places[index, row.first_pending + i] for i in range(len(row.sample_points()))]
+            for index, row in enumerate(rows)
+        ]
+        flat = [place for row_places in pending for place in row_places]
+        if not flat:
+            return [RowResult(sequence_id=row.state.sequence_id, token_ids=[]) for row in rows]
+        last_hidden = hidden[torch.tensor(flat, device=hidden.device)]
+        logits = self._decoder.logits(last_hidden)
+        points = [point for row in rows for point in row.sample_points()]
+        choices = self._sampler.choose(self._sampler.scores(logits, points), points)
+        results, offset = [], 0
+        for row, row_places in zip(rows, pending, strict=True):
+            end = offset + len(row_places)
+            results.append(
+                self._accept(row, choices[offset:end], logits[offset:end], last_hidden[offset:end])
+            )
+            offset = end
+        return results
+
+    def _accept(
+        self, row: Row, targets: Sequence[int], logits: Tensor, last_hidden: Tensor
+    ) -> RowResult:
+        """Commit a row's accepted drafts and the target's own token. Arrays have one entry per pending token."""
+        sequence_id = row.state.sequence_id
+        if not targets:
+            return RowResult(sequence_id=sequence_id, token_ids=[])
+        accepted = num_accepted(row.draft_ids, targets)
+        token_ids = list(targets[: accepted + 1])
+        if -1 in token_ids:
+            return RowResult(
+                sequence_id=sequence_id, token_ids=[], error="the model's logits are not numbers"
+            )
+        row.state.append(token_ids)
+        row.state.last_hidden = last_hidden[accepted].clone()
+        num_top = row.state.start.num_logprobs
+        return RowResult(
+            sequence_id=sequence_id,
+            token_ids=token_ids,
+            logprobs=[]
+            if num_top is None
+            else [top_logprobs(logits[i], token, num_top) for i, token in enumerate(token_ids)],
+            drafts=[
+                ExitRecord(
+                    token_id=draft.token_id,
+                    exit_layer=self._exit_layers[draft.exit_index],
+                    confidence=draft.confidence,
+                    accepted=index < accepted,
+                )
+                for index, draft in enumerate(row.drafts)
+            ],
+        )
+
+    def _learn(
+        self, rows: Sequence[Row], results: Sequence[RowResult], estimate: StepEstimate
+    ) -> None:
+        """Tell the policy how the drafts fared, and what a pure decode step brought."""
+        if self._policy is None:
+            return
+        for row, result in zip(rows, results, strict=True):
+            for draft, record in zip(row.drafts, result.drafts, strict=False):
+                self._policy.observe_draft(
+                    draft.exit_index,
+                    draft.confidence,
+                    is_greedy=row.state.is_greedy,
+                    accepted=record.accepted,
+                )
+                if not record.accepted:
+                    break
+        free = [row for row in rows if row.is_draftable and row.state.start.threshold is None]
+        if free and len(free) == len(rows):
+            pending = sum(1 + len(row.drafts) for row in rows)
+            self._policy.observe_step(
+                len(rows),
+                sum(len(result.token_ids) for result in results),
+                estimate.seconds + self._policy.logits_cost(pending),
+            )

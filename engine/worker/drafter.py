@@ -1,0 +1,98 @@
+"""Evaluates an exit head for the rows that arrived there and gives drafts to those the policy picks."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from engine.model.exit_head import ExitHeads
+from engine.model.noise import gumbel, noise_key
+from engine.worker.exit_policy import Candidate, ExitPolicy, StepEstimate
+from engine.worker.row import Draft, Row
+from engine.worker.sampler import ReducedVocabulary, SamplePoint, Sampler
+
+_MEAN_GUMBEL = 0.5772  # of the noise a token outside the reduced vocabulary would have had
+
+
+class Drafter:
+    """Exit heads at work. Adds drafts to rows, and with them the head's estimate of the last hidden state."""
+
+    def __init__(self, heads: ExitHeads, sampler: Sampler, policy: ExitPolicy) -> None:
+        self._heads = heads
+        self._sampler = sampler
+        self._policy = policy
+        self._reduced = ReducedVocabulary(heads.token_ids, heads.columns)
+        self._token_ids = heads.token_ids.tolist()
+
+    def wants(self, row: Row) -> bool:
+        """Whether the head should look at this row: it has room, and drafting is on or asked for."""
+        asked = row.state.start.threshold is not None
+        return row.has_room and (asked or self._policy.is_drafting)
+
+    def draft(
+        self, exit_index: int, rows: Sequence[Row], hidden: Tensor, estimate: StepEstimate
+    ) -> list[int]:
+        """Evaluate the head at an exit.
+
+        Args:
+            rows: Rows whose newest token stands there.
+            hidden: [len(rows), E], those tokens' hidden states.
+            estimate: Updated with the head's cost and the drafts' promise.
+
+        Returns:
+            Indices of the rows that got a draft, ascending.
+        """
+        previous = torch.stack([row.previous for row in rows])  # type: ignore[arg-type]
+        state, logits = self._heads.heads[exit_index](hidden, previous)
+        estimate.seconds += self._policy.head_cost(exit_index, len(rows))
+        columns, confidences = self._choose(rows, logits)
+        candidates = [
+            Candidate(
+                row=index,
+                confidence=confidence,
+                is_greedy=row.state.is_greedy,
+                threshold=row.state.start.threshold,
+                survival=row.survival,
+            )
+            for index, (row, confidence) in enumerate(zip(rows, confidences, strict=True))
+            if columns[index] < len(self._token_ids)
+        ]
+        chosen = self._policy.select(exit_index, candidates, estimate)
+        for candidate in chosen:
+            row, survival = rows[candidate.row], candidate.survival * candidate.probability
+            token_id = self._token_ids[columns[candidate.row]]
+            row.drafts.append(Draft(token_id, exit_index, candidate.confidence, survival))
+            row.previous = state[candidate.row]
+            estimate.expected_tokens += survival
+            estimate.num_tokens += 1
+        return sorted(candidate.row for candidate in chosen)
+
+    def _choose(self, rows: Sequence[Row], logits: Tensor) -> tuple[list[int], list[float]]:
+        """Best column of [reduced vocabulary, other] per row under the rows' own noise, and how sure the head is.
+
+        Confidence is the winner's softmax share of the perturbed scores, which at temperature 0 is the head's top-1
+        probability; it only steers the policy.
+        """
+        points = [SamplePoint(row.state, row.draft_ids) for row in rows]
+        scores = self._sampler.scores(logits[:, :-1], points, self._reduced)
+        other = logits[:, -1:]
+        if not all(row.state.is_greedy for row in rows):
+            scores, other = self._perturb(scores, other, points)
+        scores = torch.cat((scores, other), dim=1)
+        best = scores.max(-1)
+        confidence = (best.values - scores.logsumexp(-1)).exp()
+        return best.indices.tolist(), confidence.tolist()
+
+    def _perturb(
+        self, scores: Tensor, other: Tensor, points: Sequence[SamplePoint]
+    ) -> tuple[Tensor, Tensor]:
+        """Temperature and the target's own Gumbel noise; rows at temperature 0 stay as they are."""
+        temperatures = [point.state.start.temperature for point in points]
+        device = scores.device
+        temperature = torch.tensor(temperatures, dtype=torch.float32, device=device)[:, None]
+        keys = [noise_key(point.state.start.seed, point.position) for point in points]
+        noise = gumbel(torch.tensor(keys, device=device), self._reduced.token_ids)
+        is_sampled = temperature > 0
+        divisor = torch.where(is_sampled, temperature, 1.0)
+        scores = scores / divisor + noise * is_sampled
+        return scores, other / divisor + _MEAN_GUMBEL * is_sampled

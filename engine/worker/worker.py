@@ -1,0 +1,179 @@
+"""The data plane: loads the model and its heads, owns the KV tensors, executes plans. Anything on the device starts here.
+
+Holds nothing that a plan could not rebuild. Knows no HTTP, no text, no scheduling; speaks `engine.plan` only.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from engine.config import EngineConfig
+from engine.errors import HeadsMismatch, ModelLoadError
+from engine.model.decoder import Decoder
+from engine.model.exit_head import ExitHeads, load_heads
+from engine.model.ops.interface import Ops
+from engine.model.ops.native_ops import NativeOps
+from engine.model.ops.torch_ops import TorchOps
+from engine.model.spec import ModelSpec
+from engine.plan import RowResult, StepPlan, StepResult, WorkerInfo
+from engine.worker.cost_model import profile
+from engine.worker.decode_step import DecodeStep, split_layers
+from engine.worker.exit_policy import ExitPolicy
+from engine.worker.kv_cache import allocate_cache, block_size_bytes
+from engine.worker.sequence_state import SequenceState
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[str, float], None]
+
+_CPU_MEMORY_SHARE = 0.25  # of what is free after loading; the rest is for the system and its file cache
+_CUDA_MEMORY_SHARE = 0.85
+
+
+class ModelWorker:
+    """One model on one device, executing one step at a time."""
+
+    def __init__(self, config: EngineConfig, progress: Progress | None = None) -> None:
+        """Load everything.
+
+        Raises:
+            ModelLoadError: if the model, its heads or the memory for them cannot be had.
+        """
+        self._config = config
+        spec = ModelSpec.from_directory(config.model.directory)
+        self._max_model_len = config.model.max_model_len or spec.max_position_embeddings
+        ops = select_ops(config, spec)
+        self._decoder = Decoder.load(
+            config.model.directory, ops, max_positions=self._max_model_len, progress=progress
+        )
+        heads = self._load_heads()
+        block_size = config.cache.block_size
+        self._num_blocks = self._count_blocks()
+        cache = allocate_cache(
+            spec, self._num_blocks, block_size, dtype=ops.dtype, device=ops.device
+        )
+        self._policy: ExitPolicy | None = None
+        self._exit_layers: list[int] = []
+        if heads is not None:
+            if progress is not None:
+                progress("measuring what exits cost", 0.0)
+            self._exit_layers = heads.exit_layers
+            segments = split_layers(spec.num_layers, heads.exit_layers)
+            cost = profile(self._decoder, heads, segments, cache, block_size)
+            self._policy = ExitPolicy(heads.exit_layers, heads.calibration, cost)
+        self._step = DecodeStep(self._decoder, cache, block_size, heads=heads, policy=self._policy)
+        self._states: dict[int, SequenceState] = {}
+
+    @property
+    def info(self) -> WorkerInfo:
+        """What the control plane needs to know."""
+        spec, ops = self._decoder.spec, self._decoder.ops
+        return WorkerInfo(
+            num_blocks=self._num_blocks,
+            block_size=self._config.cache.block_size,
+            vocab_size=spec.vocab_size,
+            num_layers=spec.num_layers,
+            max_position_embeddings=spec.max_position_embeddings,
+            dtype=str(ops.dtype).removeprefix("torch."),
+            device=str(ops.device),
+            exit_layers=self._exit_layers,
+            max_draft_tokens=self._config.exits.max_draft_tokens if self._exit_layers else 0,
+            backend=ops.name,
+        )
+
+    @torch.inference_mode()
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Run one step."""
+        started = time.perf_counter()
+        for sequence_id in plan.ended:
+            self._states.pop(sequence_id, None)
+        for start in plan.started:
+            self._states[start.sequence_id] = SequenceState(start)
+        results: list[RowResult] = []
+        if plan.rows:
+            states = [self._states[row.sequence_id] for row in plan.rows]
+            results = self._step.run(plan.rows, states)
+        policy = self._policy
+        return StepResult(
+            step_id=plan.step_id,
+            rows=results,
+            duration_s=time.perf_counter() - started,
+            is_drafting=policy is not None and policy.is_drafting,
+            policy_reason="no exit heads" if policy is None else policy.reason,
+        )
+
+    def _load_heads(self) -> ExitHeads | None:
+        exits = self._config.exits
+        if not exits.enabled:
+            logger.info("early exits are off: decoding plainly")
+            return None
+        if exits.heads is None:
+            logger.info("no exit heads for this model: decoding plainly (see `adadecode heads train`)")
+            return None
+        if not exits.heads.is_dir():
+            raise HeadsMismatch(f"exit heads: {exits.heads} is not a directory")
+        return load_heads(exits.heads, self._decoder)
+
+    def _count_blocks(self) -> int:
+        """Blocks the memory budget buys, at most what all sequences at full length could use."""
+        config, spec, ops = self._config, self._decoder.spec, self._decoder.ops
+        block_size = config.cache.block_size
+        per_block = block_size_bytes(spec, block_size, ops.dtype)
+        budget = config.cache.kv_cache_memory_bytes
+        if budget is None:
+            budget = _default_budget(ops.device)
+        most = config.scheduler.max_num_seqs * -(-self._max_model_len // block_size)
+        num_blocks = min(budget // per_block, most)
+        if num_blocks < 1:
+            raise ModelLoadError(
+                f"--kv-cache-memory: {budget} bytes do not hold one block of {per_block} bytes"
+            )
+        return num_blocks
+
+
+def select_ops(config: EngineConfig, spec: ModelSpec) -> Ops:
+    """The backend for the configured device: native kernels on a CPU where they build, else torch.
+
+    Raises:
+        ModelLoadError: if what is asked for by name is not there.
+    """
+    model = config.model
+    device = model.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            raise ModelLoadError("--device cuda: torch sees no CUDA device")
+        name = spec.dtype if model.dtype == "auto" else model.dtype
+        return TorchOps("cuda", _torch_dtype(name))
+    threads = model.num_threads or os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    if model.dtype not in ("auto", "float32"):
+        raise ModelLoadError(f"--dtype {model.dtype}: on a CPU only float32 is computed")
+    if model.backend == "torch":
+        return TorchOps("cpu")
+    reason = NativeOps.unavailable_reason()
+    if reason is None:
+        return NativeOps(threads)
+    if model.backend == "native":
+        raise ModelLoadError(f"--backend native: {reason}")
+    logger.info("native kernels are not available (%s): computing with torch", reason)
+    return TorchOps("cpu")
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    dtype: Any = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def _default_budget(device: torch.device) -> int:
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free * _CUDA_MEMORY_SHARE)
+    pages, size = os.sysconf("SC_AVPHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    return int(pages * size * _CPU_MEMORY_SHARE)

@@ -1,0 +1,73 @@
+"""The model's own output, as a JSON-lines file that can be resumed: one row per finished generation.
+
+Row: {"task": str, "prompt_ids": [int], "output_ids": [int], "temperature": float}.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A prompt and what the model said."""
+
+    task: str
+    prompt_ids: list[int]
+    output_ids: list[int]
+    temperature: float
+
+
+def read_generations(path: Path) -> list[Generation]:
+    """All rows; a last line cut short by a kill is dropped."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(Generation(**json.loads(line)))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def append_generations(path: Path, rows: Sequence[Generation]) -> None:
+    """Add rows and flush them to disk."""
+    with path.open("a") as file:
+        for row in rows:
+            fields = {
+                "task": row.task,
+                "prompt_ids": row.prompt_ids,
+                "output_ids": row.output_ids,
+                "temperature": row.temperature,
+            }
+            file.write(json.dumps(fields) + "\n")
+        file.flush()
+
+
+def split_held_out(
+    rows: Sequence[Generation], share: float
+) -> tuple[list[Generation], list[Generation]]:
+    """(training, held out): every 1/share-th row is held out, the same ones on every run."""
+    every = max(2, round(1 / share))
+    training = [row for i, row in enumerate(rows) if i % every]
+    return training, [row for i, row in enumerate(rows) if i % every == 0]
+
+
+def num_output_tokens(rows: Sequence[Generation]) -> int:
+    """Self-generated tokens in all."""
+    return sum(len(row.output_ids) for row in rows)
+
+
+def reduced_vocabulary(rows: Sequence[Generation], size: int) -> tuple[list[int], float]:
+    """The most frequent token ids of the model's own output.
+
+    Returns:
+        At most `size` ids, ascending, and the share of all output tokens they cover.
+    """
+    counts = Counter(token for row in rows for token in row.output_ids)
+    kept = counts.most_common(size)
+    covered = sum(count for _, count in kept) / max(1, sum(counts.values()))
+    return sorted(token for token, _ in kept), covered
