@@ -27,11 +27,13 @@ _ROWS_PER_SHARD = 64
 class HiddenStates:
     """Consecutive positions of many sequences, flat. Position i predicts the token after it."""
 
-    exits: dict[int, Tensor]  # exit layer -> [N, E] float16, unit RMS
+    exit: Tensor  # [N, E] float16, unit RMS: at the exit layer
     last: Tensor  # [N, E] float16, unit RMS: the last layer, before the final norm
     log_normalizer: Tensor  # [N] float32: logsumexp of the final logits
     target: Tensor  # [N] int32: the last layer's top-1 token
-    is_first: Tensor  # [N] bool: first position of its sequence: only a `previous`, never trained on
+    is_first: (
+        Tensor  # [N] bool: first position of its sequence: only a `previous`, never trained on
+    )
 
 
 def collect(
@@ -79,22 +81,46 @@ def collect(
     return shards
 
 
-def read_shards(paths: Sequence[Path], exit_layers: Sequence[int]) -> HiddenStates:
-    """Shards as one flat run of positions, with only the exit layers asked for."""
-    names = ["last", "log_normalizer", "target", "is_first", *(f"exit.{n}" for n in exit_layers)]
+class Shards:
+    """Collected shards, read a bounded number of positions at a time."""
+
+    def __init__(self, paths: Sequence[Path], exit_layer: int, max_bytes: int) -> None:
+        self._paths = list(paths)
+        self._exit_layer = exit_layer
+        lengths, width = [], 0
+        for path in self._paths:
+            with safe_open(str(path), framework="pt") as file:
+                length, width = file.get_slice("last").get_shape()
+                lengths.append(length)
+        self.num_positions = sum(lengths)
+        per_group = max(1, max_bytes // (2 * 2 * width))
+        self._shards_per_group = max(1, per_group // max(lengths))
+
+    def groups(self, generator: torch.Generator | None = None) -> Iterator[HiddenStates]:
+        """All shards, group by group; in random order if a generator is given."""
+        order = list(range(len(self._paths)))
+        if generator is not None:
+            order = torch.randperm(len(order), generator=generator).tolist()
+        for start in range(0, len(order), self._shards_per_group):
+            picked = order[start : start + self._shards_per_group]
+            yield read_shards([self._paths[i] for i in picked], self._exit_layer)
+
+
+def read_shards(paths: Sequence[Path], exit_layer: int) -> HiddenStates:
+    """Shards as one flat run of positions, with one exit layer."""
+    names = {
+        "exit": f"exit.{exit_layer}",
+        "last": "last",
+        "log_normalizer": "log_normalizer",
+        "target": "target",
+        "is_first": "is_first",
+    }
     parts: dict[str, list[Tensor]] = {name: [] for name in names}
     for path in paths:
         with safe_open(str(path), framework="pt") as file:
-            for name in names:
-                parts[name].append(file.get_tensor(name))
-    joined = {name: torch.cat(tensors) for name, tensors in parts.items()}
-    return HiddenStates(
-        exits={layer: joined[f"exit.{layer}"] for layer in exit_layers},
-        last=joined["last"],
-        log_normalizer=joined["log_normalizer"],
-        target=joined["target"],
-        is_first=joined["is_first"],
-    )
+            for name, key in names.items():
+                parts[name].append(file.get_tensor(key))
+    return HiddenStates(**{name: torch.cat(tensors) for name, tensors in parts.items()})
 
 
 def unit_rms(x: Tensor) -> Tensor:

@@ -5,9 +5,10 @@ before it (known for the first draft; for later drafts the head's own estimate):
 
     state  = T · (a * rms(h)) + U · (b * rms(previous))          T, U [E, E] and a, b [E] trained
     logits = E* · final_norm(state)                              E* frozen rows of the LM head
+    other  = o · rms(state)                                      o [E] trained
 
-E* holds the rows of a **reduced vocabulary** plus one trained row, "other", that stands for all tokens outside it:
-a head that expects such a token says so instead of guessing. Knows nothing of sequences or policies.
+E* holds the rows of a **reduced vocabulary**; "other" is the logit of all tokens outside it: a head that expects
+such a token says so instead of guessing. Knows nothing of sequences or policies.
 
 Source: AdaDecode (Wei et al. 2025, arXiv 2506.03700) for E*·T; FR-Spec (arXiv 2502.14856) for the reduced vocabulary.
 """
@@ -38,16 +39,18 @@ class ExitHead:
     previous_norm: Tensor  # [E], b
     project: Any  # [E, E], T
     project_previous: Any  # [E, E], U
+    other: Any  # [1, E], o
+    unit_norm: Tensor  # [E], ones
     final_norm: Tensor  # [E], the model's
-    lm_head: Any  # [V' + 1, E]: reduced vocabulary, then "other"
+    lm_head: Any  # [V', E]: the reduced vocabulary's rows, shared by all exits
     ops: Ops
     eps: float
 
-    def __call__(self, hidden: Tensor, previous: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, hidden: Tensor, previous: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Hidden at the exit and last hidden of the token before, [T, E] each.
 
         Returns:
-            The estimated last hidden state [T, E] and float32 logits [T, V' + 1], "other" last.
+            The estimated last hidden state [T, E], float32 logits [T, V'], and the logit of "other" [T, 1].
         """
         ops = self.ops
         state = ops.linear(hidden, self.project, norm=self.norm, eps=self.eps)
@@ -55,7 +58,8 @@ class ExitHead:
             previous, self.project_previous, norm=self.previous_norm, eps=self.eps, residual=state
         )
         logits = ops.linear(state, self.lm_head, norm=self.final_norm, eps=self.eps)
-        return state, logits.float()
+        other = ops.linear(state, self.other, norm=self.unit_norm, eps=self.eps)
+        return state, logits.float(), other.float()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,9 +109,7 @@ def build_heads(
     """Assemble heads on the decoder's backend from raw tensors (names as in `heads.safetensors`)."""
     ops, spec = decoder.ops, decoder.spec
     token_ids = token_ids.to(ops.device)
-    rows = decoder.lm_head_rows(token_ids)
-    other = tensors["other"].to(rows.device, rows.dtype)
-    lm_head = ops.pack(torch.cat((rows, other[None])))
+    lm_head = ops.pack(decoder.lm_head_rows(token_ids))
 
     def vector(name: str) -> Tensor:
         return tensors[name].to(ops.device, ops.dtype).contiguous()
@@ -119,6 +121,8 @@ def build_heads(
             previous_norm=vector(f"exits.{layer}.previous_norm"),
             project=ops.pack(vector(f"exits.{layer}.project")),
             project_previous=ops.pack(vector(f"exits.{layer}.project_previous")),
+            other=ops.pack(vector(f"exits.{layer}.other")[None]),
+            unit_norm=torch.ones_like(decoder.final_norm),
             final_norm=decoder.final_norm,
             lm_head=lm_head,
             ops=ops,

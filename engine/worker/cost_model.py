@@ -89,7 +89,9 @@ def profile(
                 _seconds(lambda h=hidden, s=segment, b=batch: decoder.run(h, s, cache, b))
             )
         for index, head in enumerate(heads.heads):
-            head_times[index].append(_seconds(lambda h=hidden, head=head: head(h, h)[1].softmax(-1)))
+            head_times[index].append(
+                _seconds(lambda h=hidden, head=head: head(h, h)[1].logsumexp(-1))
+            )
         logit_times.append(_seconds(lambda h=hidden: decoder.logits(h).argmax(-1)))
     curves = [CostCurve(TOKEN_COUNTS, times) for times in segment_times]
     head_curves = [CostCurve(TOKEN_COUNTS, times) for times in head_times]

@@ -18,13 +18,12 @@ import torch
 from torch import Tensor
 
 from engine.model.decoder import Decoder, Segment
-from engine.model.exit_head import ExitHeads
 from engine.model.ops.interface import LayerCache
 from engine.plan import RowPlan, RowResult
 from engine.request import ExitRecord
 from engine.worker.acceptance import num_accepted
 from engine.worker.drafter import Drafter
-from engine.worker.exit_policy import ExitPolicy, StepEstimate
+from engine.worker.exit_policy import StepEstimate
 from engine.worker.forward_batch import ForwardBatch, TokenRef
 from engine.worker.row import Row
 from engine.worker.sampler import Sampler, top_logprobs
@@ -65,20 +64,15 @@ class DecodeStep:
         cache: Sequence[LayerCache],
         block_size: int,
         *,
-        heads: ExitHeads | None = None,
-        policy: ExitPolicy | None = None,
+        drafter: Drafter | None = None,
     ) -> None:
-        assert (heads is None) == (policy is None), "heads and policy come together"
         self._decoder = decoder
         self._cache = cache
         self._block_size = block_size
         self._sampler = Sampler(decoder.ops)
-        self._policy = policy
-        self._exit_layers = [] if heads is None else heads.exit_layers
+        self._drafter = drafter
+        self._exit_layers = [] if drafter is None else drafter.exit_layers
         self._segments = split_layers(decoder.spec.num_layers, self._exit_layers)
-        self._drafter: Drafter | None = None
-        if heads is not None and policy is not None:
-            self._drafter = Drafter(heads, self._sampler, policy)
 
     def run(self, plans: Sequence[RowPlan], states: Sequence[SequenceState]) -> list[RowResult]:
         """One step for all rows. States advance by what was accepted.
@@ -94,7 +88,8 @@ class DecodeStep:
         )
         refs, hidden = self._draft_and_descend(rows, batch, estimate)
         results = self._verify(rows, refs, hidden)
-        self._learn(rows, results, estimate)
+        if self._drafter is not None:
+            self._drafter.learn(rows, results, estimate)
         return results
 
     def _draft_and_descend(
@@ -142,8 +137,8 @@ class DecodeStep:
         """Everything that waits at a boundary, through the segment behind it, as one batch."""
         refs, hidden = boundary.take()
         hidden = self._decoder.run(hidden, self._segments[index], self._cache, batch.tokens(refs))
-        if self._policy is not None:
-            estimate.seconds += self._policy.segment_cost(index, len(refs))
+        if self._drafter is not None:
+            estimate.seconds += self._drafter.segment_cost(index, len(refs))
         return refs, hidden
 
     def _draft(
@@ -226,28 +221,3 @@ class DecodeStep:
                 for index, draft in enumerate(row.drafts)
             ],
         )
-
-    def _learn(
-        self, rows: Sequence[Row], results: Sequence[RowResult], estimate: StepEstimate
-    ) -> None:
-        """Tell the policy how the drafts fared, and what a pure decode step brought."""
-        if self._policy is None:
-            return
-        for row, result in zip(rows, results, strict=True):
-            for draft, record in zip(row.drafts, result.drafts, strict=False):
-                self._policy.observe_draft(
-                    draft.exit_index,
-                    draft.confidence,
-                    is_greedy=row.state.is_greedy,
-                    accepted=record.accepted,
-                )
-                if not record.accepted:
-                    break
-        free = [row for row in rows if row.is_draftable and row.state.start.threshold is None]
-        if free and len(free) == len(rows):
-            pending = sum(1 + len(row.drafts) for row in rows)
-            self._policy.observe_step(
-                len(rows),
-                sum(len(result.token_ids) for result in results),
-                estimate.seconds + self._policy.logits_cost(pending),
-            )

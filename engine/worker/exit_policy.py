@@ -30,7 +30,9 @@ class Candidate:
     is_greedy: bool
     threshold: float | None
     survival: float  # P(all pending drafts of the row are accepted)
-    probability: float = 0.0  # P(this one is accepted | the pending ones are), filled in by the policy
+    probability: float = (
+        0.0  # P(this one is accepted | the pending ones are), filled in by the policy
+    )
 
 
 @dataclass(slots=True)
@@ -129,7 +131,9 @@ class ExitPolicy:
         if self._paused_for > 0:
             self._paused_for -= 1
             return
-        self._gained = self._gained * _WINDOW + num_committed * self._cost.plain(num_rows) / num_rows
+        self._gained = (
+            self._gained * _WINDOW + num_committed * self._cost.plain(num_rows) / num_rows
+        )
         self._spent = self._spent * _WINDOW + seconds
         self._steps += 1
         if self._steps < _MIN_STEPS:

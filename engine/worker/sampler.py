@@ -45,7 +45,10 @@ class Sampler:
         self._ops = ops
 
     def scores(
-        self, logits: Tensor, points: Sequence[SamplePoint], reduced: ReducedVocabulary | None = None
+        self,
+        logits: Tensor,
+        points: Sequence[SamplePoint],
+        reduced: ReducedVocabulary | None = None,
     ) -> Tensor:
         """Processed logits [T, V'] float32; the input is left as it is."""
         if not any(_has_processors(point.state) for point in points):
@@ -57,7 +60,10 @@ class Sampler:
         return torch.stack(rows)
 
     def choose(
-        self, scores: Tensor, points: Sequence[SamplePoint], reduced: ReducedVocabulary | None = None
+        self,
+        scores: Tensor,
+        points: Sequence[SamplePoint],
+        reduced: ReducedVocabulary | None = None,
     ) -> list[int]:
         """Column chosen per row; -1 for a row with NaN."""
         device = scores.device

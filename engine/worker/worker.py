@@ -6,7 +6,7 @@ Holds nothing that a plan could not rebuild. Knows no HTTP, no text, no scheduli
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,22 +15,26 @@ from engine.config import EngineConfig
 from engine.errors import HeadsMismatch, ModelLoadError
 from engine.model.decoder import Decoder
 from engine.model.exit_head import ExitHeads, load_heads
-from engine.model.ops.interface import Ops
+from engine.model.ops.interface import LayerCache, Ops
 from engine.model.ops.native_ops import NativeOps
 from engine.model.ops.torch_ops import TorchOps
 from engine.model.spec import ModelSpec
 from engine.plan import RowResult, StepPlan, StepResult, WorkerInfo
 from engine.worker.cost_model import profile
 from engine.worker.decode_step import DecodeStep, split_layers
+from engine.worker.drafter import HeadDrafter
 from engine.worker.exit_policy import ExitPolicy
 from engine.worker.kv_cache import allocate_cache, block_size_bytes
+from engine.worker.sampler import Sampler
 from engine.worker.sequence_state import SequenceState
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, float], None]
 
-_CPU_MEMORY_SHARE = 0.25  # of what is free after loading; the rest is for the system and its file cache
+_CPU_MEMORY_SHARE = (
+    0.25  # of what is free after loading; the rest is for the system and its file cache
+)
 _CUDA_MEMORY_SHARE = 0.85
 
 
@@ -57,15 +61,15 @@ class ModelWorker:
             spec, self._num_blocks, block_size, dtype=ops.dtype, device=ops.device
         )
         self._policy: ExitPolicy | None = None
+        drafter: HeadDrafter | None = None
         self._exit_layers: list[int] = []
         if heads is not None:
             if progress is not None:
                 progress("measuring what exits cost", 0.0)
             self._exit_layers = heads.exit_layers
-            segments = split_layers(spec.num_layers, heads.exit_layers)
-            cost = profile(self._decoder, heads, segments, cache, block_size)
-            self._policy = ExitPolicy(heads.exit_layers, heads.calibration, cost)
-        self._step = DecodeStep(self._decoder, cache, block_size, heads=heads, policy=self._policy)
+            self._policy = self._make_policy(heads, cache)
+            drafter = HeadDrafter(heads, Sampler(ops), self._policy)
+        self._step = DecodeStep(self._decoder, cache, block_size, drafter=drafter)
         self._states: dict[int, SequenceState] = {}
 
     @property
@@ -112,11 +116,18 @@ class ModelWorker:
             logger.info("early exits are off: decoding plainly")
             return None
         if exits.heads is None:
-            logger.info("no exit heads for this model: decoding plainly (see `adadecode heads train`)")
+            logger.info(
+                "no exit heads for this model: decoding plainly (see `adadecode heads train`)"
+            )
             return None
         if not exits.heads.is_dir():
             raise HeadsMismatch(f"exit heads: {exits.heads} is not a directory")
         return load_heads(exits.heads, self._decoder)
+
+    def _make_policy(self, heads: ExitHeads, cache: Sequence[LayerCache]) -> ExitPolicy:
+        segments = split_layers(self._decoder.spec.num_layers, heads.exit_layers)
+        cost = profile(self._decoder, heads, segments, cache, self._config.cache.block_size)
+        return ExitPolicy(heads.exit_layers, heads.calibration, cost)
 
     def _count_blocks(self) -> int:
         """Blocks the memory budget buys, at most what all sequences at full length could use."""

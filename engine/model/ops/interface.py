@@ -24,7 +24,9 @@ class AttentionParams:
     head_size: int  # D
     scale: float
     rope_cos: Tensor  # [max positions, D/2] float32, scaling (e.g. Llama-3) already applied
-    rope_sin: Tensor  # [max positions, D/2]; rotation pairs element i with i + D/2 (HF "rotate half")
+    rope_sin: (
+        Tensor  # [max positions, D/2]; rotation pairs element i with i + D/2 (HF "rotate half")
+    )
     norm_eps: float
     q_norm: Tensor | None = None  # [D]: per-head RMS norm of queries before the rotation (Qwen3)
     k_norm: Tensor | None = None  # [D]
@@ -64,14 +66,22 @@ class Ops(Protocol):
         """Rows of a packed [V, E] table: [T] int32 -> [T, E]."""
 
     def linear(
-        self, x: Tensor, weight: Any, *, norm: Tensor | None = None, eps: float = 0.0, residual: Tensor | None = None
+        self,
+        x: Tensor,
+        weight: Any,
+        *,
+        norm: Tensor | None = None,
+        eps: float = 0.0,
+        residual: Tensor | None = None,
     ) -> Tensor:
         """`residual + weight @ rms_norm(x, norm, eps) + bias`; norm and residual are optional. [T, in] -> [T, out]."""
 
     def gate_up(self, x: Tensor, weight: Any, *, norm: Tensor, eps: float) -> Tensor:
         """`silu(g) * u` where [g; u] = weight @ rms_norm(x): packed weight [2F, E], gate rows first. [T, E] -> [T, F]."""
 
-    def attention(self, qkv: Tensor, params: AttentionParams, cache: LayerCache, batch: TokenBatch) -> Tensor:
+    def attention(
+        self, qkv: Tensor, params: AttentionParams, cache: LayerCache, batch: TokenBatch
+    ) -> Tensor:
         """Normalize (if asked) and rotate q and k, write k and v at `slots`, attend causally over the row's blocks.
 
         Args:
@@ -81,7 +91,13 @@ class Ops(Protocol):
             [T, H * D]. A token at position p attends to positions <= p of its row, those of this call included.
         """
 
-    def sample(self, logits: Tensor, inverse_temperature: Tensor, keys: Tensor, token_ids: Tensor | None = None) -> Tensor:
+    def sample(
+        self,
+        logits: Tensor,
+        inverse_temperature: Tensor,
+        keys: Tensor,
+        token_ids: Tensor | None = None,
+    ) -> Tensor:
         """Gumbel-argmax with counter-based noise: argmax_j(logits[i, j] * inverse_temperature[i] + gumbel(keys[i], id_j)).
 
         Args:

@@ -54,7 +54,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class TorchOps:
     """`Ops` in plain torch."""
 
-    def __init__(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> None:
         self.name = "torch"
         self.device = torch.device(device)
         self.dtype = dtype
@@ -144,7 +146,9 @@ def _attend(
     """One token's attention: query [H, D] over positions [start, position] -> [H * D]."""
     start = 0 if params.sliding_window is None else max(0, position + 1 - params.sliding_window)
     seen = torch.arange(start, position + 1, device=query.device)
-    slots = block_table.long()[seen // batch.block_size] * batch.block_size + seen % batch.block_size
+    slots = (
+        block_table.long()[seen // batch.block_size] * batch.block_size + seen % batch.block_size
+    )
     keys = cache.keys[slots].float().transpose(0, 1)  # [Hkv, positions, D]
     values = cache.values[slots].float().transpose(0, 1)
     grouped = query.float().view(params.num_kv_heads, -1, params.head_size)

@@ -1,0 +1,145 @@
+"""How good a head is on held-out positions: agreement with the last layer, calibration, acceptance by draft position.
+
+Teacher-forced: no engine, no timing (see `adadecode bench latency` for that).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.model.exit_head import Calibration
+from engine.model.noise import gumbel
+from training.collect import HiddenStates, Shards, unit_rms
+from training.head_module import HeadModule
+from training.train_head import teacher_probs
+
+BIN_EDGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+_SAMPLED_TEMPERATURE = 0.8
+_CHUNK = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadFigures:
+    """Figures of one head on held-out positions."""
+
+    agreement: float  # head's top-1 == last layer's top-1, true previous state
+    agreement_by_draft: Sequence[
+        float
+    ]  # at draft position 1, 2, …, given that the drafts before agreed
+    confident_share: float  # positions with confidence > 0.5
+    confident_agreement: float  # agreement among them
+    calibration: Calibration
+    num_positions: int
+
+
+@torch.inference_mode()
+def evaluate_head(
+    head: HeadModule, shards: Shards, token_ids: Tensor, *, depth: int = 5
+) -> HeadFigures:
+    """Measure a head.
+
+    Args:
+        token_ids: [V'], the reduced vocabulary.
+        depth: Draft positions to unroll.
+    """
+    greedy, sampled, by_draft = [], [], [[] for _ in range(depth)]
+    for states, start in _starts(shards, depth):
+        part = _unrolled(head, states, token_ids, start, depth)
+        greedy.append(part.greedy)
+        sampled.append(part.sampled)
+        for kept, outcomes in zip(by_draft, part.by_draft, strict=True):
+            kept.append(outcomes)
+    greedy_all, sampled_all = torch.cat(greedy), torch.cat(sampled)
+    confident = greedy_all[greedy_all[:, 0] > 0.5]
+    return HeadFigures(
+        agreement=_mean(greedy_all[:, 1]),
+        agreement_by_draft=[_mean(torch.cat(outcomes)) for outcomes in by_draft],
+        confident_share=len(confident) / max(1, len(greedy_all)),
+        confident_agreement=_mean(confident[:, 1]),
+        calibration=Calibration(
+            edges=BIN_EDGES, greedy=_rates(greedy_all), sampled=_rates(sampled_all)
+        ),
+        num_positions=len(greedy_all),
+    )
+
+
+def _starts(shards: Shards, depth: int) -> Iterator[tuple[HiddenStates, int]]:
+    for states in shards.groups():
+        for start in range(0, len(states.last) - depth - 1, _CHUNK):
+            yield states, start
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    greedy: Tensor  # [N, 2]: confidence, whether right
+    sampled: Tensor  # [N, 2]
+    by_draft: list[Tensor]  # per draft position: whether right, where the drafts before were
+
+
+def _unrolled(
+    head: HeadModule,
+    states: HiddenStates,
+    token_ids: Tensor,
+    start: int,
+    depth: int,
+) -> _Part:
+    end = min(start + _CHUNK + depth, len(states.last))
+    device = head.project.device
+    hidden = states.exit[start:end].to(device).float()
+    last = states.last[start:end].to(device).float()
+    is_first = states.is_first[start:end].to(device)
+    target = states.target[start:end].to(device)
+    log_normalizer = states.log_normalizer[start:end].to(device)
+    columns = torch.cat((token_ids.to(device), token_ids.new_full((1,), -1).to(device)))
+    count = end - start - depth
+    previous, alive = last[:count], torch.ones(count, dtype=torch.bool, device=device)
+    greedy = sampled = None
+    by_draft = []
+    for draft in range(1, depth + 1):
+        here = slice(draft, draft + count)
+        alive = alive & ~is_first[here]
+        state = head.state(hidden[here], previous)
+        logits = head.logits(state)
+        confidence, best = logits.softmax(-1).max(-1)
+        is_right = columns[best] == target[here]
+        if draft == 1:
+            greedy = torch.stack((confidence, is_right.float()), 1)[alive]
+            probs = teacher_probs(head, last[here], log_normalizer[here])
+            sampled = _coupled(logits, probs, token_ids.to(device), start)[alive]
+        by_draft.append(is_right[alive].float())
+        alive = alive & is_right
+        previous = unit_rms(state)
+    assert greedy is not None
+    assert sampled is not None
+    return _Part(greedy, sampled, by_draft)
+
+
+def _coupled(logits: Tensor, probs: Tensor, token_ids: Tensor, seed: int) -> Tensor:
+    """[N, 2]: confidence and agreement under shared noise at the temperature sampled drafts are calibrated for."""
+    keys = torch.arange(len(logits), device=logits.device) + seed * 1_000_003
+    ids = torch.cat((token_ids, token_ids.new_full((1,), -1)))
+    noise = gumbel(keys, ids)
+    drafted = logits / _SAMPLED_TEMPERATURE + noise
+    target = probs.clamp_min(1e-20).log() / _SAMPLED_TEMPERATURE + noise
+    best = drafted.max(-1)
+    confidence = (best.values - drafted.logsumexp(-1)).exp()
+    is_right = (best.indices == target.argmax(-1)) & (best.indices < len(token_ids))
+    return torch.stack((confidence, is_right.float()), 1)
+
+
+def _rates(outcomes: Tensor) -> list[float]:
+    """Share right per confidence bin, a bin without outcomes taking its middle confidence."""
+    rates = []
+    lower = 0.0
+    for upper in BIN_EDGES:
+        inside = outcomes[(outcomes[:, 0] > lower) & (outcomes[:, 0] <= upper)]
+        middle = (lower + upper) / 2
+        rates.append(round((float(inside[:, 1].sum()) + middle) / (len(inside) + 1), 4))
+        lower = upper
+    return rates
+
+
+def _mean(values: Tensor) -> float:
+    return round(float(values.float().mean()), 4) if len(values) else 0.0

@@ -1,0 +1,91 @@
+"""What the model is asked when its own output is collected: a prompts file, and code prompts made from Python's
+standard library (signatures and docstrings of the interpreter that runs this)."""
+
+import importlib
+import inspect
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+_MODULES = ["textwrap", "statistics", "itertools", "functools", "collections", "heapq", "bisect", "random", "string", "re", "json", "csv", "datetime", "calendar", "math", "fractions", "decimal", "difflib", "shutil", "os.path", "pathlib", "tempfile", "glob", "fnmatch", "urllib.parse", "base64", "hashlib", "operator", "copy", "pprint", "enum", "queue", "threading", "socket", "struct", "time", "zipfile", "configparser", "argparse", "logging", "html", "unicodedata", "ast", "inspect", "types", "colorsys", "cmath", "array", "secrets", "typing", "dataclasses", "contextlib"]
+
+_CODE_REQUESTS = (
+    "Write a Python function `{signature}`.\n\n{doc}",
+    'Complete this Python function:\n\n```python\ndef {signature}:\n    """{doc}"""\n```',
+    "Explain what the Python function `{name}` does and show an example of its use.\n\n{doc}",
+)
+_LONGEST_SIGNATURE = 200
+_LONGEST_DOC = 600
+_SHORTEST_DOC = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One user message."""
+
+    task: str
+    text: str
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """Rows of a JSON-lines file with `prompt` and, optionally, `task`.
+
+    Raises:
+        ValueError: naming the line that is not such a row.
+    """
+    prompts = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            prompts.append(Prompt(str(row.get("task", "prompt")), str(row["prompt"])))
+        except (json.JSONDecodeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path}, line {number}: expected an object with a prompt") from error
+    return prompts
+
+
+def code_prompts(seed: int = 0) -> list[Prompt]:
+    """Requests to write, complete or explain functions of the standard library."""
+    choose = random.Random(seed)
+    prompts, seen = [], set()
+    for module_name in _MODULES:
+        for name, member in _documented(importlib.import_module(module_name)):
+            doc = (inspect.getdoc(member) or "").split("\n\n")[0][:_LONGEST_DOC]
+            signature = _signature(name, member)
+            if signature is None or len(doc) < _SHORTEST_DOC or doc in seen:
+                continue
+            seen.add(doc)
+            request = choose.choice(_CODE_REQUESTS)
+            text = request.format(signature=signature, doc=doc, name=f"{module_name}.{name}")
+            prompts.append(Prompt("code", text))
+    return prompts
+
+
+def shuffled(prompts: Sequence[Prompt], seed: int = 0) -> list[Prompt]:
+    """A fixed random order, so that any beginning of it is a fair mix."""
+    order = list(prompts)
+    random.Random(seed).shuffle(order)
+    return order
+
+
+def _documented(module: ModuleType) -> Iterator[tuple[str, Any]]:
+    """Public callables of a module and public methods of its classes, with their qualified names."""
+    for name, member in sorted(vars(module).items()):
+        if name.startswith("_") or not callable(member):
+            continue
+        yield name, member
+        if inspect.isclass(member):
+            for method_name, method in vars(member).items():
+                if not method_name.startswith("_") and callable(method):
+                    yield f"{name}.{method_name}", method
+
+
+def _signature(name: str, member: Any) -> str | None:
+    try:
+        signature = f"{name.split('.')[-1]}{inspect.signature(member)}"
+    except (TypeError, ValueError):
+        return None
+    return signature if len(signature) <= _LONGEST_SIGNATURE else None
