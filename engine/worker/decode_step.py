@@ -12,6 +12,7 @@ cursors, never bytes. Prefill tokens ride along and never exit. The step knows p
 Source: AdaDecode, Wei et al. 2025, arXiv 2506.03700, algorithm 1, here for any number of rows at once.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -52,7 +53,7 @@ class Boundary:
 def split_layers(num_layers: int, exit_layers: Sequence[int]) -> list[Segment]:
     """Segments between the exits: [0, e1), [e1, e2), …, [eS, L)."""
     bounds = [0, *exit_layers, num_layers]
-    return [Segment(start, end) for start, end in zip(bounds, bounds[1:], strict=False)]
+    return [Segment(start, end) for start, end in itertools.pairwise(bounds)]
 
 
 class DecodeStep:

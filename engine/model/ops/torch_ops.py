@@ -34,7 +34,7 @@ class TorchLinear:
 def _prepack(weight: Tensor) -> Tensor | None:
     if not torch.backends.mkldnn.is_available():
         return None
-    return torch.ops.mkldnn._reorder_linear_weight(weight.to_mkldnn(), None)
+    return torch.ops.mkldnn._reorder_linear_weight(weight, None)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

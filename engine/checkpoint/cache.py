@@ -1,0 +1,72 @@
+"""The cache of converted checkpoints: `$ADADECODE_CACHE` or ~/.cache/adadecode.
+
+    gguf/<sha256 of the file>-v<converter>/    a converted directory, complete or absent
+    hashes/<key of path, size, mtime>          the file's sha256, so that a second start does not read it again
+"""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+Progress = Callable[[str, float], None]
+
+_CONVERTER_VERSION = 1  # raise it when a conversion would write something else
+_CHUNK_BYTES = 1 << 22
+
+
+def cache_root() -> Path:
+    """Where converted checkpoints are kept."""
+    configured = os.environ.get("ADADECODE_CACHE")
+    return Path(configured).expanduser() if configured else Path.home() / ".cache" / "adadecode"
+
+
+def converted_directory(file: Path, progress: Progress) -> Path:
+    """Where the conversion of a GGUF file is, or would be."""
+    return cache_root() / "gguf" / f"{_memoized_sha256(file, progress)}-v{_CONVERTER_VERSION}"
+
+
+def _memoized_sha256(file: Path, progress: Progress) -> str:
+    stat = file.stat()
+    identity = f"{file.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}"
+    memo = cache_root() / "hashes" / hashlib.sha256(identity.encode()).hexdigest()
+    with suppress(OSError):
+        return memo.read_text()
+    digest = _sha256(file, stat.st_size, progress)
+    memo.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=memo.parent, delete=False) as scratch:
+        scratch.write(digest)
+    Path(scratch.name).replace(memo)
+    return digest
+
+
+def _sha256(file: Path, size: int, progress: Progress) -> str:
+    digest, done = hashlib.sha256(), 0
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            done += len(chunk)
+            progress("hashing the file", done / max(size, 1))
+    return digest.hexdigest()
+
+
+@contextmanager
+def building(directory: Path) -> Iterator[Path]:
+    """A scratch directory that becomes `directory` when the block ends well, and vanishes otherwise.
+
+    Two processes may build the same directory: the first to finish wins, the other's work is dropped.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=directory.parent, prefix=".building-"))
+    try:
+        yield scratch
+        try:
+            scratch.rename(directory)
+        except OSError:
+            if not directory.is_dir():
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

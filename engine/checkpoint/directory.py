@@ -1,0 +1,103 @@
+"""A checkpoint directory in the Hugging Face layout: what we read from its JSON files, and what we refuse.
+
+Nothing here executes anything from the directory.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from engine.errors import ModelLoadError, UnsafeCheckpoint, UnsupportedArchitecture
+
+SUPPORTED_ARCHITECTURES = (
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+)
+
+_PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; an absent file is an empty one.
+
+    Raises:
+        ModelLoadError: if the file cannot be read or is not a JSON object.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelLoadError(f"{path} does not hold a JSON object.")
+    return content
+
+
+def eos_token_ids(directory: Path) -> tuple[int, ...]:
+    """Every end-of-sequence id the checkpoint names, generation_config.json first."""
+    ids: dict[int, None] = {}
+    for name in ("generation_config.json", "config.json"):
+        value = read_json(directory / name).get("eos_token_id")
+        ids.update(dict.fromkeys(value if isinstance(value, list) else [value]))
+    return tuple(token_id for token_id in ids if isinstance(token_id, int))
+
+
+def architecture_of(config: dict[str, Any], source: Path) -> str:
+    """The architecture named in a config.json.
+
+    Raises:
+        UnsupportedArchitecture: if it is not one we serve.
+    """
+    architectures = config.get("architectures") or ["no architecture at all"]
+    if architectures[0] not in SUPPORTED_ARCHITECTURES:
+        raise UnsupportedArchitecture(
+            f"{source} names {architectures[0]}; served are {', '.join(SUPPORTED_ARCHITECTURES)}."
+        )
+    return str(architectures[0])
+
+
+def check_directory(directory: Path) -> None:
+    """Refuse a directory that we cannot serve or that would have to run code to load.
+
+    Raises:
+        UnsafeCheckpoint: for remote code (`auto_map`) or weights that exist as pickle files only.
+        UnsupportedArchitecture: for other model families.
+        ModelLoadError: for anything missing, and for quantized safetensors (GPTQ, AWQ, ...).
+    """
+    _refuse_remote_code(directory)
+    config = read_json(directory / "config.json")
+    if not config:
+        raise ModelLoadError(f"{directory} has no config.json: it is not a Hugging Face directory.")
+    architecture_of(config, directory / "config.json")
+    _require_safetensors(directory)
+    if not (directory / "tokenizer.json").is_file():
+        raise ModelLoadError(f"{directory} has no tokenizer.json.")
+    quantization = config.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method", "unknown")
+        raise ModelLoadError(
+            f"{directory} is quantized ({method}). Served are plain safetensors weights and GGUF files."
+        )
+
+
+def _refuse_remote_code(directory: Path) -> None:
+    for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
+        if "auto_map" in read_json(directory / name):
+            raise UnsafeCheckpoint(
+                f"{directory / name} has `auto_map`: it wants its own Python code run, and we never do that."
+            )
+
+
+def _require_safetensors(directory: Path) -> None:
+    if any(directory.glob("*.safetensors")):
+        return
+    pickles = sorted(p.name for p in directory.iterdir() if p.suffix in _PICKLE_SUFFIXES)
+    if pickles:
+        raise UnsafeCheckpoint(
+            f"{directory} has pickle weights only ({', '.join(pickles)}), which can run code when loaded. "
+            "Convert them to safetensors."
+        )
+    raise ModelLoadError(f"{directory} has no *.safetensors files.")

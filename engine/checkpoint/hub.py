@@ -1,0 +1,37 @@
+"""Checkpoints from the Hugging Face hub: weights as safetensors, JSON files, nothing that runs."""
+
+from pathlib import Path
+
+from engine.errors import ModelLoadError
+
+_ALLOWED_FILES = [
+    "config.json",
+    "generation_config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "exit_heads/heads.json",
+    "exit_heads/heads.safetensors",
+]
+
+
+def download(model_id: str) -> Path:
+    """A local snapshot of a hub repository, from the hub's own cache when it is there.
+
+    Raises:
+        ModelLoadError: if the hub cannot be reached or does not have it.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model_id, allow_patterns=_ALLOWED_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()
+        raise ModelLoadError(
+            f"{model_id} is neither a local path nor a built-in model, and could not be had from the hub: "
+            f"{reason[0] if reason else type(error).__name__}"
+        ) from error

@@ -1,0 +1,56 @@
+"""From what the user calls MODEL to a local directory."""
+
+import re
+from pathlib import Path
+
+from engine.checkpoint.builtin import BUILTIN_MODELS, require_builtin_file
+from engine.checkpoint.cache import Progress, building, converted_directory
+from engine.checkpoint.directory import check_directory
+from engine.checkpoint.hub import download
+from engine.errors import ModelLoadError
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+def resolve_model(name: str, *, progress: Progress | None = None) -> Path:
+    """A local directory in the Hugging Face layout for a model's name.
+
+    Args:
+        name: A built-in alias, a directory, a .gguf file, or a hub id, tried in this order.
+        progress: Called with (what is being done, fraction done) while something takes time.
+
+    Raises:
+        ModelLoadError: if there is no such model or it cannot be served (its subclasses say why).
+    """
+    report = progress or (lambda text, fraction: None)
+    if name in BUILTIN_MODELS:
+        return _converted(require_builtin_file(name), report)
+    path = Path(name).expanduser()
+    if path.is_file() and path.suffix == ".gguf":
+        return _converted(path, report)
+    if path.is_file():
+        raise ModelLoadError(f"{path} is a file, but not a .gguf file.")
+    if not path.is_dir():
+        path = _from_hub(name)
+    check_directory(path)
+    return path
+
+
+def _from_hub(name: str) -> Path:
+    if name.endswith(".gguf") or not _HUB_ID.fullmatch(name):
+        raise ModelLoadError(
+            f"There is no model {name!r}: no such file or directory. Built in: {', '.join(BUILTIN_MODELS)}."
+        )
+    return download(name)
+
+
+def _converted(file: Path, progress: Progress) -> Path:
+    """The directory a GGUF file is converted into, once."""
+    directory = converted_directory(file, progress)
+    if not directory.is_dir():
+        # Imported here: it needs numpy and gguf, which a second start does without.
+        from engine.checkpoint.gguf_convert import convert_gguf
+
+        with building(directory) as scratch:
+            convert_gguf(file, scratch, progress)
+    return directory

@@ -1,0 +1,86 @@
+"""Compiles the native kernels with the machine's C compiler, once, into the cache.
+
+Keyed by source, compiler and CPU, so that an upgrade or a move to another machine compiles anew. Needs a C compiler
+and libc, nothing else.
+"""
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+_SOURCES = ("pool.c", "context.c", "panel.c", "linear.c", "attention.c", "sample.c")
+_FLAGS = (
+    "-std=gnu11",
+    "-O3",
+    "-march=native",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fPIC",
+    "-shared",
+    "-pthread",
+    "-Wno-psabi",
+)
+
+
+class BuildError(Exception):
+    """The kernels could not be compiled; the message says why."""
+
+
+def library_path() -> Path:
+    """The compiled library, built now if it is not in the cache.
+
+    Raises:
+        BuildError: without a compiler, or if it fails.
+    """
+    compiler = next((c for c in ("cc", "gcc", "clang") if shutil.which(c)), None)
+    if compiler is None:
+        raise BuildError("no C compiler (cc, gcc or clang) on PATH")
+    sources = Path(__file__).parent
+    target = _cache_directory() / f"kernels-{_key(sources, compiler)}.so"
+    if not target.exists():
+        _compile(compiler, sources, target)
+    return target
+
+
+def _compile(compiler: str, sources: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as directory:
+        built = Path(directory) / "kernels.so"
+        files = [str(sources / name) for name in _SOURCES]
+        command = [compiler, *_FLAGS, *files, "-o", str(built), "-lm"]
+        try:
+            outcome = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise BuildError(f"{compiler} could not run: {error}") from error
+        if outcome.returncode != 0:
+            lines = outcome.stderr.strip().splitlines() or ["no message"]
+            raise BuildError(f"{compiler} failed: {lines[0]}")
+        built.rename(target)
+
+
+def _key(sources: Path, compiler: str) -> str:
+    digest = hashlib.sha256()
+    for path in sorted([*sources.glob("*.c"), *sources.glob("*.h")]):
+        digest.update(path.read_bytes())
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
+    digest.update(version + " ".join(_FLAGS).encode() + _cpu().encode())
+    return digest.hexdigest()[:24]
+
+
+def _cpu() -> str:
+    """What decides the instructions `-march=native` picks."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    wanted = ("flags", "Features", "model name", "CPU part")
+    return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
+
+
+def _cache_directory() -> Path:
+    root = os.environ.get("ADADECODE_CACHE") or Path.home() / ".cache" / "adadecode"
+    return Path(root) / "kernels"

@@ -1,0 +1,113 @@
+"""Tensors of a checkpoint directory, read lazily from safetensors; every name accounted for both ways."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from engine.errors import ModelLoadError
+from engine.model.spec import ModelSpec
+
+_FINGERPRINT_ELEMENTS = 1024
+_IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
+
+
+class WeightReader:
+    """Hands out each tensor of a checkpoint once.
+
+    Raises:
+        ModelLoadError: if tensors are missing, left over, or of another shape than config.json promises.
+    """
+
+    def __init__(self, directory: Path, spec: ModelSpec) -> None:
+        self._files: dict[str, Path] = {}
+        for path in sorted(directory.glob("*.safetensors")):
+            with safe_open(str(path), framework="pt") as file:
+                self._files |= dict.fromkeys(file.keys(), path)
+        self._shapes = dict(_expected_shapes(spec))
+        self._left = set(self._shapes)
+        missing = sorted(set(self._shapes) - set(self._files))
+        if missing:
+            raise ModelLoadError(f"{directory}: weights are missing: {_listed(missing)}")
+        surplus = sorted(
+            name
+            for name in set(self._files) - set(self._shapes)
+            if not name.endswith(_IGNORED_SUFFIXES)
+            and not (spec.tie_word_embeddings and name == "lm_head.weight")
+        )
+        if surplus:
+            raise ModelLoadError(f"{directory}: weights we do not compute: {_listed(surplus)}")
+
+    def take(self, name: str) -> Tensor:
+        """The tensor as stored, memory-mapped."""
+        tensor = self._read(name)
+        self._left.discard(name)
+        return tensor
+
+    def finish(self) -> None:
+        """Check that everything was taken."""
+        assert not self._left, f"weights never taken: {_listed(sorted(self._left))}"
+
+    def fingerprint(self) -> str:
+        """sha256 over names, shapes and 1,024 evenly spaced elements of every tensor as float32.
+
+        Independent of file layout and stored dtype, and cheap: exit heads are tied to it.
+        """
+        digest = hashlib.sha256()
+        for name in sorted(self._shapes):
+            flat = self._read(name).flatten()
+            count = min(_FINGERPRINT_ELEMENTS, len(flat))
+            picked = flat[torch.linspace(0, len(flat) - 1, count, dtype=torch.float64).long()]
+            digest.update(json.dumps([name, self._shapes[name]]).encode())
+            digest.update(picked.float().numpy().tobytes())
+        return digest.hexdigest()
+
+    def _read(self, name: str) -> Tensor:
+        path = self._files[name]
+        with safe_open(str(path), framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+        if list(tensor.shape) != self._shapes[name]:
+            raise ModelLoadError(
+                f"{path}: {name} has shape {list(tensor.shape)}, config.json promises "
+                f"{self._shapes[name]}"
+            )
+        return tensor
+
+
+def _expected_shapes(spec: ModelSpec) -> Iterator[tuple[str, list[int]]]:
+    """Every tensor of the architecture, in Hugging Face's names."""
+    size, wide = spec.hidden_size, spec.intermediate_size
+    query, key = spec.num_heads * spec.head_size, spec.num_kv_heads * spec.head_size
+    yield "model.embed_tokens.weight", [spec.vocab_size, size]
+    yield "model.norm.weight", [size]
+    if not spec.tie_word_embeddings:
+        yield "lm_head.weight", [spec.vocab_size, size]
+    linears = {
+        "self_attn.q_proj": (query, size, spec.qkv_bias),
+        "self_attn.k_proj": (key, size, spec.qkv_bias),
+        "self_attn.v_proj": (key, size, spec.qkv_bias),
+        "self_attn.o_proj": (size, query, spec.o_bias),
+        "mlp.gate_proj": (wide, size, spec.mlp_bias),
+        "mlp.up_proj": (wide, size, spec.mlp_bias),
+        "mlp.down_proj": (size, wide, spec.mlp_bias),
+    }
+    norms = {"input_layernorm": size, "post_attention_layernorm": size}
+    if spec.qk_norm:
+        norms |= {"self_attn.q_norm": spec.head_size, "self_attn.k_norm": spec.head_size}
+    for layer in range(spec.num_layers):
+        prefix = f"model.layers.{layer}."
+        for name, (rows, columns, has_bias) in linears.items():
+            yield f"{prefix}{name}.weight", [rows, columns]
+            if has_bias:
+                yield f"{prefix}{name}.bias", [rows]
+        for name, length in norms.items():
+            yield f"{prefix}{name}.weight", [length]
+
+
+def _listed(names: list[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,124 @@
+"""Early exits never change a token: outputs with drafts equal outputs without, over exits × agreement × temperature ×
+batch × chunk × block size × draft length, and with untrained heads under the real policy."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+from backends import available_ops
+from tiny_model import (
+    ScriptedDrafter,
+    StepDriver,
+    load_tiny,
+    random_heads,
+    sequence_start,
+    write_tiny_llama,
+)
+
+from engine.model.decoder import Decoder
+from engine.worker.cost_model import CostCurve, CostModel
+from engine.worker.drafter import HeadDrafter
+from engine.worker.exit_policy import ExitPolicy
+from engine.worker.sampler import Sampler
+
+pytestmark = pytest.mark.torch
+
+PROMPTS = {
+    0: [5, 9, 2, 44, 17],
+    1: [3],
+    2: list(range(20, 60)),
+    3: [11, 12, 13, 11, 12, 13, 11],
+    4: [90, 1, 90],
+}
+SAMPLING = {
+    "greedy": {},
+    "sampled": {"temperature": 0.8},
+    "hot": {"temperature": 1.5, "top_p": 0.9, "top_k": 40, "min_p": 0.01},
+    "processors": {
+        "temperature": 0.7,
+        "repetition_penalty": 1.3,
+        "frequency_penalty": 0.5,
+        "presence_penalty": 0.4,
+        "logit_bias": {3: 2.0, 50: -4.0},
+        "min_tokens": 8,
+        "stop_token_ids": [0, 5],
+    },
+    "greedy processors": {"repetition_penalty": 1.5, "frequency_penalty": 0.9, "num_logprobs": 3},
+}
+NUM_TOKENS = 40
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_llama(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module", params=available_ops(), ids=lambda ops: ops.name)
+def decoder(request: pytest.FixtureRequest, directory: Path) -> Decoder:
+    return load_tiny(directory, request.param)
+
+
+def plain_outputs(decoder: Decoder, options: dict[str, object]) -> dict[int, list[int]]:
+    """Every prompt alone, without drafts."""
+    outputs = {}
+    for i, prompt in PROMPTS.items():
+        driver = StepDriver(decoder, block_size=16)
+        tokens, _ = driver.generate([sequence_start(i, prompt, **options)], NUM_TOKENS)
+        outputs |= tokens
+    return outputs
+
+
+@pytest.mark.parametrize("agreement", ["always", "never", "sometimes"])
+@pytest.mark.parametrize("sampling", SAMPLING)
+def test_scripted_drafts_change_nothing(decoder: Decoder, sampling: str, agreement: str) -> None:
+    options = SAMPLING[sampling]
+    plain = plain_outputs(decoder, options)
+    starts = [sequence_start(i, prompt, **options) for i, prompt in PROMPTS.items()]
+    grid = [([1], 16, 64, 5), ([1, 3], 4, 7, 5), ([2, 3, 5], 8, 3, 3), ([1, 2, 3, 4, 5], 16, 64, 9)]
+    for exit_layers, block_size, chunk, length in grid:
+        drafter = ScriptedDrafter(exit_layers, plain, agreement)
+        driver = StepDriver(decoder, block_size, drafter)
+        tokens, results = driver.generate(starts, NUM_TOKENS, chunk=chunk, max_draft_tokens=length)
+        # The script knows the sequence only as far as the plain run went; the last step may go beyond.
+        assert {i: t[: len(plain[i])] for i, t in tokens.items()} == plain
+        drafts = [draft for result in results for draft in result.drafts]
+        assert drafts, "a test without drafts proves nothing"
+        accepted = sum(draft.accepted for draft in drafts)
+        assert (accepted == len(drafts)) if agreement == "always" else (accepted < len(drafts))
+        assert (accepted == 0) or agreement != "never"
+
+
+@pytest.mark.parametrize("sampling", SAMPLING)
+def test_logprobs_are_equal_to_the_bit(decoder: Decoder, sampling: str) -> None:
+    options = SAMPLING[sampling] | {"num_logprobs": 2}
+    plain = plain_outputs(decoder, options)
+    starts = [sequence_start(i, prompt, **options) for i, prompt in PROMPTS.items()]
+    _, plain_results = StepDriver(decoder, 16).generate(starts, NUM_TOKENS)
+    drafter = ScriptedDrafter([1, 3], plain, "sometimes")
+    _, results = StepDriver(decoder, 16, drafter).generate(starts, NUM_TOKENS)
+    for i in PROMPTS:
+        expected = [x for r in plain_results if r.sequence_id == i for x in r.logprobs]
+        got = [x for r in results if r.sequence_id == i for x in r.logprobs]
+        assert got == expected
+
+
+@pytest.mark.parametrize("threshold", [None, 0.0, 0.05, 0.5])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_untrained_heads_change_nothing(
+    decoder: Decoder, temperature: float, threshold: float | None
+) -> None:
+    options = {"temperature": temperature}
+    plain = plain_outputs(decoder, options)
+    options |= {"threshold": threshold}
+    starts = [sequence_start(i, prompt, **options) for i, prompt in PROMPTS.items()]
+    for exit_layers, size in itertools.product(([1], [1, 3], [2, 4, 5]), (20, 97)):
+        heads = random_heads(decoder, exit_layers, size)
+        cheap, dear = CostCurve([1], [0.1]), CostCurve([1], [1.0])
+        segments = [cheap] * len(exit_layers) + [dear]
+        cost = CostModel(segments, [cheap] * len(exit_layers), dear)
+        policy = ExitPolicy(exit_layers, heads.calibration, cost)
+        drafter = HeadDrafter(heads, Sampler(decoder.ops), policy)
+        tokens, results = StepDriver(decoder, 16, drafter).generate(starts, NUM_TOKENS)
+        assert tokens == plain
+        if threshold == 0.0:
+            assert any(result.drafts for result in results)

@@ -1,0 +1,128 @@
+"""Processors do what their names say, on the full and on a reduced vocabulary, row by row."""
+
+import pytest
+import torch
+from tiny_model import sequence_start
+from torch import Tensor
+
+from engine.model.ops.torch_ops import TorchOps
+from engine.worker.sampler import ReducedVocabulary, SamplePoint, Sampler, top_logprobs
+from engine.worker.sequence_state import SequenceState
+
+pytestmark = pytest.mark.torch
+
+VOCAB = 12
+
+
+def point(
+    output: list[int] | None = None, drafts: list[int] | None = None, **options: object
+) -> SamplePoint:
+    state = SequenceState(sequence_start(1, [1, 2, 3], **options))
+    state.append(output or [])
+    return SamplePoint(state, drafts or [])
+
+
+@pytest.fixture
+def sampler() -> Sampler:
+    return Sampler(TorchOps("cpu"))
+
+
+@pytest.fixture
+def logits() -> Tensor:
+    return torch.randn(1, VOCAB, generator=torch.Generator().manual_seed(1))
+
+
+def test_neutral_parameters_leave_logits_alone(sampler: Sampler, logits: Tensor) -> None:
+    assert sampler.scores(logits, [point()]) is logits
+
+
+def test_frequency_and_presence_count_output_and_drafts_only(
+    sampler: Sampler, logits: Tensor
+) -> None:
+    scores = sampler.scores(
+        logits, [point([4, 4], [4, 5], frequency_penalty=0.5, presence_penalty=0.25)]
+    )
+    change = scores - logits
+    assert change[0, 4] == pytest.approx(-(3 * 0.5 + 0.25))
+    assert change[0, 5] == pytest.approx(-(0.5 + 0.25))
+    assert change[0, 1] == 0, "the prompt is not counted"
+
+
+def test_repetition_counts_the_prompt_too(sampler: Sampler) -> None:
+    logits = torch.tensor([[2.0, 2.0, -2.0] + [0.0] * 9])
+    scores = sampler.scores(logits, [point(repetition_penalty=2.0)])
+    assert scores[0, :3].tolist() == [2.0, 1.0, -4.0]
+
+
+def test_logit_bias_and_min_tokens(sampler: Sampler, logits: Tensor) -> None:
+    masked = point([4], logit_bias={7: 3.0}, min_tokens=3, stop_token_ids=[0, 9])
+    scores = sampler.scores(logits, [masked])
+    assert scores[0, 7] == pytest.approx(float(logits[0, 7]) + 3)
+    assert scores[0, 0] == scores[0, 9] == float("-inf")
+    enough = point([4], [4, 4], logit_bias={7: 3.0}, min_tokens=3, stop_token_ids=[0, 9])
+    assert torch.isfinite(sampler.scores(logits, [enough])).all(), "drafts count towards min_tokens"
+
+
+def kept(scores: Tensor) -> set[int]:
+    return set(torch.isfinite(scores[0]).nonzero().flatten().tolist())
+
+
+def test_top_k_top_p_min_p(sampler: Sampler) -> None:
+    probs = torch.tensor([[0.4, 0.3, 0.2, 0.06, 0.04] + [1e-6] * 7])
+    logits = probs.log()
+
+    def survivors(**options: float) -> set[int]:
+        return kept(sampler.scores(logits, [point(temperature=1.0, **options)]))
+
+    assert survivors(top_k=2) == {0, 1}
+    assert survivors(top_k=100) == set(range(VOCAB))
+    assert survivors(top_p=0.65) == {0, 1}
+    assert survivors(top_p=0.71) == {0, 1, 2}
+    assert survivors(top_p=1e-9) == {0}, "the best token always stays"
+    assert survivors(min_p=0.45) == {0, 1, 2}
+    assert survivors(top_k=3, min_p=0.7) == {0, 1}
+
+
+def test_truncation_is_off_at_temperature_zero(sampler: Sampler, logits: Tensor) -> None:
+    assert sampler.scores(logits, [point(top_k=1, top_p=0.1)]) is logits
+
+
+def test_reduced_columns_get_what_their_tokens_get(sampler: Sampler, logits: Tensor) -> None:
+    ids = torch.tensor([1, 4, 7], dtype=torch.int32)
+    columns = torch.full((VOCAB,), -1)
+    columns[ids.long()] = torch.arange(3)
+    processed = point(
+        [4, 8], frequency_penalty=0.5, repetition_penalty=1.4, logit_bias={7: 1.0, 8: 5.0}
+    )
+    full = sampler.scores(logits, [processed])
+    reduced = sampler.scores(logits[:, ids.long()], [processed], ReducedVocabulary(ids, columns))
+    assert torch.equal(reduced, full[:, ids.long()])
+
+
+def test_row_does_not_depend_on_its_batch(sampler: Sampler) -> None:
+    logits = torch.randn(4, VOCAB)
+    points = [
+        point(temperature=0.9, top_p=0.8),
+        point(),
+        point([3], frequency_penalty=1.0),
+        point(temperature=2.0),
+    ]
+    together = sampler.choose(sampler.scores(logits, points), points)
+    alone = [
+        sampler.choose(sampler.scores(logits[i : i + 1], [p]), [p])[0] for i, p in enumerate(points)
+    ]
+    assert together == alone
+
+
+def test_nan_is_reported(sampler: Sampler, logits: Tensor) -> None:
+    bad = logits.clone()
+    bad[0, 3] = float("nan")
+    assert sampler.choose(torch.cat((bad, logits)), [point(), point()])[0] == -1
+
+
+def test_logprobs_come_from_unprocessed_logits(logits: Tensor) -> None:
+    entry = top_logprobs(logits[0], 5, 3)
+    expected = logits[0].log_softmax(-1)
+    assert entry.logprob == pytest.approx(float(expected[5]))
+    assert [i for i, _ in entry.top] == expected.topk(3).indices.tolist()
+    assert top_logprobs(logits[0], 5, 0).top == ()

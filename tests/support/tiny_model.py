@@ -1,0 +1,234 @@
+"""A tiny random Llama on disk and in memory, and drafters whose agreement with the target is scripted."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from engine.model.decoder import Decoder
+from engine.model.exit_head import Calibration, ExitHeads, build_heads
+from engine.model.ops.interface import Ops
+from engine.plan import RowPlan, RowResult, SequenceStart
+from engine.worker.decode_step import DecodeStep
+from engine.worker.exit_policy import StepEstimate
+from engine.worker.kv_cache import allocate_cache
+from engine.worker.row import Draft, Row
+from engine.worker.sequence_state import SequenceState
+
+HIDDEN, HEADS, KV_HEADS, HEAD_SIZE, LAYERS, VOCAB, FEED_FORWARD = 48, 4, 2, 16, 6, 97, 80
+
+
+def write_tiny_llama(directory: Path, seed: int = 0) -> Path:
+    """Write config.json and model.safetensors of a random model; greedy output of it is lively."""
+    directory.mkdir(parents=True, exist_ok=True)
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": HIDDEN,
+        "intermediate_size": FEED_FORWARD,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "head_dim": HEAD_SIZE,
+        "vocab_size": VOCAB,
+        "max_position_embeddings": 256,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "tie_word_embeddings": True,
+        "eos_token_id": 0,
+        "bos_token_id": 1,
+        "torch_dtype": "float32",
+    }
+    (directory / "config.json").write_text(json.dumps(config))
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int, scale: float) -> Tensor:
+        return torch.randn(*shape, generator=generator) * scale
+
+    tensors = {"model.embed_tokens.weight": random(VOCAB, HIDDEN, scale=1.0)}
+    tensors["model.norm.weight"] = 1 + random(HIDDEN, scale=0.1)
+    for layer in range(LAYERS):
+        prefix = f"model.layers.{layer}."
+        shapes = {
+            "self_attn.q_proj": (HEADS * HEAD_SIZE, HIDDEN),
+            "self_attn.k_proj": (KV_HEADS * HEAD_SIZE, HIDDEN),
+            "self_attn.v_proj": (KV_HEADS * HEAD_SIZE, HIDDEN),
+            "self_attn.o_proj": (HIDDEN, HEADS * HEAD_SIZE),
+            "mlp.gate_proj": (FEED_FORWARD, HIDDEN),
+            "mlp.up_proj": (FEED_FORWARD, HIDDEN),
+            "mlp.down_proj": (HIDDEN, FEED_FORWARD),
+        }
+        for name, shape in shapes.items():
+            tensors[f"{prefix}{name}.weight"] = random(*shape, scale=1.5 * shape[1] ** -0.5)
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"{prefix}{name}.weight"] = 1 + random(HIDDEN, scale=0.1)
+    save_file(tensors, str(directory / "model.safetensors"))
+    return directory
+
+
+def random_heads(decoder: Decoder, exit_layers: Sequence[int], vocabulary_size: int) -> ExitHeads:
+    """Untrained heads on a random reduced vocabulary: they run, and are mostly wrong."""
+    generator = torch.Generator().manual_seed(7)
+    size = decoder.spec.hidden_size
+    ids = torch.randperm(decoder.spec.vocab_size, generator=generator)[:vocabulary_size]
+    tensors: dict[str, Tensor] = {}
+    for layer in exit_layers:
+        prefix = f"exits.{layer}."
+        tensors[f"{prefix}norm"] = torch.ones(size)
+        tensors[f"{prefix}previous_norm"] = torch.ones(size)
+        tensors[f"{prefix}other"] = torch.randn(size, generator=generator) * 0.1
+        for name in ("project", "project_previous"):
+            weight = torch.randn(size, size, generator=generator) * size**-0.5
+            tensors[f"{prefix}{name}"] = weight
+    edges, rates = (0.5, 1.0), (0.5, 0.9)
+    calibration = {n: Calibration(edges=edges, greedy=rates, sampled=rates) for n in exit_layers}
+    return build_heads(decoder, ids.sort().values.int(), tensors, exit_layers, calibration)
+
+
+class ScriptedDrafter:
+    """Drafts what it is told the sequence will be, right or wrong by script, at exits picked by position.
+
+    Args:
+        outputs: Sequence id -> the whole plain token sequence, prompt included.
+        agreement: "always", "never" or "sometimes".
+    """
+
+    def __init__(
+        self, exit_layers: list[int], outputs: dict[int, list[int]], agreement: str
+    ) -> None:
+        self.exit_layers = exit_layers
+        self._outputs = outputs
+        self._agreement = agreement
+
+    def wants(self, row: Row) -> bool:
+        return row.has_room
+
+    def draft(
+        self, exit_index: int, rows: Sequence[Row], hidden: Tensor, estimate: StepEstimate
+    ) -> list[int]:
+        drafted = []
+        for index, row in enumerate(rows):
+            known = self._outputs[row.state.sequence_id]
+            position = row.newest_position + 1
+            if (
+                position >= len(known)
+                or (position * 7 + 3) % (len(self.exit_layers) + 1) != exit_index
+            ):
+                continue
+            token = known[position]
+            wrong = self._agreement == "never" or (
+                self._agreement == "sometimes" and position % 3 == 0
+            )
+            row.drafts.append(Draft((token + 1) % VOCAB if wrong else token, exit_index, 0.9, 0.9))
+            row.previous = hidden[index]
+            drafted.append(index)
+        return drafted
+
+    def segment_cost(self, segment: int, num_tokens: int) -> float:
+        return 0.0
+
+    def learn(
+        self, rows: Sequence[Row], results: Sequence[RowResult], estimate: StepEstimate
+    ) -> None:
+        """Nothing to learn from a script."""
+
+
+def sequence_start(sequence_id: int, token_ids: Sequence[int], **options: object) -> SequenceStart:
+    """A sequence with neutral sampling, changed by `options`."""
+    defaults: dict[str, object] = {
+        "temperature": 0.0,
+        "top_p": 1.0,
+        "top_k": 0,
+        "min_p": 0.0,
+        "seed": 1234 + sequence_id,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "repetition_penalty": 1.0,
+        "logit_bias": {},
+        "min_tokens": 0,
+        "stop_token_ids": [],
+        "num_logprobs": None,
+        "early_exit": True,
+        "threshold": None,
+    }
+    return SequenceStart(
+        sequence_id=sequence_id,
+        token_ids=list(token_ids),
+        num_prompt_tokens=len(token_ids),
+        **(defaults | options),  # type: ignore[arg-type]
+    )
+
+
+class StepDriver:
+    """Runs sequences through `DecodeStep` with hand-made block tables: no scheduler, every choice explicit."""
+
+    def __init__(self, decoder: Decoder, block_size: int, drafter: object | None = None) -> None:
+        self._block_size = block_size
+        self._num_blocks = 1024
+        cache = allocate_cache(
+            decoder.spec,
+            self._num_blocks,
+            block_size,
+            dtype=torch.float32,
+            device=torch.device("cpu"),
+        )
+        self._step = DecodeStep(decoder, cache, block_size, drafter=drafter)  # type: ignore[arg-type]
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        starts: Sequence[SequenceStart],
+        num_tokens: int,
+        *,
+        chunk: int = 64,
+        max_draft_tokens: int = 5,
+    ) -> tuple[dict[int, list[int]], list[RowResult]]:
+        """All sequences at once until each has `num_tokens` of output.
+
+        Returns:
+            Sequence id -> all its tokens, and every row result on the way.
+        """
+        states = {start.sequence_id: SequenceState(start) for start in starts}
+        computed = dict.fromkeys(states, 0)
+        results: list[RowResult] = []
+        goal = {s.sequence_id: s.num_prompt_tokens + num_tokens for s in starts}
+        while open_ids := [i for i in states if len(states[i].token_ids) < goal[i]]:
+            plans = [
+                self._plan(states[i], computed[i], goal[i], chunk, max_draft_tokens)
+                for i in open_ids
+            ]
+            for plan, result in zip(
+                plans, self._step.run(plans, [states[i] for i in open_ids]), strict=True
+            ):
+                assert result.error is None
+                computed[plan.sequence_id] += plan.num_tokens
+                if plan.is_decoding:
+                    computed[plan.sequence_id] = len(states[plan.sequence_id].token_ids) - 1
+                results.append(result)
+        return {i: state.token_ids for i, state in states.items()}, results
+
+    def _plan(
+        self, state: SequenceState, computed: int, goal: int, chunk: int, max_draft_tokens: int
+    ) -> RowPlan:
+        known = len(state.token_ids)
+        num_tokens = min(chunk, known - computed)
+        per_row = self._num_blocks // 16
+        # Blocks of a sequence lie scattered over the pool, backwards.
+        table = [self._num_blocks - 1 - 16 * k - state.sequence_id for k in range(per_row)]
+        return RowPlan(
+            sequence_id=state.sequence_id,
+            start=computed,
+            num_tokens=num_tokens,
+            block_table=table,
+            max_draft_tokens=min(max_draft_tokens, goal - known - 1),
+            is_decoding=computed + num_tokens == known,
+        )
+
+
+def load_tiny(directory: Path, ops: Ops) -> Decoder:
+    """The tiny model on a backend."""
+    return Decoder.load(directory, ops)
