@@ -28,7 +28,7 @@ BUILTIN_MODELS = {
 def builtin_file(alias: str) -> Path | None:
     """The file of a built-in model, or None when its package is not installed.
 
-    The package is found, not imported: importing it would need packages that only its own program uses.
+    The package is found, not imported: importing it would need packages only its program uses.
     """
     model = BUILTIN_MODELS[alias]
     package = importlib.util.find_spec(model.package)

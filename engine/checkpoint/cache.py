@@ -1,7 +1,7 @@
 """The cache of converted checkpoints: `$ADADECODE_CACHE` or ~/.cache/adadecode.
 
-    gguf/<sha256 of the file>-v<converter>/    a converted directory, complete or absent
-    hashes/<key of path, size, mtime>          the file's sha256, so that a second start does not read it again
+gguf/<sha256 of the file>-v<converter>/   a converted directory, complete or absent
+hashes/<key of path, size, mtime>         the file's sha256: a second start does not read it again
 """
 
 import hashlib
@@ -55,9 +55,9 @@ def _sha256(file: Path, size: int, progress: Progress) -> str:
 
 @contextmanager
 def building(directory: Path) -> Iterator[Path]:
-    """A scratch directory that becomes `directory` when the block ends well, and vanishes otherwise.
+    """A scratch directory that becomes `directory` when the block ends well, else vanishes.
 
-    Two processes may build the same directory: the first to finish wins, the other's work is dropped.
+    Two processes may build the same directory: the first to finish wins.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=directory.parent, prefix=".building-"))

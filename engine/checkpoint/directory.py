@@ -1,4 +1,4 @@
-"""A checkpoint directory in the Hugging Face layout: what we read from its JSON files, and what we refuse.
+"""A checkpoint directory in the Hugging Face layout: what we read from its JSON, what we refuse.
 
 Nothing here executes anything from the directory.
 """
@@ -38,11 +38,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def eos_token_ids(directory: Path) -> tuple[int, ...]:
     """Every end-of-sequence id the checkpoint names, generation_config.json first."""
-    ids: dict[int, None] = {}
+    ids: list[Any] = []
     for name in ("generation_config.json", "config.json"):
         value = read_json(directory / name).get("eos_token_id")
-        ids.update(dict.fromkeys(value if isinstance(value, list) else [value]))
-    return tuple(token_id for token_id in ids if isinstance(token_id, int))
+        ids += value if isinstance(value, list) else [value]
+    return tuple(dict.fromkeys(token_id for token_id in ids if isinstance(token_id, int)))
 
 
 def architecture_of(config: dict[str, Any], source: Path) -> str:
@@ -79,7 +79,7 @@ def check_directory(directory: Path) -> None:
     if quantization:
         method = quantization.get("quant_method", "unknown")
         raise ModelLoadError(
-            f"{directory} is quantized ({method}). Served are plain safetensors weights and GGUF files."
+            f"{directory} is quantized ({method}). Served are plain safetensors and GGUF files."
         )
 
 
@@ -87,7 +87,7 @@ def _refuse_remote_code(directory: Path) -> None:
     for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
         if "auto_map" in read_json(directory / name):
             raise UnsafeCheckpoint(
-                f"{directory / name} has `auto_map`: it wants its own Python code run, and we never do that."
+                f"{directory / name} has `auto_map`: it wants its own Python code run. We never do."
             )
 
 
@@ -97,7 +97,7 @@ def _require_safetensors(directory: Path) -> None:
     pickles = sorted(p.name for p in directory.iterdir() if p.suffix in _PICKLE_SUFFIXES)
     if pickles:
         raise UnsafeCheckpoint(
-            f"{directory} has pickle weights only ({', '.join(pickles)}), which can run code when loaded. "
-            "Convert them to safetensors."
+            f"{directory} has pickle weights only ({', '.join(pickles)}), which can run code "
+            "when loaded. Convert them to safetensors."
         )
     raise ModelLoadError(f"{directory} has no *.safetensors files.")

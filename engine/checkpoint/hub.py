@@ -32,6 +32,6 @@ def download(model_id: str) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()
         raise ModelLoadError(
-            f"{model_id} is neither a local path nor a built-in model, and could not be had from the hub: "
+            f"{model_id} is neither a local path nor built in, and the hub did not give it: "
             f"{reason[0] if reason else type(error).__name__}"
         ) from error

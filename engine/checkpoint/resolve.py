@@ -39,7 +39,7 @@ def resolve_model(name: str, *, progress: Progress | None = None) -> Path:
 def _from_hub(name: str) -> Path:
     if name.endswith(".gguf") or not _HUB_ID.fullmatch(name):
         raise ModelLoadError(
-            f"There is no model {name!r}: no such file or directory. Built in: {', '.join(BUILTIN_MODELS)}."
+            f"No such file or directory: {name!r}. Built in: {', '.join(BUILTIN_MODELS)}."
         )
     return download(name)
 

@@ -1,0 +1,87 @@
+"""A GGUF file's tokenizer -> tokenizer.json and its configuration, through transformers.
+
+transformers' GGUF reader imports torch, which must stay out of the server's process: the work is
+done by a child process, `python -m engine.checkpoint.gguf_tokenizer FILE DIRECTORY`, meanwhile.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from engine.errors import ModelLoadError
+
+_PACKAGE_ROOT = Path(__file__).parents[2]
+
+# How to split text before BPE where transformers' converter does not know `tokenizer.ggml.pre`.
+_PRE_TOKENIZERS = {
+    "smollm": {
+        "type": "Sequence",
+        "pretokenizers": [
+            {"type": "Digits", "individual_digits": True},
+            {
+                "type": "ByteLevel",
+                "add_prefix_space": False,
+                "trim_offsets": True,
+                "use_regex": True,
+            },
+        ],
+    }
+}
+
+
+class TokenizerConversion:
+    """The conversion of one file's tokenizer, under way. `stop` it, whatever happens."""
+
+    def __init__(self, file: Path, directory: Path) -> None:
+        self._file = file
+        self._directory = directory
+        search_path = [str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "engine.checkpoint.gguf_tokenizer", str(file), str(directory)],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, search_path))},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def finish(self, pre_tokenizer: str | None) -> None:
+        """Wait until the tokenizer's files are written.
+
+        Args:
+            pre_tokenizer: The file's `tokenizer.ggml.pre`.
+
+        Raises:
+            ModelLoadError: if the tokenizer cannot be converted.
+        """
+        _, complaint = self._process.communicate()
+        if self._process.returncode != 0:
+            reason = complaint.strip().splitlines()[-1:] or ["unknown reason"]
+            raise ModelLoadError(f"The tokenizer in {self._file} cannot be converted: {reason[0]}")
+        if pre_tokenizer in _PRE_TOKENIZERS:
+            path = self._directory / "tokenizer.json"
+            content = json.loads(path.read_text(encoding="utf-8"))
+            content["pre_tokenizer"] = _PRE_TOKENIZERS[pre_tokenizer]
+            path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+
+    def stop(self) -> None:
+        """End the child process if it still runs."""
+        self._process.kill()
+        self._process.wait()
+        if self._process.stderr:
+            self._process.stderr.close()
+
+
+def _convert(file: Path, directory: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(
+        str(file.parent), gguf_file=file.name, local_files_only=True
+    )
+    tokenizer.save_pretrained(str(directory))
+
+
+if __name__ == "__main__":
+    _convert(Path(sys.argv[1]), Path(sys.argv[2]))
