@@ -1,0 +1,149 @@
+"""The HTTP side of the chat: one streamed completion at a time. Prints nothing."""
+
+import json
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+# The server sends a comment every few seconds while an answer is on its way.
+_TIMEOUT = httpx.Timeout(120.0, connect=5.0)
+
+
+class ChatError(Exception):
+    """The server cannot be reached or refused the request; the message is for people."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """A rejected draft of an answer's trace."""
+
+    text: str
+    exit_layer: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TracedToken:
+    """One token of an answer and where it left the model."""
+
+    text: str
+    exit_layer: int
+    is_early: bool
+    rejected: tuple[Draft, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """A piece of an answer. Usage and metrics come with the last one."""
+
+    text: str = ""
+    trace: tuple[TracedToken, ...] = ()
+    num_tokens: int | None = None  # of the whole answer
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+
+class ChatClient:
+    """Speaks to one server."""
+
+    def __init__(self, url: str, api_key: str | None = None) -> None:
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        base = url.rstrip("/").removesuffix("/v1")
+        self._http = httpx.Client(base_url=base, headers=headers, timeout=_TIMEOUT)
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self._http.close()
+
+    def first_model(self) -> str:
+        """The first model the server lists.
+
+        Raises:
+            ChatError: when there is no server or no model.
+        """
+        with _readable_errors(self._http.base_url):
+            response = self._http.get("/v1/models")
+            _raise_for_status(response)
+            models = response.json()["data"]
+        if not models:
+            raise ChatError("the server lists no model")
+        return str(models[0]["id"])
+
+    def stream(
+        self, messages: Sequence[Mapping[str, str]], options: Mapping[str, Any]
+    ) -> Generator[Chunk]:
+        """The answer to a conversation, as it comes. Closing the iterator stops the server too.
+
+        Raises:
+            ChatError: when the server cannot be reached, refuses, or fails in mid-answer.
+        """
+        body = {
+            **options,
+            "messages": list(messages),
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        with (
+            _readable_errors(self._http.base_url),
+            self._http.stream("POST", "/v1/chat/completions", json=body) as response,
+        ):
+            if response.is_error:
+                response.read()
+            _raise_for_status(response)
+            for line in response.iter_lines():
+                if not line.startswith("data:"):
+                    continue
+                data = line.removeprefix("data:").strip()
+                if data == "[DONE]":
+                    return
+                yield _parse_chunk(json.loads(data))
+        raise ChatError("the server closed the connection before the answer was complete")
+
+
+@contextmanager
+def _readable_errors(url: httpx.URL) -> Generator[None]:
+    """Turn what httpx and json raise into a ChatError."""
+    try:
+        yield
+    except (httpx.ConnectError, httpx.ConnectTimeout):
+        raise ChatError(f"no server at {url}; start one with: adadecode serve") from None
+    except httpx.HTTPError as error:
+        raise ChatError(f"connection to {url} lost: {error}") from None
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise ChatError(f"{url} does not answer like an OpenAI server") from error
+
+
+def _raise_for_status(response: httpx.Response) -> None:
+    if response.is_success:
+        return
+    try:
+        message = str(response.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        message = response.reason_phrase
+    raise ChatError(f"{response.status_code}: {message}")
+
+
+def _parse_chunk(event: Mapping[str, Any]) -> Chunk:
+    if "error" in event:
+        raise ChatError(str(event["error"].get("message", "the server failed")))
+    choice = event["choices"][0] if event.get("choices") else {}
+    usage = event.get("usage")
+    return Chunk(
+        text=choice.get("delta", {}).get("content") or "",
+        trace=tuple(_parse_token(token) for token in choice.get("early_exit_trace") or ()),
+        num_tokens=usage["completion_tokens"] if usage else None,
+        metrics=event.get("metrics") or {},
+    )
+
+
+def _parse_token(token: Mapping[str, Any]) -> TracedToken:
+    return TracedToken(
+        text=token["token"],
+        exit_layer=token["exit_layer"],
+        is_early=token["confidence"] is not None,
+        rejected=tuple(
+            Draft(text=draft["token"], exit_layer=draft["exit_layer"])
+            for draft in token.get("rejected", ())
+        ),
+    )

@@ -1,0 +1,84 @@
+"""The chat's command line: flags, and whether a person or a pipe is at the other end."""
+
+import argparse
+import contextlib
+import os
+import sys
+
+from server.chat.client import ChatClient, ChatError
+from server.chat.display import Style
+from server.chat.session import ChatOptions, ChatSession, converse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `adadecode chat`."""
+    parser.add_argument(
+        "--url", default="http://127.0.0.1:8000", help="Server (default: %(default)s)."
+    )
+    parser.add_argument("--api-key", help="Key of the server (default: $ADADECODE_API_KEY).")
+    parser.add_argument("--model", help="Model name (default: the first the server lists).")
+    parser.add_argument("--system", metavar="TEXT", help="System prompt.")
+    parser.add_argument("--temperature", type=float, help="0 is greedy (default: the server's).")
+    parser.add_argument("--max-tokens", type=int, help="Longest answer (default: the server's).")
+    parser.add_argument("--no-early-exit", action="store_true", help="Decode plainly.")
+    parser.add_argument(
+        "--show-exits",
+        action="store_true",
+        help="Colour every token by the layer it left at; rejected drafts are struck through.",
+    )
+    parser.add_argument("--stats", action="store_true", help="A line of figures after each answer.")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Chat until the input ends. Returns the exit status."""
+    client = ChatClient(args.url, args.api_key or _key_from_environment())
+    try:
+        options = ChatOptions(
+            model=args.model or client.first_model(),
+            system=args.system,
+            temperature=args.temperature,
+            max_tokens=args.max_tokens,
+            early_exit=not args.no_early_exit,
+            show_exits=args.show_exits,
+            stats=args.stats,
+        )
+        style = Style(_wants_colour())
+        session = ChatSession(client, options, sys.stdout, style)
+        if sys.stdin.isatty():
+            _greet(options, style)
+            converse(session, lambda: input("> "), sys.stdout, style)
+        else:
+            _answer_lines(session)
+    except ChatError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        client.close()
+    return 0
+
+
+def _answer_lines(session: ChatSession) -> None:
+    """One answer for every line of a pipe; the first error ends it."""
+    for line in sys.stdin:
+        if not session.handle(line):
+            return
+
+
+def _greet(options: ChatOptions, style: Style) -> None:
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 - gives input() line editing and history
+    print(style.dim(f"{options.model} · /help for commands, Ctrl-C stops an answer, Ctrl-D leaves"))
+
+
+def _key_from_environment() -> str | None:
+    # The server takes several keys from this variable, separated by commas: any of them will do.
+    return os.environ.get("ADADECODE_API_KEY", "").split(",")[0].strip() or None
+
+
+def _wants_colour() -> bool:
+    """See no-color.org: any non-empty value of NO_COLOR turns colours off."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return False
+    return sys.stdout.isatty()

@@ -1,0 +1,54 @@
+import argparse
+import io
+
+import pytest
+from scripted_server import DONE, delta
+
+from server import chat
+
+
+def run(*flags):
+    parser = argparse.ArgumentParser()
+    chat.add_arguments(parser)
+    return chat.run(parser.parse_args(flags))
+
+
+@pytest.fixture
+def pipe(monkeypatch):
+    """Feeds standard input as a pipe would."""
+    return lambda text: monkeypatch.setattr("sys.stdin", io.StringIO(text))
+
+
+def test_a_pipe_gets_one_answer_a_line(script, pipe, capsys):
+    script.answers = [[delta("one"), DONE], [delta("two"), DONE]]
+    pipe("first\n\nsecond\n")
+
+    assert run("--url", script.url) == 0
+
+    assert capsys.readouterr().out == "one\ntwo\n"
+    assert script.bodies[0]["model"] == "scripted"
+
+
+def test_the_key_comes_from_the_environment(script, pipe, monkeypatch):
+    monkeypatch.setenv("ADADECODE_API_KEY", "first,second")
+    script.answers = [[DONE]]
+    pipe("hi\n")
+
+    run("--url", f"{script.url}/v1", "--model", "m")
+
+    assert script.keys == ["Bearer first"]
+
+
+def test_an_error_in_a_pipe_ends_it_with_a_status(script, pipe, capsys):
+    script.error = (503, "busy")
+    pipe("hi\n")
+
+    assert run("--url", script.url) == 1
+    assert capsys.readouterr().err == "error: 503: busy\n"
+
+
+def test_no_server(pipe, capsys):
+    pipe("")
+
+    assert run("--url", "http://127.0.0.1:1") == 1
+    assert "no server at http://127.0.0.1:1" in capsys.readouterr().err
