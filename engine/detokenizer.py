@@ -1,0 +1,128 @@
+"""Output token ids -> text that is safe to send, incrementally and in linear time.
+
+Safe: never part of an unfinished character, never part of something that may become a stop string.
+One per request; knows what bytes a token stands for, and nothing of how tokens come to be.
+"""
+
+import codecs
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from engine.request import SamplingParams
+
+
+class TokenSpeller(Protocol):
+    """The part of `engine.tokenizer.Tokenizer` that is needed here."""
+
+    strips_first_space: bool
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether the token has no place in the text."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes it stands for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetokenizedText:
+    """What one push brought."""
+
+    text: str  # safe to send, nothing of it sent before
+    stop_reason: str | None  # the stop string that ended the output
+    num_tokens_kept: int  # of this push: all, or up to the token that completed the stop string
+
+
+class _StopString:
+    """Finds one stop string in a stream of characters (Knuth, Morris, Pratt)."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.num_matched = 0  # the stream ends with text[:num_matched]
+        self._fallback = [0] * (len(text) + 1)
+        length = 0
+        for end in range(1, len(text)):
+            while length and text[end] != text[length]:
+                length = self._fallback[length]
+            length += text[end] == text[length]
+            self._fallback[end + 1] = length
+
+    def advance(self, character: str) -> bool:
+        """Take the next character; True when it completes the stop string."""
+        while self.num_matched and character != self.text[self.num_matched]:
+            self.num_matched = self._fallback[self.num_matched]
+        self.num_matched += character == self.text[self.num_matched]
+        return self.num_matched == len(self.text)
+
+
+class Detokenizer:
+    """One request's output text.
+
+    Invariant: what was returned so far, plus `_held`, is the decoded output; `_held` is the longest
+    end of it that a stop string begins with.
+    """
+
+    def __init__(
+        self, tokenizer: TokenSpeller, sampling: SamplingParams, prompt_token_ids: Sequence[int]
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._stops = [_StopString(text) for text in sampling.stop if text]
+        self._includes_stop = sampling.include_stop_str_in_output
+        self._num_unstoppable = sampling.min_tokens
+        self._characters = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = ""
+        self._strips_space = tokenizer.strips_first_space and all(
+            tokenizer.is_special(token_id) for token_id in prompt_token_ids
+        )
+
+    def push(self, token_ids: Sequence[int], is_final: bool) -> DetokenizedText:
+        """Take the next tokens; nothing may be pushed after the final ones or after a stop string.
+
+        Args:
+            is_final: No token follows: whatever was held back comes out.
+        """
+        released: list[str] = []
+        for index, token_id in enumerate(token_ids):
+            stop = self._push_text(self._text_of(token_id), released)
+            if stop is not None:
+                return DetokenizedText(
+                    text="".join(released), stop_reason=stop, num_tokens_kept=index + 1
+                )
+        stop = self._push_text(self._characters.decode(b"", True), released) if is_final else None
+        if is_final and stop is None:
+            released.append(self._held)
+            self._held = ""
+        return DetokenizedText(
+            text="".join(released), stop_reason=stop, num_tokens_kept=len(token_ids)
+        )
+
+    def _text_of(self, token_id: int) -> str:
+        """The characters that a token completes."""
+        if self._tokenizer.is_special(token_id):
+            return ""
+        piece = self._tokenizer.token_bytes(token_id)
+        if self._strips_space and piece:
+            self._strips_space = False
+            piece = piece.removeprefix(b" ")
+        return self._characters.decode(piece)
+
+    def _push_text(self, text: str, released: list[str]) -> str | None:
+        """Release what is safe of held + text; returns the stop string it completes, if any."""
+        if self._num_unstoppable > 0:
+            self._num_unstoppable -= 1
+            released.append(text)
+            return None
+        for index, character in enumerate(text):
+            # Not `any`: every stop string has to see every character.
+            completed = [stop.text for stop in self._stops if stop.advance(character)]
+            if completed:
+                stop_text = max(completed, key=len)
+                kept = self._held + text[: index + 1]
+                released.append(kept if self._includes_stop else kept[: -len(stop_text)])
+                self._held = ""
+                return stop_text
+        self._held += text
+        num_held = max((stop.num_matched for stop in self._stops), default=0)
+        released.append(self._held[: len(self._held) - num_held])
+        self._held = self._held[len(self._held) - num_held :]
+        return None

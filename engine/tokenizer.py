@@ -1,0 +1,206 @@
+"""Text <-> token ids, and chats -> token ids. A thin layer over transformers' fast tokenizers.
+
+Loading one imports transformers (a second), never torch. Knows nothing of requests' lives or of
+streaming (that is `detokenizer.py`).
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import TemplateError
+
+from engine.checkpoint.directory import eos_token_ids
+from engine.errors import ModelLoadError, RequestError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+# One character per special token while a chat template runs; the last of the private use planes.
+_FIRST_PLACEHOLDER = 0x10E000
+_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+class Tokenizer:
+    """A model's tokenizer and chat template.
+
+    Attributes:
+        vocab_size: One more than the highest token id it knows (the model's own may be padded).
+        eos_token_ids: Ids that end a sequence: the tokenizer's and the checkpoint's.
+        strips_first_space: Decoded text begins without the space its first token carries.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast", eos_token_ids: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        self._backend = tokenizer.backend_tokenizer
+        self.vocab_size = 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
+        own_eos = tokenizer.eos_token_id
+        own = () if own_eos is None else (own_eos,)
+        self.eos_token_ids = tuple(dict.fromkeys((*eos_token_ids, *own)))
+        added = self._backend.get_added_tokens_decoder()
+        self._added: dict[int, str] = {token_id: token.content for token_id, token in added.items()}
+        self._special = {token_id for token_id, token in added.items() if token.special}
+        self._special_texts = sorted({self._added[token_id] for token_id in self._special})
+        is_byte_level = _is_byte_level(self._backend.to_str())
+        self._byte_of = _byte_alphabet() if is_byte_level else None
+        self.strips_first_space = not is_byte_level
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text; special tokens spelled out in it count as such.
+
+        Raises:
+            RequestError: if the text is no valid Unicode (half a surrogate pair).
+        """
+        try:
+            return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        except TypeError as error:
+            raise RequestError("The text holds half a surrogate pair.") from error
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of token ids; bytes that are no UTF-8 become U+FFFD."""
+        text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        return text
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether a token is a control token, which has no place in the output text."""
+        return token_id in self._special
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes a token stands for; none for an id that the tokenizer does not know."""
+        if token_id in self._added:
+            return self._added[token_id].encode()
+        piece: str | None = self._backend.id_to_token(token_id)
+        if piece is None:
+            return b""
+        if self._byte_of is not None:
+            try:
+                return bytes(self._byte_of[character] for character in piece)
+            except KeyError:
+                return piece.encode()
+        byte = _BYTE_PIECE.fullmatch(piece)
+        return bytes([int(byte[1], 16)]) if byte else piece.replace("\u2581", " ").encode()
+
+    def token_text(self, token_id: int) -> str:
+        """A token for display; bytes that are no UTF-8 on their own become U+FFFD."""
+        return self.token_bytes(token_id).decode(errors="replace")
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        **kwargs: Any,
+    ) -> list[int]:
+        """Token ids of a chat, through the checkpoint's template.
+
+        Special tokens come from the template alone: spelled out in a message they are plain text.
+
+        Args:
+            kwargs: Passed on to the template (`tools`, `enable_thinking`, ...).
+
+        Raises:
+            RequestError: if there is no template, or it refuses these messages.
+        """
+        if not self._tokenizer.chat_template:
+            raise RequestError("This model has no chat template.", param="messages")
+        found = self._special_texts_in([*messages, kwargs])
+        placeholders = {text: chr(_FIRST_PLACEHOLDER + i) for i, text in enumerate(found)}
+        try:
+            rendered = self._tokenizer.apply_chat_template(
+                _replaced(list(messages), placeholders),
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                **_replaced(kwargs, placeholders),
+            )
+        except (
+            TemplateError,
+            TypeError,
+            ValueError,
+            KeyError,
+            IndexError,
+            AttributeError,
+        ) as error:
+            raise RequestError(
+                f"The chat template refuses these messages: {error}", param="messages"
+            ) from error
+        return self._encode_rendered(rendered, {c: text for text, c in placeholders.items()})
+
+    def _special_texts_in(self, value: Any) -> list[str]:
+        """The special tokens that a client's values spell out, longest first."""
+        everything = json.dumps(value, ensure_ascii=False, default=str)
+        found = [
+            text
+            for text in self._special_texts
+            if json.dumps(text, ensure_ascii=False)[1:-1] in everything
+        ]
+        return sorted(found, key=len, reverse=True)
+
+    def _encode_rendered(self, rendered: str, text_of: Mapping[str, str]) -> list[int]:
+        """Encode a rendered chat; placeholders become the plain text they stand for."""
+        if not text_of:
+            return self.encode(rendered, add_special_tokens=False)
+        ids: list[int] = []
+        for piece in re.split(f"([{''.join(text_of)}])", rendered):
+            plain = text_of.get(piece)
+            # Cut after its first character, a special token is no longer recognized.
+            for part in (piece,) if plain is None else (plain[0], plain[1:]):
+                ids += self.encode(part, add_special_tokens=False)
+        return ids
+
+
+def load_tokenizer(directory: Path) -> Tokenizer:
+    """The tokenizer in a checkpoint directory.
+
+    Raises:
+        ModelLoadError: if there is none that can be read.
+    """
+    if not (directory / "tokenizer.json").is_file():
+        raise ModelLoadError(f"{directory} has no tokenizer.json.")
+    from transformers import PreTrainedTokenizerFast
+
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
+    except Exception as error:  # the Rust side raises bare Exception for a malformed file
+        raise ModelLoadError(f"The tokenizer in {directory} cannot be read: {error}") from error
+    return Tokenizer(tokenizer, eos_token_ids(directory))
+
+
+def _is_byte_level(backend: str) -> bool:
+    """Whether pieces are spelled in GPT-2's byte alphabet; else they are SentencePiece's."""
+    content = json.loads(backend)
+    decoder = content.get("decoder") or {}
+    kinds = {step["type"] for step in (decoder, *decoder.get("decoders", ()))} if decoder else set()
+    if "ByteLevel" in kinds:
+        return True
+    if kinds & {"Metaspace", "ByteFallback"}:
+        return False
+    raise ModelLoadError(f"The tokenizer decodes through {sorted(kinds)}, which is not supported.")
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's spelling of bytes: printable Latin-1 as itself, the others from U+0100 on."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = (byte for byte in range(256) if byte not in printable)
+    return {chr(byte): byte for byte in printable} | {
+        chr(0x100 + index): byte for index, byte in enumerate(others)
+    }
+
+
+def _replaced(value: Any, placeholders: Mapping[str, str]) -> Any:
+    """A copy of JSON-like data with texts replaced in all strings, keys included."""
+    if not placeholders:
+        return value
+    if isinstance(value, str):
+        for text, placeholder in placeholders.items():
+            value = value.replace(text, placeholder)
+        return value
+    if isinstance(value, Mapping):
+        return {
+            _replaced(key, placeholders): _replaced(item, placeholders)
+            for key, item in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [_replaced(item, placeholders) for item in value]
+    return value
