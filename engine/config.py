@@ -13,7 +13,9 @@ from typing import Literal
 class ModelConfig:
     """Which weights, and how they are computed."""
 
-    directory: Path  # a local HF directory (see engine.checkpoint: anything else is turned into one first)
+    directory: (
+        Path  # a local HF directory (see engine.checkpoint: anything else is turned into one first)
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     max_model_len: int | None = None  # None: the model's own
@@ -43,7 +45,9 @@ class ExitsConfig:
     """Early exits."""
 
     enabled: bool = True
-    heads: Path | None = None  # directory with heads.safetensors and heads.json; None: serve plainly
+    heads: Path | None = (
+        None  # directory with heads.safetensors and heads.json; None: serve plainly
+    )
     threshold: float | None = None  # fixed confidence threshold; None: the cost-aware policy
     max_draft_tokens: int = 5  # pending drafts per row and step (the paper's cap)
 

@@ -30,7 +30,9 @@ class SequenceStart:
     repetition_penalty: float
     logit_bias: dict[int, float]
     min_tokens: int
-    stop_token_ids: list[int]  # every id that ends it (eos included unless ignored): masked until min_tokens
+    stop_token_ids: list[
+        int
+    ]  # every id that ends it (eos included unless ignored): masked until min_tokens
     num_logprobs: int | None
     early_exit: bool
     threshold: float | None
@@ -88,7 +90,8 @@ class WorkerInfo:
     block_size: int
     vocab_size: int
     num_layers: int
-    max_position_embeddings: int  # the model's own context length
+    max_model_len: int  # tokens per sequence, prompt and output
+    eos_token_ids: list[int]
     dtype: str
     device: str
     exit_layers: list[int] = field(default_factory=list)  # empty: served plainly

@@ -45,7 +45,9 @@ class EarlyExitOptions:
     """Per-request control of early exits. Never changes the output, only how fast it comes."""
 
     enabled: bool = True
-    threshold: float | None = None  # fixed confidence threshold; None = the cost-aware policy decides
+    threshold: float | None = (
+        None  # fixed confidence threshold; None = the cost-aware policy decides
+    )
     max_draft_tokens: int | None = None  # None = the server's
     return_trace: bool = False
 
@@ -86,7 +88,9 @@ class TokenTrace:
     token_id: int
     exit_layer: int  # the layer it left at; the model's layer count when it ran to the end
     confidence: float | None  # the exit head's top-1 probability; None without an early exit
-    rejected: tuple[ExitRecord, ...] = ()  # drafts for this position and after that were rolled back here
+    rejected: tuple[
+        ExitRecord, ...
+    ] = ()  # drafts for this position and after that were rolled back here
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +121,9 @@ class RequestOutput:
 
     request_id: str
     text: str  # safe to send: never part of a stop string or of an unfinished character
-    token_ids: tuple[int, ...]  # new since the last output; may be non-empty while `text` is held back
+    token_ids: tuple[
+        int, ...
+    ]  # new since the last output; may be non-empty while `text` is held back
     logprobs: tuple[TokenLogprobs, ...] = ()  # one per new token when asked for
     trace: tuple[TokenTrace, ...] = ()  # one per new token when asked for
     num_prompt_tokens: int

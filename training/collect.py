@@ -65,9 +65,11 @@ def collect(
     )
     shards = []
     for start in range(0, len(rows), _ROWS_PER_SHARD):
-        path = directory / f"shard-{start // _ROWS_PER_SHARD:05d}.safetensors"
-        shards.append(path)
         group = rows[start : start + _ROWS_PER_SHARD]
+        # The count is part of the name: a last, shorter shard is made anew once generations were added.
+        number = start // _ROWS_PER_SHARD
+        path = directory / f"shard-{number:05d}-{len(group)}.safetensors"
+        shards.append(path)
         if not path.exists():
             parts = [
                 _forward(decoder, pack, exit_layers, cache)

@@ -20,6 +20,8 @@ def _scaled(inverse: Tensor, rope: RopeScaling) -> Tensor:
     """Inverse frequencies [D/2] stretched to longer contexts."""
     if rope.rope_type == "linear":
         return inverse / rope.factor
+    if rope.rope_type == "factors":
+        return inverse / torch.tensor(rope.factors)
     if rope.rope_type == "llama3":
         return _llama3(inverse, rope)
     return inverse

@@ -7,19 +7,22 @@ from typing import Any
 from engine.checkpoint.directory import architecture_of, eos_token_ids, read_json
 from engine.errors import ModelLoadError
 
-_ROPE_TYPES = ("default", "linear", "llama3")
+_ROPE_TYPES = ("default", "linear", "llama3", "factors")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RopeScaling:
     """Rotary embedding: base and how it is stretched (names as in config.json)."""
 
-    rope_type: str  # default, linear or llama3
+    rope_type: (
+        str  # default, linear, llama3, or factors (one divisor per frequency, from GGUF files)
+    )
     theta: float
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 8192
+    factors: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +103,8 @@ def _rope(config: dict[str, Any], path: Path) -> RopeScaling:
         "original_max_position_embeddings",
     )
     given = {key: scaling[key] for key in keys if scaling.get(key) is not None}
-    return RopeScaling(rope_type=rope_type, theta=float(theta), **given)
+    factors = tuple(scaling.get("factors", ()))
+    return RopeScaling(rope_type=rope_type, theta=float(theta), factors=factors, **given)
 
 
 def _sliding_window(architecture: str, config: dict[str, Any]) -> tuple[int | None, ...]:

@@ -53,7 +53,9 @@ def _compile(compiler: str, sources: Path, target: Path) -> None:
         files = [str(sources / name) for name in _SOURCES]
         command = [compiler, *_FLAGS, *files, "-o", str(built), "-lm"]
         try:
-            outcome = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+            outcome = subprocess.run(
+                command, capture_output=True, text=True, timeout=300, check=False
+            )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise BuildError(f"{compiler} could not run: {error}") from error
         if outcome.returncode != 0:

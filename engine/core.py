@@ -1,0 +1,176 @@
+"""One step of the engine without its waiting: schedule → (execute) → commit → render → retire.
+
+Synchronous and single-threaded: no asyncio, no locks. Whoever drives it executes the plans in between.
+"""
+
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+
+from engine.config import SchedulerConfig
+from engine.detokenizer import Detokenizer
+from engine.plan import StepPlan, StepResult
+from engine.request import (
+    FinishReason,
+    GenerationRequest,
+    RequestOutput,
+    TokenLogprobs,
+    TokenTrace,
+)
+from engine.scheduler import Committed, ModelLimits, Scheduler
+from engine.sequence import Sequence
+from engine.stats import EngineStats
+from engine.tokenizer import Tokenizer
+from engine.trace import token_traces
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """A request that has not had its last output."""
+
+    sequence: Sequence
+    detokenizer: Detokenizer
+
+
+class EngineCore:
+    """Requests in, plans out, results in, outputs out."""
+
+    def __init__(
+        self, config: SchedulerConfig, limits: ModelLimits, tokenizer: Tokenizer, num_layers: int
+    ) -> None:
+        self._scheduler = Scheduler(config, limits)
+        self._tokenizer = tokenizer
+        self._num_layers = num_layers
+        self._open: dict[str, _Open] = {}
+        self._stats = EngineStats()
+
+    @property
+    def num_open(self) -> int:
+        """Requests that have not had their last output."""
+        return len(self._open)
+
+    def stats(self) -> EngineStats:
+        """Totals and present state."""
+        stats, scheduler = self._stats, self._scheduler
+        stats.num_running, stats.num_waiting = scheduler.num_running, scheduler.num_waiting
+        stats.num_blocks, stats.num_blocks_used = scheduler.num_blocks, scheduler.num_blocks_used
+        stats.preemptions_total = scheduler.num_preemptions
+        return stats
+
+    def add(self, request: GenerationRequest) -> None:
+        """Queue a request.
+
+        Raises:
+            RequestError: if it could never run.
+            EngineOverloaded: if the queue is full.
+        """
+        assert request.request_id not in self._open, "request ids are unique among open requests"
+        sequence = self._scheduler.add(request)
+        detokenizer = Detokenizer(self._tokenizer, request.sampling, request.prompt_token_ids)
+        self._open[request.request_id] = _Open(sequence, detokenizer)
+        self._stats.prompt_tokens_total += len(request.prompt_token_ids)
+
+    def abort(self, request_id: str) -> None:
+        """End a request without a further output; unknown ids are fine."""
+        entry = self._open.pop(request_id, None)
+        if entry is not None:
+            self._scheduler.abort(entry.sequence)
+            self._count_finished(entry.sequence)
+
+    def schedule(self) -> StepPlan | None:
+        """The next plan; None if there is nothing to do."""
+        return self._scheduler.schedule()
+
+    def commit(self, plan: StepPlan, result: StepResult) -> list[Committed]:
+        """Take a step's result over; finished sequences give up their blocks."""
+        committed = self._scheduler.commit(plan, result)
+        self._stats.count_step(result)
+        for item in committed:
+            if item.sequence.is_finished:
+                self._scheduler.retire(item.sequence)
+        return committed
+
+    def render(self, committed: Many[Committed]) -> list[RequestOutput]:
+        """Text of what was committed; a stop string found here ends its sequence."""
+        outputs = []
+        for item in committed:
+            entry = self._open.get(item.sequence.request.request_id)
+            if entry is not None and (item.result.token_ids or item.sequence.is_finished):
+                outputs.append(self._render(entry, item))
+        return outputs
+
+    def fail_all(self, message: str) -> list[RequestOutput]:
+        """The engine cannot go on: a last output for every open request."""
+        outputs = []
+        for request_id in list(self._open):
+            sequence = self._open[request_id].sequence
+            sequence.error = message
+            self._scheduler.abort(sequence, FinishReason.ERROR)
+            outputs.append(self._output(sequence))
+            self._close(sequence)
+        return outputs
+
+    def check(self) -> None:
+        """Assert the invariants."""
+        self._scheduler.check()
+
+    def _render(self, entry: _Open, item: Committed) -> RequestOutput:
+        sequence = entry.sequence
+        token_ids = item.result.token_ids[: item.num_new_tokens]
+        # A token that ended the output is not part of its text.
+        ended_by_token = sequence.finish_reason is FinishReason.STOP
+        visible = token_ids[:-1] if ended_by_token else token_ids
+        pushed = entry.detokenizer.push(visible, sequence.is_finished)
+        kept = len(token_ids)
+        if pushed.stop_reason is not None:
+            kept = pushed.num_tokens_kept
+            self._stop_at_string(sequence, pushed.stop_reason, len(token_ids) - kept)
+        self._stats.generation_tokens_total += kept
+        wants_trace = sequence.request.early_exit.return_trace
+        output = self._output(
+            sequence,
+            text=pushed.text,
+            token_ids=tuple(token_ids[:kept]),
+            logprobs=tuple(item.result.logprobs[:kept]),
+            trace=tuple(token_traces(item.result, kept, self._num_layers)) if wants_trace else (),
+        )
+        if sequence.is_finished:
+            self._close(sequence)
+        return output
+
+    def _stop_at_string(self, sequence: Sequence, stop: str, num_surplus: int) -> None:
+        """End a sequence at a stop string, whatever else ended it in the same step."""
+        sequence.drop_tokens_after(sequence.num_output_tokens - num_surplus)
+        sequence.finish(FinishReason.STOP)
+        sequence.finish_reason, sequence.stop_reason = FinishReason.STOP, stop
+        self._scheduler.retire(sequence)
+
+    def _output(
+        self,
+        sequence: Sequence,
+        *,
+        text: str = "",
+        token_ids: tuple[int, ...] = (),
+        logprobs: tuple[TokenLogprobs, ...] = (),
+        trace: tuple[TokenTrace, ...] = (),
+    ) -> RequestOutput:
+        return RequestOutput(
+            request_id=sequence.request.request_id,
+            text=text,
+            token_ids=token_ids,
+            logprobs=logprobs,
+            trace=trace,
+            num_prompt_tokens=sequence.num_prompt_tokens,
+            num_output_tokens=sequence.num_output_tokens,
+            finish_reason=sequence.finish_reason,
+            stop_reason=sequence.stop_reason,
+            draft_figures=sequence.figures() if sequence.is_finished else None,
+            error=sequence.error,
+        )
+
+    def _close(self, sequence: Sequence) -> None:
+        self._open.pop(sequence.request.request_id, None)
+        self._count_finished(sequence)
+
+    def _count_finished(self, sequence: Sequence) -> None:
+        assert sequence.finish_reason is not None
+        self._stats.finished_total[sequence.finish_reason] += 1

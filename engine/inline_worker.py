@@ -1,0 +1,46 @@
+"""The worker in this very process, its steps in a thread. For tests and debugging. Implements `engine.plan.Worker`."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from engine.config import EngineConfig
+from engine.offline import SynchronousWorker
+from engine.plan import StepPlan, StepResult, WorkerInfo
+
+
+class InlineWorker:
+    """Wraps a synchronous worker, made in its own thread."""
+
+    def __init__(self, make: Callable[[], SynchronousWorker]) -> None:
+        self._make = make
+        self._worker: SynchronousWorker | None = None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="worker")
+
+    async def start(self) -> WorkerInfo:
+        """See `Worker.start`."""
+        loop = asyncio.get_running_loop()
+        self._worker = await loop.run_in_executor(self._thread, self._make)
+        return self._worker.info
+
+    async def execute(self, plan: StepPlan) -> StepResult:
+        """See `Worker.execute`."""
+        assert self._worker is not None, "start the worker first"
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._worker.execute, plan)
+
+    async def close(self) -> None:
+        """See `Worker.close`."""
+        self._worker = None
+        self._thread.shutdown(wait=True)
+
+
+def inline_model_worker(config: EngineConfig) -> InlineWorker:
+    """An inline worker on a real model."""
+
+    def make() -> SynchronousWorker:
+        from engine.worker.worker import ModelWorker
+
+        return ModelWorker(config)
+
+    return InlineWorker(make)

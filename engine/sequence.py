@@ -1,0 +1,173 @@
+"""A request's mutable life in the engine: its tokens and cursors. Knows no blocks, no text.
+
+Between steps `num_computed_tokens == num_tokens - 1` for a decoding sequence: the newest token is known, not computed.
+"""
+
+from collections import Counter
+from collections.abc import Sequence as Many
+from enum import Enum, auto
+
+from engine.plan import RowResult, SequenceStart
+from engine.request import DraftFigures, FinishReason, GenerationRequest
+
+
+class SequenceStatus(Enum):
+    """Where a sequence stands; a preempted one is waiting again."""
+
+    WAITING = auto()
+    RUNNING = auto()
+    FINISHED = auto()
+
+
+class Sequence:
+    """One request being generated."""
+
+    def __init__(
+        self, sequence_id: int, request: GenerationRequest, eos_token_ids: Many[int], max_len: int
+    ) -> None:
+        self.sequence_id = sequence_id
+        self.request = request
+        self.status = SequenceStatus.WAITING
+        self.token_ids = list(request.prompt_token_ids)
+        self.num_computed_tokens = 0
+        self.num_preemptions = 0
+        self.finish_reason: FinishReason | None = None
+        self.stop_reason: str | int | None = None
+        self.error: str | None = None
+        self._max_len = max_len
+        eos = () if request.sampling.ignore_eos else eos_token_ids
+        self._eos_ids = frozenset(eos)
+        self._stop_ids = frozenset((*eos, *request.sampling.stop_token_ids))
+        self._figures = _FigureCounts()
+
+    @property
+    def num_tokens(self) -> int:
+        """Known tokens, prompt and output."""
+        return len(self.token_ids)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.request.prompt_token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens generated so far."""
+        return self.num_tokens - self.num_prompt_tokens
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it has a finish reason."""
+        return self.status is SequenceStatus.FINISHED
+
+    @property
+    def num_tokens_left(self) -> int:
+        """Output tokens that may still come."""
+        by_request = self.request.sampling.max_tokens - self.num_output_tokens
+        return min(by_request, self._max_len - self.num_tokens)
+
+    def start(self) -> SequenceStart:
+        """Everything a worker needs to go on with this sequence."""
+        sampling, exits = self.request.sampling, self.request.early_exit
+        return SequenceStart(
+            sequence_id=self.sequence_id,
+            token_ids=list(self.token_ids),
+            num_prompt_tokens=self.num_prompt_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            seed=sampling.seed,
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            repetition_penalty=sampling.repetition_penalty,
+            logit_bias=dict(sampling.logit_bias),
+            min_tokens=sampling.min_tokens,
+            stop_token_ids=sorted(self._stop_ids),
+            num_logprobs=sampling.num_logprobs,
+            early_exit=exits.enabled,
+            threshold=exits.threshold,
+        )
+
+    def commit(self, num_scheduled: int, result: RowResult) -> int:
+        """Take over what a step produced: cursors move, the output ends where it must.
+
+        Returns:
+            How many of the result's tokens became output.
+        """
+        self.num_computed_tokens += num_scheduled
+        if result.error is not None:
+            self.error = result.error
+            self.finish(FinishReason.ERROR)
+            return 0
+        self._figures.add(result)
+        kept = 0
+        for token_id in result.token_ids:
+            self.token_ids.append(token_id)
+            kept += 1
+            self._finish_after(token_id)
+            if self.is_finished:
+                break
+        if result.token_ids:
+            self.num_computed_tokens = self.num_tokens - 1
+        return kept
+
+    def finish(self, reason: FinishReason, stop_reason: str | int | None = None) -> None:
+        """End the sequence; the first reason stands."""
+        if not self.is_finished:
+            self.status = SequenceStatus.FINISHED
+            self.finish_reason, self.stop_reason = reason, stop_reason
+
+    def drop_tokens_after(self, num_output_tokens: int) -> None:
+        """Forget output beyond a stop string's last token."""
+        del self.token_ids[self.num_prompt_tokens + num_output_tokens :]
+
+    def preempt(self) -> None:
+        """Back to waiting; everything known is to be computed again."""
+        self.status = SequenceStatus.WAITING
+        self.num_computed_tokens = 0
+        self.num_preemptions += 1
+
+    def figures(self) -> DraftFigures:
+        """What drafting did for this request."""
+        return self._figures.snapshot()
+
+    def check(self) -> None:
+        """Assert the cursors' invariants."""
+        assert 0 <= self.num_computed_tokens < self.num_tokens, "cursor beyond the known tokens"
+
+    def _finish_after(self, token_id: int) -> None:
+        sampling = self.request.sampling
+        if token_id in self._stop_ids and self.num_output_tokens >= sampling.min_tokens:
+            is_eos = token_id in self._eos_ids
+            self.finish(FinishReason.STOP, None if is_eos else token_id)
+        elif self.num_tokens_left <= 0:
+            self.finish(FinishReason.LENGTH)
+
+
+class _FigureCounts:
+    """Running counts behind `DraftFigures`."""
+
+    def __init__(self) -> None:
+        self._histogram: list[int] = []
+        self._drafted: Counter[int] = Counter()
+        self._accepted: Counter[int] = Counter()
+
+    def add(self, result: RowResult) -> None:
+        if not result.drafts:
+            return
+        accepted = sum(draft.accepted for draft in result.drafts)
+        self._histogram += [0] * (accepted + 1 - len(self._histogram))
+        self._histogram[accepted] += 1
+        self._drafted.update(draft.exit_layer for draft in result.drafts)
+        self._accepted.update(draft.exit_layer for draft in result.drafts if draft.accepted)
+
+    def snapshot(self) -> DraftFigures:
+        return DraftFigures(
+            num_steps=sum(self._histogram),
+            num_draft_tokens=sum(self._drafted.values()),
+            num_accepted_tokens=sum(self._accepted.values()),
+            acceptance_histogram=tuple(self._histogram),
+            accepted_by_layer=dict(sorted(self._accepted.items())),
+            drafted_by_layer=dict(sorted(self._drafted.items())),
+        )

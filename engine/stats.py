@@ -1,0 +1,55 @@
+"""What the engine counts: plain numbers, a snapshot at any time. Knows no metric names."""
+
+from dataclasses import dataclass, field
+
+from engine.plan import RowResult, StepResult
+from engine.request import FinishReason
+
+
+@dataclass(slots=True, kw_only=True)
+class EngineStats:
+    """Totals since the start, and the present state."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_blocks: int = 0
+    num_blocks_used: int = 0
+    prompt_tokens_total: int = 0
+    generation_tokens_total: int = 0
+    preemptions_total: int = 0
+    finished_total: dict[FinishReason, int] = field(
+        default_factory=lambda: dict.fromkeys(FinishReason, 0)
+    )
+    drafts_total: int = 0  # rows of steps that drafted
+    draft_tokens_total: int = 0
+    accepted_tokens_total: int = 0
+    accepted_per_position: list[int] = field(default_factory=list)
+    drafted_by_layer: dict[int, int] = field(default_factory=dict)
+    accepted_by_layer: dict[int, int] = field(default_factory=dict)
+    steps_total: int = 0
+    worker_time_s_total: float = 0.0
+    is_drafting: bool = False
+    policy_reason: str = ""
+
+    def count_step(self, result: StepResult) -> None:
+        """Add a step's outcome."""
+        self.steps_total += 1
+        self.worker_time_s_total += result.duration_s
+        self.is_drafting, self.policy_reason = result.is_drafting, result.policy_reason
+        for row in result.rows:
+            self._count_drafts(row)
+
+    def _count_drafts(self, row: RowResult) -> None:
+        if not row.drafts:
+            return
+        self.drafts_total += 1
+        self.draft_tokens_total += len(row.drafts)
+        missing = len(row.drafts) - len(self.accepted_per_position)
+        self.accepted_per_position += [0] * missing
+        for position, draft in enumerate(row.drafts):
+            layer = draft.exit_layer
+            self.drafted_by_layer[layer] = self.drafted_by_layer.get(layer, 0) + 1
+            if draft.accepted:
+                self.accepted_tokens_total += 1
+                self.accepted_per_position[position] += 1
+                self.accepted_by_layer[layer] = self.accepted_by_layer.get(layer, 0) + 1

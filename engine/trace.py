@@ -1,0 +1,28 @@
+"""Provenance of emitted tokens, from a step's drafts and their verdicts."""
+
+from engine.plan import RowResult
+from engine.request import TokenTrace
+
+
+def token_traces(result: RowResult, num_kept: int, num_layers: int) -> list[TokenTrace]:
+    """One entry per emitted token: accepted drafts by their exit, the target's own token from the last layer.
+
+    Rejected drafts are listed with the token that replaced the first of them.
+    """
+    accepted = [draft for draft in result.drafts if draft.accepted]
+    traces = [
+        TokenTrace(
+            token_id=draft.token_id, exit_layer=draft.exit_layer, confidence=draft.confidence
+        )
+        for draft in accepted
+    ]
+    if len(result.token_ids) > len(accepted):
+        traces.append(
+            TokenTrace(
+                token_id=result.token_ids[len(accepted)],
+                exit_layer=num_layers,
+                confidence=None,
+                rejected=tuple(result.drafts[len(accepted) :]),
+            )
+        )
+    return traces[:num_kept]

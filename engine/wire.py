@@ -1,0 +1,96 @@
+"""Messages between the server process and the worker process: msgpack in length-prefixed frames, never pickle.
+
+frame = length (4 bytes, big endian) | kind (1 byte) | msgpack body
+"""
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from engine.config import EngineConfig
+from engine.plan import StepPlan, StepResult, WorkerInfo
+
+HEADER = struct.Struct(">IB")
+MAX_FRAME_BYTES = 1 << 28
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far loading is."""
+
+    text: str
+    fraction: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The worker could not load, or a step raised."""
+
+    kind: str  # the exception's class
+    message: str
+
+
+Message = EngineConfig | Progress | WorkerInfo | Failure | StepPlan | StepResult
+
+_KINDS: dict[type[Any], int] = {
+    EngineConfig: 1,
+    Progress: 2,
+    WorkerInfo: 3,
+    Failure: 4,
+    StepPlan: 5,
+    StepResult: 6,
+}
+
+
+class Wire:
+    """Encodes and decodes messages; one for each end."""
+
+    def __init__(self) -> None:
+        self._encoder = msgspec.msgpack.Encoder(enc_hook=_encode_path)
+        self._decoders = {
+            number: msgspec.msgpack.Decoder(kind, dec_hook=_decode_path)
+            for kind, number in _KINDS.items()
+        }
+
+    def encode(self, message: Message) -> bytes:
+        """A whole frame."""
+        body = self._encoder.encode(message)
+        return HEADER.pack(len(body), _KINDS[type(message)]) + body
+
+    def decode(self, kind: int, body: bytes) -> Message:
+        """The message of a frame.
+
+        Raises:
+            ValueError: if it is not a message of ours.
+        """
+        if kind not in self._decoders:
+            raise ValueError(f"unknown frame kind {kind}")
+        message: Message = self._decoders[kind].decode(body)
+        return message
+
+
+def frame_length(header: bytes) -> tuple[int, int]:
+    """(body length, kind) of a frame's header.
+
+    Raises:
+        ValueError: if the length is absurd.
+    """
+    length, kind = HEADER.unpack(header)
+    if length > MAX_FRAME_BYTES:
+        raise ValueError(f"a frame of {length} bytes")
+    return length, kind
+
+
+def _encode_path(value: Any) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    raise NotImplementedError(f"{type(value).__name__} does not cross the wire")
+
+
+def _decode_path(kind: type[Any], value: Any) -> Any:
+    if issubclass(kind, Path):
+        return Path(value)
+    raise NotImplementedError(f"{kind.__name__} does not cross the wire")

@@ -1,0 +1,87 @@
+"""The worker process: `python -m engine.worker.main FD`. Reads frames from a socket, executes plans, answers.
+
+Ends when the socket closes, that is when the server is gone: a worker never outlives its server.
+"""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import traceback
+
+from engine.config import EngineConfig
+from engine.plan import StepPlan
+from engine.wire import HEADER, Failure, Message, Progress, Wire, frame_length
+from engine.worker.worker import ModelWorker
+
+logger = logging.getLogger("engine.worker")
+
+
+class Connection:
+    """Blocking frames over the inherited socket."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._wire = Wire()
+
+    def send(self, message: Message) -> None:
+        """Send one frame."""
+        self._socket.sendall(self._wire.encode(message))
+
+    def receive(self) -> Message | None:
+        """The next frame; None when the server has closed the socket."""
+        header = self._read(HEADER.size)
+        if header is None:
+            return None
+        length, kind = frame_length(header)
+        body = self._read(length)
+        return None if body is None else self._wire.decode(kind, body)
+
+    def _read(self, count: int) -> bytes | None:
+        chunks = bytearray()
+        while len(chunks) < count:
+            chunk = self._socket.recv(min(1 << 20, count - len(chunks)))
+            if not chunk:
+                return None
+            chunks += chunk
+        return bytes(chunks)
+
+
+def serve(connection: Connection) -> None:
+    """Load what the first frame says, then execute plans until the socket closes."""
+    config = connection.receive()
+    assert isinstance(config, EngineConfig), "the first frame is the configuration"
+    try:
+        worker = ModelWorker(config, lambda text, part: connection.send(Progress(text, part)))
+    except Exception as error:
+        logger.debug("loading failed", exc_info=True)
+        connection.send(Failure(type(error).__name__, str(error)))
+        return
+    connection.send(worker.info)
+    while (plan := connection.receive()) is not None:
+        assert isinstance(plan, StepPlan), "after loading, every frame is a plan"
+        try:
+            connection.send(worker.execute(plan))
+        except Exception as error:
+            logger.error("step %d failed:\n%s", plan.step_id, traceback.format_exc())
+            connection.send(Failure(type(error).__name__, str(error)))
+
+
+def main() -> int:
+    """Entry point."""
+    # The server decides when a worker ends; a Ctrl-C in the terminal reaches both processes.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.basicConfig(
+        level=os.environ.get("ADADECODE_LOG_LEVEL", "info").upper(), format="%(message)s"
+    )
+    inherited = socket.socket(fileno=int(sys.argv[1]))
+    try:
+        serve(Connection(inherited))
+    except (BrokenPipeError, ConnectionResetError):
+        logger.info("the server is gone, the worker ends")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

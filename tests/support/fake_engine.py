@@ -1,0 +1,215 @@
+"""An engine without a model, for tests of the server: scripted text, byte tokens, failures on demand."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from engine.errors import EngineStopped
+from engine.request import (
+    DraftFigures,
+    ExitRecord,
+    FinishReason,
+    GenerationRequest,
+    RequestOutput,
+    TokenLogprobs,
+    TokenTrace,
+)
+from engine.stats import EngineStats
+
+NUM_LAYERS = 4
+EXIT_LAYER = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineInfo:
+    """Stands in for `engine.async_engine.EngineInfo`."""
+
+    max_model_len: int
+    vocab_size: int
+    num_layers: int
+    exit_layers: list[int]
+    max_draft_tokens: int
+    backend: str
+    device: str
+    dtype: str
+    num_blocks: int
+    block_size: int
+
+
+class ByteTokenizer:
+    """One token per UTF-8 byte; ids from 256 on are control tokens."""
+
+    vocab_size = 260
+    eos_token_ids = (257,)
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        return bytes(token_id for token_id in ids if token_id < 256).decode(errors="replace")
+
+    def apply_chat_template(
+        self, messages: list[dict[str, str]], *, add_generation_prompt: bool = True
+    ) -> list[int]:
+        ids: list[int] = []
+        for message in messages:
+            ids += [256, *self.encode(f"{message['role']}:{message['content']}")]
+        return [*ids, 258] if add_generation_prompt else ids
+
+    def token_text(self, token_id: int) -> str:
+        return self.decode([token_id])
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id]) if token_id < 256 else b""
+
+
+@dataclass
+class FakeEngine:
+    """Streams a text byte by byte; what it depends on is what a test needs to see."""
+
+    text: str | Callable[[GenerationRequest], str] = "Hello world!"
+    info: EngineInfo = field(
+        default_factory=lambda: EngineInfo(
+            max_model_len=256,
+            vocab_size=ByteTokenizer.vocab_size,
+            num_layers=NUM_LAYERS,
+            exit_layers=[EXIT_LAYER],
+            max_draft_tokens=3,
+            backend="fake",
+            device="cpu",
+            dtype="float32",
+            num_blocks=64,
+            block_size=16,
+        )
+    )
+    token_delay_s: float = 0.0
+    start_error: Exception | None = None  # raised by start()
+    refusal: Exception | None = None  # raised before any output
+    failure: Exception | None = None  # raised, or as a final output, after `failure_after` tokens
+    failure_after: int = 3
+    finish_with: FinishReason | None = None  # ends with this reason at `failure_after` tokens
+    is_failed: bool = False
+    is_started: bool = False
+    is_stopped: bool = False
+    requests: list[GenerationRequest] = field(default_factory=list)
+    aborted: list[str] = field(default_factory=list)  # ids of requests closed before their end
+    open_ids: set[str] = field(default_factory=set)
+
+    @property
+    def is_ready(self) -> bool:
+        return self.is_started and not self.is_stopped
+
+    async def start(self) -> None:
+        if self.start_error is not None:
+            raise self.start_error
+        self.is_started = True
+
+    async def stop(self, timeout_s: float = 0) -> None:
+        self.is_stopped = True
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while self.open_ids and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.01)
+        self.finish_with, self.failure_after = FinishReason.ABORT, 0
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            num_running=len(self.open_ids),
+            num_blocks=64,
+            num_blocks_used=16,
+            generation_tokens_total=12,
+            drafts_total=4,
+            draft_tokens_total=6,
+            accepted_tokens_total=5,
+            accepted_per_position=[4, 1],
+            drafted_by_layer={EXIT_LAYER: 6},
+            accepted_by_layer={EXIT_LAYER: 5},
+            is_drafting=True,
+        )
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[RequestOutput, None]:
+        if self.refusal is not None:
+            raise self.refusal
+        if self.is_stopped:
+            raise EngineStopped("stopped")
+        self.requests.append(request)
+        self.open_ids.add(request.request_id)
+        is_finished = False
+        try:
+            for output in self._outputs(request):
+                await asyncio.sleep(self.token_delay_s)
+                if self.failure and output.num_output_tokens > self.failure_after:
+                    raise self.failure
+                if self.finish_with and output.num_output_tokens > self.failure_after:
+                    is_finished = True
+                    yield _ended(output, self.finish_with)
+                    return
+                is_finished = output.finish_reason is not None
+                yield output
+        finally:
+            self.open_ids.discard(request.request_id)
+            if not is_finished:
+                self.aborted.append(request.request_id)
+
+    def _outputs(self, request: GenerationRequest) -> Iterator[RequestOutput]:
+        text = self.text if isinstance(self.text, str) else self.text(request)
+        token_ids = list(text.encode())
+        kept = token_ids[: request.sampling.max_tokens]
+        for place, token_id in enumerate(kept):
+            is_last = place == len(kept) - 1
+            reason = FinishReason.STOP if len(kept) == len(token_ids) else FinishReason.LENGTH
+            yield RequestOutput(
+                request_id=request.request_id,
+                text=chr(token_id) if token_id < 128 else "",
+                token_ids=(token_id,),
+                logprobs=_logprobs(request, token_id),
+                trace=_trace(request, token_id, place),
+                num_prompt_tokens=len(request.prompt_token_ids),
+                num_output_tokens=place + 1,
+                finish_reason=reason if is_last else None,
+                draft_figures=_figures(request) if is_last else None,
+            )
+
+
+def _ended(output: RequestOutput, reason: FinishReason) -> RequestOutput:
+    return RequestOutput(
+        request_id=output.request_id,
+        text="",
+        token_ids=(),
+        num_prompt_tokens=output.num_prompt_tokens,
+        num_output_tokens=output.num_output_tokens - 1,
+        finish_reason=reason,
+        error="row failed at /secret/path" if reason is FinishReason.ERROR else None,
+    )
+
+
+def _logprobs(request: GenerationRequest, token_id: int) -> tuple[TokenLogprobs, ...]:
+    num_logprobs = request.sampling.num_logprobs
+    if num_logprobs is None:
+        return ()
+    others = tuple((ord("a") + i, -1.0 - i) for i in range(max(0, num_logprobs - 1)))
+    top = ((token_id, -0.5), *others) if num_logprobs else ()
+    return (TokenLogprobs(token_id=token_id, logprob=-0.5, top=top),)
+
+
+def _trace(request: GenerationRequest, token_id: int, place: int) -> tuple[TokenTrace, ...]:
+    if not request.early_exit.return_trace:
+        return ()
+    if place % 2 == 0:
+        return (TokenTrace(token_id=token_id, exit_layer=EXIT_LAYER, confidence=0.9),)
+    wrong = ExitRecord(token_id=ord("?"), exit_layer=EXIT_LAYER, confidence=0.6, accepted=False)
+    return (
+        TokenTrace(token_id=token_id, exit_layer=NUM_LAYERS, confidence=None, rejected=(wrong,)),
+    )
+
+
+def _figures(request: GenerationRequest) -> DraftFigures | None:
+    if not request.early_exit.enabled:
+        return None
+    return DraftFigures(
+        num_steps=4,
+        num_draft_tokens=6,
+        num_accepted_tokens=5,
+        acceptance_histogram=(0, 3, 1),
+        accepted_by_layer={EXIT_LAYER: 5},
+        drafted_by_layer={EXIT_LAYER: 6},
+    )

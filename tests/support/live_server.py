@@ -1,0 +1,46 @@
+"""A uvicorn on loopback in a thread: ASGI test transports cannot show streaming or disconnects."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from fake_engine import ByteTokenizer, FakeEngine
+from fastapi import FastAPI
+
+from server.app import create_app
+from server.service import InferenceService, ServedModel
+from server.settings import ServerSettings
+
+MODEL = "fake-model"
+
+
+def fake_app(engine: FakeEngine, **settings: object) -> FastAPI:
+    """The application around a fake engine."""
+
+    async def load() -> ServedModel:
+        await engine.start()
+        return ServedModel(engine, ByteTokenizer())  # type: ignore[arg-type]
+
+    return create_app(
+        InferenceService((MODEL,), load),
+        ServerSettings.model_validate({"model": MODEL, **settings}),
+    )
+
+
+@contextmanager
+def serving(app: FastAPI) -> Iterator[str]:
+    """Serve an application; yields its address."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, http="h11", log_config=None, lifespan="on"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.005)
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(timeout=10)
