@@ -1,9 +1,10 @@
-"""An engine without a model, for tests of the server: scripted text, byte tokens, failures on demand."""
+"""An engine without a model, for tests of the server: scripted text, failures on demand."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from engine import EngineInfo
 from engine.errors import EngineStopped
 from engine.request import (
     DraftFigures,
@@ -18,22 +19,6 @@ from engine.stats import EngineStats
 
 NUM_LAYERS = 4
 EXIT_LAYER = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineInfo:
-    """Stands in for `engine.async_engine.EngineInfo`."""
-
-    max_model_len: int
-    vocab_size: int
-    num_layers: int
-    exit_layers: list[int]
-    max_draft_tokens: int
-    backend: str
-    device: str
-    dtype: str
-    num_blocks: int
-    block_size: int
 
 
 class ByteTokenizer:

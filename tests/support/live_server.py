@@ -22,12 +22,10 @@ def fake_app(engine: FakeEngine, **settings: object) -> FastAPI:
 
     async def load() -> ServedModel:
         await engine.start()
-        return ServedModel(engine, ByteTokenizer())  # type: ignore[arg-type]
+        return ServedModel(engine, engine.info, ByteTokenizer())  # type: ignore[arg-type]
 
-    return create_app(
-        InferenceService((MODEL,), load),
-        ServerSettings.model_validate({"model": MODEL, **settings}),
-    )
+    checked = ServerSettings.model_validate({"model": MODEL, **settings})
+    return create_app(InferenceService((MODEL,), load), checked)
 
 
 @contextmanager

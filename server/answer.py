@@ -1,0 +1,129 @@
+"""Outputs → HTTP: the whole answer as JSON, or a stream of server-sent events.
+
+An error before the first output has its own status. After that a stream can only say it in an
+event: `data: {"error": …}`, then `data: [DONE]`. Whoever leaves early closes the outputs, which
+aborts the generation.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from engine.request import RequestOutput
+from server.connection import while_connected
+from server.errors import failure_of
+from server.fan_out import IndexedOutputs
+from server.render.common import Renderer, gather
+
+_SEPARATOR = "\n"
+_WRITE_TIMEOUT_S = 60.0  # a client that reads nothing for so long is given up
+_LONGEST_WAIT_S = 15.0  # for the first output, before a stream's status is sent
+
+logger = logging.getLogger(__name__)
+
+
+async def whole_answer(request: Request, outputs: IndexedOutputs, renderer: Renderer) -> Response:
+    """Wait for everything and answer at once; stops when the client leaves.
+
+    Raises:
+        EngineError: the generation failed.
+        ClientDisconnect: nobody is there to answer.
+    """
+    choices = await while_connected(request, _gather_choices(outputs))
+    answer = renderer.answer(choices)
+    return Response(answer.model_dump_json(), media_type="application/json")
+
+
+async def streamed_answer(
+    request: Request, outputs: IndexedOutputs, renderer: Renderer, keep_alive_s: float
+) -> Response:
+    """Answer with a stream; returns once there is a first output or waiting for it takes long.
+
+    Raises:
+        EngineError: the generation was refused.
+        ClientDisconnect: the client left before the stream began.
+    """
+    first = asyncio.ensure_future(anext(outputs))
+    try:
+        wait_s = min(keep_alive_s or _LONGEST_WAIT_S, _LONGEST_WAIT_S)
+        await while_connected(request, _wait(first, wait_s))
+        if first.done():
+            first.result()
+    except BaseException:
+        await _close(first, outputs)
+        raise
+    return _AnswerStream(first, outputs, renderer, keep_alive_s)
+
+
+class _AnswerStream(EventSourceResponse):
+    """A stream of chunks that closes its outputs however it ends."""
+
+    def __init__(
+        self,
+        first: asyncio.Future[tuple[int, RequestOutput]],
+        outputs: IndexedOutputs,
+        renderer: Renderer,
+        keep_alive_s: float,
+    ) -> None:
+        super().__init__(
+            _events(first, outputs, renderer),
+            sep=_SEPARATOR,
+            ping=keep_alive_s,
+            ping_message_factory=lambda: ServerSentEvent(comment="keep-alive", sep=_SEPARATOR),
+            send_timeout=_WRITE_TIMEOUT_S,
+        )
+        self._first = first
+        self._outputs = outputs
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:  # also when the client left before the first event was asked for
+            await _close(self._first, self._outputs)
+
+
+async def _events(
+    first: asyncio.Future[tuple[int, RequestOutput]], outputs: IndexedOutputs, renderer: Renderer
+) -> AsyncIterator[str]:
+    """The data of each event."""
+    try:
+        for chunk in renderer.chunks(*await first):
+            yield chunk.model_dump_json()
+        async for index, output in outputs:
+            for chunk in renderer.chunks(index, output):
+                yield chunk.model_dump_json()
+        for chunk in renderer.closing_chunks():
+            yield chunk.model_dump_json()
+    except Exception as error:  # the status is out: the stream itself must say it
+        failure = failure_of(error)
+        logger.warning("stream ended with an error: %s", failure.code, exc_info=failure.is_internal)
+        yield failure.body.decode()
+    yield "[DONE]"
+
+
+async def _gather_choices(outputs: IndexedOutputs) -> list[RequestOutput]:
+    """Every choice's gathered output, by index."""
+    pieces: dict[int, list[RequestOutput]] = {}
+    try:
+        async for index, output in outputs:
+            pieces.setdefault(index, []).append(output)
+    finally:
+        await outputs.aclose()
+    return [gather(pieces[index]) for index in sorted(pieces)]
+
+
+async def _wait(future: asyncio.Future[tuple[int, RequestOutput]], timeout_s: float) -> None:
+    await asyncio.wait({future}, timeout=timeout_s)
+
+
+async def _close(first: asyncio.Future[tuple[int, RequestOutput]], outputs: IndexedOutputs) -> None:
+    first.cancel()
+    with suppress(Exception, asyncio.CancelledError):
+        await first
+    await outputs.aclose()

@@ -1,0 +1,59 @@
+"""The `adadecode` command and its subcommands.
+
+Each lives in a module with `add_arguments(parser)` and `run(args) -> int`. Only the module of the
+chosen subcommand is imported: `serve` loads no torch, `heads train` no web framework.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+from server.version import VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A subcommand: its name, the module behind it, and what it does in a line."""
+
+    name: str
+    module: str
+    help: str
+
+
+COMMANDS = (
+    Command("serve", "server.serve", "serve a model over an OpenAI-compatible API"),
+    Command("chat", "server.chat", "chat with a running server in the terminal"),
+    Command("bench", "benchmarks.cli", "measure what early exits bring on this machine"),
+    Command("heads", "training.cli", "train and evaluate exit heads"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand and return its exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    args = _parser(arguments[0] if arguments else "").parse_args(arguments)
+    status: int = args.run(args)
+    return status
+
+
+def _parser(chosen: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="adadecode", description="Serve language models faster with verified early exits."
+    )
+    parser.add_argument("--version", action="version", version=f"adadecode {VERSION}")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        subparser = subparsers.add_parser(
+            command.name, help=command.help, description=command.help.capitalize() + "."
+        )
+        if command.name == chosen:
+            module = import_module(command.module)
+            module.add_arguments(subparser)
+            subparser.set_defaults(run=module.run)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,41 @@
+"""What the routes of one application share; there are no globals."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from server.convert import RequestLimits
+from server.metrics import ServerMetrics
+from server.seeds import SeedSource
+from server.service import InferenceService, ServedModel
+from server.settings import ServerSettings
+
+
+@dataclass(frozen=True, slots=True)
+class ServerContext:
+    """The parts of an application."""
+
+    settings: ServerSettings
+    service: InferenceService
+    metrics: ServerMetrics
+    seeds: SeedSource
+
+    def limits(self, model: ServedModel) -> RequestLimits:
+        """What a request to `model` may ask for."""
+        info = model.info
+        return RequestLimits(
+            max_model_len=info.max_model_len,
+            vocab_size=info.vocab_size,
+            max_draft_tokens=info.max_draft_tokens,
+            max_logprobs=self.settings.max_logprobs,
+        )
+
+
+def _context_of(request: Request) -> ServerContext:
+    context = request.app.state.context
+    assert isinstance(context, ServerContext), "create_app sets it"
+    return context
+
+
+Context = Annotated[ServerContext, Depends(_context_of)]

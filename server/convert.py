@@ -1,0 +1,199 @@
+"""Wire request → `GenerationRequest`s. Pure; refuses what cannot be honoured, naming the field.
+
+This is the last check of every number and id: the engine and the kernels behind it index with them
+unchecked.
+"""
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine.errors import PromptTooLong, RequestError, UnsupportedOption
+from engine.request import EarlyExitOptions, GenerationRequest, SamplingParams
+from server.protocol.chat import ChatCompletionRequest
+from server.protocol.common import MAX_TOTAL_CHOICES, CompletionRequestBase, refuse_unsupported
+from server.protocol.completions import CompletionRequest
+
+_MAX_LOGIT_BIAS = 100.0
+_SEED_RANGE = 1 << 64
+_GREEDY_BELOW = 1e-5  # a temperature this low is greedy in effect, and dividing by it overflows
+_DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default of /v1/completions
+_TOKEN_ID_KEY = re.compile(r"[0-9]{1,9}")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestLimits:
+    """What the served model and the server's settings allow."""
+
+    max_model_len: int
+    vocab_size: int
+    max_draft_tokens: int
+    max_logprobs: int
+
+
+def check_options(body: CompletionRequestBase) -> None:
+    """Refuse combinations and options that need nothing but the body to be judged.
+
+    Raises:
+        RequestError: naming the field.
+    """
+    extra = body.model_extra or {}
+    refuse_unsupported(extra)
+    if extra and logger.isEnabledFor(logging.DEBUG):
+        logger.debug("ignored unknown fields: %s", ", ".join(map(ascii, sorted(extra))))
+    if body.stream_options is not None and not body.stream:
+        raise RequestError("stream_options needs stream: true.", param="stream_options")
+    num_choices = body.n or 1
+    if isinstance(body, CompletionRequest):
+        if body.best_of is not None and body.best_of != num_choices:
+            raise UnsupportedOption("best_of other than n is not supported.", param="best_of")
+        if len(body.prompt) * num_choices > MAX_TOTAL_CHOICES:
+            message = f"At most {MAX_TOTAL_CHOICES} choices are allowed in all."
+            raise RequestError(message, param="n")
+    if isinstance(body, ChatCompletionRequest) and body.top_logprobs and not body.logprobs:
+        raise RequestError("top_logprobs needs logprobs: true.", param="top_logprobs")
+
+
+def to_generation_requests(
+    body: CompletionRequestBase,
+    prompts: Sequence[Sequence[int]],
+    limits: RequestLimits,
+    *,
+    answer_id: str,
+    seed: int,
+) -> list[GenerationRequest]:
+    """One engine request per choice, in the order of the answer's indices: n for each prompt.
+
+    Args:
+        body: the checked body.
+        prompts: token ids of each prompt.
+        limits: what is allowed here.
+        answer_id: prefix of the engine's request ids.
+        seed: for requests without one; choice i uses seed + i, so that choices differ.
+
+    Raises:
+        RequestError: a number or id is out of range, or the prompt is too long.
+    """
+    first_seed = seed if body.seed is None else body.seed
+    early_exit = _early_exit(body, limits)
+    requests: list[GenerationRequest] = []
+    for prompt in prompts:
+        _check_token_ids(prompt, limits, prompt_param(body))
+        max_tokens = _max_tokens(body, len(prompt), limits)
+        for _ in range(body.n or 1):
+            index = len(requests)
+            requests.append(
+                GenerationRequest(
+                    request_id=f"{answer_id}-{index}",
+                    prompt_token_ids=tuple(prompt),
+                    sampling=_sampling(body, limits, max_tokens, first_seed + index),
+                    early_exit=early_exit,
+                )
+            )
+    return requests
+
+
+def prompt_param(body: CompletionRequestBase) -> str:
+    """The field that the prompt came from."""
+    return "prompt" if isinstance(body, CompletionRequest) else "messages"
+
+
+def _sampling(
+    body: CompletionRequestBase, limits: RequestLimits, max_tokens: int, seed: int
+) -> SamplingParams:
+    temperature = 1.0 if body.temperature is None else body.temperature
+    top_k = body.top_k or 0
+    stop_token_ids = body.stop_token_ids or []
+    _check_token_ids(stop_token_ids, limits, "stop_token_ids")
+    min_tokens = body.min_tokens or 0
+    if min_tokens > max_tokens:
+        raise RequestError("min_tokens is larger than max_tokens.", param="min_tokens")
+    return SamplingParams(
+        temperature=temperature if temperature >= _GREEDY_BELOW else 0.0,
+        top_p=1.0 if body.top_p is None else body.top_p,
+        top_k=top_k if 0 < top_k < limits.vocab_size else 0,
+        min_p=body.min_p or 0.0,
+        seed=seed % _SEED_RANGE,
+        max_tokens=max_tokens,
+        min_tokens=min_tokens,
+        stop=body.stop,
+        include_stop_str_in_output=bool(body.include_stop_str_in_output),
+        stop_token_ids=tuple(stop_token_ids),
+        ignore_eos=bool(body.ignore_eos),
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
+        logit_bias=_logit_bias(body, limits),
+        num_logprobs=_num_logprobs(body, limits),
+    )
+
+
+def _early_exit(body: CompletionRequestBase, limits: RequestLimits) -> EarlyExitOptions:
+    asked = body.early_exit
+    if asked is None:
+        return EarlyExitOptions()
+    max_draft_tokens = asked.max_draft_tokens
+    if max_draft_tokens is not None:
+        max_draft_tokens = min(max_draft_tokens, limits.max_draft_tokens)
+    return EarlyExitOptions(
+        enabled=asked.enabled,
+        threshold=asked.threshold,
+        max_draft_tokens=max_draft_tokens,
+        return_trace=asked.return_trace,
+    )
+
+
+def _max_tokens(body: CompletionRequestBase, num_prompt_tokens: int, limits: RequestLimits) -> int:
+    room = limits.max_model_len - num_prompt_tokens
+    asked = _asked_max_tokens(body)
+    if asked is None:
+        is_chat = isinstance(body, ChatCompletionRequest)
+        asked = max(1, room) if is_chat else max(1, min(room, _DEFAULT_COMPLETION_TOKENS))
+    if asked > room:
+        raise PromptTooLong(
+            f"This model's context is {limits.max_model_len} tokens; the prompt has "
+            f"{num_prompt_tokens} and {asked} more were asked for.",
+            param=prompt_param(body),
+        )
+    return asked
+
+
+def _asked_max_tokens(body: CompletionRequestBase) -> int | None:
+    if not isinstance(body, ChatCompletionRequest) or body.max_completion_tokens is None:
+        return body.max_tokens
+    if body.max_tokens not in (None, body.max_completion_tokens):
+        message = "max_tokens and max_completion_tokens differ; give one of them."
+        raise RequestError(message, param="max_tokens")
+    return body.max_completion_tokens
+
+
+def _logit_bias(body: CompletionRequestBase, limits: RequestLimits) -> dict[int, float]:
+    bias: dict[int, float] = {}
+    for key, value in (body.logit_bias or {}).items():
+        if not _TOKEN_ID_KEY.fullmatch(key) or int(key) >= limits.vocab_size:
+            message = f"logit_bias: keys should be token ids from 0 to {limits.vocab_size - 1}."
+            raise RequestError(message, param="logit_bias")
+        if abs(value) > _MAX_LOGIT_BIAS:
+            raise RequestError("logit_bias: values should be from -100 to 100.", param="logit_bias")
+        bias[int(key)] = value
+    return bias
+
+
+def _num_logprobs(body: CompletionRequestBase, limits: RequestLimits) -> int | None:
+    if isinstance(body, ChatCompletionRequest):
+        asked, param = (body.top_logprobs or 0) if body.logprobs else None, "top_logprobs"
+    else:
+        assert isinstance(body, CompletionRequest), "only two endpoints complete"
+        asked, param = body.logprobs, "logprobs"
+    if asked is not None and asked > limits.max_logprobs:
+        raise RequestError(f"{param}: at most {limits.max_logprobs} are allowed.", param=param)
+    return asked
+
+
+def _check_token_ids(token_ids: Sequence[int], limits: RequestLimits, param: str) -> None:
+    if token_ids and not 0 <= min(token_ids) <= max(token_ids) < limits.vocab_size:
+        message = f"{param}: token ids should be from 0 to {limits.vocab_size - 1}."
+        raise RequestError(message, param=param)

@@ -1,0 +1,130 @@
+"""The error envelope, and the one table that says which exception becomes which answer.
+
+`{"error": {"message", "type", "param", "code"}}` everywhere, as OpenAI's clients expect. Messages
+of 4xx come from our own checks and never echo input; those of 5xx are fixed texts, so that nothing
+internal leaks.
+"""
+
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from engine.errors import (
+    EngineFailed,
+    EngineOverloaded,
+    EngineStopped,
+    ModelNotFound,
+    RequestError,
+)
+
+_INVALID = "invalid_request_error"
+_UNAVAILABLE = "service_unavailable_error"
+
+
+class ErrorBody(BaseModel):
+    """What went wrong, in OpenAI's terms."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorResponse(BaseModel):
+    """The envelope of every error."""
+
+    error: ErrorBody
+
+
+class BodyError(Exception):
+    """The request's body was refused before it was parsed."""
+
+    def __init__(self, status: HTTPStatus, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+class InvalidApiKey(Exception):
+    """No key, or one that is not among ours."""
+
+
+class ModelNotReady(Exception):
+    """The model is still loading."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """An exception, translated: the answer's status, headers and body."""
+
+    status: int
+    type: str
+    code: str | None
+    message: str
+    param: str | None = None
+    retry_after_s: int | None = None
+
+    @property
+    def is_internal(self) -> bool:
+        """Whether it is our fault and the log should have the details."""
+        return self.status == HTTPStatus.INTERNAL_SERVER_ERROR
+
+    @property
+    def body(self) -> bytes:
+        """The envelope as JSON."""
+        error = ErrorBody(message=self.message, type=self.type, param=self.param, code=self.code)
+        return ErrorResponse(error=error).model_dump_json().encode()
+
+    def response(self) -> Response:
+        """The envelope as an HTTP response."""
+        headers = {}
+        if self.retry_after_s is not None:
+            headers["Retry-After"] = str(self.retry_after_s)
+        if self.status == HTTPStatus.UNAUTHORIZED:
+            headers["WWW-Authenticate"] = "Bearer"
+        return Response(self.body, self.status, headers, media_type="application/json")
+
+
+# Exceptions without details of their own: (status, type, code, message).
+_FIXED: dict[type[Exception], tuple[int, str, str, str]] = {
+    ModelNotFound: (404, _INVALID, "model_not_found", "The model does not exist."),
+    InvalidApiKey: (401, "authentication_error", "invalid_api_key", "Incorrect API key provided."),
+    ModelNotReady: (503, _UNAVAILABLE, "model_loading", "The model is still loading."),
+    EngineOverloaded: (
+        503,
+        _UNAVAILABLE,
+        "server_is_overloaded",
+        "Too many requests are waiting; try again later.",
+    ),
+    EngineStopped: (503, _UNAVAILABLE, "shutting_down", "The server is shutting down."),
+    EngineFailed: (500, "server_error", "engine_failed", "The engine failed; try again later."),
+}
+_INTERNAL = (500, "server_error", "internal_error", "The server had an internal error.")
+
+
+def failure_of(error: Exception) -> Failure:
+    """Translate an exception; anything unknown is a 500 with a fixed text."""
+    if isinstance(error, RequestError):
+        return Failure(
+            status=400, type=_INVALID, code=error.code, message=str(error), param=error.param
+        )
+    if isinstance(error, BodyError):
+        return Failure(status=error.status, type=_INVALID, code=error.code, message=str(error))
+    if isinstance(error, HTTPException):
+        phrase = HTTPStatus(error.status_code).phrase
+        code = phrase.lower().replace(" ", "_")
+        return Failure(status=error.status_code, type=_INVALID, code=code, message=f"{phrase}.")
+    status, kind, code, message = next(
+        (row for exception, row in _FIXED.items() if isinstance(error, exception)), _INTERNAL
+    )
+    return Failure(
+        status=status,
+        type=kind,
+        code=code,
+        message=message,
+        param="model" if isinstance(error, ModelNotFound) else None,
+        retry_after_s=getattr(error, "retry_after_s", 1) if status == 503 else None,
+    )

@@ -1,0 +1,66 @@
+"""Several generations as one stream of (choice index, output); closing it closes all of them."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+from engine.errors import EngineFailed, EngineStopped
+from engine.request import FinishReason, RequestOutput
+
+Outputs = AsyncGenerator[RequestOutput, None]
+IndexedOutputs = AsyncGenerator[tuple[int, RequestOutput], None]
+
+
+async def fan_out(generations: Sequence[Outputs]) -> IndexedOutputs:
+    """Run all generations at once and yield their outputs as they come.
+
+    A failure of one ends all: an answer is given whole or not at all.
+
+    Raises:
+        EngineError: whatever a generation raised, or that it was aborted or failed.
+    """
+    merged = _merge(generations) if len(generations) > 1 else _number(generations[0])
+    async with aclosing(merged):
+        async for index, output in merged:
+            if output.finish_reason is FinishReason.ERROR:
+                raise EngineFailed(output.error or "the request failed")
+            if output.finish_reason is FinishReason.ABORT:
+                raise EngineStopped("aborted at shutdown")
+            yield index, output
+
+
+async def _number(generation: Outputs) -> IndexedOutputs:
+    async with aclosing(generation):
+        async for output in generation:
+            yield 0, output
+
+
+async def _merge(generations: Sequence[Outputs]) -> IndexedOutputs:
+    # Bounded, so that a slow reader stops the pumps and the engine coalesces what it has.
+    queue: asyncio.Queue[tuple[int, RequestOutput | Exception | None]]
+    queue = asyncio.Queue(maxsize=len(generations))
+
+    async def pump(index: int, generation: Outputs) -> None:
+        try:
+            async with aclosing(generation):
+                async for output in generation:
+                    await queue.put((index, output))
+            await queue.put((index, None))
+        except Exception as error:  # handed to the reader, which raises it
+            await queue.put((index, error))
+
+    pumps = [asyncio.create_task(pump(*numbered)) for numbered in enumerate(generations)]
+    try:
+        num_open = len(pumps)
+        while num_open:
+            index, item = await queue.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                num_open -= 1
+            else:
+                yield index, item
+    finally:
+        for task in pumps:
+            task.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)

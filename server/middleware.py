@@ -1,0 +1,97 @@
+"""Around every request, outermost first: its id, the last resort for errors, the API key.
+
+Plain ASGI, because Starlette's BaseHTTPMiddleware hides disconnects from streams.
+"""
+
+import hashlib
+import logging
+import re
+import secrets
+import uuid
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.errors import InvalidApiKey, failure_of
+
+REQUEST_ID_HEADER = "X-Request-Id"
+_UNSAFE_IN_ID = re.compile(r"[^A-Za-z0-9._:\-]")
+_MAX_ID_CHARS = 128
+_OPEN_PATHS = frozenset({"/health", "/ready"})  # for probes, which have no key
+
+logger = logging.getLogger(__name__)
+
+
+class RequestIdMiddleware:
+    """Echoes the client's X-Request-Id, made safe, or gives the request one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        asked = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
+        request_id = _UNSAFE_IN_ID.sub("", asked[: 4 * _MAX_ID_CHARS])[:_MAX_ID_CHARS]
+        request_id = request_id or uuid.uuid4().hex
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+
+class LastResortMiddleware:
+    """Answers what nobody handled with a plain 500 and logs it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_started = False
+
+        async def noting_send(message: Message) -> None:
+            nonlocal has_started
+            has_started = has_started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting_send)
+        except Exception as error:
+            if scope["type"] != "http":
+                raise
+            if has_started:  # too late for a status; uvicorn closes the connection
+                logger.warning("response broke off: %s", type(error).__name__)
+                raise
+            logger.exception("unhandled error")
+            await failure_of(error).response()(scope, receive, send)
+
+
+class ApiKeyMiddleware:
+    """Asks for one of the keys everywhere but at the probes."""
+
+    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+        self._app = app
+        self._digests = [_digest(key) for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in _OPEN_PATHS:
+            scheme, _, key = Headers(scope=scope).get("Authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not self._is_known(key.strip()):
+                await failure_of(InvalidApiKey()).response()(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _is_known(self, key: str) -> bool:
+        """Compares with every key in constant time, so that timing tells nothing."""
+        digest = _digest(key)
+        matches = [secrets.compare_digest(digest, known) for known in self._digests]
+        return any(matches)
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

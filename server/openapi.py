@@ -1,0 +1,55 @@
+"""The OpenAPI document, with the body types that FastAPI cannot see (`server.body` parses them)."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from server.errors import ErrorResponse
+from server.protocol.chat import ChatCompletionChunk, ChatCompletionRequest
+from server.protocol.completions import CompletionRequest
+
+_REF_TEMPLATE = "#/components/schemas/{model}"
+
+
+def accepts(body_type: type[BaseModel]) -> dict[str, Any]:
+    """`openapi_extra` of a route whose body is `body_type`."""
+    content = {"application/json": {"schema": _ref(body_type)}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def streams(chunk_type: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """`responses` of a route that can also answer with events of `chunk_type`, and with errors."""
+    error = {"description": "An error", "model": ErrorResponse}
+    description = "The answer; with `stream: true` events of these chunks, then `[DONE]`"
+    return {
+        200: {
+            "description": description,
+            "content": {"text/event-stream": {"schema": _ref(chunk_type)}},
+        },
+        **dict.fromkeys((400, 401, 404, 413, 415, 500, 503), error),
+    }
+
+
+def describe(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's document plus the types it cannot see."""
+    if app.openapi_schema is None:
+        document = FastAPI.openapi(app)
+        _, definitions = models_json_schema(
+            [
+                (ChatCompletionRequest, "validation"),
+                (CompletionRequest, "validation"),
+                (ChatCompletionChunk, "serialization"),
+            ],
+            ref_template=_REF_TEMPLATE,
+        )
+        schemas = document["components"]["schemas"]
+        for name, schema in definitions["$defs"].items():
+            schemas.setdefault(name, schema)
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+def _ref(model: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": _REF_TEMPLATE.format(model=model.__name__)}

@@ -1,0 +1,95 @@
+"""From a body's text or messages to token ids; long texts on a thread, to keep the loop free."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from engine import Tokenizer
+from engine.errors import PromptTooLong, RequestError
+from server.protocol.chat import ChatMessage
+
+_INLINE_CHARS = 8192  # about a millisecond of encoding
+_MAX_CHARS_PER_TOKEN = (
+    256  # no vocabulary has a longer token: longer texts cannot fit, encoded or not
+)
+
+
+async def encode_prompts(
+    tokenizer: Tokenizer, prompts: Sequence[str | list[int]], max_model_len: int
+) -> list[list[int]]:
+    """Token ids of /v1/completions prompts; those given as ids pass.
+
+    Raises:
+        PromptTooLong: a text is so long that it need not be encoded to know.
+    """
+    return [
+        prompt
+        if isinstance(prompt, list)
+        else await _encode(partial(tokenizer.encode, prompt), len(prompt), max_model_len, "prompt")
+        for prompt in prompts
+    ]
+
+
+async def encode_messages(
+    tokenizer: Tokenizer, messages: Sequence[ChatMessage], max_model_len: int
+) -> list[int]:
+    """Token ids of a conversation in the model's chat template.
+
+    Raises:
+        RequestError: content that is not text, or a conversation that the template refuses.
+    """
+    turns = [_turn(index, message) for index, message in enumerate(messages)]
+    num_chars = sum(len(turn["content"]) for turn in turns)
+    return await _encode(
+        partial(tokenizer.apply_chat_template, turns), num_chars, max_model_len, "messages"
+    )
+
+
+async def _encode(
+    encode: Callable[[], list[int]], num_chars: int, max_model_len: int, param: str
+) -> list[int]:
+    if num_chars > _MAX_CHARS_PER_TOKEN * max_model_len:
+        message = f"This model's context is {max_model_len} tokens; the prompt is longer."
+        raise PromptTooLong(message, param=param)
+    token_ids = encode() if num_chars <= _INLINE_CHARS else await asyncio.to_thread(encode)
+    if not token_ids:
+        raise RequestError(f"{param}: encodes to no tokens.", param=param)
+    return token_ids
+
+
+def _turn(index: int, message: ChatMessage) -> dict[str, str]:
+    """A message as chat templates know it: content as one text, no developer role."""
+    if message.model_extra:
+        _refuse_tool_use(index, message)
+    turn = {
+        "role": "system" if message.role == "developer" else message.role,
+        "content": _text(index, message),
+    }
+    if message.name is not None:
+        turn["name"] = message.name
+    return turn
+
+
+def _refuse_tool_use(index: int, message: ChatMessage) -> None:
+    for name in ("tool_calls", "function_call", "audio"):
+        if (message.model_extra or {}).get(name):
+            raise RequestError(
+                f"messages[{index}].{name} is not supported by this server.",
+                param=f"messages[{index}].{name}",
+                code="unsupported_parameter",
+            )
+
+
+def _text(index: int, message: ChatMessage) -> str:
+    if isinstance(message.content, str):
+        return message.content
+    texts = []
+    for place, part in enumerate(message.content):
+        if part.type != "text" or part.text is None:
+            raise RequestError(
+                "Only text content is supported.",
+                param=f"messages[{index}].content[{place}]",
+                code="unsupported_content",
+            )
+        texts.append(part.text)
+    return "".join(texts)

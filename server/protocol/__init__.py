@@ -1,0 +1,1 @@
+"""The wire types: what clients send and get. No behaviour beyond bounds."""

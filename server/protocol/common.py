@@ -1,0 +1,206 @@
+"""Wire types that both completion endpoints share."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator
+
+from engine.errors import UnsupportedOption
+
+MAX_CHOICES = 128  # per prompt
+MAX_TOTAL_CHOICES = 1024  # per request, over all its prompts
+_MAX_STOPS = 4
+_MAX_STOP_CHARS = 1024
+_INT32_MAX = 2**31 - 1
+
+# Options of OpenAI's or vLLM's APIs that change the output and are not offered, with the values
+# that ask for nothing. Any other value is refused by name; unknown fields are ignored.
+_UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
+    "add_generation_prompt": (True,),
+    "add_special_tokens": (),
+    "allowed_token_ids": ([],),
+    "audio": (),
+    "bad_words": ([],),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "continue_final_message": (False,),
+    "documents": ([],),
+    "echo": (False,),
+    "function_call": ("none",),
+    "functions": ([],),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "length_penalty": (1, 1.0),
+    "logits_processors": ([],),
+    "modalities": (["text"], []),
+    "prediction": (),
+    "priority": (0,),
+    "prompt_embeds": (),
+    "prompt_logprobs": (),
+    "reasoning_effort": ("none",),
+    "response_format": ({"type": "text"},),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "skip_special_tokens": (True,),
+    "structured_outputs": (),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
+    "web_search_options": (),
+}
+
+
+class RequestModel(BaseModel):
+    """Base of what clients send: strict types, finite numbers, unknown fields kept aside."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="allow")
+
+
+class ResponseModel(BaseModel):
+    """Base of what clients get."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+def refuse_unsupported(fields: Mapping[str, Any]) -> None:
+    """Refuse known options that are not offered.
+
+    Raises:
+        UnsupportedOption: naming the first one.
+    """
+    for name, value in fields.items():
+        neutral = _UNSUPPORTED.get(name)
+        if neutral is not None and value is not None and value not in neutral:
+            raise UnsupportedOption(f"{name} is not supported by this server.", param=name)
+
+
+def _as_tuple(value: object) -> object:
+    """`stop` as a tuple, checked here so that an error names the field, not a union's branch."""
+    stops = [value] if isinstance(value, str) else value
+    if stops is None:
+        return ()
+    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
+        raise ValueError("should be a string or a list of strings")
+    if len(stops) > _MAX_STOPS:
+        raise ValueError(f"at most {_MAX_STOPS} stop strings are allowed")
+    if not all(0 < len(stop) <= _MAX_STOP_CHARS for stop in stops):
+        raise ValueError(f"stop strings should have 1 to {_MAX_STOP_CHARS} characters")
+    return tuple(stops)
+
+
+Stop = Annotated[
+    tuple[str, ...], PlainValidator(_as_tuple, json_schema_input_type=str | list[str] | None)
+]
+
+
+class StreamOptions(RequestModel):
+    """What a stream carries besides the text."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None  # usage on every chunk; needs include_usage
+
+
+class EarlyExit(BaseModel):
+    """This server's extension: control of early exits. Never changes the output, only its speed."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid")
+
+    enabled: bool = True
+    threshold: float | None = Field(None, ge=0, le=1)
+    max_draft_tokens: int | None = Field(None, ge=0, le=16)
+    return_trace: bool = False
+
+
+class CompletionRequestBase(RequestModel):
+    """The fields of both endpoints. None means the default, as in OpenAI's clients."""
+
+    model: str = Field(max_length=512)
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    max_tokens: int | None = Field(None, ge=1, le=_INT32_MAX)
+    min_tokens: int | None = Field(None, ge=0, le=_INT32_MAX)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1, le=_INT32_MAX)  # -1 and 0: off
+    min_p: float | None = Field(None, ge=0, le=1)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
+    logit_bias: dict[str, float] | None = Field(None, max_length=1024)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: Stop = ()
+    stop_token_ids: list[int] | None = Field(None, max_length=128)
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    early_exit: EarlyExit | None = None
+
+
+class Usage(ResponseModel):
+    """Token counts. A draft that was rejected is never counted."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class SpeculativeDecoding(ResponseModel):
+    """A request's drafts, under vLLM's names, so that tools which read those read ours."""
+
+    mean_acceptance_length: float
+    draft_acceptance_rate: float
+    acceptance_histogram: list[int]  # [j] = steps with exactly j accepted drafts
+    num_spec_steps: int
+    num_accepted_draft_tokens: int
+    num_draft_tokens: int
+    num_spec_tokens: int  # longest possible run of drafts
+
+
+class EarlyExitMetrics(ResponseModel):
+    """Drafts by the layer they left at."""
+
+    accepted_by_layer: dict[int, int]
+    drafted_by_layer: dict[int, int]
+
+
+class RequestMetrics(ResponseModel):
+    """Figures of one request; only with a single choice."""
+
+    speculative_decoding: SpeculativeDecoding
+    early_exit: EarlyExitMetrics
+
+
+class TraceDraft(ResponseModel):
+    """A draft that was rolled back."""
+
+    token_id: int
+    token: str
+    exit_layer: int
+    confidence: float
+
+
+class TraceToken(ResponseModel):
+    """Where one emitted token came from."""
+
+    token_id: int
+    token: str
+    exit_layer: int  # the model's layer count when it ran to the end
+    confidence: float | None
+    accepted: Literal[True] = True
+    rejected: list[TraceDraft]
+
+
+def is_none(value: object) -> bool:
+    """For `Field(exclude_if=...)`: our extensions are left out where they say nothing."""
+    return value is None
+
+
+Metrics = Annotated[RequestMetrics | None, Field(exclude_if=is_none)]
+Trace = Annotated[list[TraceToken] | None, Field(exclude_if=is_none)]
+StopReason = Annotated[str | int | None, Field(exclude_if=is_none)]
+FinishReasonName = Literal["stop", "length"]

@@ -1,0 +1,89 @@
+"""Wire types of POST /v1/completions."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PlainValidator
+
+from server.protocol.common import (
+    CompletionRequestBase,
+    FinishReasonName,
+    Metrics,
+    ResponseModel,
+    StopReason,
+    Trace,
+    Usage,
+)
+
+MAX_PROMPTS = 1024
+
+
+def _as_prompts(value: object) -> list[str | list[int]]:
+    """All four ways to write a prompt, as a list of prompts."""
+    if isinstance(value, str):
+        prompts: list[object] = [value]
+    elif isinstance(value, list) and value and all(type(item) is int for item in value):
+        prompts = [value]
+    elif isinstance(value, list):
+        prompts = value
+    else:
+        prompts = []
+    if not prompts or not all(prompts):
+        raise ValueError("should not be empty")
+    if len(prompts) > MAX_PROMPTS:
+        raise ValueError(f"at most {MAX_PROMPTS} prompts are allowed")
+    if all(isinstance(prompt, str) for prompt in prompts) or all(map(_is_token_ids, prompts)):
+        return prompts  # type: ignore[return-value]
+    raise ValueError("should be a string, token ids, or a list of either")
+
+
+def _is_token_ids(prompt: object) -> bool:
+    return isinstance(prompt, list) and all(type(token_id) is int for token_id in prompt)
+
+
+Prompts = Annotated[
+    list[str | list[int]],
+    PlainValidator(
+        _as_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]
+    ),
+]
+
+
+class CompletionRequest(CompletionRequestBase):
+    """The body of POST /v1/completions."""
+
+    prompt: Prompts
+    best_of: int | None = None  # only the value of n
+    logprobs: int | None = Field(None, ge=0, le=20)
+
+
+class CompletionLogprobs(ResponseModel):
+    """Parallel lists, one entry per token."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class CompletionChoice(ResponseModel):
+    """One continuation, or in a stream a piece of it."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: FinishReasonName | None = None
+    stop_reason: StopReason = None
+    early_exit_trace: Trace = None
+
+
+class Completion(ResponseModel):
+    """The answer of POST /v1/completions; also each chunk of its stream."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    system_fingerprint: str | None = None
+    choices: list[CompletionChoice]
+    usage: Usage | None = None
+    metrics: Metrics = None

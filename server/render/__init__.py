@@ -1,0 +1,1 @@
+"""`RequestOutput`s → wire answers and chunks. Pure; one renderer per endpoint."""

@@ -1,0 +1,124 @@
+"""Answers of /v1/chat/completions."""
+
+from collections.abc import Iterator, Sequence
+
+from engine import Tokenizer
+from engine.request import RequestOutput, TokenLogprobs
+from server.protocol.chat import (
+    AnswerMessage,
+    ChatChoice,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatLogprobs,
+    Delta,
+    TokenAlternative,
+    TokenLogprob,
+)
+from server.render.common import (
+    MIN_LOGPROB,
+    AnswerFrame,
+    StreamTally,
+    finish_reason_name,
+    has_content,
+    piece_usage,
+    request_metrics,
+    trace_tokens,
+    usage,
+)
+
+
+class ChatRenderer:
+    """One chat answer: role first, then the text's pieces, then the end, for every choice."""
+
+    def __init__(self, frame: AnswerFrame) -> None:
+        self._frame = frame
+        self._tally = StreamTally()
+
+    def chunks(self, index: int, output: RequestOutput) -> Iterator[ChatCompletionChunk]:
+        """The chunks for one piece of one choice."""
+        frame = self._frame
+        if index not in self._tally.num_output_tokens:
+            opening = ChatChunkChoice(index=index, delta=Delta(role="assistant", content=""))
+            yield self._chunk(opening, output)
+        self._tally.add(index, output)
+        if has_content(output):
+            choice = ChatChunkChoice(
+                index=index,
+                delta=Delta(content=output.text),
+                logprobs=_logprobs(frame.tokenizer, output.logprobs),
+                early_exit_trace=trace_tokens(frame.tokenizer, output.trace),
+            )
+            yield self._chunk(choice, output)
+        if output.finish_reason is not None:
+            end = ChatChunkChoice(
+                index=index,
+                delta=Delta(),
+                finish_reason=finish_reason_name(output.finish_reason),
+                stop_reason=output.stop_reason,
+            )
+            chunk = self._chunk(end, output)
+            if not frame.has_usage:
+                chunk.metrics = request_metrics(frame, output.draft_figures)
+            yield chunk
+
+    def closing_chunks(self) -> Iterator[ChatCompletionChunk]:
+        """The usage chunk, when asked for."""
+        if self._frame.has_usage:
+            num_output_tokens = sum(self._tally.num_output_tokens.values())
+            yield ChatCompletionChunk(
+                **self._frame.head,
+                choices=[],
+                usage=usage(self._frame.num_prompt_tokens, num_output_tokens),
+                metrics=request_metrics(self._frame, self._tally.draft_figures),
+            )
+
+    def answer(self, choices: Sequence[RequestOutput]) -> ChatCompletion:
+        """The whole answer at once."""
+        frame = self._frame
+        return ChatCompletion(
+            **frame.head,
+            choices=[self._choice(index, output) for index, output in enumerate(choices)],
+            usage=usage(
+                frame.num_prompt_tokens, sum(output.num_output_tokens for output in choices)
+            ),
+            metrics=request_metrics(frame, choices[0].draft_figures),
+        )
+
+    def _choice(self, index: int, output: RequestOutput) -> ChatChoice:
+        tokenizer = self._frame.tokenizer
+        return ChatChoice(
+            index=index,
+            message=AnswerMessage(content=output.text),
+            logprobs=_logprobs(tokenizer, output.logprobs),
+            finish_reason=finish_reason_name(output.finish_reason),
+            stop_reason=output.stop_reason,
+            early_exit_trace=trace_tokens(tokenizer, output.trace),
+        )
+
+    def _chunk(self, choice: ChatChunkChoice, output: RequestOutput) -> ChatCompletionChunk:
+        return ChatCompletionChunk(
+            **self._frame.head, choices=[choice], usage=piece_usage(self._frame, output)
+        )
+
+
+def _logprobs(tokenizer: Tokenizer, tokens: Sequence[TokenLogprobs]) -> ChatLogprobs | None:
+    if not tokens:
+        return None
+    return ChatLogprobs(
+        content=[
+            TokenLogprob(
+                **_alternative(tokenizer, token.token_id, token.logprob).model_dump(),
+                top_logprobs=[_alternative(tokenizer, *entry) for entry in token.top],
+            )
+            for token in tokens
+        ]
+    )
+
+
+def _alternative(tokenizer: Tokenizer, token_id: int, logprob: float) -> TokenAlternative:
+    return TokenAlternative(
+        token=tokenizer.token_text(token_id),
+        logprob=max(logprob, MIN_LOGPROB),
+        bytes=list(tokenizer.token_bytes(token_id)),
+    )

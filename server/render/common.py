@@ -1,0 +1,164 @@
+"""What the answers of both endpoints share: their frame, usage, draft figures, traces."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from pydantic import BaseModel
+
+from engine import Tokenizer
+from engine.request import DraftFigures, FinishReason, RequestOutput, TokenTrace
+from server.protocol.common import (
+    EarlyExitMetrics,
+    FinishReasonName,
+    RequestMetrics,
+    SpeculativeDecoding,
+    TraceDraft,
+    TraceToken,
+    Usage,
+)
+
+MIN_LOGPROB = -9999.0  # stands for minus infinity, which JSON lacks (as in vLLM)
+
+_FINISH_REASONS: dict[FinishReason, FinishReasonName] = {
+    FinishReason.STOP: "stop",
+    FinishReason.LENGTH: "length",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerFrame:
+    """What is known of an answer before its first token."""
+
+    answer_id: str
+    created: int  # Unix time
+    model: str
+    tokenizer: Tokenizer
+    num_choices: int  # over all prompts
+    num_prompt_tokens: int  # every prompt once
+    max_draft_tokens: int  # longest possible run of drafts
+    has_usage: bool = False  # in streams: a last chunk with the usage
+    has_continuous_usage: bool = False  # in streams: usage on every chunk
+
+    @property
+    def head(self) -> dict[str, Any]:
+        """The fields that every answer and chunk begins with."""
+        return {"id": self.answer_id, "created": self.created, "model": self.model}
+
+
+class Renderer(Protocol):
+    """Turns outputs into what one endpoint sends. Stateful: one per answer."""
+
+    def chunks(self, index: int, output: RequestOutput) -> Iterator[BaseModel]:
+        """The chunks for one piece of one choice."""
+
+    def closing_chunks(self) -> Iterator[BaseModel]:
+        """What follows when every choice has ended."""
+
+    def answer(self, choices: Sequence[RequestOutput]) -> BaseModel:
+        """The whole answer at once, from every choice's gathered output."""
+
+
+@dataclass(slots=True)
+class StreamTally:
+    """What the end of a stream needs to know of its pieces."""
+
+    num_output_tokens: dict[int, int] = field(default_factory=dict)  # by choice
+    draft_figures: DraftFigures | None = None
+
+    def add(self, index: int, output: RequestOutput) -> None:
+        """Take note of a piece."""
+        self.num_output_tokens[index] = output.num_output_tokens
+        self.draft_figures = output.draft_figures or self.draft_figures
+
+
+def gather(pieces: Iterable[RequestOutput]) -> RequestOutput:
+    """All pieces of one choice as one output."""
+    pieces = list(pieces)
+    last = pieces[-1]
+    return RequestOutput(
+        request_id=last.request_id,
+        text="".join(piece.text for piece in pieces),
+        token_ids=tuple(each for piece in pieces for each in piece.token_ids),
+        logprobs=tuple(each for piece in pieces for each in piece.logprobs),
+        trace=tuple(each for piece in pieces for each in piece.trace),
+        num_prompt_tokens=last.num_prompt_tokens,
+        num_output_tokens=last.num_output_tokens,
+        finish_reason=last.finish_reason,
+        stop_reason=last.stop_reason,
+        draft_figures=last.draft_figures,
+    )
+
+
+def finish_reason_name(reason: FinishReason | None) -> FinishReasonName:
+    """OpenAI's word for how a choice ended."""
+    assert reason in _FINISH_REASONS, f"not an end to show a client: {reason}"
+    return _FINISH_REASONS[reason]
+
+
+def usage(num_prompt_tokens: int, num_output_tokens: int) -> Usage:
+    """Token counts as clients know them."""
+    return Usage(
+        prompt_tokens=num_prompt_tokens,
+        completion_tokens=num_output_tokens,
+        total_tokens=num_prompt_tokens + num_output_tokens,
+    )
+
+
+def piece_usage(frame: AnswerFrame, output: RequestOutput) -> Usage | None:
+    """The choice's own counts so far, where a stream carries them on every chunk."""
+    if not frame.has_continuous_usage:
+        return None
+    return usage(output.num_prompt_tokens, output.num_output_tokens)
+
+
+def request_metrics(frame: AnswerFrame, figures: DraftFigures | None) -> RequestMetrics | None:
+    """The answer's draft figures; only a single choice has them."""
+    if figures is None or frame.num_choices != 1:
+        return None
+    histogram = list(figures.acceptance_histogram)
+    histogram += [0] * (frame.max_draft_tokens + 1 - len(histogram))
+    return RequestMetrics(
+        speculative_decoding=SpeculativeDecoding(
+            mean_acceptance_length=figures.mean_acceptance_length,
+            draft_acceptance_rate=figures.acceptance_rate,
+            acceptance_histogram=histogram,
+            num_spec_steps=figures.num_steps,
+            num_accepted_draft_tokens=figures.num_accepted_tokens,
+            num_draft_tokens=figures.num_draft_tokens,
+            num_spec_tokens=len(histogram) - 1,
+        ),
+        early_exit=EarlyExitMetrics(
+            accepted_by_layer=dict(figures.accepted_by_layer),
+            drafted_by_layer=dict(figures.drafted_by_layer),
+        ),
+    )
+
+
+def trace_tokens(tokenizer: Tokenizer, trace: Sequence[TokenTrace]) -> list[TraceToken] | None:
+    """The tokens' provenance, None when there is none to tell."""
+    if not trace:
+        return None
+    return [
+        TraceToken(
+            token_id=token.token_id,
+            token=tokenizer.token_text(token.token_id),
+            exit_layer=token.exit_layer,
+            confidence=token.confidence,
+            rejected=[
+                TraceDraft(
+                    token_id=draft.token_id,
+                    token=tokenizer.token_text(draft.token_id),
+                    exit_layer=draft.exit_layer,
+                    confidence=draft.confidence,
+                )
+                for draft in token.rejected
+            ],
+        )
+        for token in trace
+    ]
+
+
+def has_content(output: RequestOutput) -> bool:
+    """Whether a piece has anything to show: text may be held back while tokens arrive."""
+    return bool(output.text or output.logprobs or output.trace)

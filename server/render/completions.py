@@ -1,0 +1,101 @@
+"""Answers of /v1/completions."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from engine.request import RequestOutput
+from server.protocol.completions import Completion, CompletionChoice, CompletionLogprobs
+from server.render.common import (
+    MIN_LOGPROB,
+    AnswerFrame,
+    StreamTally,
+    finish_reason_name,
+    has_content,
+    piece_usage,
+    request_metrics,
+    trace_tokens,
+    usage,
+)
+
+
+class CompletionRenderer:
+    """One answer: the text's pieces, then the end, for every choice of every prompt."""
+
+    def __init__(self, frame: AnswerFrame) -> None:
+        self._frame = frame
+        self._tally = StreamTally()
+        self._text_offsets: dict[int, int] = defaultdict(int)  # by choice
+
+    def chunks(self, index: int, output: RequestOutput) -> Iterator[Completion]:
+        """The chunks for one piece of one choice."""
+        self._tally.add(index, output)
+        if has_content(output):
+            yield self._chunk(self._choice(index, output), output)
+        if output.finish_reason is not None:
+            end = CompletionChoice(
+                index=index,
+                text="",
+                finish_reason=finish_reason_name(output.finish_reason),
+                stop_reason=output.stop_reason,
+            )
+            chunk = self._chunk(end, output)
+            if not self._frame.has_usage:
+                chunk.metrics = request_metrics(self._frame, output.draft_figures)
+            yield chunk
+
+    def closing_chunks(self) -> Iterator[Completion]:
+        """The usage chunk, when asked for."""
+        if self._frame.has_usage:
+            num_output_tokens = sum(self._tally.num_output_tokens.values())
+            yield Completion(
+                **self._frame.head,
+                choices=[],
+                usage=usage(self._frame.num_prompt_tokens, num_output_tokens),
+                metrics=request_metrics(self._frame, self._tally.draft_figures),
+            )
+
+    def answer(self, choices: Sequence[RequestOutput]) -> Completion:
+        """The whole answer at once."""
+        rendered = []
+        for index, output in enumerate(choices):
+            choice = self._choice(index, output)
+            choice.finish_reason = finish_reason_name(output.finish_reason)
+            choice.stop_reason = output.stop_reason
+            rendered.append(choice)
+        num_output_tokens = sum(output.num_output_tokens for output in choices)
+        return Completion(
+            **self._frame.head,
+            choices=rendered,
+            usage=usage(self._frame.num_prompt_tokens, num_output_tokens),
+            metrics=request_metrics(self._frame, choices[0].draft_figures),
+        )
+
+    def _choice(self, index: int, output: RequestOutput) -> CompletionChoice:
+        return CompletionChoice(
+            index=index,
+            text=output.text,
+            logprobs=self._logprobs(index, output) if output.logprobs else None,
+            early_exit_trace=trace_tokens(self._frame.tokenizer, output.trace),
+        )
+
+    def _chunk(self, choice: CompletionChoice, output: RequestOutput) -> Completion:
+        return Completion(
+            **self._frame.head, choices=[choice], usage=piece_usage(self._frame, output)
+        )
+
+    def _logprobs(self, index: int, output: RequestOutput) -> CompletionLogprobs:
+        """The chosen token is always among the top ones, as evaluation tools expect."""
+        text_of = self._frame.tokenizer.token_text
+        logprobs = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
+        for token in output.logprobs:
+            text = text_of(token.token_id)
+            top: dict[str, float] = {}
+            # Best first: where two tokens have the same text, the likelier one stays.
+            for token_id, logprob in (*token.top, (token.token_id, token.logprob)):
+                top.setdefault(text_of(token_id), max(logprob, MIN_LOGPROB))
+            logprobs.tokens.append(text)
+            logprobs.token_logprobs.append(max(token.logprob, MIN_LOGPROB))
+            logprobs.top_logprobs.append(top)
+            logprobs.text_offset.append(self._text_offsets[index])
+            self._text_offsets[index] += len(text)
+        return logprobs

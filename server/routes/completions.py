@@ -1,0 +1,37 @@
+"""POST /v1/completions."""
+
+from fastapi import APIRouter, Request, Response
+
+from server.body import parse_body
+from server.context import Context
+from server.convert import check_options
+from server.generation import generate_answer
+from server.openapi import accepts, streams
+from server.prompts import encode_prompts
+from server.protocol.completions import Completion, CompletionRequest
+from server.render.completions import CompletionRenderer
+
+router = APIRouter(tags=["completions"])
+
+
+@router.post(
+    "/v1/completions",
+    response_model=Completion,
+    responses=streams(Completion),
+    openapi_extra=accepts(CompletionRequest),
+)
+async def create_completion(request: Request, context: Context) -> Response:
+    """Continue one or several prompts, given as text or token ids."""
+    body = await parse_body(request, CompletionRequest, context.settings.max_request_bytes)
+    model = context.service.model(body.model)
+    check_options(body)
+    prompts = await encode_prompts(model.tokenizer, body.prompt, model.info.max_model_len)
+    return await generate_answer(
+        request,
+        context,
+        model,
+        body,
+        prompts,
+        id_prefix="cmpl",
+        renderer_type=CompletionRenderer,
+    )

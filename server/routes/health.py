@@ -1,0 +1,55 @@
+"""GET /health (alive), /ready (can serve), /version and /metrics."""
+
+from http import HTTPStatus
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
+
+from server.context import Context
+from server.protocol.common import ResponseModel
+from server.service import ServiceState
+from server.version import VERSION
+
+router = APIRouter(tags=["operations"])
+
+
+class Status(ResponseModel):
+    """The service's state in a word."""
+
+    status: str
+
+
+class Version(ResponseModel):
+    """The server's version."""
+
+    version: str
+
+
+@router.get("/health", responses={503: {"model": Status}})
+async def health(context: Context, response: Response) -> Status:
+    """200 while the process is worth keeping, also while it loads; 503 once the engine failed."""
+    if context.service.state is ServiceState.FAILED:
+        response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
+        return Status(status=ServiceState.FAILED)
+    return Status(status="ok")
+
+
+@router.get("/ready", responses={503: {"model": Status}})
+async def ready(context: Context, response: Response) -> Status:
+    """200 while requests can be served."""
+    state = context.service.state
+    if state is not ServiceState.READY:
+        response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
+    return Status(status=state)
+
+
+@router.get("/version")
+async def version() -> Version:
+    """The server's version."""
+    return Version(version=VERSION)
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def metrics(context: Context) -> Response:
+    """Prometheus metrics."""
+    return Response(context.metrics.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)

@@ -1,0 +1,65 @@
+"""GET /v1/models and /v1/models/{id}."""
+
+from typing import Literal
+
+from fastapi import APIRouter
+
+from server.context import Context, ServerContext
+from server.protocol.common import ResponseModel
+
+router = APIRouter(tags=["models"])
+
+
+class EarlyExitCard(ResponseModel):
+    """Where a model can exit."""
+
+    exit_layers: list[int]
+    num_layers: int
+    max_draft_tokens: int
+
+
+class ModelCard(ResponseModel):
+    """A served model."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "adadecode"
+    root: str
+    parent: None = None
+    max_model_len: int
+    early_exit: EarlyExitCard
+
+
+class ModelList(ResponseModel):
+    """All served models: the names of the one there is."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+@router.get("/v1/models")
+async def list_models(context: Context) -> ModelList:
+    """The names that requests may use."""
+    return ModelList(data=[_card(context, name) for name in context.service.model_names])
+
+
+@router.get("/v1/models/{model_id:path}")
+async def retrieve_model(model_id: str, context: Context) -> ModelCard:
+    """One of them; ids may contain slashes."""
+    return _card(context, model_id)
+
+
+def _card(context: ServerContext, name: str) -> ModelCard:
+    info = context.service.model(name).info
+    return ModelCard(
+        id=name,
+        created=context.service.created,
+        root=context.service.model_names[0],
+        max_model_len=info.max_model_len,
+        early_exit=EarlyExitCard(
+            exit_layers=info.exit_layers,
+            num_layers=info.num_layers,
+            max_draft_tokens=info.max_draft_tokens,
+        ),
+    )

@@ -1,0 +1,104 @@
+"""The served model's life: loading → ready → stopping, or failed. One per application.
+
+The application answers from the first moment on; routes ask here for the model and get it, or the
+exception that says why there is none. Knows neither HTTP nor how the model is loaded.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from engine import AsyncEngine, EngineInfo, Tokenizer
+from engine.errors import EngineFailed, EngineStopped, ModelNotFound
+from server.errors import ModelNotReady
+
+logger = logging.getLogger(__name__)
+
+
+class ServiceState(StrEnum):
+    """What the service can do for a request."""
+
+    LOADING = "loading"
+    READY = "ready"
+    STOPPING = "stopping"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A loaded model: what it takes to serve it."""
+
+    engine: AsyncEngine
+    info: EngineInfo
+    tokenizer: Tokenizer
+
+
+class InferenceService:
+    """Loads one model in the background and hands it out while it can serve."""
+
+    def __init__(
+        self, model_names: tuple[str, ...], load: Callable[[], Awaitable[ServedModel]]
+    ) -> None:
+        self.model_names = model_names
+        self.created = int(time.time())  # Unix time, for model cards
+        self.failure: Exception | None = None  # why loading failed
+        self._load = load
+        self._loading: asyncio.Task[None] | None = None
+        self._model: ServedModel | None = None
+        self._is_stopping = False
+
+    @property
+    def state(self) -> ServiceState:
+        """The state as of now; an engine that died counts as failed."""
+        if self.failure is not None or (self._model and self._model.engine.is_failed):
+            return ServiceState.FAILED
+        if self._is_stopping:
+            return ServiceState.STOPPING
+        return ServiceState.READY if self._model else ServiceState.LOADING
+
+    @property
+    def loaded_model(self) -> ServedModel | None:
+        """The model, if it was ever loaded, in whatever state."""
+        return self._model
+
+    def model(self, name: str) -> ServedModel:
+        """The model of that name, able to serve.
+
+        Raises:
+            ModelNotReady: still loading.
+            EngineStopped: shutting down.
+            EngineFailed: it could not be loaded, or died.
+            ModelNotFound: another model is served here.
+        """
+        state = self.state
+        if state is ServiceState.STOPPING:
+            raise EngineStopped("shutting down")
+        if state is ServiceState.FAILED:
+            raise EngineFailed("the engine is not running")
+        if self._model is None:
+            raise ModelNotReady
+        if name not in self.model_names:
+            raise ModelNotFound(name)
+        return self._model
+
+    def start(self) -> None:
+        """Begin to load; returns at once."""
+        self._loading = asyncio.create_task(self._run_load())
+
+    async def stop(self, timeout_s: float = 0) -> None:
+        """Take no new requests, let open ones finish for at most `timeout_s`, then end them."""
+        self._is_stopping = True
+        if self._loading is not None:
+            self._loading.cancel()
+            await asyncio.wait({self._loading})
+        if self._model is not None:
+            await self._model.engine.stop(timeout_s)
+
+    async def _run_load(self) -> None:
+        try:
+            self._model = await self._load()
+        except Exception as error:  # whatever it is, /ready and the process's exit code report it
+            self.failure = error

@@ -1,0 +1,151 @@
+"""Where settings come from: defaults < YAML file < environment < command line.
+
+Every source is reduced to a list of `Given` values that remember how they were written, so that an
+error names the flag, key or variable to change. Knows nothing of what the settings mean.
+"""
+
+import argparse
+import difflib
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_origin
+
+import yaml
+from pydantic import ValidationError
+
+from server.settings import ServerSettings
+
+_PREFIX = "ADADECODE_"
+_OTHER_VARIABLES = {"ADADECODE_CACHE"}  # read by the engine, not a flag
+_TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
+
+logger = logging.getLogger(__name__)
+
+
+class SettingsError(ValueError):
+    """A setting that is unknown or out of range; the message names it as the user wrote it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """One setting as given by one source."""
+
+    name: str  # the field of ServerSettings
+    value: Any
+    origin: str  # as written: --port, ADADECODE_PORT, configs/x.yaml: port
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add MODEL, --config and one flag per setting."""
+    fields = ServerSettings.model_fields
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        default=argparse.SUPPRESS,
+        help=f"{fields['model'].description} (default: {fields['model'].default})",
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of these settings.")
+    groups: dict[str, Any] = {}
+    for name, field in fields.items():
+        if name == "model":
+            continue
+        assert isinstance(field.json_schema_extra, dict), "every setting has a group"
+        group = str(field.json_schema_extra["group"])
+        if group not in groups:
+            groups[group] = parser.add_argument_group(group)
+        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": field.description}
+        if field.annotation is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            if field.default not in (None, ()):
+                options["help"] += f" (default: {field.default})"
+            options["metavar"] = name.rsplit("_", 1)[-1].upper()
+            if get_origin(field.annotation) is tuple:
+                options["action"] = "append"
+        groups[group].add_argument(_flag_name(name), **options)
+
+
+def load_settings(arguments: argparse.Namespace, environment: Mapping[str, str]) -> ServerSettings:
+    """Merge the sources and validate the outcome.
+
+    Raises:
+        SettingsError: for an unknown key or a bad value, or a file that cannot be read.
+    """
+    given = [
+        *(_from_file(arguments.config) if arguments.config else ()),
+        *_from_environment(environment),
+        *_from_arguments(arguments),
+    ]
+    merged = {item.name: item for item in given}  # later sources win
+    try:
+        return ServerSettings(**{name: item.value for name, item in merged.items()})
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        name = str(first["loc"][0])
+        message = first["msg"].removeprefix("Value error, ")
+        raise SettingsError(f"{merged[name].origin}: {_lower_first(message)}") from None
+
+
+def _from_file(path: Path) -> Iterable[Given]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        return
+    if not isinstance(content, dict):
+        raise SettingsError(f"{path}: should be a mapping of settings, one `key: value` a line")
+    for key, value in content.items():
+        if value is not None:
+            yield _resolve(str(key).replace("-", "_"), value, f"{path}: {key}")
+
+
+def _from_environment(environment: Mapping[str, str]) -> Iterable[Given]:
+    for variable, value in environment.items():
+        if not variable.startswith(_PREFIX) or variable in _OTHER_VARIABLES or not value:
+            continue
+        try:
+            yield _resolve(variable.removeprefix(_PREFIX).lower(), value, variable)
+        except SettingsError as error:
+            # Not refused: Kubernetes sets such variables for every service named adadecode.
+            logger.warning("ignored: %s", error)
+
+
+def _from_arguments(arguments: argparse.Namespace) -> Iterable[Given]:
+    for name in ServerSettings.model_fields:
+        if hasattr(arguments, name):
+            origin = "MODEL" if name == "model" else _flag_name(name)
+            yield Given(name, getattr(arguments, name), origin)
+
+
+def _resolve(key: str, value: Any, origin: str) -> Given:
+    """The setting a key names; `no_x` is the opposite of a boolean `x`, as on the command line."""
+    fields = ServerSettings.model_fields
+    if key in fields:
+        return Given(key, value, origin)
+    positive = key.removeprefix("no_")
+    if positive in fields and fields[positive].annotation is bool:
+        return Given(positive, not _parse_bool(value, origin), origin)
+    nearest = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
+    hint = f"; did you mean {nearest[0].replace('_', '-')}?" if nearest else ""
+    raise SettingsError(f"{origin}: unknown setting{hint}")
+
+
+def _parse_bool(value: Any, origin: str) -> bool:
+    text = str(value).lower()
+    if text not in _TRUE | _FALSE:
+        raise SettingsError(f"{origin}: should be true or false")
+    return text in _TRUE
+
+
+def _flag_name(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]

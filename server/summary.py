@@ -1,0 +1,46 @@
+"""The lines that greet whoever started the server: what is served, how, and how to talk to it."""
+
+import json
+from pathlib import Path
+
+from engine import EngineInfo
+from server.settings import ServerSettings
+from server.version import VERSION
+
+
+def start_up_summary(
+    settings: ServerSettings, info: EngineInfo, heads: Path | None, url: str
+) -> str:
+    """Model, exits, KV cache, address and a first request to try."""
+    num_tokens = info.num_blocks * info.block_size
+    body = {
+        "model": settings.model_names[0],
+        "messages": [{"role": "user", "content": "Why is the sky blue?"}],
+    }
+    key = " -H 'Authorization: Bearer YOUR_KEY'" if settings.api_key else ""
+    curl = (
+        f"curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' "
+        f"-d '{json.dumps(body)}'"
+    )
+    rows = {
+        "model": f"{settings.model_names[0]}: {info.num_layers} layers, {info.dtype} on "
+        f"{info.device}, {info.backend} kernels, context {info.max_model_len:,} tokens",
+        "exits": _exits(settings, info, heads),
+        "KV cache": f"{num_tokens:,} tokens in blocks of {info.block_size}: "
+        f"{num_tokens / info.max_model_len:.1f} requests of full length",
+        "serving": f"{url}/v1  (API at {url}/docs, metrics at {url}/metrics)",
+        "try": curl,
+    }
+    lines = [f"AdaDecode Server {VERSION}", *(f"  {key:<9}{row}" for key, row in rows.items())]
+    return "\n".join(lines)
+
+
+def _exits(settings: ServerSettings, info: EngineInfo, heads: Path | None) -> str:
+    if not settings.early_exit:
+        return "off (--no-early-exit)"
+    if heads is None:
+        return "none: no exit heads for this model, decoding plainly (--heads DIR gives some)"
+    layers = ", ".join(map(str, info.exit_layers)) or "none"
+    return (
+        f"after layers {layers} of {info.num_layers}, up to {info.max_draft_tokens} drafts, {heads}"
+    )
