@@ -13,9 +13,7 @@ from typing import Literal
 class ModelConfig:
     """Which weights, and how they are computed."""
 
-    directory: (
-        Path  # a local HF directory (see engine.checkpoint: anything else is turned into one first)
-    )
+    directory: Path  # in the Hugging Face layout (engine.checkpoint makes one of anything else)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     max_model_len: int | None = None  # None: the model's own
@@ -45,9 +43,7 @@ class ExitsConfig:
     """Early exits."""
 
     enabled: bool = True
-    heads: Path | None = (
-        None  # directory with heads.safetensors and heads.json; None: serve plainly
-    )
+    heads: Path | None = None  # holds heads.safetensors and heads.json; None: serve plainly
     threshold: float | None = None  # fixed confidence threshold; None: the cost-aware policy
     max_draft_tokens: int = 5  # pending drafts per row and step (the paper's cap)
 

@@ -30,9 +30,7 @@ class SequenceStart:
     repetition_penalty: float
     logit_bias: dict[int, float]
     min_tokens: int
-    stop_token_ids: list[
-        int
-    ]  # every id that ends it (eos included unless ignored): masked until min_tokens
+    stop_token_ids: list[int]  # every id that ends it, eos included; masked until min_tokens
     num_logprobs: int | None
     early_exit: bool
     threshold: float | None

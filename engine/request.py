@@ -45,9 +45,7 @@ class EarlyExitOptions:
     """Per-request control of early exits. Never changes the output, only how fast it comes."""
 
     enabled: bool = True
-    threshold: float | None = (
-        None  # fixed confidence threshold; None = the cost-aware policy decides
-    )
+    threshold: float | None = None  # fixed confidence threshold; None: the policy decides
     max_draft_tokens: int | None = None  # None = the server's
     return_trace: bool = False
 
@@ -88,9 +86,7 @@ class TokenTrace:
     token_id: int
     exit_layer: int  # the layer it left at; the model's layer count when it ran to the end
     confidence: float | None  # the exit head's top-1 probability; None without an early exit
-    rejected: tuple[
-        ExitRecord, ...
-    ] = ()  # drafts for this position and after that were rolled back here
+    rejected: tuple[ExitRecord, ...] = ()  # drafts from this position on, rolled back here
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Tables of the rotary position embedding."""
+"""Tables of the rotary position embedding, element for element those of transformers."""
 
 import math
 
@@ -9,36 +9,59 @@ from engine.model.spec import ModelSpec, RopeScaling
 
 
 def rope_tables(spec: ModelSpec, max_positions: int) -> tuple[Tensor, Tensor]:
-    """cos and sin [max_positions, D/2] float32 of position times inverse frequency, scaling applied."""
-    half = torch.arange(0, spec.head_size, 2, dtype=torch.int64).float() / spec.head_size
-    inverse = _scaled(1.0 / (spec.rope.theta**half), spec.rope)
+    """cos and sin of position times inverse frequency, scaling applied: [max_positions, D/2] float32."""
+    inverse = _inverse_frequencies(spec.rope, spec.head_size)
     angles = torch.arange(max_positions).float()[:, None] * inverse[None, :]
-    return angles.cos(), angles.sin()
+    factor = spec.rope.attention_factor
+    return angles.cos() * factor, angles.sin() * factor
 
 
-def _scaled(inverse: Tensor, rope: RopeScaling) -> Tensor:
-    """Inverse frequencies [D/2] stretched to longer contexts."""
+def _inverse_frequencies(rope: RopeScaling, head_size: int) -> Tensor:
+    """[D/2], stretched to longer contexts as the model was."""
+    exponents = torch.arange(0, head_size, 2, dtype=torch.int64).float() / head_size
+    frequencies = rope.theta**exponents
+    inverse = 1.0 / frequencies
     if rope.rope_type == "linear":
         return inverse / rope.factor
-    if rope.rope_type == "factors":
-        return inverse / torch.tensor(rope.factors)
     if rope.rope_type == "llama3":
         return _llama3(inverse, rope)
+    if rope.rope_type == "longrope":
+        return 1.0 / (torch.tensor(rope.frequency_factors) * frequencies)
+    if rope.rope_type == "yarn":
+        return _yarn(frequencies, rope, head_size)
     return inverse
 
 
 def _llama3(inverse: Tensor, rope: RopeScaling) -> Tensor:
-    """Long wavelengths are stretched by `factor`, short ones kept, those between blended (Llama 3.1)."""
+    """Long wavelengths are stretched by `factor`, short ones kept, those between blended."""
     context = rope.original_max_position_embeddings
+    longest = context / rope.low_freq_factor
+    shortest = context / rope.high_freq_factor
     wavelength = 2 * math.pi / inverse
     blend = (context / wavelength - rope.low_freq_factor) / (
         rope.high_freq_factor - rope.low_freq_factor
     )
     blended = (1 - blend) * inverse / rope.factor + blend * inverse
-    stretched = torch.where(
-        wavelength > context / rope.low_freq_factor, inverse / rope.factor, inverse
-    )
-    is_between = (wavelength >= context / rope.high_freq_factor) & (
-        wavelength <= context / rope.low_freq_factor
-    )
+    stretched = torch.where(wavelength > longest, inverse / rope.factor, inverse)
+    is_between = (wavelength >= shortest) & (wavelength <= longest)
     return torch.where(is_between, blended, stretched)
+
+
+def _yarn(frequencies: Tensor, rope: RopeScaling, head_size: int) -> Tensor:
+    """Dimensions that turn rarely are stretched, those that turn often kept, a ramp between.
+
+    Source: YaRN, Peng et al. 2023, arXiv 2309.00071.
+    """
+
+    def dimension(num_rotations: float) -> float:
+        turns = rope.original_max_position_embeddings / (num_rotations * 2 * math.pi)
+        return head_size * math.log(turns) / (2 * math.log(rope.theta))
+
+    low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_size - 1)
+    span = high - low or 0.001
+    ramp = ((torch.arange(head_size // 2, dtype=torch.float32) - low) / span).clamp(0, 1)
+    kept = 1 - ramp
+    return 1.0 / (rope.factor * frequencies) * (1 - kept) + 1.0 / frequencies * kept

@@ -1,28 +1,31 @@
 """The shape of a model, read once from config.json. No torch, no weights."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from engine.checkpoint.directory import architecture_of, eos_token_ids, read_json
 from engine.errors import ModelLoadError
 
-_ROPE_TYPES = ("default", "linear", "llama3", "factors")
+_ROPE_TYPES = ("default", "linear", "llama3", "yarn", "longrope")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RopeScaling:
     """Rotary embedding: base and how it is stretched (names as in config.json)."""
 
-    rope_type: (
-        str  # default, linear, llama3, or factors (one divisor per frequency, from GGUF files)
-    )
+    rope_type: str  # default, linear, llama3, yarn or longrope
     theta: float
     factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 8192
-    factors: tuple[float, ...] = ()
+    attention_factor: float = 1.0  # of cos and sin
+    low_freq_factor: float = 1.0  # llama3
+    high_freq_factor: float = 4.0  # llama3
+    beta_fast: float = 32.0  # yarn
+    beta_slow: float = 1.0  # yarn
+    truncate: bool = True  # yarn
+    frequency_factors: tuple[float, ...] = ()  # longrope: a divisor per frequency, [D/2]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,10 +61,18 @@ class ModelSpec:
         """
         path = directory / "config.json"
         config = read_json(path)
+        try:
+            return cls._from_config(config, directory)
+        except KeyError as error:
+            raise ModelLoadError(f"{path} has no {error.args[0]!r}.") from error
+
+    @classmethod
+    def _from_config(cls, config: dict[str, Any], directory: Path) -> "ModelSpec":
+        path = directory / "config.json"
         architecture = architecture_of(config, path)
         activation = config.get("hidden_act", "silu")
         if activation != "silu":
-            raise ModelLoadError(f"{path}: hidden_act {activation!r}; only 'silu' is computed")
+            raise ModelLoadError(f"{path}: hidden_act {activation!r}; only 'silu' is computed.")
         num_heads = config["num_attention_heads"]
         has_attention_bias = bool(config.get("attention_bias", False))
         return cls(
@@ -93,18 +104,45 @@ def _rope(config: dict[str, Any], path: Path) -> RopeScaling:
     rope_type = scaling.get("rope_type") or scaling.get("type") or "default"
     if rope_type not in _ROPE_TYPES:
         raise ModelLoadError(
-            f"{path}: rope type {rope_type!r}; computed are {', '.join(_ROPE_TYPES)}"
+            f"{path}: rope type {rope_type!r}; computed are {', '.join(_ROPE_TYPES)}."
         )
+    if scaling.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) != 1.0:
+        raise ModelLoadError(f"{path}: partial_rotary_factor; only whole heads are rotated.")
+    given = {
+        field.name: scaling[field.name]
+        for field in fields(RopeScaling)
+        if scaling.get(field.name) is not None
+    }
+    if rope_type in ("yarn", "longrope"):
+        context = config["max_position_embeddings"]
+        given.setdefault("original_max_position_embeddings", context)
+        given.setdefault("factor", context / given["original_max_position_embeddings"])
+    if rope_type == "yarn":
+        given.setdefault("attention_factor", _yarn_attention_factor(scaling, given["factor"]))
+    if rope_type == "longrope":
+        given |= _longrope(scaling, given, path)
     theta = scaling.get("rope_theta") or config.get("rope_theta") or 10000.0
-    keys = (
-        "factor",
-        "low_freq_factor",
-        "high_freq_factor",
-        "original_max_position_embeddings",
-    )
-    given = {key: scaling[key] for key in keys if scaling.get(key) is not None}
-    factors = tuple(scaling.get("factors", ()))
-    return RopeScaling(rope_type=rope_type, theta=float(theta), factors=factors, **given)
+    return RopeScaling(**given | {"rope_type": rope_type, "theta": float(theta)})
+
+
+def _yarn_attention_factor(scaling: dict[str, Any], factor: float) -> float:
+    def magnitude(scale: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
+
+    mscale, mscale_all_dim = scaling.get("mscale"), scaling.get("mscale_all_dim")
+    if mscale and mscale_all_dim:
+        return magnitude(mscale) / magnitude(mscale_all_dim)
+    return magnitude(1.0)
+
+
+def _longrope(scaling: dict[str, Any], given: dict[str, Any], path: Path) -> dict[str, Any]:
+    """One list of divisors for all lengths, as Llama-3 GGUF files are converted to."""
+    if scaling["short_factor"] != scaling["long_factor"]:
+        # Two lists would make a token's result depend on how long the sequence is.
+        raise ModelLoadError(f"{path}: longrope with different short and long factors.")
+    if given["factor"] != 1.0 and "attention_factor" not in given:
+        raise ModelLoadError(f"{path}: longrope without an attention_factor.")
+    return {"frequency_factors": tuple(scaling["long_factor"])}
 
 
 def _sliding_window(architecture: str, config: dict[str, Any]) -> tuple[int | None, ...]:

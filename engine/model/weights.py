@@ -3,16 +3,20 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from engine.checkpoint.directory import read_json
 from engine.errors import ModelLoadError
 from engine.model.spec import ModelSpec
 
 _FINGERPRINT_ELEMENTS = 1024
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
 
 
@@ -25,8 +29,8 @@ class WeightReader:
 
     def __init__(self, directory: Path, spec: ModelSpec) -> None:
         self._files: dict[str, Path] = {}
-        for path in sorted(directory.glob("*.safetensors")):
-            with safe_open(str(path), framework="pt") as file:
+        for path in _weight_files(directory):
+            with _opened(path) as file:
                 self._files |= dict.fromkeys(file.keys(), path)
         self._shapes = dict(_expected_shapes(spec))
         self._left = set(self._shapes)
@@ -68,14 +72,42 @@ class WeightReader:
 
     def _read(self, name: str) -> Tensor:
         path = self._files[name]
-        with safe_open(str(path), framework="pt") as file:
+        with _opened(path) as file:
             tensor: Tensor = file.get_tensor(name)
         if list(tensor.shape) != self._shapes[name]:
             raise ModelLoadError(
                 f"{path}: {name} has shape {list(tensor.shape)}, config.json promises "
                 f"{self._shapes[name]}"
             )
+        if tensor.dtype not in _DTYPES:
+            raise ModelLoadError(
+                f"{path}: {name} is {tensor.dtype}: quantized weights are not served"
+            )
         return tensor
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    """The shards the index names, else model.safetensors, else every safetensors file."""
+    shards = read_json(directory / "model.safetensors.index.json").get("weight_map", {})
+    if shards:
+        paths = [directory / name for name in sorted(set(shards.values()))]
+    elif (directory / "model.safetensors").is_file():
+        paths = [directory / "model.safetensors"]
+    else:
+        paths = sorted(directory.glob("*.safetensors"))
+    absent = [path.name for path in paths if not path.is_file()]
+    if absent:
+        raise ModelLoadError(f"{directory}: files are missing: {_listed(absent)}")
+    return paths
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise ModelLoadError(f"{path} cannot be read: {error}") from error
 
 
 def _expected_shapes(spec: ModelSpec) -> Iterator[tuple[str, list[int]]]:
