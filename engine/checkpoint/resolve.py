@@ -6,7 +6,6 @@ from pathlib import Path
 from engine.checkpoint.builtin import BUILTIN_MODELS, require_builtin_file
 from engine.checkpoint.cache import Progress, building, converted_directory
 from engine.checkpoint.directory import check_directory
-from engine.checkpoint.gguf_convert import convert_in_subprocess
 from engine.checkpoint.hub import download
 from engine.errors import ModelLoadError
 
@@ -49,6 +48,9 @@ def _converted(file: Path, progress: Progress) -> Path:
     """The directory a GGUF file is converted into, once."""
     directory = converted_directory(file, progress)
     if not directory.is_dir():
+        # Imported here: it needs numpy and gguf, which a second start does without.
+        from engine.checkpoint.gguf_convert import convert_gguf
+
         with building(directory) as scratch:
-            convert_in_subprocess(file, scratch, progress)
+            convert_gguf(file, scratch, progress)
     return directory
