@@ -9,7 +9,7 @@ from engine.model.spec import ModelSpec, RopeScaling
 
 
 def rope_tables(spec: ModelSpec, max_positions: int) -> tuple[Tensor, Tensor]:
-    """cos and sin of position times inverse frequency, scaling applied: [max_positions, D/2] float32."""
+    """cos and sin [max_positions, D/2] float32 of position times inverse frequency, scaled."""
     inverse = _inverse_frequencies(spec.rope, spec.head_size)
     angles = torch.arange(max_positions).float()[:, None] * inverse[None, :]
     factor = spec.rope.attention_factor

@@ -146,7 +146,7 @@ def _longrope(scaling: dict[str, Any], given: dict[str, Any], path: Path) -> dic
 
 
 def _sliding_window(architecture: str, config: dict[str, Any]) -> tuple[int | None, ...]:
-    """Window per layer; Qwen windows count only when switched on, and from `max_window_layers` up."""
+    """Window per layer; Qwen's count only when switched on, and from `max_window_layers` up."""
     num_layers = config["num_hidden_layers"]
     window = config.get("sliding_window")
     if window is None or architecture == "LlamaForCausalLM":

@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint directory, read lazily from safetensors; every name accounted for both ways."""
+"""Tensors of a checkpoint directory, read lazily; every name accounted for both ways."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ class WeightReader:
     """Hands out each tensor of a checkpoint once.
 
     Raises:
-        ModelLoadError: if tensors are missing, left over, or of another shape than config.json promises.
+        ModelLoadError: if tensors are missing, left over, or of another shape than promised.
     """
 
     def __init__(self, directory: Path, spec: ModelSpec) -> None:
