@@ -9,7 +9,7 @@ from engine.checkpoint.directory import check_directory
 from engine.checkpoint.hub import download
 from engine.errors import ModelLoadError
 
-_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def resolve_model(name: str, *, progress: Progress | None = None) -> Path:

