@@ -100,7 +100,8 @@ def test_a_second_start_is_quick_and_imports_nothing_heavy() -> None:
     directory = default_model_directory()
     program = (
         "import sys, time; from engine.checkpoint import resolve_model;"
-        f"start = time.perf_counter(); print(resolve_model({ALIAS!r})); print(time.perf_counter() - start);"
+        f"start = time.perf_counter(); print(resolve_model({ALIAS!r}));"
+        "print(time.perf_counter() - start);"
         "print([m for m in ('torch', 'transformers', 'numpy', 'gguf') if m in sys.modules])"
     )
     run = subprocess.run(
