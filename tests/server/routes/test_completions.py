@@ -1,0 +1,120 @@
+import pytest
+from fake_engine import EXIT_LAYER, NUM_LAYERS
+from live_server import MODEL
+
+
+def complete(client, **fields):
+    body = {"model": MODEL, "prompt": "abc", "max_tokens": 5, **fields}
+    return client.post("/v1/completions", json=body)
+
+
+def test_a_whole_completion(client, engine):
+    answer = complete(client, max_tokens=100).json()
+
+    assert answer["id"].startswith("cmpl-")
+    assert (answer["object"], answer["model"]) == ("text_completion", MODEL)
+    assert answer["choices"][0] == {
+        "index": 0,
+        "text": "Hello world!",
+        "logprobs": None,
+        "finish_reason": "stop",
+    }
+    assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 12, "total_tokens": 15}
+    assert engine.requests[0].prompt_token_ids == tuple(b"abc")
+
+
+def test_max_tokens_ends_it_with_length(client):
+    choice = complete(client).json()["choices"][0]
+
+    assert (choice["text"], choice["finish_reason"]) == ("Hello", "length")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("ab", [(97, 98)]),
+        (["a", "b"], [(97,), (98,)]),
+        ([97, 98], [(97, 98)]),
+        ([[97], [98, 99]], [(97,), (98, 99)]),
+    ],
+)
+def test_prompts_in_every_form(client, engine, prompt, expected):
+    answer = complete(client, prompt=prompt).json()
+
+    assert sorted(request.prompt_token_ids for request in engine.requests) == expected
+    assert len(answer["choices"]) == len(expected)
+    assert answer["usage"]["prompt_tokens"] == sum(map(len, expected))
+
+
+def test_choices_are_numbered_over_prompts_and_n(client, engine):
+    engine.text = lambda request: f"{request.prompt_token_ids[0]}/{request.sampling.seed}"
+    answer = complete(client, prompt=["a", "b"], n=2, seed=5, max_tokens=50).json()
+
+    texts = [choice["text"] for choice in answer["choices"]]
+    assert texts == ["97/5", "97/6", "98/7", "98/8"]
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
+    assert answer["usage"]["prompt_tokens"] == 2
+    assert "metrics" not in answer
+
+
+def test_logprobs_include_the_chosen_token(client):
+    logprobs = complete(client, logprobs=2, max_tokens=2).json()["choices"][0]["logprobs"]
+
+    assert logprobs["tokens"] == ["H", "e"]
+    assert logprobs["token_logprobs"] == [-0.5, -0.5]
+    assert logprobs["top_logprobs"] == [{"H": -0.5, "a": -1.0}, {"e": -0.5, "a": -1.0}]
+    assert logprobs["text_offset"] == [0, 1]
+
+
+def test_a_single_choice_has_draft_figures_in_vllms_shape(client):
+    metrics = complete(client, max_tokens=100).json()["metrics"]
+
+    figures = metrics["speculative_decoding"]
+    histogram = figures["acceptance_histogram"]
+    assert len(histogram) == figures["num_spec_tokens"] + 1
+    assert sum(histogram) == figures["num_spec_steps"]
+    accepted = sum(place * count for place, count in enumerate(histogram))
+    assert accepted == figures["num_accepted_draft_tokens"] <= figures["num_draft_tokens"]
+    assert figures["mean_acceptance_length"] == 1 + accepted / figures["num_spec_steps"]
+    assert metrics["early_exit"]["accepted_by_layer"] == {str(EXIT_LAYER): 5}
+
+
+def test_without_early_exit_there_are_no_figures(client):
+    assert "metrics" not in complete(client, early_exit={"enabled": False}).json()
+
+
+def test_a_trace_says_where_each_token_left(client):
+    answer = complete(client, early_exit={"return_trace": True}, max_tokens=2).json()
+
+    assert answer["choices"][0]["early_exit_trace"] == [
+        {
+            "token_id": ord("H"),
+            "token": "H",
+            "exit_layer": EXIT_LAYER,
+            "confidence": 0.9,
+            "accepted": True,
+            "rejected": [],
+        },
+        {
+            "token_id": ord("e"),
+            "token": "e",
+            "exit_layer": NUM_LAYERS,
+            "confidence": None,
+            "accepted": True,
+            "rejected": [
+                {"token_id": 63, "token": "?", "exit_layer": EXIT_LAYER, "confidence": 0.6}
+            ],
+        },
+    ]
+
+
+def test_the_context_is_a_limit(client):
+    error = complete(client, max_tokens=254).json()["error"]
+
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "prompt")
+
+
+def test_a_hopelessly_long_text_is_refused_unread(client, engine):
+    error = complete(client, prompt="x" * (256 * 256 + 1)).json()["error"]
+
+    assert error["code"] == "context_length_exceeded"

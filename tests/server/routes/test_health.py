@@ -1,0 +1,87 @@
+import pytest
+from fake_engine import FakeEngine
+from live_server import MODEL, fake_app
+from starlette.testclient import TestClient
+
+from engine.errors import ModelLoadError
+
+
+def test_a_served_model_is_alive_and_ready(client):
+    assert client.get("/health").json() == {"status": "ok"}
+    assert client.get("/ready").json() == {"status": "ready"}
+
+
+def test_a_dead_engine_is_reported_by_both(client, engine):
+    client.get("/health")
+    engine.is_failed = True
+
+    assert client.get("/health").status_code == 503
+    assert client.get("/ready").status_code == 503
+    response = client.post("/v1/completions", json={"model": MODEL, "prompt": "a"})
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "engine_failed")
+
+
+def test_a_model_that_cannot_be_loaded_is_reported():
+    with TestClient(fake_app(FakeEngine(start_error=ModelLoadError("no weights")))) as client:
+        assert client.get("/ready").json() == {"status": "failed"}
+        assert client.get("/health").status_code == 503
+
+
+def test_the_version(client):
+    assert client.get("/version").json()["version"]
+
+
+def test_models(client):
+    (card,) = client.get("/v1/models").json()["data"]
+
+    assert (card["id"], card["object"], card["max_model_len"]) == (MODEL, "model", 256)
+    assert client.get(f"/v1/models/{MODEL}").json() == card
+    assert client.get("/v1/models/a/b").status_code == 404
+
+
+def test_metrics_have_vllms_names(client):
+    client.post("/v1/completions", json={"model": MODEL, "prompt": "a"})
+    text = client.get("/metrics").text
+
+    labels = f'{{engine="0",model_name="{MODEL}"}}'
+    for line in (
+        f"vllm:num_requests_running{labels} 0.0",
+        f"vllm:kv_cache_usage_perc{labels} 0.25",
+        f"vllm:generation_tokens_total{labels} 12.0",
+        f"vllm:spec_decode_num_drafts_total{labels} 4.0",
+        f"vllm:spec_decode_num_draft_tokens_total{labels} 6.0",
+        f"vllm:spec_decode_num_accepted_tokens_total{labels} 5.0",
+        f"vllm:time_to_first_token_seconds_count{labels} 1.0",
+        f"vllm:inter_token_latency_seconds_count{labels} 11.0",
+        f"vllm:e2e_request_latency_seconds_count{labels} 1.0",
+        f"adadecode:is_drafting{labels} 1.0",
+    ):
+        assert line in text
+    for label in ('position="1"', 'layer="2"', 'finished_reason="stop"'):
+        assert label in text
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/nowhere", 404, "not_found"),
+        ("GET", "/v1/completions", 405, "method_not_allowed"),
+        ("DELETE", "/health", 405, "method_not_allowed"),
+    ],
+)
+def test_wrong_routes_answer_in_the_envelope(client, method, path, status, code):
+    response = client.request(method, path)
+
+    assert response.status_code == status
+    assert response.json()["error"]["code"] == code
+
+
+def test_the_api_is_described(client):
+    document = client.get("/openapi.json").json()
+
+    operation = document["paths"]["/v1/chat/completions"]["post"]
+    body = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+    chunk = operation["responses"]["200"]["content"]["text/event-stream"]["schema"]["$ref"]
+    for reference in (body, chunk):
+        assert reference.rpartition("/")[2] in document["components"]["schemas"]
+    assert client.get("/docs").status_code == 200

@@ -1,0 +1,224 @@
+"""Streams and disconnects, on a real connection."""
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from live_server import MODEL, fake_app, serving
+
+from engine.errors import EngineFailed, EngineOverloaded, EngineStopped
+from engine.request import FinishReason
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+
+
+def body_for(path: str, **fields: object) -> dict[str, object]:
+    if path == CHAT:
+        prompt: dict[str, object] = {"messages": [{"role": "user", "content": "hi"}]}
+    else:
+        prompt = {"prompt": "hi"}
+    return {"model": MODEL, "stream": True, **prompt, **fields}
+
+
+def events(url: str, path: str, **fields: object) -> Iterator[str]:
+    """The data of each event, as it comes."""
+    with httpx.stream("POST", url + path, json=body_for(path, **fields)) as response:
+        assert response.status_code == 200
+        assert response.headers["content-type"].startswith("text/event-stream")
+        for line in response.iter_lines():
+            if line:
+                assert line.startswith(("data: ", ": ")), line
+            if line.startswith("data: "):
+                yield line.removeprefix("data: ")
+
+
+def chunks(url: str, path: str, **fields: object) -> list[dict]:
+    *data, done = events(url, path, **fields)
+    assert done == "[DONE]"
+    return [json.loads(event) for event in data]
+
+
+def wait_until(condition, timeout_s: float = 2.0) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return bool(condition())
+
+
+def test_a_chat_stream_is_role_then_text_then_one_end(live_url):
+    stream = chunks(live_url, CHAT)
+
+    deltas = [chunk["choices"][0]["delta"] for chunk in stream]
+    assert deltas[0] == {"role": "assistant", "content": ""}
+    assert "".join(delta["content"] for delta in deltas[1:-1]) == "Hello world!"
+    assert deltas[-1] == {}
+    reasons = [chunk["choices"][0]["finish_reason"] for chunk in stream]
+    assert reasons == [None] * (len(stream) - 1) + ["stop"]
+    assert {chunk["object"] for chunk in stream} == {"chat.completion.chunk"}
+    assert len({(chunk["id"], chunk["created"], chunk["model"]) for chunk in stream}) == 1
+    assert all(chunk["usage"] is None for chunk in stream)
+    assert "metrics" in stream[-1]
+
+
+def test_a_completion_stream(live_url):
+    stream = chunks(live_url, COMPLETIONS, max_tokens=5)
+
+    assert "".join(chunk["choices"][0]["text"] for chunk in stream) == "Hello"
+    assert [chunk["choices"][0]["finish_reason"] for chunk in stream] == [None] * 5 + ["length"]
+    assert {chunk["object"] for chunk in stream} == {"text_completion"}
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+def test_usage_comes_last_without_choices_and_equals_the_whole_answers(live_url, path):
+    *pieces, last = chunks(live_url, path, stream_options={"include_usage": True})
+    whole = httpx.post(live_url + path, json=body_for(path, stream=False)).json()
+
+    assert last["choices"] == []
+    assert last["usage"] == whole["usage"]
+    assert last["metrics"] == whole["metrics"]
+    assert all(piece["usage"] is None and "metrics" not in piece for piece in pieces)
+
+
+def test_usage_on_every_chunk(live_url):
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    *pieces, _ = chunks(live_url, COMPLETIONS, stream_options=options, max_tokens=3)
+
+    assert [piece["usage"]["completion_tokens"] for piece in pieces] == [1, 2, 3, 3]
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+def test_choices_interleave_and_each_ends_once(engine, live_url, path):
+    engine.token_delay_s = 0.002
+    stream = chunks(live_url, path, n=3)
+
+    ends = [c["choices"][0]["index"] for c in stream if c["choices"][0]["finish_reason"]]
+    assert sorted(ends) == [0, 1, 2]
+    order = [chunk["choices"][0]["index"] for chunk in stream]
+    assert order != sorted(order)
+    assert all("metrics" not in chunk for chunk in stream)
+
+
+def test_logprobs_and_traces_come_with_their_tokens(live_url):
+    stream = chunks(live_url, CHAT, logprobs=True, early_exit={"return_trace": True}, max_tokens=3)
+
+    texts = [chunk["choices"][0] for chunk in stream[1:-1]]
+    assert [choice["logprobs"]["content"][0]["token"] for choice in texts] == ["H", "e", "l"]
+    assert [choice["early_exit_trace"][0]["token"] for choice in texts] == ["H", "e", "l"]
+
+
+def test_tokens_without_text_yet_make_no_chunk_unless_they_have_logprobs(engine, live_url):
+    engine.text = "é!"  # the fake never completes a character of several bytes
+
+    assert len(chunks(live_url, COMPLETIONS)) == 2
+    assert len(chunks(live_url, COMPLETIONS, logprobs=0)) == 4
+
+
+def test_tokens_are_sent_as_they_come(engine, live_url):
+    engine.token_delay_s = 0.05
+    started = time.monotonic()
+    first = next(events(live_url, CHAT))
+
+    assert json.loads(first)
+    assert time.monotonic() - started < 0.4, "12 tokens take 0.6 s"
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("refusal", "code"),
+    [
+        (EngineOverloaded("full", retry_after_s=7), "server_is_overloaded"),
+        (EngineStopped("stop"), "shutting_down"),
+    ],
+)
+def test_a_refused_request_has_a_status(engine, live_url, path, stream, refusal, code):
+    engine.refusal = refusal
+    response = httpx.post(live_url + path, json=body_for(path, stream=stream, n=2))
+
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == code
+    assert response.headers["Retry-After"] == ("7" if code == "server_is_overloaded" else "1")
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"failure": EngineFailed("0xdeadbeef at /secret/path")}, "engine_failed"),
+        ({"failure": RuntimeError("0xdeadbeef at /secret/path")}, "internal_error"),
+        ({"finish_with": FinishReason.ERROR}, "engine_failed"),
+        ({"finish_with": FinishReason.ABORT}, "shutting_down"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_failure_on_the_way_says_so_and_nothing_more(engine, live_url, change, code, stream):
+    vars(engine).update(change)
+    if stream:
+        *pieces, error, done = events(live_url, CHAT)
+        assert len(pieces) == 4, "the role and three tokens"
+        assert done == "[DONE]"
+    else:
+        response = httpx.post(live_url + CHAT, json=body_for(CHAT, stream=False))
+        error = response.text
+        assert response.status_code == (503 if code == "shutting_down" else 500)
+    assert json.loads(error)["error"]["code"] == code
+    assert "secret" not in error
+
+
+def test_a_silent_stream_is_kept_alive(engine):
+    engine.token_delay_s = 0.3
+    with (
+        serving(fake_app(engine, sse_keep_alive_interval=0.1)) as url,
+        httpx.stream("POST", url + CHAT, json=body_for(CHAT, max_tokens=2)) as response,
+    ):
+        lines = list(response.iter_lines())
+
+    comments = [place for place, line in enumerate(lines) if line == ": keep-alive"]
+    first_data = next(place for place, line in enumerate(lines) if line.startswith("data: "))
+    assert comments
+    assert comments[0] < first_data, "also before the first token"
+    assert lines[-2] == "data: [DONE]"
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_ends_the_generation(engine, live_url, path, n, stream):
+    engine.token_delay_s = 0.05
+    host, port = live_url.removeprefix("http://").split(":")
+    content = json.dumps(body_for(path, stream=stream, n=n)).encode()
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(
+            f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(content)}\r\n\r\n".encode()
+            + content
+        )
+        assert wait_until(lambda: len(engine.open_ids) == n)
+        if stream:
+            connection.recv(100)
+
+    assert wait_until(lambda: not engine.open_ids, timeout_s=0.5)
+    assert len(engine.aborted) == n
+
+
+def test_a_client_that_leaves_before_the_first_token_ends_the_generation(engine, live_url):
+    engine.token_delay_s = 5
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(live_url + CHAT, json=body_for(CHAT), timeout=0.2)
+
+    assert wait_until(lambda: len(engine.aborted) == 1)
+
+
+def test_streams_do_not_disturb_each_other(live_url):
+    texts = []
+    first = events(live_url, COMPLETIONS)
+    next(first)
+    for _ in range(3):
+        texts.append("".join(c["choices"][0]["text"] for c in chunks(live_url, COMPLETIONS)))
+    rest = [json.loads(event)["choices"][0]["text"] for event in list(first)[:-1]]
+
+    assert texts == ["Hello world!"] * 3
+    assert "".join(rest) == "ello world!"

@@ -1,0 +1,217 @@
+"""What a client can get wrong in a body: always a 4xx that names the field, and never its input."""
+
+import json
+import re
+
+import pytest
+from fake_engine import FakeEngine
+from live_server import MODEL, fake_app
+from starlette.testclient import TestClient
+
+SECRET = "s3cret-input"
+
+
+def post(client: TestClient, content: bytes | str, path: str = "/v1/completions", **headers: str):
+    return client.post(
+        path, content=content, headers={"Content-Type": "application/json", **headers}
+    )
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b'{"model": "fake-model"} trailing',
+        '{"model": "fake-model"}'.encode("utf-16"),
+        b"\xef\xbb\xbf{}",
+        b'{"model": "\\ud800"}',
+        b'{"model": "\xff"}',
+        b"[" * 200_000,
+        b'{"model": "fake-model", "prompt": "a", "n": ' + b"9" * 5_000 + b"}",
+    ],
+)
+def test_what_is_not_json_is_said_so(client, content):
+    response = post(client, content)
+
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] in ("invalid_json", "invalid_value")
+
+
+@pytest.mark.parametrize("content", ["[1]", "null", '"x"', "3"])
+def test_what_is_no_object_is_refused(client, content):
+    response = post(client, content)
+
+    assert response.status_code == 400
+    assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+WRONG_FIELDS = [
+    *[("temperature", value) for value in ("NaN", "Infinity", "1e400", "-0.1", "2.01", '"hot"')],
+    *[("top_p", value) for value in ("0", "-1", "1.1", "NaN")],
+    *[("top_k", value) for value in ("-2", "2147483648", "1.0")],
+    *[("min_p", value) for value in ("2", "-0.1")],
+    *[("n", value) for value in ("0", "-1", "129", "1000000", '"3"', "true", "1.0", "1e18")],
+    *[("max_tokens", value) for value in ("0", "-1", "2147483648", "1e18", "16.0")],
+    *[("min_tokens", value) for value in ("-1", "17")],
+    *[("presence_penalty", value) for value in ("2.01", "-2.01")],
+    *[("frequency_penalty", value) for value in ("2.01", "-2.01")],
+    *[("repetition_penalty", value) for value in ("0", "-1", "1e-300")],
+    *[("seed", value) for value in ("18446744073709551616", "-9223372036854775809", "1.5")],
+    *[
+        ("stop", value)
+        for value in ('""', '["a","b","c","d","e"]', f'"{"x" * 10_000}"', "3", "[3]")
+    ],
+    *[("stop_token_ids", value) for value in ("[-1]", "[260]", str([1] * 129))],
+    ("stop_token_ids[0]", '["a"]'),
+    *[("logit_bias", value) for value in ('{"260": 1}', '{"-1": 1}', '{"abc": 1}', '{"1": 100.1}')],
+    ("logit_bias", '{"1": NaN}'),
+    ("logit_bias", json.dumps({str(i): 0 for i in range(1025)})),
+    *[("logprobs", value) for value in ("21", "-1", "true")],
+    *[("stream", value) for value in ('"yes"', "1")],
+    ("stream_options", '{"include_usage": true}'),
+    ("best_of", "2"),
+    ("early_exit.threshold", '{"threshold": 1.5}'),
+    ("early_exit.max_draft_tokens", '{"max_draft_tokens": 17}'),
+    ("early_exit.treshold", '{"treshold": 0.5}'),
+    *[("prompt", value) for value in ('""', "[]", "null", "[[]]", '["a", ""]', '["a", 1]', "3")],
+    *[
+        ("prompt", value)
+        for value in ("[-1]", "[260]", "[1000000000000]", '["1", [2]]', "[[1], 2]")
+    ],
+    ("prompt", json.dumps(["a"] * 10_000)),
+]
+
+
+@pytest.mark.parametrize(("param", "value"), WRONG_FIELDS)
+def test_a_wrong_field_is_named(client, engine, param, value):
+    field = re.split(r"[.\[]", param)[0]
+    fields = {"model": f'"{MODEL}"', "prompt": '"a"', field: value}
+    response = post(client, "{" + ",".join(f'"{k}": {v}' for k, v in fields.items()) + "}")
+
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == param
+    assert engine.requests == []
+
+
+@pytest.mark.parametrize(
+    ("param", "fields"),
+    [
+        ("messages", {"messages": []}),
+        ("messages", {}),
+        ("model", {"messages": [{"role": "user", "content": "a"}], "model": None}),
+        ("messages[0].role", {"messages": [{"role": SECRET, "content": "a"}]}),
+        ("messages[0].role", {"messages": [{"role": "tool", "content": "a"}]}),
+        ("messages[0].content", {"messages": [{"role": "user"}]}),
+        ("messages[0].content", {"messages": [{"role": "user", "content": 5}]}),
+        ("top_logprobs", {"messages": [{"role": "user", "content": "a"}], "top_logprobs": 3}),
+        (
+            "max_tokens",
+            {
+                "messages": [{"role": "user", "content": "a"}],
+                "max_tokens": 1,
+                "max_completion_tokens": 2,
+            },
+        ),
+    ],
+)
+def test_a_wrong_chat_field_is_named(client, param, fields):
+    response = client.post("/v1/chat/completions", json={"model": MODEL, **fields})
+
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == param
+    assert SECRET not in response.text
+
+
+@pytest.mark.parametrize("part", ["image_url", "file", "input_audio"])
+def test_content_that_is_not_text_is_refused(client, part):
+    content = [{"type": "text", "text": "a"}, {"type": part, part: "http://169.254.169.254/"}]
+    response = client.post(
+        "/v1/chat/completions",
+        json={"model": MODEL, "messages": [{"role": "user", "content": content}]},
+    )
+
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (400, "unsupported_content")
+    assert error["param"] == "messages[0].content[1]"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("tools", [{"type": "function"}]),
+        ("response_format", {"type": "json_object"}),
+        ("chat_template", "{{ 1 }}"),
+        ("suffix", "x"),
+        ("echo", True),
+        ("guided_regex", "(a+)+"),
+        ("prompt_logprobs", 1),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_options_that_are_not_offered_are_refused_by_name(client, path, name, value):
+    prompt = {"prompt": "a"} if path == "/v1/completions" else {"messages": [_user("a")]}
+    response = client.post(path, json={"model": MODEL, **prompt, name: value})
+
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (400, "unsupported_parameter")
+    assert error["param"] == name
+
+
+def test_options_that_ask_for_nothing_and_unknown_fields_pass(client):
+    response = client.post(
+        "/v1/chat/completions",
+        json={
+            "model": MODEL,
+            "messages": [_user("a")],
+            "tools": [],
+            "tool_choice": "none",
+            "response_format": {"type": "text"},
+            "echo": False,
+            "parallel_tool_calls": True,
+            "no_such_option": {"x": [1, 2]},
+            "user": "somebody",
+        },
+    )
+
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Content-Type": "text/plain"},
+        {"Content-Type": ""},
+        {"Content-Type": "multipart/form-data; boundary=x"},
+        {"Content-Encoding": "gzip"},
+    ],
+)
+def test_only_plain_json_is_read(client, headers):
+    assert post(client, "{}", **headers).status_code == 415
+
+
+def test_a_charset_in_the_content_type_is_fine(client):
+    body = json.dumps({"model": MODEL, "prompt": "a"})
+    headers = {"Content-Type": "application/json; charset=utf-8"}
+
+    assert post(client, body, **headers).status_code == 200
+
+
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_large_bodies_are_refused(is_chunked):
+    content = b'{"model": "' + b"x" * 5000 + b'"}'
+    with TestClient(fake_app(FakeEngine(), max_request_bytes=1000)) as client:
+        response = post(client, iter([content[:600], content[600:]]) if is_chunked else content)
+
+    assert response.status_code == 413
+    assert response.json()["error"]["code"] == "request_too_large"
+
+
+def test_a_control_character_in_the_prompt_is_fine(client):
+    assert (
+        client.post("/v1/completions", json={"model": MODEL, "prompt": "a\0b"}).status_code == 200
+    )
+
+
+def _user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}

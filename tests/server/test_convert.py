@@ -1,0 +1,126 @@
+import pytest
+
+from engine.errors import PromptTooLong
+from server.convert import RequestLimits, to_generation_requests
+from server.protocol.chat import ChatCompletionRequest
+from server.protocol.completions import CompletionRequest
+
+LIMITS = RequestLimits(max_model_len=100, vocab_size=50, max_draft_tokens=3, max_logprobs=5)
+
+
+def convert(prompts=((1, 2, 3),), limits=LIMITS, **fields):
+    body = CompletionRequest.model_validate({"model": "m", "prompt": "a", **fields})
+    return to_generation_requests(body, prompts, limits, answer_id="cmpl-x", seed=1000)
+
+
+def convert_chat(prompt=(1, 2, 3), **fields):
+    messages = [{"role": "user", "content": "a"}]
+    body = ChatCompletionRequest.model_validate({"model": "m", "messages": messages, **fields})
+    return to_generation_requests(body, [prompt], LIMITS, answer_id="chatcmpl-x", seed=1000)
+
+
+def test_defaults_are_openais():
+    (request,) = convert()
+
+    sampling = request.sampling
+    assert (sampling.temperature, sampling.top_p, sampling.max_tokens) == (1.0, 1.0, 16)
+    assert sampling.num_logprobs is None
+    assert request.early_exit.enabled
+
+
+def test_every_sampling_field_arrives():
+    (request,) = convert(
+        temperature=0.5,
+        top_p=0.9,
+        top_k=7,
+        min_p=0.1,
+        seed=5,
+        max_tokens=9,
+        min_tokens=2,
+        stop=["x", "yz"],
+        stop_token_ids=[4],
+        include_stop_str_in_output=True,
+        ignore_eos=True,
+        presence_penalty=0.1,
+        frequency_penalty=0.2,
+        repetition_penalty=1.1,
+        logit_bias={"3": -100},
+        logprobs=2,
+    )
+
+    sampling = request.sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (
+        0.5,
+        0.9,
+        7,
+        0.1,
+    )
+    assert (sampling.seed, sampling.max_tokens, sampling.min_tokens) == (5, 9, 2)
+    assert (sampling.stop, sampling.stop_token_ids) == (("x", "yz"), (4,))
+    assert sampling.include_stop_str_in_output
+    assert sampling.ignore_eos
+    assert (sampling.presence_penalty, sampling.frequency_penalty) == (0.1, 0.2)
+    assert (sampling.repetition_penalty, sampling.logit_bias) == (1.1, {3: -100})
+    assert sampling.num_logprobs == 2
+
+
+def test_choices_differ_in_seed_and_id_over_all_prompts():
+    requests = convert(prompts=[[1], [2, 3]], n=2, seed=7)
+
+    assert [request.sampling.seed for request in requests] == [7, 8, 9, 10]
+    assert [request.prompt_token_ids for request in requests] == [(1,), (1,), (2, 3), (2, 3)]
+    assert len({request.request_id for request in requests}) == 4
+
+
+def test_seeds_are_unsigned_for_the_engine_and_drawn_when_missing():
+    assert convert(seed=-1)[0].sampling.seed == 2**64 - 1
+    assert convert()[0].sampling.seed == 1000
+
+
+@pytest.mark.parametrize("temperature", [0, 1e-9])
+def test_a_temperature_near_zero_is_greedy(temperature):
+    assert convert(temperature=temperature)[0].sampling.temperature == 0.0
+
+
+@pytest.mark.parametrize("top_k", [-1, 0, 50, 10_000])
+def test_top_k_of_everything_is_off(top_k):
+    assert convert(top_k=top_k)[0].sampling.top_k == 0
+
+
+def test_chat_may_fill_the_context_by_default_and_completions_take_what_is_left_of_16():
+    assert convert_chat()[0].sampling.max_tokens == 97
+    assert convert(prompts=[[1] * 90])[0].sampling.max_tokens == 10
+
+
+@pytest.mark.parametrize("max_tokens", [98, 2**31 - 1])
+def test_prompt_and_output_must_fit_the_context(max_tokens):
+    with pytest.raises(PromptTooLong) as error:
+        convert(max_tokens=max_tokens)
+    assert (error.value.param, error.value.code) == ("prompt", "context_length_exceeded")
+
+
+def test_a_prompt_that_fills_the_context_is_too_long_whatever_was_asked():
+    with pytest.raises(PromptTooLong) as error:
+        convert_chat(prompt=[1] * 100)
+    assert error.value.param == "messages"
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+def test_both_names_of_max_tokens_count(field):
+    assert convert_chat(**{field: 5})[0].sampling.max_tokens == 5
+
+
+@pytest.mark.parametrize(
+    ("fields", "num_logprobs"),
+    [({}, None), ({"logprobs": True}, 0), ({"logprobs": True, "top_logprobs": 3}, 3)],
+)
+def test_chat_logprobs(fields, num_logprobs):
+    assert convert_chat(**fields)[0].sampling.num_logprobs == num_logprobs
+
+
+def test_early_exit_options_arrive_and_the_server_caps_the_drafts():
+    asked = {"enabled": False, "threshold": 0.5, "max_draft_tokens": 16, "return_trace": True}
+    options = convert(early_exit=asked)[0].early_exit
+
+    assert (options.enabled, options.threshold, options.return_trace) == (False, 0.5, True)
+    assert options.max_draft_tokens == 3

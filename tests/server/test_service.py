@@ -1,0 +1,60 @@
+import asyncio
+
+import pytest
+from fake_engine import ByteTokenizer, FakeEngine
+
+from engine.errors import EngineFailed, EngineStopped, ModelLoadError, ModelNotFound
+from server.errors import ModelNotReady
+from server.service import InferenceService, ServedModel, ServiceState
+
+
+def service_of(engine: FakeEngine, load_time_s: float = 0.0) -> InferenceService:
+    async def load() -> ServedModel:
+        await asyncio.sleep(load_time_s)
+        await engine.start()
+        return ServedModel(engine, engine.info, ByteTokenizer())  # type: ignore[arg-type]
+
+    return InferenceService(("a", "b"), load)
+
+
+async def test_it_answers_while_it_loads_and_serves_afterwards():
+    service = service_of(FakeEngine(), load_time_s=0.01)
+    service.start()
+    with pytest.raises(ModelNotReady):
+        service.model("a")
+    await asyncio.sleep(0.05)
+
+    assert service.state is ServiceState.READY
+    assert service.model("a") is service.model("b")
+    with pytest.raises(ModelNotFound):
+        service.model("c")
+
+
+async def test_a_failed_load_is_kept():
+    service = service_of(FakeEngine(start_error=ModelLoadError("no weights")))
+    service.start()
+    await asyncio.sleep(0.01)
+
+    assert str(service.failure) == "no weights"
+    with pytest.raises(EngineFailed):
+        service.model("a")
+
+
+async def test_once_stopping_nothing_new_is_taken():
+    engine = FakeEngine()
+    service = service_of(engine)
+    service.start()
+    await asyncio.sleep(0.01)
+    await service.stop()
+
+    assert engine.is_stopped
+    with pytest.raises(EngineStopped):
+        service.model("a")
+
+
+async def test_stopping_while_loading_cancels_the_load():
+    service = service_of(FakeEngine(), load_time_s=10)
+    service.start()
+    await asyncio.wait_for(service.stop(), timeout=1)
+
+    assert service.loaded_model is None

@@ -1,0 +1,133 @@
+import argparse
+import logging
+from pathlib import Path
+
+import pytest
+
+from server.settings import ServerSettings
+from server.settings_sources import SettingsError, add_arguments, load_settings
+
+
+def load(
+    *flags: str, environment: dict[str, str] | None = None, config: Path | None = None
+) -> ServerSettings:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    config_flags = ["--config", str(config)] if config else []
+    return load_settings(parser.parse_args([*flags, *config_flags]), environment or {})
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "server.yaml"
+    path.write_text("max-num-seqs: 8\nport: 8001\nblock_size: 32\nheads:\n")
+    return path
+
+
+def test_sources_win_in_order(config):
+    settings = load("--block-size", "64", environment={"ADADECODE_PORT": "8002"}, config=config)
+
+    assert (settings.max_num_seqs, settings.port, settings.block_size) == (8, 8002, 64)
+    assert settings.heads is None, "an empty key leaves the default"
+
+
+def test_defaults_need_no_source():
+    assert load() == ServerSettings()
+
+
+def test_model_is_positional():
+    assert load("some/model").model_names == ("some/model",)
+
+
+def test_served_names_replace_the_model_and_can_be_several():
+    settings = load("m", "--served-model-name", "a", "--served-model-name", "b")
+
+    assert settings.model_names == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("text", "num_bytes"),
+    [("512M", 512 * 2**20), ("2G", 2**31), ("1.5KiB", 1536), ("3MB", 3_000_000), ("77", 77)],
+)
+def test_sizes_for_people(text, num_bytes):
+    assert load("--kv-cache-memory", text).kv_cache_memory == num_bytes
+
+
+@pytest.mark.parametrize("flags", [["--no-early-exit"], []])
+def test_boolean_flags_have_an_opposite(flags):
+    assert load(*flags).early_exit is not bool(flags)
+
+
+def test_the_opposite_of_a_boolean_is_a_key_and_a_variable_too(tmp_path):
+    path = tmp_path / "server.yaml"
+    path.write_text("no-early-exit: true\n")
+
+    assert load(config=path).early_exit is False
+    assert load(environment={"ADADECODE_NO_EARLY_EXIT": "1"}).early_exit is False
+
+
+def test_keys_from_the_environment_are_separated_by_commas():
+    settings = load(environment={"ADADECODE_API_KEY": "k1, k2"})
+
+    assert [key.get_secret_value() for key in settings.api_key] == ["k1", "k2"]
+    assert "k1" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "message"),
+    [
+        (["--port", "70000"], {}, "--port: input should be less than or equal to 65535"),
+        ([], {"ADADECODE_MAX_NUM_SEQS": "many"}, "ADADECODE_MAX_NUM_SEQS: input should be"),
+        (["--kv-cache-memory", "2 apples"], {}, "--kv-cache-memory: should be a number of bytes"),
+        (["--config", "/nowhere.yaml"], {}, "/nowhere.yaml: No such file"),
+    ],
+)
+def test_errors_name_the_setting_as_it_was_written(flags, environment, message):
+    with pytest.raises(SettingsError, match=message):
+        load(*flags, environment=environment)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("max-num-seq: 3", "max-num-seq: unknown setting; did you mean max-num-seqs?"),
+        ("port: yes please", "port: input should be a valid integer"),
+        ("- port", "should be a mapping"),
+        ("port: [", "is not valid YAML"),
+    ],
+)
+def test_errors_in_files_name_file_and_key(tmp_path, content, message):
+    path = tmp_path / "server.yaml"
+    path.write_text(content)
+
+    with pytest.raises(SettingsError) as error:
+        load(config=path)
+    assert str(path) in str(error.value)
+    assert message in str(error.value)
+
+
+def test_foreign_variables_are_only_warned_about(caplog):
+    with caplog.at_level(logging.WARNING):
+        load(environment={"ADADECODE_SERVICE_HOST": "10.0.0.1", "ADADECODE_CACHE": "/c"})
+
+    assert "ADADECODE_SERVICE_HOST: unknown setting" in caplog.text
+    assert "ADADECODE_CACHE" not in caplog.text
+
+
+def test_engine_config_carries_every_choice():
+    settings = load(
+        "--threads", "3", "--kv-cache-memory", "1K", "--exit-threshold", "0.5", "--dtype", "float32"
+    )
+    config = settings.engine_config(Path("/model"), Path("/heads"))
+
+    assert (config.model.directory, config.model.num_threads) == (Path("/model"), 3)
+    assert config.model.dtype == "float32"
+    assert config.cache.kv_cache_memory_bytes == 1024
+    assert (config.exits.heads, config.exits.threshold) == (Path("/heads"), 0.5)
+
+
+def test_without_early_exit_no_heads_are_loaded():
+    config = load("--no-early-exit").engine_config(Path("/model"), Path("/heads"))
+
+    assert not config.exits.enabled
+    assert config.exits.heads is None
