@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -107,12 +108,19 @@ def test_half_a_surrogate_pair(tokenizer: Tokenizer) -> None:
 
 @pytest.mark.model
 @settings(deadline=None, max_examples=300)
-@given(text=st.text(st.characters(max_codepoint=0x3FFFF, exclude_categories=["Cs"])))
+@given(text=st.text())
 def test_bytes_of_tokens_join_to_the_text(tokenizer: Tokenizer, text: str) -> None:
-    # Beyond that plane the model's vocabulary lacks the first bytes, and the tokenizer drops them.
+    # The model's vocabulary lacks a few rare bytes; the tokenizer drops those.
     ids = tokenizer.encode(text, add_special_tokens=False)
-    assert b"".join(tokenizer.token_bytes(token_id) for token_id in ids) == text.encode()
-    assert tokenizer.decode(ids, skip_special_tokens=False) == text
+    known = bytes(byte for byte in text.encode() if bytes([byte]) in _single_bytes(tokenizer))
+    assert b"".join(tokenizer.token_bytes(token_id) for token_id in ids) == known
+    assert tokenizer.decode(ids, skip_special_tokens=False) == known.decode(errors="replace")
+
+
+@cache
+def _single_bytes(tokenizer: Tokenizer) -> set[bytes]:
+    pieces = (tokenizer.token_bytes(token_id) for token_id in range(tokenizer.vocab_size))
+    return {piece for piece in pieces if len(piece) == 1}
 
 
 @pytest.mark.model
