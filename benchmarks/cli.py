@@ -1,0 +1,106 @@
+"""`adadecode bench`; also `python -m benchmarks.cli`, where only torch and transformers are."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from benchmarks.comparison import MODES
+from engine.errors import EngineError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the sub-commands of `bench`."""
+    commands = parser.add_subparsers(dest="bench_command", metavar="BENCHMARK", required=True)
+    latency = commands.add_parser(
+        "latency", help="plain decoding, early exits and transformers side by side"
+    )
+    _add_model_arguments(latency)
+    _add_contest_arguments(latency)
+    latency.add_argument("--json", type=Path, metavar="FILE", help="write every figure and run")
+    latency.add_argument("--plot", type=Path, metavar="FILE", help="write a bar chart (PNG, SVG)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out a parsed `bench` command; returns the exit status."""
+    from benchmarks import latency
+
+    try:
+        return latency.run(args)
+    except (EngineError, ValueError) as error:
+        print(f"adadecode bench {args.bench_command}: {error}", file=sys.stderr)
+        return 2
+
+
+def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        default="smollm2-135m-instruct",
+        help="local directory, .gguf file, hub id or built-in alias (%(default)s)",
+    )
+    parser.add_argument("--heads", type=Path, metavar="DIR", help="exit heads (the model's own)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    dtypes = ("auto", "float32", "bfloat16", "float16")
+    parser.add_argument("--dtype", choices=dtypes, default="auto")
+    parser.add_argument("--backend", choices=("auto", "native", "torch"), default="auto")
+    parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (all cores)")
+
+
+def _add_contest_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="JSON lines with task and prompt (built in)"
+    )
+    parser.add_argument(
+        "--num-prompts", type=_positive, metavar="N", help="at most so many of each task (all)"
+    )
+    parser.add_argument(
+        "--max-tokens", type=_positive, default=128, metavar="N", help="per prompt (%(default)s)"
+    )
+    parser.add_argument("--temperature", type=float, default=0.0, help="(%(default)s: greedy)")
+    parser.add_argument(
+        "--concurrency",
+        type=_concurrencies,
+        default=(1, 4, 8),
+        metavar="N,N",
+        help="prompts at once (1,4,8)",
+    )
+    parser.add_argument(
+        "--modes", type=_modes, default=MODES, metavar="M,M", help=f"({','.join(MODES)})"
+    )
+    parser.add_argument(
+        "--threshold", type=float, metavar="P", help="fixed confidence threshold (cost-aware)"
+    )
+    parser.add_argument(
+        "--max-draft-tokens", type=_positive, default=5, metavar="N", help="(%(default)s)"
+    )
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("should be at least 1")
+    return number
+
+
+def _concurrencies(text: str) -> tuple[int, ...]:
+    return tuple(sorted({_positive(part) for part in text.split(",")}))
+
+
+def _modes(text: str) -> tuple[str, ...]:
+    modes = tuple(part.strip() for part in text.split(","))
+    for mode in modes:
+        if mode not in MODES:
+            raise argparse.ArgumentTypeError(f"unknown mode {mode!r}: {', '.join(MODES)}")
+    return modes
+
+
+def main() -> int:
+    """Entry point of `python -m benchmarks.cli`."""
+    parser = argparse.ArgumentParser(prog="adadecode bench")
+    add_arguments(parser)
+    return run(parser.parse_args())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

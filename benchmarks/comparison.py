@@ -1,0 +1,186 @@
+"""From single runs to figures by task: speed, ratios, acceptance, and whether outputs agree.
+
+Pure arithmetic, no torch.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+
+from engine.request import DraftFigures
+
+PLAIN, EARLY_EXIT, TRANSFORMERS = "plain", "early-exit", "transformers"
+MODES = (PLAIN, EARLY_EXIT, TRANSFORMERS)
+ALL_TASKS = "all"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One mode on one group of prompts at once."""
+
+    mode: str
+    concurrency: int  # the most that ran at once; a last group may be smaller
+    prompt_indices: tuple[int, ...]
+    tasks: tuple[str, ...]  # of those prompts
+    token_ids: tuple[tuple[int, ...], ...]
+    duration_s: float
+    first_token_s: float
+    figures: tuple[DraftFigures, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        """Output tokens of all its prompts."""
+        return sum(len(ids) for ids in self.token_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModeFigures:
+    """One mode on one task."""
+
+    num_prompts: int
+    num_tokens: int
+    duration_s: float
+    first_token_s: float  # mean over runs
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Output tokens per second, the time for the prompts included."""
+        return self.num_tokens / self.duration_s if self.duration_s else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftTotals:
+    """Drafts of many requests together."""
+
+    num_steps: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    accepted_by_layer: Counter[int] = field(default_factory=Counter)
+
+    def add(self, figures: DraftFigures) -> "DraftTotals":
+        """These and one request's."""
+        return DraftTotals(
+            num_steps=self.num_steps + figures.num_steps,
+            num_draft_tokens=self.num_draft_tokens + figures.num_draft_tokens,
+            num_accepted_tokens=self.num_accepted_tokens + figures.num_accepted_tokens,
+            accepted_by_layer=self.accepted_by_layer + Counter(figures.accepted_by_layer),
+        )
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        """Accepted / drafted tokens; None when nothing was drafted."""
+        return self.num_accepted_tokens / self.num_draft_tokens if self.num_draft_tokens else None
+
+    @property
+    def mean_acceptance_length(self) -> float | None:
+        """1 + accepted / steps that drafted; None when nothing was drafted."""
+        return 1 + self.num_accepted_tokens / self.num_steps if self.num_steps else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskComparison:
+    """All modes on one task at one concurrency."""
+
+    task: str
+    concurrency: int
+    modes: dict[str, ModeFigures]
+    drafts: DraftTotals
+
+    def ratio(self, mode: str, baseline: str) -> float | None:
+        """How many times faster `mode` is; None unless both ran."""
+        if mode not in self.modes or baseline not in self.modes:
+            return None
+        return self.modes[mode].tokens_per_s / self.modes[baseline].tokens_per_s
+
+    def exit_share(self, layer: int) -> float:
+        """Share of the early-exit mode's tokens that left at a layer."""
+        return self.drafts.accepted_by_layer[layer] / self.modes[EARLY_EXIT].num_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """How many outputs of a mode equal the reference's, token for token."""
+
+    mode: str
+    reference: str
+    num_equal: int
+    num_compared: int
+    different: tuple[int, ...]  # prompt indices
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether none differs."""
+        return self.num_equal == self.num_compared
+
+
+def compare(runs: Sequence[Run]) -> list[TaskComparison]:
+    """By concurrency, then by task, all tasks together last.
+
+    Prompts that run at once are of several tasks, so only single ones are told apart by task.
+    """
+    comparisons = []
+    for concurrency in sorted({run.concurrency for run in runs}):
+        chosen = [run for run in runs if run.concurrency == concurrency]
+        tasks = dict.fromkeys(run.tasks[0] for run in chosen) if concurrency == 1 else {}
+        for task in tasks:
+            of_task = [run for run in chosen if run.tasks[0] == task]
+            comparisons.append(_compare_task(task, concurrency, of_task))
+        if len(tasks) != 1:
+            comparisons.append(_compare_task(ALL_TASKS, concurrency, chosen))
+    return comparisons
+
+
+def check_agreement(runs: Sequence[Run]) -> list[Agreement]:
+    """Every mode against plain decoding of the same prompt, one at a time if that was run.
+
+    Plain decoding at a higher concurrency is compared as well: a batch must not change a token.
+    """
+    reference: dict[int, tuple[int, ...]] = {}
+    for run in sorted(runs, key=lambda run: run.concurrency):
+        if run.mode == PLAIN:
+            for index, token_ids in zip(run.prompt_indices, run.token_ids, strict=True):
+                reference.setdefault(index, token_ids)
+    present = [mode for mode in MODES if any(run.mode == mode for run in runs)]
+    return [_agreement(mode, runs, reference) for mode in present] if reference else []
+
+
+def _agreement(mode: str, runs: Sequence[Run], reference: dict[int, tuple[int, ...]]) -> Agreement:
+    outputs = [
+        (index, token_ids)
+        for run in runs
+        if run.mode == mode
+        for index, token_ids in zip(run.prompt_indices, run.token_ids, strict=True)
+    ]
+    different = [index for index, token_ids in outputs if token_ids != reference[index]]
+    return Agreement(
+        mode=mode,
+        reference=PLAIN,
+        num_equal=len(outputs) - len(different),
+        num_compared=len(outputs),
+        different=tuple(sorted(set(different))),
+    )
+
+
+def _compare_task(task: str, concurrency: int, runs: Sequence[Run]) -> TaskComparison:
+    modes = {
+        mode: _sum_up([run for run in runs if run.mode == mode])
+        for mode in MODES
+        if any(run.mode == mode for run in runs)
+    }
+    figures = [one for run in runs if run.mode == EARLY_EXIT for one in run.figures]
+    return TaskComparison(
+        task=task,
+        concurrency=concurrency,
+        modes=modes,
+        drafts=reduce(DraftTotals.add, figures, DraftTotals()),
+    )
+
+
+def _sum_up(runs: Sequence[Run]) -> ModeFigures:
+    return ModeFigures(
+        num_prompts=sum(len(run.prompt_indices) for run in runs),
+        num_tokens=sum(run.num_tokens for run in runs),
+        duration_s=sum(run.duration_s for run in runs),
+        first_token_s=sum(run.first_token_s for run in runs) / len(runs),
+    )

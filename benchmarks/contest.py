@@ -1,0 +1,85 @@
+"""Runs the prompts through every contestant, turn by turn.
+
+The modes take turns prompt by prompt and in a changing order, so that whatever else the machine
+does hits all alike.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from benchmarks.comparison import TRANSFORMERS, Run
+from engine.request import DraftFigures
+from training.progress import ProgressReport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What one run over some prompts at once brought."""
+
+    token_ids: tuple[tuple[int, ...], ...]  # output per prompt
+    duration_s: float  # prompts included
+    first_token_s: float  # until the first token of any of them
+    figures: tuple[DraftFigures, ...] = ()  # per prompt, where something was drafted
+
+
+class Contestant(Protocol):
+    """One way to generate."""
+
+    def run(self, prompts: Sequence[tuple[int, ...]], seeds: Sequence[int]) -> Outcome:
+        """Generate for all prompts at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A prompt of the benchmark."""
+
+    index: int
+    task: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contest:
+    """Who runs what: modes by name, prompts, and how many at once."""
+
+    contestants: dict[str, Contestant]
+    entries: tuple[Entry, ...]
+    concurrencies: tuple[int, ...]
+
+    def groups(self) -> Iterator[tuple[int, tuple[Entry, ...], list[str]]]:
+        """(concurrency, prompts, modes in order); transformers runs single prompts only."""
+        for concurrency in self.concurrencies:
+            modes = [m for m in self.contestants if concurrency == 1 or m != TRANSFORMERS]
+            for number, start in enumerate(range(0, len(self.entries), concurrency)):
+                turn = number % len(modes)
+                group = self.entries[start : start + concurrency]
+                yield concurrency, group, modes[turn:] + modes[:turn]
+
+    def measure(self) -> list[Run]:
+        """Run everything once, after one run of each mode that is not counted."""
+        for contestant in self.contestants.values():
+            contestant.run([self.entries[0].token_ids], [0])
+        schedule = list(self.groups())
+        runs: list[Run] = []
+        with ProgressReport("latency", sum(len(modes) for *_, modes in schedule), "runs") as report:
+            for concurrency, group, modes in schedule:
+                for mode in modes:
+                    runs.append(_run(mode, self.contestants[mode], concurrency, group))
+                    report.update(len(runs))
+        return runs
+
+
+def _run(mode: str, contestant: Contestant, concurrency: int, group: Sequence[Entry]) -> Run:
+    indices = tuple(entry.index for entry in group)
+    outcome = contestant.run([entry.token_ids for entry in group], indices)
+    return Run(
+        mode=mode,
+        concurrency=concurrency,
+        prompt_indices=indices,
+        tasks=tuple(entry.task for entry in group),
+        token_ids=outcome.token_ids,
+        duration_s=outcome.duration_s,
+        first_token_s=outcome.first_token_s,
+        figures=outcome.figures,
+    )

@@ -1,0 +1,152 @@
+"""`adadecode bench latency`: the same prompts in every mode, in one run.
+
+Prints the machine, a table, and whether all outputs are the same; ends with status 1 when early
+exits or a batch changed one.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.comparison import (
+    EARLY_EXIT,
+    MODES,
+    PLAIN,
+    TRANSFORMERS,
+    check_agreement,
+    compare,
+)
+from benchmarks.contest import Contest, Contestant, Entry
+from benchmarks.contestants import EngineContestant, TransformersContestant
+from benchmarks.machine import describe_machine, print_facts
+from benchmarks.plots import plot_latency, require_matplotlib
+from benchmarks.prompts import choose_prompts
+from benchmarks.report import agreement_to_json, format_agreements, format_comparisons, to_json
+from engine.checkpoint import find_heads, resolve_model
+from engine.config import EngineConfig, ExitsConfig, ModelConfig, SchedulerConfig
+from engine.offline import OfflineEngine
+from engine.request import EarlyExitOptions
+from training.prompts import Prompt
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out the parsed command; returns the exit status.
+
+    Raises:
+        ValueError: when the options do not fit together.
+        EngineError: when the model cannot be loaded.
+    """
+    if args.plot:
+        require_matplotlib()
+    prompts = choose_prompts(args.prompts, args.num_prompts)
+    directory = resolve_model(args.model)
+    heads = args.heads or find_heads(args.model, directory)
+    if EARLY_EXIT in args.modes and heads is None:
+        raise ValueError(
+            f"no exit heads for {args.model}: give --heads, or --modes without early-exit"
+        )
+    engine = OfflineEngine(_engine_config(args, directory, heads))
+    settings = _describe_settings(args, engine, heads)
+    machine = describe_machine()
+    print_facts(machine | settings)
+    contest = Contest(
+        contestants=_contestants(args, engine, directory),
+        entries=_encode(prompts, directory),
+        concurrencies=args.concurrency,
+    )
+    runs = contest.measure()
+    comparisons, agreements = compare(runs), check_agreement(runs)
+    print(f"\n{format_comparisons(comparisons)}\n")
+    print(format_agreements(agreements, is_greedy=args.temperature == 0))
+    if args.json:
+        report = {
+            "machine": machine,
+            "settings": settings,
+            "comparisons": [to_json(entry) for entry in comparisons],
+            "agreements": [agreement_to_json(entry) for entry in agreements],
+            "runs": [asdict(entry) for entry in runs],
+        }
+        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if args.plot:
+        plot_latency(
+            comparisons, args.plot, f"{args.model} on {machine.get('gpu', machine['cpu'])}"
+        )
+    ours = [entry for entry in agreements if entry.mode != TRANSFORMERS]
+    return 0 if all(entry.is_complete for entry in ours) else 1
+
+
+def _encode(prompts: Sequence[Prompt], directory: Path) -> tuple[Entry, ...]:
+    """As user messages in the model's chat template; as they are when it has none."""
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(directory))
+
+    def encode(text: str) -> tuple[int, ...]:
+        if not tokenizer.chat_template:
+            return tuple(tokenizer(text)["input_ids"])
+        message = [{"role": "user", "content": text}]
+        encoded = tokenizer.apply_chat_template(
+            message, add_generation_prompt=True, return_dict=True
+        )
+        return tuple(encoded["input_ids"])
+
+    return tuple(
+        Entry(index=index, task=prompt.task, token_ids=encode(prompt.text))
+        for index, prompt in enumerate(prompts)
+    )
+
+
+def _engine_config(args: argparse.Namespace, directory: Path, heads: Path | None) -> EngineConfig:
+    return EngineConfig(
+        model=ModelConfig(
+            directory=directory,
+            device=args.device,
+            dtype=args.dtype,
+            num_threads=args.threads,
+            backend=args.backend,
+        ),
+        scheduler=SchedulerConfig(max_num_seqs=max(args.concurrency)),
+        exits=ExitsConfig(
+            enabled=EARLY_EXIT in args.modes, heads=heads, max_draft_tokens=args.max_draft_tokens
+        ),
+        worker="inline",
+    )
+
+
+def _contestants(
+    args: argparse.Namespace, engine: OfflineEngine, directory: Path
+) -> dict[str, Contestant]:
+    common = {"max_tokens": args.max_tokens, "temperature": args.temperature}
+    contestants: dict[str, Contestant] = {}
+    for mode in MODES:
+        if mode not in args.modes:
+            continue
+        if mode == TRANSFORMERS:
+            contestants[mode] = TransformersContestant(
+                directory, device=engine.info.device, dtype=engine.info.dtype, **common
+            )
+            continue
+        early_exit = EarlyExitOptions(enabled=mode != PLAIN, threshold=args.threshold)
+        contestants[mode] = EngineContestant(engine, early_exit, **common)
+    return contestants
+
+
+def _describe_settings(
+    args: argparse.Namespace, engine: OfflineEngine, heads: Path | None
+) -> dict[str, str]:
+    info = engine.info
+    settings = {
+        "model": f"{args.model}, {info.num_layers} layers",
+        "computed": f"{info.dtype} on {info.device} by {info.backend}",
+        "generation": f"{args.max_tokens} tokens per prompt, temperature {args.temperature:g}",
+    }
+    if info.exit_layers:
+        gate = "cost-aware" if args.threshold is None else f"threshold {args.threshold:g}"
+        layers = ", ".join(map(str, info.exit_layers))
+        settings["exits"] = f"at {layers}, at most {info.max_draft_tokens} drafts, {gate}, {heads}"
+    if TRANSFORMERS in args.modes and args.concurrency != (1,):
+        settings["transformers"] = "one prompt at a time only"
+    return settings

@@ -1,0 +1,62 @@
+"""Pictures of a comparison. Needs matplotlib, which is asked for before anything is measured."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.comparison import TaskComparison
+
+_COLOURS = {"plain": "#9aa0a6", "early-exit": "#1a73e8", "transformers": "#e8a33d"}
+
+
+def require_matplotlib() -> None:
+    """Fail early.
+
+    Raises:
+        ValueError: when matplotlib is not installed.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise ValueError("--plot needs matplotlib: pip install matplotlib") from None
+
+
+def plot_latency(comparisons: Sequence[TaskComparison], path: Path, title: str) -> None:
+    """Bars grouped by task: tokens per second of every mode. One panel per concurrency."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    concurrencies = list(dict.fromkeys(entry.concurrency for entry in comparisons))
+    panels = [[e for e in comparisons if e.concurrency == c] for c in concurrencies]
+    figure, axes = pyplot.subplots(
+        1,
+        len(panels),
+        squeeze=False,
+        figsize=(2.5 + sum(0.5 + 0.9 * len(panel) for panel in panels), 4),
+        width_ratios=[1 + len(panel) for panel in panels],
+        layout="constrained",
+    )
+    for axis, concurrency, panel in zip(axes[0], concurrencies, panels, strict=True):
+        _draw_panel(axis, panel)
+        axis.set_title("one at a time" if concurrency == 1 else f"{concurrency} at once")
+    axes[0][0].set_ylabel("output tokens per second")
+    axes[0][0].legend(frameon=False)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def _draw_panel(axis: object, panel: Sequence[TaskComparison]) -> None:
+    from matplotlib.axes import Axes
+
+    assert isinstance(axis, Axes)
+    modes = list(panel[0].modes)
+    width = 0.8 / len(modes)
+    for number, mode in enumerate(modes):
+        places = [group + (number - (len(modes) - 1) / 2) * width for group in range(len(panel))]
+        heights = [entry.modes[mode].tokens_per_s for entry in panel]
+        bars = axis.bar(places, heights, width, label=mode, color=_COLOURS[mode])
+        axis.bar_label(bars, fmt="%.0f", fontsize=7)
+    axis.set_xticks(range(len(panel)), [entry.task for entry in panel])
+    axis.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,44 @@
+from benchmarks.contest import Contest, Entry, Outcome
+
+
+class CountingContestant:
+    """Answers every prompt with its own tokens; remembers how many came at once."""
+
+    def __init__(self):
+        self.sizes = []
+
+    def run(self, prompts, seeds):
+        self.sizes.append(len(prompts))
+        return Outcome(token_ids=tuple(prompts), duration_s=1.0, first_token_s=0.5)
+
+
+def make_contest(modes, num_prompts, concurrencies):
+    entries = tuple(Entry(index=i, task="math", token_ids=(i,)) for i in range(num_prompts))
+    contestants = {mode: CountingContestant() for mode in modes}
+    return Contest(contestants=contestants, entries=entries, concurrencies=concurrencies)
+
+
+def test_every_mode_runs_every_prompt_and_the_first_run_is_not_counted():
+    contest = make_contest(["plain", "early-exit"], 3, (1, 2))
+
+    runs = contest.measure()
+
+    assert contest.contestants["plain"].sizes == [1, 1, 1, 1, 2, 1]
+    assert len(runs) == 2 * (3 + 2)
+    assert {run.prompt_indices for run in runs if run.concurrency == 2} == {(0, 1), (2,)}
+
+
+def test_modes_take_turns_in_changing_order():
+    contest = make_contest(["plain", "early-exit"], 3, (1,))
+
+    order = [run.mode for run in contest.measure()]
+
+    assert order == ["plain", "early-exit", "early-exit", "plain", "plain", "early-exit"]
+
+
+def test_transformers_runs_single_prompts_only():
+    contest = make_contest(["plain", "transformers"], 4, (1, 4))
+
+    runs = contest.measure()
+
+    assert {run.concurrency for run in runs if run.mode == "transformers"} == {1}
