@@ -5,6 +5,7 @@ import asyncio
 import logging
 import os
 import sys
+from contextlib import closing
 from functools import partial
 
 from engine.build import build_engine
@@ -12,6 +13,8 @@ from engine.checkpoint import find_heads, resolve_model
 from engine.errors import EngineError
 from server.app import create_app
 from server.http_server import CannotListen, DrainingServer, listen
+from server.logs import set_up_logging
+from server.progress import LoadProgress
 from server.service import InferenceService, ServedModel
 from server.settings import ServerSettings
 from server.settings_sources import SettingsError, add_arguments, load_settings
@@ -28,9 +31,7 @@ def run(args: argparse.Namespace) -> int:
         settings = load_settings(args, os.environ)
     except SettingsError as error:
         return _refuse(error, 2)
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    set_up_logging(settings.log_level)
     try:
         listener = listen(settings.host, settings.port)
     except CannotListen as error:
@@ -51,22 +52,19 @@ def run(args: argparse.Namespace) -> int:
 
 async def _load(settings: ServerSettings, url: str) -> ServedModel:
     """Resolve, load and start everything; what blocks runs on a thread, to keep probes answered."""
-    directory = await asyncio.to_thread(resolve_model, settings.model, progress=_log_progress)
-    heads = settings.heads or find_heads(settings.model, directory)
-    config = settings.engine_config(directory, heads)
-    engine = await asyncio.to_thread(build_engine, config, _log_progress)
-    try:
-        await engine.start()
-    except BaseException:
-        await engine.stop()
-        raise
+    with closing(LoadProgress()) as progress:
+        directory = await asyncio.to_thread(resolve_model, settings.model, progress=progress)
+        heads = settings.heads or find_heads(settings.model, directory)
+        config = settings.engine_config(directory, heads)
+        engine = await asyncio.to_thread(build_engine, config, progress)
+        try:
+            await engine.start()
+        except BaseException:  # also when a signal cancels the load: no worker may stay behind
+            await engine.stop()
+            raise
     assert engine.info is not None, "a started engine knows its model"
     print(start_up_summary(settings, engine.info, config.exits.heads, url), flush=True)
     return ServedModel(engine, engine.info, engine.tokenizer)
-
-
-def _log_progress(text: str, fraction: float) -> None:
-    logger.info("%s (%d %%)", text, round(100 * fraction))
 
 
 def _refuse(error: Exception, status: int) -> int:

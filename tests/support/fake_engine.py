@@ -137,6 +137,8 @@ class FakeEngine:
 
     def _outputs(self, request: GenerationRequest) -> Iterator[RequestOutput]:
         text = self.text if isinstance(self.text, str) else self.text(request)
+        for stop in request.sampling.stop:
+            text = text.partition(stop)[0]
         token_ids = list(text.encode())
         kept = token_ids[: request.sampling.max_tokens]
         for place, token_id in enumerate(kept):

@@ -1,0 +1,38 @@
+"""Progress of loading, for people: a bar in a terminal, a line now and then in a log."""
+
+import logging
+import sys
+import time
+
+from tqdm import tqdm
+
+_LOG_INTERVAL_S = 5.0
+
+logger = logging.getLogger(__name__)
+
+
+class LoadProgress:
+    """Called with (what is being done, fraction done), possibly from another thread, often."""
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._logged_at = 0.0
+        self._bar = tqdm(
+            total=100, disable=not sys.stderr.isatty(), bar_format="{desc} {bar} {percentage:3.0f}%"
+        )
+
+    def __call__(self, text: str, fraction: float) -> None:
+        """Show where loading stands."""
+        percent = round(100 * fraction)
+        if not self._bar.disable:
+            self._bar.set_description_str(text, refresh=False)
+            self._bar.n = percent
+            self._bar.refresh()
+        elif text != self._text or time.monotonic() - self._logged_at > _LOG_INTERVAL_S:
+            self._text, self._logged_at = text, time.monotonic()
+            logger.info("%s (%d %%)", text, percent)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        self._bar.leave = False
+        self._bar.close()

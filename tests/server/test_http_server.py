@@ -1,0 +1,132 @@
+"""Signals, on a server process of its own."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from live_server import MODEL
+
+from server.http_server import CannotListen, listen
+
+ROOT = Path(__file__).parents[2]
+SUPPORT = ROOT / "tests" / "support"
+BODY = {"model": MODEL, "prompt": "a", "stream": True, "max_tokens": 20}
+
+
+@contextlib.contextmanager
+def server_process(
+    drain_s: float, token_delay_s: float = 0.05
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    port = free_port()
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            str(SUPPORT / "fake_serve.py"),
+            str(port),
+            str(drain_s),
+            str(token_delay_s),
+        ],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{SUPPORT}"},
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(url)
+        yield process, url
+    finally:
+        process.kill()
+        process.wait()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_for(url: str) -> None:
+    for _ in range(400):
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"{url}/ready").status_code == 200:
+                return
+        time.sleep(0.05)
+    raise AssertionError("the server did not come up")
+
+
+def data(lines: Iterator[str]) -> list[str]:
+    return [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
+
+
+def test_at_sigterm_open_requests_finish_and_new_ones_are_refused():
+    with (
+        server_process(drain_s=10) as (process, url),
+        httpx.stream("POST", f"{url}/v1/completions", json=BODY) as response,
+    ):
+        lines = response.iter_lines()
+        next(lines)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        assert httpx.get(f"{url}/ready").json() == {"status": "stopping"}
+        refused = httpx.post(f"{url}/v1/completions", json=BODY)
+        events = data(lines)
+        status = process.wait(timeout=5)
+
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
+    assert refused.headers["Retry-After"]
+    assert json.loads(events[-2])["choices"][0]["finish_reason"] == "stop"
+    assert events[-1] == "[DONE]"
+    assert status == 0
+
+
+def test_what_outlives_the_drain_ends_with_an_error():
+    with (
+        server_process(drain_s=0.2, token_delay_s=0.2) as (process, url),
+        httpx.stream("POST", f"{url}/v1/completions", json=BODY) as response,
+    ):
+        lines = response.iter_lines()
+        next(lines)
+        process.send_signal(signal.SIGTERM)
+        events = data(lines)
+        status = process.wait(timeout=5)
+
+    assert json.loads(events[-2])["error"]["code"] == "shutting_down"
+    assert events[-1] == "[DONE]"
+    assert status == 0
+
+
+def test_a_second_signal_does_not_wait():
+    with (
+        server_process(drain_s=60, token_delay_s=1) as (process, url),
+        httpx.stream("POST", f"{url}/v1/completions", json=BODY) as response,
+    ):
+        next(response.iter_lines())
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=5) == 0
+
+
+def test_an_idle_server_stops_at_once():
+    with server_process(drain_s=60) as (process, _):
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=3) == 0
+
+
+def test_a_port_in_use_is_said_so():
+    with listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(CannotListen, match=f"port {port} on 127.0.0.1 is in use"):
+            listen("127.0.0.1", port)
+
+
+def test_a_foreign_address_is_said_so():
+    with pytest.raises(CannotListen, match=r"cannot listen on 192\.0\.2\.1:8000"):
+        listen("192.0.2.1", 8000)

@@ -1,0 +1,43 @@
+import pytest
+from fake_engine import FakeEngine
+
+from server.cli import main
+from server.http_server import listen
+from server.settings import ServerSettings
+from server.summary import start_up_summary
+
+
+def test_a_model_that_cannot_be_served_is_one_line_and_status_1(tmp_path, capsys):
+    status = main(["serve", str(tmp_path), "--port", "0", "--shutdown-timeout", "0"])
+
+    error = capsys.readouterr().err
+    assert status == 1
+    assert str(tmp_path) in error.splitlines()[-1]
+    assert "Traceback" not in error
+
+
+def test_a_port_in_use_is_one_line_and_status_1(capsys):
+    with listen("127.0.0.1", 0) as taken:
+        status = main(["serve", "--port", str(taken.getsockname()[1])])
+
+    assert status == 1
+    assert "is in use; choose another with --port" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "heads", "line"),
+    [
+        ({}, "configs/heads", "after layers 2 of 4, up to 3 drafts, configs/heads"),
+        ({}, None, "none: no exit heads"),
+        ({"early_exit": False}, None, "off (--no-early-exit)"),
+    ],
+)
+def test_the_summary_says_what_is_served(flags, heads, line):
+    summary = start_up_summary(
+        ServerSettings(**flags), FakeEngine().info, heads, "http://127.0.0.1:8000"
+    )
+
+    assert line in summary
+    assert "4 layers, float32 on cpu, fake kernels, context 256 tokens" in summary
+    assert "1,024 tokens in blocks of 16: 4.0 requests of full length" in summary
+    assert "curl http://127.0.0.1:8000/v1/chat/completions" in summary
