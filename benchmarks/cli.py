@@ -18,14 +18,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_contest_arguments(latency)
     latency.add_argument("--json", type=Path, metavar="FILE", help="write every figure and run")
     latency.add_argument("--plot", type=Path, metavar="FILE", help="write a bar chart (PNG, SVG)")
+    lossless = commands.add_parser(
+        "lossless", help="whether early exits ever change a token, over every way of drafting"
+    )
+    _add_model_arguments(lossless)
+    _add_prompt_arguments(lossless)
+    lossless.add_argument(
+        "--temperatures", type=_temperatures, default=(0.0, 0.8), metavar="T,T", help="(0,0.8)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Carry out a parsed `bench` command; returns the exit status."""
-    from benchmarks import latency
+    from benchmarks import latency, lossless
 
+    command = {"latency": latency.run, "lossless": lossless.run}[args.bench_command]
     try:
-        return latency.run(args)
+        return command(args)
     except (EngineError, ValueError) as error:
         print(f"adadecode bench {args.bench_command}: {error}", file=sys.stderr)
         return 2
@@ -47,7 +56,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (all cores)")
 
 
-def _add_contest_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompts", type=Path, metavar="FILE", help="JSON lines with task and prompt (built in)"
     )
@@ -57,6 +66,10 @@ def _add_contest_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-tokens", type=_positive, default=128, metavar="N", help="per prompt (%(default)s)"
     )
+
+
+def _add_contest_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_prompt_arguments(parser)
     parser.add_argument("--temperature", type=float, default=0.0, help="(%(default)s: greedy)")
     parser.add_argument(
         "--concurrency",
@@ -85,6 +98,10 @@ def _positive(text: str) -> int:
 
 def _concurrencies(text: str) -> tuple[int, ...]:
     return tuple(sorted({_positive(part) for part in text.split(",")}))
+
+
+def _temperatures(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
 
 
 def _modes(text: str) -> tuple[str, ...]:

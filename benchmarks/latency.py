@@ -6,10 +6,8 @@ exits or a batch changed one.
 
 import argparse
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from benchmarks.comparison import (
     EARLY_EXIT,
@@ -19,17 +17,16 @@ from benchmarks.comparison import (
     check_agreement,
     compare,
 )
-from benchmarks.contest import Contest, Contestant, Entry
+from benchmarks.contest import Contest, Contestant
 from benchmarks.contestants import EngineContestant, TransformersContestant
 from benchmarks.machine import describe_machine, print_facts
 from benchmarks.plots import plot_latency, require_matplotlib
-from benchmarks.prompts import choose_prompts
+from benchmarks.prompts import choose_prompts, encode_prompts
 from benchmarks.report import agreement_to_json, format_agreements, format_comparisons, to_json
 from engine.checkpoint import find_heads, resolve_model
 from engine.config import EngineConfig, ExitsConfig, ModelConfig, SchedulerConfig
 from engine.offline import OfflineEngine
 from engine.request import EarlyExitOptions
-from training.prompts import Prompt
 
 
 def run(args: argparse.Namespace) -> int:
@@ -54,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     print_facts(machine | settings)
     contest = Contest(
         contestants=_contestants(args, engine, directory),
-        entries=_encode(prompts, directory),
+        entries=encode_prompts(prompts, directory),
         concurrencies=args.concurrency,
     )
     runs = contest.measure()
@@ -76,27 +73,6 @@ def run(args: argparse.Namespace) -> int:
         )
     ours = [entry for entry in agreements if entry.mode != TRANSFORMERS]
     return 0 if all(entry.is_complete for entry in ours) else 1
-
-
-def _encode(prompts: Sequence[Prompt], directory: Path) -> tuple[Entry, ...]:
-    """As user messages in the model's chat template; as they are when it has none."""
-    from transformers import AutoTokenizer
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(str(directory))
-
-    def encode(text: str) -> tuple[int, ...]:
-        if not tokenizer.chat_template:
-            return tuple(tokenizer(text)["input_ids"])
-        message = [{"role": "user", "content": text}]
-        encoded = tokenizer.apply_chat_template(
-            message, add_generation_prompt=True, return_dict=True
-        )
-        return tuple(encoded["input_ids"])
-
-    return tuple(
-        Entry(index=index, task=prompt.task, token_ids=encode(prompt.text))
-        for index, prompt in enumerate(prompts)
-    )
 
 
 def _engine_config(args: argparse.Namespace, directory: Path, heads: Path | None) -> EngineConfig:

@@ -4,7 +4,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
+from typing import Any
 
+from benchmarks.contest import Entry
 from training.prompts import Prompt, read_prompts
 
 _BUILT_IN = {
@@ -99,6 +101,27 @@ def choose_prompts(file: Path | None, per_task: int | None) -> list[Prompt]:
     if not by_task:
         raise ValueError(f"--prompts {file}: no prompt in it")
     return _take_turns([tasks[:per_task] for tasks in by_task.values()])
+
+
+def encode_prompts(prompts: Sequence[Prompt], directory: Path) -> tuple[Entry, ...]:
+    """As user messages in the model's chat template; as they are when it has none."""
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(directory))
+
+    def encode(text: str) -> tuple[int, ...]:
+        if not tokenizer.chat_template:
+            return tuple(tokenizer(text)["input_ids"])
+        message = [{"role": "user", "content": text}]
+        encoded = tokenizer.apply_chat_template(
+            message, add_generation_prompt=True, return_dict=True
+        )
+        return tuple(encoded["input_ids"])
+
+    return tuple(
+        Entry(index=index, task=prompt.task, token_ids=encode(prompt.text))
+        for index, prompt in enumerate(prompts)
+    )
 
 
 def _take_turns(groups: Sequence[Sequence[Prompt]]) -> list[Prompt]:

@@ -1,4 +1,6 @@
-"""`adadecode heads train` and `adadecode heads eval`: also `python -m training.cli`, where only torch is installed."""
+"""`adadecode heads train` and `adadecode heads eval`: also `python -m training.cli`, where only
+torch is installed.
+"""
 
 import argparse
 import json
@@ -91,7 +93,9 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _exit_layers(text: str | None, directory: Path) -> list[int]:
-    """The layers asked for, or a tenth and two thirds of the depth: one cheap exit, one sure one."""
+    """The layers asked for, or a tenth and two thirds of the depth: one cheap exit, one sure
+    one.
+    """
     from engine.model.spec import ModelSpec
 
     num_layers = ModelSpec.from_directory(directory).num_layers

@@ -1,7 +1,9 @@
-"""Hidden states of the model's own generations: at every exit layer, and the last. One teacher-forced pass.
+"""Hidden states of the model's own generations: at every exit layer, and the last. One
+teacher-forced pass.
 
-Written in shards (safetensors, float16, scaled to unit RMS), each atomically, so that a killed run goes on where it
-stopped and memory stays bounded by one shard. What heads are trained for is decided elsewhere.
+Written in shards (safetensors, float16, scaled to unit RMS), each atomically, so that a killed run
+goes on where it stopped and memory stays bounded by one shard. What heads are trained for is
+decided elsewhere.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -66,7 +68,8 @@ def collect(
     shards = []
     for start in range(0, len(rows), _ROWS_PER_SHARD):
         group = rows[start : start + _ROWS_PER_SHARD]
-        # The count is part of the name: a last, shorter shard is made anew once generations were added.
+        # The count is part of the name: a last, shorter shard is made anew once generations were
+        # added.
         number = start // _ROWS_PER_SHARD
         path = directory / f"shard-{number:05d}-{len(group)}.safetensors"
         shards.append(path)
@@ -152,7 +155,9 @@ def _forward(
     exit_layers: Sequence[int],
     cache: Sequence[LayerCache],
 ) -> dict[str, Tensor]:
-    """One call over whole sequences; keeps the positions that predict output tokens and the one before."""
+    """One call over whole sequences; keeps the positions that predict output tokens and the one
+    before.
+    """
     token_ids, batch, kept, is_first = _whole_sequences(pack, decoder.ops.device)
     hidden = decoder.embed(token_ids)
     tensors: dict[str, Tensor] = {"is_first": is_first}
@@ -171,7 +176,9 @@ def _forward(
 def _whole_sequences(
     pack: Sequence[Generation], device: torch.device
 ) -> tuple[Tensor, TokenBatch, Tensor, Tensor]:
-    """Token ids, their places, the positions to keep, and which of those come first in their sequence."""
+    """Token ids, their places, the positions to keep, and which of those come first in their
+    sequence.
+    """
     token_ids: list[int] = []
     positions: list[int] = []
     rows: list[int] = []

@@ -1,4 +1,5 @@
-"""How good a head is on held-out positions: agreement with the last layer, calibration, acceptance by draft position.
+"""How good a head is on held-out positions: agreement with the last layer, calibration, acceptance
+by draft position.
 
 Teacher-forced: no engine, no timing (see `adadecode bench latency` for that).
 """
@@ -117,7 +118,9 @@ def _unrolled(
 
 
 def _coupled(logits: Tensor, probs: Tensor, token_ids: Tensor, seed: int) -> Tensor:
-    """[N, 2]: confidence and agreement under shared noise at the temperature sampled drafts are calibrated for."""
+    """[N, 2]: confidence and agreement under shared noise at the temperature sampled drafts are
+    calibrated for.
+    """
     keys = torch.arange(len(logits), device=logits.device) + seed * 1_000_003
     ids = torch.cat((token_ids, token_ids.new_full((1,), -1)))
     noise = gumbel(keys, ids)

@@ -1,17 +1,18 @@
-"""The model's own output, generated plainly in large batches through the offline engine; resumes by counting tokens.
+"""The model's own output, generated plainly in large batches through the offline engine; resumes by
+counting tokens.
 
-Each group of prompts gets one temperature from a fixed list, greedy most often: heads must know both the text people
-get at temperature 0 and the text they get when sampling.
+Each group of prompts gets one temperature from a fixed list, greedy most often: heads must know
+both the text people get at temperature 0 and the text they get when sampling.
 """
 
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.offline import OfflineEngine
 from transformers import AutoTokenizer
 
 from engine.config import CacheConfig, EngineConfig, ExitsConfig, ModelConfig, SchedulerConfig
+from engine.offline import OfflineEngine
 from engine.request import GenerationRequest, SamplingParams
 from training.generations import (
     Generation,
@@ -35,7 +36,9 @@ def generate(
     num_tokens: int,
     max_new_tokens: int,
 ) -> None:
-    """Append generations to `path` until it holds `num_tokens` output tokens or the prompts are used up."""
+    """Append generations to `path` until it holds `num_tokens` output tokens or the prompts are
+    used up.
+    """
     rows = read_generations(path)
     done = num_output_tokens(rows)
     if done >= num_tokens:

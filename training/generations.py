@@ -1,4 +1,5 @@
-"""The model's own output, as a JSON-lines file that can be resumed: one row per finished generation.
+"""The model's own output, as a JSON-lines file that can be resumed: one row per finished
+generation.
 
 Row: {"task": str, "prompt_ids": [int], "output_ids": [int], "temperature": float}.
 """

@@ -1,4 +1,6 @@
-"""An exit head as a trainable torch module, the same function as `engine.model.exit_head.ExitHead`."""
+"""An exit head as a trainable torch module, the same function as
+`engine.model.exit_head.ExitHead`.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +12,8 @@ from training.collect import unit_rms
 class HeadModule(nn.Module):
     """T and U with their input scales, and the row for tokens outside the reduced vocabulary.
 
-    Inputs are scaled to unit RMS, then by a fixed per-feature scale: hidden states have a few features hundreds of
-    times larger than the rest, which would slow training down.
+    Inputs are scaled to unit RMS, then by a fixed per-feature scale: hidden states have a few
+    features hundreds of times larger than the rest, which would slow training down.
     """
 
     def __init__(self, hidden_scale: Tensor, previous_scale: Tensor, lm_head: Tensor) -> None:

@@ -1,4 +1,5 @@
-"""`adadecode heads train`: the model's own output → hidden states → heads → figures → files. Every stage resumes.
+"""`adadecode heads train`: the model's own output → hidden states → heads → figures → files. Every
+stage resumes.
 
 work directory:  generations.jsonl → hidden/shard-*.safetensors → head-<layer>.safetensors
 output:          heads.safetensors, heads.json
@@ -11,13 +12,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from engine.model.spec import ModelSpec
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from engine.config import EngineConfig, ModelConfig
 from engine.model.decoder import Decoder
 from engine.model.exit_head import FORMAT_VERSION
+from engine.model.spec import ModelSpec
 from engine.worker.worker import select_ops
 from training.collect import Shards, collect
 from training.evaluate import HeadFigures, evaluate_head

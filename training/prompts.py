@@ -1,4 +1,5 @@
-"""What the model is asked when its own output is collected: a prompts file, and code prompts made from Python's
+"""What the model is asked when its own output is collected: a prompts file, and code prompts made
+from Python's
 standard library (signatures and docstrings of the interpreter that runs this)."""
 
 import importlib
@@ -125,7 +126,9 @@ def shuffled(prompts: Sequence[Prompt], seed: int = 0) -> list[Prompt]:
 
 
 def _documented(module: ModuleType) -> Iterator[tuple[str, Any]]:
-    """Public callables of a module and public methods of its classes, with their qualified names."""
+    """Public callables of a module and public methods of its classes, with their qualified
+    names.
+    """
     for name, member in sorted(vars(module).items()):
         if name.startswith("_") or not callable(member):
             continue

@@ -1,8 +1,10 @@
-"""Trains one exit head: KL to the model's final distribution, with drafts unrolled as they are used.
+"""Trains one exit head: KL to the model's final distribution, with drafts unrolled as they are
+used.
 
-In a run of drafts only the first has the true previous state; later ones read the head's own estimate. Training
-does the same: the loss is summed over `depth` unrolled drafts, the later ones weighted down where an earlier draft
-of the run was wrong (they would have been rolled back). Knows tensors only; no files, no engine.
+In a run of drafts only the first has the true previous state; later ones read the head's own
+estimate. Training does the same: the loss is summed over `depth` unrolled drafts, the later ones
+weighted down where an earlier draft of the run was wrong (they would have been rolled back). Knows
+tensors only; no files, no engine.
 """
 
 import math
@@ -76,7 +78,8 @@ def unrolled_loss(
     is_first = states.is_first[start:end].to(device)
     probs = teacher_probs(head, last, states.log_normalizer[start:end].to(device))
 
-    # Draft number d of the run that began at position i stands at position i + d: shift as the run unrolls.
+    # Draft number d of the run that began at position i stands at position i + d: shift as the run
+    # unrolls.
     count = end - start - config.depth
     previous = last[:count]
     weight = torch.ones(count, device=device)
@@ -98,7 +101,9 @@ def unrolled_loss(
 
 @torch.no_grad()
 def teacher_probs(head: HeadModule, last: Tensor, log_normalizer: Tensor) -> Tensor:
-    """The model's final distribution [T, V' + 1] on the reduced vocabulary, the rest summed up in "other"."""
+    """The model's final distribution [T, V' + 1] on the reduced vocabulary, the rest summed up
+    in "other".
+    """
     logits = F.linear(last, head.lm_head)
     probs = (logits - log_normalizer[:, None]).exp()
     other = (1.0 - probs.sum(-1, keepdim=True)).clamp_min(0.0)
@@ -111,7 +116,9 @@ def _epochs(shards: Shards, count: int, generator: torch.Generator) -> Iterator[
 
 
 def _chunks(length: int, size: int, generator: torch.Generator) -> Iterator[int]:
-    """Starts of consecutive runs that cover the data once, in random order, shifted differently every epoch."""
+    """Starts of consecutive runs that cover the data once, in random order, shifted differently
+    every epoch.
+    """
     offset = int(torch.randint(0, size, (1,), generator=generator))
     starts = torch.arange(offset, max(offset + 1, length - size), size)
     for index in torch.randperm(len(starts), generator=generator).tolist():

@@ -1,7 +1,8 @@
 """The decoder of the Llama, Mistral, Qwen2 and Qwen3 families, as segments of layers.
 
-Three calls: `embed`, `run` (a segment of layers over a batch of tokens), `logits`. Which tokens run through which
-segment, and when, is the decode step's affair: the decoder knows nothing of exits, sequences or sampling.
+Three calls: `embed`, `run` (a segment of layers over a batch of tokens), `logits`. Which tokens run
+through which segment, and when, is the decode step's affair: the decoder knows nothing of exits,
+sequences or sampling.
 """
 
 from collections.abc import Callable, Sequence
@@ -111,10 +112,11 @@ class Decoder:
     def run(
         self, hidden: Tensor, segment: Segment, cache: Sequence[LayerCache], batch: TokenBatch
     ) -> Tensor:
-        """Run layers [start, end) over hidden [T, E]; writes their K and V and returns the new hidden [T, E].
+        """Run layers [start, end) over hidden [T, E]; writes their K and V and returns the new
+        hidden [T, E].
 
-        Every position before a token's own, in its row, must already be in the cache of these layers or be in
-        this call.
+        Every position before a token's own, in its row, must already be in the cache of these
+        layers or be in this call.
         """
         ops, eps = self.ops, self.spec.norm_eps
         for index in range(segment.start, segment.end):

@@ -1,16 +1,17 @@
 """Exit heads: the hidden state at an exit layer -> an estimate of the last hidden state -> logits.
 
-A head reads two things: the token's hidden state h at the exit layer, and the last layer's hidden state of the token
-before it (known for the first draft; for later drafts the head's own estimate):
+A head reads two things: the token's hidden state h at the exit layer, and the last layer's hidden
+state of the token before it (known for the first draft; for later drafts the head's own estimate):
 
     state  = T · (a * rms(h)) + U · (b * rms(previous))          T, U [E, E] and a, b [E] trained
     logits = E* · final_norm(state)                              E* frozen rows of the LM head
     other  = o · rms(state)                                      o [E] trained
 
-E* holds the rows of a **reduced vocabulary**; "other" is the logit of all tokens outside it: a head that expects
-such a token says so instead of guessing. Knows nothing of sequences or policies.
+E* holds the rows of a **reduced vocabulary**; "other" is the logit of all tokens outside it: a head
+that expects such a token says so instead of guessing. Knows nothing of sequences or policies.
 
-Source: AdaDecode (Wei et al. 2025, arXiv 2506.03700) for E*·T; FR-Spec (arXiv 2502.14856) for the reduced vocabulary.
+Source: AdaDecode (Wei et al. 2025, arXiv 2506.03700) for E*·T; FR-Spec (arXiv 2502.14856) for the
+reduced vocabulary.
 """
 
 import json
@@ -50,7 +51,8 @@ class ExitHead:
         """Hidden at the exit and last hidden of the token before, [T, E] each.
 
         Returns:
-            The estimated last hidden state [T, E], float32 logits [T, V'], and the logit of "other" [T, 1].
+            The estimated last hidden state [T, E], float32 logits [T, V'], and the logit of "other"
+            [T, 1].
         """
         ops = self.ops
         state = ops.linear(hidden, self.project, norm=self.norm, eps=self.eps)
@@ -106,7 +108,9 @@ def build_heads(
     exit_layers: Sequence[int],
     calibration: Mapping[int, Calibration],
 ) -> ExitHeads:
-    """Assemble heads on the decoder's backend from raw tensors (names as in `heads.safetensors`)."""
+    """Assemble heads on the decoder's backend from raw tensors (names as in
+    `heads.safetensors`).
+    """
     ops, spec = decoder.ops, decoder.spec
     token_ids = token_ids.to(ops.device)
     lm_head = ops.pack(decoder.lm_head_rows(token_ids))
@@ -142,7 +146,8 @@ def _read_facts(directory: Path, decoder: Decoder) -> dict[str, Any]:
     facts: dict[str, Any] = json.loads((directory / "heads.json").read_text())
     if facts.get("format_version") != FORMAT_VERSION:
         raise HeadsMismatch(
-            f"exit heads: format {facts.get('format_version')!r}, this version reads {FORMAT_VERSION}"
+            f"exit heads: format {facts.get('format_version')!r}, "
+            f"this version reads {FORMAT_VERSION}"
         )
     if facts["hidden_size"] != decoder.spec.hidden_size:
         raise HeadsMismatch(

@@ -1,8 +1,10 @@
-"""Counter-based Gumbel noise: a pure function of (seed, position, token id), the same for draft and target.
+"""Counter-based Gumbel noise: a pure function of (seed, position, token id), the same for draft and
+target.
 
-That purity is what makes early exits lossless at every temperature: whoever predicts the token at a position adds
-the same noise, and a draft is accepted iff it equals the target's choice (Daliri, Musco, Suresh 2024,
-arXiv 2408.07978). Mixing function: the finalizer of splitmix64 (Steele, Lea, Flood 2014).
+That purity is what makes early exits lossless at every temperature: whoever predicts the token at a
+position adds the same noise, and a draft is accepted iff it equals the target's choice (Daliri,
+Musco, Suresh 2024, arXiv 2408.07978). Mixing function: the finalizer of splitmix64 (Steele, Lea,
+Flood 2014).
 """
 
 import torch

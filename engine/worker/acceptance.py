@@ -4,11 +4,13 @@ from collections.abc import Sequence
 
 
 def num_accepted(drafts: Sequence[int], targets: Sequence[int]) -> int:
-    """Length of the longest prefix of `drafts` that equals the target's choices at the same positions.
+    """Length of the longest prefix of `drafts` that equals the target's choices at the same
+    positions.
 
     Args:
         drafts: K token ids.
-        targets: K + 1 token ids; target i was chosen given the drafts before i, so it stands only if they do.
+        targets: K + 1 token ids; target i was chosen given the drafts before i, so it stands only
+            if they do.
 
     Source: accept iff equal under shared noise, Daliri et al. 2024, arXiv 2408.07978.
     """

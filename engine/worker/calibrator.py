@@ -1,4 +1,6 @@
-"""Confidence -> P(accept), by bins, learned from verification outcomes and seeded by the heads' own calibration."""
+"""Confidence -> P(accept), by bins, learned from verification outcomes and seeded by the heads'
+own calibration.
+"""
 
 from bisect import bisect_left
 from collections.abc import Sequence

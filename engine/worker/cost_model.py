@@ -1,4 +1,5 @@
-"""What a segment, an exit head and the last pass cost by number of tokens: measured at start-up, interpolated after.
+"""What a segment, an exit head and the last pass cost by number of tokens: measured at start-up,
+interpolated after.
 
 Used by the exit policy only; an estimate that is off costs speed, never correctness.
 """
@@ -19,11 +20,14 @@ _REPEATS = 3
 
 
 class CostCurve:
-    """Seconds by number of tokens: piecewise linear through measured points, extended along the last piece."""
+    """Seconds by number of tokens: piecewise linear through measured points, extended along the
+    last piece.
+    """
 
     def __init__(self, counts: Sequence[int], seconds: Sequence[float]) -> None:
         self._counts = list(counts)
-        # Costs never fall as tokens are added: noise in the measurement must not make drafts look free.
+        # Costs never fall as tokens are added: noise in the measurement must not make drafts look
+        # free.
         self._seconds = [max(seconds[: i + 1]) for i in range(len(seconds))]
 
     def __call__(self, num_tokens: int) -> float:

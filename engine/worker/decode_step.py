@@ -1,15 +1,19 @@
-"""The AdaDecode step: draft at exit layers, finish deferred layers in parallel, verify once, accept a prefix.
+"""The AdaDecode step: draft at exit layers, finish deferred layers in parallel, verify once, accept
+a prefix.
 
-For every row the newest token enters segment 0. After each segment the exit head there looks at rows whose newest
-token has just arrived; those that are sure enough get a draft, and the drafts start again at segment 0. Tokens that
-left early wait at the boundary after their exit and run on together with their successors:
+For every row the newest token enters segment 0. After each segment the exit head there looks at
+rows whose newest token has just arrived; those that are sure enough get a draft, and the drafts
+start again at segment 0. Tokens that left early wait at the boundary after their exit and run on
+together with their successors:
 
-    boundary 0 ─ segment 0 ─ exit 0 ─ boundary 1 ─ segment 1 ─ exit 1 ─ … ─ last segment ─ logits ─ verify
+    boundary 0 ─ segment 0 ─ exit 0 ─ boundary 1 ─ segment 1 ─ exit 1 ─ … ─ last segment ─ verify
 
-Invariants: a token never stands deeper than an older token of its row; drafts live inside one step; rollback moves
-cursors, never bytes. Prefill tokens ride along and never exit. The step knows plans and states, no scheduler.
+Invariants: a token never stands deeper than an older token of its row; drafts live inside one step;
+rollback moves cursors, never bytes. Prefill tokens ride along and never exit. The step knows plans
+and states, no scheduler.
 
-Source: AdaDecode, Wei et al. 2025, arXiv 2506.03700, algorithm 1, here for any number of rows at once.
+Source: AdaDecode, Wei et al. 2025, arXiv 2506.03700, algorithm 1, here for any number of rows at
+once.
 """
 
 import itertools
@@ -150,7 +154,9 @@ class DecodeStep:
         hidden: Tensor,
         estimate: StepEstimate,
     ) -> list[tuple[int, Row]]:
-        """Rows (with their index) that drafted at this exit, of those whose newest token has just arrived."""
+        """Rows (with their index) that drafted at this exit, of those whose newest token has
+        just arrived.
+        """
         if self._drafter is None:
             return []
         arrived = [
@@ -168,7 +174,9 @@ class DecodeStep:
     def _verify(
         self, rows: Sequence[Row], refs: Sequence[TokenRef], hidden: Tensor
     ) -> list[RowResult]:
-        """Final logits of all pending tokens, the target's choices, the accepted prefix of every row."""
+        """Final logits of all pending tokens, the target's choices, the accepted prefix of every
+        row.
+        """
         places = {ref: place for place, ref in enumerate(refs)}
         pending = [
             [places[index, row.first_pending + i] for i in range(len(row.sample_points()))]
@@ -193,7 +201,9 @@ class DecodeStep:
     def _accept(
         self, row: Row, targets: Sequence[int], logits: Tensor, last_hidden: Tensor
     ) -> RowResult:
-        """Commit a row's accepted drafts and the target's own token. Arrays have one entry per pending token."""
+        """Commit a row's accepted drafts and the target's own token. Arrays have one entry per
+        pending token.
+        """
         sequence_id = row.state.sequence_id
         if not targets:
             return RowResult(sequence_id=sequence_id, token_ids=[])

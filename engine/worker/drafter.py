@@ -1,4 +1,6 @@
-"""Evaluates an exit head for the rows that arrived there and gives drafts to those the policy picks."""
+"""Evaluates an exit head for the rows that arrived there and gives drafts to those the policy
+picks.
+"""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -47,7 +49,9 @@ class Drafter(Protocol):
 
 
 class HeadDrafter:
-    """Exit heads at work. Adds drafts to rows, and with them the head's estimate of the last hidden state."""
+    """Exit heads at work. Adds drafts to rows, and with them the head's estimate of the last
+    hidden state.
+    """
 
     def __init__(self, heads: ExitHeads, sampler: Sampler, policy: ExitPolicy) -> None:
         self.exit_layers = heads.exit_layers
@@ -125,10 +129,11 @@ class HeadDrafter:
     def _choose(
         self, rows: Sequence[Row], logits: Tensor, other: Tensor
     ) -> tuple[list[int], list[float]]:
-        """Best column of [reduced vocabulary, other] per row under the rows' own noise, and how sure the head is.
+        """Best column of [reduced vocabulary, other] per row under the rows' own noise, and how
+        sure the head is.
 
-        Confidence is the winner's softmax share of the perturbed scores, which at temperature 0 is the head's top-1
-        probability; it only steers the policy.
+        Confidence is the winner's softmax share of the perturbed scores, which at temperature 0 is
+        the head's top-1 probability; it only steers the policy.
         """
         points = [SamplePoint(row.state, row.draft_ids) for row in rows]
         scores = self._sampler.scores(logits, points, self._reduced)

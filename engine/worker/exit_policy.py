@@ -1,11 +1,13 @@
 """Who drafts on: a rule that goes on only while the batch's expected tokens per second rise.
 
-A draft's chance comes from a calibrator (confidence -> P(accept)); a run of drafts survives with the product of its
-chances; costs come from `cost_model`. Before each draft the policy compares the step's expected tokens per second if
-it went down now with those after one more draft. It also watches what drafting really yields and switches itself
-off, heads unevaluated, while plain decoding is faster. Rows with a fixed threshold are decided by that alone.
+A draft's chance comes from a calibrator (confidence -> P(accept)); a run of drafts survives with
+the product of its chances; costs come from `cost_model`. Before each draft the policy compares the
+step's expected tokens per second if it went down now with those after one more draft. It also
+watches what drafting really yields and switches itself off, heads unevaluated, while plain decoding
+is faster. Rows with a fixed threshold are decided by that alone.
 
-Source of the product rule: SpecDec++ (Huang et al. 2025): optimal stopping thresholds P(any rejection so far).
+Source of the product rule: SpecDec++ (Huang et al. 2025): optimal stopping thresholds P(any
+rejection so far).
 """
 
 from collections.abc import Mapping, Sequence

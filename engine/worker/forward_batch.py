@@ -1,4 +1,5 @@
-"""The rows of one step, and the tensors that say where a call's tokens stand. One builder, complete when built.
+"""The rows of one step, and the tensors that say where a call's tokens stand. One builder, complete
+when built.
 
 Knows plans and tensors; knows nothing of layers, exits or sampling.
 """

@@ -1,5 +1,4 @@
-"""The paged KV pool: tensors by layer, and how many blocks a memory budget buys. Who owns which block is the
-control plane's affair."""
+"""The paged KV pool: tensors by layer. Who owns which block is the control plane's affair."""
 
 from collections.abc import Sequence
 
@@ -18,7 +17,9 @@ def block_size_bytes(spec: ModelSpec, block_size: int, dtype: torch.dtype) -> in
 def allocate_cache(
     spec: ModelSpec, num_blocks: int, block_size: int, *, dtype: torch.dtype, device: torch.device
 ) -> Sequence[LayerCache]:
-    """One `LayerCache` per layer. Memory is left untouched: the system hands out pages as blocks are first used."""
+    """One `LayerCache` per layer. Memory is left untouched: the system hands out pages as blocks
+    are first used.
+    """
     shape = (num_blocks * block_size, spec.num_kv_heads, spec.head_size)
     return [
         LayerCache(

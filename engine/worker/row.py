@@ -1,4 +1,6 @@
-"""One sequence inside one step: its plan, its state, its pending drafts. Lives no longer than the step."""
+"""One sequence inside one step: its plan, its state, its pending drafts. Lives no longer than
+the step.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -52,7 +54,9 @@ class Row:
 
     @property
     def has_room(self) -> bool:
-        """Whether one more draft fits behind the newest token; nothing follows an end of sequence."""
+        """Whether one more draft fits behind the newest token; nothing follows an end of
+        sequence.
+        """
         if not self.is_draftable or len(self.drafts) >= self.plan.max_draft_tokens:
             return False
         return not self.drafts or self.drafts[-1].token_id not in self.state.start.stop_token_ids
@@ -68,7 +72,9 @@ class Row:
         return [draft.token_id for draft in self.drafts]
 
     def sample_points(self) -> Sequence[SamplePoint]:
-        """The positions the last pass chooses tokens for: after the newest known token and after every draft."""
+        """The positions the last pass chooses tokens for: after the newest known token and after
+        every draft.
+        """
         if not self.plan.is_decoding:
             return []
         ids = self.draft_ids

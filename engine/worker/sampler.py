@@ -1,8 +1,9 @@
 """Logits -> tokens, the same function for exit heads and for the last layer.
 
-Order: repetition, frequency and presence penalties, logit bias, min_tokens mask, temperature, top-k, top-p, min-p, then
-argmax with counter-based noise (none at temperature 0). Each row is processed by itself in a fixed order of
-operations, so a token never depends on who shares its batch. See the sampling contract in `engine.model.noise`.
+Order: repetition, frequency and presence penalties, logit bias, min_tokens mask, temperature,
+top-k, top-p, min-p, then argmax with counter-based noise (none at temperature 0). Each row is
+processed by itself in a fixed order of operations, so a token never depends on who shares its
+batch. See the sampling contract in `engine.model.noise`.
 """
 
 from collections.abc import Sequence

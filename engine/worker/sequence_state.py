@@ -1,6 +1,8 @@
-"""What the worker caches of a sequence: its tokens, how to sample them, and the last hidden state its exit heads read.
+"""What the worker caches of a sequence: its tokens, how to sample them, and the last hidden state
+its exit heads read.
 
-Everything here comes from `SequenceStart` and the worker's own results, so it can be rebuilt at any time.
+Everything here comes from `SequenceStart` and the worker's own results, so it can be rebuilt at any
+time.
 """
 
 from collections import Counter
@@ -14,8 +16,8 @@ from engine.plan import SequenceStart
 class SequenceState:
     """A sequence as the worker sees it.
 
-    `token_ids` are the known tokens; `last_hidden` is the last layer's state of the newest computed token (the one
-    before the newest known), None before the first result.
+    `token_ids` are the known tokens; `last_hidden` is the last layer's state of the newest computed
+    token (the one before the newest known), None before the first result.
     """
 
     def __init__(self, start: SequenceStart) -> None:

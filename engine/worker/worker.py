@@ -1,6 +1,8 @@
-"""The data plane: loads the model and its heads, owns the KV tensors, executes plans. Anything on the device starts here.
+"""The data plane: loads the model and its heads, owns the KV tensors, executes plans. Anything on
+the device starts here.
 
-Holds nothing that a plan could not rebuild. Knows no HTTP, no text, no scheduling; speaks `engine.plan` only.
+Holds nothing that a plan could not rebuild. Knows no HTTP, no text, no scheduling; speaks
+`engine.plan` only.
 """
 
 import logging
@@ -22,7 +24,7 @@ from engine.model.spec import ModelSpec
 from engine.plan import RowResult, StepPlan, StepResult, WorkerInfo
 from engine.worker.cost_model import profile
 from engine.worker.decode_step import DecodeStep, split_layers
-from engine.worker.drafter import HeadDrafter
+from engine.worker.drafter import Drafter, HeadDrafter
 from engine.worker.exit_policy import ExitPolicy
 from engine.worker.kv_cache import allocate_cache, block_size_bytes
 from engine.worker.sampler import Sampler
@@ -32,17 +34,24 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, float], None]
 
-_CPU_MEMORY_SHARE = (
-    0.25  # of what is free after loading; the rest is for the system and its file cache
-)
+_CPU_MEMORY_SHARE = 0.25  # of what is free; the rest is for the system and its file cache
 _CUDA_MEMORY_SHARE = 0.85
 
 
 class ModelWorker:
     """One model on one device, executing one step at a time."""
 
-    def __init__(self, config: EngineConfig, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        progress: Progress | None = None,
+        drafter: Drafter | None = None,
+    ) -> None:
         """Load everything.
+
+        Args:
+            progress: Called with (what is being done, fraction done).
+            drafter: Drafts instead of the exit heads the configuration names (tests, benchmarks).
 
         Raises:
             ModelLoadError: if the model, its heads or the memory for them cannot be had.
@@ -54,21 +63,19 @@ class ModelWorker:
         self._decoder = Decoder.load(
             config.model.directory, ops, max_positions=self._max_model_len, progress=progress
         )
-        heads = self._load_heads()
+        heads = self._load_heads() if drafter is None else None
         block_size = config.cache.block_size
         self._num_blocks = self._count_blocks()
         cache = allocate_cache(
             spec, self._num_blocks, block_size, dtype=ops.dtype, device=ops.device
         )
         self._policy: ExitPolicy | None = None
-        drafter: HeadDrafter | None = None
-        self._exit_layers: list[int] = []
         if heads is not None:
             if progress is not None:
                 progress("measuring what exits cost", 0.0)
-            self._exit_layers = heads.exit_layers
             self._policy = self._make_policy(heads, cache)
             drafter = HeadDrafter(heads, Sampler(ops), self._policy)
+        self._exit_layers = [] if drafter is None else drafter.exit_layers
         self._step = DecodeStep(self._decoder, cache, block_size, drafter=drafter)
         self._states: dict[int, SequenceState] = {}
 

@@ -1,4 +1,4 @@
-"""A tiny random Llama on disk and in memory, and drafters whose agreement with the target is scripted."""
+"""A tiny random Llama on disk, untrained heads for it, and sequences run through single steps."""
 
 import json
 from collections.abc import Sequence
@@ -13,9 +13,7 @@ from engine.model.exit_head import Calibration, ExitHeads, build_heads
 from engine.model.ops.interface import Ops
 from engine.plan import RowPlan, RowResult, SequenceStart
 from engine.worker.decode_step import DecodeStep
-from engine.worker.exit_policy import StepEstimate
 from engine.worker.kv_cache import allocate_cache
-from engine.worker.row import Draft, Row
 from engine.worker.sequence_state import SequenceState
 
 HIDDEN, HEADS, KV_HEADS, HEAD_SIZE, LAYERS, VOCAB, FEED_FORWARD = 48, 4, 2, 16, 6, 97, 80
@@ -87,54 +85,6 @@ def random_heads(decoder: Decoder, exit_layers: Sequence[int], vocabulary_size: 
     edges, rates = (0.5, 1.0), (0.5, 0.9)
     calibration = {n: Calibration(edges=edges, greedy=rates, sampled=rates) for n in exit_layers}
     return build_heads(decoder, ids.sort().values.int(), tensors, exit_layers, calibration)
-
-
-class ScriptedDrafter:
-    """Drafts what it is told the sequence will be, right or wrong by script, at exits picked by position.
-
-    Args:
-        outputs: Sequence id -> the whole plain token sequence, prompt included.
-        agreement: "always", "never" or "sometimes".
-    """
-
-    def __init__(
-        self, exit_layers: list[int], outputs: dict[int, list[int]], agreement: str
-    ) -> None:
-        self.exit_layers = exit_layers
-        self._outputs = outputs
-        self._agreement = agreement
-
-    def wants(self, row: Row) -> bool:
-        return row.has_room
-
-    def draft(
-        self, exit_index: int, rows: Sequence[Row], hidden: Tensor, estimate: StepEstimate
-    ) -> list[int]:
-        drafted = []
-        for index, row in enumerate(rows):
-            known = self._outputs[row.state.sequence_id]
-            position = row.newest_position + 1
-            if (
-                position >= len(known)
-                or (position * 7 + 3) % (len(self.exit_layers) + 1) != exit_index
-            ):
-                continue
-            token = known[position]
-            wrong = self._agreement == "never" or (
-                self._agreement == "sometimes" and position % 3 == 0
-            )
-            row.drafts.append(Draft((token + 1) % VOCAB if wrong else token, exit_index, 0.9, 0.9))
-            row.previous = hidden[index]
-            drafted.append(index)
-        return drafted
-
-    def segment_cost(self, segment: int, num_tokens: int) -> float:
-        return 0.0
-
-    def learn(
-        self, rows: Sequence[Row], results: Sequence[RowResult], estimate: StepEstimate
-    ) -> None:
-        """Nothing to learn from a script."""
 
 
 def sequence_start(sequence_id: int, token_ids: Sequence[int], **options: object) -> SequenceStart:

@@ -1,11 +1,12 @@
 """The operations a decoder is made of, as one interface with several backends (torch, native CPU).
 
-The decoder is defined once on top of these; a backend replaces operations, never the decoder. Contract of every
-backend: **a token's result does not depend on the other tokens of the call** — bit-identical for any number of
-tokens, any batch and any chunking. Knows nothing of sequences, exits or requests.
+The decoder is defined once on top of these; a backend replaces operations, never the decoder.
+Contract of every
+backend: **a token's result does not depend on the other tokens of the call** — bit-identical for
+any number of tokens, any batch and any chunking. Knows nothing of sequences, exits or requests.
 
-Shapes: T tokens in the call, S rows (sequences), E hidden size, H query heads, Hkv key/value heads, D head size,
-N blocks, B block size.
+Shapes: T tokens in the call, S rows (sequences), E hidden size, H query heads, Hkv key/value heads,
+D head size, N blocks, B block size.
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionParams:
-    """What one attention layer needs besides its activations; the same object is passed on every call."""
+    """What one attention layer needs besides its activations; the same object is passed on every
+    call.
+    """
 
     num_heads: int  # H
     num_kv_heads: int  # Hkv; H is a multiple
@@ -35,7 +38,9 @@ class AttentionParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenBatch:
-    """Where the tokens of one call stand. Tokens of a row may be any set of its positions, in ascending order."""
+    """Where the tokens of one call stand. Tokens of a row may be any set of its positions, in
+    ascending order.
+    """
 
     positions: Tensor  # [T] int32
     slots: Tensor  # [T] int32: block_id * B + offset, where this token's K and V are written
@@ -60,7 +65,9 @@ class Ops(Protocol):
     dtype: torch.dtype
 
     def pack(self, weight: Tensor, bias: Tensor | None = None) -> Any:
-        """Prepare a weight [out, in] (and bias [out]) for `linear` and `embed`. Keeps no second copy of it."""
+        """Prepare a weight [out, in] (and bias [out]) for `linear` and `embed`. Keeps no second
+        copy of it.
+        """
 
     def embed(self, token_ids: Tensor, table: Any) -> Tensor:
         """Rows of a packed [V, E] table: [T] int32 -> [T, E]."""
@@ -74,21 +81,27 @@ class Ops(Protocol):
         eps: float = 0.0,
         residual: Tensor | None = None,
     ) -> Tensor:
-        """`residual + weight @ rms_norm(x, norm, eps) + bias`; norm and residual are optional. [T, in] -> [T, out]."""
+        """`residual + weight @ rms_norm(x, norm, eps) + bias`; norm and residual are optional.
+        [T, in] -> [T, out].
+        """
 
     def gate_up(self, x: Tensor, weight: Any, *, norm: Tensor, eps: float) -> Tensor:
-        """`silu(g) * u` where [g; u] = weight @ rms_norm(x): packed weight [2F, E], gate rows first. [T, E] -> [T, F]."""
+        """`silu(g) * u` where [g; u] = weight @ rms_norm(x): packed weight [2F, E], gate rows
+        first. [T, E] -> [T, F].
+        """
 
     def attention(
         self, qkv: Tensor, params: AttentionParams, cache: LayerCache, batch: TokenBatch
     ) -> Tensor:
-        """Normalize (if asked) and rotate q and k, write k and v at `slots`, attend causally over the row's blocks.
+        """Normalize (if asked) and rotate q and k, write k and v at `slots`, attend causally over
+        the row's blocks.
 
         Args:
             qkv: [T, (H + 2 Hkv) * D], queries first, then keys, then values.
 
         Returns:
-            [T, H * D]. A token at position p attends to positions <= p of its row, those of this call included.
+            [T, H * D]. A token at position p attends to positions <= p of its row, those of this
+            call included.
         """
 
     def sample(
@@ -98,7 +111,8 @@ class Ops(Protocol):
         keys: Tensor,
         token_ids: Tensor | None = None,
     ) -> Tensor:
-        """Gumbel-argmax with counter-based noise: argmax_j(logits[i, j] * inverse_temperature[i] + gumbel(keys[i], id_j)).
+        """Gumbel-argmax with counter-based noise: argmax_j(logits[i, j] * inverse_temperature[i] +
+        gumbel(keys[i], id_j)).
 
         Args:
             logits: [T, V'] float32; -inf marks an excluded token.

@@ -1,7 +1,8 @@
-"""The native CPU backend: `Ops` on hand-written kernels (see `native/`), float32, exact rows by construction.
+"""The native CPU backend: `Ops` on hand-written kernels (see `native/`), float32, exact rows by
+construction.
 
-Every result is one sum in one fixed order, so no token's bits depend on the company it is computed in. Knows only
-`interface.py` and the C functions.
+Every result is one sum in one fixed order, so no token's bits depend on the company it is computed
+in. Knows only `interface.py` and the C functions.
 """
 
 import ctypes

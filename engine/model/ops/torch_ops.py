@@ -1,8 +1,9 @@
-"""The plain torch backend: the reference every other backend is tested against, and the fallback on any device.
+"""The plain torch backend: the reference every other backend is tested against, and the fallback on
+any device.
 
-Row-exactness on the CPU: linears go through oneDNN with weights reordered once, whose results are the same for any
-number of rows but one (so one row is padded to two); attention runs token by token, so that every shape depends on
-the token's own position alone. Knows only `interface.py`.
+Row-exactness on the CPU: linears go through oneDNN with weights reordered once, whose results are
+the same for any number of rows but one (so one row is padded to two); attention runs token by
+token, so that every shape depends on the token's own position alone. Knows only `interface.py`.
 """
 
 import torch
@@ -25,7 +26,8 @@ class TorchLinear:
     def __call__(self, x: Tensor) -> Tensor:
         if self.prepacked is None:
             return F.linear(x, self.weight, self.bias)
-        # oneDNN takes another path for a single row: pad to two so that bits do not depend on the count.
+        # oneDNN takes another path for a single row: pad to two so that bits do not depend on the
+        # count.
         rows = torch.cat((x, x)) if x.shape[0] == 1 else x
         out = torch.ops.mkldnn._linear_pointwise(rows, self.prepacked, self.bias, "none", [], "")
         return out[: x.shape[0]]
@@ -123,7 +125,9 @@ class TorchOps:
 
 
 def _split_heads(qkv: Tensor, params: AttentionParams) -> tuple[Tensor, Tensor, Tensor]:
-    """[T, (H + 2 Hkv) D] -> q [T, H, D], k and v [T, Hkv, D], q and k normalized if the model asks for it."""
+    """[T, (H + 2 Hkv) D] -> q [T, H, D], k and v [T, Hkv, D], q and k normalized if the model
+    asks for it.
+    """
     heads = qkv.view(qkv.shape[0], params.num_heads + 2 * params.num_kv_heads, params.head_size)
     query, key, value = heads.split(
         (params.num_heads, params.num_kv_heads, params.num_kv_heads), dim=1

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from backends import available_ops
 from tiny_model import (
-    ScriptedDrafter,
     StepDriver,
     load_tiny,
     random_heads,
@@ -15,6 +14,7 @@ from tiny_model import (
     write_tiny_llama,
 )
 
+from benchmarks.scripted import Agreement, ScriptedDrafter
 from engine.model.decoder import Decoder
 from engine.worker.cost_model import CostCurve, CostModel
 from engine.worker.drafter import HeadDrafter
@@ -68,15 +68,24 @@ def plain_outputs(decoder: Decoder, options: dict[str, object]) -> dict[int, lis
     return outputs
 
 
+def scripted(
+    decoder: Decoder, exit_layers: list[int], plain: dict[int, list[int]], agreement: Agreement
+) -> ScriptedDrafter:
+    script = {tuple(prompt): plain[i] for i, prompt in PROMPTS.items()}
+    return ScriptedDrafter(exit_layers, script, agreement, decoder.spec.vocab_size)
+
+
 @pytest.mark.parametrize("agreement", ["always", "never", "sometimes"])
 @pytest.mark.parametrize("sampling", SAMPLING)
-def test_scripted_drafts_change_nothing(decoder: Decoder, sampling: str, agreement: str) -> None:
+def test_scripted_drafts_change_nothing(
+    decoder: Decoder, sampling: str, agreement: Agreement
+) -> None:
     options = SAMPLING[sampling]
     plain = plain_outputs(decoder, options)
     starts = [sequence_start(i, prompt, **options) for i, prompt in PROMPTS.items()]
     grid = [([1], 16, 64, 5), ([1, 3], 4, 7, 5), ([2, 3, 5], 8, 3, 3), ([1, 2, 3, 4, 5], 16, 64, 9)]
     for exit_layers, block_size, chunk, length in grid:
-        drafter = ScriptedDrafter(exit_layers, plain, agreement)
+        drafter = scripted(decoder, exit_layers, plain, agreement)
         driver = StepDriver(decoder, block_size, drafter)
         tokens, results = driver.generate(starts, NUM_TOKENS, chunk=chunk, max_draft_tokens=length)
         # The script knows the sequence only as far as the plain run went; the last step may go beyond.
@@ -94,7 +103,7 @@ def test_logprobs_are_equal_to_the_bit(decoder: Decoder, sampling: str) -> None:
     plain = plain_outputs(decoder, options)
     starts = [sequence_start(i, prompt, **options) for i, prompt in PROMPTS.items()]
     _, plain_results = StepDriver(decoder, 16).generate(starts, NUM_TOKENS)
-    drafter = ScriptedDrafter([1, 3], plain, "sometimes")
+    drafter = scripted(decoder, [1, 3], plain, "sometimes")
     _, results = StepDriver(decoder, 16, drafter).generate(starts, NUM_TOKENS)
     for i in PROMPTS:
         expected = [x for r in plain_results if r.sequence_id == i for x in r.logprobs]

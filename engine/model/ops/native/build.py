@@ -1,7 +1,7 @@
 """Compiles the native kernels with the machine's C compiler, once, into the cache.
 
-Keyed by source, compiler and CPU, so that an upgrade or a move to another machine compiles anew. Needs a C compiler
-and libc, nothing else.
+Keyed by source, compiler and CPU, so that an upgrade or a move to another machine compiles anew.
+Needs a C compiler and libc, nothing else.
 """
 
 import hashlib

@@ -1,0 +1,174 @@
+"""`adadecode bench lossless`: do early exits ever change a token? Every prompt, every way of
+drafting, one verdict.
+
+Plain decoding of each prompt alone is the truth. Compared with it: the trained heads alone and in
+batches, and scripted drafts in batches that always agree, never agree, and agree now and then. Ends
+with status 1 at the first difference, which it shows.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.machine import describe_machine, print_facts
+from benchmarks.prompts import choose_prompts, encode_prompts
+from benchmarks.scripted import ScriptedDrafter
+from engine.checkpoint import find_heads, resolve_model
+from engine.config import EngineConfig, ExitsConfig, ModelConfig, SchedulerConfig
+from engine.offline import GenerationResult, OfflineEngine
+from engine.request import EarlyExitOptions, GenerationRequest, SamplingParams
+from engine.worker.worker import ModelWorker
+from training.progress import ProgressReport
+
+Prompt = tuple[int, ...]
+
+_BATCH = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One way of drafting against plain decoding."""
+
+    temperature: float
+    name: str
+    num_prompts: int
+    num_different: int
+    num_drafts: int
+    num_accepted: int
+
+    def __str__(self) -> str:
+        outcome = "identical" if self.num_different == 0 else f"{self.num_different} DIFFER"
+        return (
+            f"temperature {self.temperature:<4g} {self.name:<28} {self.num_prompts:>5} prompts  "
+            f"{self.num_drafts:>7} drafts  {self.num_accepted:>7} accepted  {outcome}"
+        )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out the parsed command; returns the exit status.
+
+    Raises:
+        ValueError: when there is nothing to compare.
+        EngineError: when the model cannot be loaded.
+    """
+    directory = resolve_model(args.model)
+    heads = args.heads or find_heads(args.model, directory)
+    if heads is None:
+        raise ValueError(f"no exit heads for {args.model}: give --heads")
+    texts = choose_prompts(args.prompts, args.num_prompts)
+    prompts = [entry.token_ids for entry in encode_prompts(texts, directory)]
+    print_facts(describe_machine() | {"model": args.model, "tokens per prompt": args.max_tokens})
+    verdicts = []
+    for verdict in _verdicts(args, directory, heads, prompts):
+        print(verdict, flush=True)
+        verdicts.append(verdict)
+    return 0 if all(v.num_different == 0 for v in verdicts) else 1
+
+
+def _verdicts(
+    args: argparse.Namespace, directory: Path, heads: Path, prompts: Sequence[Prompt]
+) -> Iterator[Verdict]:
+    config = _config(args, directory, heads)
+    engine = OfflineEngine(config)
+    plain: dict[float, list[GenerationResult]] = {}
+    for temperature in args.temperatures:
+        ask = _Asker(args.max_tokens, temperature)
+        plain[temperature] = ask.all(engine, "plain, alone", prompts, 1, early_exit=False)
+        for name, batch in (("heads, alone", 1), (f"heads, in batches of {_BATCH}", _BATCH)):
+            results = ask.all(engine, name, prompts, batch, early_exit=True)
+            yield _judge(temperature, name, plain[temperature], results)
+    exit_layers = engine.info.exit_layers
+    vocab_size = engine.info.vocab_size
+    del engine
+    for agreement in ("always", "never", "sometimes"):
+        for temperature in args.temperatures:
+            script = {
+                prompt: prompt + result.token_ids
+                for prompt, result in zip(prompts, plain[temperature], strict=True)
+            }
+            drafter = ScriptedDrafter(exit_layers, script, agreement, vocab_size)
+            engine = OfflineEngine(config, ModelWorker(config, drafter=drafter))
+            name = f"{agreement} agree, batches of {_BATCH}"
+            ask = _Asker(args.max_tokens, temperature)
+            results = ask.all(engine, name, prompts, _BATCH, early_exit=True)
+            yield _judge(temperature, name, plain[temperature], results)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asker:
+    """Generates for all prompts, a batch at a time."""
+
+    max_tokens: int
+    temperature: float
+
+    def all(
+        self,
+        engine: OfflineEngine,
+        name: str,
+        prompts: Sequence[Prompt],
+        batch: int,
+        *,
+        early_exit: bool,
+    ) -> list[GenerationResult]:
+        results: list[GenerationResult] = []
+        with ProgressReport(f"{name}, {self.temperature:g}", len(prompts), "prompts") as report:
+            for start in range(0, len(prompts), batch):
+                requests = [
+                    self._request(index, prompts[index], early_exit)
+                    for index in range(start, min(start + batch, len(prompts)))
+                ]
+                results += engine.generate(requests)
+                report.update(len(results))
+        return results
+
+    def _request(self, index: int, prompt: Prompt, early_exit: bool) -> GenerationRequest:
+        return GenerationRequest(
+            request_id=str(index),
+            prompt_token_ids=prompt,
+            sampling=SamplingParams(
+                temperature=self.temperature,
+                seed=index,
+                max_tokens=self.max_tokens,
+                ignore_eos=True,
+                num_logprobs=0,
+            ),
+            early_exit=EarlyExitOptions(enabled=early_exit),
+        )
+
+
+def _judge(
+    temperature: float,
+    name: str,
+    expected: Sequence[GenerationResult],
+    results: Sequence[GenerationResult],
+) -> Verdict:
+    """Tokens and their log-probabilities, to the bit."""
+    different = [
+        index
+        for index, (a, b) in enumerate(zip(expected, results, strict=True))
+        if a.token_ids != b.token_ids or a.logprobs != b.logprobs
+    ]
+    return Verdict(
+        temperature=temperature,
+        name=name,
+        num_prompts=len(results),
+        num_different=len(different),
+        num_drafts=sum(result.draft_figures.num_draft_tokens for result in results),
+        num_accepted=sum(result.draft_figures.num_accepted_tokens for result in results),
+    )
+
+
+def _config(args: argparse.Namespace, directory: Path, heads: Path) -> EngineConfig:
+    return EngineConfig(
+        model=ModelConfig(
+            directory=directory,
+            device=args.device,
+            dtype=args.dtype,
+            num_threads=args.threads,
+            backend=args.backend,
+        ),
+        scheduler=SchedulerConfig(max_num_seqs=_BATCH),
+        exits=ExitsConfig(heads=heads),
+        worker="inline",
+    )
