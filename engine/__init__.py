@@ -1,4 +1,7 @@
-"""The engine's façade: what the server may import. Torch-free; the data plane is `engine.worker` and `engine.model`."""
+"""The engine's façade: what the server may import. Torch-free.
+
+The data plane is `engine.worker` and `engine.model`; it is loaded on first use.
+"""
 
 from engine.async_engine import AsyncEngine, EngineInfo
 from engine.config import CacheConfig, EngineConfig, ExitsConfig, ModelConfig, SchedulerConfig

@@ -1,22 +1,24 @@
-"""The engine in the server's event loop: requests in, streams of outputs out. The façade the server programs against.
+"""The engine in the server's event loop: requests in, streams of outputs out.
 
-One task drives schedule → execute → commit → render; everything else only adds, aborts and reads, in the same loop, so
-nothing needs a lock. While the worker computes a step, the outputs of the one before are rendered and handed out.
+One task drives schedule → execute → commit → render; everything else only adds, aborts and reads,
+in the same loop, so nothing needs a lock. While the worker computes a step, the outputs of the one
+before are rendered and handed out.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from dataclasses import dataclass
 
 from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.errors import EngineFailed, EngineStopped
+from engine.limits import ModelLimits
 from engine.output_slot import OutputSlot
-from engine.plan import Worker
-from engine.request import GenerationRequest, RequestOutput
-from engine.scheduler import Committed, ModelLimits
+from engine.plan import Worker, WorkerInfo
+from engine.request import FinishReason, GenerationRequest, RequestOutput
+from engine.scheduler import Committed
 from engine.stats import EngineStats
 from engine.tokenizer import Tokenizer
 
@@ -29,7 +31,7 @@ _FAILED = "The engine failed; the request could not be finished."
 class EngineInfo:
     """Facts of the model being served."""
 
-    max_model_len: int
+    max_model_len: int  # prompt and output of a request; never more than the KV cache holds
     vocab_size: int
     num_layers: int
     exit_layers: list[int]  # empty: served plainly
@@ -70,36 +72,29 @@ class AsyncEngine:
             ModelLoadError: if the model or its heads cannot be served.
         """
         info = await self._worker.start()
-        limits = ModelLimits(
-            num_blocks=info.num_blocks,
-            block_size=info.block_size,
-            max_model_len=info.max_model_len,
-            max_draft_tokens=info.max_draft_tokens,
-            eos_token_ids=tuple(info.eos_token_ids),
-        )
-        self.info = EngineInfo(
-            max_model_len=info.max_model_len,
-            vocab_size=info.vocab_size,
-            num_layers=info.num_layers,
-            exit_layers=list(info.exit_layers),
-            max_draft_tokens=info.max_draft_tokens,
-            backend=info.backend,
-            device=info.device,
-            dtype=info.dtype,
-            num_blocks=info.num_blocks,
-            block_size=info.block_size,
-        )
+        limits = ModelLimits.of(info)
+        if limits.max_model_len < info.max_model_len:
+            logger.warning(
+                "the KV cache holds %d tokens, so requests are limited to that, although the model "
+                "could take %d: give it more memory (--kv-cache-memory)",
+                limits.max_model_len,
+                info.max_model_len,
+            )
+        self.info = _engine_info(info, limits)
         self._core = EngineCore(self._config.scheduler, limits, self.tokenizer, info.num_layers)
         self._task = asyncio.create_task(self._run(self._core), name="engine")
 
     async def stop(self, timeout_s: float = 0.0) -> None:
-        """Take no more requests, let open ones finish for a while, end the rest, end the worker. Idempotent."""
+        """Take no more requests, let open ones finish for a while, end the rest and the worker.
+
+        Idempotent. Requests that are ended have FinishReason.ABORT.
+        """
         self._is_stopping = True
         if self._core is not None and timeout_s > 0:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), timeout_s)
         if self._core is not None:
-            self._publish(self._core.fail_all("The server is shutting down."))
+            self._publish(self._core.end_all(FinishReason.ABORT))
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -109,8 +104,8 @@ class AsyncEngine:
         """Totals and present state."""
         return EngineStats() if self._core is None else self._core.stats()
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[RequestOutput]:
-        """Outputs of one request until its last, which has a finish reason. Closing the iterator aborts it.
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[RequestOutput, None]:
+        """Outputs of one request until its last, which has a finish reason. Closing it aborts.
 
         Raises:
             RequestError: if it can never run.
@@ -140,34 +135,57 @@ class AsyncEngine:
                 self._idle.set()
 
     async def _run(self, core: EngineCore) -> None:
+        """Step until cancelled; when a step or the worker fails, every open request ends."""
         try:
-            await self._loop(core)
-        except asyncio.CancelledError:
-            raise
-        except Exception:
-            # The one place where anything is caught: every open request ends with it.
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._loop(core))
+                group.create_task(self._worker.watch())
+        except* EngineFailed as failures:
+            logger.error("the engine failed: %s", failures.exceptions[0])
+            self._fail(core)
+        except* Exception:
             logger.exception("the engine failed")
-            self.is_failed = True
-            self._publish(core.fail_all(_FAILED))
+            self._fail(core)
+
+    def _fail(self, core: EngineCore) -> None:
+        self.is_failed = True
+        self._publish(core.end_all(FinishReason.ERROR, _FAILED))
 
     async def _loop(self, core: EngineCore) -> None:
         committed: list[Committed] = []
         while True:
+            self._work.clear()
             plan = core.schedule()
-            if plan is None and not committed:
-                core.check()
-                self._work.clear()
+            if plan is None:
+                self._publish(core.render(committed))
+                committed = []
                 await self._work.wait()
                 continue
-            step = None if plan is None else asyncio.create_task(self._worker.execute(plan))
-            await asyncio.sleep(0)  # the plan is on its way before anything is rendered
-            self._publish(core.render(committed))
-            committed = []
-            if step is not None and plan is not None:
+            step = asyncio.create_task(self._worker.execute(plan))
+            try:
+                await asyncio.sleep(0)  # the plan is on its way before anything is rendered
+                self._publish(core.render(committed))
                 committed = core.commit(plan, await step)
+            finally:
+                step.cancel()  # matters only when this task is itself cancelled
 
     def _publish(self, outputs: list[RequestOutput]) -> None:
         for output in outputs:
             slot = self._slots.get(output.request_id)
             if slot is not None:
                 slot.put(output)
+
+
+def _engine_info(info: WorkerInfo, limits: ModelLimits) -> EngineInfo:
+    return EngineInfo(
+        max_model_len=limits.max_model_len,
+        vocab_size=info.vocab_size,
+        num_layers=info.num_layers,
+        exit_layers=list(info.exit_layers),
+        max_draft_tokens=info.max_draft_tokens,
+        backend=info.backend,
+        device=info.device,
+        dtype=info.dtype,
+        num_blocks=info.num_blocks,
+        block_size=info.block_size,
+    )

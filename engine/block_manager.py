@@ -1,7 +1,11 @@
-"""Block tables of sequences: reserve room ahead of a step, release it at the end. Rollback moves cursors, not blocks.
+"""Block tables of sequences: reserve room ahead of a step, release it at the end.
+
+Rollback moves cursors, not blocks: what rejected drafts had reserved is kept for the next step.
 
 positions:   [ computed | scheduled | drafts )      blocks held = ceil(reserved / block_size)
 """
+
+from collections.abc import Collection
 
 from engine.block_pool import BlockPool
 
@@ -52,13 +56,24 @@ class BlockManager:
         """The sequence's blocks in order of positions."""
         return self._tables[sequence_id]
 
+    def trim(self, sequence_id: int, num_positions: int) -> None:
+        """Free the sequence's blocks beyond those that cover `num_positions`."""
+        table, kept = self._tables[sequence_id], self.blocks_for(num_positions)
+        if len(table) > kept:
+            # A new list: a plan in flight may hold the old one.
+            self._tables[sequence_id] = table[:kept]
+            self._pool.release(table[kept:])
+
     def release(self, sequence_id: int) -> None:
         """Free all blocks of a sequence; one without blocks is fine."""
         self._pool.release(self._tables.pop(sequence_id, []))
 
-    def check(self) -> None:
-        """Assert the invariants."""
+    def check(self, sequence_ids: Collection[int]) -> None:
+        """Assert the invariants, given the sequences that may hold blocks."""
         self._pool.check()
+        assert self._tables.keys() <= set(sequence_ids), (
+            "a sequence that is not running holds blocks"
+        )
         held = [block for table in self._tables.values() for block in table]
         assert len(held) == len(set(held)), "a block is in two tables"
         assert len(held) + self._pool.num_free == self._pool.num_blocks, "a held block has no table"

@@ -1,4 +1,4 @@
-"""The composition root: configuration → worker → engine. The only place where the two planes meet."""
+"""The composition root: configuration → worker → engine. Where the two planes meet."""
 
 from collections.abc import Callable
 

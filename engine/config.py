@@ -1,7 +1,7 @@
-"""The engine's configuration: frozen, validated once, built by the server's settings or by hand in tests.
+"""The engine's configuration: frozen, built by the server's settings or by hand in tests.
 
-"auto" values stay None here; the worker resolves them from the model and the machine and reports the outcome in
-`WorkerInfo`. No environment, no files, no torch.
+"auto" values stay None here; the worker resolves them from the model and the machine and reports
+the outcome in `WorkerInfo`. No environment, no files, no torch.
 """
 
 from dataclasses import dataclass, field

@@ -1,13 +1,15 @@
 """One step of the engine without its waiting: schedule → (execute) → commit → render → retire.
 
-Synchronous and single-threaded: no asyncio, no locks. Whoever drives it executes the plans in between.
+Synchronous and single-threaded: no asyncio, no locks. Whoever drives it executes the plans.
 """
 
 from collections.abc import Sequence as Many
+from copy import deepcopy
 from dataclasses import dataclass
 
 from engine.config import SchedulerConfig
-from engine.detokenizer import Detokenizer
+from engine.detokenizer import Detokenizer, TokenSpeller
+from engine.limits import ModelLimits
 from engine.plan import StepPlan, StepResult
 from engine.request import (
     FinishReason,
@@ -16,10 +18,9 @@ from engine.request import (
     TokenLogprobs,
     TokenTrace,
 )
-from engine.scheduler import Committed, ModelLimits, Scheduler
+from engine.scheduler import Committed, Scheduler
 from engine.sequence import Sequence
 from engine.stats import EngineStats
-from engine.tokenizer import Tokenizer
 from engine.trace import token_traces
 
 
@@ -35,7 +36,7 @@ class EngineCore:
     """Requests in, plans out, results in, outputs out."""
 
     def __init__(
-        self, config: SchedulerConfig, limits: ModelLimits, tokenizer: Tokenizer, num_layers: int
+        self, config: SchedulerConfig, limits: ModelLimits, tokenizer: TokenSpeller, num_layers: int
     ) -> None:
         self._scheduler = Scheduler(config, limits)
         self._tokenizer = tokenizer
@@ -49,8 +50,8 @@ class EngineCore:
         return len(self._open)
 
     def stats(self) -> EngineStats:
-        """Totals and present state."""
-        stats, scheduler = self._stats, self._scheduler
+        """Totals and present state, as a copy."""
+        stats, scheduler = deepcopy(self._stats), self._scheduler
         stats.num_running, stats.num_waiting = scheduler.num_running, scheduler.num_waiting
         stats.num_blocks, stats.num_blocks_used = scheduler.num_blocks, scheduler.num_blocks_used
         stats.preemptions_total = scheduler.num_preemptions
@@ -64,8 +65,8 @@ class EngineCore:
             EngineOverloaded: if the queue is full.
         """
         assert request.request_id not in self._open, "request ids are unique among open requests"
-        sequence = self._scheduler.add(request)
         detokenizer = Detokenizer(self._tokenizer, request.sampling, request.prompt_token_ids)
+        sequence = self._scheduler.add(request)
         self._open[request.request_id] = _Open(sequence, detokenizer)
         self._stats.prompt_tokens_total += len(request.prompt_token_ids)
 
@@ -84,9 +85,6 @@ class EngineCore:
         """Take a step's result over; finished sequences give up their blocks."""
         committed = self._scheduler.commit(plan, result)
         self._stats.count_step(result)
-        for item in committed:
-            if item.sequence.is_finished:
-                self._scheduler.retire(item.sequence)
         return committed
 
     def render(self, committed: Many[Committed]) -> list[RequestOutput]:
@@ -94,17 +92,20 @@ class EngineCore:
         outputs = []
         for item in committed:
             entry = self._open.get(item.sequence.request.request_id)
-            if entry is not None and (item.result.token_ids or item.sequence.is_finished):
+            if entry is None or entry.sequence is not item.sequence:
+                continue  # aborted since the commit
+            if item.result.token_ids or item.sequence.is_finished:
                 outputs.append(self._render(entry, item))
         return outputs
 
-    def fail_all(self, message: str) -> list[RequestOutput]:
-        """The engine cannot go on: a last output for every open request."""
+    def end_all(self, reason: FinishReason, error: str | None = None) -> list[RequestOutput]:
+        """The engine cannot go on: a last output, without text, for every open request."""
         outputs = []
-        for request_id in list(self._open):
-            sequence = self._open[request_id].sequence
-            sequence.error = message
-            self._scheduler.abort(sequence, FinishReason.ERROR)
+        for entry in list(self._open.values()):
+            sequence = entry.sequence
+            # Also if it has ended by itself: its last tokens are not rendered, so it is not whole.
+            sequence.finish(reason, error=error)
+            self._scheduler.retire(sequence)
             outputs.append(self._output(sequence))
             self._close(sequence)
         return outputs
@@ -112,13 +113,15 @@ class EngineCore:
     def check(self) -> None:
         """Assert the invariants."""
         self._scheduler.check()
+        assert self._open or not self._scheduler.num_blocks_used, "blocks are held for nobody"
 
     def _render(self, entry: _Open, item: Committed) -> RequestOutput:
         sequence = entry.sequence
         token_ids = item.result.token_ids[: item.num_new_tokens]
-        # A token that ended the output is not part of its text.
+        # A token that ended the output is not part of its text, unless asked for.
         ended_by_token = sequence.finish_reason is FinishReason.STOP
-        visible = token_ids[:-1] if ended_by_token else token_ids
+        is_hidden = ended_by_token and not sequence.request.sampling.include_stop_str_in_output
+        visible = token_ids[:-1] if is_hidden else token_ids
         pushed = entry.detokenizer.push(visible, sequence.is_finished)
         kept = len(token_ids)
         if pushed.stop_reason is not None:
@@ -140,8 +143,7 @@ class EngineCore:
     def _stop_at_string(self, sequence: Sequence, stop: str, num_surplus: int) -> None:
         """End a sequence at a stop string, whatever else ended it in the same step."""
         sequence.drop_tokens_after(sequence.num_output_tokens - num_surplus)
-        sequence.finish(FinishReason.STOP)
-        sequence.finish_reason, sequence.stop_reason = FinishReason.STOP, stop
+        sequence.finish(FinishReason.STOP, stop)
         self._scheduler.retire(sequence)
 
     def _output(

@@ -1,4 +1,4 @@
-"""Everything the engine raises on purpose. Knows no HTTP: `server/errors.py` maps these to status codes.
+"""Everything the engine raises on purpose. Knows no HTTP: `server/errors.py` has the status codes.
 
 EngineError
 ├── RequestError           the caller's fault; carries the parameter's name and a code

@@ -1,4 +1,7 @@
-"""The worker in this very process, its steps in a thread. For tests and debugging. Implements `engine.plan.Worker`."""
+"""The worker in this very process, its steps in a thread. Implements `engine.plan.Worker`.
+
+For tests and debugging: a crash in native code takes the server with it.
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -28,6 +31,10 @@ class InlineWorker:
         assert self._worker is not None, "start the worker first"
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, self._worker.execute, plan)
+
+    async def watch(self) -> None:
+        """See `Worker.watch`: nothing to see, this process lives as long as its threads."""
+        await asyncio.Event().wait()
 
     async def close(self) -> None:
         """See `Worker.close`."""

@@ -4,10 +4,12 @@ For benchmarks, training and tests. What it does is what the server does, step f
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from engine.config import EngineConfig
+from engine.errors import UnsupportedOption
+from engine.limits import ModelLimits
 from engine.plan import StepPlan, StepResult, WorkerInfo
 from engine.request import (
     DraftFigures,
@@ -16,7 +18,7 @@ from engine.request import (
     TokenLogprobs,
     TokenTrace,
 )
-from engine.scheduler import Committed, ModelLimits, Scheduler
+from engine.scheduler import Committed, Scheduler
 from engine.trace import token_traces
 
 
@@ -40,6 +42,7 @@ class GenerationResult:
     logprobs: tuple[TokenLogprobs, ...]
     trace: tuple[TokenTrace, ...]
     draft_figures: DraftFigures
+    error: str | None  # with FinishReason.ERROR: why
 
 
 class OfflineEngine:
@@ -58,13 +61,7 @@ class OfflineEngine:
             worker = ModelWorker(config)
         self._worker = worker
         self.info = worker.info
-        self._limits = ModelLimits(
-            num_blocks=self.info.num_blocks,
-            block_size=self.info.block_size,
-            max_model_len=self.info.max_model_len,
-            max_draft_tokens=self.info.max_draft_tokens,
-            eos_token_ids=tuple(self.info.eos_token_ids),
-        )
+        self._limits = ModelLimits.of(self.info)
 
     def generate(
         self,
@@ -77,17 +74,18 @@ class OfflineEngine:
             on_tokens: Called after every step with the output tokens it brought.
 
         Raises:
-            RequestError: if one of them could never run.
+            RequestError: if one of them could never run, or has stop strings (no text here).
         """
-        scheduler = Scheduler(self._config.scheduler, self._limits)
+        if any(request.sampling.stop for request in requests):
+            raise UnsupportedOption("Stop strings need a tokenizer.", param="stop")
+        config = replace(self._config.scheduler, max_num_queued_requests=len(requests))
+        scheduler = Scheduler(config, self._limits)
         sequences = [scheduler.add(request) for request in requests]
         outputs: dict[int, list[Committed]] = {s.sequence_id: [] for s in sequences}
         while (plan := scheduler.schedule()) is not None:
             committed = scheduler.commit(plan, self._worker.execute(plan))
             for item in committed:
                 outputs[item.sequence.sequence_id].append(item)
-                if item.sequence.is_finished:
-                    scheduler.retire(item.sequence)
             if on_tokens is not None:
                 on_tokens(sum(item.num_new_tokens for item in committed))
         return [self._result(outputs[s.sequence_id]) for s in sequences]
@@ -107,4 +105,5 @@ class OfflineEngine:
                 for entry in token_traces(item.result, item.num_new_tokens, self.info.num_layers)
             ),
             draft_figures=sequence.figures(),
+            error=sequence.error,
         )

@@ -1,4 +1,4 @@
-"""Where a request's outputs wait for their reader: one slot that merges, so a slow reader never grows a queue."""
+"""Where a request's outputs wait for their reader: one slot that merges, never a growing queue."""
 
 import asyncio
 from dataclasses import replace

@@ -1,10 +1,12 @@
 """What crosses to the worker and back: `StepPlan` out, `StepResult` in, `WorkerInfo` once at start.
 
-Frozen data of ints, floats, strings and lists only (msgspec encodes them as they are, see `wire.py`), no torch.
-The worker keeps per-sequence state only as a cache: `SequenceStart` carries all that is needed to rebuild it, so
-a lost worker is the same as preempting every sequence.
+Frozen data of ints, floats, strings and lists only (msgspec encodes them as they are, see
+`wire.py`), no torch. The worker keeps per-sequence state only as a cache: `SequenceStart` carries
+all that is needed to rebuild it, so a lost worker is the same as preempting every sequence.
 
-One step's token axis for a row, positions:   [ computed by earlier steps | start .. start+num_tokens | drafts )
+One step's token axis for a row, positions:
+
+    [ computed by earlier steps | start .. start + num_tokens | drafts )
 """
 
 from dataclasses import dataclass, field
@@ -15,7 +17,7 @@ from engine.request import ExitRecord, TokenLogprobs
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SequenceStart:
-    """Introduces a sequence to the worker (new, resumed after preemption, or after a worker's death)."""
+    """Introduces a sequence to the worker: a new one, or one whose state it has lost."""
 
     sequence_id: int
     token_ids: list[int]  # all known tokens: prompt, then output so far
@@ -98,7 +100,7 @@ class WorkerInfo:
 
 
 class Worker(Protocol):
-    """The engine's view of the data plane. Calls are strictly sequential: one step in flight at most."""
+    """The engine's view of the data plane. One step is in flight at most."""
 
     async def start(self) -> WorkerInfo:
         """Load the model; returns when the first step can run.
@@ -112,6 +114,13 @@ class Worker(Protocol):
 
         Raises:
             EngineFailed: when the worker is gone.
+        """
+
+    async def watch(self) -> None:
+        """Wait for the worker's death; never returns while it lives.
+
+        Raises:
+            EngineFailed: when the worker is gone without having been closed.
         """
 
     async def close(self) -> None:

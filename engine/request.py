@@ -1,7 +1,7 @@
 """What crosses the engine's boundary: `GenerationRequest` in, `RequestOutput` out.
 
-Plain frozen data, no behaviour beyond derived facts; knows neither HTTP nor torch. The server builds requests
-(already validated), the engine builds outputs.
+Plain frozen data, no behaviour beyond derived facts; knows neither HTTP nor torch. The server
+builds requests (already validated), the engine builds outputs.
 """
 
 from collections.abc import Mapping
@@ -117,9 +117,7 @@ class RequestOutput:
 
     request_id: str
     text: str  # safe to send: never part of a stop string or of an unfinished character
-    token_ids: tuple[
-        int, ...
-    ]  # new since the last output; may be non-empty while `text` is held back
+    token_ids: tuple[int, ...]  # new since the last output, also while `text` is held back
     logprobs: tuple[TokenLogprobs, ...] = ()  # one per new token when asked for
     trace: tuple[TokenTrace, ...] = ()  # one per new token when asked for
     num_prompt_tokens: int

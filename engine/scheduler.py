@@ -1,32 +1,25 @@
-"""Who runs in the next step, within a budget of tokens, sequences and blocks. Owns sequences; sees no tensor, no text.
+"""Who runs in the next step, within a budget of tokens, rows and blocks. Sees no tensor, no text.
 
-There are no phases: every sequence has tokens known and tokens computed, and a step closes the gap. Decoding rows
-come first, then prefills in order of arrival, in chunks. When blocks run out the youngest running sequence is
-preempted and recomputed later, so the oldest always finishes.
+There are no phases: every sequence has tokens known and tokens computed, and a step closes the gap.
+Decoding rows come first, then prefills in order of arrival, in chunks. When blocks run out the
+youngest running sequence is preempted and recomputed later, so the oldest always finishes.
+
+Sequences run in order of arrival: every running one is older than every waiting one.
 """
 
 from collections import deque
 from dataclasses import dataclass
+from itertools import pairwise
 
 from engine.block_manager import BlockManager
 from engine.config import SchedulerConfig
-from engine.errors import EngineOverloaded, PromptTooLong
+from engine.errors import EngineOverloaded, PromptTooLong, RequestError
+from engine.limits import ModelLimits
 from engine.plan import RowPlan, RowResult, StepPlan, StepResult
 from engine.request import FinishReason, GenerationRequest
 from engine.sequence import Sequence, SequenceStatus
 
-_WATERMARK = 0.01  # share of blocks kept free when a new sequence is admitted
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelLimits:
-    """What the worker and the model allow."""
-
-    num_blocks: int
-    block_size: int
-    max_model_len: int
-    max_draft_tokens: int  # 0: no exit heads
-    eos_token_ids: tuple[int, ...]
+_WATERMARK = 0.01  # share of the blocks that admission leaves free; at least one per running one
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +31,25 @@ class Committed:
     num_new_tokens: int  # of the result's tokens, those that became output
 
 
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """How many of a sequence's known tokens the step computes."""
+
+    sequence: Sequence
+    num_tokens: int
+
+
 class Scheduler:
     """Waiting and running sequences, and their blocks."""
 
     def __init__(self, config: SchedulerConfig, limits: ModelLimits) -> None:
         self._config = config
         self._limits = limits
+        # A row computes at least one token, so more rows than tokens would starve the youngest.
+        self._max_rows = min(config.max_num_seqs, config.max_num_batched_tokens)
         self._blocks = BlockManager(limits.num_blocks, limits.block_size)
         self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []  # in order of admission
+        self._running: list[Sequence] = []  # oldest first
         self._ended: list[int] = []  # to tell the worker
         self._next_id = 0
         self._step_id = 0
@@ -73,19 +76,19 @@ class Scheduler:
         return self._blocks.num_blocks - self._blocks.num_free
 
     @property
-    def has_work(self) -> bool:
-        """Whether a step would do anything."""
-        return bool(self._waiting or self._running or self._ended)
+    def has_queue_room(self) -> bool:
+        """Whether one more request may wait."""
+        return len(self._waiting) < self._config.max_num_queued_requests
 
     def add(self, request: GenerationRequest) -> Sequence:
         """Queue a request.
 
         Raises:
-            PromptTooLong: if it could never run to its end.
+            RequestError: if it could never run to its end.
             EngineOverloaded: if the queue is full.
         """
-        self._refuse_too_long(request)
-        if len(self._waiting) >= self._config.max_num_queued_requests:
+        self._refuse_unservable(request)
+        if not self.has_queue_room:
             raise EngineOverloaded(f"{len(self._waiting)} requests are waiting already")
         sequence = Sequence(
             self._next_id, request, self._limits.eos_token_ids, self._limits.max_model_len
@@ -94,16 +97,17 @@ class Scheduler:
         self._waiting.append(sequence)
         return sequence
 
-    def abort(self, sequence: Sequence, reason: FinishReason = FinishReason.ABORT) -> None:
-        """End a sequence now and free its blocks. Idempotent."""
-        sequence.finish(reason)
-        self.retire(sequence)
+    def abort(self, sequence: Sequence) -> None:
+        """End a sequence now and free its blocks; one that has ended already is left as it is."""
+        if not sequence.is_finished:
+            sequence.finish(FinishReason.ABORT)
+            self.retire(sequence)
 
     def retire(self, sequence: Sequence) -> None:
-        """Forget a finished sequence; its blocks are free at once.
+        """Forget a finished sequence; its blocks are free at once. Idempotent.
 
-        Safe while a step with it is in flight: the worker runs plans in order, so a later owner of a block writes
-        before it reads.
+        Safe while a step with it is in flight: the worker runs plans in order, so a later owner of
+        a block writes before it reads.
         """
         if sequence in self._running:
             self._running.remove(sequence)
@@ -113,20 +117,26 @@ class Scheduler:
             self._waiting.remove(sequence)
 
     def preempt_all(self) -> None:
-        """The worker is gone: everything known has to be computed again."""
-        for sequence in reversed(list(self._running)):
-            self._preempt(sequence)
+        """The worker is gone: whatever it computed has to be computed again by another."""
+        while self._running:
+            self._preempt(self._running[-1])
         self._ended.clear()
 
     def schedule(self) -> StepPlan | None:
         """The next step's plan; None if there is nothing to do."""
-        picked: list[tuple[Sequence, int]] = []
+        # 1. Known tokens of running sequences, decoding ones first.
+        num_preempted_before = self.num_preemptions
         budget = self._config.max_num_batched_tokens
-        budget = self._pick_running(picked, budget, decoding=True)
-        budget = self._pick_running(picked, budget, decoding=False)
-        started = self._admit(picked, budget)
-        # Rows come last: one may have been preempted for another, and drafts only get blocks nobody needs.
-        rows = [self._row(s, n) for s, n in picked if s.status is SequenceStatus.RUNNING]
+        decoding = self._share_out(budget, decoding=True)
+        budget -= sum(share.num_tokens for share in decoding)
+        prefilling = self._share_out(budget, decoding=False)
+        budget -= sum(share.num_tokens for share in prefilling)
+        # 2. Waiting sequences, unless somebody has just had to make room.
+        is_short = self.num_preemptions > num_preempted_before
+        admitted = [] if is_short else self._admit(budget)
+        # 3. Drafts, in the blocks that nobody needs.
+        shares = [*decoding, *prefilling, *admitted]
+        rows = [self._row(share) for share in shares]
         if not rows and not self._ended:
             return None
         ended, self._ended = self._ended, []
@@ -134,116 +144,131 @@ class Scheduler:
         return StepPlan(
             step_id=self._step_id,
             ended=ended,
-            started=[sequence.start() for sequence in started],
+            started=[share.sequence.start() for share in admitted],
             rows=rows,
         )
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[Committed]:
-        """Move cursors by what the worker did. Rows of sequences that ended or were preempted meanwhile are dropped."""
+        """Move cursors by what the worker did; rows of sequences that have ended are dropped."""
         assert plan.step_id == result.step_id, "results arrive in the order of their plans"
         by_id = {sequence.sequence_id: sequence for sequence in self._running}
         committed = []
         for row, outcome in zip(plan.rows, result.rows, strict=True):
             sequence = by_id.get(row.sequence_id)
-            if sequence is None or sequence.num_computed_tokens != row.start:
-                continue
-            num_new = sequence.commit(row.num_tokens, outcome)
-            committed.append(Committed(sequence, outcome, num_new))
+            if sequence is not None:
+                assert sequence.num_computed_tokens == row.start, "one step in flight at most"
+                num_new = sequence.commit(row.num_tokens, outcome)
+                committed.append(Committed(sequence, outcome, num_new))
+                if sequence.is_finished:
+                    self.retire(sequence)
         return committed
 
     def check(self) -> None:
-        """Assert the invariants."""
-        self._blocks.check()
+        """Assert the invariants that hold between any two calls."""
+        self._blocks.check([sequence.sequence_id for sequence in self._running])
         for sequence in self._running:
             sequence.check()
-            assert sequence.status is SequenceStatus.RUNNING or sequence.is_finished
+            assert sequence.status is SequenceStatus.RUNNING
             held = len(self._blocks.table(sequence.sequence_id))
-            assert held >= self._blocks.blocks_for(sequence.num_computed_tokens)
+            most = sequence.num_tokens + self._max_drafts(sequence)
+            assert held >= self._blocks.blocks_for(sequence.num_computed_tokens), "too few blocks"
+            assert held <= self._blocks.blocks_for(most), "more blocks than drafts can need"
         assert all(s.status is SequenceStatus.WAITING for s in self._waiting)
+        order = [sequence.sequence_id for sequence in (*self._running, *self._waiting)]
+        assert all(older < younger for older, younger in pairwise(order)), "a sequence overtook"
 
-    def _refuse_too_long(self, request: GenerationRequest) -> None:
-        total = len(request.prompt_token_ids) + request.sampling.max_tokens
+    def _refuse_unservable(self, request: GenerationRequest) -> None:
+        num_prompt, num_output = len(request.prompt_token_ids), request.sampling.max_tokens
+        if num_prompt == 0:
+            raise RequestError("The prompt is empty.", param="prompt")
         limit = self._limits.max_model_len
-        if total > limit:
+        if num_prompt + num_output > limit:
             raise PromptTooLong(
-                f"This model's maximum context length is {limit} tokens, but {total} were requested "
-                f"({len(request.prompt_token_ids)} in the prompt, {request.sampling.max_tokens} to "
-                "generate).",
-                param="max_tokens",
-            )
-        capacity = self._blocks.num_blocks * self._limits.block_size
-        if total > capacity:
-            raise PromptTooLong(
-                f"The KV cache holds {capacity} tokens, but {total} were requested.",
+                f"This model's maximum context length is {limit} tokens, but "
+                f"{num_prompt + num_output} were requested ({num_prompt} in the prompt, "
+                f"{num_output} to generate).",
                 param="max_tokens",
             )
 
-    def _pick_running(
-        self, picked: list[tuple[Sequence, int]], budget: int, *, decoding: bool
-    ) -> int:
-        """Running sequences with one token to compute (decoding) or with more; returns the budget left."""
+    def _share_out(self, budget: int, *, decoding: bool) -> list[_Share]:
+        """Shares of running sequences with one token to compute (decoding) or with more."""
+        shares: list[_Share] = []
         for sequence in list(self._running):
-            if sequence.status is not SequenceStatus.RUNNING or budget <= 0:
-                continue
             missing = sequence.num_tokens - sequence.num_computed_tokens
-            num_tokens = min(missing, budget)
-            if (missing == 1) == decoding and self._fits(sequence, num_tokens):
-                picked.append((sequence, num_tokens))
-                budget -= num_tokens
-        return budget
+            if budget == 0 or (missing == 1) != decoding:
+                continue
+            share = _Share(sequence, min(missing, budget))
+            if sequence.status is SequenceStatus.RUNNING and self._make_room(share):
+                shares.append(share)
+                budget -= share.num_tokens
+        return shares
 
-    def _fits(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Reserve blocks for the known tokens, preempting younger sequences if need be."""
-        until = sequence.num_computed_tokens + num_tokens
+    def _make_room(self, share: _Share) -> bool:
+        """Reserve blocks for known tokens: free ones, then drafts' surplus, then the youngest's.
+
+        Returns:
+            False if the sequence was itself the youngest and had to give way.
+        """
+        sequence = share.sequence
+        until = sequence.num_computed_tokens + share.num_tokens
+        if self._blocks.reserve(sequence.sequence_id, until):
+            return True
+        for other in self._running:
+            self._blocks.trim(other.sequence_id, other.num_tokens)
         while not self._blocks.reserve(sequence.sequence_id, until):
-            victim = self._running[-1]
-            self._preempt(victim)
-            if victim is sequence:
+            youngest = self._running[-1]
+            self._preempt(youngest)
+            if youngest is sequence:
                 return False
         return True
 
-    def _row(self, sequence: Sequence, num_tokens: int) -> RowPlan:
-        """The row of a sequence whose known tokens are reserved; drafts only where room for them is free anyway."""
-        start = sequence.num_computed_tokens
-        is_decoding = start + num_tokens == sequence.num_tokens
-        drafts = self._draft_budget(sequence) if is_decoding and num_tokens == 1 else 0
-        if drafts and not self._blocks.reserve(sequence.sequence_id, start + 1 + drafts):
-            drafts = 0
-        return RowPlan(
-            sequence_id=sequence.sequence_id,
-            start=start,
-            num_tokens=num_tokens,
-            block_table=self._blocks.table(sequence.sequence_id),
-            max_draft_tokens=drafts,
-            is_decoding=is_decoding,
-        )
-
-    def _draft_budget(self, sequence: Sequence) -> int:
-        exits = sequence.request.early_exit
-        if not exits.enabled:
-            return 0
-        most = self._limits.max_draft_tokens
-        if exits.max_draft_tokens is not None and most > 0:
-            most = exits.max_draft_tokens
-        return max(0, min(most, sequence.num_tokens_left - 1))
-
-    def _admit(self, picked: list[tuple[Sequence, int]], budget: int) -> list[Sequence]:
+    def _admit(self, budget: int) -> list[_Share]:
         """Start waiting sequences, first come first served, while tokens, rows and blocks last."""
-        started: list[Sequence] = []
-        reserve = int(self._blocks.num_blocks * _WATERMARK) if self._running else 0
-        while self._waiting and budget > 0 and len(self._running) < self._config.max_num_seqs:
+        admitted: list[_Share] = []
+        while self._waiting and budget > 0 and len(self._running) < self._max_rows:
             sequence = self._waiting[0]
             if not self._blocks.reserve(
-                sequence.sequence_id, sequence.num_tokens, keep_free=reserve
+                sequence.sequence_id, sequence.num_tokens, keep_free=self._headroom()
             ):
                 break
             self._waiting.popleft()
             sequence.status = SequenceStatus.RUNNING
             self._running.append(sequence)
-            started.append(sequence)
-            picked.append((sequence, min(sequence.num_tokens, budget)))
-            budget -= picked[-1][1]
-        return started
+            share = _Share(sequence, min(sequence.num_tokens, budget))
+            admitted.append(share)
+            budget -= share.num_tokens
+        return admitted
+
+    def _headroom(self) -> int:
+        """Blocks to leave for those who run, lest the newcomer be preempted at once."""
+        num_running = len(self._running)
+        return max(num_running, int(self.num_blocks * _WATERMARK)) if num_running else 0
+
+    def _row(self, share: _Share) -> RowPlan:
+        """The row of a sequence whose known tokens have blocks; it drafts if there are more."""
+        sequence, start = share.sequence, share.sequence.num_computed_tokens
+        until = start + share.num_tokens
+        is_decoding = until == sequence.num_tokens
+        drafts = 0
+        if is_decoding and share.num_tokens == 1:
+            drafts = max(0, min(self._max_drafts(sequence), sequence.num_tokens_left - 1))
+            if not self._blocks.reserve(sequence.sequence_id, until + drafts):
+                drafts = 0
+        return RowPlan(
+            sequence_id=sequence.sequence_id,
+            start=start,
+            num_tokens=share.num_tokens,
+            block_table=self._blocks.table(sequence.sequence_id),
+            max_draft_tokens=drafts,
+            is_decoding=is_decoding,
+        )
+
+    def _max_drafts(self, sequence: Sequence) -> int:
+        """Drafts per step: the request's wish, else the server's; none without exit heads."""
+        exits, limit = sequence.request.early_exit, self._limits.max_draft_tokens
+        if not exits.enabled or limit == 0:
+            return 0
+        return limit if exits.max_draft_tokens is None else exits.max_draft_tokens
 
     def _preempt(self, sequence: Sequence) -> None:
         self._running.remove(sequence)

@@ -1,6 +1,7 @@
 """A request's mutable life in the engine: its tokens and cursors. Knows no blocks, no text.
 
-Between steps `num_computed_tokens == num_tokens - 1` for a decoding sequence: the newest token is known, not computed.
+Between steps `num_computed_tokens == num_tokens - 1` for a decoding sequence: its newest token is
+known, not computed.
 """
 
 from collections import Counter
@@ -30,7 +31,6 @@ class Sequence:
         self.status = SequenceStatus.WAITING
         self.token_ids = list(request.prompt_token_ids)
         self.num_computed_tokens = 0
-        self.num_preemptions = 0
         self.finish_reason: FinishReason | None = None
         self.stop_reason: str | int | None = None
         self.error: str | None = None
@@ -97,8 +97,7 @@ class Sequence:
         """
         self.num_computed_tokens += num_scheduled
         if result.error is not None:
-            self.error = result.error
-            self.finish(FinishReason.ERROR)
+            self.finish(FinishReason.ERROR, error=result.error)
             return 0
         self._figures.add(result)
         kept = 0
@@ -112,11 +111,16 @@ class Sequence:
             self.num_computed_tokens = self.num_tokens - 1
         return kept
 
-    def finish(self, reason: FinishReason, stop_reason: str | int | None = None) -> None:
-        """End the sequence; the first reason stands."""
-        if not self.is_finished:
-            self.status = SequenceStatus.FINISHED
-            self.finish_reason, self.stop_reason = reason, stop_reason
+    def finish(
+        self,
+        reason: FinishReason,
+        stop_reason: str | int | None = None,
+        *,
+        error: str | None = None,
+    ) -> None:
+        """End the sequence; the last reason given stands."""
+        self.status = SequenceStatus.FINISHED
+        self.finish_reason, self.stop_reason, self.error = reason, stop_reason, error
 
     def drop_tokens_after(self, num_output_tokens: int) -> None:
         """Forget output beyond a stop string's last token."""
@@ -126,7 +130,6 @@ class Sequence:
         """Back to waiting; everything known is to be computed again."""
         self.status = SequenceStatus.WAITING
         self.num_computed_tokens = 0
-        self.num_preemptions += 1
 
     def figures(self) -> DraftFigures:
         """What drafting did for this request."""

@@ -1,4 +1,4 @@
-"""What the engine counts: plain numbers, a snapshot at any time. Knows no metric names."""
+"""What the engine counts: plain numbers. Knows no metric names."""
 
 from dataclasses import dataclass, field
 

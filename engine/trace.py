@@ -5,7 +5,7 @@ from engine.request import TokenTrace
 
 
 def token_traces(result: RowResult, num_kept: int, num_layers: int) -> list[TokenTrace]:
-    """One entry per emitted token: accepted drafts by their exit, the target's own token from the last layer.
+    """One entry per emitted token: accepted drafts by their exit, the target's own without one.
 
     Rejected drafts are listed with the token that replaced the first of them.
     """

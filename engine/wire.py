@@ -1,4 +1,4 @@
-"""Messages between the server process and the worker process: msgpack in length-prefixed frames, never pickle.
+"""Messages between server and worker process: msgpack in length-prefixed frames, never pickle.
 
 frame = length (4 bytes, big endian) | kind (1 byte) | msgpack body
 """

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -14,7 +16,7 @@ from engine.wire import HEADER, Failure, Message, Progress, Wire, frame_length
 
 logger = logging.getLogger(__name__)
 
-_GRACE_S = 5.0  # for a worker to end by itself once its socket is closed
+_GRACE_S = 5.0  # for a worker to finish its step and end once its socket is closed
 
 
 class WorkerProcess:
@@ -29,6 +31,7 @@ class WorkerProcess:
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
+        self._is_loaded = False
 
     @property
     def pid(self) -> int | None:
@@ -37,27 +40,21 @@ class WorkerProcess:
 
     async def start(self) -> WorkerInfo:
         """See `Worker.start`."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "engine.worker.main",
-                str(theirs.fileno()),
-                pass_fds=[theirs.fileno()],
-                stdin=asyncio.subprocess.DEVNULL,
-            )
-        self._reader, self._writer = await asyncio.open_connection(sock=ours)
-        await self._send(self._config)
-        while True:
-            message = await self._receive()
-            if isinstance(message, Progress):
-                self._on_progress(message.text, message.fraction)
-            elif isinstance(message, WorkerInfo):
-                return message
-            else:
-                assert isinstance(message, Failure), "a loading worker reports progress or fails"
-                raise _load_error(message)
+        await self._spawn()
+        try:
+            await self._send(self._config)
+            while True:
+                message = await self._receive()
+                if isinstance(message, Progress):
+                    self._on_progress(message.text, message.fraction)
+                elif isinstance(message, Failure):
+                    raise _load_error(message)
+                else:
+                    assert isinstance(message, WorkerInfo), "a loading worker tells how far it is"
+                    self._is_loaded = True
+                    return message
+        except errors.EngineFailed as error:
+            raise errors.ModelLoadError(f"while loading the model, {error}") from error
 
     async def execute(self, plan: StepPlan) -> StepResult:
         """See `Worker.execute`."""
@@ -68,37 +65,62 @@ class WorkerProcess:
         assert isinstance(message, StepResult), "a plan is answered by its result"
         return message
 
+    async def watch(self) -> None:
+        """See `Worker.watch`."""
+        assert self._process is not None, "start the worker first"
+        raise _died(await self._process.wait())
+
     async def close(self) -> None:
         """See `Worker.close`."""
-        process, self._process = self._process, None
         if self._writer is not None:
             self._writer.close()
             with suppress(OSError):
                 await self._writer.wait_closed()
-        if process is None:
-            return
-        try:
-            await asyncio.wait_for(process.wait(), _GRACE_S)
-        except TimeoutError:
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+        # One that is still loading listens to nobody.
+        await self._end(_GRACE_S if self._is_loaded else 0)
+        self._process = None
+
+    async def _spawn(self) -> None:
+        level = logging.getLevelName(logger.getEffectiveLevel())
+        ours, theirs = socket.socketpair()
+        self._reader, self._writer = await asyncio.open_unix_connection(sock=ours)
+        with theirs:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "engine.worker.main",
+                str(theirs.fileno()),
+                pass_fds=[theirs.fileno()],
+                stdin=asyncio.subprocess.DEVNULL,
+                env={**os.environ, "ADADECODE_LOG_LEVEL": level},
+            )
 
     async def _send(self, message: Message) -> None:
         assert self._writer is not None, "start the worker first"
         try:
             self._writer.write(self._wire.encode(message))
             await self._writer.drain()
-        except OSError as error:
-            raise errors.EngineFailed("the worker process is gone") from error
+        except OSError:
+            raise _died(await self._end(_GRACE_S)) from None
 
     async def _receive(self) -> Message:
         assert self._reader is not None, "start the worker first"
         try:
             length, kind = frame_length(await self._reader.readexactly(HEADER.size))
             return self._wire.decode(kind, await self._reader.readexactly(length))
-        except (asyncio.IncompleteReadError, OSError) as error:
-            raise errors.EngineFailed("the worker process is gone") from error
+        except (asyncio.IncompleteReadError, OSError):
+            raise _died(await self._end(_GRACE_S)) from None
+
+    async def _end(self, grace_s: float) -> int:
+        """Give the process a while to end by itself, then kill it; returns its exit status."""
+        if self._process is None:
+            return 0
+        try:
+            return await asyncio.wait_for(self._process.wait(), grace_s)
+        except TimeoutError:
+            with suppress(ProcessLookupError):
+                self._process.kill()
+            return await self._process.wait()
 
 
 def _load_error(failure: Failure) -> errors.ModelLoadError:
@@ -107,3 +129,10 @@ def _load_error(failure: Failure) -> errors.ModelLoadError:
     if isinstance(kind, type) and issubclass(kind, errors.ModelLoadError):
         return kind(failure.message)
     return errors.ModelLoadError(f"the worker could not load: {failure.kind}: {failure.message}")
+
+
+def _died(status: int) -> errors.EngineFailed:
+    how = f"exit status {status}" if status >= 0 else signal.Signals(-status).name
+    if status == -signal.SIGKILL:
+        how += ", perhaps for want of memory"
+    return errors.EngineFailed(f"the worker process ended ({how})")

@@ -1,4 +1,4 @@
-"""The worker process: `python -m engine.worker.main FD`. Reads frames from a socket, executes plans, answers.
+"""The worker process: `python -m engine.worker.main FD`. Reads plans from a socket and answers.
 
 Ends when the socket closes, that is when the server is gone: a worker never outlives its server.
 """
@@ -61,17 +61,24 @@ def serve(connection: Connection) -> None:
     connection.send(worker.info)
     while (plan := connection.receive()) is not None:
         assert isinstance(plan, StepPlan), "after loading, every frame is a plan"
-        try:
-            connection.send(worker.execute(plan))
-        except Exception as error:
-            logger.error("step %d failed:\n%s", plan.step_id, traceback.format_exc())
-            connection.send(Failure(type(error).__name__, str(error)))
+        connection.send(execute(worker, plan))
+
+
+def execute(worker: ModelWorker, plan: StepPlan) -> Message:
+    """A plan's result, or the failure it ended in."""
+    try:
+        return worker.execute(plan)
+    except Exception as error:
+        logger.error("step %d failed:\n%s", plan.step_id, traceback.format_exc())
+        return Failure(type(error).__name__, str(error))
 
 
 def main() -> int:
     """Entry point."""
-    # The server decides when a worker ends; a Ctrl-C in the terminal reaches both processes.
+    # The server decides when its worker ends; signals to the process group reach both of them, and
+    # the server may want to let open requests finish.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logging.basicConfig(
         level=os.environ.get("ADADECODE_LOG_LEVEL", "info").upper(), format="%(message)s"
     )

@@ -1,0 +1,177 @@
+"""A worker without a model: a token is a hash of those before it, read from a simulated KV cache.
+
+So there is one right output per request, under any schedule; and a block given to two sequences, a
+position never computed or a rejected draft read as if it were accepted shows as a wrong token.
+"""
+
+import random
+import time
+from collections.abc import Collection, Sequence
+from zlib import crc32
+
+from engine.detokenizer import TokenSpeller
+from engine.plan import RowPlan, RowResult, SequenceStart, StepPlan, StepResult, WorkerInfo
+from engine.request import ExitRecord, GenerationRequest, TokenLogprobs
+
+EOS_ID = 0
+POISON_ID = 1  # a prompt that begins with it cannot be computed
+VOCAB_SIZE = 40
+
+
+class Letters(TokenSpeller):
+    """A tokenizer: every token is a letter, several tokens share one; EOS_ID is special."""
+
+    strips_first_space = False
+
+    def is_special(self, token_id: int) -> bool:
+        return token_id == EOS_ID
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([ord("a") + token_id % 5])
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """One-shot decoding."""
+        return b"".join(self.token_bytes(i) for i in token_ids if i != EOS_ID).decode()
+
+
+def next_token(context: Sequence[int], seed: int = 0, forbidden: Collection[int] = ()) -> int:
+    """What the fake model says after `context`."""
+    digest = crc32(bytes(context), seed & 0xFFFFFFFF)
+    return next(
+        token
+        for token in ((digest + offset) % VOCAB_SIZE for offset in range(VOCAB_SIZE))
+        if token not in forbidden
+    )
+
+
+def expected_output(request: GenerationRequest) -> tuple[int, ...]:
+    """The output tokens that a request must have, whatever else runs (stop strings aside)."""
+    sampling = request.sampling
+    stops = set(sampling.stop_token_ids) | (set() if sampling.ignore_eos else {EOS_ID})
+    output: list[int] = []
+    while len(output) < sampling.max_tokens and not (output and output[-1] in stops):
+        forbidden = stops if len(output) < sampling.min_tokens else ()
+        context = (*request.prompt_token_ids, *output)
+        output.append(next_token(context, sampling.seed, forbidden))
+    return tuple(output)
+
+
+class FakeWorker:
+    """An `engine.offline.SynchronousWorker`; `engine.inline_worker.InlineWorker` wraps it."""
+
+    def __init__(
+        self,
+        *,
+        num_blocks: int = 64,
+        block_size: int = 4,
+        max_model_len: int = 64,
+        max_draft_tokens: int = 3,
+        acceptance: float = 0.5,
+        step_time_s: float = 0.0,
+        fails_at_step: int | None = None,
+    ) -> None:
+        self.info = WorkerInfo(
+            num_blocks=num_blocks,
+            block_size=block_size,
+            vocab_size=VOCAB_SIZE,
+            num_layers=4,
+            max_model_len=max_model_len,
+            eos_token_ids=[EOS_ID],
+            dtype="float32",
+            device="cpu",
+            exit_layers=[1, 2],
+            max_draft_tokens=max_draft_tokens,
+            backend="fake",
+        )
+        self.plans: list[StepPlan] = []
+        self._acceptance = acceptance
+        self._step_time_s = step_time_s
+        self._fails_at_step = fails_at_step
+        self._random = random.Random(0)
+        self.forget()
+
+    def forget(self) -> None:
+        """What a restart does: all state is gone."""
+        self.starts: dict[int, SequenceStart] = {}
+        self._tokens: dict[int, list[int]] = {}
+        num_slots = self.info.num_blocks * self.info.block_size
+        self._cache: list[tuple[int, int]] = [(-1, -1)] * num_slots  # (position, token id)
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """See `SynchronousWorker.execute`."""
+        time.sleep(self._step_time_s)
+        self.plans.append(plan)
+        if plan.step_id == self._fails_at_step:
+            raise RuntimeError("this step was told to fail")
+        for sequence_id in plan.ended:
+            self.starts.pop(sequence_id, None)
+            self._tokens.pop(sequence_id, None)
+        for start in plan.started:
+            assert start.sequence_id not in self.starts, "started twice"
+            self.starts[start.sequence_id] = start
+            self._tokens[start.sequence_id] = list(start.token_ids)
+        return StepResult(
+            step_id=plan.step_id, rows=[self._run(row) for row in plan.rows], duration_s=0.001
+        )
+
+    def _run(self, row: RowPlan) -> RowResult:
+        start, known = self.starts[row.sequence_id], self._tokens[row.sequence_id]
+        end = row.start + row.num_tokens
+        room = len(row.block_table) * self.info.block_size
+        assert row.num_tokens > 0
+        assert room >= end + row.max_draft_tokens, "the block table does not cover the row"
+        assert row.is_decoding == (end == len(known)), "scheduler and worker know different tokens"
+        if known[0] == POISON_ID:
+            return RowResult(sequence_id=row.sequence_id, token_ids=[], error="poisoned")
+        for position in range(row.start, end):
+            self._write(row, position, known[position])
+        if not row.is_decoding:
+            return RowResult(sequence_id=row.sequence_id, token_ids=[])
+        drafts = self._draft(row, start, end) if start.early_exit else []
+        targets = [self._choose(row, start, end + i) for i in range(len(drafts) + 1)]
+        accepted = 0
+        while accepted < len(drafts) and drafts[accepted] == targets[accepted]:
+            accepted += 1
+        new = targets[: accepted + 1]
+        known.extend(new)
+        return RowResult(
+            sequence_id=row.sequence_id,
+            token_ids=new,
+            logprobs=[]
+            if start.num_logprobs is None
+            else [TokenLogprobs(token_id=token, logprob=-token / 10) for token in new],
+            drafts=[
+                ExitRecord(
+                    token_id=token, exit_layer=1 + i % 2, confidence=0.5, accepted=i < accepted
+                )
+                for i, token in enumerate(drafts)
+            ],
+        )
+
+    def _draft(self, row: RowPlan, start: SequenceStart, end: int) -> list[int]:
+        """Any number of drafts, right or wrong, at the positions from `end`."""
+        drafts: list[int] = []
+        for position in range(end, end + self._random.randint(0, row.max_draft_tokens)):
+            token = self._choose(row, start, position)
+            if self._random.random() > self._acceptance:
+                token = (token + 1) % VOCAB_SIZE
+            self._write(row, position, token)
+            drafts.append(token)
+        return drafts
+
+    def _slot(self, row: RowPlan, position: int) -> int:
+        size = self.info.block_size
+        return row.block_table[position // size] * size + position % size
+
+    def _write(self, row: RowPlan, position: int, token_id: int) -> None:
+        self._cache[self._slot(row, position)] = (position, token_id)
+
+    def _choose(self, row: RowPlan, start: SequenceStart, num_context: int) -> int:
+        """The token after the first `num_context`, as the cache has them."""
+        context = []
+        for position in range(num_context):
+            written, token_id = self._cache[self._slot(row, position)]
+            assert written == position, "a slot holds another position"
+            context.append(token_id)
+        is_masked = num_context - start.num_prompt_tokens < start.min_tokens
+        return next_token(context, start.seed, start.stop_token_ids if is_masked else ())
