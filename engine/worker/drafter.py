@@ -53,18 +53,27 @@ class HeadDrafter:
     hidden state.
     """
 
-    def __init__(self, heads: ExitHeads, sampler: Sampler, policy: ExitPolicy) -> None:
+    def __init__(
+        self,
+        heads: ExitHeads,
+        sampler: Sampler,
+        policy: ExitPolicy,
+        threshold: float | None = None,
+    ) -> None:
+        """Args:
+        threshold: Fixed threshold of rows that ask for none; None: the policy decides.
+        """
         self.exit_layers = heads.exit_layers
         self._heads = heads
         self._sampler = sampler
         self._policy = policy
+        self._threshold = threshold
         self._reduced = ReducedVocabulary(heads.token_ids, heads.columns)
         self._token_ids = heads.token_ids.tolist()
 
     def wants(self, row: Row) -> bool:
         """The row has room, and drafting is on, or asked for by a fixed threshold."""
-        asked = row.state.start.threshold is not None
-        return row.has_room and (asked or self._policy.is_drafting)
+        return row.has_room and (self._fixed(row) is not None or self._policy.is_drafting)
 
     def draft(
         self, exit_index: int, rows: Sequence[Row], hidden: Tensor, estimate: StepEstimate
@@ -79,7 +88,7 @@ class HeadDrafter:
                 row=index,
                 confidence=confidence,
                 is_greedy=row.state.is_greedy,
-                threshold=row.state.start.threshold,
+                threshold=self._fixed(row),
                 survival=row.survival,
             )
             for index, (row, confidence) in enumerate(zip(rows, confidences, strict=True))
@@ -105,7 +114,7 @@ class HeadDrafter:
         """Calibrate on verified drafts; judge whether drafting pays on steps that only decode."""
         for row, result in zip(rows, results, strict=True):
             self._learn_row(row, result)
-        is_free = [row.is_draftable and row.state.start.threshold is None for row in rows]
+        is_free = [row.is_draftable and self._fixed(row) is None for row in rows]
         if all(is_free):
             pending = sum(1 + len(row.drafts) for row in rows)
             self._policy.observe_step(
@@ -113,6 +122,11 @@ class HeadDrafter:
                 sum(len(result.token_ids) for result in results),
                 estimate.seconds + self._policy.logits_cost(pending),
             )
+
+    def _fixed(self, row: Row) -> float | None:
+        """The threshold that decides for a row instead of the policy."""
+        asked = row.state.start.threshold
+        return self._threshold if asked is None else asked
 
     def _learn_row(self, row: Row, result: RowResult) -> None:
         # Drafts after the first wrong one were never judged given a right past: they teach nothing.

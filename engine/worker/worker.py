@@ -74,7 +74,7 @@ class ModelWorker:
             if progress is not None:
                 progress("measuring what exits cost", 0.0)
             self._policy = self._make_policy(heads, cache)
-            drafter = HeadDrafter(heads, Sampler(ops), self._policy)
+            drafter = HeadDrafter(heads, Sampler(ops), self._policy, config.exits.threshold)
         self._exit_layers = [] if drafter is None else drafter.exit_layers
         self._step = DecodeStep(self._decoder, cache, block_size, drafter=drafter)
         self._states: dict[int, SequenceState] = {}
