@@ -35,7 +35,9 @@ def read_generations(path: Path) -> list[Generation]:
 
 
 def append_generations(path: Path, rows: Sequence[Generation]) -> None:
-    """Add rows and flush them to disk."""
+    """Add rows and flush them to disk; a last line cut short by a kill is removed first."""
+    if path.is_file() and (text := path.read_text()) and not text.endswith("\n"):
+        path.write_text(text[: text.rfind("\n") + 1])
     with path.open("a") as file:
         for row in rows:
             fields = {

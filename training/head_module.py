@@ -27,10 +27,9 @@ class HeadModule(nn.Module):
         self.register_buffer("norm", hidden_scale)
         self.register_buffer("previous_norm", previous_scale)
         self.register_buffer("lm_head", lm_head)
-        self.project = nn.Parameter(torch.empty(size, size))
+        self.project = nn.Parameter(torch.zeros(size, size))
         self.project_previous = nn.Parameter(torch.zeros(size, size))
         self.other = nn.Parameter(torch.zeros(size))
-        nn.init.normal_(self.project, std=0.5 / size**0.5)
 
     def state(self, hidden: Tensor, previous: Tensor) -> Tensor:
         """Estimate of the last hidden state [T, E] from unit-RMS inputs [T, E]."""

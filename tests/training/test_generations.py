@@ -1,0 +1,40 @@
+"""Generations survive a kill in mid-line, and split the same way every time."""
+
+from pathlib import Path
+
+from training.generations import (
+    Generation,
+    append_generations,
+    num_output_tokens,
+    read_generations,
+    reduced_vocabulary,
+    split_held_out,
+)
+
+ROWS = [Generation("qa", [1, 2], [3, 4, 3, i], 0.0) for i in range(50)]
+
+
+def test_round_trip_and_a_line_cut_short(tmp_path: Path) -> None:
+    path = tmp_path / "generations.jsonl"
+    assert read_generations(path) == []
+    append_generations(path, ROWS[:2])
+    append_generations(path, ROWS[2:3])
+    whole = path.read_text()
+    path.write_text(whole + '{"task": "qa", "prompt_i')
+    assert read_generations(path) == ROWS[:3]
+    append_generations(path, ROWS[3:4])
+    assert read_generations(path) == ROWS[:4], "the cut line does not swallow what follows it"
+
+
+def test_held_out_rows_stay_held_out_as_more_come() -> None:
+    training, held_out = split_held_out(ROWS, 0.1)
+    assert len(held_out) == 5
+    assert not {id(row) for row in training} & {id(row) for row in held_out}
+    _, fewer = split_held_out(ROWS[:31], 0.1)
+    assert held_out[: len(fewer)] == fewer
+
+
+def test_reduced_vocabulary_is_the_most_frequent_output() -> None:
+    ids, covered = reduced_vocabulary(ROWS, 2)
+    assert ids == [3, 4]
+    assert covered == (2 * 50 + 50 + 2) / num_output_tokens(ROWS)

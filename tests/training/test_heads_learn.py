@@ -1,0 +1,137 @@
+"""Heads on a tiny model, from collection to loading: they predict, and fit their own model only."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny_model import StepDriver, load_tiny, sequence_start, write_tiny_llama
+
+from engine.errors import HeadsMismatch
+from engine.model.decoder import Decoder
+from engine.model.exit_head import FORMAT_VERSION, load_heads
+from engine.model.ops.torch_ops import TorchOps
+from training.collect import Shards, collect, unit_rms
+from training.evaluate import evaluate_head
+from training.generations import Generation
+from training.head_module import HeadModule, feature_scale
+from training.train_head import TrainingConfig, fit_linear, train_head, unrolled_loss
+
+pytestmark = pytest.mark.torch
+
+EXIT = 4
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+    return load_tiny(write_tiny_llama(tmp_path_factory.mktemp("tiny")), TorchOps("cpu"))
+
+
+@pytest.fixture(scope="module")
+def rows(decoder: Decoder) -> list[Generation]:
+    starts = [
+        sequence_start(i, [1 + i % 90, 2, 3 + i % 7], temperature=0.7, seed=i) for i in range(12)
+    ]
+    tokens, _ = StepDriver(decoder, 16).generate(starts, 40)
+    return [Generation("test", ids[:3], ids[3:], 0.7) for ids in tokens.values()]
+
+
+@pytest.fixture(scope="module")
+def shards(
+    decoder: Decoder, rows: list[Generation], tmp_path_factory: pytest.TempPathFactory
+) -> Shards:
+    paths = collect(decoder, rows, [2, EXIT], tmp_path_factory.mktemp("hidden"))
+    return Shards(paths, EXIT, 1 << 20)
+
+
+def new_head(decoder: Decoder, shards: Shards) -> tuple[HeadModule, torch.Tensor]:
+    token_ids = torch.arange(5, 90, dtype=torch.int32)
+    lm_head = decoder.lm_head_rows(token_ids) * decoder.final_norm
+    sample = next(shards.groups())
+    head = HeadModule(feature_scale(sample.exit), feature_scale(sample.last), lm_head)
+    return head, token_ids
+
+
+def test_collected_states_are_those_of_decoding(
+    decoder: Decoder, rows: list[Generation], shards: Shards
+) -> None:
+    states = next(shards.groups())
+    assert int(states.is_first.sum()) == len(rows)
+    first_row = states.target[1 : len(rows[0].output_ids) + 1]
+    assert len(first_row) == len(rows[0].output_ids)
+    logits = (states.last[1:2].float() * decoder.final_norm) @ decoder.lm_head_rows(
+        torch.arange(97, dtype=torch.int32)
+    ).T
+    assert int(logits.argmax()) == int(states.target[1])
+    assert float(logits.logsumexp(-1)) == pytest.approx(float(states.log_normalizer[1]), abs=0.05)
+    assert float(unit_rms(states.exit.float()).pow(2).mean()) == pytest.approx(1.0, abs=0.01)
+
+
+def test_collection_resumes(decoder: Decoder, rows: list[Generation], tmp_path: Path) -> None:
+    paths = collect(decoder, rows[:5], [EXIT], tmp_path)
+    stamp = paths[0].stat().st_mtime_ns
+    assert collect(decoder, rows[:5], [EXIT], tmp_path)[0].stat().st_mtime_ns == stamp
+    longer = collect(decoder, rows, [EXIT], tmp_path)
+    assert longer != paths, "a shard that was short is made anew once rows were added"
+
+
+def test_training_lowers_the_loss_and_beats_the_linear_fit(
+    decoder: Decoder, shards: Shards
+) -> None:
+    torch.manual_seed(0)
+    head, token_ids = new_head(decoder, shards)
+    states = next(shards.groups())
+    config = TrainingConfig(epochs=30, batch_tokens=64, depth=2, learning_rate=2e-3)
+    untrained = unrolled_loss(head, states, 0, config).item()
+    fit_linear(head, states)
+    fitted = evaluate_head(head, shards, token_ids, depth=3)
+    train_head(head, shards, config)
+    figures = evaluate_head(head, shards, token_ids, depth=3)
+    assert unrolled_loss(head, states, 0, config).item() < untrained
+    assert figures.agreement > fitted.agreement
+    assert figures.agreement > 0.5, "it has seen this very text"
+    assert figures.calibration.greedy[-1] > figures.calibration.greedy[1]
+
+
+def write_heads(directory: Path, decoder: Decoder, head: HeadModule, ids: torch.Tensor) -> None:
+    directory.mkdir()
+    save_file({"vocabulary": ids, **head.tensors(EXIT)}, str(directory / "heads.safetensors"))
+    rates = {"edges": [0.5, 1.0], "greedy": [0.1, 0.9], "sampled": [0.1, 0.9]}
+    facts = {
+        "format_version": FORMAT_VERSION,
+        "fingerprint": decoder.fingerprint,
+        "hidden_size": decoder.spec.hidden_size,
+        "exit_layers": [EXIT],
+        "calibration": {str(EXIT): rates},
+    }
+    (directory / "heads.json").write_text(json.dumps(facts))
+
+
+def test_loaded_head_computes_what_was_trained(
+    decoder: Decoder, shards: Shards, tmp_path: Path
+) -> None:
+    head, ids = new_head(decoder, shards)
+    states = next(shards.groups())
+    fit_linear(head, states)
+    write_heads(tmp_path / "heads", decoder, head, ids)
+    loaded = load_heads(tmp_path / "heads", decoder).heads[0]
+    hidden, previous = states.exit[1:6].float(), states.last[:5].float()
+    with torch.inference_mode():
+        state, logits, other = loaded(hidden * 3.0, previous * 0.5)  # scale must not matter
+        expected_state = head.state(hidden, previous)
+        expected = head.logits(expected_state)
+    torch.testing.assert_close(state, expected_state, atol=2e-2, rtol=1e-2)
+    torch.testing.assert_close(torch.cat((logits, other), 1), expected, atol=5e-2, rtol=1e-2)
+
+
+def test_heads_of_other_weights_are_refused(
+    decoder: Decoder, shards: Shards, tmp_path: Path
+) -> None:
+    head, ids = new_head(decoder, shards)
+    write_heads(tmp_path / "heads", decoder, head, ids)
+    other = load_tiny(write_tiny_llama(tmp_path / "other", seed=1), TorchOps("cpu"))
+    with pytest.raises(HeadsMismatch, match="other weights"):
+        load_heads(tmp_path / "heads", other)
+    with pytest.raises(HeadsMismatch, match=r"no heads\.json"):
+        load_heads(tmp_path / "nothing", decoder)
