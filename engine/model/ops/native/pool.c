@@ -89,8 +89,8 @@ static void *serve(void *argument) {
     Pool *pool = member->pool;
     for (unsigned seen = 0;;) {
         if (!watch(pool, seen)) sleep_until_called(pool, seen);
+        seen = atomic_load(&pool->generation); /* before the next line: the call to stop must not be missed */
         if (atomic_load(&pool->stopping)) return NULL;
-        seen = atomic_load_explicit(&pool->generation, memory_order_acquire);
         help(pool, member->thread);
     }
 }
