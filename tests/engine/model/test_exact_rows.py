@@ -1,0 +1,80 @@
+"""A token's logits are the same bits whatever shares its call: batch size, place in the batch, chunking of its prompt.
+
+This is what makes "lossless" exact rather than lucky: verifying several tokens computes what decoding one would.
+"""
+
+import pytest
+import torch
+from backends import available_ops
+from default_model import default_model_directory
+from torch import Tensor
+
+from engine.model.decoder import Decoder, Segment
+from engine.model.ops.interface import TokenBatch
+from engine.worker.kv_cache import allocate_cache
+
+pytestmark = [pytest.mark.torch, pytest.mark.model]
+
+BLOCK = 16
+NUM_ROWS = 16
+PROMPT = [1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411]
+
+
+@pytest.fixture(scope="module", params=available_ops(), ids=lambda ops: ops.name)
+def decoder(request: pytest.FixtureRequest) -> Decoder:
+    return Decoder.load(default_model_directory(), request.param, max_positions=256)
+
+
+class Rows:
+    """Rows with a prompt each (rotated, so that all differ), in their own blocks."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self._cache = allocate_cache(
+            decoder.spec, 4 * NUM_ROWS, BLOCK, dtype=torch.float32, device=torch.device("cpu")
+        )
+        self._tables = torch.arange(4 * NUM_ROWS, dtype=torch.int32).view(NUM_ROWS, 4)
+
+    @staticmethod
+    def prompt(row: int) -> list[int]:
+        return PROMPT[row:] + PROMPT[:row]
+
+    def run(self, tokens: list[tuple[int, int]]) -> Tensor:
+        """Logits of (row, position) tokens, run through all layers as one call."""
+        ids = [self.prompt(row)[position] for row, position in tokens]
+        slots = [int(self._tables[r, p // BLOCK]) * BLOCK + p % BLOCK for r, p in tokens]
+        batch = TokenBatch(
+            positions=torch.tensor([p for _, p in tokens], dtype=torch.int32),
+            slots=torch.tensor(slots, dtype=torch.int32),
+            rows=torch.tensor([r for r, _ in tokens], dtype=torch.int32),
+            block_tables=self._tables,
+            block_size=BLOCK,
+        )
+        hidden = self._decoder.embed(torch.tensor(ids, dtype=torch.int32))
+        segment = Segment(0, self._decoder.spec.num_layers)
+        with torch.inference_mode():
+            return self._decoder.logits(self._decoder.run(hidden, segment, self._cache, batch))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 16])
+def test_rows_do_not_depend_on_their_number(decoder: Decoder, count: int) -> None:
+    rows = Rows(decoder)
+    last = len(PROMPT) - 1
+    for row in range(NUM_ROWS):
+        rows.run([(row, position) for position in range(last)])
+    together = rows.run([(row, last) for row in range(NUM_ROWS)])
+    for start in range(0, NUM_ROWS, count):
+        members = list(range(start, min(start + count, NUM_ROWS)))
+        part = rows.run([(row, last) for row in reversed(members)])
+        assert torch.equal(part.flip(0), together[members])
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 8, 16])
+def test_chunking_a_prompt_changes_no_bit(decoder: Decoder, chunk: int) -> None:
+    whole = Rows(decoder).run([(0, position) for position in range(len(PROMPT))])
+    rows = Rows(decoder)
+    parts = [
+        rows.run([(0, p) for p in range(start, min(start + chunk, len(PROMPT)))])
+        for start in range(0, len(PROMPT), chunk)
+    ]
+    assert torch.equal(torch.cat(parts), whole)
