@@ -34,6 +34,14 @@ class HeadFigures:
     calibration: Calibration
     num_positions: int
 
+    def summary(self) -> str:
+        """One line for people."""
+        return (
+            f"agreement {self.agreement:.3f}, by draft {list(self.agreement_by_draft)}; "
+            f"confident on {self.confident_share:.2f} of positions, right on "
+            f"{self.confident_agreement:.3f} of them ({self.num_positions} positions)"
+        )
+
 
 @torch.inference_mode()
 def evaluate_head(

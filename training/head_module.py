@@ -2,6 +2,8 @@
 `engine.model.exit_head.ExitHead`.
 """
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,6 +32,19 @@ class HeadModule(nn.Module):
         self.project = nn.Parameter(torch.zeros(size, size))
         self.project_previous = nn.Parameter(torch.zeros(size, size))
         self.other = nn.Parameter(torch.zeros(size))
+
+    @classmethod
+    def from_tensors(
+        cls, tensors: Mapping[str, Tensor], exit_layer: int, lm_head: Tensor
+    ) -> "HeadModule":
+        """The head stored in `heads.safetensors`."""
+        prefix = f"exits.{exit_layer}."
+        device = lm_head.device
+        head = cls(tensors[f"{prefix}norm"], tensors[f"{prefix}previous_norm"], lm_head)
+        with torch.no_grad():
+            for name in ("project", "project_previous", "other"):
+                getattr(head, name).copy_(tensors[prefix + name].float())
+        return head.to(device)
 
     def state(self, hidden: Tensor, previous: Tensor) -> Tensor:
         """Estimate of the last hidden state [T, E] from unit-RMS inputs [T, E]."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from engine.config import EngineConfig, ModelConfig
 from engine.model.decoder import Decoder
-from engine.model.exit_head import FORMAT_VERSION
+from engine.model.exit_head import FORMAT_VERSION, load_heads
 from engine.model.spec import ModelSpec
 from engine.worker.worker import select_ops
 from training.collect import Shards, collect
@@ -38,49 +38,95 @@ from training.train_head import TrainingConfig, train_head
 logger = logging.getLogger(__name__)
 
 _HELD_OUT_SHARE = 0.04
+_SCALE_SAMPLE = 65536  # positions that feature scales are measured on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationOptions:
+    """What is generated and collected, and where."""
+
+    model: ModelConfig
+    work: Path
+    num_tokens: int  # self-generated
+    max_new_tokens: int  # per prompt
+    max_bytes: int  # of hidden states in memory at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainOptions:
-    """What `heads train` was asked for."""
+    """Which heads are trained from it."""
 
-    model: ModelConfig
     name: str  # the model as the user named it
     output: Path
-    work: Path
     exit_layers: Sequence[int]
-    num_tokens: int  # self-generated tokens to train on
-    max_new_tokens: int
     vocabulary_size: int
-    max_bytes: int  # of hidden states in memory at once
     training: TrainingConfig
 
 
-def train(options: TrainOptions, prompts: Sequence[Prompt]) -> dict[int, HeadFigures]:
+def train(
+    generation: GenerationOptions, options: TrainOptions, prompts: Sequence[Prompt]
+) -> dict[int, HeadFigures]:
     """Run all stages that are not done yet; returns the figures by exit layer."""
-    options.work.mkdir(parents=True, exist_ok=True)
-    generations = options.work / "generations.jsonl"
-    generate(options.model, prompts, generations, options.num_tokens, options.max_new_tokens)
-    rows = read_generations(generations)
-    decoder = _load_decoder(options.model)
+    rows = _generated(generation, prompts)
+    decoder = _load_decoder(generation.model)
     training, held_out = split_held_out(rows, _HELD_OUT_SHARE)
-    paths = _collect(decoder, training, options, "hidden")
-    held_out_paths = _collect(decoder, held_out, options, "held-out")
+    layers, work = options.exit_layers, generation.work
+    paths = _collect(decoder, training, layers, work / "hidden")
+    held_out_paths = _collect(decoder, held_out, layers, work / "held-out")
     ids, covered = reduced_vocabulary(training, options.vocabulary_size)
     token_ids = torch.tensor(ids, dtype=torch.int32)
-    lm_head = (decoder.lm_head_rows(token_ids.to(decoder.ops.device)) * decoder.final_norm).float()
+    lm_head = _lm_head(decoder, token_ids)
     figures: dict[int, HeadFigures] = {}
     tensors: dict[str, Tensor] = {"vocabulary": token_ids}
-    for layer in options.exit_layers:
-        head = _trained_head(layer, paths, lm_head, options)
-        shards = Shards(held_out_paths, layer, options.max_bytes)
-        figures[layer] = evaluate_head(head, shards, token_ids)
+    for layer in layers:
+        shards = Shards(paths, layer, generation.max_bytes)
+        head = _trained_head(work / f"head-{layer}.safetensors", shards, lm_head, options.training)
+        held_out_shards = Shards(held_out_paths, layer, generation.max_bytes)
+        figures[layer] = evaluate_head(head, held_out_shards, token_ids)
         tensors |= head.tensors(layer)
-        logger.info("exit %d: %s", layer, _summary(figures[layer]))
+        logger.info("exit %d: %s", layer, figures[layer].summary())
     facts = _facts(decoder, options, figures, training)
     facts["vocabulary"] = {"size": len(ids), "coverage": round(covered, 4)}
     _write(options.output, tensors, facts)
     return figures
+
+
+def evaluate(
+    generation: GenerationOptions, heads: Path, prompts: Sequence[Prompt]
+) -> dict[int, HeadFigures]:
+    """Figures of trained heads on what the model answers to these prompts.
+
+    Raises:
+        HeadsMismatch: if the heads belong to other weights.
+    """
+    decoder = _load_decoder(generation.model)
+    exit_layers = load_heads(heads, decoder).exit_layers
+    rows = _generated(generation, prompts)
+    paths = _collect(decoder, rows, exit_layers, generation.work / "hidden")
+    tensors = load_file(str(heads / "heads.safetensors"))
+    token_ids = tensors["vocabulary"]
+    lm_head = _lm_head(decoder, token_ids)
+    return {
+        layer: evaluate_head(
+            HeadModule.from_tensors(tensors, layer, lm_head),
+            Shards(paths, layer, generation.max_bytes),
+            token_ids,
+        )
+        for layer in exit_layers
+    }
+
+
+def _generated(options: GenerationOptions, prompts: Sequence[Prompt]) -> list[Generation]:
+    options.work.mkdir(parents=True, exist_ok=True)
+    path = options.work / "generations.jsonl"
+    generate(options.model, prompts, path, options.num_tokens, options.max_new_tokens)
+    return read_generations(path)
+
+
+def _lm_head(decoder: Decoder, token_ids: Tensor) -> Tensor:
+    """The LM head's rows [V', E] with the final norm's weight folded in."""
+    rows = decoder.lm_head_rows(token_ids.to(decoder.ops.device))
+    return (rows * decoder.final_norm).float()
 
 
 def _load_decoder(model: ModelConfig) -> Decoder:
@@ -89,52 +135,41 @@ def _load_decoder(model: ModelConfig) -> Decoder:
 
 
 def _collect(
-    decoder: Decoder, rows: Sequence[Generation], options: TrainOptions, name: str
+    decoder: Decoder, rows: Sequence[Generation], exit_layers: Sequence[int], directory: Path
 ) -> list[Path]:
-    with ProgressReport(f"hidden states ({name})", len(rows), "sequences") as report:
+    with ProgressReport(f"hidden states ({directory.name})", len(rows), "sequences") as report:
         return collect(
             decoder,
             rows,
-            options.exit_layers,
-            options.work / name,
+            exit_layers,
+            directory,
             progress=lambda done, _: report.update(done),
         )
 
 
 def _trained_head(
-    layer: int, paths: Sequence[Path], lm_head: Tensor, options: TrainOptions
+    checkpoint: Path, shards: Shards, lm_head: Tensor, config: TrainingConfig
 ) -> HeadModule:
     """A head from its checkpoint, or trained now."""
-    shards = Shards(paths, layer, options.max_bytes)
     sample = next(shards.groups())
     device = lm_head.device
-    torch.manual_seed(options.training.seed)
     head = HeadModule(
-        feature_scale(sample.exit[:65536]).to(device),
-        feature_scale(sample.last[:65536]).to(device),
+        feature_scale(sample.exit[:_SCALE_SAMPLE]).to(device),
+        feature_scale(sample.last[:_SCALE_SAMPLE]).to(device),
         lm_head,
     ).to(device)
-    checkpoint = options.work / f"head-{layer}.safetensors"
     if checkpoint.exists():
         head.load_state_dict(load_file(str(checkpoint)), strict=False)
         return head
-    with ProgressReport(f"exit head {layer}", 0, "steps") as report:
+    with ProgressReport(checkpoint.stem, 0, "steps") as report:
 
         def on_step(done: int, total: int, loss: float) -> None:
             report.total = total
             report.update(done, f"loss {loss:.3f}")
 
-        train_head(head, shards, options.training, on_step=on_step)
-    state = {k: v for k, v in head.state_dict().items() if k != "lm_head"}
-    save_file(state, str(checkpoint))
+        train_head(head, shards, config, on_step=on_step)
+    save_file({k: v for k, v in head.state_dict().items() if k != "lm_head"}, str(checkpoint))
     return head
-
-
-def _summary(figures: HeadFigures) -> str:
-    return (
-        f"agreement {figures.agreement:.3f}, by draft {figures.agreement_by_draft}, "
-        f"confident {figures.confident_share:.2f} right {figures.confident_agreement:.3f}"
-    )
 
 
 def _facts(
