@@ -98,10 +98,9 @@ class Scheduler:
         return sequence
 
     def abort(self, sequence: Sequence) -> None:
-        """End a sequence now and free its blocks; one that has ended already is left as it is."""
-        if not sequence.is_finished:
-            sequence.finish(FinishReason.ABORT)
-            self.retire(sequence)
+        """End a sequence for whose output nobody waits any more. Idempotent."""
+        sequence.finish(FinishReason.ABORT)
+        self.retire(sequence)
 
     def retire(self, sequence: Sequence) -> None:
         """Forget a finished sequence; its blocks are free at once. Idempotent.

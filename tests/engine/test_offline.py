@@ -1,12 +1,12 @@
-"""The offline engine: every request gets its one right output, whatever has to be shared or preempted."""
+"""The offline engine: every request gets its one right output, whatever is shared or preempted."""
 
 import pytest
-from fake_worker import POISON_ID, FakeWorker, expected_output
+from fake_worker import POISON_ID, FakeWorker, expected_output, make_request
 
 from engine.config import EngineConfig, ModelConfig, SchedulerConfig
 from engine.errors import PromptTooLong, UnsupportedOption
 from engine.offline import OfflineEngine
-from engine.request import EarlyExitOptions, FinishReason, GenerationRequest, SamplingParams
+from engine.request import EarlyExitOptions, FinishReason, GenerationRequest
 
 
 def engine_on(worker: FakeWorker, **scheduler: int) -> OfflineEngine:
@@ -14,15 +14,6 @@ def engine_on(worker: FakeWorker, **scheduler: int) -> OfflineEngine:
         model=ModelConfig(directory="unused"), scheduler=SchedulerConfig(**scheduler)
     )
     return OfflineEngine(config, worker)
-
-
-def request(number: int, num_prompt: int = 5, **sampling: object) -> GenerationRequest:
-    sampling.setdefault("max_tokens", 20)
-    return GenerationRequest(
-        request_id=str(number),
-        prompt_token_ids=tuple(2 + (number * 7 + i) % 30 for i in range(num_prompt)),
-        sampling=SamplingParams(seed=number, **sampling),
-    )
 
 
 @pytest.mark.parametrize("acceptance", [0.0, 0.5, 1.0])
@@ -34,20 +25,22 @@ def test_outputs_do_not_depend_on_drafts_batch_or_memory(
     worker = FakeWorker(
         num_blocks=num_blocks, acceptance=acceptance, max_draft_tokens=max_draft_tokens
     )
-    requests = [request(number, num_prompt=1 + number % 9) for number in range(20)]
+    requests = [make_request(number, num_prompt=1 + number % 9) for number in range(20)]
     results = engine_on(worker, max_num_seqs=8, max_num_batched_tokens=12).generate(requests)
     assert [result.token_ids for result in results] == [expected_output(r) for r in requests]
 
 
 def test_more_requests_than_the_servers_queue_takes() -> None:
-    requests = [request(number) for number in range(8)]
+    requests = [make_request(number) for number in range(8)]
     results = engine_on(FakeWorker(), max_num_queued_requests=2).generate(requests)
     assert len(results) == 8
 
 
 def test_logprobs_trace_and_figures_agree_with_the_tokens() -> None:
     worker = FakeWorker(acceptance=0.6)
-    results = engine_on(worker).generate([request(number, num_logprobs=0) for number in range(6)])
+    results = engine_on(worker).generate(
+        [make_request(number, num_logprobs=0) for number in range(6)]
+    )
     for result in results:
         figures = result.draft_figures
         assert [entry.token_id for entry in result.logprobs] == list(result.token_ids)
@@ -61,12 +54,7 @@ def test_logprobs_trace_and_figures_agree_with_the_tokens() -> None:
 
 def test_a_request_without_early_exit_never_drafts() -> None:
     worker = FakeWorker(acceptance=1.0)
-    plain = GenerationRequest(
-        request_id="plain",
-        prompt_token_ids=(3, 4),
-        sampling=SamplingParams(max_tokens=10),
-        early_exit=EarlyExitOptions(enabled=False),
-    )
+    plain = make_request(0, early_exit=EarlyExitOptions(enabled=False))
     (result,) = engine_on(worker).generate([plain])
     assert result.token_ids == expected_output(plain)
     assert result.draft_figures.num_steps == 0
@@ -75,20 +63,20 @@ def test_a_request_without_early_exit_never_drafts() -> None:
 
 def test_a_failing_row_ends_alone() -> None:
     poisoned = GenerationRequest(request_id="bad", prompt_token_ids=(POISON_ID, 2))
-    bad, good = engine_on(FakeWorker()).generate([poisoned, request(1)])
+    bad, good = engine_on(FakeWorker()).generate([poisoned, make_request(1)])
     assert (bad.finish_reason, bad.error, bad.token_ids) == (FinishReason.ERROR, "poisoned", ())
-    assert good.token_ids == expected_output(request(1))
+    assert good.token_ids == expected_output(make_request(1))
 
 
 def test_what_can_never_run_is_refused() -> None:
     engine = engine_on(FakeWorker(max_model_len=16))
     with pytest.raises(PromptTooLong):
-        engine.generate([request(0, num_prompt=10, max_tokens=7)])
+        engine.generate([make_request(0, num_prompt=10, max_tokens=7)])
     with pytest.raises(UnsupportedOption):
-        engine.generate([request(0, max_tokens=1, stop=("a",))])
+        engine.generate([make_request(0, max_tokens=1, stop=("a",))])
 
 
 def test_the_worker_is_told_of_every_end() -> None:
     worker = FakeWorker()
-    engine_on(worker).generate([request(number) for number in range(5)])
+    engine_on(worker).generate([make_request(number) for number in range(5)])
     assert not worker.starts

@@ -7,11 +7,18 @@ position never computed or a rejected draft read as if it were accepted shows as
 import random
 import time
 from collections.abc import Collection, Sequence
+from typing import Any
 from zlib import crc32
 
 from engine.detokenizer import TokenSpeller
 from engine.plan import RowPlan, RowResult, SequenceStart, StepPlan, StepResult, WorkerInfo
-from engine.request import ExitRecord, GenerationRequest, TokenLogprobs
+from engine.request import (
+    EarlyExitOptions,
+    ExitRecord,
+    GenerationRequest,
+    SamplingParams,
+    TokenLogprobs,
+)
 
 EOS_ID = 0
 POISON_ID = 1  # a prompt that begins with it cannot be computed
@@ -41,6 +48,18 @@ def next_token(context: Sequence[int], seed: int = 0, forbidden: Collection[int]
         token
         for token in ((digest + offset) % VOCAB_SIZE for offset in range(VOCAB_SIZE))
         if token not in forbidden
+    )
+
+
+def make_request(
+    number: int, num_prompt: int = 5, *, early_exit: EarlyExitOptions | None = None, **sampling: Any
+) -> GenerationRequest:
+    """A request that differs from those with other numbers; 20 tokens unless told."""
+    return GenerationRequest(
+        request_id=f"request-{number}",
+        prompt_token_ids=tuple(2 + (number * 7 + i) % 30 for i in range(num_prompt)),
+        sampling=SamplingParams(**{"seed": number, "max_tokens": 20} | sampling),
+        early_exit=early_exit or EarlyExitOptions(),
     )
 
 

@@ -1,0 +1,186 @@
+"""Requests in, outputs out: texts, stop strings, ends, and counts."""
+
+import pytest
+from engine_driver import EngineDriver
+from fake_worker import (
+    EOS_ID,
+    POISON_ID,
+    FakeWorker,
+    Letters,
+    expected_output,
+    make_request,
+)
+
+from engine.config import SchedulerConfig
+from engine.errors import EngineOverloaded
+from engine.request import EarlyExitOptions, FinishReason, GenerationRequest
+
+LETTERS = Letters()
+
+
+def driver_on(worker: FakeWorker | None = None, **scheduler: int) -> EngineDriver:
+    return EngineDriver(worker or FakeWorker(), SchedulerConfig(**scheduler))
+
+
+def test_every_request_gets_its_text_and_one_last_output() -> None:
+    driver = driver_on(FakeWorker(num_blocks=10), max_num_seqs=4)
+    requests = [make_request(number) for number in range(8)]
+    driver.run(requests)
+    for request in requests:
+        tokens = expected_output(request)
+        assert driver.token_ids(request.request_id) == tokens
+        assert driver.text(request.request_id) == LETTERS.text(tokens)
+        last = driver.outputs[request.request_id][-1]
+        ended_by_eos = tokens[-1] == EOS_ID
+        expected = FinishReason.STOP if ended_by_eos else FinishReason.LENGTH
+        assert driver.finish_reasons(request.request_id) == [expected]
+        assert last.num_output_tokens == len(tokens)
+        assert last.draft_figures is not None
+    assert driver.core.num_open == 0
+
+
+@pytest.mark.parametrize("acceptance", [0.0, 0.7, 1.0])
+def test_a_stop_string_cuts_text_and_tokens_at_the_same_place_with_any_drafts(
+    acceptance: float,
+) -> None:
+    driver = driver_on(FakeWorker(acceptance=acceptance))
+    tokens = expected_output(make_request(0, ignore_eos=True))
+    text = LETTERS.text(tokens)
+    stop = text[9:12]
+    num_kept = next(n for n in range(20) if stop in LETTERS.text(tokens[:n]))
+    driver.run([make_request(0, ignore_eos=True, stop=(stop,))])
+    last = driver.outputs["request-0"][-1]
+    assert driver.text("request-0") == text[: text.index(stop)]
+    assert driver.token_ids("request-0") == tokens[:num_kept]
+    assert (last.finish_reason, last.stop_reason) == (FinishReason.STOP, stop)
+    assert last.num_output_tokens == num_kept
+    stats = driver.core.stats()
+    assert stats.generation_tokens_total == num_kept
+    assert stats.num_blocks_used == 0
+
+
+def test_a_stop_string_wins_over_the_length_limit_reached_in_the_same_step() -> None:
+    tokens = expected_output(make_request(0, ignore_eos=True))
+    stop = LETTERS.text(tokens[7:9])
+    driver = driver_on(FakeWorker(acceptance=1.0))
+    driver.run([make_request(0, ignore_eos=True, max_tokens=9, stop=(stop,))])
+    last = driver.outputs["request-0"][-1]
+    assert (last.finish_reason, last.stop_reason) == (FinishReason.STOP, stop)
+
+
+@pytest.mark.parametrize("is_included", [False, True])
+def test_the_token_that_ends_the_output_is_text_only_when_asked_for(is_included: bool) -> None:
+    tokens = expected_output(make_request(0, ignore_eos=True))
+    end = tokens.index(tokens[6])
+    driver = driver_on()
+    driver.run(
+        [
+            make_request(
+                0,
+                ignore_eos=True,
+                stop_token_ids=(tokens[end],),
+                include_stop_str_in_output=is_included,
+            )
+        ]
+    )
+    assert driver.token_ids("request-0") == tokens[: end + 1]
+    assert driver.text("request-0") == LETTERS.text(tokens[: end + is_included])
+    assert driver.outputs["request-0"][-1].stop_reason == tokens[end]
+
+
+def test_logprobs_and_trace_come_with_their_tokens_when_asked_for() -> None:
+    driver = driver_on(FakeWorker(acceptance=0.5))
+    asked = make_request(0, num_logprobs=0, early_exit=EarlyExitOptions(return_trace=True))
+    driver.run([asked, make_request(1)])
+    for output in driver.outputs["request-0"]:
+        assert [entry.token_id for entry in output.logprobs] == list(output.token_ids)
+        assert [entry.token_id for entry in output.trace] == list(output.token_ids)
+    assert all(not (o.logprobs or o.trace) for o in driver.outputs["request-1"])
+
+
+def test_a_row_that_fails_ends_its_request_alone() -> None:
+    driver = driver_on()
+    poisoned = GenerationRequest(request_id="bad", prompt_token_ids=(POISON_ID, 5))
+    driver.run([make_request(0), poisoned])
+    (last,) = driver.outputs["bad"]
+    assert (last.finish_reason, last.error) == (FinishReason.ERROR, "poisoned")
+    assert driver.token_ids("request-0") == expected_output(make_request(0))
+
+
+def test_abort_is_idempotent_in_every_state() -> None:
+    driver = driver_on(max_num_seqs=1)
+    for number in range(3):
+        driver.core.add(make_request(number, ignore_eos=True))
+    driver.core.abort("request-2")  # waiting
+    driver.send()
+    driver.core.abort("request-0")  # in flight
+    driver.core.abort("request-0")
+    driver.receive()
+    driver.run_to_the_end()
+    driver.core.abort("request-1")  # finished
+    driver.core.abort("never seen")
+    assert driver.outputs.keys() == {"request-1"}
+    assert driver.core.stats().finished_total == {
+        FinishReason.STOP: 0,
+        FinishReason.LENGTH: 1,
+        FinishReason.ABORT: 2,
+        FinishReason.ERROR: 0,
+    }
+    driver.core.check()
+
+
+def test_aborted_between_commit_and_render_and_added_again() -> None:
+    driver = driver_on()
+    driver.core.add(make_request(0))
+    driver.send()
+    driver.receive()
+    driver.core.abort("request-0")
+    driver.core.add(make_request(0))
+    driver.render()
+    assert not driver.outputs
+    driver.run_to_the_end()
+    assert driver.token_ids("request-0") == expected_output(make_request(0))
+
+
+def test_end_all_ends_each_open_request_once_even_if_it_had_just_ended() -> None:
+    driver = driver_on()
+    driver.core.add(make_request(0, max_tokens=1))
+    driver.core.add(make_request(1))
+    driver.send()
+    driver.receive()  # request 0 has its last token, which is not rendered
+    outputs = driver.core.end_all(FinishReason.ERROR, "broken")
+    assert {output.request_id for output in outputs} == {"request-0", "request-1"}
+    assert {(o.finish_reason, o.error) for o in outputs} == {(FinishReason.ERROR, "broken")}
+    driver.render()
+    assert not driver.outputs
+    assert driver.core.num_open == 0
+    driver.core.check()
+
+
+def test_a_refused_request_leaves_nothing_behind() -> None:
+    driver = driver_on(max_num_queued_requests=1)
+    driver.core.add(make_request(0))
+    with pytest.raises(EngineOverloaded):
+        driver.core.add(make_request(1))
+    assert driver.core.num_open == 1
+    driver.run_to_the_end()
+    assert driver.core.num_open == 0
+
+
+def test_stats_are_a_copy_and_add_up() -> None:
+    driver = driver_on(FakeWorker(num_blocks=10, acceptance=0.6), max_num_seqs=4)
+    before = driver.core.stats()
+    requests = [make_request(number) for number in range(6)]
+    driver.run(requests)
+    stats = driver.core.stats()
+    assert before.steps_total == 0
+    assert stats.prompt_tokens_total == sum(len(r.prompt_token_ids) for r in requests)
+    assert stats.generation_tokens_total == sum(len(expected_output(r)) for r in requests)
+    assert sum(stats.finished_total.values()) == 6
+    assert stats.steps_total == len(driver.worker.plans)
+    assert sum(stats.accepted_per_position) == stats.accepted_tokens_total
+    assert sum(stats.accepted_by_layer.values()) == stats.accepted_tokens_total
+    assert sum(stats.drafted_by_layer.values()) == stats.draft_tokens_total
+    assert (stats.num_running, stats.num_waiting, stats.num_blocks_used) == (0, 0, 0)
+    figures = [driver.outputs[r.request_id][-1].draft_figures for r in requests]
+    assert sum(f.num_steps for f in figures if f) == stats.drafts_total

@@ -1,0 +1,140 @@
+"""Anything that can happen, in any order: what clients get is right, and nothing leaks.
+
+Hypothesis adds, aborts, steps and kills the worker; memory is tight enough that sequences are
+preempted all the time. Every request that was not aborted ends once, with its one right output.
+"""
+
+from engine_driver import EngineDriver
+from fake_worker import FakeWorker, Letters, expected_output, make_request
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from engine.config import SchedulerConfig
+from engine.request import EarlyExitOptions, FinishReason, GenerationRequest
+
+
+class EngineMachine(RuleBasedStateMachine):
+    """The engine as the world treats it."""
+
+    @initialize(
+        num_blocks=st.integers(6, 16),
+        acceptance=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
+        max_draft_tokens=st.integers(0, 5),
+        max_num_seqs=st.integers(1, 6),
+        max_num_batched_tokens=st.integers(1, 24),
+    )
+    def start(
+        self,
+        num_blocks: int,
+        acceptance: float,
+        max_draft_tokens: int,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+    ) -> None:
+        worker = FakeWorker(
+            num_blocks=num_blocks, acceptance=acceptance, max_draft_tokens=max_draft_tokens
+        )
+        config = SchedulerConfig(
+            max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens
+        )
+        self.driver = EngineDriver(worker, config)
+        self.requests: dict[str, GenerationRequest] = {}
+        self.aborted: set[str] = set()
+
+    @rule(
+        num_prompt=st.integers(1, 12),
+        max_tokens=st.integers(1, 12),
+        min_tokens=st.integers(0, 4),
+        ignore_eos=st.booleans(),
+        max_drafts=st.none() | st.integers(0, 6),
+        enabled=st.booleans(),
+    )
+    def add(
+        self,
+        num_prompt: int,
+        max_tokens: int,
+        min_tokens: int,
+        ignore_eos: bool,
+        max_drafts: int | None,
+        enabled: bool,
+    ) -> None:
+        request = make_request(
+            len(self.requests),
+            num_prompt,
+            max_tokens=max_tokens,
+            min_tokens=min_tokens,
+            ignore_eos=ignore_eos,
+            stop_token_ids=(7, 8),
+            early_exit=EarlyExitOptions(enabled=enabled, max_draft_tokens=max_drafts),
+        )
+        self.driver.core.add(request)
+        self.requests[request.request_id] = request
+
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        open_ids = [i for i in self.requests if not self.driver.finish_reasons(i)]
+        if open_ids:
+            request_id = data.draw(st.sampled_from(open_ids))
+            self.driver.core.abort(request_id)
+            self.aborted.add(request_id)
+
+    @rule()
+    def send(self) -> None:
+        self.driver.send()
+
+    @rule()
+    def render(self) -> None:
+        self.driver.render()
+
+    @rule()
+    def receive(self) -> None:
+        self.driver.receive()
+
+    @rule(times=st.integers(1, 5))
+    def step(self, times: int) -> None:
+        for _ in range(times):
+            self.driver.send()
+            self.driver.receive()
+
+    @invariant()
+    def nothing_is_inconsistent(self) -> None:
+        if hasattr(self, "driver"):
+            self.driver.core.check()
+
+    @invariant()
+    def what_clients_have_is_right_so_far(self) -> None:
+        for request_id, request in getattr(self, "requests", {}).items():
+            tokens = self.driver.token_ids(request_id)
+            assert tokens == expected_output(request)[: len(tokens)]
+
+    def teardown(self) -> None:
+        if not hasattr(self, "driver"):
+            return
+        self.driver.run_to_the_end()
+        for request_id, request in self.requests.items():
+            if request_id in self.aborted:
+                assert not self.driver.finish_reasons(request_id)
+                continue
+            tokens = expected_output(request)
+            assert self.driver.token_ids(request_id) == tokens
+            assert len(self.driver.finish_reasons(request_id)) == 1
+            last = tokens[-1]
+            ends_with_stop = last in (7, 8) or (last == 0 and not request.sampling.ignore_eos)
+            visible = tokens[:-1] if ends_with_stop else tokens
+            assert self.driver.text(request_id) == Letters().text(visible)
+        stats = self.driver.core.stats()
+        assert (stats.num_running, stats.num_waiting, stats.num_blocks_used) == (0, 0, 0)
+        assert stats.finished_total[FinishReason.ABORT] == len(self.aborted)
+        assert sum(stats.finished_total.values()) == len(self.requests)
+        assert not self.driver.worker.starts
+
+
+EngineMachine.TestCase.settings = settings(
+    max_examples=80,
+    stateful_step_count=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+TestEngine = EngineMachine.TestCase

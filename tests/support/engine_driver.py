@@ -1,0 +1,75 @@
+"""Drives an `EngineCore` on a fake worker in the order of the real loop; keeps what comes out."""
+
+from collections import defaultdict
+
+from fake_worker import FakeWorker, Letters
+
+from engine.config import SchedulerConfig
+from engine.core import EngineCore
+from engine.limits import ModelLimits
+from engine.plan import StepPlan, StepResult
+from engine.request import FinishReason, GenerationRequest, RequestOutput
+from engine.scheduler import Committed
+
+
+class EngineDriver:
+    """One step at a time: what was committed is rendered while the next step is in flight."""
+
+    def __init__(self, worker: FakeWorker, config: SchedulerConfig) -> None:
+        self.worker = worker
+        info = worker.info
+        self.core = EngineCore(config, ModelLimits.of(info), Letters(), info.num_layers)
+        self.outputs: defaultdict[str, list[RequestOutput]] = defaultdict(list)
+        self._in_flight: tuple[StepPlan, StepResult] | None = None
+        self._committed: list[Committed] = []
+
+    def send(self) -> None:
+        """Schedule the next step and let the worker compute it, if none is in flight."""
+        if self._in_flight is None:
+            plan = self.core.schedule()
+            if plan is not None:
+                self._in_flight = plan, self.worker.execute(plan)
+
+    def render(self) -> None:
+        """Render what was committed, if it is not rendered yet."""
+        committed, self._committed = self._committed, []
+        self.keep(self.core.render(committed))
+
+    def receive(self) -> None:
+        """Commit the step in flight; what was committed before has to be rendered first."""
+        self.render()
+        if self._in_flight is not None:
+            self._committed = self.core.commit(*self._in_flight)
+            self._in_flight = None
+
+    def keep(self, outputs: list[RequestOutput]) -> None:
+        """Outputs as a client gets them."""
+        for output in outputs:
+            self.outputs[output.request_id].append(output)
+
+    def run(self, requests: list[GenerationRequest]) -> None:
+        """Add requests and run to the end."""
+        for request in requests:
+            self.core.add(request)
+        self.run_to_the_end()
+
+    def run_to_the_end(self) -> None:
+        """Step until nothing is left to do."""
+        for _ in range(10_000):
+            self.send()
+            if self._in_flight is None and not self._committed:
+                return
+            self.receive()
+        raise AssertionError("the engine does not come to an end")
+
+    def text(self, request_id: str) -> str:
+        """All text of a request so far."""
+        return "".join(output.text for output in self.outputs[request_id])
+
+    def token_ids(self, request_id: str) -> tuple[int, ...]:
+        """All tokens of a request so far."""
+        return tuple(token for output in self.outputs[request_id] for token in output.token_ids)
+
+    def finish_reasons(self, request_id: str) -> list[FinishReason]:
+        """Finish reasons a client has seen: exactly one for a request that has ended."""
+        return [o.finish_reason for o in self.outputs[request_id] if o.finish_reason is not None]
