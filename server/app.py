@@ -21,6 +21,10 @@ from server.service import InferenceService
 from server.settings import ServerSettings
 from server.version import VERSION
 
+_DESCRIPTION = (
+    "Unknown request fields are ignored. Fields of OpenAI's or vLLM's APIs that would change the "
+    "output and are not offered are refused with code `unsupported_parameter`."
+)
 _CLIENT_CLOSED_REQUEST = 499  # nginx's code; only the access log sees it
 
 
@@ -37,6 +41,7 @@ def create_app(service: InferenceService, settings: ServerSettings) -> FastAPI:
         title="AdaDecode Server",
         version=VERSION,
         summary="OpenAI-compatible inference with verified early exits.",
+        description=_DESCRIPTION,
         lifespan=lifespan,
     )
     app.state.context = ServerContext(

@@ -3,15 +3,16 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TypeVar
 
 from engine import Tokenizer
 from engine.errors import PromptTooLong, RequestError
 from server.protocol.chat import ChatMessage
 
 _INLINE_CHARS = 8192  # about a millisecond of encoding
-_MAX_CHARS_PER_TOKEN = (
-    256  # no vocabulary has a longer token: longer texts cannot fit, encoded or not
-)
+_MAX_CHARS_PER_TOKEN = 256  # no vocabulary has a longer token: beyond it a text cannot fit
+
+Encoded = TypeVar("Encoded")
 
 
 async def encode_prompts(
@@ -20,14 +21,17 @@ async def encode_prompts(
     """Token ids of /v1/completions prompts; those given as ids pass.
 
     Raises:
-        PromptTooLong: a text is so long that it need not be encoded to know.
+        RequestError: a text is empty once encoded, or so long that it need not be encoded to know.
     """
-    return [
-        prompt
-        if isinstance(prompt, list)
-        else await _encode(partial(tokenizer.encode, prompt), len(prompt), max_model_len, "prompt")
-        for prompt in prompts
-    ]
+
+    def encode() -> list[list[int]]:
+        return [tokenizer.encode(each) if isinstance(each, str) else each for each in prompts]
+
+    texts = [each for each in prompts if isinstance(each, str)]
+    encoded = await _encode(encode, [len(text) for text in texts], max_model_len, "prompt")
+    if not all(encoded):
+        raise RequestError("prompt: encodes to no tokens.", param="prompt")
+    return encoded
 
 
 async def encode_messages(
@@ -40,21 +44,18 @@ async def encode_messages(
     """
     turns = [_turn(index, message) for index, message in enumerate(messages)]
     num_chars = sum(len(turn["content"]) for turn in turns)
-    return await _encode(
-        partial(tokenizer.apply_chat_template, turns), num_chars, max_model_len, "messages"
-    )
+    encode = partial(tokenizer.apply_chat_template, turns)
+    return await _encode(encode, [num_chars], max_model_len, "messages")
 
 
 async def _encode(
-    encode: Callable[[], list[int]], num_chars: int, max_model_len: int, param: str
-) -> list[int]:
-    if num_chars > _MAX_CHARS_PER_TOKEN * max_model_len:
+    encode: Callable[[], Encoded], nums_chars: Sequence[int], max_model_len: int, param: str
+) -> Encoded:
+    """Run `encode` on texts of these lengths, on a thread if they are long together."""
+    if max(nums_chars, default=0) > _MAX_CHARS_PER_TOKEN * max_model_len:
         message = f"This model's context is {max_model_len} tokens; the prompt is longer."
         raise PromptTooLong(message, param=param)
-    token_ids = encode() if num_chars <= _INLINE_CHARS else await asyncio.to_thread(encode)
-    if not token_ids:
-        raise RequestError(f"{param}: encodes to no tokens.", param=param)
-    return token_ids
+    return encode() if sum(nums_chars) <= _INLINE_CHARS else await asyncio.to_thread(encode)
 
 
 def _turn(index: int, message: ChatMessage) -> dict[str, str]:

@@ -1,3 +1,6 @@
+import json
+import re
+
 import pytest
 from fake_engine import FakeEngine
 from live_server import MODEL, fake_app
@@ -85,3 +88,10 @@ def test_the_api_is_described(client):
     for reference in (body, chunk):
         assert reference.rpartition("/")[2] in document["components"]["schemas"]
     assert client.get("/docs").status_code == 200
+
+
+def test_every_reference_of_the_description_resolves(client):
+    document = client.get("/openapi.json").json()
+
+    references = set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(document)))
+    assert references <= set(document["components"]["schemas"])
