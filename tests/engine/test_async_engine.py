@@ -1,0 +1,213 @@
+"""The engine in an event loop: streams, slow readers, clients that leave, shutdown, failures."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
+
+import pytest
+from fake_worker import FakeWorker, Letters, expected_output, make_request
+
+from engine.async_engine import AsyncEngine
+from engine.config import EngineConfig, ModelConfig, SchedulerConfig
+from engine.errors import EngineFailed, EngineOverloaded, EngineStopped, PromptTooLong
+from engine.inline_worker import InlineWorker
+from engine.plan import StepPlan, StepResult
+from engine.request import FinishReason, GenerationRequest, RequestOutput
+
+
+class MortalWorker(InlineWorker):
+    """An inline worker that can be killed."""
+
+    def __init__(self, worker: FakeWorker) -> None:
+        super().__init__(lambda: worker)
+        self.death = asyncio.Event()
+
+    async def execute(self, plan: StepPlan) -> StepResult:
+        if self.death.is_set():
+            raise EngineFailed("killed")
+        return await super().execute(plan)
+
+    async def watch(self) -> None:
+        await self.death.wait()
+        raise EngineFailed("killed")
+
+
+@asynccontextmanager
+async def running(worker: FakeWorker | None = None, **scheduler: int) -> AsyncIterator[AsyncEngine]:
+    engine = engine_on(InlineWorker(lambda: worker or FakeWorker()), **scheduler)
+    await engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.stop()
+
+
+def engine_on(worker: InlineWorker, **scheduler: int) -> AsyncEngine:
+    config = EngineConfig(
+        model=ModelConfig(directory="unused"), scheduler=SchedulerConfig(**scheduler)
+    )
+    return AsyncEngine(config, worker, Letters())
+
+
+async def collect(engine: AsyncEngine, request: GenerationRequest) -> list[RequestOutput]:
+    return [output async for output in engine.generate(request)]
+
+
+async def until_idle(engine: AsyncEngine) -> None:
+    """Wait until nobody runs and the worker has nothing left."""
+    while engine.stats().num_running or engine.stats().num_waiting:
+        await asyncio.sleep(0.001)
+
+
+def text_of(outputs: list[RequestOutput]) -> str:
+    return "".join(output.text for output in outputs)
+
+
+async def test_concurrent_requests_stream_their_own_text() -> None:
+    requests = [make_request(number) for number in range(12)]
+    async with running(FakeWorker(num_blocks=16), max_num_seqs=5) as engine:
+        assert engine.is_ready
+        streams = await asyncio.gather(*(collect(engine, request) for request in requests))
+        for request, outputs in zip(requests, streams, strict=True):
+            tokens = expected_output(request)
+            assert text_of(outputs) == Letters().text(tokens)
+            assert tuple(t for output in outputs for t in output.token_ids) == tokens
+            reasons = [output.finish_reason for output in outputs]
+            assert reasons.count(None) == len(reasons) - 1
+            assert reasons[-1] is not None
+        assert engine.stats().num_blocks_used == 0
+
+
+async def test_tokens_come_one_step_at_a_time() -> None:
+    async with running(FakeWorker(max_draft_tokens=0, step_time_s=0.002)) as engine:
+        outputs = await collect(engine, make_request(0, ignore_eos=True, max_tokens=10))
+    assert len(outputs) > 3
+
+
+async def test_a_slow_reader_gets_everything_in_one_output() -> None:
+    async with running() as engine:
+        request = make_request(0, ignore_eos=True)
+        async with aclosing(engine.generate(request)) as stream:
+            outputs = [await anext(stream)]
+            await until_idle(engine)
+            outputs += [output async for output in stream]
+    assert len(outputs) == 2
+    assert text_of(outputs) == Letters().text(expected_output(request))
+
+
+async def test_closing_a_stream_aborts_its_request_only() -> None:
+    async with running(FakeWorker(step_time_s=0.002)) as engine:
+        leaving = engine.generate(make_request(0, ignore_eos=True, max_tokens=50))
+        staying = asyncio.create_task(collect(engine, make_request(1)))
+        await anext(leaving)
+        await leaving.aclose()
+        assert engine.stats().finished_total[FinishReason.ABORT] == 1
+        assert text_of(await staying) == Letters().text(expected_output(make_request(1)))
+        await until_idle(engine)
+        assert engine.stats().num_blocks_used == 0
+
+
+async def test_a_cancelled_reader_aborts_too() -> None:
+    async with running(FakeWorker(step_time_s=0.002)) as engine:
+        reader = asyncio.create_task(collect(engine, make_request(0, max_tokens=50)))
+        await asyncio.sleep(0.01)
+        reader.cancel()
+        await asyncio.gather(reader, return_exceptions=True)
+        assert engine.stats().num_blocks_used == 0
+
+
+async def test_refusals_come_before_any_output() -> None:
+    async with running(max_num_seqs=1, max_num_queued_requests=1) as engine:
+        with pytest.raises(PromptTooLong):
+            await anext(engine.generate(make_request(0, max_tokens=1000)))
+        first = asyncio.create_task(collect(engine, make_request(1)))
+        await asyncio.sleep(0)
+        with pytest.raises(EngineOverloaded):
+            await anext(engine.generate(make_request(2)))
+        await first
+        assert await collect(engine, make_request(2))
+
+
+async def test_before_start_and_after_stop_nothing_is_taken() -> None:
+    engine = engine_on(InlineWorker(FakeWorker))
+    with pytest.raises(EngineStopped):
+        await anext(engine.generate(make_request(0)))
+    await engine.start()
+    await engine.stop()
+    await engine.stop()
+    assert not engine.is_ready
+    with pytest.raises(EngineStopped):
+        await anext(engine.generate(make_request(0)))
+
+
+async def test_stop_lets_open_requests_finish_in_time() -> None:
+    engine = engine_on(InlineWorker(lambda: FakeWorker(step_time_s=0.002)))
+    await engine.start()
+    reader = asyncio.create_task(collect(engine, make_request(0, ignore_eos=True)))
+    await asyncio.sleep(0.01)
+    stopping = asyncio.create_task(engine.stop(timeout_s=10))
+    await asyncio.sleep(0)
+    with pytest.raises(EngineStopped):
+        await anext(engine.generate(make_request(1)))
+    assert (await reader)[-1].finish_reason is FinishReason.LENGTH
+    await stopping
+
+
+async def test_stop_ends_what_does_not_finish_in_time() -> None:
+    engine = engine_on(InlineWorker(lambda: FakeWorker(step_time_s=0.02)))
+    await engine.start()
+    readers = [
+        asyncio.create_task(collect(engine, make_request(number, ignore_eos=True, max_tokens=50)))
+        for number in range(3)
+    ]
+    await asyncio.sleep(0.05)
+    await engine.stop(timeout_s=0.01)
+    for outputs in await asyncio.gather(*readers):
+        assert outputs[-1].finish_reason is FinishReason.ABORT
+    assert engine.stats().finished_total[FinishReason.ABORT] == 3
+
+
+async def test_a_step_that_raises_ends_every_request_and_marks_the_engine_failed() -> None:
+    async with running(FakeWorker(fails_at_step=3)) as engine:
+        requests = [make_request(number, ignore_eos=True) for number in range(3)]
+        for outputs in await asyncio.gather(*(collect(engine, r) for r in requests)):
+            last = outputs[-1]
+            assert last.finish_reason is FinishReason.ERROR
+            assert last.error is not None
+            assert "told to fail" not in last.error  # what clients see names nothing internal
+        assert engine.is_failed
+        assert not engine.is_ready
+        with pytest.raises(EngineFailed):
+            await anext(engine.generate(make_request(9)))
+
+
+@pytest.mark.parametrize("is_busy", [False, True])
+async def test_a_dead_worker_is_noticed_at_once(is_busy: bool) -> None:
+    worker = MortalWorker(FakeWorker(step_time_s=0.005))
+    engine = engine_on(worker)
+    await engine.start()
+    reader = None
+    if is_busy:
+        reader = asyncio.create_task(collect(engine, make_request(0, ignore_eos=True)))
+        await asyncio.sleep(0.02)
+    worker.death.set()
+    await asyncio.sleep(0.02)
+    assert engine.is_failed
+    if reader is not None:
+        assert (await reader)[-1].finish_reason is FinishReason.ERROR
+    await engine.stop()
+
+
+async def test_info_limits_the_context_to_what_the_cache_holds() -> None:
+    async with running(FakeWorker(num_blocks=5, block_size=4, max_model_len=64)) as engine:
+        assert engine.info is not None
+        assert engine.info.max_model_len == 20
+
+
+async def test_equal_request_ids_do_not_mix_once_the_first_has_ended() -> None:
+    async with running() as engine:
+        for number in range(3):
+            request = replace(make_request(number), request_id="same")
+            outputs = await collect(engine, request)
+            assert text_of(outputs) == Letters().text(expected_output(request))
