@@ -1,0 +1,162 @@
+"""A real worker process on a tiny model: it loads, computes, reports, and ends when it should."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from fake_worker import Letters, make_request
+from tiny_model import write_tiny_llama
+
+from engine.async_engine import AsyncEngine
+from engine.config import CacheConfig, EngineConfig, ExitsConfig, ModelConfig
+from engine.errors import EngineFailed, HeadsMismatch, ModelLoadError
+from engine.offline import OfflineEngine
+from engine.plan import RowPlan, StepPlan
+from engine.worker_process import WorkerProcess
+
+pytestmark = pytest.mark.torch
+
+DEADLINE_S = 30.0  # for things that take milliseconds on an idle machine
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> EngineConfig:
+    directory = write_tiny_llama(tmp_path_factory.mktemp("tiny"))
+    return EngineConfig(
+        model=ModelConfig(directory=directory, backend="torch", num_threads=1),
+        cache=CacheConfig(kv_cache_memory_bytes=1 << 20),
+    )
+
+
+@pytest.fixture
+async def worker(config: EngineConfig) -> AsyncIterator[WorkerProcess]:
+    process = WorkerProcess(config)
+    yield process
+    await process.close()
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def wait_until(is_true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not is_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+async def test_outputs_equal_those_of_a_worker_in_this_process(config: EngineConfig) -> None:
+    requests = [make_request(number, temperature=number / 2) for number in range(3)]
+    expected = OfflineEngine(config).generate(requests)
+    progress: list[tuple[str, float]] = []
+    worker = WorkerProcess(config, lambda text, fraction: progress.append((text, fraction)))
+    engine = AsyncEngine(config, worker, Letters())
+    await engine.start()
+    assert progress
+    pid = worker.pid
+    assert pid is not None
+    # Both reach a process group; the server decides what they mean.
+    os.kill(pid, signal.SIGINT)
+    os.kill(pid, signal.SIGTERM)
+    for request, result in zip(requests, expected, strict=True):
+        tokens = [t async for output in engine.generate(request) for t in output.token_ids]
+        assert tuple(tokens) == result.token_ids
+    await engine.stop()
+    assert not is_alive(pid)
+
+
+async def test_what_cannot_be_loaded_is_told_by_its_name(
+    config: EngineConfig, tmp_path: Path
+) -> None:
+    exits = ExitsConfig(heads=tmp_path / "nowhere")
+    worker = WorkerProcess(EngineConfig(model=config.model, exits=exits))
+    with pytest.raises(HeadsMismatch, match="nowhere"):
+        await worker.start()
+    await worker.close()
+
+
+async def test_a_killed_worker_is_noticed_by_step_and_watch(worker: WorkerProcess) -> None:
+    await worker.start()
+    watching = asyncio.create_task(worker.watch())
+    await worker.execute(StepPlan(step_id=1))
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(EngineFailed, match="SIGKILL"):
+        await worker.execute(StepPlan(step_id=2))
+    with pytest.raises(EngineFailed, match="SIGKILL"):
+        await watching
+
+
+async def test_a_step_that_raises_is_an_engine_failure(worker: WorkerProcess) -> None:
+    await worker.start()
+    unknown = make_unknown_row_plan()
+    with pytest.raises(EngineFailed, match="step 7 failed"):
+        await worker.execute(unknown)
+
+
+async def test_killed_while_loading_is_a_load_error(worker: WorkerProcess) -> None:
+    starting = asyncio.create_task(worker.start())
+    while worker.pid is None:
+        await asyncio.sleep(0.001)
+    os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(ModelLoadError, match="while loading the model"):
+        await starting
+
+
+async def test_closed_while_loading_ends_at_once(worker: WorkerProcess) -> None:
+    starting = asyncio.create_task(worker.start())
+    while worker.pid is None:
+        await asyncio.sleep(0.001)
+    pid = worker.pid
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+    await worker.close()
+    await worker.close()
+    assert not is_alive(pid)
+
+
+def test_a_worker_does_not_outlive_its_server(config: EngineConfig) -> None:
+    script = (
+        "import asyncio, sys\n"
+        "from pathlib import Path\n"
+        "from engine.config import *\n"
+        "from engine.worker_process import WorkerProcess\n"
+        "async def main():\n"
+        "    model = ModelConfig(directory=Path(sys.argv[1]), backend='torch')\n"
+        "    worker = WorkerProcess(EngineConfig(model=model))\n"
+        "    await worker.start()\n"
+        "    print(worker.pid, flush=True)\n"
+        "    await asyncio.sleep(1000)\n"
+        "asyncio.run(main())\n"
+    )
+    command = [sys.executable, "-c", script, str(config.model.directory)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        pid = int(server.stdout.readline())
+        assert is_alive(pid)
+        server.kill()
+    wait_until(lambda: not is_alive(pid))
+
+
+def make_unknown_row_plan() -> StepPlan:
+    """A plan that no scheduler makes: a row nobody introduced."""
+    row = RowPlan(
+        sequence_id=99,
+        start=0,
+        num_tokens=1,
+        block_table=[0],
+        max_draft_tokens=0,
+        is_decoding=True,
+    )
+    return StepPlan(step_id=7, rows=[row])
