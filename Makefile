@@ -5,6 +5,8 @@ PYTHON ?= python3
 ARGS   ?=
 VENV   := .venv
 BIN    := $(VENV)/bin
+# Left out by test-fast: collecting them already imports torch.
+TORCH_TESTS := benchmarks engine/model engine/worker training
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -qq
 
 COMPILE := uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-emit-package torch \
@@ -32,7 +34,7 @@ test: lint ## everything CI runs
 
 test-fast: setup ## the half that needs no torch: seconds
 	$(BIN)/python -m pytest -q -m "not torch and not model and not slow and not gpu" \
-	    --ignore=tests/engine/model --ignore=tests/engine/worker --ignore=tests/training $(ARGS)
+	    $(TORCH_TESTS:%=--ignore=tests/%) $(ARGS)
 
 lint: setup ## formatting, lint, types
 	echo "ruff check, ruff format, mypy"
