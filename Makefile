@@ -32,7 +32,7 @@ test: lint ## everything CI runs
 	echo "pytest"
 	$(BIN)/python -m pytest -q $(ARGS)
 
-test-fast: setup ## the half that needs no torch: seconds
+test-fast: setup ## all but the tests that need torch or the model
 	$(BIN)/python -m pytest -q -m "not torch and not model and not slow and not gpu" \
 	    $(TORCH_TESTS:%=--ignore=tests/%) $(ARGS)
 
