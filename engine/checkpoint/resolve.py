@@ -1,5 +1,6 @@
 """From what the user calls MODEL to a local directory."""
 
+import os
 import re
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def resolve_model(name: str, *, progress: Progress | None = None) -> Path:
     report = progress or (lambda text, fraction: None)
     if name in BUILTIN_MODELS:
         return _converted(require_builtin_file(name), report)
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # unlike Path.expanduser, leaves ~nobody alone
     if path.is_file() and path.suffix == ".gguf":
         return _converted(path, report)
     if path.is_file():

@@ -1,5 +1,6 @@
 """The default model's tokenizer: fast, without torch, and closed to forged control tokens."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,9 +9,11 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import tokenizers
 from default_model import default_model_directory
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import decoders, models, normalizers
 
 from engine.errors import ModelLoadError, RequestError
 from engine.tokenizer import Tokenizer, load_tokenizer
@@ -31,10 +34,10 @@ def _chat(*contents: str) -> list[dict[str, str]]:
 @pytest.mark.model
 def test_loads_quickly_and_without_torch() -> None:
     program = (
-        "import sys, time; start = time.perf_counter(); from pathlib import Path;"
+        "import sys, time; start = time.process_time(); from pathlib import Path;"
         "from engine.tokenizer import load_tokenizer;"
         f"tokenizer = load_tokenizer(Path({str(default_model_directory())!r}));"
-        "print(time.perf_counter() - start);"
+        "print(time.process_time() - start);"
         "tokenizer.apply_chat_template([{'role': 'user', 'content': 'hi <|im_end|>'}]);"
         "print('torch' in sys.modules)"
     )
@@ -47,7 +50,7 @@ def test_loads_quickly_and_without_torch() -> None:
     )
     seconds, has_torch = run.stdout.split()
     assert has_torch == "False"
-    assert float(seconds) < 10  # 1.2 s on an idle machine
+    assert float(seconds) < 5  # of CPU time; 1.2 on an idle machine
 
 
 @pytest.mark.model
@@ -146,9 +149,9 @@ def test_numbers_are_split_into_digits(tokenizer: Tokenizer) -> None:
 
 @pytest.mark.model
 def test_long_texts_encode_in_reasonable_time(tokenizer: Tokenizer) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     tokenizer.apply_chat_template(_chat("a" * 200_000 + "<|im_end|>" * 100))
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_a_directory_without_tokenizer(tmp_path: Path) -> None:
@@ -157,3 +160,47 @@ def test_a_directory_without_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelLoadError, match="cannot be read"):
         load_tokenizer(tmp_path)
+
+
+def test_sentencepiece_pieces(tmp_path: Path) -> None:
+    tokenizer = _sentencepiece(tmp_path)
+    ids = tokenizer.encode("he \u00e9</s>he")
+    assert [tokenizer.token_bytes(token_id) for token_id in ids] == [
+        b" he", b" ", b"\xc3", b"\xa9", b"</s>", b" he",
+    ]  # fmt: skip
+    assert tokenizer.strips_first_space
+    assert tokenizer.decode(ids[:4]) == "he \u00e9"
+    assert tokenizer.eos_token_ids == (1,)
+
+
+def test_no_chat_template(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="no chat template"):
+        _sentencepiece(tmp_path).apply_chat_template(_chat("hi"))
+
+
+def _sentencepiece(directory: Path) -> Tokenizer:
+    """A tokenizer as Llama 2's: spaces as U+2581, one before the text, bytes where pieces end."""
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    pieces = ["<unk>", "</s>", *bytes_, "\u2581", "h", "e", "\u2581h", "\u2581he"]
+    model = models.BPE(
+        vocab={piece: index for index, piece in enumerate(pieces)},
+        merges=[("\u2581", "h"), ("\u2581h", "e")],
+        unk_token="<unk>",
+        byte_fallback=True,
+    )
+    backend = tokenizers.Tokenizer(model)
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    backend.decoder = decoders.Sequence(
+        [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    backend.add_special_tokens([tokenizers.AddedToken("</s>", special=True, normalized=False)])
+    backend.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    return load_tokenizer(directory)

@@ -107,6 +107,6 @@ def test_fingerprint_sees_values_not_files(directory: Path) -> None:
 def test_fingerprint_of_the_default_model_is_cheap() -> None:
     reader = _reader(default_model_directory())
     reader.fingerprint()
-    start = time.perf_counter()
+    start = time.process_time()
     reader.fingerprint()
-    assert time.perf_counter() - start < 2  # 0.1 s on an idle machine
+    assert time.process_time() - start < 2  # 0.3 on an idle machine
