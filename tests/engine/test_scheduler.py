@@ -170,6 +170,18 @@ def test_drafts_never_cost_a_preemption() -> None:
     assert bench.scheduler.num_preemptions == 0
 
 
+def test_what_rejected_drafts_had_reserved_is_taken_back_before_anybody_is_preempted() -> None:
+    bench = Bench(num_blocks=5, max_draft_tokens=3, acceptance=0.0)
+    bench.scheduler.add(make_request(0, 5, ignore_eos=True, max_tokens=12))
+    younger = bench.scheduler.add(make_request(1, 7, ignore_eos=True, max_tokens=3))
+    bench.step()
+    bench.step()
+    assert bench.scheduler.num_blocks_used == 5  # the last one for the older one's drafts
+    bench.step()
+    assert bench.scheduler.num_preemptions == 0
+    assert younger.finish_reason is FinishReason.LENGTH
+
+
 def test_blocks_are_free_as_soon_as_a_sequence_ends() -> None:
     bench = Bench()
     sequence = bench.scheduler.add(make_request(0, 4, max_tokens=1))
