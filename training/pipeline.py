@@ -7,6 +7,7 @@ output:          heads.safetensors, heads.json
 
 import json
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -130,6 +131,7 @@ def _lm_head(decoder: Decoder, token_ids: Tensor) -> Tensor:
 
 
 def _load_decoder(model: ModelConfig) -> Decoder:
+    torch.set_num_threads(model.num_threads or os.cpu_count() or 1)
     spec = ModelSpec.from_directory(model.directory)
     return Decoder.load(model.directory, select_ops(EngineConfig(model=model), spec))
 
