@@ -53,7 +53,8 @@ def evaluate_head(
         token_ids: [V'], the reduced vocabulary.
         depth: Draft positions to unroll.
     """
-    greedy, sampled, by_draft = [], [], [[] for _ in range(depth)]
+    greedy, sampled = [], []
+    by_draft: list[list[Tensor]] = [[] for _ in range(depth)]
     for states, start in _starts(shards, depth):
         part = _unrolled(head, states, token_ids, start, depth)
         greedy.append(part.greedy)

@@ -25,6 +25,9 @@ class HeadModule(nn.Module):
         lm_head: [V', E] frozen rows of the LM head, the model's final norm weight folded in.
         """
         super().__init__()
+        self.norm: Tensor
+        self.previous_norm: Tensor
+        self.lm_head: Tensor
         size = hidden_scale.shape[0]
         self.register_buffer("norm", hidden_scale)
         self.register_buffer("previous_norm", previous_scale)

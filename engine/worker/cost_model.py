@@ -7,12 +7,13 @@ Used by the exit policy only; an estimate that is off costs speed, never correct
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from engine.model.decoder import Decoder, Segment
-from engine.model.exit_head import ExitHeads
+from engine.model.exit_head import ExitHead, ExitHeads
 from engine.model.ops.interface import LayerCache, TokenBatch
 
 TOKEN_COUNTS = (1, 2, 4, 8, 16, 32, 64)
@@ -88,18 +89,20 @@ def profile(
     for count in TOKEN_COUNTS:
         batch = _dummy_batch(count, block_size, decoder.ops.device)
         hidden = decoder.embed(batch.positions)
-        for index, segment in enumerate(segments):
-            segment_times[index].append(
-                _seconds(lambda h=hidden, s=segment, b=batch: decoder.run(h, s, cache, b))
-            )
-        for index, head in enumerate(heads.heads):
-            head_times[index].append(
-                _seconds(lambda h=hidden, head=head: head(h, h)[1].logsumexp(-1))
-            )
-        logit_times.append(_seconds(lambda h=hidden: decoder.logits(h).argmax(-1)))
+        for times, segment in zip(segment_times, segments, strict=True):
+            times.append(_seconds(partial(decoder.run, hidden, segment, cache, batch)))
+        for times, head in zip(head_times, heads.heads, strict=True):
+            times.append(_seconds(partial(_evaluate, head, hidden)))
+        logit_times.append(_seconds(partial(decoder.logits, hidden)))
     curves = [CostCurve(TOKEN_COUNTS, times) for times in segment_times]
     head_curves = [CostCurve(TOKEN_COUNTS, times) for times in head_times]
     return CostModel(curves, head_curves, CostCurve(TOKEN_COUNTS, logit_times))
+
+
+def _evaluate(head: ExitHead, hidden: Tensor) -> Tensor:
+    """What a drafter does with a head: evaluate it, and see how sure it is."""
+    _, logits, _ = head(hidden, hidden)
+    return logits.max(-1).values - logits.logsumexp(-1)
 
 
 def _dummy_batch(count: int, block_size: int, device: torch.device) -> TokenBatch:

@@ -179,7 +179,10 @@ class DecodeStep:
         """
         places = {ref: place for place, ref in enumerate(refs)}
         pending = [
-            [places[index, row.first_pending + i] for i in range(len(row.sample_points()))]
+            [
+                places[TokenRef(index, row.first_pending + i)]
+                for i in range(len(row.sample_points()))
+            ]
             for index, row in enumerate(rows)
         ]
         flat = [place for row_places in pending for place in row_places]

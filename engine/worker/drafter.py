@@ -79,7 +79,7 @@ class HeadDrafter:
         self, exit_index: int, rows: Sequence[Row], hidden: Tensor, estimate: StepEstimate
     ) -> list[int]:
         """Evaluate the head at an exit; the policy picks who drafts."""
-        previous = torch.stack([row.previous for row in rows])  # type: ignore[arg-type]
+        previous = torch.stack([row.previous for row in rows if row.previous is not None])
         state, logits, other = self._heads.heads[exit_index](hidden, previous)
         estimate.seconds += self._policy.head_cost(exit_index, len(rows))
         columns, confidences = self._choose(rows, logits, other)

@@ -111,7 +111,7 @@ def _process(logits: Tensor, point: SamplePoint, reduced: ReducedVocabulary | No
     _penalize(logits, point, reduced)
     start = point.state.start
     if start.logit_bias:
-        columns, biases = _gather(start.logit_bias.items(), logits, reduced)
+        columns, biases = _gather(sorted(start.logit_bias.items()), logits, reduced)
         logits[columns] += biases
     if point.state.num_output_tokens(len(point.drafts)) < start.min_tokens:
         columns, _ = _gather([(i, 0.0) for i in start.stop_token_ids], logits, reduced)

@@ -114,7 +114,7 @@ def sequence_start(sequence_id: int, token_ids: Sequence[int], **options: object
 
 
 class StepDriver:
-    """Runs sequences through `DecodeStep` with hand-made block tables: no scheduler, every choice explicit."""
+    """Sequences through `DecodeStep` with hand-made block tables: every choice is explicit."""
 
     def __init__(self, decoder: Decoder, block_size: int, drafter: object | None = None) -> None:
         self._block_size = block_size

@@ -1,6 +1,7 @@
-"""A token's logits are the same bits whatever shares its call: batch size, place in the batch, chunking of its prompt.
+"""A token's logits are the same bits whatever shares its call: batch size, place, chunking.
 
-This is what makes "lossless" exact rather than lucky: verifying several tokens computes what decoding one would.
+This is what makes "lossless" exact rather than lucky: verifying several tokens computes what
+decoding one would.
 """
 
 import pytest

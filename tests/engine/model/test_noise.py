@@ -34,7 +34,7 @@ def test_is_standard_gumbel() -> None:
 
 
 def test_argmax_samples_the_softmax() -> None:
-    """Chi-square over 40,000 positions of a five-token distribution; 18.5 is the 0.1 % point at 4 degrees."""
+    """Chi-square of 40,000 positions over five tokens; 18.5 is the 0.1 % point at 4 degrees."""
     probs = torch.tensor([0.5, 0.25, 0.15, 0.07, 0.03])
     count = 40_000
     keys = torch.tensor([noise_key(11, p) for p in range(count)])

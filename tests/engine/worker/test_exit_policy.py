@@ -1,4 +1,4 @@
-"""The policy drafts while expected tokens per second rise, and never for long when drafting does not pay."""
+"""The policy drafts while expected tokens per second rise, and stops when it does not pay."""
 
 import pytest
 

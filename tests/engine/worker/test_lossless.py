@@ -1,5 +1,8 @@
-"""Early exits never change a token: outputs with drafts equal outputs without, over exits × agreement × temperature ×
-batch × chunk × block size × draft length, and with untrained heads under the real policy."""
+"""Early exits never change a token.
+
+Outputs with drafts equal outputs without, over exits, agreement, temperatures, batches, chunks,
+block sizes and draft lengths; and with untrained heads under the real policy.
+"""
 
 import itertools
 from pathlib import Path
@@ -88,7 +91,7 @@ def test_scripted_drafts_change_nothing(
         drafter = scripted(decoder, exit_layers, plain, agreement)
         driver = StepDriver(decoder, block_size, drafter)
         tokens, results = driver.generate(starts, NUM_TOKENS, chunk=chunk, max_draft_tokens=length)
-        # The script knows the sequence only as far as the plain run went; the last step may go beyond.
+        # The script ends where the plain run did; the last step may go beyond.
         assert {i: t[: len(plain[i])] for i, t in tokens.items()} == plain
         drafts = [draft for result in results for draft in result.drafts]
         assert drafts, "a test without drafts proves nothing"
