@@ -10,6 +10,7 @@ from starlette.types import ASGIApp
 
 from server.service import InferenceService
 
+_MAX_POLITE_SIGNALS = 2
 _LEFTOVER_TIMEOUT_S = 5  # for responses to be flushed once the engine has ended every request
 
 
@@ -18,7 +19,10 @@ class CannotListen(Exception):
 
 
 class DrainingServer(uvicorn.Server):
-    """Serves until a signal or a failed load; a second signal does not wait."""
+    """Serves until a signal or a failed load.
+
+    The first signal lets open requests finish, the second ends them, the third ends the process.
+    """
 
     def __init__(self, app: ASGIApp, service: InferenceService, drain_timeout_s: float) -> None:
         super().__init__(
@@ -35,20 +39,23 @@ class DrainingServer(uvicorn.Server):
         self._service = service
         self._drain_timeout_s = drain_timeout_s
         self._num_signals = 0
+        self._num_handled = 0
         self._draining: asyncio.Task[None] | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Only counts: uvicorn's own would refuse connections at once and re-raise the signal."""
         self._num_signals += 1
-        if self._num_signals > 1:
-            self.should_exit = self.force_exit = True
+        self.force_exit = self._num_signals > _MAX_POLITE_SIGNALS
 
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second; true ends the main loop."""
-        if self._num_signals and self._draining is None:
-            self._draining = asyncio.create_task(self._service.stop(self._drain_timeout_s))
+        if self._num_signals > self._num_handled:
+            timeout_s = 0.0 if self._num_handled else self._drain_timeout_s
+            self._num_handled = self._num_signals
+            self._draining = asyncio.create_task(self._service.stop(timeout_s))
         is_drained = self._draining is not None and self._draining.done()
-        self.should_exit = self.should_exit or is_drained or self._service.failure is not None
+        has_failed = self._service.failure is not None and not self._num_signals
+        self.should_exit = self.should_exit or is_drained or has_failed or self.force_exit
         return await super().on_tick(counter)
 
 

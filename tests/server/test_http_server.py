@@ -55,7 +55,7 @@ def free_port() -> int:
 
 
 def wait_for(url: str, status: str) -> None:
-    for _ in range(1000):
+    for _ in range(400):
         with contextlib.suppress(httpx.TransportError):
             if httpx.get(f"{url}/ready").json() == {"status": status}:
                 return
@@ -108,11 +108,15 @@ def test_a_second_signal_does_not_wait():
         server_process(drain_s=60, token_delay_s=1) as (process, url),
         httpx.stream("POST", f"{url}/v1/completions", json=BODY) as response,
     ):
-        next(response.iter_lines())
+        lines = response.iter_lines()
+        next(lines)
         process.send_signal(signal.SIGINT)
         wait_for(url, "stopping")
         process.send_signal(signal.SIGINT)
+        events = data(lines)
         assert process.wait(timeout=30) == 0
+
+    assert json.loads(events[-2])["error"]["code"] == "shutting_down"
 
 
 def test_an_idle_server_stops_at_once():

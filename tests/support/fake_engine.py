@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from engine import EngineInfo
@@ -79,6 +80,7 @@ class FakeEngine:
     requests: list[GenerationRequest] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)  # ids of requests closed before their end
     open_ids: set[str] = field(default_factory=set)
+    _ending: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def is_ready(self) -> bool:
@@ -95,6 +97,7 @@ class FakeEngine:
         while self.open_ids and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.01)
         self.finish_with, self.failure_after = FinishReason.ABORT, 0
+        self._ending.set()
 
     def stats(self) -> EngineStats:
         return EngineStats(
@@ -121,7 +124,7 @@ class FakeEngine:
         is_finished = False
         try:
             for output in self._outputs(request):
-                await asyncio.sleep(self.token_delay_s)
+                await self._compute()
                 if self.failure and output.num_output_tokens > self.failure_after:
                     raise self.failure
                 if self.finish_with and output.num_output_tokens > self.failure_after:
@@ -134,6 +137,13 @@ class FakeEngine:
             self.open_ids.discard(request.request_id)
             if not is_finished:
                 self.aborted.append(request.request_id)
+
+    async def _compute(self) -> None:
+        """Takes a token's time, less when the engine is told to end."""
+        await asyncio.sleep(0)
+        if self.token_delay_s:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._ending.wait(), self.token_delay_s)
 
     def _outputs(self, request: GenerationRequest) -> Iterator[RequestOutput]:
         text = self.text if isinstance(self.text, str) else self.text(request)
