@@ -1,11 +1,11 @@
 """Anything that can happen, in any order: what clients get is right, and nothing leaks.
 
-Hypothesis adds, aborts, steps and kills the worker; memory is tight enough that sequences are
+Hypothesis adds, aborts, steps and renders; memory is tight enough that sequences are
 preempted all the time. Every request that was not aborted ends once, with its one right output.
 """
 
 from engine_driver import EngineDriver
-from fake_worker import FakeWorker, Letters, expected_output, make_request
+from fake_worker import EOS_ID, FakeWorker, Letters, expected_output, make_request
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -18,11 +18,11 @@ class EngineMachine(RuleBasedStateMachine):
     """The engine as the world treats it."""
 
     @initialize(
-        num_blocks=st.integers(6, 16),
+        num_blocks=st.integers(6, 10),
         acceptance=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
         max_draft_tokens=st.integers(0, 5),
-        max_num_seqs=st.integers(1, 6),
-        max_num_batched_tokens=st.integers(1, 24),
+        max_num_seqs=st.sampled_from([1, 3, 6, 8]),
+        max_num_batched_tokens=st.sampled_from([1, 5, 12, 24]),
     )
     def start(
         self,
@@ -43,33 +43,38 @@ class EngineMachine(RuleBasedStateMachine):
         self.aborted: set[str] = set()
 
     @rule(
-        num_prompt=st.integers(1, 12),
-        max_tokens=st.integers(1, 12),
+        times=st.sampled_from([1, 2, 4]),
+        num_prompt=st.sampled_from([1, 3, 4, 5, 8]),
+        max_tokens=st.sampled_from([1, 2, 8, 12, 16]),
         min_tokens=st.integers(0, 4),
         ignore_eos=st.booleans(),
+        stop_token_ids=st.sampled_from([(), (7, 8)]),
         max_drafts=st.none() | st.integers(0, 6),
         enabled=st.booleans(),
     )
     def add(
         self,
+        times: int,
         num_prompt: int,
         max_tokens: int,
         min_tokens: int,
         ignore_eos: bool,
+        stop_token_ids: tuple[int, ...],
         max_drafts: int | None,
         enabled: bool,
     ) -> None:
-        request = make_request(
-            len(self.requests),
-            num_prompt,
-            max_tokens=max_tokens,
-            min_tokens=min_tokens,
-            ignore_eos=ignore_eos,
-            stop_token_ids=(7, 8),
-            early_exit=EarlyExitOptions(enabled=enabled, max_draft_tokens=max_drafts),
-        )
-        self.driver.core.add(request)
-        self.requests[request.request_id] = request
+        for _ in range(times):
+            request = make_request(
+                len(self.requests),
+                num_prompt,
+                max_tokens=max_tokens,
+                min_tokens=min_tokens,
+                ignore_eos=ignore_eos,
+                stop_token_ids=stop_token_ids,
+                early_exit=EarlyExitOptions(enabled=enabled, max_draft_tokens=max_drafts),
+            )
+            self.driver.core.add(request)
+            self.requests[request.request_id] = request
 
     @rule(data=st.data())
     def abort(self, data: st.DataObject) -> None:
@@ -91,7 +96,7 @@ class EngineMachine(RuleBasedStateMachine):
     def receive(self) -> None:
         self.driver.receive()
 
-    @rule(times=st.integers(1, 5))
+    @rule(times=st.integers(1, 12))
     def step(self, times: int) -> None:
         for _ in range(times):
             self.driver.send()
@@ -119,9 +124,9 @@ class EngineMachine(RuleBasedStateMachine):
             tokens = expected_output(request)
             assert self.driver.token_ids(request_id) == tokens
             assert len(self.driver.finish_reasons(request_id)) == 1
-            last = tokens[-1]
-            ends_with_stop = last in (7, 8) or (last == 0 and not request.sampling.ignore_eos)
-            visible = tokens[:-1] if ends_with_stop else tokens
+            sampling = request.sampling
+            stops = {*sampling.stop_token_ids, *(() if sampling.ignore_eos else (EOS_ID,))}
+            visible = tokens[:-1] if tokens[-1] in stops else tokens
             assert self.driver.text(request_id) == Letters().text(visible)
         stats = self.driver.core.stats()
         assert (stats.num_running, stats.num_waiting, stats.num_blocks_used) == (0, 0, 0)
@@ -131,7 +136,7 @@ class EngineMachine(RuleBasedStateMachine):
 
 
 EngineMachine.TestCase.settings = settings(
-    max_examples=80,
+    max_examples=60,
     stateful_step_count=40,
     deadline=None,
     derandomize=True,
