@@ -2,108 +2,40 @@
 construction.
 
 Every result is one sum in one fixed order, so no token's bits depend on the company it is computed
-in. Knows only `interface.py` and the C functions.
+in. Knows only `interface.py` and the C functions. A pass makes some 150 calls: what a layer or a
+batch hands to C is laid out once.
 """
 
-import ctypes
-from ctypes import byref, c_float, c_int, c_int64, c_void_p
-from functools import cache
+from ctypes import byref
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from engine.model.ops.interface import AttentionParams, LayerCache, TokenBatch
-from engine.model.ops.native.build import BuildError, library_path
+from engine.model.ops.native import library
+from engine.model.ops.native.build import BuildError
+from engine.model.ops.native.library import load_library
 
-_PANEL = 16
-_ALIGNMENT = 64
-
-
-class _Linear(ctypes.Structure):
-    _fields_ = (
-        ("panels", c_void_p),
-        ("bias", c_void_p),
-        ("out_features", c_int64),
-        ("in_features", c_int64),
-    )
-
-
-class _Attention(ctypes.Structure):
-    _fields_ = (
-        ("heads", c_int64),
-        ("kv_heads", c_int64),
-        ("head_size", c_int64),
-        ("cos", c_void_p),
-        ("sin", c_void_p),
-        ("q_norm", c_void_p),
-        ("k_norm", c_void_p),
-        ("window", c_int64),
-        ("scale", c_float),
-        ("eps", c_float),
-    )
-
-
-class _Batch(ctypes.Structure):
-    _fields_ = (
-        ("positions", c_void_p),
-        ("slots", c_void_p),
-        ("rows", c_void_p),
-        ("block_tables", c_void_p),
-        ("tokens", c_int64),
-        ("max_blocks", c_int64),
-        ("block_size", c_int64),
-    )
+_PANEL = 16  # outputs of a weight panel
+_PACK_ROWS = 4096  # rows converted at a time, so that a big weight needs no second float32 copy
+_CACHE_LINE = 64  # bytes
 
 
 class NativeLinear:
-    """A weight [out, in] in panels of 16 outputs; the only copy."""
+    """A weight [out, in] in panels of 16 outputs, and its bias; the only copy."""
 
     def __init__(self, panels: Tensor, bias: Tensor | None, out_features: int) -> None:
         self.out_features, self.in_features = out_features, panels.shape[1]
         self._panels, self._bias = panels, bias
-        self.native = _Linear(panels.data_ptr(), _pointer(bias), out_features, self.in_features)
-        self.reference = byref(self.native)
-
-
-@cache
-def _library() -> ctypes.CDLL:
-    """The compiled kernels with their signatures.
-
-    Raises:
-        BuildError: if they cannot be compiled or loaded.
-    """
-    try:
-        library = ctypes.CDLL(str(library_path()))
-    except OSError as error:
-        raise BuildError(f"the compiled kernels cannot be loaded: {error}") from error
-    signatures: dict[str, tuple[Any, list[Any]]] = {
-        "context_new": (c_void_p, [c_int]),
-        "context_free": (None, [c_void_p]),
-        "linear_pack": (None, [c_void_p, c_int64, c_int64, c_int64, c_void_p]),
-        "linear_embed": (c_int, [c_void_p, c_void_p, c_int64, c_void_p]),
-        "linear_forward": (
-            c_int,
-            [c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_float, c_void_p, c_void_p],
-        ),
-        "linear_gate_up": (
-            c_int,
-            [c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_float, c_void_p],
-        ),
-        "attention_forward": (c_int, [c_void_p] * 7),
-        "sample_rows": (
-            c_int,
-            [c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_void_p],
-        ),
-    }
-    for name, (result, arguments) in signatures.items():
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
-    return library
+        self._native = library.Linear(
+            panels.data_ptr(), _optional_address(bias), out_features, self.in_features
+        )
+        self.reference = byref(self._native)
 
 
 class NativeOps:
-    """`Ops` on a CPU, in C."""
+    """`Ops` on a CPU, in C. One operation runs at a time, whoever calls."""
 
     def __init__(self, num_threads: int) -> None:
         """Start the kernels' threads; the caller's is one of them.
@@ -114,11 +46,13 @@ class NativeOps:
         self.name = "native"
         self.device = torch.device("cpu")
         self.dtype = torch.float32
-        self._library = _library()
+        self._library = load_library()
         self._context = self._library.context_new(num_threads)
         if not self._context:
             raise BuildError(f"{num_threads} threads cannot be started")
-        self._shapes: dict[int, tuple[AttentionParams, Any]] = {}
+        # By identity, and holding on to the key: the same object comes on every call.
+        self._layers: dict[int, tuple[AttentionParams, Any]] = {}
+        self._batch: tuple[TokenBatch, Any] | None = None
 
     def __del__(self) -> None:
         if context := getattr(self, "_context", None):
@@ -128,7 +62,7 @@ class NativeOps:
     def unavailable_reason() -> str | None:
         """Why the kernels cannot be used here; None when they can. Compiles them if need be."""
         try:
-            _library()
+            load_library()
         except BuildError as error:
             return str(error)
         return None
@@ -136,27 +70,25 @@ class NativeOps:
     def pack(self, weight: Tensor, bias: Tensor | None = None) -> NativeLinear:
         """See `Ops.pack`."""
         out_features, in_features = weight.shape
-        padded = -(-out_features // _PANEL) * _PANEL
-        panels = _aligned(padded // _PANEL, in_features, _PANEL)
+        num_panels = -(-out_features // _PANEL)
+        panels = _aligned(num_panels, in_features, _PANEL)
         panels[-1].zero_()
-        source = weight.to(torch.float32).contiguous()
-        self._library.linear_pack(
-            source.data_ptr(), 0, out_features, in_features, panels.data_ptr()
-        )
+        for first in range(0, out_features, _PACK_ROWS):
+            rows = weight[first : first + _PACK_ROWS].to(torch.float32).contiguous()
+            self._library.linear_pack(
+                rows.data_ptr(), first, len(rows), in_features, panels.data_ptr()
+            )
         padded_bias = None
         if bias is not None:
-            padded_bias = torch.zeros(padded)
+            padded_bias = torch.zeros(num_panels * _PANEL)
             padded_bias[:out_features] = bias
         return NativeLinear(panels, padded_bias, out_features)
 
     def embed(self, token_ids: Tensor, table: NativeLinear) -> Tensor:
         """See `Ops.embed`."""
         out = torch.empty(len(token_ids), table.in_features)
-        _check(
-            self._library.linear_embed(
-                table.reference, token_ids.data_ptr(), len(token_ids), out.data_ptr()
-            )
-        )
+        ids = _address(token_ids, torch.int32)
+        _check(self._library.linear_embed(table.reference, ids, len(token_ids), out.data_ptr()))
         return out
 
     def linear(
@@ -170,19 +102,21 @@ class NativeOps:
     ) -> Tensor:
         """See `Ops.linear`."""
         x = x.contiguous()
+        assert x.shape[1] == weight.in_features, "linear: x does not fit the weight"
+        if residual is not None:
+            residual = residual.contiguous()
         out = torch.empty(x.shape[0], weight.out_features)
-        _check(
-            self._library.linear_forward(
-                self._context,
-                weight.reference,
-                x.data_ptr(),
-                x.shape[0],
-                None if norm is None else norm.data_ptr(),
-                eps,
-                None if residual is None else residual.data_ptr(),
-                out.data_ptr(),
-            )
+        status = self._library.linear_forward(
+            self._context,
+            weight.reference,
+            _address(x),
+            x.shape[0],
+            _optional_address(norm),
+            eps,
+            _optional_address(residual),
+            out.data_ptr(),
         )
+        _check(status)
         return out
 
     def gate_up(self, x: Tensor, weight: NativeLinear, *, norm: Tensor, eps: float) -> Tensor:
@@ -190,47 +124,38 @@ class NativeOps:
         width = weight.out_features // 2
         if width % _PANEL:
             gate, up = self.linear(x, weight, norm=norm, eps=eps).chunk(2, dim=-1)
-            return torch.nn.functional.silu(gate) * up
+            return gate / (1 + torch.exp(-gate)) * up
         x = x.contiguous()
+        assert x.shape[1] == weight.in_features, "gate_up: x does not fit the weight"
         out = torch.empty(x.shape[0], width)
-        _check(
-            self._library.linear_gate_up(
-                self._context,
-                weight.reference,
-                x.data_ptr(),
-                x.shape[0],
-                norm.data_ptr(),
-                eps,
-                out.data_ptr(),
-            )
+        status = self._library.linear_gate_up(
+            self._context,
+            weight.reference,
+            _address(x),
+            x.shape[0],
+            _address(norm),
+            eps,
+            out.data_ptr(),
         )
+        _check(status)
         return out
 
     def attention(
         self, qkv: Tensor, params: AttentionParams, cache: LayerCache, batch: TokenBatch
     ) -> Tensor:
         """See `Ops.attention`."""
+        keys, values = cache.keys, cache.values
         out = torch.empty(qkv.shape[0], params.num_heads * params.head_size)
-        tokens = _Batch(
-            batch.positions.data_ptr(),
-            batch.slots.data_ptr(),
-            batch.rows.data_ptr(),
-            batch.block_tables.data_ptr(),
-            qkv.shape[0],
-            batch.block_tables.shape[1],
-            batch.block_size,
+        assert qkv.shape[0] == len(batch.positions), "attention: one position per token"
+        status = self._library.attention_forward(
+            self._context,
+            self._native_params(params),
+            self._native_batch(batch),
+            byref(library.LayerCache(_address(keys), _address(values), keys.shape[0])),
+            _address(qkv),
+            out.data_ptr(),
         )
-        _check(
-            self._library.attention_forward(
-                self._context,
-                self._shape(params),
-                byref(tokens),
-                qkv.data_ptr(),
-                cache.keys.data_ptr(),
-                cache.values.data_ptr(),
-                out.data_ptr(),
-            )
-        )
+        _check(status)
         return out
 
     def sample(
@@ -243,43 +168,66 @@ class NativeOps:
         """See `Ops.sample`."""
         logits = logits.contiguous()
         chosen = torch.empty(logits.shape[0], dtype=torch.int64)
-        _check(
-            self._library.sample_rows(
-                self._context,
-                logits.data_ptr(),
-                logits.shape[0],
-                logits.shape[1],
-                inverse_temperature.data_ptr(),
-                keys.data_ptr(),
-                None if token_ids is None else token_ids.data_ptr(),
-                chosen.data_ptr(),
-            )
+        status = self._library.sample_forward(
+            self._context,
+            _address(logits),
+            logits.shape[0],
+            logits.shape[1],
+            logits.stride(0),
+            _address(inverse_temperature),
+            _address(keys, torch.int64),
+            None if token_ids is None else _address(token_ids, torch.int32),
+            chosen.data_ptr(),
         )
+        _check(status)
         return chosen
 
-    def _shape(self, params: AttentionParams) -> Any:
-        """The C view of a layer's parameters, made once; the entry keeps the tensors alive."""
-        entry = self._shapes.get(id(params))
+    def _native_params(self, params: AttentionParams) -> Any:
+        """A reference to the layer as C sees it."""
+        entry = self._layers.get(id(params))
         if entry is None:
-            native = _Attention(
+            native = library.AttentionParams(
+                _address(params.rope_cos),
+                _address(params.rope_sin),
+                _optional_address(params.q_norm),
+                _optional_address(params.k_norm),
+                params.rope_cos.shape[0],
                 params.num_heads,
                 params.num_kv_heads,
                 params.head_size,
-                params.rope_cos.data_ptr(),
-                params.rope_sin.data_ptr(),
-                _pointer(params.q_norm),
-                _pointer(params.k_norm),
                 params.sliding_window or 0,
                 params.scale,
                 params.norm_eps,
             )
-            entry = (params, byref(native))
-            self._shapes[id(params)] = entry
+            entry = self._layers[id(params)] = (params, byref(native))
         return entry[1]
 
+    def _native_batch(self, batch: TokenBatch) -> Any:
+        """A reference to the batch as C sees it; one batch passes through many layers."""
+        if self._batch is None or self._batch[0] is not batch:
+            native = library.TokenBatch(
+                _address(batch.positions, torch.int32),
+                _address(batch.slots, torch.int32),
+                _address(batch.rows, torch.int32),
+                _address(batch.block_tables, torch.int32),
+                len(batch.positions),
+                batch.block_tables.shape[0],
+                batch.block_tables.shape[1],
+                batch.block_size,
+            )
+            self._batch = (batch, byref(native))
+        return self._batch[1]
 
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+
+def _address(tensor: Tensor, dtype: torch.dtype = torch.float32) -> int:
+    """Where the elements lie; C knows neither strides nor types."""
+    assert tensor.dtype is dtype, f"native kernels: {tensor.dtype} instead of {dtype}"
+    assert tensor.is_contiguous(), "native kernels: a tensor is not contiguous"
+    return tensor.data_ptr()
+
+
+def _optional_address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else _address(tensor)
 
 
 def _aligned(*shape: int) -> Tensor:
@@ -287,12 +235,14 @@ def _aligned(*shape: int) -> Tensor:
     count = 1
     for length in shape:
         count *= length
-    raw = torch.empty(count + _ALIGNMENT // 4)
-    skip = (-raw.data_ptr() % _ALIGNMENT) // 4
+    spare = _CACHE_LINE // 4
+    raw = torch.empty(count + spare)
+    skip = -raw.data_ptr() % _CACHE_LINE // 4
     return raw[skip : skip + count].view(shape)
 
 
 def _check(status: int) -> None:
+    """Raise what a kernel's status means; the values are those of context.h."""
     if status == 1:
         raise MemoryError("native kernels: out of memory")
-    assert status == 0, "native kernels: a token id, position or slot is out of range"
+    assert status == 0, "native kernels: a token id, position, slot or row is out of range"

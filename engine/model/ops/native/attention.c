@@ -1,163 +1,203 @@
-/* Causal attention over a paged KV pool, in place: rotate, write keys and values, then attend row by row.
+/* Causal attention over the paged cache, in place.
 
-   A token's result depends on its own query and the keys and values at positions up to its own, read in ascending
-   order: scores one by one, one running sum each for the softmax and the values. Other tokens of the call never
-   enter the arithmetic. Threads share out (token, key/value head) pairs. */
+   A context is cut at fixed positions into parts, a part into chunks. Within a part the softmax is taken online,
+   chunk by chunk; parts are merged in order. All cuts and orders depend on positions alone, so a token's result is
+   the same whoever shares the call, and whether parts were computed one after another or by several threads.
+   Tokens of a row that stand side by side form a tile and share the work of laying out keys and values. */
+#include "attention.h"
+
+#include <math.h>
+#include <stdbool.h>
 #include <string.h>
 
-#include "context.h"
-#include "norm.h"
+enum {
+    PART = 2 * CHUNK,      /* positions of one independent partial result */
+    TILE_QUERIES = 24,     /* queries that share a chunk, unless one token has more per key head */
+    PLACE_TOKENS = 8,      /* tokens of one item when queries, keys and values are placed */
+    SPLIT_BELOW_ITEMS = 4, /* per thread: with fewer tiles than that, parts are computed in parallel */
+};
 
-typedef struct {
-    int64_t heads, kv_heads, head_size;
-    const float *cos, *sin; /* [positions, head_size / 2] */
-    const float *q_norm, *k_norm; /* [head_size] or NULL */
-    int64_t window; /* 0: none */
-    float scale, eps;
-} Attention;
+/* ---- memory ---- */
 
-typedef struct {
-    const int32_t *positions, *slots, *rows, *block_tables;
-    int64_t tokens, max_blocks, block_size;
-} Batch;
+static size_t bench_floats(const AttentionJob *job) {
+    int64_t size = job->params->head_size;
+    return size * (CHUNK + job->tile_queries + PANEL) + CHUNK * PANEL * job->value_panels +
+           CHUNK * job->tile_queries;
+}
 
-typedef struct {
-    const Attention *shape;
-    const Batch *batch;
-    const float *qkv; /* [tokens, (heads + 2 kv_heads) head_size] */
-    float *keys, *values; /* [slots, kv_heads, head_size] */
-    float *queries; /* scratch [tokens, heads, head_size]: rotated */
-    float *out; /* [tokens, heads head_size] */
-    Scratch *own; /* per thread: scores of one query head group */
-} Job;
+static Bench bench_of(const AttentionJob *job, int thread) {
+    int64_t size = job->params->head_size;
+    Bench bench;
+    bench.keys = job->context->own[thread].data;
+    bench.values = bench.keys + size * CHUNK;
+    bench.scores = bench.values + CHUNK * PANEL * job->value_panels;
+    bench.states = (char *)(bench.scores + CHUNK * job->tile_queries);
+    bench.merged = bench.states + job->tile_queries * job->state_size;
+    bench.queries = (float *)(bench.merged + job->tile_queries * job->state_size);
+    return bench;
+}
 
-/* Normalize (if asked) and rotate one head. */
-static void rotate_head(const Attention *shape, const float *norm, int32_t position, const float *x, float *out) {
-    int64_t half = shape->head_size / 2;
-    const float *cosine = shape->cos + position * half, *sine = shape->sin + position * half;
-    float inverse = norm == NULL ? 1.0f : inverse_rms(x, shape->head_size, shape->eps);
-    for (int64_t i = 0; i < half; i++) {
-        float a = x[i], b = x[i + half];
-        if (norm != NULL) {
-            a = norm[i] * (a * inverse);
-            b = norm[i + half] * (b * inverse);
-        }
-        out[i] = FMA(a, cosine[i], -(b * sine[i]));
-        out[i + half] = FMA(b, cosine[i], a * sine[i]);
+static void clear_states(const AttentionJob *job, char *states, int64_t count) {
+    for (int64_t i = 0; i < count; i++) {
+        State *state = state_at(job, states, i);
+        memset(state, 0, job->state_size);
+        state->top = -INFINITY;
     }
 }
 
-/* One token: rotated queries to scratch, rotated keys and the values to their slot. */
-static void place_token(void *argument, int64_t token, int thread) {
+/* ---- parts, and their merging ---- */
+
+static void attend_part(const AttentionJob *job, Tile tile, int64_t kv_head, int64_t part, Bench *bench, char *states) {
+    int64_t first = most(part * PART, tile_start(job, tile)) / CHUNK;
+    int64_t last = least(part * PART + PART - 1, tile_last(job, tile)) / CHUNK;
+    clear_states(job, states, tile.count * job->group);
+    for (int64_t chunk = first; chunk <= last; chunk++) chunk_attend(job, tile, kv_head, chunk, bench, states);
+}
+
+static void merge_states(const AttentionJob *job, char *merged, char *states, int64_t count) {
+    for (int64_t i = 0; i < count; i++) {
+        State *into = state_at(job, merged, i), *from = state_at(job, states, i);
+        if (from->sum == 0.0f) continue; /* this query sees nothing of the part */
+        float top = into->top > from->top ? into->top : from->top;
+        float keep = exponential(into->top - top), add = exponential(from->top - top);
+        into->top = top;
+        into->sum = FMA(into->sum, keep, from->sum * add);
+        for (int64_t j = 0; j < job->value_panels * PANEL; j++)
+            into->values[j] = FMA(into->values[j], keep, from->values[j] * add);
+    }
+}
+
+static void write_out(const AttentionJob *job, Tile tile, int64_t kv_head, char *merged) {
+    int64_t size = job->params->head_size, width = job->params->heads * size;
+    for (int64_t query = 0; query < tile.count * job->group; query++) {
+        const State *state = state_at(job, merged, query);
+        int64_t token = tile.first + query / job->group, head = kv_head * job->group + query % job->group;
+        float *out = job->out + token * width + head * size;
+        for (int64_t d = 0; d < size; d++) out[d] = state->values[d] / state->sum;
+    }
+}
+
+/* ---- items ---- */
+
+static int64_t first_part(const AttentionJob *job, Tile tile) { return tile_start(job, tile) / PART; }
+static int64_t last_part(const AttentionJob *job, Tile tile) { return tile_last(job, tile) / PART; }
+
+/* Item: tile and key head, all parts. */
+static void attend_whole(void *argument, int64_t item, int thread) {
+    const AttentionJob *job = argument;
+    int64_t kv_head = item % job->params->kv_heads;
+    Tile tile = job->tiles[item / job->params->kv_heads];
+    Bench bench = bench_of(job, thread);
+    chunk_lay_out_queries(job, tile, kv_head, &bench);
+    clear_states(job, bench.merged, tile.count * job->group);
+    for (int64_t part = first_part(job, tile); part <= last_part(job, tile); part++) {
+        attend_part(job, tile, kv_head, part, &bench, bench.states);
+        merge_states(job, bench.merged, bench.states, tile.count * job->group);
+    }
+    write_out(job, tile, kv_head, bench.merged);
+}
+
+static char *partial_at(const AttentionJob *job, int64_t tile_and_head, int64_t part) {
+    return job->partial + (tile_and_head * job->max_parts + part) * job->tile_queries * job->state_size;
+}
+
+/* Item: tile, key head and one part. */
+static void attend_partially(void *argument, int64_t item, int thread) {
+    const AttentionJob *job = argument;
+    int64_t tile_and_head = item / job->max_parts, kv_head = tile_and_head % job->params->kv_heads;
+    Tile tile = job->tiles[tile_and_head / job->params->kv_heads];
+    int64_t part = first_part(job, tile) + item % job->max_parts;
+    if (part > last_part(job, tile)) return;
+    Bench bench = bench_of(job, thread);
+    chunk_lay_out_queries(job, tile, kv_head, &bench);
+    attend_part(job, tile, kv_head, part, &bench, partial_at(job, tile_and_head, item % job->max_parts));
+}
+
+/* Item: tile and key head, whose parts have been computed. */
+static void merge_parts(void *argument, int64_t item, int thread) {
+    const AttentionJob *job = argument;
+    int64_t kv_head = item % job->params->kv_heads;
+    Tile tile = job->tiles[item / job->params->kv_heads];
+    Bench bench = bench_of(job, thread);
+    clear_states(job, bench.merged, tile.count * job->group);
+    for (int64_t part = 0; part <= last_part(job, tile) - first_part(job, tile); part++)
+        merge_states(job, bench.merged, partial_at(job, item, part), tile.count * job->group);
+    write_out(job, tile, kv_head, bench.merged);
+}
+
+static void place_tokens(void *argument, int64_t item, int thread) {
     (void)thread;
-    const Job *job = argument;
-    const Attention *shape = job->shape;
-    int64_t size = shape->head_size;
-    int32_t position = job->batch->positions[token];
-    const float *x = job->qkv + token * (shape->heads + 2 * shape->kv_heads) * size;
-    for (int64_t head = 0; head < shape->heads; head++)
-        rotate_head(shape, shape->q_norm, position, x + head * size,
-                    job->queries + (token * shape->heads + head) * size);
-    const float *keys = x + shape->heads * size;
-    int64_t slot = (int64_t)job->batch->slots[token] * shape->kv_heads * size;
-    for (int64_t head = 0; head < shape->kv_heads; head++)
-        rotate_head(shape, shape->k_norm, position, keys + head * size, job->keys + slot + head * size);
-    memcpy(job->values + slot, keys + shape->kv_heads * size, shape->kv_heads * size * sizeof(float));
+    const AttentionJob *job = argument;
+    const AttentionParams *params = job->params;
+    int64_t size = params->head_size, end = least((item + 1) * PLACE_TOKENS, job->batch->tokens);
+    for (int64_t token = item * PLACE_TOKENS; token < end; token++)
+        rotary_place_token(params, job->batch, job->cache, token,
+                           job->qkv + token * (params->heads + 2 * params->kv_heads) * size,
+                           job->queries + token * params->heads * size);
 }
 
-/* Sum over i of a[i] * b[i], lanes first, then the lanes in order; the size is a multiple of VEC_LANES or the tail is scalar. */
-INLINE float dot(const float *a, const float *b, int64_t size) {
-    vec sums = {0};
-    int64_t i = 0;
-    for (; i + VEC_LANES <= size; i += VEC_LANES) sums += vec_load(a + i) * vec_load(b + i);
-    float sum = vec_sum(sums);
-    for (; i < size; i++) sum = FMA(a[i], b[i], sum);
-    return sum;
-}
+/* ---- the operation ---- */
 
-INLINE void add_scaled(float *out, const float *x, float weight, int64_t size) {
-    int64_t i = 0;
-    for (; i + VEC_LANES <= size; i += VEC_LANES)
-        vec_store(out + i, vec_load(out + i) + vec_load(x + i) * vec_set(weight));
-    for (; i < size; i++) out[i] = FMA(x[i], weight, out[i]);
-}
-
-/* scores -> softmax weights, in place; `count` is padded to whole vectors with -inf. */
-static void softmax(float *scores, int64_t count) {
-    int64_t padded = (count + VEC_LANES - 1) / VEC_LANES * VEC_LANES;
-    for (int64_t i = count; i < padded; i++) scores[i] = -INFINITY;
-    vec tops = vec_set(-INFINITY);
-    for (int64_t i = 0; i < padded; i += VEC_LANES) tops = vec_max(vec_load(scores + i), tops);
-    float top = vec_top(tops);
-    vec sums = {0};
-    for (int64_t i = 0; i < padded; i += VEC_LANES) {
-        vec e = vec_exp(vec_load(scores + i) - top);
-        vec_store(scores + i, e);
-        sums += e;
+static bool is_in_range(const AttentionJob *job) {
+    const TokenBatch *batch = job->batch;
+    for (int64_t t = 0; t < batch->tokens; t++) {
+        int64_t position = batch->positions[t], slot = batch->slots[t], row = batch->rows[t];
+        if (position < 0 || position >= job->params->max_positions) return false;
+        if (position / batch->block_size >= batch->max_blocks) return false;
+        if (slot < 0 || slot >= job->cache->num_slots || row < 0 || row >= batch->num_rows) return false;
     }
-    float inverse = 1.0f / vec_sum(sums);
-    for (int64_t i = 0; i < padded; i += VEC_LANES) vec_store(scores + i, vec_load(scores + i) * inverse);
+    return true;
 }
 
-/* All query heads of one key/value head of one token. */
-static void attend(void *argument, int64_t item, int thread) {
-    const Job *job = argument;
-    const Attention *shape = job->shape;
-    const Batch *batch = job->batch;
-    int64_t size = shape->head_size, stride = shape->kv_heads * size, group = shape->heads / shape->kv_heads;
-    /* Long contexts come last in a prefill: hand out the heavy items first. */
-    int64_t token = batch->tokens - 1 - item / shape->kv_heads, kv_head = item % shape->kv_heads;
-    int64_t end = (int64_t)batch->positions[token] + 1;
-    int64_t start = shape->window > 0 && end > shape->window ? end - shape->window : 0;
-    int64_t count = end - start, pitch = (count + VEC_LANES - 1) / VEC_LANES * VEC_LANES;
-    const int32_t *table = batch->block_tables + batch->rows[token] * batch->max_blocks;
-    const float *query = job->queries + (token * shape->heads + kv_head * group) * size;
-    float *scores = job->own[thread].data;
-    for (int64_t p = start; p < end; p++) {
-        int64_t slot = (int64_t)table[p / batch->block_size] * batch->block_size + p % batch->block_size;
-        const float *key = job->keys + slot * stride + kv_head * size;
-        for (int64_t g = 0; g < group; g++)
-            scores[g * pitch + p - start] = dot(query + g * size, key, size) * shape->scale;
-    }
-    float *out = job->out + (token * shape->heads + kv_head * group) * size;
-    memset(out, 0, group * size * sizeof(float));
-    for (int64_t g = 0; g < group; g++) softmax(scores + g * pitch, count);
-    for (int64_t p = start; p < end; p++) {
-        int64_t slot = (int64_t)table[p / batch->block_size] * batch->block_size + p % batch->block_size;
-        const float *value = job->values + slot * stride + kv_head * size;
-        for (int64_t g = 0; g < group; g++) add_scaled(out + g * size, value, scores[g * pitch + p - start], size);
+static void cut_tiles(AttentionJob *job) {
+    const int32_t *rows = job->batch->rows;
+    int64_t limit = job->tile_queries / job->group;
+    for (int64_t first = 0; first < job->batch->tokens;) {
+        int64_t count = 1;
+        while (count < limit && first + count < job->batch->tokens && rows[first + count] == rows[first]) count++;
+        Tile tile = {.first = first, .count = count};
+        job->tiles[job->num_tiles++] = tile;
+        job->max_parts = most(job->max_parts, last_part(job, tile) - first_part(job, tile) + 1);
+        first += count;
     }
 }
 
-static int run(Context *context, Job *job, int64_t longest) {
-    const Attention *shape = job->shape;
-    int64_t tokens = job->batch->tokens, values = tokens * shape->heads * shape->head_size;
-    job->queries = scratch_reserve(&context->shared, values * sizeof(float));
-    if (job->queries == NULL) return OUT_OF_MEMORY;
-    int64_t group = shape->heads / shape->kv_heads;
-    if (context_reserve_own(context, (longest + PANEL) * group * sizeof(float)) != OK) return OUT_OF_MEMORY;
-    job->own = context->own;
-    if (tokens <= 4)
-        for (int64_t t = 0; t < tokens; t++) place_token(job, t, 0);
-    else
-        pool_run(context->pool, place_token, job, tokens);
-    pool_run(context->pool, attend, job, tokens * shape->kv_heads);
+static int run(AttentionJob *job) {
+    Context *context = job->context;
+    Pool *pool = context->pool;
+    int64_t tokens = job->batch->tokens, width = (int64_t)job->params->heads * job->params->head_size;
+    size_t own = bench_floats(job) * sizeof(float) + 2 * job->tile_queries * job->state_size;
+    size_t queries = tokens * width * sizeof(float);
+    char *shared = scratch_reserve(&context->shared, queries + tokens * sizeof(Tile));
+    if (shared == NULL || context_reserve_own(context, own) != OK) return OUT_OF_MEMORY;
+    job->queries = (float *)shared;
+    job->tiles = (Tile *)(shared + queries);
+    cut_tiles(job);
+    pool_run(pool, place_tokens, job, (tokens + PLACE_TOKENS - 1) / PLACE_TOKENS);
+    int64_t items = job->num_tiles * job->params->kv_heads, threads = pool_threads(pool);
+    if (threads == 1 || job->max_parts == 1 || items >= SPLIT_BELOW_ITEMS * threads) {
+        pool_run(pool, attend_whole, job, items);
+        return OK;
+    }
+    job->partial = scratch_reserve(&context->partial, items * job->max_parts * job->tile_queries * job->state_size);
+    if (job->partial == NULL) return OUT_OF_MEMORY;
+    pool_run(pool, attend_partially, job, items * job->max_parts);
+    pool_run(pool, merge_parts, job, items);
     return OK;
 }
 
-/* out [tokens, heads head_size]; see the header of this file. */
-int attention_forward(Context *context, const Attention *shape, const Batch *batch, const float *qkv, float *keys,
-                      float *values, float *out) {
-    if (batch->tokens == 0) return OK;
-    int64_t longest = 0;
-    for (int64_t t = 0; t < batch->tokens; t++) {
-        if (batch->positions[t] < 0 || batch->slots[t] < 0) return BAD_INDEX;
-        if (batch->positions[t] >= batch->max_blocks * batch->block_size) return BAD_INDEX;
-        if (batch->positions[t] + 1 > longest) longest = batch->positions[t] + 1;
-    }
-    Job job = {.shape = shape, .batch = batch, .qkv = qkv, .keys = keys, .values = values, .out = out};
+/* qkv: [tokens, (heads + 2 kv_heads) * head_size], queries first; out: [tokens, heads * head_size]. */
+int attention_forward(Context *context, const AttentionParams *params, const TokenBatch *batch,
+                      const LayerCache *cache, const float *qkv, float *out) {
+    int64_t group = params->heads / params->kv_heads;
+    int64_t value_panels = (params->head_size + PANEL - 1) / PANEL;
+    AttentionJob job = {.params = params, .batch = batch, .cache = cache, .qkv = qkv, .out = out, .context = context,
+               .group = group, .tile_queries = most(TILE_QUERIES / group, 1) * group,
+               .value_panels = value_panels,
+               .state_size = sizeof(State) + value_panels * PANEL * sizeof(float)};
+    if (!is_in_range(&job)) return BAD_INDEX;
     context_enter(context);
-    int status = run(context, &job, longest);
+    int status = run(&job);
     context_leave(context);
     return status;
 }

@@ -12,7 +12,6 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-_SOURCES = ("pool.c", "context.c", "panel.c", "linear.c", "attention.c", "sample.c")
 _FLAGS = (
     "-std=gnu11",
     "-O3",
@@ -50,7 +49,7 @@ def _compile(compiler: str, sources: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as directory:
         built = Path(directory) / "kernels.so"
-        files = [str(sources / name) for name in _SOURCES]
+        files = sorted(str(path) for path in sources.glob("*.c"))
         command = [compiler, *_FLAGS, *files, "-o", str(built), "-lm"]
         try:
             outcome = subprocess.run(

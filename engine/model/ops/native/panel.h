@@ -18,7 +18,7 @@
 
 /* out[r][j] = sum over k < depth of x[k][r] * panel[k][j].
 
-   x: [depth, rows], rows interleaved; panel: [depth, PANEL], aligned; out: [rows, PANEL], aligned; 1 <= rows <= MAX_ROWS. */
+   x: [depth, rows], rows interleaved, 1 <= rows <= MAX_ROWS; panel: [depth, PANEL] and out: [rows, PANEL], aligned. */
 void panel_product(int rows, int64_t depth, const float *x, const float *panel, float *out);
 
 #endif

@@ -1,110 +1,128 @@
-/* Argmax over the vocabulary, with or without counter-based Gumbel noise: the function of engine/model/noise.py.
-
-   Integers are mixed exactly as there; the logarithm is this backend's own, the same for every column. Columns are cut
-   into fixed pieces for the threads, and the pieces' winners compared in order: the lowest index wins a tie. */
+/* Choosing tokens: argmax of logits, plain or with counter-based Gumbel noise (see engine/model/noise.py). */
+#include <math.h>
 #include <stdbool.h>
 
 #include "context.h"
 #include "vector.h"
 
-enum { PIECE = 4096 };
+enum {
+    BLOCK = 64,    /* columns scored at a time */
+    SPAN = 4096,   /* columns of one item, a multiple of BLOCK */
+};
 
 typedef struct {
     float score;
-    int64_t index; /* -1: NaN seen */
-} Best;
+    int64_t column; /* -1 where a logit is NaN */
+} Choice;
 
 typedef struct {
-    const float *logits; /* [rows, columns] */
+    const float *logits; /* [rows, columns], rows `stride` apart */
     const float *inverse_temperature;
     const int64_t *keys;
-    const int32_t *token_ids; /* [columns] or NULL: column = id */
-    int64_t columns, pieces;
-    Best *best; /* [rows, pieces] */
+    const int32_t *token_ids; /* [columns]; NULL: the columns are the ids */
+    Choice *choices;          /* [rows, spans] */
+    int64_t stride;
+    int64_t columns;
+    int64_t spans;
 } Job;
 
-static uint64_t mix(uint64_t z) {
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+/* The finalizer of splitmix64. */
+INLINE uint64_t mix(uint64_t z) {
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
     return z ^ (z >> 31);
 }
 
-/* Noise for the ids of PANEL columns. */
-static void gumbel(uint64_t key, const int32_t *ids, float *noise) {
-    for (int j = 0; j < PANEL; j++) {
-        uint64_t z = mix(key ^ ((uint64_t)(int64_t)ids[j] * 0x9E3779B97F4A7C15ull));
-        noise[j] = ((float)(int32_t)(z >> 41) + 0.5f) * (1.0f / 8388608.0f);
+/* scores += Gumbel noise of the block's token ids. 23 random bits, centred: exact in float, never 0 or 1. */
+static void add_noise(uint64_t key, const int32_t *token_ids, float *scores) {
+    float uniform[BLOCK];
+    for (int i = 0; i < BLOCK; i++) {
+        uint64_t z = mix(key ^ (uint64_t)(int64_t)token_ids[i] * 0x9E3779B97F4A7C15u);
+        uniform[i] = ((float)(int32_t)(z >> 41) + 0.5f) * (1.0f / (1 << 23));
     }
-    for (int j = 0; j < PANEL; j += VEC_LANES)
-        vec_store(noise + j, -vec_log(-vec_log(vec_load(noise + j))));
-}
-
-static void scan_greedy(const float *logits, int64_t start, int64_t end, Best *best) {
-    for (int64_t j = start; j < end; j++) {
-        if (logits[j] != logits[j]) {
-            best->index = -1;
-            return;
-        }
-        if (logits[j] > best->score) *best = (Best){.score = logits[j], .index = j};
+    for (int i = 0; i < BLOCK; i += VEC_LANES) {
+        vec noise = -vec_log(-vec_log(vec_load(uniform + i)));
+        vec_store(scores + i, vec_load(scores + i) + noise);
     }
 }
 
-static void scan_noisy(const Job *job, const float *logits, float scale, uint64_t key, int64_t start, int64_t end,
-                       Best *best) {
-    for (int64_t first = start; first < end; first += PANEL) {
-        int32_t ids[PANEL];
-        _Alignas(64) float noise[PANEL];
-        int64_t count = end - first < PANEL ? end - first : PANEL;
-        for (int64_t j = 0; j < PANEL; j++) {
-            int64_t column = first + (j < count ? j : 0);
-            ids[j] = job->token_ids == NULL ? (int32_t)column : job->token_ids[column];
-        }
-        gumbel(key, ids, noise);
-        for (int64_t j = 0; j < count; j++) {
-            float score = FMA(logits[first + j], scale, noise[j]);
-            if (score != score) {
-                best->index = -1;
-                return;
-            }
-            if (score > best->score) *best = (Best){.score = score, .index = first + j};
-        }
+/* Logits and token ids of a block; behind the last column -inf, which never wins. Returns whether a logit is NaN. */
+static bool load_block(const Job *job, int64_t row, int64_t begin, float *scores, int32_t *token_ids) {
+    const float *logits = job->logits + row * job->stride + begin;
+    int count = job->columns - begin < BLOCK ? (int)(job->columns - begin) : BLOCK;
+    bool has_nan = false;
+    for (int i = 0; i < BLOCK; i++) {
+        scores[i] = i < count ? logits[i] : -INFINITY;
+        token_ids[i] = (int32_t)(begin + i);
+        has_nan |= scores[i] != scores[i];
     }
+    if (job->token_ids != NULL)
+        for (int i = 0; i < count; i++) token_ids[i] = job->token_ids[begin + i];
+    return has_nan;
 }
 
-static void scan_piece(void *argument, int64_t item, int thread) {
+/* Best score and its lowest column over all lanes. */
+static Choice best_lane(vec best, ivec columns) {
+    Choice choice = {.score = best[0], .column = columns[0]};
+    for (int lane = 1; lane < VEC_LANES; lane++)
+        if (best[lane] > choice.score || (best[lane] == choice.score && columns[lane] < choice.column))
+            choice = (Choice){.score = best[lane], .column = columns[lane]};
+    return choice;
+}
+
+static Choice choose_span(const Job *job, int64_t row, int64_t begin, int64_t end) {
+    _Alignas(64) float scores[BLOCK];
+    _Alignas(64) int32_t token_ids[BLOCK];
+    float scale = job->inverse_temperature[row];
+    vec best = vec_set(-INFINITY);
+    ivec columns = {0}, lane;
+    for (int i = 0; i < VEC_LANES; i++) lane[i] = i;
+    columns += (int32_t)begin; /* what a span of nothing but -inf answers */
+    for (int64_t block = begin; block < end; block += BLOCK) {
+        if (load_block(job, row, block, scores, token_ids)) return (Choice){.column = -1};
+        if (scale != 0.0f) {
+            for (int i = 0; i < BLOCK; i++) scores[i] *= scale;
+            add_noise((uint64_t)job->keys[row], token_ids, scores);
+        }
+        for (int i = 0; i < BLOCK; i += VEC_LANES) {
+            vec score = vec_load(scores + i);
+            ivec is_better = score > best;
+            best = vec_select(is_better, score, best);
+            columns = (is_better & (lane + (int32_t)(block + i))) | (~is_better & columns);
+        }
+    }
+    return best_lane(best, columns);
+}
+
+static void choose_item(void *argument, int64_t item, int thread) {
     (void)thread;
     const Job *job = argument;
-    int64_t row = item / job->pieces, start = item % job->pieces * PIECE;
-    int64_t end = start + PIECE < job->columns ? start + PIECE : job->columns;
-    const float *logits = job->logits + row * job->columns;
-    Best *best = job->best + item;
-    *best = (Best){.score = -INFINITY, .index = start};
-    if (job->inverse_temperature[row] == 0.0f)
-        scan_greedy(logits, start, end, best);
-    else
-        scan_noisy(job, logits, job->inverse_temperature[row], (uint64_t)job->keys[row], start, end, best);
+    int64_t begin = item % job->spans * SPAN, end = begin + SPAN;
+    if (end > job->columns) end = job->columns;
+    job->choices[item] = choose_span(job, item / job->spans, begin, end);
 }
 
-/* chosen[row] = the winning column, or -1 if the row has a NaN. */
-int sample_rows(Context *context, const float *logits, int64_t rows, int64_t columns, const float *inverse_temperature,
-                const int64_t *keys, const int32_t *token_ids, int64_t *chosen) {
-    Job job = {.logits = logits, .inverse_temperature = inverse_temperature, .keys = keys, .token_ids = token_ids,
-               .columns = columns, .pieces = (columns + PIECE - 1) / PIECE};
-    context_enter(context);
-    job.best = scratch_reserve(&context->shared, rows * job.pieces * sizeof(Best));
-    if (job.best == NULL) {
-        context_leave(context);
-        return OUT_OF_MEMORY;
+static int64_t best_span(const Choice *choices, int64_t spans) {
+    Choice best = choices[0];
+    for (int64_t i = 0; i < spans; i++) {
+        if (choices[i].column < 0) return -1;
+        if (choices[i].score > best.score) best = choices[i];
     }
-    pool_run(context->pool, scan_piece, &job, rows * job.pieces);
-    for (int64_t row = 0; row < rows; row++) {
-        Best best = job.best[row * job.pieces];
-        for (int64_t piece = 1; piece < job.pieces && best.index >= 0; piece++) {
-            Best other = job.best[row * job.pieces + piece];
-            if (other.index < 0 || other.score > best.score) best = other;
-        }
-        chosen[row] = best.index;
+    return best.column;
+}
+
+/* out[i] = argmax over j of logits[i][j] * inverse_temperature[i] + gumbel(keys[i], token_ids[j]), the lowest of
+   equals; without scale and noise where the inverse temperature is 0; -1 where a logit is NaN. */
+int sample_forward(Context *context, const float *logits, int64_t rows, int64_t columns, int64_t stride,
+                   const float *inverse_temperature, const int64_t *keys, const int32_t *token_ids, int64_t *out) {
+    Job job = {.logits = logits, .inverse_temperature = inverse_temperature, .keys = keys, .token_ids = token_ids,
+               .stride = stride, .columns = columns, .spans = (columns + SPAN - 1) / SPAN};
+    context_enter(context);
+    job.choices = scratch_reserve(&context->shared, (rows * job.spans + 1) * sizeof(Choice));
+    if (job.choices != NULL) {
+        pool_run(context->pool, choose_item, &job, rows * job.spans);
+        for (int64_t row = 0; row < rows; row++) out[row] = best_span(job.choices + row * job.spans, job.spans);
     }
     context_leave(context);
-    return OK;
+    return job.choices == NULL ? OUT_OF_MEMORY : OK;
 }

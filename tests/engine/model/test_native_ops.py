@@ -1,0 +1,304 @@
+"""The native kernels against plain torch, and their promise: a token's bits do not depend on its
+company.
+"""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine.model.noise import gumbel
+from engine.model.ops.interface import AttentionParams, LayerCache, TokenBatch
+from engine.model.ops.native_ops import NativeOps
+from engine.model.ops.torch_ops import TorchOps
+
+pytestmark = [
+    pytest.mark.torch,
+    pytest.mark.skipif(
+        NativeOps.unavailable_reason() is not None, reason="native kernels are not available"
+    ),
+]
+
+EPS = 1e-5
+REFERENCE = TorchOps("cpu")
+ROW_COUNTS = (1, 2, 3, 5, 8, 16, 25, 33, 64, 100)
+# (out, in) of the default model's linears, then odd ones.
+SHAPES = ((960, 576), (576, 576), (576, 1536), (97, 48), (1, 16), (33, 130), (16, 7), (2048, 64))
+
+
+@pytest.fixture(scope="module", params=[1, 2, 3])
+def ops(request: pytest.FixtureRequest) -> NativeOps:
+    return NativeOps(request.param)
+
+
+def randn(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def assert_close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=2e-5)
+
+
+# ---- linear, gate_up, embed ----
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("fused", [False, True])
+def test_linear_is_torchs(ops: NativeOps, shape: tuple[int, int], fused: bool) -> None:
+    out, size = shape
+    weight, bias = randn(out, size, scale=size**-0.5), randn(out, seed=1) if fused else None
+    x = randn(7, size, seed=2)
+    norm = randn(size, seed=3) if fused else None
+    residual = randn(7, out, seed=4) if fused else None
+    options = {"norm": norm, "eps": EPS, "residual": residual}
+    actual = ops.linear(x, ops.pack(weight, bias), **options)
+    assert_close(actual, REFERENCE.linear(x, REFERENCE.pack(weight, bias), **options))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rows_of_linear_do_not_depend_on_their_number(
+    ops: NativeOps, shape: tuple[int, int]
+) -> None:
+    out, size = shape
+    weight = ops.pack(randn(out, size), randn(out, seed=1))
+    x, norm, residual = randn(100, size, seed=2), randn(size, seed=3), randn(100, out, seed=4)
+    alone = torch.cat(
+        [
+            ops.linear(x[i : i + 1], weight, norm=norm, eps=EPS, residual=residual[i : i + 1])
+            for i in range(100)
+        ]
+    )
+    for count in ROW_COUNTS:
+        first = (100 - count) // 2
+        rows = slice(first, first + count)
+        together = ops.linear(x[rows], weight, norm=norm, eps=EPS, residual=residual[rows])
+        assert torch.equal(together, alone[rows]), f"{count} rows"
+
+
+@pytest.mark.parametrize("width", [1536, 80, 24])  # 24 is no whole number of panels
+def test_gate_up_is_torchs_and_its_rows_are_exact(ops: NativeOps, width: int) -> None:
+    weight, bias = randn(2 * width, 64, scale=0.3), randn(2 * width, seed=1)
+    x, norm = randn(100, 64, seed=2), randn(64, seed=3)
+    packed = ops.pack(weight, bias)
+    expected = REFERENCE.gate_up(x, REFERENCE.pack(weight, bias), norm=norm, eps=EPS)
+    alone = torch.cat([ops.gate_up(x[i : i + 1], packed, norm=norm, eps=EPS) for i in range(100)])
+    assert_close(alone, expected)
+    for count in ROW_COUNTS:
+        assert torch.equal(ops.gate_up(x[:count], packed, norm=norm, eps=EPS), alone[:count])
+
+
+def test_gate_survives_extreme_values(ops: NativeOps) -> None:
+    gates = torch.tensor([[-200.0, -95.0, -1e-30, 0.0, 1e-30, 95.0, 200.0] + [1.0] * 9])
+    weight = ops.pack(torch.cat((torch.eye(16), torch.eye(16))))
+    norm = gates.pow(2).mean().sqrt().expand(16).contiguous()  # undoes the normalization
+    actual = ops.gate_up(gates, weight, norm=norm, eps=0.0)
+    expected = torch.nn.functional.silu(gates) * gates
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-30)
+
+
+def test_embed_returns_the_packed_rows_exactly(ops: NativeOps) -> None:
+    weight = randn(97, 48)
+    ids = torch.tensor([0, 96, 16, 15, 16], dtype=torch.int32)
+    assert torch.equal(ops.embed(ids, ops.pack(weight)), weight[ids.long()])
+
+
+def test_embed_refuses_ids_outside_the_table(ops: NativeOps) -> None:
+    with pytest.raises(AssertionError, match="out of range"):
+        ops.embed(torch.tensor([97], dtype=torch.int32), ops.pack(randn(97, 48)))
+
+
+def test_half_precision_weights_are_packed_as_they_are(ops: NativeOps) -> None:
+    weight = randn(5000, 24).bfloat16()  # more rows than are converted at a time
+    ids = torch.arange(5000, dtype=torch.int32)
+    assert torch.equal(ops.embed(ids, ops.pack(weight)), weight.float())
+
+
+def test_wrong_types_are_refused(ops: NativeOps) -> None:
+    with pytest.raises(AssertionError, match="float64"):
+        ops.linear(randn(2, 16).double(), ops.pack(randn(16, 16)))
+
+
+def test_threads_stop_whenever_they_are_told_to() -> None:
+    weight, x = randn(64, 16), randn(1, 16)
+    for _ in range(200):
+        ops = NativeOps(3)
+        ops.linear(x, ops.pack(weight))
+        del ops  # right behind a job, while its last member may still be on its way in
+
+
+# ---- attention ----
+
+BLOCK_SIZE = 16
+# (query heads, key heads, head size, window, query and key norms)
+LAYERS = (
+    (9, 3, 64, None, False),
+    (4, 4, 80, None, False),
+    (8, 1, 128, None, True),
+    (32, 1, 16, None, False),
+    (4, 2, 8, 40, False),
+    (6, 2, 64, 100, True),
+)
+
+
+def layer_params(layer: tuple[int, int, int, int | None, bool]) -> AttentionParams:
+    heads, kv_heads, size, window, has_norms = layer
+    angles = torch.arange(512.0)[:, None] * 10000.0 ** -(torch.arange(size // 2) / (size // 2))
+    return AttentionParams(
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_size=size,
+        scale=size**-0.5,
+        rope_cos=angles.cos(),
+        rope_sin=angles.sin(),
+        norm_eps=EPS,
+        q_norm=randn(size, seed=8) if has_norms else None,
+        k_norm=randn(size, seed=9) if has_norms else None,
+        sliding_window=window,
+    )
+
+
+class Rows:
+    """Two sequences of 300 tokens whose blocks lie scattered in a pool of garbage."""
+
+    length = 300
+
+    def __init__(self, params: AttentionParams) -> None:
+        self.params = params
+        shape = (64 * BLOCK_SIZE, params.num_kv_heads, params.head_size)
+        self.cache = LayerCache(
+            keys=torch.full(shape, torch.nan), values=torch.full(shape, torch.nan)
+        )
+        order = torch.randperm(64, generator=torch.Generator().manual_seed(5))
+        self.block_tables = order[:40].view(2, 20).to(torch.int32).contiguous()
+        width = (params.num_heads + 2 * params.num_kv_heads) * params.head_size
+        self.qkv = randn(2, self.length, width, seed=6)
+
+    def run(self, ops: NativeOps | TorchOps, tokens: Sequence[tuple[int, int]]) -> Tensor:
+        """Attend with (row, position) pairs as one call."""
+        rows = torch.tensor([row for row, _ in tokens])
+        positions = torch.tensor([position for _, position in tokens])
+        blocks = self.block_tables[rows, positions // BLOCK_SIZE]
+        batch = TokenBatch(
+            positions=positions.to(torch.int32),
+            slots=(blocks * BLOCK_SIZE + positions % BLOCK_SIZE).to(torch.int32),
+            rows=rows.to(torch.int32),
+            block_tables=self.block_tables,
+            block_size=BLOCK_SIZE,
+        )
+        return ops.attention(self.qkv[rows, positions], self.params, self.cache, batch)
+
+    def run_in_chunks(self, ops: NativeOps | TorchOps, row: int, size: int) -> Tensor:
+        starts = range(0, self.length, size)
+        ends = [min(start + size, self.length) for start in starts]
+        return torch.cat(
+            [
+                self.run(ops, [(row, p) for p in range(start, end)])
+                for start, end in zip(starts, ends, strict=True)
+            ]
+        )
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_attention_is_torchs(ops: NativeOps, layer: tuple[int, int, int, int | None, bool]) -> None:
+    rows, reference = Rows(layer_params(layer)), Rows(layer_params(layer))
+    actual = rows.run_in_chunks(ops, 0, 300)
+    expected = reference.run_in_chunks(REFERENCE, 0, 300)
+    assert_close(actual, expected)
+    assert torch.equal(rows.cache.values.isnan(), reference.cache.values.isnan())
+    assert_close(rows.cache.keys.nan_to_num(), reference.cache.keys.nan_to_num())
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_attention_does_not_depend_on_the_chunking(
+    ops: NativeOps, layer: tuple[int, int, int, int | None, bool]
+) -> None:
+    rows = Rows(layer_params(layer))
+    alone = rows.run_in_chunks(ops, 1, 1)
+    for size in (2, 3, 7, 16, 64, 129, 300):
+        assert torch.equal(rows.run_in_chunks(ops, 1, size), alone), f"{size} tokens a call"
+
+
+def test_attention_of_rows_that_share_a_call(ops: NativeOps) -> None:
+    rows = Rows(layer_params(LAYERS[0]))
+    first, second = rows.run_in_chunks(ops, 0, 300), rows.run_in_chunks(ops, 1, 300)
+    tokens = [(0, 7), (1, 250), (1, 251), (0, 130), (0, 140), (1, 299)]
+    together = rows.run(ops, tokens)
+    for i, (row, position) in enumerate(tokens):
+        assert torch.equal(together[i], (first, second)[row][position])
+
+
+def test_a_poisoned_token_leaves_older_ones_alone(ops: NativeOps) -> None:
+    rows = Rows(layer_params(LAYERS[0]))
+    clean = rows.run_in_chunks(ops, 0, 300)
+    rows.qkv[0, 200] = torch.nan
+    poisoned = rows.run_in_chunks(ops, 0, 300)
+    assert torch.equal(poisoned[:200], clean[:200])
+    assert poisoned[200:].isnan().all()
+
+
+def test_attention_refuses_positions_outside_the_tables(ops: NativeOps) -> None:
+    rows = Rows(layer_params(LAYERS[0]))
+    batch = TokenBatch(
+        positions=torch.tensor([512], dtype=torch.int32),
+        slots=torch.tensor([0], dtype=torch.int32),
+        rows=torch.tensor([0], dtype=torch.int32),
+        block_tables=rows.block_tables,
+        block_size=BLOCK_SIZE,
+    )
+    with pytest.raises(AssertionError, match="out of range"):
+        ops.attention(rows.qkv[0, :1], rows.params, rows.cache, batch)
+
+
+# ---- sample ----
+
+
+def test_greedy_takes_the_lowest_of_the_best(ops: NativeOps) -> None:
+    logits = randn(4, 49152)
+    logits[1, [5, 4096, 49151]] = 9.0
+    logits[2] = -torch.inf
+    logits[3, 49151] = 9.0
+    zero, keys = torch.zeros(4), torch.arange(4)
+    assert ops.sample(logits, zero, keys).tolist() == [int(logits[0].argmax()), 5, 0, 49151]
+
+
+@pytest.mark.parametrize("columns", [1, 15, 100, 4097, 49152])
+def test_noise_is_the_contracts(ops: NativeOps, columns: int) -> None:
+    logits = randn(40, columns, scale=2.0)
+    inverse = torch.linspace(0.3, 2.0, 40)
+    keys = torch.arange(40) * 0x1234567890ABCDEF
+    ids = torch.randperm(60000, generator=torch.Generator().manual_seed(1))[:columns].to(
+        torch.int32
+    )
+    for token_ids in (None, ids):
+        noise = gumbel(keys, torch.arange(columns) if token_ids is None else token_ids)
+        scores = logits * inverse[:, None] + noise
+        chosen = ops.sample(logits, inverse, keys, token_ids)
+        best = scores.gather(1, chosen[:, None])[:, 0]
+        assert (scores.max(1).values - best).abs().max() < 2e-6, "no more than a near-tie apart"
+        assert (chosen == scores.argmax(1)).float().mean() > 0.9
+
+
+def test_a_choice_does_not_depend_on_other_columns_or_rows(ops: NativeOps) -> None:
+    """A reduced vocabulary with the winner in it gives the winner, to the bit."""
+    logits, keys, ones = randn(8, 49152), torch.arange(8) * 977, torch.ones(8)
+    chosen = ops.sample(logits, ones, keys)
+    for row in range(8):
+        ids = torch.cat((torch.arange(3, 5000, 7), chosen[row : row + 1])).to(torch.int32)
+        reduced = ops.sample(logits[row : row + 1, ids.long()], ones[:1], keys[row : row + 1], ids)
+        assert ids[reduced.item()] == chosen[row]
+
+
+def test_an_excluded_token_is_never_chosen(ops: NativeOps) -> None:
+    logits = torch.full((64, 100), -torch.inf)
+    logits[:, 37] = -50.0
+    assert ops.sample(logits, torch.ones(64), torch.arange(64)).tolist() == [37] * 64
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_nan_is_reported_by_row(ops: NativeOps, scale: float) -> None:
+    logits = randn(3, 10000)
+    logits[1, 9999] = torch.nan
+    chosen = ops.sample(logits, torch.full((3,), scale), torch.arange(3))
+    assert chosen[1] == -1
+    assert (chosen[[0, 2]] >= 0).all()
