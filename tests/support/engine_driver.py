@@ -34,6 +34,7 @@ class EngineDriver:
         """Render what was committed, if it is not rendered yet."""
         committed, self._committed = self._committed, []
         self.keep(self.core.render(committed))
+        self.core.check()
 
     def receive(self) -> None:
         """Commit the step in flight; what was committed before has to be rendered first."""
