@@ -121,5 +121,6 @@ class Ops(Protocol):
             token_ids: [V'] int32 ids of the columns; None when V' is the whole vocabulary in order.
 
         Returns:
-            [T] int64 column indices; the lowest index wins a tie.
+            [T] int64 column indices; the lowest index wins a tie. -1 for a row that holds a NaN:
+            the caller turns that into an error of that row alone.
         """
