@@ -131,6 +131,21 @@ def compare(runs: Sequence[Run]) -> list[TaskComparison]:
     return comparisons
 
 
+def mean_ratio(runs: Sequence[Run], mode: str, baseline: str, concurrency: int) -> float | None:
+    """How many times faster `mode` is, prompt by prompt (or group by group), on the mean.
+
+    Every prompt counts alike, however long it takes; None unless both modes ran.
+    """
+    durations: dict[str, dict[tuple[int, ...], float]] = {mode: {}, baseline: {}}
+    for run in runs:
+        if run.concurrency == concurrency and run.mode in durations:
+            durations[run.mode][run.prompt_indices] = run.duration_s
+    common = durations[mode].keys() & durations[baseline].keys()
+    if not common:
+        return None
+    return sum(durations[baseline][key] / durations[mode][key] for key in common) / len(common)
+
+
 def check_agreement(runs: Sequence[Run]) -> list[Agreement]:
     """Every mode against plain decoding of the same prompt, one at a time if that was run.
 

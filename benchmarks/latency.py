@@ -22,7 +22,13 @@ from benchmarks.contestants import EngineContestant, TransformersContestant
 from benchmarks.machine import describe_machine, print_facts
 from benchmarks.plots import plot_latency, require_matplotlib
 from benchmarks.prompts import choose_prompts, encode_prompts
-from benchmarks.report import agreement_to_json, format_agreements, format_comparisons, to_json
+from benchmarks.report import (
+    agreement_to_json,
+    format_agreements,
+    format_comparisons,
+    format_means,
+    to_json,
+)
 from engine.checkpoint import find_heads, resolve_model
 from engine.config import EngineConfig, ExitsConfig, ModelConfig, SchedulerConfig
 from engine.offline import OfflineEngine
@@ -56,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     )
     runs = contest.measure()
     comparisons, agreements = compare(runs), check_agreement(runs)
-    print(f"\n{format_comparisons(comparisons)}\n")
+    print(f"\n{format_comparisons(comparisons)}\n\n{format_means(runs)}\n")
     print(format_agreements(agreements, is_greedy=args.temperature == 0))
     if args.json:
         report = {

@@ -9,7 +9,9 @@ from benchmarks.comparison import (
     PLAIN,
     TRANSFORMERS,
     Agreement,
+    Run,
     TaskComparison,
+    mean_ratio,
 )
 
 _RATIOS = ((EARLY_EXIT, PLAIN), (PLAIN, TRANSFORMERS), (EARLY_EXIT, TRANSFORMERS))
@@ -39,6 +41,20 @@ def format_agreements(agreements: Sequence[Agreement], *, is_greedy: bool) -> st
         if not agreement.is_complete:
             line += f" (prompts {', '.join(map(str, agreement.different))} differ)"
         lines.append(line)
+    return "\n".join(lines)
+
+
+def format_means(runs: Sequence[Run]) -> str:
+    """One line per concurrency: the mean of the prompts' own ratios."""
+    lines = []
+    for concurrency in sorted({run.concurrency for run in runs}):
+        means = [
+            f"{mode} {mean:.2f}x {baseline}"
+            for mode, baseline in _RATIOS
+            if (mean := mean_ratio(runs, mode, baseline, concurrency)) is not None
+        ]
+        if means:
+            lines.append(f"mean of single ratios, {concurrency} at once: {', '.join(means)}")
     return "\n".join(lines)
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from benchmarks.comparison import Run, check_agreement, compare
+from benchmarks.comparison import Run, check_agreement, compare, mean_ratio
 from engine.request import DraftFigures
 
 
@@ -107,3 +107,16 @@ def test_a_batch_must_not_change_plain_decoding():
 
 def test_without_plain_decoding_there_is_nothing_to_agree_with():
     assert check_agreement([make_run("transformers")]) == []
+
+
+def test_the_mean_ratio_counts_every_prompt_alike():
+    runs = [
+        make_run("plain", 0, duration_s=1.0),
+        make_run("early-exit", 0, duration_s=0.5),
+        make_run("plain", 1, duration_s=10.0),
+        make_run("early-exit", 1, duration_s=10.0),
+        make_run("plain", 2, duration_s=7.0),
+    ]
+    assert mean_ratio(runs, "early-exit", "plain", 1) == 1.5
+    assert mean_ratio(runs, "early-exit", "transformers", 1) is None
+    assert mean_ratio(runs, "early-exit", "plain", 8) is None
