@@ -10,6 +10,8 @@ import argparse
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +50,11 @@ def main() -> None:
         _print_linears(ops, args.repeats)
         _print_attention(ops, args.repeats)
         _print_sampling(ops, args.repeats)
+
+
+def _in_turn(call: Callable[[Any], object], arguments: Sequence[Any]) -> Callable[[int], object]:
+    """Call number i gets argument i, going round: what the last call read is cold again."""
+    return lambda number: call(arguments[number % len(arguments)])
 
 
 def _least_seconds(call: Callable[[int], object], num_calls: int) -> float:
@@ -89,10 +96,7 @@ def _linear_times(ops: NativeOps, out: int, size: int, repeats: int) -> list[tup
     times = []
     for tokens in _TOKENS:
         x = torch.randn(tokens, size)
-        calls: tuple[Callable[[int], Tensor], ...] = (
-            lambda i, x=x: ops.linear(x, packed[i % copies]),
-            lambda i, x=x: F.linear(x, sources[i % copies]),
-        )
+        calls = (_in_turn(partial(ops.linear, x), packed), _in_turn(partial(F.linear, x), sources))
         ours, torchs = (_least_seconds(call, repeats * copies) for call in calls)
         times.append((ours, torchs))
     return times
@@ -151,9 +155,8 @@ def _print_sampling(ops: NativeOps, repeats: int) -> None:
         logits, keys = torch.randn(rows, _VOCABULARY), torch.arange(rows)
         for name, scale in (("greedy", 0.0), ("with noise", 1.0)):
             scales = torch.full((rows,), scale)
-            seconds = _least_seconds(
-                lambda _, x=logits, s=scales, k=keys: ops.sample(x, s, k), repeats
-            )
+            call = _in_turn(partial(ops.sample, logits, scales), [keys])
+            seconds = _least_seconds(call, repeats)
             print(f"{rows} rows of {_VOCABULARY}, {name:<10}: {seconds * 1e3:.3f}")
 
 
