@@ -41,6 +41,5 @@ def _exits(settings: ServerSettings, info: EngineInfo, heads: Path | None) -> st
     if heads is None:
         return "none: no exit heads for this model, decoding plainly (--heads DIR gives some)"
     layers = ", ".join(map(str, info.exit_layers)) or "none"
-    return (
-        f"after layers {layers} of {info.num_layers}, up to {info.max_draft_tokens} drafts, {heads}"
-    )
+    drafts = f"up to {info.max_draft_tokens} drafts"
+    return f"at layer {layers} of {info.num_layers}, {drafts}, heads {heads}"

@@ -27,7 +27,7 @@ def test_a_port_in_use_is_one_line_and_status_1(capsys):
 @pytest.mark.parametrize(
     ("flags", "heads", "line"),
     [
-        ({}, "configs/heads", "after layers 2 of 4, up to 3 drafts, configs/heads"),
+        ({}, "configs/heads", "at layer 2 of 4, up to 3 drafts, heads configs/heads"),
         ({}, None, "none: no exit heads"),
         ({"early_exit": False}, None, "off (--no-early-exit)"),
     ],
