@@ -72,6 +72,7 @@ class NativeOps:
         out_features, in_features = weight.shape
         num_panels = -(-out_features // _PANEL)
         panels = _aligned(num_panels, in_features, _PANEL)
+        self._library.linear_prefer_huge_pages(panels.data_ptr(), panels.nbytes)
         panels[-1].zero_()
         for first in range(0, out_features, _PACK_ROWS):
             rows = weight[first : first + _PACK_ROWS].to(torch.float32).contiguous()

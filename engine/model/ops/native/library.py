@@ -63,6 +63,7 @@ class LayerCache(ctypes.Structure):
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "context_new": (c_void_p, [c_int]),
     "context_free": (None, [c_void_p]),
+    "linear_prefer_huge_pages": (None, [c_void_p, c_int64]),
     "linear_pack": (None, [c_void_p, c_int64, c_int64, c_int64, c_void_p]),
     "linear_embed": (c_int, [c_void_p, c_void_p, c_int64, c_void_p]),
     "linear_forward": (

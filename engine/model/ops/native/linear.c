@@ -2,8 +2,8 @@
 
    A weight [out, in] is kept as panels [ceil(out / PANEL)][in][PANEL], the last one padded with zeros: a token's pass
    reads it once, in order. Threads share the panels out among themselves; no sum is ever split. */
-#include <stdbool.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "context.h"
 #include "norm.h"
@@ -25,6 +25,18 @@ enum {
 static int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /* ---- packing weights and reading them back ---- */
+
+/* Ask for huge pages under a weight that has not been written yet: a pass over it then misses fewer translations
+   (5 to 12 % of the time of few tokens on an EPYC). A wish: nothing depends on its being granted. */
+void linear_prefer_huge_pages(float *panels, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+    const uintptr_t huge = 2 << 20;
+    uintptr_t begin = ((uintptr_t)panels + huge - 1) / huge * huge, end = ((uintptr_t)panels + bytes) / huge * huge;
+    if (end > begin) madvise((void *)begin, end - begin, MADV_HUGEPAGE);
+#else
+    (void)panels, (void)bytes;
+#endif
+}
 
 /* Rows [first, first + rows) of a weight into its panels; `first` is a multiple of PANEL. */
 void linear_pack(const float *weight, int64_t first, int64_t rows, int64_t in_features, float *panels) {
