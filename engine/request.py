@@ -7,6 +7,7 @@ builds requests (already validated), the engine builds outputs.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal
 
 
 class FinishReason(StrEnum):
@@ -19,6 +20,14 @@ class FinishReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Structure:
+    """What the output has to look like; drafts obey it as every token does."""
+
+    kind: Literal["json_object", "json_schema", "regex", "grammar", "structural_tag"]
+    source: str = ""  # the schema, pattern, EBNF grammar or tag description; empty: any JSON object
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How tokens are chosen. Defined on the last layer's logits, whatever the exits do."""
 
@@ -27,7 +36,7 @@ class SamplingParams:
     top_k: int = 0  # 0 = off
     min_p: float = 0.0
     seed: int = 0  # the server draws one when the client gives none; unsigned 64 bits
-    max_tokens: int = 16
+    max_tokens: int = 16  # 0: the prompt is computed and the request ends with LENGTH
     min_tokens: int = 0
     stop: tuple[str, ...] = ()
     include_stop_str_in_output: bool = False
@@ -38,6 +47,8 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)  # token id -> added to the logit
     num_logprobs: int | None = None  # top log-probabilities per token; 0 = the chosen one only
+    num_prompt_logprobs: int | None = None  # the same for every prompt token but the first
+    structure: Structure | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +69,9 @@ class GenerationRequest:
     prompt_token_ids: tuple[int, ...]
     sampling: SamplingParams = field(default_factory=SamplingParams)
     early_exit: EarlyExitOptions = field(default_factory=EarlyExitOptions)
+    pooling: Literal["mean", "last"] | None = None  # also answer with an embedding of the prompt
+    priority: int = 0  # lower runs first; equal ones first come first served
+    cache_salt: str = ""  # blocks are shared only among requests with the same salt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +136,9 @@ class RequestOutput:
     trace: tuple[TokenTrace, ...] = ()  # one per new token when asked for
     num_prompt_tokens: int
     num_output_tokens: int  # so far
+    num_cached_tokens: int = 0  # prompt tokens whose KV was found in the prefix cache
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # on the first output, when asked for
+    embedding: tuple[float, ...] | None = None  # with `pooling`, on the last output
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None  # the stop string or stop token id that ended it
     draft_figures: DraftFigures | None = None  # on the last output
