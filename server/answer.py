@@ -1,8 +1,8 @@
 """Outputs → HTTP: the whole answer as JSON, or a stream of server-sent events.
 
 An error before the first output has its own status. After that a stream can only say it in an
-event: `data: {"error": …}`, then `data: [DONE]`. Whoever leaves early closes the outputs, which
-aborts the generation.
+event: `data: {"error": …}`, then `data: [DONE]`, unless the endpoint has words of its own. Whoever
+leaves early closes the outputs, which aborts the generation.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
+from pydantic import BaseModel
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import SendTimeoutError
 from starlette.requests import Request
@@ -20,6 +21,7 @@ from engine.request import RequestOutput
 from server.connection import while_connected
 from server.errors import failure_of
 from server.fan_out import IndexedOutputs
+from server.protocol.common import NamedEvent
 from server.render.common import Renderer, gather
 
 _SEPARATOR = "\n"
@@ -93,21 +95,29 @@ class _AnswerStream(EventSourceResponse):
 
 async def _events(
     first: asyncio.Future[tuple[int, RequestOutput]], outputs: IndexedOutputs, renderer: Renderer
-) -> AsyncIterator[str]:
-    """The data of each event."""
+) -> AsyncIterator[ServerSentEvent]:
     try:
+        for chunk in renderer.opening_chunks():
+            yield _event(chunk)
         for chunk in renderer.chunks(*await first):
-            yield chunk.model_dump_json()
+            yield _event(chunk)
         async for index, output in outputs:
             for chunk in renderer.chunks(index, output):
-                yield chunk.model_dump_json()
+                yield _event(chunk)
         for chunk in renderer.closing_chunks():
-            yield chunk.model_dump_json()
+            yield _event(chunk)
     except Exception as error:  # the status is out: the stream itself must say it
         failure = failure_of(error)
         logger.warning("stream ended with an error: %s", failure.code, exc_info=failure.is_internal)
-        yield failure.body.decode()
-    yield "[DONE]"
+        for chunk in renderer.failure_chunks(failure):
+            yield _event(chunk)
+    if renderer.end_mark is not None:
+        yield ServerSentEvent(renderer.end_mark, sep=_SEPARATOR)
+
+
+def _event(chunk: BaseModel) -> ServerSentEvent:
+    name = chunk.type if isinstance(chunk, NamedEvent) else None
+    return ServerSentEvent(chunk.model_dump_json(), event=name, sep=_SEPARATOR)
 
 
 async def _gather_choices(outputs: IndexedOutputs) -> list[RequestOutput]:

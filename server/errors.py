@@ -73,10 +73,14 @@ class Failure:
         return self.status == HTTPStatus.INTERNAL_SERVER_ERROR
 
     @property
+    def error(self) -> ErrorBody:
+        """What goes into the envelope."""
+        return ErrorBody(message=self.message, type=self.type, param=self.param, code=self.code)
+
+    @property
     def body(self) -> bytes:
         """The envelope as JSON."""
-        error = ErrorBody(message=self.message, type=self.type, param=self.param, code=self.code)
-        return ErrorResponse(error=error).model_dump_json().encode()
+        return ErrorResponse(error=self.error).model_dump_json().encode()
 
     def response(self) -> Response:
         """The envelope as an HTTP response."""

@@ -35,7 +35,7 @@ async def generate_answer(
     """
     limits = context.limits(model)
     # The client's X-Request-Id is never the engine's: two requests may bring the same.
-    answer_id = f"{id_prefix}-{uuid.uuid4().hex}"
+    answer_id = f"{id_prefix}{uuid.uuid4().hex}"
     requests = to_generation_requests(
         body, prompts, limits, answer_id=answer_id, seed=context.seeds.draw()
     )

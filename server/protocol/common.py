@@ -66,6 +66,12 @@ class ResponseModel(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class NamedEvent(ResponseModel):
+    """A stream's chunk whose event also says its type on the `event:` line."""
+
+    type: str
+
+
 def refuse_unsupported(fields: Mapping[str, Any]) -> None:
     """Refuse known options that are not offered.
 

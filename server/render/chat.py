@@ -18,6 +18,7 @@ from server.protocol.chat import (
 from server.render.common import (
     MIN_LOGPROB,
     AnswerFrame,
+    Renderer,
     StreamTally,
     finish_reason_name,
     has_content,
@@ -28,7 +29,7 @@ from server.render.common import (
 )
 
 
-class ChatRenderer:
+class ChatRenderer(Renderer):
     """One chat answer: role first, then the text's pieces, then the end, for every choice."""
 
     def __init__(self, frame: AnswerFrame) -> None:

@@ -1,13 +1,15 @@
 """What the answers of both endpoints share: their frame, usage, draft figures, traces."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 from pydantic import BaseModel
 
 from engine import Tokenizer
 from engine.request import DraftFigures, FinishReason, RequestOutput, TokenTrace
+from server.errors import ErrorResponse, Failure
 from server.protocol.common import (
     EarlyExitMetrics,
     FinishReasonName,
@@ -46,15 +48,28 @@ class AnswerFrame:
         return {"id": self.answer_id, "created": self.created, "model": self.model}
 
 
-class Renderer(Protocol):
+class Renderer(ABC):
     """Turns outputs into what one endpoint sends. Stateful: one per answer."""
 
-    def chunks(self, index: int, output: RequestOutput) -> Iterator[BaseModel]:
+    end_mark: ClassVar[str | None] = "[DONE]"  # the data of a stream's last event
+
+    def opening_chunks(self) -> Iterable[BaseModel]:
+        """What a stream begins with, before the first piece."""
+        return ()
+
+    @abstractmethod
+    def chunks(self, index: int, output: RequestOutput) -> Iterable[BaseModel]:
         """The chunks for one piece of one choice."""
 
-    def closing_chunks(self) -> Iterator[BaseModel]:
+    @abstractmethod
+    def closing_chunks(self) -> Iterable[BaseModel]:
         """What follows when every choice has ended."""
 
+    def failure_chunks(self, failure: Failure) -> Iterable[BaseModel]:
+        """What follows when the generation failed after the stream had begun."""
+        yield ErrorResponse(error=failure.error)
+
+    @abstractmethod
     def answer(self, choices: Sequence[RequestOutput]) -> BaseModel:
         """The whole answer at once, from every choice's gathered output."""
 

@@ -8,6 +8,7 @@ from server.protocol.completions import Completion, CompletionChoice, Completion
 from server.render.common import (
     MIN_LOGPROB,
     AnswerFrame,
+    Renderer,
     StreamTally,
     finish_reason_name,
     has_content,
@@ -18,7 +19,7 @@ from server.render.common import (
 )
 
 
-class CompletionRenderer:
+class CompletionRenderer(Renderer):
     """One answer: the text's pieces, then the end, for every choice of every prompt."""
 
     def __init__(self, frame: AnswerFrame) -> None:

@@ -32,6 +32,6 @@ async def create_chat_completion(request: Request, context: Context) -> Response
         model,
         body,
         [prompt],
-        id_prefix="chatcmpl",
+        id_prefix="chatcmpl-",
         renderer_type=ChatRenderer,
     )

@@ -32,6 +32,6 @@ async def create_completion(request: Request, context: Context) -> Response:
         model,
         body,
         prompts,
-        id_prefix="cmpl",
+        id_prefix="cmpl-",
         renderer_type=CompletionRenderer,
     )
