@@ -98,6 +98,22 @@ class EngineCore:
                 outputs.append(self._render(entry, item))
         return outputs
 
+    def lose_worker(self, plan: StepPlan | None) -> list[RequestOutput]:
+        """The worker is gone, with `plan` in flight: everything is computed again by the next.
+
+        What was committed has to be rendered first.
+
+        Returns:
+            Last outputs of requests that kill every worker that computes them.
+        """
+        outputs = []
+        for sequence in self._scheduler.lose_worker(plan):
+            sequence.finish(FinishReason.ERROR, error="the worker dies whenever it computes this")
+            self._scheduler.retire(sequence)
+            outputs.append(self._output(sequence))
+            self._close(sequence)
+        return outputs
+
     def end_all(self, reason: FinishReason, error: str | None = None) -> list[RequestOutput]:
         """The engine cannot go on: a last output, without text, for every open request."""
         outputs = []

@@ -4,7 +4,8 @@ There are no phases: every sequence has tokens known and tokens computed, and a 
 Decoding rows come first, then prefills in order of arrival, in chunks. When blocks run out the
 youngest running sequence is preempted and recomputed later, so the oldest always finishes.
 
-Sequences run in order of arrival: every running one is older than every waiting one.
+Sequences run in order of arrival: every running one is older than every waiting one, unless one
+runs alone because it may be what kills workers.
 """
 
 from collections import deque
@@ -16,6 +17,7 @@ from engine.config import SchedulerConfig
 from engine.errors import EngineOverloaded, PromptTooLong, RequestError
 from engine.limits import ModelLimits
 from engine.plan import RowPlan, RowResult, StepPlan, StepResult
+from engine.quarantine import Quarantine
 from engine.request import FinishReason, GenerationRequest
 from engine.sequence import Sequence, SequenceStatus
 
@@ -50,6 +52,7 @@ class Scheduler:
         self._blocks = BlockManager(limits.num_blocks, limits.block_size)
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # oldest first
+        self._quarantine = Quarantine()
         self._ended: list[int] = []  # to tell the worker
         self._next_id = 0
         self._step_id = 0
@@ -108,6 +111,7 @@ class Scheduler:
         Safe while a step with it is in flight: the worker runs plans in order, so a later owner of
         a block writes before it reads.
         """
+        self._quarantine.clear(sequence)
         if sequence in self._running:
             self._running.remove(sequence)
             self._ended.append(sequence.sequence_id)
@@ -120,6 +124,21 @@ class Scheduler:
         while self._running:
             self._preempt(self._running[-1])
         self._ended.clear()
+
+    def lose_worker(self, plan: StepPlan | None) -> list[Sequence]:
+        """Preempt all, and find out who kills workers.
+
+        Args:
+            plan: The step that was in flight; None: the worker was idle.
+
+        Returns:
+            Sequences that have to be ended for it. The caller finishes and retires them.
+        """
+        rows = [] if plan is None else plan.rows
+        in_flight = {row.sequence_id for row in rows}
+        blamed = [sequence for sequence in self._running if sequence.sequence_id in in_flight]
+        self.preempt_all()
+        return self._quarantine.blame(blamed, is_alone=len(rows) == 1)
 
     def schedule(self) -> StepPlan | None:
         """The next step's plan; None if there is nothing to do."""
@@ -160,6 +179,8 @@ class Scheduler:
                 committed.append(Committed(sequence, outcome, num_new))
                 if sequence.is_finished:
                     self.retire(sequence)
+                elif num_new and self._quarantine.clear(sequence):
+                    self._preempt(sequence)  # it ran before older ones
         return committed
 
     def check(self) -> None:
@@ -173,6 +194,9 @@ class Scheduler:
             assert held >= self._blocks.blocks_for(sequence.num_computed_tokens), "too few blocks"
             assert held <= self._blocks.blocks_for(most), "more blocks than drafts can need"
         assert all(s.status is SequenceStatus.WAITING for s in self._waiting)
+        if self._quarantine.suspect is not None:
+            assert len(self._running) <= 1, "a suspect has company"
+            return
         order = [sequence.sequence_id for sequence in (*self._running, *self._waiting)]
         assert all(older < younger for older, younger in pairwise(order)), "a sequence overtook"
 
@@ -224,19 +248,26 @@ class Scheduler:
     def _admit(self, budget: int) -> list[_Share]:
         """Start waiting sequences, first come first served, while tokens, rows and blocks last."""
         admitted: list[_Share] = []
-        while self._waiting and budget > 0 and len(self._running) < self._max_rows:
-            sequence = self._waiting[0]
-            if not self._blocks.reserve(
+        while budget > 0 and len(self._running) < self._max_rows:
+            sequence = self._next_waiting()
+            if sequence is None or not self._blocks.reserve(
                 sequence.sequence_id, sequence.num_tokens, keep_free=self._headroom()
             ):
                 break
-            self._waiting.popleft()
+            self._waiting.remove(sequence)  # the first of them, but for a suspect
             sequence.status = SequenceStatus.RUNNING
             self._running.append(sequence)
             share = _Share(sequence, min(sequence.num_tokens, budget))
             admitted.append(share)
             budget -= share.num_tokens
         return admitted
+
+    def _next_waiting(self) -> Sequence | None:
+        """Who may start next."""
+        suspect = self._quarantine.suspect
+        if suspect is not None:
+            return None if self._running else suspect
+        return self._waiting[0] if self._waiting else None
 
     def _headroom(self) -> int:
         """Blocks to leave for those who run, lest the newcomer be preempted at once."""
@@ -274,5 +305,14 @@ class Scheduler:
         self._blocks.release(sequence.sequence_id)
         self._ended.append(sequence.sequence_id)
         sequence.preempt()
-        self._waiting.appendleft(sequence)
+        self._requeue(sequence)
         self.num_preemptions += 1
+
+    def _requeue(self, sequence: Sequence) -> None:
+        """Back to its place in the order of arrival: the first, unless it ran as a suspect."""
+        place = 0
+        while (
+            place < len(self._waiting) and self._waiting[place].sequence_id < sequence.sequence_id
+        ):
+            place += 1
+        self._waiting.insert(place, sequence)

@@ -95,10 +95,10 @@ class Sequence:
         Returns:
             How many of the result's tokens became output.
         """
-        self.num_computed_tokens += num_scheduled
         if result.error is not None:
             self.finish(FinishReason.ERROR, error=result.error)
             return 0
+        self.num_computed_tokens += num_scheduled
         self._figures.add(result)
         kept = 0
         for token_id in result.token_ids:

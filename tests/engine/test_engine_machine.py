@@ -1,11 +1,16 @@
 """Anything that can happen, in any order: what clients get is right, and nothing leaks.
 
-Hypothesis adds, aborts, steps and renders; memory is tight enough that sequences are
-preempted all the time. Every request that was not aborted ends once, with its one right output.
+Hypothesis adds, aborts, steps, renders and kills the worker; memory is tight enough that sequences
+are preempted all the time. Every request that was not aborted ends once, with its one right output,
+unless the worker died twice while it ran alone: then it may end with an error.
+
+ADADECODE_MACHINE_EXAMPLES sets how many runs of up to 40 steps there are (`make nightly`).
 """
 
+import os
+
 from engine_driver import EngineDriver
-from fake_worker import EOS_ID, FakeWorker, Letters, expected_output, make_request
+from fake_worker import EOS_ID, KILLER_ID, FakeWorker, Letters, expected_output, make_request
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -41,6 +46,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.driver = EngineDriver(worker, config)
         self.requests: dict[str, GenerationRequest] = {}
         self.aborted: set[str] = set()
+        self.killers: set[str] = set()
 
     @rule(
         times=st.sampled_from([1, 2, 4]),
@@ -73,8 +79,16 @@ class EngineMachine(RuleBasedStateMachine):
                 stop_token_ids=stop_token_ids,
                 early_exit=EarlyExitOptions(enabled=enabled, max_draft_tokens=max_drafts),
             )
-            self.driver.core.add(request)
+            self.driver.add(request)
             self.requests[request.request_id] = request
+
+    @rule()
+    def add_a_killer(self) -> None:
+        request_id = f"killer-{len(self.requests)}"
+        request = GenerationRequest(request_id=request_id, prompt_token_ids=(KILLER_ID, 5))
+        self.driver.add(request)
+        self.requests[request_id] = request
+        self.killers.add(request_id)
 
     @rule(data=st.data())
     def abort(self, data: st.DataObject) -> None:
@@ -95,6 +109,10 @@ class EngineMachine(RuleBasedStateMachine):
     @rule()
     def receive(self) -> None:
         self.driver.receive()
+
+    @rule()
+    def crash(self) -> None:
+        self.driver.crash()
 
     @rule(times=st.integers(1, 12))
     def step(self, times: int) -> None:
@@ -121,6 +139,10 @@ class EngineMachine(RuleBasedStateMachine):
             if request_id in self.aborted:
                 assert not self.driver.finish_reasons(request_id)
                 continue
+            if self.driver.finish_reasons(request_id) == [FinishReason.ERROR]:
+                assert self.driver.num_deaths_alone[request_id] >= 2
+                continue
+            assert request_id not in self.killers
             tokens = expected_output(request)
             assert self.driver.token_ids(request_id) == tokens
             assert len(self.driver.finish_reasons(request_id)) == 1
@@ -136,7 +158,7 @@ class EngineMachine(RuleBasedStateMachine):
 
 
 EngineMachine.TestCase.settings = settings(
-    max_examples=200,
+    max_examples=int(os.environ.get("ADADECODE_MACHINE_EXAMPLES", "200")),
     stateful_step_count=40,
     deadline=None,
     derandomize=True,

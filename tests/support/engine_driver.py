@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 
-from fake_worker import FakeWorker, Letters
+from fake_worker import FakeWorker, Letters, WorkerCrash
 
 from engine.config import SchedulerConfig
 from engine.core import EngineCore
@@ -20,15 +20,32 @@ class EngineDriver:
         info = worker.info
         self.core = EngineCore(config, ModelLimits.of(info), Letters(), info.num_layers)
         self.outputs: defaultdict[str, list[RequestOutput]] = defaultdict(list)
-        self._in_flight: tuple[StepPlan, StepResult] | None = None
+        self.num_deaths_alone: defaultdict[str, int] = defaultdict(int)
+        self._in_flight: tuple[StepPlan, StepResult | None] | None = None  # None: it will die
         self._committed: list[Committed] = []
+        self._added: list[str] = []
+
+    def add(self, request: GenerationRequest) -> None:
+        """Add a request."""
+        self.core.add(request)
+        self._added.append(request.request_id)
 
     def send(self) -> None:
         """Schedule the next step and let the worker compute it, if none is in flight."""
         if self._in_flight is None:
             plan = self.core.schedule()
             if plan is not None:
-                self._in_flight = plan, self.worker.execute(plan)
+                self._in_flight = plan, self._execute(plan)
+
+    def crash(self) -> None:
+        """The worker dies, with whatever step is in flight."""
+        self.render()
+        plan = None if self._in_flight is None else self._in_flight[0]
+        self._in_flight = None
+        self.worker.forget()
+        if plan is not None and len(plan.rows) == 1:
+            self.num_deaths_alone[self.request_id(plan.rows[0].sequence_id)] += 1
+        self.keep(self.core.lose_worker(plan))
 
     def render(self) -> None:
         """Render what was committed, if it is not rendered yet."""
@@ -39,8 +56,13 @@ class EngineDriver:
     def receive(self) -> None:
         """Commit the step in flight; what was committed before has to be rendered first."""
         self.render()
-        if self._in_flight is not None:
-            self._committed = self.core.commit(*self._in_flight)
+        if self._in_flight is None:
+            return
+        plan, result = self._in_flight
+        if result is None:
+            self.crash()
+        else:
+            self._committed = self.core.commit(plan, result)
             self._in_flight = None
 
     def keep(self, outputs: list[RequestOutput]) -> None:
@@ -51,7 +73,7 @@ class EngineDriver:
     def run(self, requests: list[GenerationRequest]) -> None:
         """Add requests and run to the end."""
         for request in requests:
-            self.core.add(request)
+            self.add(request)
         self.run_to_the_end()
 
     def run_to_the_end(self) -> None:
@@ -62,6 +84,16 @@ class EngineDriver:
                 return
             self.receive()
         raise AssertionError("the engine does not come to an end")
+
+    def request_id(self, sequence_id: int) -> str:
+        """The request that the worker knows by this number; sequences are numbered as added."""
+        return self._added[sequence_id]
+
+    def _execute(self, plan: StepPlan) -> StepResult | None:
+        try:
+            return self.worker.execute(plan)
+        except WorkerCrash:
+            return None
 
     def text(self, request_id: str) -> str:
         """All text of a request so far."""

@@ -23,6 +23,7 @@ from engine.request import (
 EOS_ID = 0
 POISON_ID = 1  # a prompt that begins with it cannot be computed
 VOCAB_SIZE = 40
+KILLER_ID = VOCAB_SIZE - 1  # a prompt that begins with it kills the worker
 
 
 class Letters(TokenSpeller):
@@ -73,6 +74,10 @@ def expected_output(request: GenerationRequest) -> tuple[int, ...]:
         context = (*request.prompt_token_ids, *output)
         output.append(next_token(context, sampling.seed, forbidden))
     return tuple(output)
+
+
+class WorkerCrash(Exception):
+    """The fake worker died; what it knew is gone."""
 
 
 class FakeWorker:
@@ -130,6 +135,9 @@ class FakeWorker:
             assert start.sequence_id not in self.starts, "started twice"
             self.starts[start.sequence_id] = start
             self._tokens[start.sequence_id] = list(start.token_ids)
+        if any(self._tokens[row.sequence_id][0] == KILLER_ID for row in plan.rows):
+            self.forget()
+            raise WorkerCrash
         return StepResult(
             step_id=plan.step_id, rows=[self._run(row) for row in plan.rows], duration_s=0.001
         )
