@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from engine.config import SchedulerConfig
 from engine.detokenizer import Detokenizer, TokenSpeller
+from engine.errors import EngineOverloaded
 from engine.limits import ModelLimits
 from engine.plan import StepPlan, StepResult
 from engine.request import (
@@ -66,7 +67,11 @@ class EngineCore:
         """
         assert request.request_id not in self._open, "request ids are unique among open requests"
         detokenizer = Detokenizer(self._tokenizer, request.sampling, request.prompt_token_ids)
-        sequence = self._scheduler.add(request)
+        try:
+            sequence = self._scheduler.add(request)
+        except EngineOverloaded:
+            self._stats.refused_total += 1
+            raise
         self._open[request.request_id] = _Open(sequence, detokenizer)
         self._stats.prompt_tokens_total += len(request.prompt_token_ids)
 
@@ -84,7 +89,7 @@ class EngineCore:
     def commit(self, plan: StepPlan, result: StepResult) -> list[Committed]:
         """Take a step's result over; finished sequences give up their blocks."""
         committed = self._scheduler.commit(plan, result)
-        self._stats.count_step(result)
+        self._stats.count_step(plan, result)
         return committed
 
     def render(self, committed: Many[Committed]) -> list[RequestOutput]:
@@ -181,6 +186,8 @@ class EngineCore:
             num_output_tokens=sequence.num_output_tokens,
             finish_reason=sequence.finish_reason,
             stop_reason=sequence.stop_reason,
+            queue_s=sequence.queue_s or 0.0,
+            num_preemptions=sequence.num_preemptions,
             draft_figures=sequence.figures() if sequence.is_finished else None,
             error=sequence.error,
         )

@@ -80,6 +80,7 @@ class StepResult:
     duration_s: float = 0.0  # the worker's own time
     is_drafting: bool = False  # whether the exit policy is switched on
     policy_reason: str = ""  # why it is on or off, for people
+    speedup: float = 1.0  # recent steps against the model of plain ones, as the policy has it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -139,6 +139,8 @@ class RequestOutput:
     num_cached_tokens: int = 0  # prompt tokens whose KV was found in the prefix cache
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # on the first output, when asked for
     embedding: tuple[float, ...] | None = None  # with `pooling`, on the last output
+    queue_s: float = field(default=0.0, compare=False)  # from arrival to the first step with it
+    num_preemptions: int = field(default=0, compare=False)  # so far
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None  # the stop string or stop token id that ended it
     draft_figures: DraftFigures | None = None  # on the last output

@@ -255,7 +255,7 @@ class Scheduler:
             ):
                 break
             self._waiting.remove(sequence)  # the first of them, but for a suspect
-            sequence.status = SequenceStatus.RUNNING
+            sequence.admit()
             self._running.append(sequence)
             share = _Share(sequence, min(sequence.num_tokens, budget))
             admitted.append(share)

@@ -4,6 +4,7 @@ Between steps `num_computed_tokens == num_tokens - 1` for a decoding sequence: i
 known, not computed.
 """
 
+import time
 from collections import Counter
 from collections.abc import Sequence as Many
 from enum import Enum, auto
@@ -34,6 +35,9 @@ class Sequence:
         self.finish_reason: FinishReason | None = None
         self.stop_reason: str | int | None = None
         self.error: str | None = None
+        self.queue_s: float | None = None  # once it has run
+        self.num_preemptions = 0
+        self._arrived_s = time.monotonic()
         self._max_len = max_len
         eos = () if request.sampling.ignore_eos else eos_token_ids
         self._eos_ids = frozenset(eos)
@@ -126,9 +130,16 @@ class Sequence:
         """Forget output beyond a stop string's last token."""
         del self.token_ids[self.num_prompt_tokens + num_output_tokens :]
 
+    def admit(self) -> None:
+        """From waiting to running."""
+        self.status = SequenceStatus.RUNNING
+        if self.queue_s is None:
+            self.queue_s = time.monotonic() - self._arrived_s
+
     def preempt(self) -> None:
         """Back to waiting; everything known is to be computed again."""
         self.status = SequenceStatus.WAITING
+        self.num_preemptions += 1
         self.num_computed_tokens = 0
 
     def figures(self) -> DraftFigures:

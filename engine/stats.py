@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from engine.plan import RowResult, StepResult
+from engine.plan import RowResult, StepPlan, StepResult
 from engine.request import FinishReason
 
 
@@ -30,12 +30,18 @@ class EngineStats:
     worker_time_s_total: float = 0.0
     is_drafting: bool = False
     policy_reason: str = ""
+    speedup: float = 1.0  # recent steps against the model of plain ones
+    steps_by_num_tokens: dict[int, int] = field(default_factory=dict)  # known tokens computed
+    refused_total: int = 0  # requests that found the queue full
 
-    def count_step(self, result: StepResult) -> None:
+    def count_step(self, plan: StepPlan, result: StepResult) -> None:
         """Add a step's outcome."""
+        num_tokens = sum(row.num_tokens for row in plan.rows)
+        self.steps_by_num_tokens[num_tokens] = self.steps_by_num_tokens.get(num_tokens, 0) + 1
         self.steps_total += 1
         self.worker_time_s_total += result.duration_s
         self.is_drafting, self.policy_reason = result.is_drafting, result.policy_reason
+        self.speedup = result.speedup
         for row in result.rows:
             self._count_drafts(row)
 

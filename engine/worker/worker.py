@@ -117,6 +117,7 @@ class ModelWorker:
             duration_s=time.perf_counter() - started,
             is_drafting=policy is not None and policy.is_drafting,
             policy_reason="no exit heads" if policy is None else policy.reason,
+            speedup=1.0 if policy is None else policy.speedup,
         )
 
     def _load_heads(self) -> ExitHeads | None:
