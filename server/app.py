@@ -1,24 +1,34 @@
 """The application: `create_app` puts routes, middleware and error handlers around a service."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from engine.errors import EngineError
+from server.access_log import AccessLogMiddleware
 from server.context import ServerContext
 from server.errors import BodyError, ModelNotReady, failure_of
 from server.metrics import ServerMetrics
-from server.middleware import ApiKeyMiddleware, LastResortMiddleware, RequestIdMiddleware
+from server.middleware import (
+    REQUEST_ID_HEADER,
+    ApiKeyMiddleware,
+    LastResortMiddleware,
+    RequestIdMiddleware,
+)
+from server.observer import Observer
 from server.openapi import describe
 from server.routes import chat, completions, health, models
 from server.seeds import SeedSource
 from server.service import InferenceService
 from server.settings import ServerSettings
+from server.tracing import make_tracer
 from server.version import VERSION
 
 _DESCRIPTION = (
@@ -29,13 +39,21 @@ _CLIENT_CLOSED_REQUEST = 499  # nginx's code; only the access log sees it
 
 
 def create_app(service: InferenceService, settings: ServerSettings) -> FastAPI:
-    """Build the application; the service starts and stops with it."""
+    """Build the application; the service starts and stops with it.
+
+    Raises:
+        TracingUnavailable: traces were asked for, and their packages are not installed.
+    """
+    metrics = ServerMetrics(service)
+    tracer = make_tracer(settings.otlp_traces_endpoint, service.model_names[0])
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.start()
         yield
         await service.stop()
+        if tracer is not None:
+            await asyncio.to_thread(tracer.close)
 
     app = FastAPI(
         title="AdaDecode Server",
@@ -44,8 +62,9 @@ def create_app(service: InferenceService, settings: ServerSettings) -> FastAPI:
         description=_DESCRIPTION,
         lifespan=lifespan,
     )
+    app.root_path = settings.root_path
     app.state.context = ServerContext(
-        settings, service, ServerMetrics(service), SeedSource(settings.seed)
+        settings, service, metrics, Observer(metrics, tracer), SeedSource(settings.seed)
     )
     app.openapi = partial(describe, app)  # type: ignore[method-assign]
     for routes in (chat, completions, models, health):
@@ -59,10 +78,20 @@ def create_app(service: InferenceService, settings: ServerSettings) -> FastAPI:
 
 def _add_middleware(app: FastAPI, settings: ServerSettings) -> None:
     """The last one added is the outermost."""
-    if settings.api_key:
-        keys = [key.get_secret_value() for key in settings.api_key]
+    if keys := settings.api_keys:
         app.add_middleware(ApiKeyMiddleware, keys=keys)
+    if settings.allowed_origins:  # outside of the keys: browsers send none when they ask first
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.allowed_origins,
+            allow_methods=settings.allowed_methods,
+            allow_headers=settings.allowed_headers,
+            allow_credentials=settings.allow_credentials,
+            expose_headers=[REQUEST_ID_HEADER],
+        )
     app.add_middleware(LastResortMiddleware)
+    if settings.access_log != "none":
+        app.add_middleware(AccessLogMiddleware, style=settings.access_log)
     app.add_middleware(RequestIdMiddleware)
 
 

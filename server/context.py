@@ -7,6 +7,7 @@ from fastapi import Depends, Request
 
 from server.convert import RequestLimits
 from server.metrics import ServerMetrics
+from server.observer import Observer
 from server.seeds import SeedSource
 from server.service import InferenceService, ServedModel
 from server.settings import ServerSettings
@@ -19,6 +20,7 @@ class ServerContext:
     settings: ServerSettings
     service: InferenceService
     metrics: ServerMetrics
+    observer: Observer
     seeds: SeedSource
 
     def limits(self, model: ServedModel) -> RequestLimits:

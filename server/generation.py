@@ -12,6 +12,7 @@ from server.context import ServerContext
 from server.convert import to_generation_requests
 from server.fan_out import fan_out
 from server.protocol.common import CompletionRequestBase
+from server.records import record_of
 from server.render.common import AnswerFrame, Renderer
 from server.service import ServedModel
 
@@ -56,7 +57,11 @@ async def generate_answer(
             ),
         )
     )
-    outputs = fan_out([context.metrics.observe(model.engine.generate(each)) for each in requests])
+    record = record_of(request)
+    record.num_choices = body.n or 1
+    outputs = fan_out(
+        [context.observer.watch(model.engine.generate(each), each, record) for each in requests]
+    )
     if body.stream:
         keep_alive_s = context.settings.sse_keep_alive_interval
         return await streamed_answer(request, outputs, renderer, keep_alive_s)

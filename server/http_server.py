@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import socket
+import ssl
 from types import FrameType
 
 import uvicorn
@@ -24,7 +25,13 @@ class DrainingServer(uvicorn.Server):
     The first signal lets open requests finish, the second ends them, the third ends the process.
     """
 
-    def __init__(self, app: ASGIApp, service: InferenceService, drain_timeout_s: float) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        service: InferenceService,
+        drain_timeout_s: float,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -33,6 +40,8 @@ class DrainingServer(uvicorn.Server):
                 lifespan="on",
                 log_config=None,
                 server_header=False,
+                access_log=False,  # server.access_log writes one with more in it
+                ssl_context_factory=None if tls is None else lambda _, __: tls,
                 timeout_graceful_shutdown=_LEFTOVER_TIMEOUT_S,
             )
         )

@@ -1,22 +1,25 @@
-"""What the server logs: one line per request, none for probes and scrapes, no prompts ever."""
+"""Where the server's log goes, and how its lines look. What a request logs: `server.access_log`."""
 
 import logging
 
-_QUIET_PATHS = ("/health", "/ready", "/metrics")
+_ACCESS = "server.access_log"
 
 
-def set_up_logging(level: str) -> None:
-    """Log to standard error from `level` ("debug" … "error") on."""
+def set_up_logging(level: str, *, has_json_access: bool = False) -> None:
+    """Log to standard error from `level` ("debug" … "error") on.
+
+    Args:
+        has_json_access: Access lines are JSON: they stand alone, without time and name before them.
+    """
     logging.basicConfig(
         level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     # uvicorn's own news of starting and stopping repeat ours.
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    logging.getLogger("uvicorn.access").addFilter(_is_worth_a_line)
-
-
-def _is_worth_a_line(record: logging.LogRecord) -> bool:
-    """uvicorn's access records carry (client, method, path, HTTP version, status)."""
-    if not isinstance(record.args, tuple) or len(record.args) != 5:
-        return True
-    return str(record.args[2]).partition("?")[0] not in _QUIET_PATHS
+    if has_json_access:
+        access = logging.getLogger(_ACCESS)
+        access.setLevel(logging.INFO)  # asked for by name, whatever the level of the rest
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        access.addHandler(handler)
+        access.propagate = False

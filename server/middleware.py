@@ -1,4 +1,4 @@
-"""Around every request, outermost first: its id, the last resort for errors, the API key.
+"""Around every request, outermost first: id and record, the last resort for errors, the API key.
 
 Plain ASGI, because Starlette's BaseHTTPMiddleware hides disconnects from streams.
 """
@@ -14,17 +14,19 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import InvalidApiKey, failure_of
+from server.records import RequestRecord, begin_record
+from server.tracing import TRACE_CONTEXT_HEADERS
 
 REQUEST_ID_HEADER = "X-Request-Id"
 _UNSAFE_IN_ID = re.compile(r"[^A-Za-z0-9._:\-]")
 _MAX_ID_CHARS = 128
-_OPEN_PATHS = frozenset({"/health", "/ready"})  # for probes, which have no key
+_OPEN_PATHS = frozenset({"/health", "/ready", "/ping"})  # for probes, which have no key
 
 logger = logging.getLogger(__name__)
 
 
 class RequestIdMiddleware:
-    """Echoes the client's X-Request-Id, made safe, or gives the request one."""
+    """Echoes the client's X-Request-Id, made safe, or gives the request one; begins its record."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -33,9 +35,12 @@ class RequestIdMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        asked = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
+        headers = Headers(scope=scope)
+        asked = headers.get(REQUEST_ID_HEADER, "")
         request_id = _UNSAFE_IN_ID.sub("", asked[: 4 * _MAX_ID_CHARS])[:_MAX_ID_CHARS]
         request_id = request_id or uuid.uuid4().hex
+        context = {name: headers[name] for name in TRACE_CONTEXT_HEADERS if name in headers}
+        begin_record(scope, RequestRecord(request_id=request_id, trace_context=context))
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -79,7 +84,7 @@ class ApiKeyMiddleware:
         self._digests = [_digest(key) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in _OPEN_PATHS:
+        if scope["type"] == "http" and _route_path(scope) not in _OPEN_PATHS:
             scheme, _, key = Headers(scope=scope).get("Authorization", "").partition(" ")
             if scheme.lower() != "bearer" or not self._is_known(key.strip()):
                 await failure_of(InvalidApiKey()).response()(scope, receive, send)
@@ -91,6 +96,12 @@ class ApiKeyMiddleware:
         digest = _digest(key)
         matches = [secrets.compare_digest(digest, known) for known in self._digests]
         return any(matches)
+
+
+def _route_path(scope: Scope) -> str:
+    """The path as the router sees it: a proxy may leave its prefix (--root-path) on."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 def _digest(key: str) -> bytes:

@@ -19,8 +19,12 @@ from server.service import InferenceService, ServedModel
 from server.settings import ServerSettings
 from server.settings_sources import SettingsError, add_arguments, load_settings
 from server.summary import start_up_summary
+from server.tls import TlsError, tls_context
+from server.tracing import TracingUnavailable
 
 __all__ = ["add_arguments", "run"]
+
+_OWN_ERRORS = (EngineError, SettingsError, CannotListen, TlsError, TracingUnavailable, OSError)
 
 logger = logging.getLogger(__name__)
 
@@ -31,20 +35,25 @@ def run(args: argparse.Namespace) -> int:
         settings = load_settings(args, os.environ)
     except SettingsError as error:
         return _refuse(error, 2)
-    set_up_logging(settings.log_level)
+    set_up_logging(settings.log_level, has_json_access=settings.access_log == "json")
     try:
+        tls = tls_context(settings)
         listener = listen(settings.host, settings.port)
-    except CannotListen as error:
+    except (CannotListen, TlsError) as error:
         return _refuse(error, 1)
     host, port = listener.getsockname()[:2]
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    if not settings.api_key and not host.startswith("127.") and host != "::1":
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    url = f"{'https' if tls else 'http'}://{address}"
+    if not settings.api_keys and not host.startswith("127.") and host != "::1":
         logger.warning(
             "listening on %s without an --api-key: anyone who reaches it can use it", host
         )
     service = InferenceService(settings.model_names, partial(_load, settings, url))
-    app = create_app(service, settings)
-    DrainingServer(app, service, settings.shutdown_timeout).run(sockets=[listener])
+    try:
+        app = create_app(service, settings)
+    except TracingUnavailable as error:
+        return _refuse(error, 1)
+    DrainingServer(app, service, settings.shutdown_timeout, tls).run(sockets=[listener])
     if service.failure is not None:
         return _refuse(service.failure, 1)
     return 0
@@ -69,7 +78,7 @@ async def _load(settings: ServerSettings, url: str) -> ServedModel:
 
 def _refuse(error: Exception, status: int) -> int:
     """One clear line, no traceback unless the error is none of ours."""
-    if not isinstance(error, EngineError | SettingsError | CannotListen | OSError):
+    if not isinstance(error, _OWN_ERRORS):
         logger.error("could not start", exc_info=error)
     print(f"adadecode serve: {error}", file=sys.stderr)
     return status

@@ -6,11 +6,20 @@ affair; turning the outcome into an `EngineConfig` is done here, so that the eng
 nothing of flags.
 """
 
+import json
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    model_validator,
+)
 
 from engine.config import CacheConfig, EngineConfig, ExitsConfig, ModelConfig, SchedulerConfig
 
@@ -38,7 +47,47 @@ def _parse_list(value: object) -> object:
     return value
 
 
+def _parse_json_lists(value: object) -> object:
+    """Besides plain items and commas, lists as vLLM's command line has them: '["a", "b"]'."""
+    items: list[object] = []
+    for given in [value] if isinstance(value, str) else value:  # type: ignore[attr-defined]
+        is_json = isinstance(given, str) and given.lstrip().startswith("[")
+        parsed = json.loads(given) if is_json else _parse_list(given)
+        items += parsed if isinstance(parsed, list | tuple) else [parsed]
+    return tuple(items)
+
+
+def _readable(path: Path) -> Path:
+    """Refused at start-up rather than when it is first needed."""
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    return path
+
+
+def _as_root_path(path: str) -> str:
+    stripped = path.rstrip("/")
+    if stripped and not stripped.startswith("/"):
+        raise ValueError("should begin with /")
+    return stripped
+
+
+def _holding_keys(path: Path) -> Path:
+    if not _keys_in(_readable(path)):
+        raise ValueError(f"{path} holds no key")
+    return path
+
+
+def _keys_in(path: Path) -> tuple[str, ...]:
+    """One key per line; empty lines and lines that begin with # are none."""
+    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    return tuple(line for line in lines if line and not line.startswith("#"))
+
+
 Size = Annotated[int, BeforeValidator(_parse_size)]
+NameList = Annotated[tuple[str, ...], BeforeValidator(_parse_json_lists)]
+InputFile = Annotated[Path, AfterValidator(_readable)]
 
 
 def _flag(default: Any, group: str, help_text: str, **bounds: Any) -> Any:
@@ -101,6 +150,12 @@ class ServerSettings(BaseModel):
     api_key: Annotated[tuple[SecretStr, ...], BeforeValidator(_parse_list)] = _flag(
         (), "http", "Require this key (Authorization: Bearer); repeat for several."
     )
+    api_key_file: Annotated[Path, AfterValidator(_holding_keys)] | None = _flag(
+        None, "http", "File of further keys, one a line."
+    )
+    root_path: Annotated[str, AfterValidator(_as_root_path)] = _flag(
+        "", "http", "Path prefix under which a proxy offers this server, e.g. /llm."
+    )
     max_request_bytes: Size = _flag(
         "4M", "http", "Largest request body.", ge=1, validate_default=True
     )
@@ -111,9 +166,52 @@ class ServerSettings(BaseModel):
     shutdown_timeout: float = _flag(
         30.0, "http", "Seconds that open requests get to finish at SIGTERM.", ge=0
     )
-    log_level: Literal["debug", "info", "warning", "error"] = _flag(
-        "info", "http", "Log verbosity."
+
+    ssl_certfile: InputFile | None = _flag(None, "tls", "Certificate: serve HTTPS.")
+    ssl_keyfile: InputFile | None = _flag(
+        None, "tls", "Its private key (default: in the certificate's file)."
     )
+    ssl_ca_certs: InputFile | None = _flag(
+        None, "tls", "Authorities that clients' certificates are checked against."
+    )
+    ssl_cert_reqs: int = _flag(
+        0, "tls", "Client certificates: 0 none, 1 checked if there, 2 required.", ge=0, le=2
+    )
+
+    allowed_origins: NameList = _flag(
+        (), "cors", "Web pages of this origin may call the API; repeat for several, * for all."
+    )
+    allowed_methods: NameList = _flag(("*",), "cors", "Methods that they may use.")
+    allowed_headers: NameList = _flag(("*",), "cors", "Headers that they may send.")
+    allow_credentials: bool = _flag(False, "cors", "Whether they may send credentials.")
+
+    log_level: Literal["debug", "info", "warning", "error"] = _flag(
+        "info", "observability", "Log verbosity."
+    )
+    access_log: Literal["text", "json", "none"] = _flag(
+        "text", "observability", "A line per request: for people, for machines, or none."
+    )
+    otlp_traces_endpoint: str | None = _flag(
+        None,
+        "observability",
+        "Send OpenTelemetry traces there over HTTP, e.g. http://127.0.0.1:4318/v1/traces.",
+    )
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> "ServerSettings":
+        needs_certificate = self.ssl_keyfile or self.ssl_ca_certs or self.ssl_cert_reqs
+        if needs_certificate and self.ssl_certfile is None:
+            raise ValueError("TLS needs --ssl-certfile")
+        if self.ssl_cert_reqs and self.ssl_ca_certs is None:
+            raise ValueError("--ssl-cert-reqs needs --ssl-ca-certs")
+        return self
+
+    @property
+    def api_keys(self) -> tuple[str, ...]:
+        """Every key that opens the API; none: no key is asked for."""
+        given = (key.get_secret_value() for key in self.api_key)
+        in_file = _keys_in(self.api_key_file) if self.api_key_file else ()
+        return (*given, *in_file)
 
     @property
     def model_names(self) -> tuple[str, ...]:

@@ -60,8 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if field.annotation is bool:
             options["action"] = argparse.BooleanOptionalAction
         else:
-            if field.default not in (None, ()):
-                options["help"] += f" (default: {field.default})"
+            if field.default not in (None, (), ""):
+                options["help"] += f" (default: {_shown(field.default)})"
             options["metavar"] = name.rsplit("_", 1)[-1].upper()
             if get_origin(field.annotation) is tuple:
                 options["action"] = "append"
@@ -84,9 +84,11 @@ def load_settings(arguments: argparse.Namespace, environment: Mapping[str, str])
         return ServerSettings(**{name: item.value for name, item in merged.items()})
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        name = str(first["loc"][0])
         message = first["msg"].removeprefix("Value error, ")
-        raise SettingsError(f"{merged[name].origin}: {_lower_first(message)}") from None
+        if not first["loc"]:  # settings that do not fit together: the message names them
+            raise SettingsError(message) from None
+        origin = merged[str(first["loc"][0])].origin
+        raise SettingsError(f"{origin}: {_lower_first(message)}") from None
 
 
 def _from_file(path: Path) -> Iterable[Given]:
@@ -141,6 +143,10 @@ def _parse_bool(value: Any, origin: str) -> bool:
     if text not in _TRUE | _FALSE:
         raise SettingsError(f"{origin}: should be true or false")
     return text in _TRUE
+
+
+def _shown(default: Any) -> str:
+    return ", ".join(default) if isinstance(default, tuple) else str(default)
 
 
 def _flag_name(name: str) -> str:

@@ -17,7 +17,7 @@ def start_up_summary(
         "model": settings.model_names[0],
         "messages": [{"role": "user", "content": "Why is the sky blue?"}],
     }
-    key = " -H 'Authorization: Bearer YOUR_KEY'" if settings.api_key else ""
+    key = " -H 'Authorization: Bearer YOUR_KEY'" if settings.api_keys else ""
     curl = (
         f"curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' "
         f"-d '{json.dumps(body)}'"

@@ -1,16 +1,20 @@
+import subprocess
+import sys
+
+CODE = """
 import logging
+from server.logs import set_up_logging
+set_up_logging("warning", has_json_access=True)
+logging.getLogger("server.access_log").info('{"a": 1}')
+logging.getLogger("server.serve").info("not shown")
+logging.getLogger("server.serve").warning("shown")
+"""
 
-import pytest
 
-from server.logs import _is_worth_a_line
+def test_json_access_lines_stand_alone_whatever_the_level():
+    """In a process of its own: logging is set up once per process."""
+    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
 
-
-@pytest.mark.parametrize(
-    ("path", "is_logged"),
-    [("/v1/models", True), ("/health", False), ("/metrics?x=1", False), ("/healthy", True)],
-)
-def test_probes_and_scrapes_are_not_logged(path, is_logged):
-    args = ("127.0.0.1:1", "GET", path, "1.1", 200)
-    record = logging.LogRecord("uvicorn.access", logging.INFO, "", 0, "%s %s %s %s %d", args, None)
-
-    assert bool(_is_worth_a_line(record)) is is_logged
+    first, second = done.stderr.splitlines()
+    assert first == '{"a": 1}'
+    assert second.endswith("WARNING server.serve: shown")

@@ -1,5 +1,6 @@
 import pytest
 from fake_engine import FakeEngine
+from fastapi.routing import iter_route_contexts
 from live_server import MODEL, fake_app
 from starlette.testclient import TestClient
 
@@ -46,11 +47,60 @@ def test_anything_else_does_not(guarded, authorization):
 
 
 def test_every_route_but_the_probes_is_guarded(guarded):
-    paths = {*guarded.app.openapi()["paths"], "/docs", "/openapi.json", "/redoc"}
-    paths |= {"/nowhere", "//v1/models", "/health/x", "/v1/%2e%2e/health"}
+    routes = [route for route in iter_route_contexts(guarded.app.routes) if route.path]
+    asked = {(method, route.path) for route in routes for method in route.methods or {"GET"}}
+    asked |= {("GET", path) for path in ("/nowhere", "//v1/models", "/health/x", "/healthz")}
+    asked |= {("GET", "/v1/%2e%2e/health"), ("GET", "/openapi.json"), ("GET", "/docs")}
 
-    open_paths = {path for path in paths if guarded.get(path).status_code != 401}
-    assert open_paths == {"/health", "/ready"}
+    opened = {path for way, path in asked if guarded.request(way, path).status_code != 401}
+    assert len(asked) > 10
+    assert opened <= {"/health", "/ready", "/ping"}
+    assert opened >= {"/health", "/ready"}
+
+
+def test_a_proxys_prefix_opens_nothing_but_the_probes():
+    with TestClient(fake_app(FakeEngine(), api_key=[KEY], root_path="/llm/")) as client:
+        assert client.get("/llm/health").status_code == 200
+        assert client.get("/health").status_code == 200
+        for path in ("/llm/v1/models", "/v1/models", "/llmhealth", "/llm/llm/health"):
+            assert client.get(path).status_code == 401
+        document = client.get("/openapi.json", headers={"Authorization": f"Bearer {KEY}"}).json()
+        assert document["servers"] == [{"url": "/llm"}]
+
+
+def test_keys_of_a_file_open_as_well(tmp_path):
+    (tmp_path / "keys").write_text("# ours\n\nsk-from-file\n  sk-second  \n")
+    app = fake_app(FakeEngine(), api_key=[KEY], api_key_file=tmp_path / "keys")
+    with TestClient(app) as client:
+        for key, status in (("sk-from-file", 200), ("sk-second", 200), (KEY, 200), ("# ours", 401)):
+            response = client.get("/v1/models", headers={"Authorization": f"Bearer {key}"})
+            assert response.status_code == status
+
+
+def test_web_pages_of_other_origins_get_no_permission(client):
+    response = client.get("/v1/models", headers={"Origin": "https://app.example"})
+
+    assert not [name for name in response.headers if name.startswith("access-control")]
+    asking = {"Origin": "https://app.example", "Access-Control-Request-Method": "GET"}
+    assert client.options("/v1/models", headers=asking).status_code == 405
+
+
+def test_listed_origins_do_and_are_asked_for_a_key_only_after_their_preflight():
+    app = fake_app(FakeEngine(), api_key=[KEY], allowed_origins='["https://app.example"]')
+    with TestClient(app) as client:
+        asking = {
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization, content-type",
+        }
+        for origin, status in (("https://app.example", 200), ("https://evil.example", 400)):
+            preflight = client.options("/v1/completions", headers={"Origin": origin, **asking})
+            assert preflight.status_code == status
+        allowed = {"Origin": "https://app.example"}
+        assert client.get("/v1/models", headers=allowed).status_code == 401
+        response = client.get("/v1/models", headers={**allowed, "Authorization": f"Bearer {KEY}"})
+        assert response.headers["access-control-allow-origin"] == "https://app.example"
+        assert response.headers["access-control-expose-headers"] == "X-Request-Id"
+        assert "access-control-allow-credentials" not in response.headers
 
 
 @pytest.mark.parametrize("host", ["a/health?", "localhost/health", "x"])

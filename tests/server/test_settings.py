@@ -106,6 +106,40 @@ def test_errors_in_files_name_file_and_key(tmp_path, content, message):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--api-key-file", "/nowhere/keys"], "--api-key-file: /nowhere/keys cannot be read: No"),
+        (["--ssl-keyfile", __file__], "TLS needs --ssl-certfile"),
+        (["--ssl-certfile", __file__, "--ssl-cert-reqs", "2"], "needs --ssl-ca-certs"),
+        (["--root-path", "llm"], "--root-path: should begin with /"),
+        (["--access-log", "xml"], "--access-log: input should be 'text', 'json' or 'none'"),
+    ],
+)
+def test_what_could_not_work_is_refused_at_start_up(flags, message):
+    with pytest.raises(SettingsError, match=message):
+        load(*flags)
+
+
+def test_a_file_without_keys_is_refused(tmp_path):
+    (tmp_path / "keys").write_text("# none yet\n\n")
+
+    with pytest.raises(SettingsError, match="holds no key"):
+        load("--api-key-file", str(tmp_path / "keys"))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--allowed-origins", "https://a", "--allowed-origins", "https://b"],
+        ["--allowed-origins", '["https://a", "https://b"]'],
+        ["--allowed-origins", "https://a,https://b"],
+    ],
+)
+def test_origins_are_given_one_by_one_or_as_vllm_writes_them(flags):
+    assert load(*flags).allowed_origins == ("https://a", "https://b")
+
+
 def test_foreign_variables_are_only_warned_about(caplog):
     with caplog.at_level(logging.WARNING):
         load(environment={"ADADECODE_SERVICE_HOST": "10.0.0.1", "ADADECODE_CACHE": "/c"})

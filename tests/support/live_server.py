@@ -1,6 +1,7 @@
 """A uvicorn on loopback in a thread: ASGI test transports cannot show streaming or disconnects."""
 
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -29,16 +30,23 @@ def fake_app(engine: FakeEngine, **settings: object) -> FastAPI:
 
 
 @contextmanager
-def serving(app: FastAPI) -> Iterator[str]:
+def serving(app: FastAPI, tls: ssl.SSLContext | None = None) -> Iterator[str]:
     """Serve an application; yields its address."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, http="h11", log_config=None, lifespan="on"))
+        config = uvicorn.Config(
+            app,
+            http="h11",
+            log_config=None,
+            lifespan="on",
+            ssl_context_factory=None if tls is None else lambda _, __: tls,
+        )
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         while not server.started:
             time.sleep(0.005)
         try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+            yield f"{'https' if tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
             thread.join(timeout=10)

@@ -1,0 +1,90 @@
+"""One line per request when its answer is over; none for probes and scrapes, no prompts ever."""
+
+import json
+import logging
+import time
+from typing import Any, Literal
+
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.records import RequestRecord, record_of
+
+_QUIET_PATHS = ("/health", "/ready", "/ping", "/metrics")
+
+logger = logging.getLogger(__name__)
+
+
+class AccessLogMiddleware:
+    """Logs method, path, status, duration and token counts, for people or as JSON."""
+
+    def __init__(self, app: ASGIApp, style: Literal["text", "json"]) -> None:
+        self._app = app
+        self._format = _as_json if style == "json" else _as_text
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in _QUIET_PATHS:
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        status: int | None = None  # none was sent: the client left, or the answer broke off
+
+        async def noting_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting_send)
+        finally:
+            duration_s = time.perf_counter() - started
+            logger.info(
+                "%s", self._format(scope, status, duration_s, record_of(HTTPConnection(scope)))
+            )
+
+
+def _as_text(scope: Scope, status: int | None, duration_s: float, record: RequestRecord) -> str:
+    tokens = ""
+    if record.num_generations:
+        reasons = ", ".join(dict.fromkeys(record.finish_reasons))
+        tokens = (
+            f", {record.num_prompt_tokens} prompt and {record.num_output_tokens} output tokens"
+            f" ({reasons or 'refused'})"
+        )
+    return (
+        f"{_client(scope)} {scope['method']} {scope['path']!a} {status or '-'} "
+        f"{duration_s:.3f} s{tokens}, request {record.request_id}"
+    )
+
+
+def _as_json(scope: Scope, status: int | None, duration_s: float, record: RequestRecord) -> str:
+    """One line whatever the path holds: JSON escapes it."""
+    line: dict[str, Any] = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "request_id": record.request_id,
+        "client": _client(scope),
+        "method": scope["method"],
+        "path": scope["path"],
+        "status": status,
+        "duration_ms": _milliseconds(duration_s),
+    }
+    if record.num_generations:
+        line |= {
+            "time_to_first_token_ms": _milliseconds(record.first_token_s),
+            "queue_ms": _milliseconds(record.queue_s),
+            "prompt_tokens": record.num_prompt_tokens,
+            "cached_tokens": record.num_cached_tokens,
+            "completion_tokens": record.num_output_tokens,
+            "finish_reasons": record.finish_reasons,
+        }
+    return json.dumps(line)
+
+
+def _client(scope: Scope) -> str:
+    host, port = scope.get("client") or ("-", 0)
+    return f"{host}:{port}"
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else round(1000 * seconds, 3)

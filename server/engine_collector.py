@@ -1,0 +1,159 @@
+"""The engine's own counts as Prometheus metrics, read from `EngineStats` at each scrape."""
+
+from collections.abc import Iterator, Mapping
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from engine import EngineInfo
+from engine.stats import EngineStats
+from server.service import InferenceService
+from server.version import VERSION
+
+LABELS = ("model_name", "engine")
+TOKEN_COUNT_BUCKETS = tuple(float(2**power) for power in range(18))
+_POLICY_STATES = ("drafting", "paused", "no_exit_heads")
+
+
+class EngineCollector(Collector):
+    """One per application; has nothing to tell while the model loads."""
+
+    def __init__(self, service: InferenceService, label_values: tuple[str, ...]) -> None:
+        self._service = service
+        self._label_values = label_values
+
+    def describe(self) -> list[Metric]:
+        """Nothing: names appear with their first values."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """One family per count."""
+        model = self._service.loaded_model
+        if model is None:
+            return
+        stats = model.engine.stats()
+        yield from self._gauges(stats)
+        yield from self._states(stats, model.info)
+        yield from self._counters(stats)
+        yield from self._labelled_counters(stats)
+        yield self._step_tokens(stats.steps_by_num_tokens)
+
+    def _gauges(self, stats: EngineStats) -> Iterator[Metric]:
+        used = stats.num_blocks_used / stats.num_blocks if stats.num_blocks else 0.0
+        for name, text, value in (
+            ("vllm:num_requests_running", "Sequences running.", stats.num_running),
+            ("vllm:num_requests_waiting", "Requests waiting.", stats.num_waiting),
+            ("vllm:kv_cache_usage_perc", "Share of the KV blocks in use, 0 to 1.", used),
+            ("adadecode:is_drafting", "1 while the exit policy drafts.", int(stats.is_drafting)),
+            (
+                "adadecode:speedup",
+                "Recent steps against the model of plain ones; 1 without any that drafted.",
+                stats.speedup,
+            ),
+        ):
+            family = GaugeMetricFamily(name, text, labels=LABELS)
+            family.add_metric(self._label_values, value)
+            yield family
+
+    def _states(self, stats: EngineStats, info: EngineInfo) -> Iterator[Metric]:
+        """Gauges that are 1 and say it in a label."""
+        state = "drafting" if stats.is_drafting else "paused"
+        state = state if info.exit_layers else "no_exit_heads"
+        policy = GaugeMetricFamily(
+            "adadecode:exit_policy_state",
+            "1 for the state the exit policy is in: paused while drafting does not pay.",
+            labels=(*LABELS, "state"),
+        )
+        for each in _POLICY_STATES:
+            policy.add_metric((*self._label_values, each), int(each == state))
+        yield policy
+        for name, text, facts in (
+            (
+                "vllm:cache_config",
+                "The KV cache.",
+                {"block_size": info.block_size, "num_gpu_blocks": info.num_blocks},
+            ),
+            (
+                "adadecode:build",
+                "The server and its engine.",
+                {"version": VERSION, "backend": info.backend, "device": info.device},
+            ),
+        ):
+            family = GaugeMetricFamily(f"{name}_info", text, labels=(*LABELS, *facts))
+            family.add_metric((*self._label_values, *map(str, facts.values())), 1)
+            yield family
+
+    def _step_tokens(self, steps_by_num_tokens: Mapping[int, int]) -> Metric:
+        family = HistogramMetricFamily(
+            "vllm:iteration_tokens_total", "Known tokens computed per step.", labels=LABELS
+        )
+        buckets = [
+            (f"{bound}", float(_count_until(bound, steps_by_num_tokens)))
+            for bound in TOKEN_COUNT_BUCKETS
+        ]
+        buckets.append(("+Inf", float(sum(steps_by_num_tokens.values()))))
+        total = sum(tokens * steps for tokens, steps in steps_by_num_tokens.items())
+        family.add_metric(self._label_values, buckets, total)
+        return family
+
+    def _counters(self, stats: EngineStats) -> Iterator[Metric]:
+        for name, text, value in (
+            ("vllm:num_preemptions", "Preemptions.", stats.preemptions_total),
+            ("vllm:admission_rejections", "Requests that found no room.", stats.refused_total),
+            ("vllm:prompt_tokens", "Prompt tokens.", stats.prompt_tokens_total),
+            ("vllm:generation_tokens", "Output tokens.", stats.generation_tokens_total),
+            ("vllm:spec_decode_num_drafts", "Runs of drafts.", stats.drafts_total),
+            ("vllm:spec_decode_num_draft_tokens", "Drafts.", stats.draft_tokens_total),
+            (
+                "vllm:spec_decode_num_accepted_tokens",
+                "Accepted drafts.",
+                stats.accepted_tokens_total,
+            ),
+            ("adadecode:steps", "Engine steps.", stats.steps_total),
+            ("adadecode:worker_seconds", "Time the worker computed.", stats.worker_time_s_total),
+        ):
+            family = CounterMetricFamily(name, text, labels=LABELS)
+            family.add_metric(self._label_values, value)
+            yield family
+
+    def _labelled_counters(self, stats: EngineStats) -> Iterator[Metric]:
+        for name, text, label, values in (
+            (
+                "vllm:request_success",
+                "Requests ended, by how.",
+                "finished_reason",
+                stats.finished_total,
+            ),
+            (
+                "vllm:spec_decode_num_accepted_tokens_per_pos",
+                "Accepted drafts by place in the run.",
+                "position",
+                dict(enumerate(stats.accepted_per_position)),
+            ),
+            (
+                "adadecode:exit_draft_tokens",
+                "Drafts by exit layer.",
+                "layer",
+                stats.drafted_by_layer,
+            ),
+            (
+                "adadecode:exit_accepted_tokens",
+                "Accepted drafts by exit layer.",
+                "layer",
+                stats.accepted_by_layer,
+            ),
+        ):
+            family = CounterMetricFamily(name, text, labels=(*LABELS, label))
+            for key, value in values.items():
+                family.add_metric((*self._label_values, str(key)), value)
+            yield family
+
+
+def _count_until(bound: float, counts: Mapping[int, int]) -> int:
+    """How many of the counted values are at most `bound`."""
+    return sum(count for value, count in counts.items() if value <= bound)

@@ -1,0 +1,77 @@
+"""What becomes known of a request while it is served: for the access log, metrics and traces.
+
+`RequestIdMiddleware` begins one record per HTTP request, the observer one per generation. They
+never reach a log or a trace with anything of a prompt or an output in them but its length.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from starlette.requests import HTTPConnection
+from starlette.types import Scope
+
+from engine.request import DraftFigures, FinishReason, GenerationRequest
+
+_KEY = "record"
+
+
+@dataclass(slots=True, kw_only=True)
+class GenerationRecord:
+    """What was seen of one generation; times in seconds since it was started."""
+
+    request: GenerationRequest
+    started_at_ns: int  # Unix time
+    finish_reason: FinishReason = FinishReason.ABORT  # until its last output says otherwise
+    num_output_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_preemptions: int = 0
+    queue_s: float = 0.0
+    first_token_s: float | None = None
+    last_token_s: float = 0.0
+    end_s: float = 0.0
+    draft_figures: DraftFigures | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class RequestRecord:
+    """What was seen of one HTTP request; the counts are over all its generations."""
+
+    request_id: str
+    trace_context: Mapping[str, str] = field(default_factory=dict)  # W3C headers as they came
+    num_choices: int = 1  # n: generations of each prompt
+    num_generations: int = 0
+    prompt_tokens_of_generations: int = 0
+    num_cached_tokens: int = 0
+    num_output_tokens: int = 0
+    max_output_tokens: int = 0  # of one generation
+    first_token_s: float | None = None  # of the generation that ended first
+    queue_s: float = 0.0  # the longest
+    finish_reasons: list[FinishReason] = field(default_factory=list)  # in the order of ending
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Every prompt once."""
+        return self.prompt_tokens_of_generations // self.num_choices
+
+    def add(self, generation: GenerationRecord) -> None:
+        """Take over a generation that has ended."""
+        self.prompt_tokens_of_generations += len(generation.request.prompt_token_ids)
+        self.num_cached_tokens += generation.num_cached_tokens
+        self.num_output_tokens += generation.num_output_tokens
+        self.max_output_tokens = max(self.max_output_tokens, generation.num_output_tokens)
+        self.queue_s = max(self.queue_s, generation.queue_s)
+        self.finish_reasons.append(generation.finish_reason)
+        if self.first_token_s is None:
+            self.first_token_s = generation.first_token_s
+
+
+def begin_record(scope: Scope, record: RequestRecord) -> None:
+    """Put a request's record where `record_of` finds it."""
+    scope.setdefault("state", {})[_KEY] = record
+
+
+def record_of(connection: HTTPConnection) -> RequestRecord:
+    """The request's record."""
+    record = connection.scope["state"][_KEY]
+    assert isinstance(record, RequestRecord), "the outermost middleware begins one"
+    return record

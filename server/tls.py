@@ -1,0 +1,37 @@
+"""The TLS side of listening: certificates → an `SSLContext`, or a refusal at start-up."""
+
+import ssl
+
+from server.settings import ServerSettings
+
+
+class TlsError(Exception):
+    """The certificates cannot be used; the message says which."""
+
+
+def tls_context(settings: ServerSettings) -> ssl.SSLContext | None:
+    """What connections are wrapped in; None without a certificate.
+
+    Raises:
+        TlsError: certificate, key or authorities cannot be used.
+    """
+    certificate = settings.ssl_certfile
+    if certificate is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        # An empty password instead of a prompt that nobody would answer.
+        context.load_cert_chain(certificate, settings.ssl_keyfile, password="")
+    except (OSError, ssl.SSLError) as error:
+        raise TlsError(f"--ssl-certfile {certificate}: {_reason(error)}") from None
+    if settings.ssl_ca_certs is not None:
+        try:
+            context.load_verify_locations(settings.ssl_ca_certs)
+        except (OSError, ssl.SSLError) as error:
+            raise TlsError(f"--ssl-ca-certs {settings.ssl_ca_certs}: {_reason(error)}") from None
+    context.verify_mode = ssl.VerifyMode(settings.ssl_cert_reqs)
+    return context
+
+
+def _reason(error: OSError) -> str:
+    return (getattr(error, "reason", None) or error.strerror or str(error)).lower()

@@ -1,0 +1,111 @@
+"""Every metric by name: what dashboards rely on does not change unnoticed."""
+
+import re
+
+import pytest
+from fake_engine import FakeEngine
+from live_server import MODEL, fake_app
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.testclient import TestClient
+
+GAUGES = {
+    "vllm:num_requests_running",
+    "vllm:num_requests_waiting",
+    "vllm:kv_cache_usage_perc",
+    "vllm:cache_config_info",
+    "adadecode:is_drafting",
+    "adadecode:exit_policy_state",
+    "adadecode:speedup",
+    "adadecode:build_info",
+}
+COUNTERS = {
+    "vllm:num_preemptions",
+    "vllm:admission_rejections",
+    "vllm:prompt_tokens",
+    "vllm:generation_tokens",
+    "vllm:request_success",
+    "vllm:spec_decode_num_drafts",
+    "vllm:spec_decode_num_draft_tokens",
+    "vllm:spec_decode_num_accepted_tokens",
+    "vllm:spec_decode_num_accepted_tokens_per_pos",
+    "adadecode:steps",
+    "adadecode:worker_seconds",
+    "adadecode:exit_draft_tokens",
+    "adadecode:exit_accepted_tokens",
+}
+HISTOGRAMS = {
+    "vllm:time_to_first_token_seconds",
+    "vllm:inter_token_latency_seconds",
+    "vllm:request_time_per_output_token_seconds",
+    "vllm:e2e_request_latency_seconds",
+    "vllm:request_queue_time_seconds",
+    "vllm:request_inference_time_seconds",
+    "vllm:request_prefill_time_seconds",
+    "vllm:request_decode_time_seconds",
+    "vllm:request_prompt_tokens",
+    "vllm:request_generation_tokens",
+    "vllm:request_max_num_generation_tokens",
+    "vllm:request_params_n",
+    "vllm:request_params_max_tokens",
+    "vllm:request_num_preemptions",
+    "vllm:iteration_tokens_total",
+}
+
+
+@pytest.fixture
+def families() -> dict:
+    with TestClient(fake_app(FakeEngine())) as client:
+        client.post("/v1/completions", json={"model": MODEL, "prompt": "abc", "n": 2})
+        text = client.get("/metrics").text
+    return {family.name: family for family in text_string_to_metric_families(text)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"), [("gauge", GAUGES), ("counter", COUNTERS), ("histogram", HISTOGRAMS)]
+)
+def test_the_names_are_these(families, kind, names):
+    own = {
+        name
+        for name, family in families.items()
+        if name.startswith(("vllm:", "adadecode:")) and family.type == kind
+    }
+
+    assert own >= names
+
+
+def test_every_metric_says_what_it_is(families):
+    for family in families.values():
+        assert family.documentation, family.name
+
+
+def test_every_metric_of_ours_names_the_model(families):
+    for name, family in families.items():
+        if name.startswith(("vllm:", "adadecode:")):
+            for sample in family.samples:
+                assert sample.labels["model_name"] == MODEL, name
+
+
+def count(family) -> float:
+    return next(each.value for each in family.samples if each.name.endswith("_count"))
+
+
+def test_a_request_with_two_choices_is_two_generations(families):
+    assert count(families["vllm:request_generation_tokens"]) == 2
+    assert count(families["vllm:request_queue_time_seconds"]) == 2
+    assert count(families["vllm:request_params_n"]) == 1
+    longest = families["vllm:request_max_num_generation_tokens"]
+    assert [each.value for each in longest.samples if each.name.endswith("_sum")] == [12]
+
+
+def test_the_policys_state_is_one_of_few(families):
+    states = {
+        each.labels["state"]: each.value for each in families["adadecode:exit_policy_state"].samples
+    }
+
+    assert states == {"drafting": 1, "paused": 0, "no_exit_heads": 0}
+
+
+def test_the_servers_own_cpu_time_is_told(families):
+    (sample,) = families["process_cpu_seconds"].samples
+    assert re.fullmatch("process_cpu_seconds_total", sample.name)
+    assert sample.value > 0
