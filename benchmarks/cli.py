@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from benchmarks import serve
 from benchmarks.comparison import MODES
 from engine.errors import EngineError
 
@@ -26,15 +27,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     lossless.add_argument(
         "--temperatures", type=_temperatures, default=(0.0, 0.8), metavar="T,T", help="(0,0.8)"
     )
+    serve_command = commands.add_parser(
+        "serve", help="load on a running server: latencies, throughput, acceptance"
+    )
+    serve.add_arguments(serve_command)
 
 
 def run(args: argparse.Namespace) -> int:
     """Carry out a parsed `bench` command; returns the exit status."""
-    from benchmarks import latency, lossless
+    if args.bench_command == "serve":  # needs no torch
+        commands = {"serve": serve.run}
+    else:
+        from benchmarks import latency, lossless
 
-    command = {"latency": latency.run, "lossless": lossless.run}[args.bench_command]
+        commands = {"latency": latency.run, "lossless": lossless.run}
     try:
-        return command(args)
+        return commands[args.bench_command](args)
     except (EngineError, ValueError) as error:
         print(f"adadecode bench {args.bench_command}: {error}", file=sys.stderr)
         return 2

@@ -1,0 +1,202 @@
+"""`adadecode bench serve`: load on a running server, whoever's, over its OpenAI-compatible API.
+
+Names of flags and figures are those of `vllm bench serve`, so that results can be compared.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import sys
+import time
+from datetime import UTC, datetime
+from functools import partial
+from math import inf
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from benchmarks.prompts import choose_prompts
+from benchmarks.serve_client import Call, Outcome, send
+from benchmarks.serve_figures import (
+    Counters,
+    draft_figures,
+    format_figures,
+    latency_figures,
+    read_counters,
+    server_figures,
+    throughput_figures,
+)
+from benchmarks.serve_load import Load, run_load
+
+if TYPE_CHECKING:
+    from httpx import AsyncClient
+
+_PATHS = {"openai": "/v1/completions", "openai-chat": "/v1/chat/completions"}
+_RANDOM_TOKEN_IDS = range(100, 2000)  # every vocabulary has them, and none of them is special
+_WORDS = ("rain", "bread", "train", "bee", "map", "violin", "salt", "bridge", "river", "lamp")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("--base-url", default="http://127.0.0.1:8000", help="(%(default)s)")
+    parser.add_argument("--backend", choices=tuple(_PATHS), default="openai-chat")
+    parser.add_argument("--model", help="name in the API (the first that the server lists)")
+    parser.add_argument("--dataset-name", choices=("prompts", "random"), default="prompts")
+    parser.add_argument(
+        "--dataset-path", type=Path, metavar="FILE", help="JSON lines with a prompt (built in)"
+    )
+    parser.add_argument("--random-input-len", type=int, default=128, metavar="N")
+    parser.add_argument("--output-len", type=int, default=128, metavar="N", help="(%(default)s)")
+    parser.add_argument("--ignore-eos", action="store_true", help="outputs of the full length")
+    parser.add_argument("--temperature", type=float, default=0.0, help="(%(default)s)")
+    parser.add_argument("--extra-body", type=json.loads, default={}, metavar="JSON")
+    parser.add_argument("--num-prompts", type=int, default=100, metavar="N", help="(%(default)s)")
+    parser.add_argument("--num-warmups", type=int, default=1, metavar="N", help="(%(default)s)")
+    parser.add_argument("--request-rate", type=float, default=inf, help="requests per second")
+    parser.add_argument("--burstiness", type=float, default=1.0, help="1: Poisson, < 1: burstier")
+    parser.add_argument("--max-concurrency", type=int, metavar="N")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--metric-percentiles",
+        type=_numbers,
+        default=(50, 90, 99),
+        metavar="P,P",
+        help="(50,90,99)",
+    )
+    parser.add_argument(
+        "--goodput", nargs="+", type=_objective, default=(), metavar="METRIC:MS",
+        help="ttft:200 tpot:50 e2el:3000: requests per second that met all",
+    )  # fmt: skip
+    parser.add_argument("--save-result", action="store_true", help="also write a JSON file")
+    parser.add_argument("--result-filename", type=Path, metavar="FILE")
+    parser.add_argument("--save-detailed", action="store_true", help="with every request in it")
+    parser.add_argument("--disable-tqdm", action="store_true")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out the parsed command; status 1 when a request failed.
+
+    Raises:
+        ValueError: the server cannot be reached, or options make no sense.
+    """
+    if args.num_prompts < 1 or args.request_rate <= 0 or args.burstiness <= 0:
+        raise ValueError("--num-prompts, --request-rate and --burstiness should be positive")
+    result, outcomes = asyncio.run(_measure(args))
+    print(format_figures(result, args.metric_percentiles))
+    if args.save_result or args.result_filename:
+        _save(args, result, outcomes)
+    failures = [each.error for each in outcomes if each.error is not None]
+    if failures:
+        print(f"{len(failures)} failed, the first: {failures[0]}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+async def _measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[Outcome]]:
+    import httpx
+
+    key = os.environ.get("OPENAI_API_KEY")
+    async with httpx.AsyncClient(
+        base_url=args.base_url.rstrip("/").removesuffix("/v1"),
+        headers={"Authorization": f"Bearer {key}"} if key else {},
+        timeout=httpx.Timeout(3600, connect=10),
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+    ) as client:
+        try:
+            model = args.model or (await client.get("/v1/models")).json()["data"][0]["id"]
+        except (httpx.HTTPError, ValueError, LookupError) as error:
+            raise ValueError(f"no models at {args.base_url}: {error}") from None
+        calls = _calls(args, model)
+        await asyncio.gather(*(send(client, calls[0]) for _ in range(args.num_warmups)))
+        before = await _counters(client)
+        load = Load(
+            request_rate=args.request_rate,
+            burstiness=args.burstiness,
+            max_concurrency=args.max_concurrency,
+            seed=args.seed,
+        )
+        started = time.perf_counter()
+        with tqdm(total=len(calls), disable=args.disable_tqdm or None) as progress:
+            outcomes = await run_load(load, calls, partial(send, client), progress.update)
+        duration_s = time.perf_counter() - started
+        after = await _counters(client)
+    completed = [each for each in outcomes if each.error is None]
+    result = {
+        "date": datetime.now(UTC).strftime("%Y%m%d-%H%M%S"),
+        "backend": args.backend,
+        "model_id": model,
+        "num_prompts": len(calls),
+        "request_rate": "inf" if args.request_rate == inf else args.request_rate,
+        "burstiness": args.burstiness,
+        "max_concurrency": args.max_concurrency,
+        "failed": len(outcomes) - len(completed),
+        **throughput_figures(completed, duration_s, dict(args.goodput)),
+        **latency_figures(completed, args.metric_percentiles),
+        **draft_figures(before, after),
+        **server_figures(before, after, len(completed), duration_s),
+    }
+    return result, outcomes
+
+
+def _calls(args: argparse.Namespace, model: str) -> list[Call]:
+    is_chat = args.backend == "openai-chat"
+    shared = {
+        "model": model,
+        "max_tokens": args.output_len,
+        "temperature": args.temperature,
+        **({"ignore_eos": True} if args.ignore_eos else {}),
+        **args.extra_body,
+    }
+
+    def call(prompt: str | list[int]) -> Call:
+        asked: dict[str, Any] = {"prompt": prompt}
+        if is_chat:
+            asked = {"messages": [{"role": "user", "content": prompt}]}
+        return Call(path=_PATHS[args.backend], body={**shared, **asked})
+
+    draw = random.Random(args.seed)
+    if args.dataset_name == "random":
+        length = range(args.random_input_len)
+        if is_chat:  # about a token a word
+            texts = (" ".join(draw.choice(_WORDS) for _ in length) for _ in range(args.num_prompts))
+            return [call(text) for text in texts]
+        return [
+            call([draw.choice(_RANDOM_TOKEN_IDS) for _ in length]) for _ in range(args.num_prompts)
+        ]
+    prompts = choose_prompts(args.dataset_path, None)
+    return [call(prompts[i % len(prompts)].text) for i in range(args.num_prompts)]
+
+
+async def _counters(client: "AsyncClient") -> Counters:
+    """The server's counters; none where it has no metrics."""
+    response = await client.get("/metrics")
+    return read_counters(response.text) if response.status_code == 200 else {}
+
+
+def _save(args: argparse.Namespace, result: dict[str, Any], outcomes: list[Outcome]) -> None:
+    if args.save_detailed:
+        result |= {
+            "input_lens": [each.num_input_tokens for each in outcomes],
+            "output_lens": [each.num_output_tokens for each in outcomes],
+            "ttfts": [each.ttft_s for each in outcomes],
+            "itls": [each.itls_s for each in outcomes],
+            "generated_texts": [each.text for each in outcomes],
+            "errors": [each.error or "" for each in outcomes],
+        }
+    name = f"{args.backend}-{result['request_rate']}qps-{result['date']}.json"
+    path = args.result_filename or Path(name)
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(f"written: {path}")
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
+def _objective(text: str) -> tuple[str, float]:
+    metric, _, most = text.partition(":")
+    if metric not in ("ttft", "tpot", "e2el"):
+        raise argparse.ArgumentTypeError("should be ttft:MS, tpot:MS or e2el:MS")
+    return metric, float(most)
