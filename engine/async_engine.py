@@ -13,18 +13,20 @@ from dataclasses import dataclass
 
 from engine.config import EngineConfig
 from engine.core import EngineCore
-from engine.errors import EngineFailed, EngineStopped
+from engine.errors import EngineFailed, EngineStopped, WorkerLost
 from engine.limits import ModelLimits
 from engine.output_slot import OutputSlot
-from engine.plan import Worker, WorkerInfo
+from engine.plan import StepPlan, Worker, WorkerInfo
 from engine.request import FinishReason, GenerationRequest, RequestOutput
 from engine.scheduler import Committed
 from engine.stats import EngineStats
+from engine.supervisor import Supervisor
 from engine.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
 _FAILED = "The engine failed; the request could not be finished."
+_CHECK_INTERVAL_S = 60.0  # between thorough looks at the invariants, when there is nothing to do
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +52,7 @@ class AsyncEngine:
         self.tokenizer = tokenizer
         self.info: EngineInfo | None = None  # once started
         self._config = config
-        self._worker = worker
+        self._supervisor = Supervisor(worker)
         self._core: EngineCore | None = None
         self._slots: dict[str, OutputSlot] = {}
         self._work = asyncio.Event()
@@ -58,7 +60,18 @@ class AsyncEngine:
         self._idle.set()
         self._task: asyncio.Task[None] | None = None
         self._is_stopping = False
-        self.is_failed = False
+        self._last_check = 0.0
+        self.fatal_error: Exception | None = None  # why no request can be served any more
+
+    @property
+    def is_failed(self) -> bool:
+        """Whether the engine has failed for good."""
+        return self.fatal_error is not None
+
+    @property
+    def is_recovering(self) -> bool:
+        """Whether a lost worker is being replaced; requests wait for the new one."""
+        return self._supervisor.is_recovering
 
     @property
     def is_ready(self) -> bool:
@@ -71,7 +84,7 @@ class AsyncEngine:
         Raises:
             ModelLoadError: if the model or its heads cannot be served.
         """
-        info = await self._worker.start()
+        info = await self._supervisor.start()
         limits = ModelLimits.of(info)
         if limits.max_model_len < info.max_model_len:
             logger.warning(
@@ -98,11 +111,14 @@ class AsyncEngine:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        await self._worker.close()
+        await self._supervisor.close()
 
     def stats(self) -> EngineStats:
         """Totals and present state."""
-        return EngineStats() if self._core is None else self._core.stats()
+        stats = EngineStats() if self._core is None else self._core.stats()
+        stats.worker_restarts_total = self._supervisor.num_restarts
+        stats.recovery_time_s_total = self._supervisor.recovery_time_s_total
+        return stats
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[RequestOutput, None]:
         """Outputs of one request until its last, which has a finish reason. Closing it aborts.
@@ -111,7 +127,7 @@ class AsyncEngine:
             RequestError: if it can never run.
             EngineOverloaded: if too many are waiting.
             EngineStopped: if the engine is not started, or stopping.
-            EngineFailed: if the engine has failed before.
+            EngineFailed: if the engine fails, or has failed before.
         """
         if self.is_failed:
             raise EngineFailed(_FAILED)
@@ -135,39 +151,78 @@ class AsyncEngine:
                 self._idle.set()
 
     async def _run(self, core: EngineCore) -> None:
-        """Step until cancelled; when a step or the worker fails, every open request ends."""
+        """Step until cancelled; when there is no worker to be had, every open request ends."""
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._loop(core))
-                group.create_task(self._worker.watch())
-        except* EngineFailed as failures:
-            logger.error("the engine failed: %s", failures.exceptions[0])
-            self._fail(core)
-        except* Exception:
+            await self._loop(core)
+        except EngineFailed as error:
+            logger.error("the engine failed: %s", error)
+            self._fail(core, error)
+        except Exception as error:
             logger.exception("the engine failed")
-            self._fail(core)
+            self._fail(core, error)
 
-    def _fail(self, core: EngineCore) -> None:
-        self.is_failed = True
-        self._publish(core.end_all(FinishReason.ERROR, _FAILED))
+    def _fail(self, core: EngineCore, error: Exception) -> None:
+        self.fatal_error = error
+        core.end_all(FinishReason.ERROR, _FAILED)
+        for slot in self._slots.values():
+            slot.fail(EngineFailed(_FAILED))
 
     async def _loop(self, core: EngineCore) -> None:
         committed: list[Committed] = []
+        plan: StepPlan | None = None
         while True:
-            self._work.clear()
-            plan = core.schedule()
-            if plan is None:
-                self._publish(core.render(committed))
-                committed = []
-                await self._work.wait()
-                continue
-            step = asyncio.create_task(self._worker.execute(plan))
             try:
-                await asyncio.sleep(0)  # the plan is on its way before anything is rendered
-                self._publish(core.render(committed))
-                committed = core.commit(plan, await step)
-            finally:
-                step.cancel()  # matters only when this task is itself cancelled
+                self._work.clear()
+                plan = core.schedule()
+                if plan is None:
+                    self._publish(core.render(committed))
+                    committed = []
+                    await self._rest(core)
+                else:
+                    committed = await self._step(core, plan, committed)
+            except WorkerLost as loss:
+                committed = []  # rendered before the worker was waited for
+                await self._recover(core, plan, loss)
+
+    async def _step(
+        self, core: EngineCore, plan: StepPlan, committed: list[Committed]
+    ) -> list[Committed]:
+        """Execute a plan and, while the worker computes it, render the step before."""
+        step = asyncio.create_task(self._supervisor.execute(plan))
+        try:
+            await asyncio.sleep(0)  # the plan is on its way before anything is rendered
+            self._publish(core.render(committed))
+            committed = core.commit(plan, await step)
+        finally:
+            step.cancel()  # matters only when this task is itself cancelled
+        if any(item.num_new_tokens or item.sequence.is_finished for item in committed):
+            self._supervisor.note_progress()
+        return committed
+
+    async def _rest(self, core: EngineCore) -> None:
+        """Wait for work; a worker that dies meanwhile is noticed at once."""
+        now = asyncio.get_running_loop().time()
+        if now - self._last_check > _CHECK_INTERVAL_S:
+            self._last_check = now
+            core.check()
+        watching = asyncio.create_task(self._supervisor.watch())
+        working = asyncio.create_task(self._work.wait())
+        try:
+            await asyncio.wait({watching, working}, return_when=asyncio.FIRST_COMPLETED)
+            if watching.done():
+                watching.result()  # raises
+        finally:
+            watching.cancel()
+            working.cancel()
+
+    async def _recover(self, core: EngineCore, plan: StepPlan | None, loss: WorkerLost) -> None:
+        """A new worker, which computes again what the lost one had."""
+        guilty = core.lose_worker(plan)
+        self._publish(guilty)
+        if guilty:
+            self._supervisor.note_progress()
+        logger.warning("%d open requests wait for a new worker", core.num_open)
+        await self._supervisor.replace(loss)
 
     def _publish(self, outputs: list[RequestOutput]) -> None:
         for output in outputs:

@@ -27,6 +27,7 @@ class CacheConfig:
 
     block_size: int = 16  # tokens per block
     kv_cache_memory_bytes: int | None = None  # None: a share of the free memory
+    num_blocks: int | None = None  # exactly so many instead, as the worker before had
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +50,14 @@ class ExitsConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SupervisionConfig:
+    """When a worker that says nothing is given up and replaced."""
+
+    step_timeout_s: float = 300.0  # for a step, and between signs of progress while loading
+    heartbeat_timeout_s: float = 10.0  # without a sign of life, whatever it is doing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """All of it."""
 
@@ -56,4 +65,5 @@ class EngineConfig:
     cache: CacheConfig = field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     exits: ExitsConfig = field(default_factory=ExitsConfig)
+    supervision: SupervisionConfig = field(default_factory=SupervisionConfig)
     worker: Literal["process", "inline"] = "process"

@@ -7,7 +7,9 @@ EngineError
 ├── ModelNotFound          the request names a model that is not served
 ├── EngineOverloaded       the queue is full
 ├── EngineStopped          draining or stopped
-├── EngineFailed           a step failed; every open request ends with it
+├── RequestFailed          this request cannot be computed; others can
+├── WorkerLost             the worker died, hangs or failed a step; another takes its place
+├── EngineFailed           no worker can be had; every open request ends with it
 └── ModelLoadError         start-up: the checkpoint cannot be served, and why
     ├── UnsupportedArchitecture
     ├── UnsafeCheckpoint   pickle weights, remote code
@@ -64,8 +66,16 @@ class EngineStopped(EngineError):
     """The engine is draining or has stopped."""
 
 
+class RequestFailed(EngineError):
+    """The request cannot be computed, now or later; it was ended, the others go on."""
+
+
+class WorkerLost(EngineError):
+    """The worker died, hangs or failed a step. Nothing is lost with it; see `engine.supervisor`."""
+
+
 class EngineFailed(EngineError):
-    """The worker died or a step raised; the request could not be finished."""
+    """No worker can be had any more; the request could not be finished."""
 
 
 class ModelLoadError(EngineError):

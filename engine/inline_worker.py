@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from engine.config import EngineConfig
+from engine.errors import WorkerLost
 from engine.offline import SynchronousWorker
 from engine.plan import StepPlan, StepResult, WorkerInfo
 
@@ -18,7 +19,7 @@ class InlineWorker:
     def __init__(self, make: Callable[[], SynchronousWorker]) -> None:
         self._make = make
         self._worker: SynchronousWorker | None = None
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="worker")
+        self._thread = self._new_thread()
 
     async def start(self) -> WorkerInfo:
         """See `Worker.start`."""
@@ -30,7 +31,10 @@ class InlineWorker:
         """See `Worker.execute`."""
         assert self._worker is not None, "start the worker first"
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._worker.execute, plan)
+        try:
+            return await loop.run_in_executor(self._thread, self._worker.execute, plan)
+        except Exception as error:
+            raise WorkerLost(f"step {plan.step_id} failed: {error!r}") from error
 
     async def watch(self) -> None:
         """See `Worker.watch`: nothing to see, this process lives as long as its threads."""
@@ -39,7 +43,12 @@ class InlineWorker:
     async def close(self) -> None:
         """See `Worker.close`."""
         self._worker = None
-        self._thread.shutdown(wait=True)
+        thread, self._thread = self._thread, self._new_thread()
+        thread.shutdown(wait=True)
+
+    @staticmethod
+    def _new_thread() -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(max_workers=1, thread_name_prefix="worker")
 
 
 def inline_model_worker(config: EngineConfig) -> InlineWorker:

@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import replace
 
+from engine.errors import EngineError
 from engine.request import RequestOutput
 
 
@@ -11,6 +12,7 @@ class OutputSlot:
 
     def __init__(self) -> None:
         self._pending: RequestOutput | None = None
+        self._error: EngineError | None = None
         self._arrived = asyncio.Event()
 
     def put(self, output: RequestOutput) -> None:
@@ -19,12 +21,24 @@ class OutputSlot:
         self._pending = output if pending is None else merged(pending, output)
         self._arrived.set()
 
+    def fail(self, error: EngineError) -> None:
+        """Nothing more will come, for this reason."""
+        self._error = error
+        self._arrived.set()
+
     async def take(self) -> RequestOutput:
-        """All that has come since the last call; waits for something."""
+        """All that has come since the last call; waits for something.
+
+        Raises:
+            EngineError: what `fail` was told, once everything that came before it is taken.
+        """
         await self._arrived.wait()
-        self._arrived.clear()
         output, self._pending = self._pending, None
-        assert output is not None
+        if output is None:
+            assert self._error is not None
+            raise self._error
+        if self._error is None:
+            self._arrived.clear()
         return output
 
 

@@ -101,10 +101,14 @@ class WorkerInfo:
 
 
 class Worker(Protocol):
-    """The engine's view of the data plane. One step is in flight at most."""
+    """The engine's view of the data plane. One step is in flight at most.
+
+    One that was lost, or closed, can be started again; it knows nothing then.
+    """
 
     async def start(self) -> WorkerInfo:
-        """Load the model; returns when the first step can run.
+        """Load the model; returns when the first step can run. Any later start serves the same
+        model with the same blocks and arithmetic as the first.
 
         Raises:
             ModelLoadError: when the model or its heads cannot be served.
@@ -114,14 +118,14 @@ class Worker(Protocol):
         """Run one step.
 
         Raises:
-            EngineFailed: when the worker is gone.
+            WorkerLost: when the worker is gone, hangs, or the step raised.
         """
 
     async def watch(self) -> None:
         """Wait for the worker's death; never returns while it lives.
 
         Raises:
-            EngineFailed: when the worker is gone without having been closed.
+            WorkerLost: when the worker is gone without having been closed.
         """
 
     async def close(self) -> None:

@@ -17,6 +17,8 @@ class EngineStats:
     prompt_tokens_total: int = 0
     generation_tokens_total: int = 0
     preemptions_total: int = 0
+    worker_restarts_total: int = 0
+    recovery_time_s_total: float = 0.0  # from a worker's loss until the next was ready
     finished_total: dict[FinishReason, int] = field(
         default_factory=lambda: dict.fromkeys(FinishReason, 0)
     )

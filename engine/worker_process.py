@@ -8,9 +8,12 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
+from typing import Literal
 
 from engine import errors
 from engine.config import EngineConfig
+from engine.heartbeat import Watchdog, tick_s
 from engine.plan import StepPlan, StepResult, WorkerInfo
 from engine.wire import HEADER, Failure, Message, Progress, Wire, frame_length
 
@@ -20,17 +23,28 @@ _GRACE_S = 5.0  # for a worker to finish its step and end once its socket is clo
 
 
 class WorkerProcess:
-    """Spawns, feeds and ends one worker."""
+    """Spawns, feeds, watches and ends one worker process at a time."""
 
     def __init__(
-        self, config: EngineConfig, on_progress: Callable[[str, float], None] | None = None
+        self,
+        config: EngineConfig,
+        on_progress: Callable[[str, float], None] | None = None,
+        *,
+        module: str = "engine.worker.main",
     ) -> None:
+        """Args:
+        on_progress: Called with (what is being done, fraction done) while the worker loads.
+        module: The process's main module.
+        """
         self._config = config
+        self._module = module
         self._on_progress = on_progress or (lambda text, fraction: None)
         self._wire = Wire()
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
+        self._watchdog: Watchdog | None = None
+        self._hang: str | None = None  # what the watchdog killed it for
         self._is_loaded = False
 
     @property
@@ -41,10 +55,13 @@ class WorkerProcess:
     async def start(self) -> WorkerInfo:
         """See `Worker.start`."""
         await self._spawn()
+        assert self._watchdog is not None
         try:
             await self._send(self._config)
             while True:
+                self._watchdog.begin()
                 message = await self._receive()
+                self._watchdog.end()
                 if isinstance(message, Progress):
                     self._on_progress(message.text, message.fraction)
                 elif isinstance(message, Failure):
@@ -52,23 +69,29 @@ class WorkerProcess:
                 else:
                     assert isinstance(message, WorkerInfo), "a loading worker tells how far it is"
                     self._is_loaded = True
+                    self._config = _pinned(self._config, message)
                     return message
-        except errors.EngineFailed as error:
+        except errors.WorkerLost as error:
             raise errors.ModelLoadError(f"while loading the model, {error}") from error
 
     async def execute(self, plan: StepPlan) -> StepResult:
         """See `Worker.execute`."""
+        assert self._watchdog is not None, "start the worker first"
+        self._watchdog.begin()
         await self._send(plan)
         message = await self._receive()
+        self._watchdog.end()
         if isinstance(message, Failure):
-            raise errors.EngineFailed(f"step {plan.step_id} failed: {message.message}")
+            raise errors.WorkerLost(
+                f"step {plan.step_id} failed: {message.kind}: {message.message}"
+            )
         assert isinstance(message, StepResult), "a plan is answered by its result"
         return message
 
     async def watch(self) -> None:
         """See `Worker.watch`."""
         assert self._process is not None, "start the worker first"
-        raise _died(await self._process.wait())
+        raise self._died(await self._process.wait())
 
     async def close(self) -> None:
         """See `Worker.close`."""
@@ -76,24 +99,49 @@ class WorkerProcess:
             self._writer.close()
             with suppress(OSError):
                 await self._writer.wait_closed()
-        # One that is still loading listens to nobody.
-        await self._end(_GRACE_S if self._is_loaded else 0)
-        self._process = None
+        # One that is still loading, or hangs, listens to nobody.
+        await self._end(_GRACE_S if self._is_loaded and not self._hang else 0)
+        if self._watchdog is not None:
+            self._watchdog.close()
+        self._process = self._reader = self._writer = self._watchdog = None
+        self._is_loaded = False
 
     async def _spawn(self) -> None:
         level = logging.getLevelName(logger.getEffectiveLevel())
+        limits = self._config.supervision
+        timeouts_s = limits.step_timeout_s, limits.heartbeat_timeout_s
+        self._hang = None
         ours, theirs = socket.socketpair()
         self._reader, self._writer = await asyncio.open_unix_connection(sock=ours)
-        with theirs:
+        pipe, beat_pipe = os.pipe()
+        os.set_blocking(pipe, False)
+        self._watchdog = Watchdog(
+            pipe,
+            self._kill_hanging,
+            step_timeout_s=limits.step_timeout_s,
+            heartbeat_timeout_s=limits.heartbeat_timeout_s,
+        )
+        try:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "engine.worker.main",
+                self._module,
                 str(theirs.fileno()),
-                pass_fds=[theirs.fileno()],
+                str(beat_pipe),
+                str(tick_s(*timeouts_s)),
+                pass_fds=[theirs.fileno(), beat_pipe],
                 stdin=asyncio.subprocess.DEVNULL,
                 env={**os.environ, "ADADECODE_LOG_LEVEL": level},
             )
+        finally:
+            theirs.close()
+            os.close(beat_pipe)
+
+    def _kill_hanging(self, reason: str) -> None:
+        self._hang = reason
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                self._process.kill()
 
     async def _send(self, message: Message) -> None:
         assert self._writer is not None, "start the worker first"
@@ -101,7 +149,7 @@ class WorkerProcess:
             self._writer.write(self._wire.encode(message))
             await self._writer.drain()
         except OSError:
-            raise _died(await self._end(_GRACE_S)) from None
+            raise self._died(await self._end(_GRACE_S)) from None
 
     async def _receive(self) -> Message:
         assert self._reader is not None, "start the worker first"
@@ -109,7 +157,15 @@ class WorkerProcess:
             length, kind = frame_length(await self._reader.readexactly(HEADER.size))
             return self._wire.decode(kind, await self._reader.readexactly(length))
         except (asyncio.IncompleteReadError, OSError):
-            raise _died(await self._end(_GRACE_S)) from None
+            raise self._died(await self._end(_GRACE_S)) from None
+
+    def _died(self, status: int) -> errors.WorkerLost:
+        if self._hang is not None:
+            return errors.WorkerLost(f"the worker process was killed, because {self._hang}")
+        how = f"exit status {status}" if status >= 0 else signal.Signals(-status).name
+        if status == -signal.SIGKILL:
+            how += ", perhaps for want of memory"
+        return errors.WorkerLost(f"the worker process ended ({how})")
 
     async def _end(self, grace_s: float) -> int:
         """Give the process a while to end by itself, then kill it; returns its exit status."""
@@ -131,8 +187,12 @@ def _load_error(failure: Failure) -> errors.ModelLoadError:
     return errors.ModelLoadError(f"the worker could not load: {failure.kind}: {failure.message}")
 
 
-def _died(status: int) -> errors.EngineFailed:
-    how = f"exit status {status}" if status >= 0 else signal.Signals(-status).name
-    if status == -signal.SIGKILL:
-        how += ", perhaps for want of memory"
-    return errors.EngineFailed(f"the worker process ended ({how})")
+def _pinned(config: EngineConfig, info: WorkerInfo) -> EngineConfig:
+    """The same, with what was chosen automatically: the next worker must compute the same bits."""
+    chosen: dict[str, Literal["native", "torch"]] = {"native": "native", "torch": "torch"}
+    backend = chosen.get(info.backend, config.model.backend)
+    return replace(
+        config,
+        model=replace(config.model, backend=backend),
+        cache=replace(config.cache, num_blocks=info.num_blocks),
+    )

@@ -104,6 +104,12 @@ class EngineCollector(Collector):
     def _counters(self, stats: EngineStats) -> Iterator[Metric]:
         for name, text, value in (
             ("vllm:num_preemptions", "Preemptions.", stats.preemptions_total),
+            ("adadecode:worker_restarts", "Lost workers replaced.", stats.worker_restarts_total),
+            (
+                "adadecode:recovery_seconds",
+                "Time without a worker after a loss.",
+                stats.recovery_time_s_total,
+            ),
             ("vllm:admission_rejections", "Requests that found no room.", stats.refused_total),
             ("vllm:prompt_tokens", "Prompt tokens.", stats.prompt_tokens_total),
             ("vllm:generation_tokens", "Output tokens.", stats.generation_tokens_total),

@@ -18,6 +18,7 @@ from engine.errors import (
     EngineStopped,
     ModelNotFound,
     RequestError,
+    RequestFailed,
 )
 
 _INVALID = "invalid_request_error"
@@ -85,6 +86,8 @@ class Failure:
     def response(self) -> Response:
         """The envelope as an HTTP response."""
         headers = {}
+        if self.code == "request_failed":
+            headers["x-should-retry"] = "false"  # OpenAI's clients try again after a 500
         if self.retry_after_s is not None:
             headers["Retry-After"] = str(self.retry_after_s)
         if self.status == HTTPStatus.UNAUTHORIZED:
@@ -104,6 +107,12 @@ _FIXED: dict[type[Exception], tuple[int, str, str, str]] = {
         "Too many requests are waiting; try again later.",
     ),
     EngineStopped: (503, _UNAVAILABLE, "shutting_down", "The server is shutting down."),
+    RequestFailed: (
+        500,
+        "server_error",
+        "request_failed",
+        "The request cannot be computed; sending it again will not help.",
+    ),
     EngineFailed: (500, "server_error", "engine_failed", "The engine failed; try again later."),
 }
 _INTERNAL = (500, "server_error", "internal_error", "The server had an internal error.")

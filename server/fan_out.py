@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
-from engine.errors import EngineFailed, EngineStopped
+from engine.errors import EngineStopped, RequestFailed
 from engine.request import FinishReason, RequestOutput
 
 Outputs = AsyncGenerator[RequestOutput, None]
@@ -23,7 +23,7 @@ async def fan_out(generations: Sequence[Outputs]) -> IndexedOutputs:
     async with aclosing(merged):
         async for index, output in merged:
             if output.finish_reason is FinishReason.ERROR:
-                raise EngineFailed(output.error or "the request failed")
+                raise RequestFailed(output.error or "the request failed")
             if output.finish_reason is FinishReason.ABORT:
                 raise EngineStopped("aborted at shutdown")
             yield index, output

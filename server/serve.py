@@ -79,6 +79,6 @@ async def _load(settings: ServerSettings, url: str) -> ServedModel:
 def _refuse(error: Exception, status: int) -> int:
     """One clear line, no traceback unless the error is none of ours."""
     if not isinstance(error, _OWN_ERRORS):
-        logger.error("could not start", exc_info=error)
+        logger.error("failed", exc_info=error)
     print(f"adadecode serve: {error}", file=sys.stderr)
     return status

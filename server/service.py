@@ -1,4 +1,4 @@
-"""The served model's life: loading → ready → stopping, or failed. One per application.
+"""The served model's life: loading → ready ⇄ recovering → stopping, or failed. One per application.
 
 The application answers from the first moment on; routes ask here for the model and get it, or the
 exception that says why there is none. Knows neither HTTP nor how the model is loaded.
@@ -23,6 +23,7 @@ class ServiceState(StrEnum):
 
     LOADING = "loading"
     READY = "ready"
+    RECOVERING = "recovering"  # a lost worker is being replaced; requests wait for it
     STOPPING = "stopping"
     FAILED = "failed"
 
@@ -44,20 +45,30 @@ class InferenceService:
     ) -> None:
         self.model_names = model_names
         self.created = int(time.time())  # Unix time, for model cards
-        self.failure: Exception | None = None  # why loading failed
+        self._load_failure: Exception | None = None
         self._load = load
         self._loading: asyncio.Task[None] | None = None
         self._model: ServedModel | None = None
         self._is_stopping = False
 
     @property
+    def failure(self) -> Exception | None:
+        """Why the model could not be loaded, or can be served no more."""
+        if self._load_failure is None and self._model is not None:
+            return self._model.engine.fatal_error
+        return self._load_failure
+
+    @property
     def state(self) -> ServiceState:
-        """The state as of now; an engine that died counts as failed."""
-        if self.failure is not None or (self._model and self._model.engine.is_failed):
+        """The state as of now."""
+        if self.failure is not None:
             return ServiceState.FAILED
         if self._is_stopping:
             return ServiceState.STOPPING
-        return ServiceState.READY if self._model else ServiceState.LOADING
+        if self._model is None:
+            return ServiceState.LOADING
+        is_recovering = self._model.engine.is_recovering
+        return ServiceState.RECOVERING if is_recovering else ServiceState.READY
 
     @property
     def loaded_model(self) -> ServedModel | None:
@@ -101,4 +112,4 @@ class InferenceService:
         try:
             self._model = await self._load()
         except Exception as error:  # whatever it is, /ready and the process's exit code report it
-            self.failure = error
+            self._load_failure = error

@@ -21,7 +21,14 @@ from pydantic import (
     model_validator,
 )
 
-from engine.config import CacheConfig, EngineConfig, ExitsConfig, ModelConfig, SchedulerConfig
+from engine.config import (
+    CacheConfig,
+    EngineConfig,
+    ExitsConfig,
+    ModelConfig,
+    SchedulerConfig,
+    SupervisionConfig,
+)
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
@@ -132,6 +139,13 @@ class ServerSettings(BaseModel):
     )
     block_size: int = _flag(16, "scheduler", "Tokens per KV block.", ge=1, le=1024)
 
+    step_timeout: float = _flag(
+        300.0, "scheduler", "Seconds a step may take before the worker is replaced.", gt=0
+    )
+    heartbeat_timeout: float = _flag(
+        10.0, "scheduler", "Seconds the worker may be silent before it is replaced.", gt=0
+    )
+
     early_exit: bool = _flag(
         True, "early exit", "Decode with early exits; never changes the output."
     )
@@ -236,6 +250,9 @@ class ServerSettings(BaseModel):
                 max_num_seqs=self.max_num_seqs,
                 max_num_batched_tokens=self.max_num_batched_tokens,
                 max_num_queued_requests=self.max_num_queued_requests,
+            ),
+            supervision=SupervisionConfig(
+                step_timeout_s=self.step_timeout, heartbeat_timeout_s=self.heartbeat_timeout
             ),
             exits=ExitsConfig(
                 enabled=self.early_exit,

@@ -1,6 +1,7 @@
-"""The worker process: `python -m engine.worker.main FD`. Reads plans from a socket and answers.
+"""The worker process: `python -m engine.worker.main SOCKET PIPE SECONDS`. Reads plans from a socket
+and answers; shows in a pipe, every so many seconds, that it is alive.
 
-Ends when the socket closes, that is when the server is gone: a worker never outlives its server.
+Ends when socket or pipe close, that is when the server is gone: a worker never outlives its server.
 """
 
 import logging
@@ -11,6 +12,7 @@ import sys
 import traceback
 
 from engine.config import EngineConfig
+from engine.heartbeat import Heartbeat
 from engine.plan import StepPlan
 from engine.wire import HEADER, Failure, Message, Progress, Wire, frame_length
 from engine.worker.worker import ModelWorker
@@ -82,6 +84,7 @@ def main() -> int:
     logging.basicConfig(
         level=os.environ.get("ADADECODE_LOG_LEVEL", "info").upper(), format="%(message)s"
     )
+    Heartbeat(int(sys.argv[2]), float(sys.argv[3])).start()
     inherited = socket.socket(fileno=int(sys.argv[1]))
     try:
         serve(Connection(inherited))

@@ -143,6 +143,8 @@ class ModelWorker:
         """Blocks the memory budget buys, at most what all sequences at full length could use."""
         config, spec, ops = self._config, self._decoder.spec, self._decoder.ops
         block_size = config.cache.block_size
+        if config.cache.num_blocks is not None:
+            return config.cache.num_blocks
         per_block = block_size_bytes(spec, block_size, ops.dtype)
         budget = config.cache.kv_cache_memory_bytes
         if budget is None:

@@ -27,7 +27,10 @@ class Version(ResponseModel):
 
 @router.get("/health", responses={503: {"model": Status}})
 async def health(context: Context, response: Response) -> Status:
-    """200 while the process is worth keeping, also while it loads; 503 once the engine failed."""
+    """200 while the process is worth keeping, also while it loads or replaces a lost worker.
+
+    503 once the engine has failed for good.
+    """
     if context.service.state is ServiceState.FAILED:
         response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
         return Status(status=ServiceState.FAILED)

@@ -6,31 +6,56 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 
 import pytest
-from fake_worker import FakeWorker, Letters, expected_output, make_request
+from fake_worker import KILLER_ID, FakeWorker, Letters, expected_output, make_request
 
 from engine.async_engine import AsyncEngine
 from engine.config import EngineConfig, ModelConfig, SchedulerConfig
-from engine.errors import EngineFailed, EngineOverloaded, EngineStopped, PromptTooLong
+from engine.errors import (
+    EngineFailed,
+    EngineOverloaded,
+    EngineStopped,
+    ModelLoadError,
+    PromptTooLong,
+    WorkerLost,
+)
 from engine.inline_worker import InlineWorker
-from engine.plan import StepPlan, StepResult
+from engine.plan import StepPlan, StepResult, WorkerInfo
 from engine.request import FinishReason, GenerationRequest, RequestOutput
 
 
 class MortalWorker(InlineWorker):
-    """An inline worker that can be killed."""
+    """An inline worker that can be killed; the next may load slowly or not at all."""
 
     def __init__(self, worker: FakeWorker) -> None:
         super().__init__(lambda: worker)
+        self.fake = worker
         self.death = asyncio.Event()
+        self.num_starts = 0
+        self.load_time_s = 0.0
+        self.load_error: ModelLoadError | None = None
+
+    async def start(self) -> WorkerInfo:
+        self.num_starts += 1
+        await asyncio.sleep(self.load_time_s)
+        if self.load_error is not None and self.num_starts > 1:
+            raise self.load_error
+        self.fake.forget()
+        self.death.clear()
+        return await super().start()
 
     async def execute(self, plan: StepPlan) -> StepResult:
+        step = asyncio.ensure_future(super().execute(plan))
+        dying = asyncio.ensure_future(self.death.wait())
+        await asyncio.wait({step, dying}, return_when=asyncio.FIRST_COMPLETED)
+        dying.cancel()
         if self.death.is_set():
-            raise EngineFailed("killed")
-        return await super().execute(plan)
+            await asyncio.gather(step, return_exceptions=True)
+            raise WorkerLost("killed")
+        return await step
 
     async def watch(self) -> None:
         await self.death.wait()
-        raise EngineFailed("killed")
+        raise WorkerLost("killed")
 
 
 @asynccontextmanager
@@ -168,34 +193,137 @@ async def test_stop_ends_what_does_not_finish_in_time() -> None:
     assert engine.stats().finished_total[FinishReason.ABORT] == 3
 
 
-async def test_a_step_that_raises_ends_every_request_and_marks_the_engine_failed() -> None:
-    async with running(FakeWorker(fails_at_step=3)) as engine:
-        requests = [make_request(number, ignore_eos=True) for number in range(3)]
-        for outputs in await asyncio.gather(*(collect(engine, r) for r in requests)):
-            last = outputs[-1]
-            assert last.finish_reason is FinishReason.ERROR
-            assert last.error is not None
-            assert "told to fail" not in last.error  # what clients see names nothing internal
-        assert engine.is_failed
-        assert not engine.is_ready
-        with pytest.raises(EngineFailed):
-            await anext(engine.generate(make_request(9)))
+@pytest.mark.parametrize("fails_at_step", [1, 2, 5, 9])
+async def test_streams_survive_a_step_that_raises(fails_at_step: int) -> None:
+    fake = FakeWorker(fails_at_step=fails_at_step)
+    engine = engine_on(MortalWorker(fake))
+    await engine.start()
+    requests = [make_request(number) for number in range(4)]
+    streams = await asyncio.gather(*(collect(engine, request) for request in requests))
+    for request, outputs in zip(requests, streams, strict=True):
+        assert tuple(t for o in outputs for t in o.token_ids) == expected_output(request)
+    assert engine.stats().worker_restarts_total == 1
+    await engine.stop()
 
 
-@pytest.mark.parametrize("is_busy", [False, True])
-async def test_a_dead_worker_is_noticed_at_once(is_busy: bool) -> None:
-    worker = MortalWorker(FakeWorker(step_time_s=0.005))
+async def test_streams_survive_every_death_of_the_worker() -> None:
+    worker = MortalWorker(FakeWorker(step_time_s=0.001, max_model_len=256, num_blocks=256))
     engine = engine_on(worker)
     await engine.start()
-    reader = None
-    if is_busy:
-        reader = asyncio.create_task(collect(engine, make_request(0, ignore_eos=True)))
-        await asyncio.sleep(0.02)
+    requests = [make_request(n, ignore_eos=True, max_tokens=120) for n in range(6)]
+
+    async def keep_killing() -> None:
+        while True:
+            await asyncio.sleep(0.03)
+            worker.death.set()
+
+    killing = asyncio.create_task(keep_killing())
+    streams = await asyncio.gather(*(collect(engine, request) for request in requests))
+    killing.cancel()
+    for request, outputs in zip(requests, streams, strict=True):
+        assert text_of(outputs) == Letters().text(expected_output(request))
+    assert engine.stats().worker_restarts_total >= 3
+    assert engine.stats().num_blocks_used == 0
+    await engine.stop()
+
+
+async def test_while_a_worker_loads_requests_queue_and_leave() -> None:
+    worker = MortalWorker(FakeWorker(step_time_s=0.002))
+    engine = engine_on(worker)
+    await engine.start()
+    worker.load_time_s = 0.2
+    open_one = asyncio.create_task(collect(engine, make_request(0, ignore_eos=True)))
+    await asyncio.sleep(0.01)
     worker.death.set()
-    await asyncio.sleep(0.02)
+    await asyncio.sleep(0.01)
+    assert engine.is_recovering
+    assert engine.is_ready
+    leaving = asyncio.create_task(collect(engine, make_request(1)))
+    newcomer = asyncio.create_task(collect(engine, make_request(2)))
+    await asyncio.sleep(0.01)
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    assert engine.stats().finished_total[FinishReason.ABORT] == 1
+    assert text_of(await open_one) == Letters().text(
+        expected_output(make_request(0, ignore_eos=True))
+    )
+    assert text_of(await newcomer) == Letters().text(expected_output(make_request(2)))
+    assert not engine.is_recovering
+    await engine.stop()
+
+
+async def test_a_death_while_idle_is_noticed_and_repaired_before_anybody_asks() -> None:
+    worker = MortalWorker(FakeWorker())
+    engine = engine_on(worker)
+    await engine.start()
+    for restarts in (1, 2):
+        worker.death.set()
+        while engine.stats().worker_restarts_total < restarts:
+            await asyncio.sleep(0.001)
+        outputs = await collect(engine, make_request(restarts))
+        assert text_of(outputs) == Letters().text(expected_output(make_request(restarts)))
+    await engine.stop()
+
+
+async def test_stopping_while_a_worker_loads_ends_what_is_open() -> None:
+    worker = MortalWorker(FakeWorker(step_time_s=0.002))
+    engine = engine_on(worker)
+    await engine.start()
+    worker.load_time_s = 60.0
+    reader = asyncio.create_task(collect(engine, make_request(0, ignore_eos=True)))
+    await asyncio.sleep(0.01)
+    worker.death.set()
+    await asyncio.sleep(0.01)
+    await asyncio.wait_for(engine.stop(timeout_s=0.05), 5)
+    assert (await reader)[-1].finish_reason is FinishReason.ABORT
+
+
+async def test_a_request_that_kills_workers_fails_alone() -> None:
+    engine = engine_on(MortalWorker(FakeWorker()))
+    await engine.start()
+    killer = GenerationRequest(request_id="killer", prompt_token_ids=(KILLER_ID, 5))
+    requests = [make_request(number) for number in range(4)]
+    streams = [asyncio.create_task(collect(engine, r)) for r in (*requests[:2], killer)]
+    streams += [asyncio.create_task(collect(engine, r)) for r in requests[2:]]
+    first, second, killed, third, fourth = await asyncio.gather(*streams)
+    assert killed[-1].finish_reason is FinishReason.ERROR
+    for request, outputs in zip(requests, (first, second, third, fourth), strict=True):
+        assert text_of(outputs) == Letters().text(expected_output(request))
+    assert not engine.is_failed
+    await engine.stop()
+
+
+async def test_a_worker_that_cannot_be_had_again_ends_every_request_and_the_engine() -> None:
+    worker = MortalWorker(FakeWorker(step_time_s=0.002))
+    engine = engine_on(worker)
+    await engine.start()
+    worker.load_error = ModelLoadError("weights at /secret are gone")
+    readers = [
+        asyncio.create_task(collect(engine, make_request(number, ignore_eos=True)))
+        for number in range(3)
+    ]
+    await asyncio.sleep(0.01)
+    worker.death.set()
+    for outcome in await asyncio.gather(*readers, return_exceptions=True):
+        assert isinstance(outcome, EngineFailed)
+        assert "secret" not in str(outcome)
     assert engine.is_failed
-    if reader is not None:
-        assert (await reader)[-1].finish_reason is FinishReason.ERROR
+    assert not engine.is_ready
+    assert "weights at /secret are gone" in str(engine.fatal_error)
+    with pytest.raises(EngineFailed):
+        await anext(engine.generate(make_request(9)))
+    await engine.stop()
+
+
+async def test_a_worker_that_dies_again_and_again_while_idle_ends_the_engine() -> None:
+    worker = MortalWorker(FakeWorker())
+    engine = engine_on(worker)
+    await engine.start()
+    while not engine.is_failed:
+        worker.death.set()
+        await asyncio.sleep(0.001)
+    assert "5 workers in a row" in str(engine.fatal_error)
+    assert engine.stats().worker_restarts_total == 4
     await engine.stop()
 
 

@@ -7,21 +7,31 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fake_worker import Letters, make_request
+from faults import HANG_STEP_ID, KILLER_TOKEN_ID, RAISING_TOKEN_ID
 from tiny_model import write_tiny_llama
 
 from engine.async_engine import AsyncEngine
-from engine.config import CacheConfig, EngineConfig, ExitsConfig, ModelConfig
-from engine.errors import EngineFailed, HeadsMismatch, ModelLoadError
+from engine.config import (
+    CacheConfig,
+    EngineConfig,
+    ExitsConfig,
+    ModelConfig,
+    SupervisionConfig,
+)
+from engine.errors import HeadsMismatch, ModelLoadError, WorkerLost
 from engine.offline import OfflineEngine
 from engine.plan import RowPlan, StepPlan
+from engine.request import FinishReason, GenerationRequest
 from engine.worker_process import WorkerProcess
 
 pytestmark = pytest.mark.torch
 
+SUPPORT = Path(__file__).parents[1] / "support"
 DEADLINE_S = 30.0  # for things that take milliseconds on an idle machine
 
 
@@ -39,6 +49,13 @@ async def worker(config: EngineConfig) -> AsyncIterator[WorkerProcess]:
     process = WorkerProcess(config)
     yield process
     await process.close()
+
+
+@pytest.fixture
+def faulty_module(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The main module of a worker that fails when told to."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(SUPPORT), str(SUPPORT.parents[1]))))
+    return "faulty_worker_main"
 
 
 def is_alive(pid: int) -> bool:
@@ -92,16 +109,59 @@ async def test_a_killed_worker_is_noticed_by_step_and_watch(worker: WorkerProces
     await worker.execute(StepPlan(step_id=1))
     assert worker.pid is not None
     os.kill(worker.pid, signal.SIGKILL)
-    with pytest.raises(EngineFailed, match="SIGKILL"):
+    with pytest.raises(WorkerLost, match="SIGKILL"):
         await worker.execute(StepPlan(step_id=2))
-    with pytest.raises(EngineFailed, match="SIGKILL"):
+    with pytest.raises(WorkerLost, match="SIGKILL"):
         await watching
+
+
+async def test_a_lost_worker_starts_again_and_serves_the_same(worker: WorkerProcess) -> None:
+    info = await worker.start()
+    for _ in range(2):
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGKILL)
+        with pytest.raises(WorkerLost):
+            await worker.watch()
+        await worker.close()
+        assert await worker.start() == info
+        await worker.execute(StepPlan(step_id=1))
+
+
+@pytest.mark.parametrize("is_busy", [False, True])
+async def test_a_stopped_worker_is_killed_for_its_silence(
+    config: EngineConfig, is_busy: bool
+) -> None:
+    supervision = SupervisionConfig(heartbeat_timeout_s=2.0)
+    worker = WorkerProcess(replace(config, supervision=supervision))
+    await worker.start()
+    pid = worker.pid
+    assert pid is not None
+    await asyncio.sleep(0.3)
+    os.kill(pid, signal.SIGSTOP)
+    started = time.monotonic()
+    waiting = worker.execute(StepPlan(step_id=1)) if is_busy else worker.watch()
+    with pytest.raises(WorkerLost, match="no sign of life"):
+        await asyncio.wait_for(waiting, DEADLINE_S)
+    assert time.monotonic() - started > 1.0
+    await worker.close()
+    assert not is_alive(pid)
+
+
+async def test_a_step_that_never_ends_is_ended_though_the_heart_beats(
+    config: EngineConfig, faulty_module: str
+) -> None:
+    supervision = SupervisionConfig(step_timeout_s=8.0, heartbeat_timeout_s=4.0)
+    worker = WorkerProcess(replace(config, supervision=supervision), module=faulty_module)
+    await worker.start()
+    with pytest.raises(WorkerLost, match="busy for more than 8 s"):
+        await worker.execute(StepPlan(step_id=HANG_STEP_ID))
+    await worker.close()
 
 
 async def test_a_step_that_raises_is_an_engine_failure(worker: WorkerProcess) -> None:
     await worker.start()
     unknown = make_unknown_row_plan()
-    with pytest.raises(EngineFailed, match="step 7 failed"):
+    with pytest.raises(WorkerLost, match="step 7 failed"):
         await worker.execute(unknown)
 
 
@@ -124,6 +184,38 @@ async def test_closed_while_loading_ends_at_once(worker: WorkerProcess) -> None:
     await worker.close()
     await worker.close()
     assert not is_alive(pid)
+
+
+async def test_streams_survive_kills_and_killers_are_named(
+    config: EngineConfig, faulty_module: str
+) -> None:
+    requests = [
+        make_request(number, temperature=number / 2, ignore_eos=True, max_tokens=40)
+        for number in range(4)
+    ]
+    expected = OfflineEngine(config).generate(requests)
+    worker = WorkerProcess(config, module=faulty_module)
+    engine = AsyncEngine(config, worker, Letters())
+    await engine.start()
+
+    async def tokens_of(request: GenerationRequest) -> tuple[int, ...]:
+        tokens: list[int] = []
+        async for output in engine.generate(request):
+            tokens += output.token_ids
+            if request is requests[0] and len(tokens) in (5, 20) and worker.pid is not None:
+                os.kill(worker.pid, signal.SIGKILL)
+        return tuple(tokens)
+
+    async def reason_of(first_id: int) -> FinishReason | None:
+        request = GenerationRequest(request_id=str(first_id), prompt_token_ids=(first_id, 5))
+        return [output async for output in engine.generate(request)][-1].finish_reason
+
+    killers = [asyncio.create_task(reason_of(i)) for i in (KILLER_TOKEN_ID, RAISING_TOKEN_ID)]
+    outcomes = await asyncio.gather(*map(tokens_of, requests))
+    assert list(outcomes) == [result.token_ids for result in expected]
+    assert await asyncio.gather(*killers) == [FinishReason.ERROR] * 2
+    assert engine.stats().num_blocks_used == 0
+    await engine.stop()
 
 
 def test_a_worker_does_not_outlive_its_server(config: EngineConfig) -> None:

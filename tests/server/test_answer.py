@@ -156,7 +156,7 @@ def test_a_refused_request_has_a_status(engine, live_url, path, stream, refusal,
     [
         ({"failure": EngineFailed("0xdeadbeef at /secret/path")}, "engine_failed"),
         ({"failure": RuntimeError("0xdeadbeef at /secret/path")}, "internal_error"),
-        ({"finish_with": FinishReason.ERROR}, "engine_failed"),
+        ({"finish_with": FinishReason.ERROR}, "request_failed"),
         ({"finish_with": FinishReason.ABORT}, "shutting_down"),
     ],
 )

@@ -4,7 +4,7 @@ from contextlib import aclosing
 import pytest
 from fake_engine import FakeEngine
 
-from engine.errors import EngineFailed, EngineOverloaded, EngineStopped
+from engine.errors import EngineOverloaded, EngineStopped, RequestFailed
 from engine.request import FinishReason, GenerationRequest
 from server.fan_out import fan_out
 
@@ -65,7 +65,7 @@ async def test_a_refusal_comes_before_any_output(count, refusal):
 
 
 @pytest.mark.parametrize(
-    ("reason", "error"), [(FinishReason.ERROR, EngineFailed), (FinishReason.ABORT, EngineStopped)]
+    ("reason", "error"), [(FinishReason.ERROR, RequestFailed), (FinishReason.ABORT, EngineStopped)]
 )
 async def test_an_unhappy_end_of_one_ends_all(reason, error):
     engine = FakeEngine("abcdef", finish_with=reason, failure_after=2)

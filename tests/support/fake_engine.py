@@ -74,7 +74,8 @@ class FakeEngine:
     failure: Exception | None = None  # raised, or as a final output, after `failure_after` tokens
     failure_after: int = 3
     finish_with: FinishReason | None = None  # ends with this reason at `failure_after` tokens
-    is_failed: bool = False
+    fatal_error: Exception | None = None
+    is_recovering: bool = False
     is_started: bool = False
     is_stopped: bool = False
     requests: list[GenerationRequest] = field(default_factory=list)

@@ -6,7 +6,7 @@ from fake_engine import FakeEngine
 from live_server import MODEL, fake_app
 from starlette.testclient import TestClient
 
-from engine.errors import ModelLoadError
+from engine.errors import EngineFailed, ModelLoadError
 
 
 def test_a_served_model_is_alive_and_ready(client):
@@ -16,12 +16,22 @@ def test_a_served_model_is_alive_and_ready(client):
 
 def test_a_dead_engine_is_reported_by_both(client, engine):
     client.get("/health")
-    engine.is_failed = True
+    engine.fatal_error = EngineFailed("no worker")
 
     assert client.get("/health").status_code == 503
     assert client.get("/ready").status_code == 503
     response = client.post("/v1/completions", json={"model": MODEL, "prompt": "a"})
     assert (response.status_code, response.json()["error"]["code"]) == (500, "engine_failed")
+
+
+def test_while_a_worker_is_replaced_the_server_is_alive_and_takes_requests(client, engine):
+    client.get("/health")
+    engine.is_recovering = True
+
+    assert client.get("/health").json() == {"status": "ok"}
+    response = client.get("/ready")
+    assert (response.status_code, response.json()) == (503, {"status": "recovering"})
+    assert client.post("/v1/completions", json={"model": MODEL, "prompt": "a"}).status_code == 200
 
 
 def test_a_model_that_cannot_be_loaded_is_reported():

@@ -1,0 +1,96 @@
+"""Keeps a worker running: replaces one that was lost, and gives up when that leads nowhere.
+
+What the lost worker was computing is the engine's affair: here is only the worker's life.
+
+    start ─▶ running ─ WorkerLost ─▶ replace ─▶ running
+                                        └─ again and again without progress ─▶ EngineFailed
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+
+from engine.errors import EngineFailed, ModelLoadError, WorkerLost
+from engine.plan import StepPlan, StepResult, Worker, WorkerInfo
+
+logger = logging.getLogger(__name__)
+
+_MOST_LOSSES = 5  # in a row, with no request getting any further
+_WINDOW_S = 600.0  # losses longer ago do not count
+_LONGEST_PAUSE_S = 5.0  # before trying again to load what could not be loaded
+
+
+class Supervisor:
+    """One worker at a time."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.num_restarts = 0
+        self.recovery_time_s_total = 0.0
+        self.is_recovering = False
+        self._worker = worker
+        self._info: WorkerInfo | None = None
+        self._losses: deque[float] = deque()  # when, since the last progress
+
+    async def start(self) -> WorkerInfo:
+        """See `Worker.start`; here a failure is final."""
+        self._info = await self._worker.start()
+        return self._info
+
+    async def execute(self, plan: StepPlan) -> StepResult:
+        """See `Worker.execute`."""
+        return await self._worker.execute(plan)
+
+    async def watch(self) -> None:
+        """See `Worker.watch`."""
+        await self._worker.watch()
+
+    async def close(self) -> None:
+        """See `Worker.close`."""
+        await self._worker.close()
+
+    def note_progress(self) -> None:
+        """A request got further, or was ended as the cause of the losses."""
+        self._losses.clear()
+
+    async def replace(self, loss: WorkerLost) -> None:
+        """End what is left of the worker and start another.
+
+        Raises:
+            EngineFailed: if that leads nowhere.
+        """
+        started = time.monotonic()
+        self.is_recovering = True
+        reason: Exception = loss
+        pause_s = 0.0
+        while True:
+            logger.error("the worker is lost: %s", reason)
+            self._count_loss(reason)
+            await self._worker.close()
+            await asyncio.sleep(pause_s)
+            try:
+                self._require_same(await self._worker.start())
+                break
+            except ModelLoadError as error:
+                reason, pause_s = error, min(_LONGEST_PAUSE_S, 2 * pause_s + 0.5)
+        seconds = time.monotonic() - started
+        self.num_restarts += 1
+        self.recovery_time_s_total += seconds
+        self.is_recovering = False
+        logger.warning("a new worker is ready after %.1f s", seconds)
+
+    def _count_loss(self, reason: Exception) -> None:
+        now = time.monotonic()
+        self._losses.append(now)
+        while self._losses[0] < now - _WINDOW_S:
+            self._losses.popleft()
+        if len(self._losses) >= _MOST_LOSSES:
+            raise EngineFailed(
+                f"{len(self._losses)} workers in a row were lost before any request got further; "
+                f"the last one: {reason}"
+            )
+
+    def _require_same(self, info: WorkerInfo) -> None:
+        """Open requests can go on only with what they began with."""
+        if info != self._info:
+            raise ModelLoadError(f"the new worker serves something else: {info}, not {self._info}")
