@@ -14,7 +14,7 @@ COMPILE := uv pip compile -q --universal --generate-hashes --no-emit-index-url -
 
 .DEFAULT_GOAL := help
 .SILENT:
-.PHONY: help setup serve chat bench test test-fast lint format lock clean
+.PHONY: help setup serve chat bench test test-fast test-api lint format lock clean
 
 help: ## show this
 	awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ test: lint ## everything CI runs
 test-fast: setup ## all but the tests that need torch or the model
 	$(BIN)/python -m pytest -q -m "not torch and not model and not slow and not gpu" \
 	    $(TORCH_TESTS:%=--ignore=tests/%) $(ARGS)
+
+test-api: setup ## many requests, right and wrong, per operation of the OpenAPI document; none may surprise
+	ADADECODE_API_EXAMPLES=200 $(BIN)/python -m pytest -q tests/server/test_openapi.py $(ARGS)
 
 lint: setup ## formatting, lint, types
 	echo "ruff check, ruff format, mypy"

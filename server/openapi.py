@@ -45,10 +45,27 @@ def describe(app: FastAPI) -> dict[str, Any]:
             ref_template=_REF_TEMPLATE,
         )
         schemas = document["components"]["schemas"]
+        for unused in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(unused, None)
         for name, schema in definitions["$defs"].items():
             schemas.setdefault(name, schema)
+        for path, methods in document["paths"].items():
+            for operation in methods.values():
+                _complete_errors(operation["responses"], has_parameters="{" in path)
         app.openapi_schema = document
     return app.openapi_schema
+
+
+def _complete_errors(responses: dict[str, Any], *, has_parameters: bool) -> None:
+    """What every operation can answer, where it has not declared it; never FastAPI's own 422."""
+    responses.pop("422", None)
+    statuses = (401, 500, 503, *((404,) if has_parameters else ()))
+    error = {
+        "description": "An error",
+        "content": {"application/json": {"schema": _ref(ErrorResponse)}},
+    }
+    for status in statuses:
+        responses.setdefault(str(status), error)
 
 
 def _ref(model: type[BaseModel]) -> dict[str, str]:

@@ -105,3 +105,11 @@ def test_every_reference_of_the_description_resolves(client):
 
     references = set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(document)))
     assert references <= set(document["components"]["schemas"])
+
+
+def test_every_operation_declares_its_errors(client):
+    for methods in client.get("/openapi.json").json()["paths"].values():
+        for operation in methods.values():
+            responses = operation["responses"]
+            assert {"401", "500", "503"} <= set(responses)
+            assert "422" not in responses, "validation errors are 400 here"

@@ -1,0 +1,54 @@
+"""The published OpenAPI document is true: schemathesis asks what it allows and what it does not.
+
+No answer may be a 5xx, have an undeclared status or content type, or differ from its schema. The
+number of examples per operation is small here; `make test-api` asks for 200.
+"""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import schemathesis
+from fake_engine import FakeEngine
+from hypothesis import HealthCheck, Phase, settings
+from live_server import fake_app, serving
+from schemathesis.checks import (
+    content_type_conformance,
+    not_a_server_error,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+pytestmark = pytest.mark.slow
+
+NUM_EXAMPLES = int(os.environ.get("ADADECODE_API_EXAMPLES", "8"))
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+]
+
+
+schema = schemathesis.openapi.from_dict(fake_app(FakeEngine()).openapi())
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """The address of an application around a fake engine."""
+    with serving(fake_app(FakeEngine(), access_log="none")) as url:
+        yield url
+
+
+@schema.parametrize()
+@settings(
+    max_examples=NUM_EXAMPLES,
+    deadline=None,
+    derandomize=NUM_EXAMPLES < 50,
+    phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=list(HealthCheck),
+)
+def test_every_answer_is_as_described(case, url):
+    case.call_and_validate(base_url=url, checks=CHECKS)
