@@ -7,6 +7,7 @@ streaming (that is `detokenizer.py`).
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,18 @@ if TYPE_CHECKING:
 # One character per special token while a chat template runs; the last of the private use planes.
 _FIRST_PLACEHOLDER = 0x10E000
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerCard:
+    """What a client needs to know of a tokenizer to build prompts itself."""
+
+    tokenizer_class: str
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
+    chat_template: str | None
 
 
 class Tokenizer:
@@ -46,6 +59,20 @@ class Tokenizer:
         is_byte_level = _is_byte_level(self._backend.to_str())
         self._byte_of = _byte_alphabet() if is_byte_level else None
         self.strips_first_space = not is_byte_level
+
+    @property
+    def card(self) -> TokenizerCard:
+        """Its class, special tokens and chat template."""
+        source = self._tokenizer
+        template = source.chat_template
+        return TokenizerCard(
+            tokenizer_class=type(source).__name__,
+            bos_token=source.bos_token,
+            eos_token=source.eos_token,
+            pad_token=source.pad_token,
+            unk_token=source.unk_token,
+            chat_template=template if isinstance(template, str) else None,
+        )
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text; special tokens spelled out in it count as such.
@@ -81,6 +108,10 @@ class Tokenizer:
                 return piece.encode()
         byte = _BYTE_PIECE.fullmatch(piece)
         return bytes([int(byte[1], 16)]) if byte else piece.replace("\u2581", " ").encode()
+
+    def token_piece(self, token_id: int) -> str:
+        """A token as the vocabulary spells it; empty for an id that the tokenizer does not know."""
+        return self._backend.id_to_token(token_id) or ""
 
     def token_text(self, token_id: int) -> str:
         """A token for display; bytes that are no UTF-8 on their own become U+FFFD."""

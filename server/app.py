@@ -24,7 +24,7 @@ from server.middleware import (
 )
 from server.observer import Observer
 from server.openapi import describe
-from server.routes import chat, completions, health, models
+from server.routes import chat, completions, health, info, models, tokenize
 from server.seeds import SeedSource
 from server.service import InferenceService
 from server.settings import ServerSettings
@@ -67,7 +67,7 @@ def create_app(service: InferenceService, settings: ServerSettings) -> FastAPI:
         settings, service, metrics, Observer(metrics, tracer), SeedSource(settings.seed)
     )
     app.openapi = partial(describe, app)  # type: ignore[method-assign]
-    for routes in (chat, completions, models, health):
+    for routes in (chat, completions, tokenize, models, info, health):
         app.include_router(routes.router)
     for error in (EngineError, BodyError, ModelNotReady, HTTPException):
         app.add_exception_handler(error, _answer_error)

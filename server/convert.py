@@ -81,7 +81,7 @@ def to_generation_requests(
     early_exit = _early_exit(body, limits)
     requests: list[GenerationRequest] = []
     for prompt in prompts:
-        _check_token_ids(prompt, limits, prompt_param(body))
+        check_token_ids(prompt, limits, prompt_param(body))
         max_tokens = _max_tokens(body, len(prompt), limits)
         for _ in range(body.n or 1):
             index = len(requests)
@@ -107,7 +107,7 @@ def _sampling(
     temperature = 1.0 if body.temperature is None else body.temperature
     top_k = body.top_k or 0
     stop_token_ids = body.stop_token_ids or []
-    _check_token_ids(stop_token_ids, limits, "stop_token_ids")
+    check_token_ids(stop_token_ids, limits, "stop_token_ids")
     min_tokens = body.min_tokens or 0
     if min_tokens > max_tokens:
         raise RequestError("min_tokens is larger than max_tokens.", param="min_tokens")
@@ -193,7 +193,12 @@ def _num_logprobs(body: CompletionRequestBase, limits: RequestLimits) -> int | N
     return asked
 
 
-def _check_token_ids(token_ids: Sequence[int], limits: RequestLimits, param: str) -> None:
+def check_token_ids(token_ids: Sequence[int], limits: RequestLimits, param: str) -> None:
+    """Refuse ids that the model does not know.
+
+    Raises:
+        RequestError: naming `param`.
+    """
     if token_ids and not 0 <= min(token_ids) <= max(token_ids) < limits.vocab_size:
         message = f"{param}: token ids should be from 0 to {limits.vocab_size - 1}."
         raise RequestError(message, param=param)

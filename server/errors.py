@@ -115,6 +115,11 @@ _FIXED: dict[type[Exception], tuple[int, str, str, str]] = {
     ),
     EngineFailed: (500, "server_error", "engine_failed", "The engine failed; try again later."),
 }
+# What the router itself answers, with a word of help.
+_WRONG_ROUTES = {
+    404: " This server has no such endpoint; GET /openapi.json lists those it has.",
+    405: " GET /openapi.json lists the methods of every endpoint.",
+}
 _INTERNAL = (500, "server_error", "internal_error", "The server had an internal error.")
 
 
@@ -129,7 +134,8 @@ def failure_of(error: Exception) -> Failure:
     if isinstance(error, HTTPException):
         phrase = HTTPStatus(error.status_code).phrase
         code = phrase.lower().replace(" ", "_")
-        return Failure(status=error.status_code, type=_INVALID, code=code, message=f"{phrase}.")
+        message = f"{phrase}." + _WRONG_ROUTES.get(error.status_code, "")
+        return Failure(status=error.status_code, type=_INVALID, code=code, message=message)
     status, kind, code, message = next(
         (row for exception, row in _FIXED.items() if isinstance(error, exception)), _INTERNAL
     )

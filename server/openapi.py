@@ -9,6 +9,7 @@ from pydantic.json_schema import models_json_schema
 from server.errors import ErrorResponse
 from server.protocol.chat import ChatCompletionChunk, ChatCompletionRequest
 from server.protocol.completions import CompletionRequest
+from server.protocol.tokenize import DetokenizeRequest, TokenizeRequest
 
 _REF_TEMPLATE = "#/components/schemas/{model}"
 
@@ -21,15 +22,20 @@ def accepts(body_type: type[BaseModel]) -> dict[str, Any]:
 
 def streams(chunk_type: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     """`responses` of a route that can also answer with events of `chunk_type`, and with errors."""
-    error = {"description": "An error", "model": ErrorResponse}
     description = "The answer; with `stream: true` events of these chunks, then `[DONE]`"
     return {
         200: {
             "description": description,
             "content": {"text/event-stream": {"schema": _ref(chunk_type)}},
         },
-        **dict.fromkeys((400, 401, 404, 413, 415, 500, 503), error),
+        **errors(400, 401, 404, 408, 413, 415, 500, 503),
     }
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """`responses` of a route that can fail so, in the envelope; 401 with --api-key."""
+    error = {"description": "An error", "model": ErrorResponse}
+    return dict.fromkeys((401, *statuses), error)
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
@@ -40,6 +46,8 @@ def describe(app: FastAPI) -> dict[str, Any]:
             [
                 (ChatCompletionRequest, "validation"),
                 (CompletionRequest, "validation"),
+                (DetokenizeRequest, "validation"),
+                (TokenizeRequest, "validation"),
                 (ChatCompletionChunk, "serialization"),
             ],
             ref_template=_REF_TEMPLATE,

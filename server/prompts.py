@@ -34,8 +34,30 @@ async def encode_prompts(
     return encoded
 
 
+async def encode_text(
+    tokenizer: Tokenizer, text: str, max_model_len: int, *, add_special_tokens: bool
+) -> list[int]:
+    """Token ids of one text, which may be empty.
+
+    Raises:
+        RequestError: it is so long that the model could never take it, or no valid Unicode.
+    """
+    encode = partial(tokenizer.encode, text, add_special_tokens=add_special_tokens)
+    return await _encode(encode, [len(text)], max_model_len, "prompt")
+
+
+async def decode_tokens(tokenizer: Tokenizer, token_ids: Sequence[int]) -> str:
+    """Text of token ids, special tokens spelled out."""
+    decode = partial(tokenizer.decode, token_ids, skip_special_tokens=False)
+    return decode() if len(token_ids) <= _INLINE_CHARS else await asyncio.to_thread(decode)
+
+
 async def encode_messages(
-    tokenizer: Tokenizer, messages: Sequence[ChatMessage], max_model_len: int
+    tokenizer: Tokenizer,
+    messages: Sequence[ChatMessage],
+    max_model_len: int,
+    *,
+    add_generation_prompt: bool = True,
 ) -> list[int]:
     """Token ids of a conversation in the model's chat template.
 
@@ -44,7 +66,9 @@ async def encode_messages(
     """
     turns = [_turn(index, message) for index, message in enumerate(messages)]
     num_chars = sum(len(turn["content"]) for turn in turns)
-    encode = partial(tokenizer.apply_chat_template, turns)
+    encode = partial(
+        tokenizer.apply_chat_template, turns, add_generation_prompt=add_generation_prompt
+    )
     return await _encode(encode, [num_chars], max_model_len, "messages")
 
 

@@ -75,8 +75,8 @@ class InferenceService:
         """The model, if it was ever loaded, in whatever state."""
         return self._model
 
-    def model(self, name: str) -> ServedModel:
-        """The model of that name, able to serve.
+    def model(self, name: str | None) -> ServedModel:
+        """The model of that name, able to serve; None: the one there is.
 
         Raises:
             ModelNotReady: still loading.
@@ -91,7 +91,7 @@ class InferenceService:
             raise EngineFailed("the engine is not running")
         if self._model is None:
             raise ModelNotReady
-        if name not in self.model_names:
+        if name is not None and name not in self.model_names:
             raise ModelNotFound(name)
         return self._model
 

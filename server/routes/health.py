@@ -1,4 +1,4 @@
-"""GET /health (alive), /ready (can serve), /version and /metrics."""
+"""GET /health and /ping (alive), /ready (can serve), /version and /metrics."""
 
 from http import HTTPStatus
 
@@ -35,6 +35,18 @@ async def health(context: Context, response: Response) -> Status:
         response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
         return Status(status=ServiceState.FAILED)
     return Status(status="ok")
+
+
+@router.get("/ping", responses={503: {"model": Status}})
+async def ping(context: Context, response: Response) -> Status:
+    """The same as /health, where SageMaker asks for it."""
+    return await health(context, response)
+
+
+@router.post("/ping", responses={503: {"model": Status}})
+async def post_ping(context: Context, response: Response) -> Status:
+    """The same as GET /ping; a body is not read."""
+    return await health(context, response)
 
 
 @router.get("/ready", responses={503: {"model": Status}})

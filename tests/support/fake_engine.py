@@ -17,6 +17,7 @@ from engine.request import (
     TokenTrace,
 )
 from engine.stats import EngineStats
+from engine.tokenizer import TokenizerCard
 
 NUM_LAYERS = 4
 EXIT_LAYER = 2
@@ -41,6 +42,20 @@ class ByteTokenizer:
         for message in messages:
             ids += [256, *self.encode(f"{message['role']}:{message['content']}")]
         return [*ids, 258] if add_generation_prompt else ids
+
+    def token_piece(self, token_id: int) -> str:
+        return f"<{token_id}>"
+
+    @property
+    def card(self) -> TokenizerCard:
+        return TokenizerCard(
+            tokenizer_class="ByteTokenizer",
+            bos_token=None,
+            eos_token="<257>",
+            pad_token=None,
+            unk_token=None,
+            chat_template="{{ messages }}",
+        )
 
     def token_text(self, token_id: int) -> str:
         return self.decode([token_id])

@@ -1,0 +1,36 @@
+"""Settings that may be shown: no keys, no directories of this machine, no passwords in URLs."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, SecretStr
+
+_HIDDEN = "**********"
+
+
+def public_settings(settings: BaseModel) -> dict[str, Any]:
+    """Every setting by its name, in JSON's types."""
+    return {name: _shown(getattr(settings, name)) for name in type(settings).model_fields}
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, SecretStr):
+        return _HIDDEN
+    if isinstance(value, PurePath):
+        return value.name
+    if isinstance(value, str):
+        return _shown_text(value)
+    if isinstance(value, Mapping):
+        return {str(key): _shown(item) for key, item in value.items()}
+    if isinstance(value, Sequence):
+        return [_shown(item) for item in value]
+    return value
+
+
+def _shown_text(text: str) -> str:
+    if "://" in text:
+        url = urlsplit(text)
+        return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
+    return Path(text).name if text.startswith(("/", "~", "./", "../")) else text

@@ -1,0 +1,69 @@
+"""GET /load and /server_info: how busy the server is and how it is set up."""
+
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter
+
+from server.context import Context
+from server.openapi import errors
+from server.protocol.common import ResponseModel
+from server.public_settings import public_settings
+from server.version import VERSION
+
+router = APIRouter(tags=["operations"])
+
+
+class Load(ResponseModel):
+    """How much is being served."""
+
+    server_load: int  # choices and embeddings that run or wait
+
+
+class ServedModelInfo(ResponseModel):
+    """The loaded model."""
+
+    max_model_len: int
+    vocab_size: int
+    num_layers: int
+    exit_layers: list[int]
+    max_draft_tokens: int
+    backend: str
+    device: str
+    dtype: str
+    num_blocks: int
+    block_size: int
+
+
+class ServerInfo(ResponseModel):
+    """The server's version, state and settings; no secret is ever among them."""
+
+    version: str
+    state: str
+    model_names: list[str]
+    settings: dict[str, Any]
+    model: ServedModelInfo | None  # null while it loads
+
+
+@router.get("/load", responses=errors(401))
+async def load(context: Context) -> Load:
+    """How many generations and embeddings run or wait; 0 while the model loads."""
+    model = context.service.loaded_model
+    if model is None:
+        return Load(server_load=0)
+    stats = model.engine.stats()
+    return Load(server_load=stats.num_running + stats.num_waiting)
+
+
+@router.get("/server_info", responses=errors(401))
+async def server_info(context: Context) -> ServerInfo:
+    """Version, state, settings and the model's figures."""
+    service = context.service
+    model = service.loaded_model
+    return ServerInfo(
+        version=VERSION,
+        state=service.state,
+        model_names=list(service.model_names),
+        settings=public_settings(context.settings),
+        model=ServedModelInfo(**asdict(model.info)) if model else None,
+    )

@@ -1,0 +1,90 @@
+"""POST /tokenize and /detokenize, GET /tokenizer_info, as in vLLM."""
+
+from dataclasses import asdict
+
+from fastapi import APIRouter, Request
+
+from engine.errors import RequestError
+from server.body import parse_body
+from server.context import Context
+from server.convert import check_token_ids
+from server.openapi import accepts, errors
+from server.prompts import decode_tokens, encode_messages, encode_text
+from server.protocol.common import refuse_unsupported
+from server.protocol.tokenize import (
+    Detokenization,
+    DetokenizeRequest,
+    Tokenization,
+    TokenizerCard,
+    TokenizeRequest,
+)
+from server.service import ServedModel
+
+router = APIRouter(tags=["tokens"])
+
+
+@router.post(
+    "/tokenize",
+    responses=errors(400, 404, 408, 413, 415, 500, 503),
+    openapi_extra=accepts(TokenizeRequest),
+)
+async def tokenize(request: Request, context: Context) -> Tokenization:
+    """Token ids of a text, or of a conversation in the model's chat template."""
+    body = await parse_body(request, TokenizeRequest, context.settings.max_request_bytes)
+    model = context.service.model(body.model)
+    refuse_unsupported(body.model_extra or {})
+    tokens = await _tokens(model, body)
+    piece = model.tokenizer.token_piece
+    return Tokenization(
+        count=len(tokens),
+        max_model_len=model.info.max_model_len,
+        tokens=tokens,
+        token_strs=[piece(token_id) for token_id in tokens] if body.return_token_strs else None,
+    )
+
+
+@router.post(
+    "/detokenize",
+    responses=errors(400, 404, 408, 413, 415, 500, 503),
+    openapi_extra=accepts(DetokenizeRequest),
+)
+async def detokenize(request: Request, context: Context) -> Detokenization:
+    """Text of token ids."""
+    body = await parse_body(request, DetokenizeRequest, context.settings.max_request_bytes)
+    model = context.service.model(body.model)
+    refuse_unsupported(body.model_extra or {})
+    check_token_ids(body.tokens, context.limits(model), "tokens")
+    return Detokenization(prompt=await decode_tokens(model.tokenizer, body.tokens))
+
+
+@router.get("/tokenizer_info", responses=errors(500, 503))
+async def tokenizer_info(context: Context) -> TokenizerCard:
+    """What a client needs to build prompts itself: special tokens and the chat template."""
+    model = context.service.model(None)
+    return TokenizerCard(**asdict(model.tokenizer.card), model_max_length=model.info.max_model_len)
+
+
+async def _tokens(model: ServedModel, body: TokenizeRequest) -> list[int]:
+    max_model_len = model.info.max_model_len
+    if (body.prompt is None) == (body.messages is None):
+        raise RequestError("Give either prompt or messages.", param="prompt")
+    if body.prompt is not None:
+        if body.add_generation_prompt is not None:
+            message = "add_generation_prompt needs messages."
+            raise RequestError(message, param="add_generation_prompt")
+        return await encode_text(
+            model.tokenizer,
+            body.prompt,
+            max_model_len,
+            add_special_tokens=body.add_special_tokens is not False,
+        )
+    if body.add_special_tokens:
+        message = "add_special_tokens: a chat template writes the special tokens itself."
+        raise RequestError(message, param="add_special_tokens", code="unsupported_parameter")
+    assert body.messages is not None
+    return await encode_messages(
+        model.tokenizer,
+        body.messages,
+        max_model_len,
+        add_generation_prompt=body.add_generation_prompt is not False,
+    )

@@ -1,0 +1,81 @@
+import pytest
+from live_server import MODEL
+
+
+def tokenize(client, **fields):
+    return client.post("/tokenize", json=fields)
+
+
+def test_a_prompt(client):
+    answer = tokenize(client, model=MODEL, prompt="hé", return_token_strs=True).json()
+
+    assert answer == {
+        "count": 3,
+        "max_model_len": 256,
+        "tokens": [104, 195, 169],
+        "token_strs": ["<104>", "<195>", "<169>"],
+    }
+
+
+def test_the_model_may_be_left_out_and_a_prompt_may_be_empty(client):
+    assert tokenize(client, prompt="").json()["tokens"] == []
+    assert tokenize(client, prompt="", model="other").status_code == 404
+
+
+def test_messages_go_through_the_chat_template(client):
+    messages = [{"role": "user", "content": "hi"}]
+    whole = tokenize(client, messages=messages).json()["tokens"]
+    bare = tokenize(client, messages=messages, add_generation_prompt=False).json()["tokens"]
+
+    assert whole == [*bare, 258]
+    assert bytes(bare[1:]) == b"user:hi"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({}, "prompt"),
+        ({"prompt": "a", "messages": [{"role": "user", "content": "a"}]}, "prompt"),
+        ({"prompt": ["a"]}, "prompt"),
+        ({"prompt": "x" * (256 * 256 + 1)}, "prompt"),
+        ({"prompt": "a", "add_generation_prompt": True}, "add_generation_prompt"),
+        ({"messages": []}, "messages"),
+        (
+            {"messages": [{"role": "user", "content": "a"}], "add_special_tokens": True},
+            "add_special_tokens",
+        ),
+        ({"prompt": "a", "chat_template": "{{ 1 }}"}, "chat_template"),
+    ],
+)
+def test_refusals_name_the_field(client, fields, param):
+    response = tokenize(client, **fields)
+
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == param
+
+
+def test_detokenize(client):
+    assert client.post("/detokenize", json={"tokens": [104, 195, 169]}).json() == {"prompt": "hé"}
+    assert client.post("/detokenize", json={"tokens": []}).json() == {"prompt": ""}
+
+
+@pytest.mark.parametrize("tokens", [[260], [-1], ["a"], [1.5], None])
+def test_detokenize_refuses_what_are_no_token_ids(client, tokens):
+    response = client.post("/detokenize", json={"tokens": tokens})
+
+    assert response.status_code == 400
+    assert response.json()["error"]["param"].startswith("tokens")
+
+
+def test_long_texts_come_back_whole(client):
+    text = "long " * 5000
+    tokens = tokenize(client, prompt=text).json()["tokens"]
+
+    assert client.post("/detokenize", json={"tokens": tokens}).json()["prompt"] == text
+
+
+def test_the_tokenizers_card(client):
+    card = client.get("/tokenizer_info").json()
+
+    assert (card["tokenizer_class"], card["eos_token"]) == ("ByteTokenizer", "<257>")
+    assert card["chat_template"] == "{{ messages }}"
