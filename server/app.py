@@ -25,6 +25,7 @@ from server.middleware import (
 from server.observer import Observer
 from server.openapi import describe
 from server.routes import chat, completions, health, info, models, tokenize
+from server.routes.ui import PAGE_PATHS, add_page
 from server.seeds import SeedSource
 from server.service import InferenceService
 from server.settings import ServerSettings
@@ -69,6 +70,8 @@ def create_app(service: InferenceService, settings: ServerSettings) -> FastAPI:
     app.openapi = partial(describe, app)  # type: ignore[method-assign]
     for routes in (chat, completions, tokenize, models, info, health):
         app.include_router(routes.router)
+    if settings.ui:
+        add_page(app)
     for error in (EngineError, BodyError, ModelNotReady, HTTPException):
         app.add_exception_handler(error, _answer_error)
     app.add_exception_handler(ClientDisconnect, _note_disconnect)
@@ -79,7 +82,8 @@ def create_app(service: InferenceService, settings: ServerSettings) -> FastAPI:
 def _add_middleware(app: FastAPI, settings: ServerSettings) -> None:
     """The last one added is the outermost."""
     if keys := settings.api_keys:
-        app.add_middleware(ApiKeyMiddleware, keys=keys)
+        open_pages = PAGE_PATHS if settings.ui else ()
+        app.add_middleware(ApiKeyMiddleware, keys=keys, open_pages=open_pages)
     if settings.allowed_origins:  # outside of the keys: browsers send none when they ask first
         app.add_middleware(
             CORSMiddleware,

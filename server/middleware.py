@@ -8,7 +8,7 @@ import logging
 import re
 import secrets
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -77,14 +77,15 @@ class LastResortMiddleware:
 
 
 class ApiKeyMiddleware:
-    """Asks for one of the keys everywhere but at the probes."""
+    """Asks for one of the keys everywhere but at the probes and `open_pages`."""
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+    def __init__(self, app: ASGIApp, keys: Sequence[str], open_pages: Collection[str] = ()) -> None:
         self._app = app
         self._digests = [_digest(key) for key in keys]
+        self._open_paths = _OPEN_PATHS.union(open_pages)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and _route_path(scope) not in _OPEN_PATHS:
+        if scope["type"] == "http" and _route_path(scope) not in self._open_paths:
             scheme, _, key = Headers(scope=scope).get("Authorization", "").partition(" ")
             if scheme.lower() != "bearer" or not self._is_known(key.strip()):
                 await failure_of(InvalidApiKey()).response()(scope, receive, send)

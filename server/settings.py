@@ -170,6 +170,7 @@ class ServerSettings(BaseModel):
     root_path: Annotated[str, AfterValidator(_as_root_path)] = _flag(
         "", "http", "Path prefix under which a proxy offers this server, e.g. /llm."
     )
+    ui: bool = _flag(True, "http", "Serve a page to chat with the model at /.")
     max_request_bytes: Size = _flag(
         "4M", "http", "Largest request body.", ge=1, validate_default=True
     )

@@ -186,6 +186,7 @@ class TraceDraft(ResponseModel):
 
     token_id: int
     token: str
+    bytes: list[int]
     exit_layer: int
     confidence: float
 
@@ -195,6 +196,7 @@ class TraceToken(ResponseModel):
 
     token_id: int
     token: str
+    bytes: list[int]  # as in OpenAI's log-probabilities: a token need not be whole characters
     exit_layer: int  # the model's layer count when it ran to the end
     confidence: float | None
     accepted: Literal[True] = True

@@ -158,12 +158,14 @@ def trace_tokens(tokenizer: Tokenizer, trace: Sequence[TokenTrace]) -> list[Trac
         TraceToken(
             token_id=token.token_id,
             token=tokenizer.token_text(token.token_id),
+            bytes=list(tokenizer.token_bytes(token.token_id)),
             exit_layer=token.exit_layer,
             confidence=token.confidence,
             rejected=[
                 TraceDraft(
                     token_id=draft.token_id,
                     token=tokenizer.token_text(draft.token_id),
+                    bytes=list(tokenizer.token_bytes(draft.token_id)),
                     exit_layer=draft.exit_layer,
                     confidence=draft.confidence,
                 )

@@ -90,6 +90,7 @@ def test_a_trace_says_where_each_token_left(client):
         {
             "token_id": ord("H"),
             "token": "H",
+            "bytes": [72],
             "exit_layer": EXIT_LAYER,
             "confidence": 0.9,
             "accepted": True,
@@ -98,11 +99,18 @@ def test_a_trace_says_where_each_token_left(client):
         {
             "token_id": ord("e"),
             "token": "e",
+            "bytes": [101],
             "exit_layer": NUM_LAYERS,
             "confidence": None,
             "accepted": True,
             "rejected": [
-                {"token_id": 63, "token": "?", "exit_layer": EXIT_LAYER, "confidence": 0.6}
+                {
+                    "token_id": 63,
+                    "token": "?",
+                    "bytes": [63],
+                    "exit_layer": EXIT_LAYER,
+                    "confidence": 0.6,
+                }
             ],
         },
     ]

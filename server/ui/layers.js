@@ -1,0 +1,23 @@
+/** How an exit layer looks: one class per layer, by its place among the model's exits. */
+
+const NUM_LOOKS = 8; // .exit-0 … .exit-7 in style.css: a colour and a kind of underline each
+
+export class Layers {
+  #exits;
+
+  /** @param {{exit_layers: number[], num_layers: number}} card of the model. */
+  constructor(card) {
+    this.#exits = [...card.exit_layers].sort((a, b) => a - b);
+    this.numLayers = card.num_layers;
+  }
+
+  get exits() {
+    return this.#exits;
+  }
+
+  /** The class of an exit layer. */
+  look(layer) {
+    if (!this.#exits.includes(layer)) this.#exits = [...this.#exits, layer];
+    return `exit-${this.#exits.indexOf(layer) % NUM_LOOKS}`;
+  }
+}
