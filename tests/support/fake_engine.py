@@ -1,6 +1,7 @@
 """An engine without a model, for tests of the server: scripted text, failures on demand."""
 
 import asyncio
+import codecs
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -167,12 +168,13 @@ class FakeEngine:
             text = text.partition(stop)[0]
         token_ids = list(text.encode())
         kept = token_ids[: request.sampling.max_tokens]
+        characters = codecs.getincrementaldecoder("utf-8")("replace")
         for place, token_id in enumerate(kept):
             is_last = place == len(kept) - 1
             reason = FinishReason.STOP if len(kept) == len(token_ids) else FinishReason.LENGTH
             yield RequestOutput(
                 request_id=request.request_id,
-                text=chr(token_id) if token_id < 128 else "",
+                text=characters.decode(bytes([token_id]), place == len(kept) - 1),
                 token_ids=(token_id,),
                 logprobs=_logprobs(request, token_id),
                 trace=_trace(request, token_id, place),
