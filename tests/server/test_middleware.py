@@ -4,6 +4,8 @@ from fastapi.routing import iter_route_contexts
 from live_server import MODEL, fake_app
 from starlette.testclient import TestClient
 
+from server.routes.ui import PAGE_PATHS
+
 KEY = "sk-Right-Key"
 
 
@@ -54,7 +56,7 @@ def test_every_route_but_the_probes_is_guarded(guarded):
 
     opened = {path for way, path in asked if guarded.request(way, path).status_code != 401}
     assert len(asked) > 10
-    assert opened <= {"/health", "/ready", "/ping"}
+    assert opened <= {"/health", "/ready", "/ping", *PAGE_PATHS}
     assert opened >= {"/health", "/ready"}
 
 
