@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import serve
+from benchmarks import faults, serve
 from benchmarks.comparison import MODES
 from engine.errors import EngineError
 
@@ -31,12 +31,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "serve", help="load on a running server: latencies, throughput, acceptance"
     )
     serve.add_arguments(serve_command)
+    faults_command = commands.add_parser(
+        "faults", help="kill a server's worker under load: are streams lost, do texts change?"
+    )
+    faults.add_arguments(faults_command)
 
 
 def run(args: argparse.Namespace) -> int:
     """Carry out a parsed `bench` command; returns the exit status."""
-    if args.bench_command == "serve":  # needs no torch
-        commands = {"serve": serve.run}
+    if args.bench_command in ("serve", "faults"):  # need no torch
+        commands = {"serve": serve.run, "faults": faults.run}
     else:
         from benchmarks import latency, lossless
 

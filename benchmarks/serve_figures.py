@@ -44,7 +44,7 @@ def latency_figures(outcomes: Sequence[Outcome], percentiles: Sequence[float]) -
         figures[f"median_{metric}_ms"] = median(milliseconds)
         figures[f"std_{metric}_ms"] = pstdev(milliseconds)
         for percentile in percentiles:
-            figures[f"p{percentile:g}_{metric}_ms"] = _percentile(milliseconds, percentile)
+            figures[f"p{percentile:g}_{metric}_ms"] = percentile_of(milliseconds, percentile)
     return figures
 
 
@@ -179,7 +179,7 @@ def _meets(outcome: Outcome, goodput: Mapping[str, float]) -> bool:
     return all(1000 * seconds[metric] <= most for metric, most in goodput.items())
 
 
-def _percentile(ordered: Sequence[float], percentile: float) -> float:
+def percentile_of(ordered: Sequence[float], percentile: float) -> float:
     """Linear between the two nearest values."""
     place = (len(ordered) - 1) * percentile / 100
     low = int(place)

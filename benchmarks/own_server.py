@@ -1,0 +1,92 @@
+"""A server of one's own to do harm to: `adadecode serve` on a free port, and its worker."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from httpx import AsyncClient
+
+_WORKER_MODULE = b"engine.worker.main"
+_STOP_TIMEOUT_S = 60.0
+
+
+class OwnServer:
+    """A running server. Linux only: its worker is found in /proc."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", url: str) -> None:
+        self.url = url
+        self._process = process
+
+    @property
+    def worker_pid(self) -> int | None:
+        """The process id of its worker; None while there is none."""
+        for directory in Path("/proc").iterdir():
+            if directory.name.isdigit() and self._is_worker(directory):
+                return int(directory.name)
+        return None
+
+    def require_alive(self) -> None:
+        """Raises:
+        ValueError: the server has ended.
+        """
+        status = self._process.poll()
+        if status is not None:
+            raise ValueError(f"the server ended with status {status}")
+
+    def _is_worker(self, directory: Path) -> bool:
+        try:
+            state, parent = (directory / "stat").read_text().rpartition(")")[2].split()[:2]
+            command = (directory / "cmdline").read_bytes()
+        except OSError:  # it has ended meanwhile
+            return False
+        return int(parent) == self._process.pid and state != "Z" and _WORKER_MODULE in command
+
+
+@contextmanager
+def own_server(flags: Sequence[str]) -> Iterator[OwnServer]:
+    """Start a server, and stop it in the end. It is not ready yet: see `until_ready`."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "server.cli", "serve", *flags, "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        yield OwnServer(process, f"http://127.0.0.1:{port}")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+async def until_ready(client: "AsyncClient", server: OwnServer, timeout_s: float) -> bool:
+    """Wait until requests are computed; also says whether /health never failed meanwhile.
+
+    Raises:
+        ValueError: it ended, or took too long.
+    """
+    import asyncio
+
+    import httpx
+
+    is_alive = True
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        server.require_alive()
+        try:
+            if (await client.get("/ready")).status_code == 200:
+                return is_alive
+            is_alive = is_alive and (await client.get("/health")).status_code == 200
+        except httpx.ConnectError:  # it does not listen yet
+            pass
+        await asyncio.sleep(0.02)
+    raise ValueError(f"the server was not ready after {timeout_s:g} s")
