@@ -17,6 +17,7 @@ once.
 """
 
 import itertools
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -27,12 +28,15 @@ from engine.model.ops.interface import LayerCache
 from engine.plan import RowPlan, RowResult
 from engine.request import ExitRecord
 from engine.worker.acceptance import num_accepted
+from engine.worker.device_errors import is_row_fault
 from engine.worker.drafter import Drafter
 from engine.worker.exit_policy import StepEstimate
 from engine.worker.forward_batch import ForwardBatch, TokenRef
 from engine.worker.row import Row
 from engine.worker.sampler import Sampler, top_logprobs
 from engine.worker.sequence_state import SequenceState
+
+logger = logging.getLogger(__name__)
 
 
 class Boundary:
@@ -192,20 +196,37 @@ class DecodeStep:
         logits = self._decoder.logits(last_hidden)
         points = [point for row in rows for point in row.sample_points()]
         choices = self._sampler.choose(self._sampler.scores(logits, points), points)
-        results, offset = [], 0
+        results, newest, offset = [], [], 0
         for row, row_places in zip(rows, pending, strict=True):
             end = offset + len(row_places)
-            results.append(
-                self._accept(row, choices[offset:end], logits[offset:end], last_hidden[offset:end])
-            )
+            result = self._accept_alone(row, choices[offset:end], logits[offset:end])
+            results.append(result)
+            if result.token_ids:
+                newest.append((row.state, result, last_hidden[offset:end]))
             offset = end
+        hidden_states = [hidden[len(result.token_ids) - 1].clone() for _, result, hidden in newest]
+        # Nothing raises from here on: a step changes all its states or none.
+        for (state, result, _), last in zip(newest, hidden_states, strict=True):
+            state.append(result.token_ids)
+            state.last_hidden = last
         return results
 
-    def _accept(
-        self, row: Row, targets: Sequence[int], logits: Tensor, last_hidden: Tensor
-    ) -> RowResult:
-        """Commit a row's accepted drafts and the target's own token. Arrays have one entry per
-        pending token.
+    def _accept_alone(self, row: Row, targets: Sequence[int], logits: Tensor) -> RowResult:
+        """`_accept`; a fault in it is the row's own."""
+        try:
+            return self._accept(row, targets, logits)
+        except Exception as error:
+            if not is_row_fault(error):
+                raise
+            sequence_id = row.state.sequence_id
+            logger.exception("sequence %d: its result cannot be made", sequence_id)
+            return RowResult(
+                sequence_id=sequence_id, token_ids=[], error="the row's result could not be made"
+            )
+
+    def _accept(self, row: Row, targets: Sequence[int], logits: Tensor) -> RowResult:
+        """A row's accepted drafts and the target's own token. Arrays have one entry per pending
+        token.
         """
         sequence_id = row.state.sequence_id
         if not targets:
@@ -216,8 +237,6 @@ class DecodeStep:
             return RowResult(
                 sequence_id=sequence_id, token_ids=[], error="the model's logits are not numbers"
             )
-        row.state.append(token_ids)
-        row.state.last_hidden = last_hidden[accepted].clone()
         num_top = row.state.start.num_logprobs
         return RowResult(
             sequence_id=sequence_id,

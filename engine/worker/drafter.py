@@ -3,6 +3,7 @@ picks.
 """
 
 from collections.abc import Sequence
+from math import isnan
 from typing import Protocol
 
 import torch
@@ -92,7 +93,7 @@ class HeadDrafter:
                 survival=row.survival,
             )
             for index, (row, confidence) in enumerate(zip(rows, confidences, strict=True))
-            if columns[index] < len(self._token_ids)
+            if columns[index] < len(self._token_ids) and not isnan(confidence)
         ]
         chosen = self._policy.select(exit_index, candidates, estimate)
         for candidate in chosen:

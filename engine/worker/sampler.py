@@ -6,6 +6,7 @@ processed by itself in a fixed order of operations, so a token never depends on 
 batch. See the sampling contract in `engine.model.noise`.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,10 @@ from torch import Tensor
 from engine.model.noise import noise_key
 from engine.model.ops.interface import Ops
 from engine.request import TokenLogprobs
+from engine.worker.device_errors import is_row_fault
 from engine.worker.sequence_state import SequenceState
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +55,13 @@ class Sampler:
         points: Sequence[SamplePoint],
         reduced: ReducedVocabulary | None = None,
     ) -> Tensor:
-        """Processed logits [T, V'] float32; the input is left as it is."""
+        """Processed logits [T, V'] float32; the input is left as it is. All of a row are NaN if its
+        own processors raised.
+        """
         if not any(_has_processors(point.state) for point in points):
             return logits
         rows = [
-            _process(row, point, reduced) if _has_processors(point.state) else row
+            _process_alone(row, point, reduced) if _has_processors(point.state) else row
             for row, point in zip(logits, points, strict=True)
         ]
         return torch.stack(rows)
@@ -103,6 +109,17 @@ def _has_processors(state: SequenceState) -> bool:
         or s.min_tokens > state.num_output_tokens()
         or (not state.is_greedy and (s.top_k or s.top_p < 1.0 or s.min_p > 0.0))
     )
+
+
+def _process_alone(logits: Tensor, point: SamplePoint, reduced: ReducedVocabulary | None) -> Tensor:
+    """All processors on one row [V']; a fault in them is the row's own."""
+    try:
+        return _process(logits, point, reduced)
+    except Exception as error:
+        if not is_row_fault(error):
+            raise
+        logger.exception("sequence %d: its logits cannot be processed", point.state.sequence_id)
+        return torch.full_like(logits, float("nan"))
 
 
 def _process(logits: Tensor, point: SamplePoint, reduced: ReducedVocabulary | None) -> Tensor:

@@ -29,6 +29,7 @@ from engine.worker.exit_policy import ExitPolicy
 from engine.worker.kv_cache import allocate_cache, block_size_bytes
 from engine.worker.sampler import Sampler
 from engine.worker.sequence_state import SequenceState
+from engine.worker.step_guard import StepGuard
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ class ModelWorker:
             self._policy = self._make_policy(heads, cache)
             drafter = HeadDrafter(heads, Sampler(ops), self._policy, config.exits.threshold)
         self._exit_layers = [] if drafter is None else drafter.exit_layers
-        self._step = DecodeStep(self._decoder, cache, block_size, drafter=drafter)
+        self._step = StepGuard(DecodeStep(self._decoder, cache, block_size, drafter=drafter))
         self._states: dict[int, SequenceState] = {}
 
     @property

@@ -1,0 +1,151 @@
+"""Memory that runs out, and rows that fail: the others get exactly what they would have had."""
+
+import pytest
+import torch
+from fake_worker import make_request
+from tiny_model import write_tiny_llama
+from torch import Tensor
+
+from engine.config import CacheConfig, EngineConfig, ModelConfig
+from engine.model.decoder import Decoder
+from engine.offline import GenerationResult, OfflineEngine
+from engine.request import FinishReason, GenerationRequest
+from engine.worker import decode_step, sampler
+from engine.worker.sampler import SamplePoint
+
+pytestmark = pytest.mark.torch
+
+REQUESTS = [
+    make_request(number, temperature=number / 3, ignore_eos=True, max_tokens=12, num_logprobs=1)
+    for number in range(5)
+]
+ILL = make_request(9, ignore_eos=True, max_tokens=12, num_logprobs=1, logit_bias={3: 1.0})
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> EngineConfig:
+    directory = write_tiny_llama(tmp_path_factory.mktemp("tiny"))
+    return EngineConfig(
+        model=ModelConfig(directory=directory, backend="torch", num_threads=1),
+        cache=CacheConfig(kv_cache_memory_bytes=1 << 20),
+    )
+
+
+@pytest.fixture(scope="module")
+def expected(config: EngineConfig) -> list[GenerationResult]:
+    return OfflineEngine(config).generate(REQUESTS)
+
+
+def generate(config: EngineConfig, *more: GenerationRequest) -> list[GenerationResult]:
+    return OfflineEngine(config).generate([*REQUESTS, *more])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+@pytest.mark.parametrize("most_tokens", [2, 7])
+def test_what_does_not_fit_together_is_computed_in_parts(
+    config: EngineConfig,
+    expected: list[GenerationResult],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    most_tokens: int,
+) -> None:
+    real, num_failures = Decoder.run, 0
+
+    def run(self: Decoder, hidden: Tensor, *args: object) -> Tensor:
+        nonlocal num_failures
+        computed = real(self, hidden, *args)  # type: ignore[arg-type]
+        if 5 != len(hidden) > most_tokens:  # a prompt of 5 has to fit
+            num_failures += 1
+            raise error
+        return computed
+
+    monkeypatch.setattr(Decoder, "run", run)
+    assert generate(config) == expected
+    assert num_failures > 0
+
+
+def test_only_the_row_that_never_fits_fails(
+    config: EngineConfig, expected: list[GenerationResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Decoder.run
+
+    def run(self: Decoder, hidden: Tensor, *args: object) -> Tensor:
+        if len(hidden) >= 30:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, hidden, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Decoder, "run", run)
+    *others, large = generate(config, make_request(7, num_prompt=30))
+    assert others == expected
+    assert large.finish_reason is FinishReason.ERROR
+    assert large.error == "the request does not fit the memory"
+
+
+def test_a_fault_in_one_rows_processors_is_its_own(
+    config: EngineConfig, expected: list[GenerationResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = sampler._process
+
+    def process(logits: Tensor, point: SamplePoint, reduced: object) -> Tensor:
+        if point.state.start.logit_bias and point.state.num_output_tokens() == 4:
+            raise IndexError("no such column")
+        return real(logits, point, reduced)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(sampler, "_process", process)
+    *others, ill = generate(config, ILL)
+    assert others == expected
+    assert ill.finish_reason is FinishReason.ERROR
+    assert len(ill.token_ids) == 4
+
+
+def test_a_fault_in_one_rows_result_is_its_own(
+    config: EngineConfig, expected: list[GenerationResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, asked = decode_step.top_logprobs, {"num": 0}
+
+    def top_logprobs(logits: Tensor, token_id: int, num_top: int) -> object:
+        if num_top == 2:
+            asked["num"] += 1
+            raise ValueError("a fault")
+        return real(logits, token_id, num_top)
+
+    monkeypatch.setattr(decode_step, "top_logprobs", top_logprobs)
+    *others, ill = generate(config, make_request(9, num_logprobs=2))
+    assert others == expected
+    assert (ill.finish_reason, asked["num"]) == (FinishReason.ERROR, 1)
+
+
+def test_a_broken_device_is_nobodys_row_fault(
+    config: EngineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def process(*_: object) -> Tensor:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(sampler, "_process", process)
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        generate(config, ILL)
+
+
+def test_logits_that_are_not_numbers_end_their_row_only(
+    config: EngineConfig, expected: list[GenerationResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Decoder.logits
+
+    def logits(self: Decoder, hidden: Tensor) -> Tensor:
+        computed = real(self, hidden)
+        if len(computed) > len(REQUESTS):
+            computed[len(REQUESTS) :] = float("nan")
+        return computed
+
+    monkeypatch.setattr(Decoder, "logits", logits)
+    *others, ill = generate(config, ILL)
+    assert others == expected
+    assert ill.finish_reason is FinishReason.ERROR
+    assert ill.token_ids == ()
