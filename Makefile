@@ -14,7 +14,7 @@ COMPILE := uv pip compile -q --universal --generate-hashes --no-emit-index-url -
 
 .DEFAULT_GOAL := help
 .SILENT:
-.PHONY: help setup serve chat bench test test-fast test-api lint format lock clean
+.PHONY: help setup serve chat bench test test-fast nightly test-api lint format lock clean
 
 help: ## show this
 	awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,10 @@ test-fast: setup ## all but the tests that need torch or the model
 
 test-api: setup ## many requests, right and wrong, per operation of the OpenAPI document; none may surprise
 	ADADECODE_API_EXAMPLES=200 $(BIN)/python -m pytest -q tests/server/test_openapi.py $(ARGS)
+
+nightly: setup ## the engine's state machine for 10^5 steps and more, and 100 worker kills under load
+	ADADECODE_MACHINE_EXAMPLES=4000 $(BIN)/python -m pytest -q tests/engine/test_engine_machine.py
+	$(BIN)/adadecode bench faults --kills 100
 
 lint: setup ## formatting, lint, types
 	echo "ruff check, ruff format, mypy"
