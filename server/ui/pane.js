@@ -14,18 +14,23 @@ export class Pane {
   isRunning = false;
   #alignment = new Alignment();
   #answer;
+  #isEarly;
   #thought = null; // the element of the model's reasoning, if it shows any
   #lastSpan = null;
 
   /**
-   * @param {{label: string, layers: import("./layers.js").Layers, isShared: boolean}} options
-   *   `isShared`: another pane stands beside this one, so that the label needs to be seen.
+   * @param {object} options
+   * @param {string} options.label
+   * @param {boolean} options.isEarly whether early exits are asked for.
+   * @param {import("./layers.js").Layers} options.layers
+   * @param {boolean} options.isShared another pane stands beside this one, so that the label is seen.
    */
-  constructor({ label, layers, isShared }) {
+  constructor({ label, isEarly, layers, isShared }) {
     const template = document.getElementById("pane-template");
     this.element = template.content.firstElementChild.cloneNode(true);
     this.#answer = this.#part(".answer");
     this.label = label;
+    this.#isEarly = isEarly && layers.exits.length > 0;
     this.#part("h3").textContent = label;
     this.#part("h3").classList.toggle("hidden", !isShared);
     this.#answer.setAttribute("aria-label", `${label}: answer. Arrow keys go from token to token.`);
@@ -94,7 +99,10 @@ export class Pane {
     this.isRunning = false;
     this.element.setAttribute("aria-busy", "false");
     this.element.classList.remove("is-running");
-    this.#part(".summary").textContent = describeFigures(this.figures, remark);
+    const { numDrafts, numTokens } = this.figures;
+    const isPlain = this.#isEarly && numTokens && !numDrafts; // as the exit policy decides at times
+    const remarks = [isPlain ? "no drafts were tried" : "", remark];
+    this.#part(".summary").textContent = describeFigures(this.figures, remarks);
   }
 
   #show(pieces, parent) {

@@ -22,7 +22,7 @@ export class Turn {
 
   /** Throw earlier answers away and make room for new ones. */
   begin(runs, layers) {
-    this.panes = runs.map(({ label }) => new Pane({ label, layers, isShared: runs.length > 1 }));
+    this.panes = runs.map((run) => new Pane({ ...run, layers, isShared: runs.length > 1 }));
     const parent = this.#part(".panes");
     parent.replaceChildren(...this.panes.map((pane) => pane.element));
     parent.classList.toggle("is-shared", runs.length > 1);

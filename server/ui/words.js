@@ -20,7 +20,7 @@ export function count(number, noun) {
 }
 
 /** The line below an answer. */
-export function describeFigures(figures, remark) {
+export function describeFigures(figures, remarks) {
   const parts = [];
   if (figures.numTokens) parts.push(count(figures.numTokens, "token"));
   if (figures.speed !== null) parts.push(`${formatSpeed(figures.speed)} tokens/s`);
@@ -28,7 +28,7 @@ export function describeFigures(figures, remark) {
   if (figures.numDrafts) {
     parts.push(`${formatShare(figures.acceptanceRate)} of ${count(figures.numDrafts, "draft")} accepted`);
   }
-  if (remark) parts.push(remark);
+  parts.push(...remarks.filter(Boolean));
   return parts.join(SEPARATOR);
 }
 

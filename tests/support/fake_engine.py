@@ -209,6 +209,8 @@ def _logprobs(request: GenerationRequest, token_id: int) -> tuple[TokenLogprobs,
 def _trace(request: GenerationRequest, token_id: int, place: int) -> tuple[TokenTrace, ...]:
     if not request.early_exit.return_trace:
         return ()
+    if not _drafts(request):
+        return (TokenTrace(token_id=token_id, exit_layer=NUM_LAYERS, confidence=None),)
     if place % 2 == 0:
         return (TokenTrace(token_id=token_id, exit_layer=EXIT_LAYER, confidence=0.9),)
     wrong = ExitRecord(token_id=ord("?"), exit_layer=EXIT_LAYER, confidence=0.6, accepted=False)
@@ -217,8 +219,12 @@ def _trace(request: GenerationRequest, token_id: int, place: int) -> tuple[Token
     )
 
 
+def _drafts(request: GenerationRequest) -> bool:
+    return request.early_exit.enabled and request.early_exit.max_draft_tokens != 0
+
+
 def _figures(request: GenerationRequest) -> DraftFigures | None:
-    if not request.early_exit.enabled:
+    if not _drafts(request):
         return None
     return DraftFigures(
         num_steps=4,

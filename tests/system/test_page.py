@@ -168,6 +168,16 @@ def test_a_difference_is_not_called_identical(page, engine):
     assert page.one(".verdict").text == "✗ Different from token 2 on"
 
 
+def test_an_answer_without_drafts_says_so(page, engine):
+    page.one("#toggle-settings").click()
+    page.one("#max-drafts").send_keys("0")
+    page.ask("Plainly?")
+    page.answered()
+
+    assert "no drafts" in page.one(".summary").text
+    assert page.one("#acceptance").text == "\N{EN DASH}"
+
+
 @pytest.mark.parametrize("how", ["escape", "button"])
 def test_stopping_ends_the_request(page, engine, how):
     engine.token_delay_s = 0.1
