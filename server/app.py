@@ -14,7 +14,7 @@ from starlette.responses import Response
 from engine.errors import EngineError
 from server.access_log import AccessLogMiddleware
 from server.context import ServerContext
-from server.errors import BodyError, ModelNotReady, failure_of
+from server.errors import BodyError, ModelNotReady, ResponseNotStored, failure_of
 from server.metrics import ServerMetrics
 from server.middleware import (
     REQUEST_ID_HEADER,
@@ -24,7 +24,7 @@ from server.middleware import (
 )
 from server.observer import Observer
 from server.openapi import describe
-from server.routes import chat, completions, health, info, models, tokenize
+from server.routes import chat, completions, health, info, models, responses, tokenize
 from server.routes.ui import PAGE_PATHS, add_page
 from server.seeds import SeedSource
 from server.service import InferenceService
@@ -68,11 +68,11 @@ def create_app(service: InferenceService, settings: ServerSettings) -> FastAPI:
         settings, service, metrics, Observer(metrics, tracer), SeedSource(settings.seed)
     )
     app.openapi = partial(describe, app)  # type: ignore[method-assign]
-    for routes in (chat, completions, tokenize, models, info, health):
+    for routes in (chat, completions, responses, tokenize, models, info, health):
         app.include_router(routes.router)
     if settings.ui:
         add_page(app)
-    for error in (EngineError, BodyError, ModelNotReady, HTTPException):
+    for error in (EngineError, BodyError, ModelNotReady, ResponseNotStored, HTTPException):
         app.add_exception_handler(error, _answer_error)
     app.add_exception_handler(ClientDisconnect, _note_disconnect)
     _add_middleware(app, settings)

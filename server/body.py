@@ -36,7 +36,7 @@ async def parse_body(request: Request, wire_type: type[WireType], max_bytes: int
     try:
         return wire_type.model_validate_json(raw)
     except ValidationError as error:
-        raise _request_error(error) from None
+        raise request_error(error) from None
 
 
 def _check_headers(request: Request, max_bytes: int) -> None:
@@ -71,8 +71,8 @@ def _too_large(max_bytes: int) -> BodyError:
     return BodyError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "request_too_large", message)
 
 
-def _request_error(error: ValidationError) -> RequestError:
-    """The most specific of pydantic's errors (a union reports one per branch)."""
+def request_error(error: ValidationError) -> RequestError:
+    """The most specific of pydantic's errors (a union reports one per branch), naming its field."""
     details = error.errors(include_input=False, include_url=False, include_context=False)
     detail = max(details, key=lambda each: len(each["loc"]))
     if detail["type"] == "json_invalid":

@@ -53,6 +53,10 @@ class InvalidApiKey(Exception):
     """No key, or one that is not among ours."""
 
 
+class ResponseNotStored(Exception):
+    """A response was asked for by its id; none is ever stored."""
+
+
 class ModelNotReady(Exception):
     """The model is still loading."""
 
@@ -98,6 +102,12 @@ class Failure:
 # Exceptions without details of their own: (status, type, code, message).
 _FIXED: dict[type[Exception], tuple[int, str, str, str]] = {
     ModelNotFound: (404, _INVALID, "model_not_found", "The model does not exist."),
+    ResponseNotStored: (
+        404,
+        _INVALID,
+        "response_not_found",
+        "Responses are not stored by this server (store is false); send the whole input again.",
+    ),
     InvalidApiKey: (401, "authentication_error", "invalid_api_key", "Incorrect API key provided."),
     ModelNotReady: (503, _UNAVAILABLE, "model_loading", "The model is still loading."),
     EngineOverloaded: (

@@ -9,6 +9,8 @@ from pydantic.json_schema import models_json_schema
 from server.errors import ErrorResponse
 from server.protocol.chat import ChatCompletionChunk, ChatCompletionRequest
 from server.protocol.completions import CompletionRequest
+from server.protocol.response_events import ResponseStreamEvent
+from server.protocol.responses import ResponsesRequest
 from server.protocol.tokenize import DetokenizeRequest, TokenizeRequest
 
 _REF_TEMPLATE = "#/components/schemas/{model}"
@@ -47,8 +49,10 @@ def describe(app: FastAPI) -> dict[str, Any]:
                 (ChatCompletionRequest, "validation"),
                 (CompletionRequest, "validation"),
                 (DetokenizeRequest, "validation"),
+                (ResponsesRequest, "validation"),
                 (TokenizeRequest, "validation"),
                 (ChatCompletionChunk, "serialization"),
+                (ResponseStreamEvent, "serialization"),
             ],
             ref_template=_REF_TEMPLATE,
         )

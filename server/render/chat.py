@@ -103,18 +103,19 @@ class ChatRenderer(Renderer):
         )
 
 
+def token_logprobs(tokenizer: Tokenizer, tokens: Sequence[TokenLogprobs]) -> list[TokenLogprob]:
+    """The tokens' log-probabilities as clients of the chat and responses APIs know them."""
+    return [
+        TokenLogprob(
+            **_alternative(tokenizer, token.token_id, token.logprob).model_dump(),
+            top_logprobs=[_alternative(tokenizer, *entry) for entry in token.top],
+        )
+        for token in tokens
+    ]
+
+
 def _logprobs(tokenizer: Tokenizer, tokens: Sequence[TokenLogprobs]) -> ChatLogprobs | None:
-    if not tokens:
-        return None
-    return ChatLogprobs(
-        content=[
-            TokenLogprob(
-                **_alternative(tokenizer, token.token_id, token.logprob).model_dump(),
-                top_logprobs=[_alternative(tokenizer, *entry) for entry in token.top],
-            )
-            for token in tokens
-        ]
-    )
+    return ChatLogprobs(content=token_logprobs(tokenizer, tokens)) if tokens else None
 
 
 def _alternative(tokenizer: Tokenizer, token_id: int, logprob: float) -> TokenAlternative:

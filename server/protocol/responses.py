@@ -1,0 +1,186 @@
+"""Wire types of POST /v1/responses: the request, the response and its items."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from server.protocol.chat import TokenLogprob
+from server.protocol.common import (
+    EarlyExit,
+    Metrics,
+    RequestModel,
+    ResponseModel,
+    Trace,
+)
+
+ItemStatus = Literal["in_progress", "completed", "incomplete"]
+ResponseStatus = Literal["in_progress", "completed", "incomplete", "failed"]
+
+
+class InputPart(RequestModel):
+    """A part of an item's content; only text is served."""
+
+    type: str = Field(max_length=64)
+    text: str | None = None
+
+
+class InputItem(RequestModel):
+    """A message, function call, its output, or reasoning; which fields it has depends on `type`."""
+
+    type: str | None = Field(None, max_length=64)  # none: a message
+    role: Literal["system", "developer", "user", "assistant"] | None = None
+    content: str | list[InputPart] | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    output: str | list[InputPart] | None = None
+
+
+class TextFormat(RequestModel):
+    """What the text has to look like."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: str | None = None
+    description: str | None = None
+    json_schema: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class TextConfig(RequestModel):
+    """How the text is written."""
+
+    format: TextFormat | None = None
+    verbosity: Literal["medium"] | None = None
+
+
+class ReasoningConfig(RequestModel):
+    """How much the model thinks; for models that do."""
+
+    effort: str | None = Field(None, max_length=16)
+    summary: Literal["auto"] | None = None  # no summary is the best there is
+
+
+class StreamConfig(RequestModel):
+    """What a stream carries besides the text."""
+
+    include_obfuscation: Literal[False] | None = None
+
+
+class ResponsesRequest(RequestModel):
+    """The body of POST /v1/responses. Responses are never stored.
+
+    vLLM's sampling extensions (`seed`, `top_k`, `stop`, …) work as in /v1/chat/completions.
+    """
+
+    model: str = Field(max_length=512)
+    input: str | list[InputItem]
+    instructions: str | None = None
+    max_output_tokens: int | None = Field(None, ge=1, lt=2**31)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    include: list[Literal["message.output_text.logprobs"]] | None = Field(None, max_length=16)
+    tools: list[dict[str, Any]] | None = Field(None, max_length=128)
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    text: TextConfig | None = None
+    reasoning: ReasoningConfig | None = None
+    metadata: dict[str, str] | None = Field(None, max_length=16)
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None  # a hint: equal prefixes are found without it
+    max_tool_calls: int | None = Field(None, ge=0, lt=2**31)  # of built-in tools: there are none
+    stream: bool | None = None
+    stream_options: StreamConfig | None = None
+    early_exit: EarlyExit | None = None
+
+
+class OutputText(ResponseModel):
+    """The text of a message."""
+
+    type: Literal["output_text"] = "output_text"
+    text: str
+    annotations: list[dict[str, Any]] = Field(default_factory=list, max_length=0)
+    logprobs: list[TokenLogprob] = Field(default_factory=list)
+
+
+class OutputMessage(ResponseModel):
+    """The model's answer."""
+
+    type: Literal["message"] = "message"
+    id: str
+    role: Literal["assistant"] = "assistant"
+    status: ItemStatus
+    content: list[OutputText]
+
+
+class IncompleteDetails(ResponseModel):
+    """Why a response ended early."""
+
+    reason: Literal["max_output_tokens"]
+
+
+class ResponseFailure(ResponseModel):
+    """Why a response failed."""
+
+    code: str
+    message: str
+
+
+class InputTokensDetails(ResponseModel):
+    """Prompt tokens by where they came from."""
+
+    cached_tokens: int
+    cache_write_tokens: Literal[0] = 0  # caching is automatic: no write is asked for
+
+
+class OutputTokensDetails(ResponseModel):
+    """Output tokens by what they are."""
+
+    reasoning_tokens: int
+
+
+class ResponseUsage(ResponseModel):
+    """Token counts. A draft that was rejected is never counted."""
+
+    input_tokens: int
+    input_tokens_details: InputTokensDetails
+    output_tokens: int
+    output_tokens_details: OutputTokensDetails
+    total_tokens: int
+
+
+class Response(ResponseModel):
+    """The answer of POST /v1/responses; in a stream also what its first and last events carry."""
+
+    id: str
+    object: Literal["response"] = "response"
+    created_at: int
+    status: ResponseStatus
+    background: Literal[False] = False
+    error: ResponseFailure | None = None
+    incomplete_details: IncompleteDetails | None = None
+    instructions: str | None
+    max_output_tokens: int | None
+    max_tool_calls: int | None
+    metadata: dict[str, str]
+    model: str
+    output: list[OutputMessage]
+    parallel_tool_calls: bool
+    previous_response_id: None = None
+    prompt_cache_key: str | None
+    reasoning: dict[str, Any]
+    safety_identifier: str | None
+    service_tier: Literal["default"] = "default"
+    store: Literal[False] = False
+    temperature: float
+    text: dict[str, Any]
+    tool_choice: str | dict[str, Any]
+    tools: list[dict[str, Any]]
+    top_logprobs: int
+    top_p: float
+    truncation: Literal["disabled"] = "disabled"
+    usage: ResponseUsage | None = None
+    user: str | None
+    metrics: Metrics = None
+    early_exit_trace: Trace = None

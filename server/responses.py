@@ -1,0 +1,236 @@
+"""A /v1/responses body → the chat request that asks the same, so that one road serves both.
+
+What only this API has (storing, conversations, background) is refused by name; what has another
+name in it is said to have; errors about the chat request name this API's fields.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from pydantic import ValidationError
+
+from engine.errors import RequestError, UnsupportedOption
+from server.body import request_error
+from server.protocol.chat import ChatCompletionRequest
+from server.protocol.responses import InputItem, InputPart, ResponsesRequest, TextFormat
+
+# Options of this API that are not offered, with the values that ask for nothing.
+_UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
+    "access_programs": (),
+    "background": (False,),
+    "background_options": (),
+    "context_management": ([],),
+    "conversation": (),
+    "image": (),
+    "moderation": (),
+    "previous_response_id": (),
+    "prompt": (),
+    "prompt_cache_options": (),
+    "prompt_cache_retention": ("in_memory",),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "truncation": ("disabled",),
+}
+# Names of the chat API for what this one asks otherwise, or not at all.
+_ELSEWHERE: Mapping[str, str | None] = {
+    "functions": "tools",
+    "logprobs": "include",
+    "max_completion_tokens": "max_output_tokens",
+    "max_tokens": "max_output_tokens",
+    "messages": "input",
+    "n": None,
+    "reasoning_effort": "reasoning.effort",
+    "response_format": "text.format",
+}
+_PARAMS = {
+    "logprobs": "include",
+    "max_tokens": "max_output_tokens",
+    "messages": "input",
+    "reasoning_effort": "reasoning.effort",
+    "response_format": "text.format",
+}
+_FIELD = re.compile(r"^([a-z_]+)((?:\[\d+\]|\.\w+)*)")
+_TEXT_PARTS = frozenset({"input_text", "output_text", "text"})
+
+
+def check_responses_options(body: ResponsesRequest) -> None:
+    """Refuse what this API knows and this server does not do.
+
+    Raises:
+        UnsupportedOption: naming the field.
+    """
+    for name, value in (body.model_extra or {}).items():
+        if name in _ELSEWHERE:
+            there = _ELSEWHERE[name]
+            hint = f"; it is {there} there" if there else ""
+            raise UnsupportedOption(f"{name} is not part of the Responses API{hint}.", param=name)
+        neutral = _UNSUPPORTED.get(name)
+        if neutral is not None and value is not None and value not in neutral:
+            message = f"{name} is not supported: responses are neither stored nor changed here."
+            raise UnsupportedOption(message, param=name)
+
+
+@contextmanager
+def naming_responses_fields() -> Iterator[None]:
+    """Errors of what is inside name this API's fields.
+
+    Raises:
+        RequestError: the one raised inside, under the name the client knows.
+    """
+    try:
+        yield
+    except RequestError as error:
+        param = _renamed(error.param) if error.param else None
+        message = _renamed(str(error)) if error.param else str(error)
+        renamed = RequestError(message, param=param, code=error.code)
+        raise renamed from error
+
+
+def to_chat_request(body: ResponsesRequest) -> ChatCompletionRequest:
+    """The chat request that asks the same.
+
+    Raises:
+        RequestError: an item or option that is not served, by its name here.
+    """
+    extra = {
+        name: value for name, value in (body.model_extra or {}).items() if name not in _UNSUPPORTED
+    }
+    fields = {
+        **extra,
+        "model": body.model,
+        "messages": _messages(body),
+        "max_tokens": body.max_output_tokens,
+        "temperature": body.temperature,
+        "top_p": body.top_p,
+        "logprobs": True if _has_logprobs(body) else None,
+        "top_logprobs": body.top_logprobs if _has_logprobs(body) else None,
+        "stream": body.stream,
+        "user": body.user,
+        "early_exit": body.early_exit.model_dump() if body.early_exit else None,
+        **_tool_fields(body),
+        "response_format": _response_format(body.text.format if body.text else None),
+        "reasoning_effort": body.reasoning.effort if body.reasoning else None,
+    }
+    try:
+        return ChatCompletionRequest.model_validate(
+            {name: value for name, value in fields.items() if value is not None}
+        )
+    except ValidationError as error:
+        raise request_error(error) from None
+
+
+def _renamed(text: str) -> str:
+    """`messages[0].content` → `input`, `max_tokens: …` → `max_output_tokens: …`."""
+    match = _FIELD.match(text)
+    if match is None or match[1] not in _PARAMS:
+        return text
+    return _PARAMS[match[1]] + text[match.end() :]
+
+
+def _has_logprobs(body: ResponsesRequest) -> bool:
+    return bool(body.include or body.top_logprobs)
+
+
+def _tool_fields(body: ResponsesRequest) -> dict[str, Any]:
+    """Tools and the choice among them: flat here, nested in the chat API."""
+    tools = []
+    for index, tool in enumerate(body.tools or []):
+        if tool.get("type") != "function":
+            message = "Only function tools are supported."
+            raise UnsupportedOption(message, param=f"tools[{index}].type")
+        function = {name: value for name, value in tool.items() if name != "type"}
+        tools.append({"type": "function", "function": function})
+    choice = body.tool_choice
+    if isinstance(choice, dict):
+        if choice.get("type") != "function":
+            message = "tool_choice: only functions can be chosen."
+            raise UnsupportedOption(message, param="tool_choice.type")
+        choice = {"type": "function", "function": {"name": choice.get("name")}}
+    return {
+        "tools": tools or None,
+        "tool_choice": choice,
+        "parallel_tool_calls": body.parallel_tool_calls,
+    }
+
+
+def _response_format(asked: TextFormat | None) -> dict[str, Any] | None:
+    if asked is None or asked.type == "text":
+        return None
+    if asked.type == "json_object":
+        return {"type": "json_object"}
+    if asked.json_schema is None:
+        message = "text.format.schema: field required."
+        raise RequestError(message, param="text.format.schema", code="missing_required_parameter")
+    schema = {
+        "name": asked.name or "response",
+        "description": asked.description,
+        "schema": asked.json_schema,
+        "strict": asked.strict,
+    }
+    given = {name: value for name, value in schema.items() if value is not None}
+    return {"type": "json_schema", "json_schema": given}
+
+
+def _messages(body: ResponsesRequest) -> list[dict[str, Any]]:
+    """The conversation; what one answer said, thought and called is one turn again."""
+    turns: list[dict[str, Any]] = []
+    if body.instructions is not None:
+        turns.append({"role": "system", "content": body.instructions})
+    if isinstance(body.input, str):
+        return [*turns, {"role": "user", "content": body.input}]
+    if not body.input:
+        raise RequestError("input: should not be empty.", param="input")
+    for index, item in enumerate(body.input):
+        _add_item(turns, item, f"input[{index}]")
+    return turns
+
+
+def _add_item(turns: list[dict[str, Any]], item: InputItem, param: str) -> None:
+    match item.type or "message":
+        case "message":
+            turn = {"role": _given(item.role, param, "role")}
+            turns.append({**turn, "content": _text(item.content, f"{param}.content")})
+        case "function_call":
+            function = {
+                "name": _given(item.name, param, "name"),
+                "arguments": _given(item.arguments, param, "arguments"),
+            }
+            call_id = _given(item.call_id, param, "call_id")
+            call = {"id": call_id, "type": "function", "function": function}
+            if not turns or turns[-1]["role"] != "assistant":
+                turns.append({"role": "assistant", "content": ""})
+            turns[-1].setdefault("tool_calls", []).append(call)
+        case "function_call_output":
+            call_id = _given(item.call_id, param, "call_id")
+            content = _text(item.output, f"{param}.output")
+            turns.append({"role": "tool", "tool_call_id": call_id, "content": content})
+        case "reasoning":
+            pass  # what was thought in earlier turns is not shown to the model again
+        case _:
+            message = f"{param}.type: this kind of item is not supported."
+            raise UnsupportedOption(message, param=f"{param}.type")
+
+
+def _given(value: str | None, param: str, name: str) -> str:
+    if value is None:
+        path = f"{param}.{name}"
+        message = f"{path}: field required."
+        raise RequestError(message, param=path, code="missing_required_parameter")
+    return value
+
+
+def _text(content: str | list[InputPart] | None, param: str) -> str:
+    if isinstance(content, str):
+        return content
+    if content is None:
+        message = f"{param}: field required."
+        raise RequestError(message, param=param, code="missing_required_parameter")
+    texts = []
+    for place, part in enumerate(content):
+        if part.type not in _TEXT_PARTS or part.text is None:
+            message = "Only text content is supported."
+            raise RequestError(message, param=f"{param}[{place}]", code="unsupported_content")
+        texts.append(part.text)
+    return "".join(texts)

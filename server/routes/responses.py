@@ -1,0 +1,56 @@
+"""POST /v1/responses; what would need stored responses is refused."""
+
+from functools import partial
+
+from fastapi import APIRouter, Request
+from fastapi import Response as HttpResponse
+
+from server.body import parse_body
+from server.context import Context
+from server.convert import check_options
+from server.errors import ResponseNotStored
+from server.generation import generate_answer
+from server.openapi import accepts, errors, streams
+from server.prompts import encode_messages
+from server.protocol.response_events import ResponseStreamEvent
+from server.protocol.responses import Response, ResponsesRequest
+from server.render.responses import ResponsesRenderer
+from server.responses import check_responses_options, naming_responses_fields, to_chat_request
+
+router = APIRouter(tags=["responses"])
+_STORED = "/v1/responses/{response_id}"
+
+
+@router.post(
+    "/v1/responses",
+    response_model=Response,
+    responses=streams(ResponseStreamEvent),
+    openapi_extra=accepts(ResponsesRequest),
+)
+async def create_response(request: Request, context: Context) -> HttpResponse:
+    """Answer an input: a text, or the items of a conversation."""
+    body = await parse_body(request, ResponsesRequest, context.settings.max_request_bytes)
+    model = context.service.model(body.model)
+    check_responses_options(body)
+    with naming_responses_fields():
+        chat = to_chat_request(body)
+        check_options(chat)
+        prompt = await encode_messages(model.tokenizer, chat.messages, model.info.max_model_len)
+        return await generate_answer(
+            request,
+            context,
+            model,
+            chat,
+            [prompt],
+            id_prefix="resp_",
+            renderer_type=partial(ResponsesRenderer, body),
+        )
+
+
+@router.get(_STORED, status_code=404, responses=errors(404))
+@router.delete(_STORED, status_code=404, responses=errors(404))
+@router.get(f"{_STORED}/input_items", status_code=404, responses=errors(404))
+@router.post(f"{_STORED}/cancel", status_code=404, responses=errors(404))
+async def refuse_stored(response_id: str) -> HttpResponse:
+    """Always 404: responses are not stored here (`store` is false)."""
+    raise ResponseNotStored(response_id)
