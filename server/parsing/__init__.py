@@ -1,0 +1,1 @@
+"""A model's output text, in pieces → events: reasoning, content, tool calls. No HTTP here."""

@@ -1,0 +1,35 @@
+"""The forms in which families write tool calls, and which a chat template asks for."""
+
+from dataclasses import replace
+from enum import StrEnum
+
+from server.parsing.hermes import HermesParser
+from server.parsing.llama3_json import Llama3JsonParser
+from server.parsing.mistral import MistralParser
+from server.parsing.tool_calls import ToolOptions, ToolParser, short_call_id
+
+
+class ToolForm(StrEnum):
+    """Names as `--tool-call-parser` takes them."""
+
+    HERMES = "hermes"
+    LLAMA3_JSON = "llama3_json"
+    MISTRAL = "mistral"
+
+
+def form_of_template(template: str) -> ToolForm:
+    """The form in which a chat template shows calls to its model; Hermes' for all others."""
+    if "[TOOL_CALLS]" in template:
+        return ToolForm.MISTRAL
+    if "<tool_call>" not in template and (
+        "<|python_tag|>" in template or '"parameters": ' in template
+    ):
+        return ToolForm.LLAMA3_JSON
+    return ToolForm.HERMES
+
+
+def tool_parser(form: ToolForm, options: ToolOptions) -> ToolParser:
+    """A fresh parser for one choice."""
+    if form is ToolForm.MISTRAL:
+        return MistralParser(replace(options, new_call_id=short_call_id))
+    return Llama3JsonParser(options) if form is ToolForm.LLAMA3_JSON else HermesParser(options)

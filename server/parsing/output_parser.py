@@ -1,0 +1,64 @@
+"""One choice's output text → events. Give every choice its own, and every piece of text once."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from server.parsing.events import ContentText, OutputEvent
+from server.parsing.forms import ToolForm, tool_parser
+from server.parsing.reasoning import ReasoningSplitter
+from server.parsing.tool_calls import ToolOptions, ToolParser
+
+
+class OutputParser:
+    """Splits reasoning off first; calls are looked for in what is left. Linear in the text."""
+
+    def __init__(self, reasoning: ReasoningSplitter | None, tools: ToolParser | None) -> None:
+        self._reasoning = reasoning
+        self._tools = tools
+
+    def push(self, text: str) -> list[OutputEvent]:
+        """Events of the next piece of text; what may turn out otherwise is held back."""
+        split = self._reasoning.push(text) if self._reasoning else _as_content(text)
+        return list(self._with_calls(split))
+
+    def finish(self) -> list[OutputEvent]:
+        """What the end of the output brings: all that was held back."""
+        split = self._reasoning.finish() if self._reasoning else iter(())
+        events = list(self._with_calls(split))
+        return [*events, *self._tools.finish()] if self._tools else events
+
+    def _with_calls(self, split: Iterator[OutputEvent]) -> Iterator[OutputEvent]:
+        for event in split:
+            if self._tools is not None and isinstance(event, ContentText):
+                yield from self._tools.push(event.text)
+            else:
+                yield event
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputFormat:
+    """What to look for in the outputs of one request; `parser()` once per choice."""
+
+    thinks: bool = False  # split reasoning from the answer
+    is_thinking: bool = False  # the prompt ends within a thought
+    tool_form: ToolForm = ToolForm.HERMES
+    tools: ToolOptions | None = None  # None: no calls, whatever the text looks like
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether all of the output is content."""
+        return not self.thinks and self.tools is None
+
+    def splitter(self) -> ReasoningSplitter | None:
+        """A fresh splitter, if the model thinks."""
+        return ReasoningSplitter(begins_inside=self.is_thinking) if self.thinks else None
+
+    def parser(self) -> OutputParser:
+        """A fresh parser."""
+        tools = tool_parser(self.tool_form, self.tools) if self.tools else None
+        return OutputParser(self.splitter(), tools)
+
+
+def _as_content(text: str) -> Iterator[OutputEvent]:
+    if text:
+        yield ContentText(text)
