@@ -7,12 +7,10 @@ leaves early closes the outputs, which aborts the generation.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import suppress
 
 from pydantic import BaseModel
-from sse_starlette import EventSourceResponse, ServerSentEvent
-from sse_starlette.sse import SendTimeoutError
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -20,11 +18,11 @@ from starlette.types import Receive, Scope, Send
 from engine.request import RequestOutput
 from server.connection import while_connected
 from server.errors import failure_of
+from server.event_stream import EventStream, ReaderStalled, encode_event
 from server.fan_out import IndexedOutputs
 from server.protocol.common import NamedEvent
 from server.render.common import Renderer, gather
 
-_SEPARATOR = "\n"
 _WRITE_TIMEOUT_S = 60.0  # a client that reads nothing for so long is given up
 _LONGEST_WAIT_S = 15.0  # for the first output, before a stream's status is sent
 
@@ -64,7 +62,7 @@ async def streamed_answer(
     return _AnswerStream(first, outputs, renderer, keep_alive_s)
 
 
-class _AnswerStream(EventSourceResponse):
+class _AnswerStream(EventStream):
     """A stream of chunks that closes its outputs however it ends."""
 
     def __init__(
@@ -76,10 +74,8 @@ class _AnswerStream(EventSourceResponse):
     ) -> None:
         super().__init__(
             _events(first, outputs, renderer),
-            sep=_SEPARATOR,
-            ping=keep_alive_s,
-            ping_message_factory=lambda: ServerSentEvent(comment="keep-alive", sep=_SEPARATOR),
-            send_timeout=_WRITE_TIMEOUT_S,
+            keep_alive_s=keep_alive_s,
+            write_timeout_s=_WRITE_TIMEOUT_S,
         )
         self._first = first
         self._outputs = outputs
@@ -87,7 +83,7 @@ class _AnswerStream(EventSourceResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
-        except SendTimeoutError:
+        except ReaderStalled:
             logger.info("a client that stopped reading was given up")
         finally:  # also when the client left before the first event was asked for
             await _close(self._first, self._outputs)
@@ -95,29 +91,32 @@ class _AnswerStream(EventSourceResponse):
 
 async def _events(
     first: asyncio.Future[tuple[int, RequestOutput]], outputs: IndexedOutputs, renderer: Renderer
-) -> AsyncIterator[ServerSentEvent]:
+) -> AsyncIterator[bytes]:
+    """Events that are ready together go out together."""
     try:
-        for chunk in renderer.opening_chunks():
-            yield _event(chunk)
-        for chunk in renderer.chunks(*await first):
-            yield _event(chunk)
+        if opening := _encode(renderer.opening_chunks()):
+            yield opening
+        if piece := _encode(renderer.chunks(*await first)):
+            yield piece
         async for index, output in outputs:
-            for chunk in renderer.chunks(index, output):
-                yield _event(chunk)
-        for chunk in renderer.closing_chunks():
-            yield _event(chunk)
+            if piece := _encode(renderer.chunks(index, output)):
+                yield piece
+        last = _encode(renderer.closing_chunks())
     except Exception as error:  # the status is out: the stream itself must say it
         failure = failure_of(error)
         logger.warning("stream ended with an error: %s", failure.code, exc_info=failure.is_internal)
-        for chunk in renderer.failure_chunks(failure):
-            yield _event(chunk)
+        last = _encode(renderer.failure_chunks(failure))
     if renderer.end_mark is not None:
-        yield ServerSentEvent(renderer.end_mark, sep=_SEPARATOR)
+        last += encode_event(renderer.end_mark)
+    if last:
+        yield last
 
 
-def _event(chunk: BaseModel) -> ServerSentEvent:
-    name = chunk.type if isinstance(chunk, NamedEvent) else None
-    return ServerSentEvent(chunk.model_dump_json(), event=name, sep=_SEPARATOR)
+def _encode(chunks: Iterable[BaseModel]) -> bytes:
+    return b"".join(
+        encode_event(chunk.model_dump_json(), chunk.type if isinstance(chunk, NamedEvent) else None)
+        for chunk in chunks
+    )
 
 
 async def _gather_choices(outputs: IndexedOutputs) -> list[RequestOutput]:
