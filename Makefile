@@ -14,10 +14,10 @@ COMPILE := uv pip compile -q --universal --generate-hashes --no-emit-index-url -
 
 .DEFAULT_GOAL := help
 .SILENT:
-.PHONY: help setup serve chat bench test test-fast nightly test-api lint format lock clean
+.PHONY: help setup serve chat bench bench-overhead test test-fast nightly test-api lint format lock clean
 
 help: ## show this
-	awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: setup ## serve the default model on 127.0.0.1:8000; ARGS="--port 8123 MODEL" is passed on
 	exec $(BIN)/adadecode serve $(ARGS)
@@ -27,6 +27,12 @@ chat: setup ## talk to a running server in the terminal
 
 bench: setup ## plain decoding, early exits and transformers side by side
 	$(BIN)/adadecode bench latency $(ARGS)
+
+bench-overhead: setup ## what a streamed request costs the server process besides its worker
+	PYTHONPATH=.:tests/support $(BIN)/python tests/support/fast_worker_serve.py 8399 0.05 & trap "kill $$!" EXIT; \
+	curl -s -o /dev/null --retry 30 --retry-delay 1 --retry-connrefused http://127.0.0.1:8399/ready; \
+	for length in 1 32 128; do $(BIN)/adadecode bench serve --base-url http://127.0.0.1:8399 --num-prompts 96 \
+	    --num-warmups 32 --max-concurrency 32 --ignore-eos --output-len $$length $(ARGS) || exit 1; done
 
 test: lint ## everything CI runs
 	echo "pytest"

@@ -1,0 +1,87 @@
+"""The whole server around a worker that computes nothing: fast_worker_serve.py PORT STEP_S.
+
+Every step takes STEP_S and gives each decoding row a token; whatever CPU time the process uses is
+the server's own. `make bench-overhead` puts load on it.
+"""
+
+import asyncio
+import sys
+from pathlib import Path
+
+from fake_engine import ByteTokenizer
+
+from engine import AsyncEngine, EngineConfig, ModelConfig
+from engine.plan import RowPlan, RowResult, StepPlan, StepResult, WorkerInfo
+from server.app import create_app
+from server.http_server import DrainingServer, listen
+from server.service import InferenceService, ServedModel
+from server.settings import ServerSettings
+
+MODEL = "nothing"
+_TOKEN_ID = ord("a")
+
+
+class Speller(ByteTokenizer):
+    """Bytes, for the detokenizer too."""
+
+    strips_first_space = False
+
+    def is_special(self, token_id: int) -> bool:
+        return token_id >= 256
+
+
+class FastWorker:
+    """An `engine.plan.Worker` in this very loop."""
+
+    def __init__(self, step_s: float) -> None:
+        self._step_s = step_s
+
+    async def start(self) -> WorkerInfo:
+        return WorkerInfo(
+            num_blocks=8192,
+            block_size=16,
+            vocab_size=260,
+            num_layers=4,
+            max_model_len=2048,
+            eos_token_ids=[257],
+            dtype="none",
+            device="none",
+            exit_layers=[1],
+            max_draft_tokens=0,
+            backend="none",
+        )
+
+    async def execute(self, plan: StepPlan) -> StepResult:
+        await asyncio.sleep(self._step_s)
+        rows = [_result(row) for row in plan.rows]
+        return StepResult(step_id=plan.step_id, rows=rows, duration_s=self._step_s)
+
+    async def watch(self) -> None:
+        await asyncio.Event().wait()
+
+    async def close(self) -> None:
+        pass
+
+
+def _result(row: RowPlan) -> RowResult:
+    token_ids = [_TOKEN_ID] if row.is_decoding else []
+    return RowResult(sequence_id=row.sequence_id, token_ids=token_ids)
+
+
+def main(port: int, step_s: float) -> None:
+    """Serve until a signal."""
+    config = EngineConfig(model=ModelConfig(directory=Path()))
+    engine = AsyncEngine(config, FastWorker(step_s), Speller())  # type: ignore[arg-type]
+
+    async def load() -> ServedModel:
+        await engine.start()
+        assert engine.info is not None
+        return ServedModel(engine, engine.info, Speller())  # type: ignore[arg-type]
+
+    service = InferenceService((MODEL,), load)
+    app = create_app(service, ServerSettings(model=MODEL, access_log="none"))
+    DrainingServer(app, service, 0).run(sockets=[listen("127.0.0.1", port)])
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), float(sys.argv[2]))
