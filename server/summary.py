@@ -29,6 +29,7 @@ def start_up_summary(
         "KV cache": f"{num_tokens:,} tokens in blocks of {info.block_size}: "
         f"{num_tokens / info.max_model_len:.1f} requests of full length",
         "serving": f"{url}/v1  (see also /docs, /metrics)",
+        **({"page": f"{url}/  (chat in a browser)"} if settings.ui else {}),
         "try": curl,
     }
     lines = [f"AdaDecode Server {VERSION}", *(f"  {key:<9}{row}" for key, row in rows.items())]

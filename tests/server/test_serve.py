@@ -41,3 +41,13 @@ def test_the_summary_says_what_is_served(flags, heads, line):
     assert "4 layers, float32 on cpu, fake kernels, context 256 tokens" in summary
     assert "1,024 tokens in blocks of 16: 4.0 requests of full length" in summary
     assert "curl http://127.0.0.1:8000/v1/chat/completions" in summary
+
+
+def test_the_summary_names_the_page_unless_it_is_off():
+    pages = [
+        "chat in a browser"
+        in start_up_summary(ServerSettings(ui=ui), FakeEngine().info, None, "http://x")
+        for ui in (True, False)
+    ]
+
+    assert pages == [True, False]
