@@ -7,7 +7,7 @@ before are rendered and handed out.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -120,23 +120,53 @@ class AsyncEngine:
         stats.recovery_time_s_total = self._supervisor.recovery_time_s_total
         return stats
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[RequestOutput, None]:
-        """Outputs of one request until its last, which has a finish reason. Closing it aborts.
+    def check_room(self, num_requests: int = 1, num_tokens: int = 0) -> None:
+        """Whether so many more requests, with so many prompt tokens in all, would be taken now.
 
         Raises:
-            RequestError: if it can never run.
+            RequestError: never.
+            EngineOverloaded: not now, too many are waiting.
+            EngineStopped: the engine is not started, or stopping.
+            EngineFailed: the engine has failed before.
+        """
+        self._running_core().check_room(num_requests, num_tokens)
+
+    def admit(self, requests: Sequence[GenerationRequest]) -> None:
+        """Queue all of them or none; each goes on until it is generated to its end, or aborted.
+
+        Raises:
+            RequestError: if one can never run.
             EngineOverloaded: if too many are waiting.
             EngineStopped: if the engine is not started, or stopping.
             EngineFailed: if the engine fails, or has failed before.
         """
-        if self.is_failed:
-            raise EngineFailed(_FAILED)
-        if self._core is None or self._is_stopping:
-            raise EngineStopped("The server is starting up or shutting down.")
-        self._core.add(request)
-        slot = self._slots[request.request_id] = OutputSlot()
+        self._running_core().add_all(requests)
+        self._slots |= {request.request_id: OutputSlot() for request in requests}
         self._idle.clear()
         self._work.set()
+
+    def abort(self, request_id: str) -> None:
+        """End a request for whose output nobody waits any more. Idempotent."""
+        self._slots.pop(request_id, None)
+        if self._core is not None:
+            self._core.abort(request_id)
+            self._work.set()
+            if self._core.num_open == 0:
+                self._idle.set()
+
+    def has_started(self, request_id: str) -> bool:
+        """Whether a request has ever run; one that is not open has."""
+        return self._core is None or self._core.has_started(request_id)
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[RequestOutput, None]:
+        """Outputs of one request until its last, which has a finish reason. Closing it aborts.
+
+        Raises:
+            EngineError: what `admit` raises, unless the request was admitted before.
+        """
+        if request.request_id not in self._slots:
+            self.admit([request])
+        slot = self._slots[request.request_id]
         try:
             while True:
                 output = await slot.take()
@@ -144,11 +174,14 @@ class AsyncEngine:
                 if output.finish_reason is not None:
                     return
         finally:
-            self._slots.pop(request.request_id, None)
-            self._core.abort(request.request_id)
-            self._work.set()
-            if self._core.num_open == 0:
-                self._idle.set()
+            self.abort(request.request_id)
+
+    def _running_core(self) -> EngineCore:
+        if self.is_failed:
+            raise EngineFailed(_FAILED)
+        if self._core is None or self._is_stopping:
+            raise EngineStopped("The server is starting up or shutting down.")
+        return self._core
 
     async def _run(self, core: EngineCore) -> None:
         """Step until cancelled; when there is no worker to be had, every open request ends."""

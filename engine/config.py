@@ -36,7 +36,8 @@ class SchedulerConfig:
 
     max_num_seqs: int = 64  # sequences running at once
     max_num_batched_tokens: int = 512  # tokens computed per step, decoding rows first
-    max_num_queued_requests: int = 1024  # waiting requests; more are refused as overload
+    max_num_queued_requests: int = 1024  # may wait besides those that run; more is overload
+    max_num_queued_tokens: int | None = None  # prompt tokens of those that wait; None: no limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from engine.config import SchedulerConfig
 from engine.detokenizer import Detokenizer, TokenSpeller
-from engine.errors import EngineOverloaded
+from engine.errors import EngineError, EngineOverloaded
 from engine.limits import ModelLimits
 from engine.plan import StepPlan, StepResult
 from engine.request import (
@@ -74,6 +74,30 @@ class EngineCore:
             raise
         self._open[request.request_id] = _Open(sequence, detokenizer)
         self._stats.prompt_tokens_total += len(request.prompt_token_ids)
+
+    def check_room(self, num_requests: int, num_tokens: int) -> None:
+        """See `Scheduler.check_room`; what is refused counts."""
+        try:
+            self._scheduler.check_room(num_requests, num_tokens)
+        except EngineOverloaded:
+            self._stats.refused_total += num_requests
+            raise
+
+    def add_all(self, requests: Many[GenerationRequest]) -> None:
+        """Queue all of them or, raising what `add` raises, none."""
+        self.check_room(len(requests), sum(len(each.prompt_token_ids) for each in requests))
+        try:
+            for request in requests:
+                self.add(request)
+        except EngineError:
+            for request in requests:
+                self.abort(request.request_id)
+            raise
+
+    def has_started(self, request_id: str) -> bool:
+        """Whether a request has ever run, or is not open any more."""
+        entry = self._open.get(request_id)
+        return entry is None or entry.sequence.queue_s is not None
 
     def abort(self, request_id: str) -> None:
         """End a request without a further output; unknown ids are fine."""

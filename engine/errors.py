@@ -6,6 +6,8 @@ EngineError
 │   └── UnsupportedOption  code unsupported_parameter
 ├── ModelNotFound          the request names a model that is not served
 ├── EngineOverloaded       the queue is full
+├── DeadlinePassed         the request took longer than is allowed
+│   └── QueuedTooLong      without ever running
 ├── EngineStopped          draining or stopped
 ├── RequestFailed          this request cannot be computed; others can
 ├── WorkerLost             the worker died, hangs or failed a step; another takes its place
@@ -60,6 +62,14 @@ class EngineOverloaded(EngineError):
     def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class DeadlinePassed(EngineError):
+    """The request took longer than this server allows; it was ended."""
+
+
+class QueuedTooLong(DeadlinePassed):
+    """The request did not come to run in the time this server allows."""
 
 
 class EngineStopped(EngineError):

@@ -21,6 +21,7 @@ from engine.quarantine import Quarantine
 from engine.request import FinishReason, GenerationRequest
 from engine.sequence import Sequence, SequenceStatus
 
+_MAX_RETRY_AFTER_S = 120  # OpenAI's clients do not wait longer
 _WATERMARK = 0.01  # share of the blocks that admission leaves free; at least one per running one
 
 
@@ -78,10 +79,32 @@ class Scheduler:
         """Blocks held by sequences."""
         return self._blocks.num_blocks - self._blocks.num_free
 
+    def check_room(self, num_requests: int, num_tokens: int) -> None:
+        """Whether so many more requests, with so many prompt tokens in all, may queue.
+
+        Raises:
+            EngineOverloaded: if not now.
+            RequestError: if never, because they are too many together.
+        """
+        num_waiting, num_running = len(self._waiting), len(self._running)
+        most = self._max_rows + self._config.max_num_queued_requests
+        if num_requests > most:
+            raise RequestError(f"At most {most} choices can be made at once.", param="n")
+        is_full = num_waiting + num_running + num_requests > most
+        most_tokens = self._config.max_num_queued_tokens
+        if not is_full and most_tokens is not None:
+            # Whoever finds nobody waiting is let in, however long.
+            is_full = num_waiting > 0 and self._num_queued_tokens + num_tokens > most_tokens
+        if is_full:
+            waves = num_waiting // max(1, self._max_rows)
+            raise EngineOverloaded(
+                f"{num_waiting} requests are waiting already",
+                retry_after_s=min(_MAX_RETRY_AFTER_S, 1 + waves),
+            )
+
     @property
-    def has_queue_room(self) -> bool:
-        """Whether one more request may wait."""
-        return len(self._waiting) < self._config.max_num_queued_requests
+    def _num_queued_tokens(self) -> int:
+        return sum(sequence.num_tokens for sequence in self._waiting)
 
     def add(self, request: GenerationRequest) -> Sequence:
         """Queue a request.
@@ -91,8 +114,7 @@ class Scheduler:
             EngineOverloaded: if the queue is full.
         """
         self._refuse_unservable(request)
-        if not self.has_queue_room:
-            raise EngineOverloaded(f"{len(self._waiting)} requests are waiting already")
+        self.check_room(1, len(request.prompt_token_ids))
         sequence = Sequence(
             self._next_id, request, self._limits.eos_token_ids, self._limits.max_model_len
         )

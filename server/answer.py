@@ -25,6 +25,7 @@ from server.render.common import Renderer, gather
 
 _WRITE_TIMEOUT_S = 60.0  # a client that reads nothing for so long is given up
 _LONGEST_WAIT_S = 15.0  # for the first output, before a stream's status is sent
+_LONGEST_WAIT_IN_QUEUE_S = 45.0  # proxies break off what is silent for longer
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +43,17 @@ async def whole_answer(request: Request, outputs: IndexedOutputs, renderer: Rend
 
 
 async def streamed_answer(
-    request: Request, outputs: IndexedOutputs, renderer: Renderer, keep_alive_s: float
+    request: Request,
+    outputs: IndexedOutputs,
+    renderer: Renderer,
+    *,
+    keep_alive_s: float,
+    queue_timeout_s: float = 0,
 ) -> Response:
     """Answer with a stream; returns once there is a first output or waiting for it takes long.
+
+    A request that may be refused for waiting too long gets its status only after that, within
+    reason.
 
     Raises:
         EngineError: the generation was refused.
@@ -53,6 +62,8 @@ async def streamed_answer(
     first = asyncio.ensure_future(anext(outputs))
     try:
         wait_s = min(keep_alive_s or _LONGEST_WAIT_S, _LONGEST_WAIT_S)
+        if queue_timeout_s:
+            wait_s = max(wait_s, min(queue_timeout_s + 1, _LONGEST_WAIT_IN_QUEUE_S))
         await while_connected(request, _wait(first, wait_s))
         if first.done():
             first.result()

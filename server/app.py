@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from engine.errors import EngineError
 from server.access_log import AccessLogMiddleware
+from server.admission import AdmissionMiddleware
 from server.context import ServerContext
 from server.errors import BodyError, ModelNotReady, ResponseNotStored, failure_of
 from server.metrics import ServerMetrics
@@ -75,12 +76,17 @@ def create_app(service: InferenceService, settings: ServerSettings) -> FastAPI:
     for error in (EngineError, BodyError, ModelNotReady, ResponseNotStored, HTTPException):
         app.add_exception_handler(error, _answer_error)
     app.add_exception_handler(ClientDisconnect, _note_disconnect)
-    _add_middleware(app, settings)
+    _add_middleware(app, service, settings)
     return app
 
 
-def _add_middleware(app: FastAPI, settings: ServerSettings) -> None:
+def _add_middleware(app: FastAPI, service: InferenceService, settings: ServerSettings) -> None:
     """The last one added is the outermost."""
+    app.add_middleware(
+        AdmissionMiddleware,
+        service=service,
+        max_concurrent_per_key=settings.max_concurrent_per_key,
+    )
     if keys := settings.api_keys:
         open_pages = PAGE_PATHS if settings.ui else ()
         app.add_middleware(ApiKeyMiddleware, keys=keys, open_pages=open_pages)

@@ -13,10 +13,12 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from engine.errors import (
+    DeadlinePassed,
     EngineFailed,
     EngineOverloaded,
     EngineStopped,
     ModelNotFound,
+    QueuedTooLong,
     RequestError,
     RequestFailed,
 )
@@ -55,6 +57,10 @@ class InvalidApiKey(Exception):
 
 class ResponseNotStored(Exception):
     """A response was asked for by its id; none is ever stored."""
+
+
+class TooManyOfOneKey(Exception):
+    """The key, or the client, has as many requests open as it may."""
 
 
 class ModelNotReady(Exception):
@@ -116,6 +122,24 @@ _FIXED: dict[type[Exception], tuple[int, str, str, str]] = {
         "server_is_overloaded",
         "Too many requests are waiting; try again later.",
     ),
+    TooManyOfOneKey: (
+        429,
+        "rate_limit_error",
+        "rate_limit_exceeded",
+        "Too many requests are open for this key; try again when some have ended.",
+    ),
+    QueuedTooLong: (
+        503,
+        _UNAVAILABLE,
+        "queue_timeout",
+        "The request waited too long for its turn; try again later.",
+    ),
+    DeadlinePassed: (
+        504,
+        "timeout_error",
+        "timeout",
+        "The request took longer than this server allows.",
+    ),
     EngineStopped: (503, _UNAVAILABLE, "shutting_down", "The server is shutting down."),
     RequestFailed: (
         500,
@@ -155,5 +179,5 @@ def failure_of(error: Exception) -> Failure:
         code=code,
         message=message,
         param="model" if isinstance(error, ModelNotFound) else None,
-        retry_after_s=getattr(error, "retry_after_s", 1) if status == 503 else None,
+        retry_after_s=getattr(error, "retry_after_s", 1) if status in (429, 503) else None,
     )

@@ -3,16 +3,20 @@
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from engine import AsyncEngine
+from engine.request import GenerationRequest
 from server.answer import streamed_answer, whole_answer
 from server.context import ServerContext
 from server.convert import to_generation_requests
-from server.fan_out import fan_out
+from server.deadlines import Deadlines, within
+from server.fan_out import IndexedOutputs, fan_out
 from server.protocol.common import CompletionRequestBase
-from server.records import record_of
+from server.records import RequestRecord, record_of
 from server.render.common import AnswerFrame, Renderer
 from server.service import ServedModel
 
@@ -59,10 +63,42 @@ async def generate_answer(
     )
     record = record_of(request)
     record.num_choices = body.n or 1
-    outputs = fan_out(
-        [context.observer.watch(model.engine.generate(each), each, record) for each in requests]
-    )
+    outputs = _generate(context, model.engine, requests, record)
     if body.stream:
-        keep_alive_s = context.settings.sse_keep_alive_interval
-        return await streamed_answer(request, outputs, renderer, keep_alive_s)
+        settings = context.settings
+        return await streamed_answer(
+            request,
+            outputs,
+            renderer,
+            keep_alive_s=settings.sse_keep_alive_interval,
+            queue_timeout_s=settings.queue_timeout,
+        )
     return await whole_answer(request, outputs, renderer)
+
+
+async def _generate(
+    context: ServerContext,
+    engine: AsyncEngine,
+    requests: Sequence[GenerationRequest],
+    record: RequestRecord,
+) -> IndexedOutputs:
+    """Outputs of all requests: all are queued at once or none is, and none outlives this.
+
+    Raises:
+        EngineError: the engine refused or failed, or it took too long.
+    """
+    ids = [request.request_id for request in requests]
+    engine.admit(requests)
+    try:
+        outputs = fan_out(
+            [context.observer.watch(engine.generate(each), each, record) for each in requests]
+        )
+        deadlines = Deadlines(context.settings.queue_timeout, context.settings.request_timeout)
+        if deadlines.are_set:
+            outputs = within(deadlines, outputs, lambda: any(map(engine.has_started, ids)))
+        async with aclosing(outputs):
+            async for indexed in outputs:
+                yield indexed
+    finally:
+        for request_id in ids:
+            engine.abort(request_id)

@@ -2,17 +2,26 @@
 
 import asyncio
 import errno
+import logging
+import resource
 import socket
 import ssl
+from functools import partial
 from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from server.http_protocol import BoundedProtocol, ConnectionLimits
 from server.service import InferenceService
+from server.settings import ServerSettings
 
+_SPARE_FILES = 256  # files and sockets that are no client's
 _MAX_POLITE_SIGNALS = 2
 _LEFTOVER_TIMEOUT_S = 5  # for responses to be flushed once the engine has ended every request
+
+
+logger = logging.getLogger(__name__)
 
 
 class CannotListen(Exception):
@@ -29,24 +38,12 @@ class DrainingServer(uvicorn.Server):
         self,
         app: ASGIApp,
         service: InferenceService,
-        drain_timeout_s: float,
+        settings: ServerSettings,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http="h11",  # bounds the size of headers, which httptools does not
-                ws="none",
-                lifespan="on",
-                log_config=None,
-                server_header=False,
-                access_log=False,  # server.access_log writes one with more in it
-                ssl_context_factory=None if tls is None else lambda _, __: tls,
-                timeout_graceful_shutdown=_LEFTOVER_TIMEOUT_S,
-            )
-        )
+        super().__init__(uvicorn_config(app, settings, tls))
         self._service = service
-        self._drain_timeout_s = drain_timeout_s
+        self._drain_timeout_s = settings.shutdown_timeout
         self._num_signals = 0
         self._num_handled = 0
         self._draining: asyncio.Task[None] | None = None
@@ -66,6 +63,53 @@ class DrainingServer(uvicorn.Server):
         has_failed = self._service.failure is not None and not self._num_signals
         self.should_exit = self.should_exit or is_drained or has_failed or self.force_exit
         return await super().on_tick(counter)
+
+
+def uvicorn_config(
+    app: ASGIApp, settings: ServerSettings, tls: ssl.SSLContext | None = None
+) -> uvicorn.Config:
+    """What uvicorn is told; raises this process's limit of open files to what is allowed."""
+    limits = ConnectionLimits(
+        max_connections=_raise_file_limit(settings.max_connections),
+        max_header_bytes=settings.h11_max_incomplete_event_size,
+        max_header_count=settings.h11_max_header_count,
+        write_timeout_s=settings.write_timeout,
+    )
+    return uvicorn.Config(
+        app,
+        http=partial(BoundedProtocol, limits=limits),  # type: ignore[arg-type]
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        server_header=False,
+        access_log=False,  # server.access_log writes one with more in it
+        ssl_context_factory=None if tls is None else lambda _, __: tls,
+        timeout_keep_alive=settings.timeout_keep_alive,
+        timeout_graceful_shutdown=_LEFTOVER_TIMEOUT_S,
+    )
+
+
+def _raise_file_limit(max_connections: int) -> int:
+    """Let this process open a file per connection.
+
+    Returns:
+        The connections it can have: fewer than asked for where the system allows no more files.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max_connections + _SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return max_connections
+    possible = max(1, soft - _SPARE_FILES)
+    logger.warning(
+        "the system allows %d open files, so %d connections instead of %d (ulimit -Hn)",
+        soft,
+        possible,
+        max_connections,
+    )
+    return possible
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -18,6 +18,7 @@ from server.records import RequestRecord, begin_record
 from server.tracing import TRACE_CONTEXT_HEADERS
 
 REQUEST_ID_HEADER = "X-Request-Id"
+API_KEY = "api_key"  # key of a scope's state: the digest of the key that opened it
 _UNSAFE_IN_ID = re.compile(r"[^A-Za-z0-9._:\-]")
 _MAX_ID_CHARS = 128
 _OPEN_PATHS = frozenset({"/health", "/ready", "/ping"})  # for probes, which have no key
@@ -85,21 +86,22 @@ class ApiKeyMiddleware:
         self._open_paths = _OPEN_PATHS.union(open_pages)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and _route_path(scope) not in self._open_paths:
+        if scope["type"] == "http" and route_path(scope) not in self._open_paths:
             scheme, _, key = Headers(scope=scope).get("Authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not self._is_known(key.strip()):
+            digest = _digest(key.strip())
+            if scheme.lower() != "bearer" or not self._is_known(digest):
                 await failure_of(InvalidApiKey()).response()(scope, receive, send)
                 return
+            scope.setdefault("state", {})[API_KEY] = digest.hex()
         await self._app(scope, receive, send)
 
-    def _is_known(self, key: str) -> bool:
+    def _is_known(self, digest: bytes) -> bool:
         """Compares with every key in constant time, so that timing tells nothing."""
-        digest = _digest(key)
         matches = [secrets.compare_digest(digest, known) for known in self._digests]
         return any(matches)
 
 
-def _route_path(scope: Scope) -> str:
+def route_path(scope: Scope) -> str:
     """The path as the router sees it: a proxy may leave its prefix (--root-path) on."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         app = create_app(service, settings)
     except TracingUnavailable as error:
         return _refuse(error, 1)
-    DrainingServer(app, service, settings.shutdown_timeout, tls).run(sockets=[listener])
+    DrainingServer(app, service, settings, tls).run(sockets=[listener])
     if service.failure is not None:
         return _refuse(service.failure, 1)
     return 0

@@ -132,7 +132,13 @@ class ServerSettings(BaseModel):
         512, "scheduler", "Tokens computed per step, decoding rows first.", ge=1
     )
     max_num_queued_requests: int = _flag(
-        1024, "scheduler", "Waiting requests; more are answered 503 with Retry-After.", ge=0
+        1024,
+        "scheduler",
+        "Requests that may wait besides those that run; more are answered 503 with Retry-After.",
+        ge=0,
+    )
+    max_num_queued_tokens: int | None = _flag(
+        None, "scheduler", "Prompt tokens that may wait together (default: no limit).", ge=1
     )
     kv_cache_memory: Size | None = _flag(
         None, "scheduler", "KV cache, e.g. 512M or 2G (default: from free memory).", ge=1
@@ -174,6 +180,31 @@ class ServerSettings(BaseModel):
     max_request_bytes: Size = _flag(
         "4M", "http", "Largest request body.", ge=1, validate_default=True
     )
+    max_concurrent_per_key: int | None = _flag(
+        None,
+        "http",
+        "Open requests per API key, or per client address without keys; more are answered 429.",
+        ge=1,
+    )
+    queue_timeout: float = _flag(
+        0.0, "http", "Seconds a request may wait to run before it is answered 503; 0 = any.", ge=0
+    )
+    request_timeout: float = _flag(
+        0.0, "http", "Seconds a request may take in all before it is ended; 0 = any.", ge=0
+    )
+    write_timeout: float = _flag(
+        60.0, "http", "Seconds without a client reading before it is given up.", gt=0
+    )
+    timeout_keep_alive: int = _flag(
+        30, "http", "Seconds an idle connection is kept for a next request.", ge=1
+    )
+    max_connections: int = _flag(
+        8192, "http", "Open connections; more are answered 503, probes excepted.", ge=1
+    )
+    h11_max_incomplete_event_size: Size = _flag(
+        "64K", "http", "Largest request head.", ge=1024, validate_default=True
+    )
+    h11_max_header_count: int = _flag(256, "http", "Most headers of a request.", ge=1)
     max_logprobs: int = _flag(20, "http", "Most top log-probabilities per token.", ge=0, le=20)
     sse_keep_alive_interval: float = _flag(
         15.0, "http", "Seconds between comments on a silent stream; 0 = none.", ge=0
@@ -251,6 +282,7 @@ class ServerSettings(BaseModel):
                 max_num_seqs=self.max_num_seqs,
                 max_num_batched_tokens=self.max_num_batched_tokens,
                 max_num_queued_requests=self.max_num_queued_requests,
+                max_num_queued_tokens=self.max_num_queued_tokens,
             ),
             supervision=SupervisionConfig(
                 step_timeout_s=self.step_timeout, heartbeat_timeout_s=self.heartbeat_timeout

@@ -154,7 +154,7 @@ async def test_a_cancelled_reader_aborts_too() -> None:
 
 
 async def test_refusals_come_before_any_output() -> None:
-    async with running(max_num_seqs=1, max_num_queued_requests=1) as engine:
+    async with running(max_num_seqs=1, max_num_queued_requests=0) as engine:
         with pytest.raises(PromptTooLong):
             await anext(engine.generate(make_request(0, max_tokens=1000)))
         first = asyncio.create_task(collect(engine, make_request(1)))
@@ -163,6 +163,18 @@ async def test_refusals_come_before_any_output() -> None:
             await anext(engine.generate(make_request(2)))
         await first
         assert await collect(engine, make_request(2))
+
+
+async def test_admitted_requests_run_and_can_be_given_up_before_anybody_reads() -> None:
+    async with running() as engine:
+        engine.admit([make_request(0), make_request(1)])
+        engine.abort("request-1")
+        engine.abort("request-1")
+        assert text_of(await collect(engine, make_request(0))) == Letters().text(
+            expected_output(make_request(0))
+        )
+        await until_idle(engine)
+        assert engine.stats().num_blocks_used == 0
 
 
 async def test_before_start_and_after_stop_nothing_is_taken() -> None:

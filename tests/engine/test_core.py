@@ -12,7 +12,7 @@ from fake_worker import (
 )
 
 from engine.config import SchedulerConfig
-from engine.errors import EngineOverloaded
+from engine.errors import EngineOverloaded, PromptTooLong
 from engine.request import EarlyExitOptions, FinishReason, GenerationRequest
 
 LETTERS = Letters()
@@ -158,13 +158,33 @@ def test_end_all_ends_each_open_request_once_even_if_it_had_just_ended() -> None
 
 
 def test_a_refused_request_leaves_nothing_behind() -> None:
-    driver = driver_on(max_num_queued_requests=1)
+    driver = driver_on(max_num_seqs=1, max_num_queued_requests=1)
     driver.core.add(make_request(0))
     with pytest.raises(EngineOverloaded):
-        driver.core.add(make_request(1))
+        driver.core.add_all([make_request(1), make_request(2)])
     assert driver.core.num_open == 1
     driver.run_to_the_end()
     assert driver.core.num_open == 0
+
+
+def test_requests_are_added_all_or_none() -> None:
+    driver = driver_on()
+    with pytest.raises(PromptTooLong):
+        driver.core.add_all([make_request(0), make_request(1, max_tokens=1000)])
+    assert driver.core.num_open == 0
+    driver.core.add_all([make_request(0), make_request(1)])
+    driver.run_to_the_end()
+    assert driver.token_ids("request-1") == expected_output(make_request(1))
+
+
+def test_a_request_has_started_once_it_has_run() -> None:
+    driver = driver_on(max_num_seqs=1)
+    driver.core.add_all([make_request(0), make_request(1)])
+    driver.send()
+    assert driver.core.has_started("request-0")
+    assert not driver.core.has_started("request-1")
+    driver.run_to_the_end()
+    assert driver.core.has_started("request-1"), "one that is not open waits for nothing"
 
 
 def test_stats_are_a_copy_and_add_up() -> None:

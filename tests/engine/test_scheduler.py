@@ -23,6 +23,7 @@ class Bench:
         max_num_seqs: int = 8,
         max_num_batched_tokens: int = 16,
         max_num_queued_requests: int = 100,
+        max_num_queued_tokens: int | None = None,
     ) -> None:
         self.worker = FakeWorker(
             num_blocks=num_blocks, max_draft_tokens=max_draft_tokens, acceptance=acceptance
@@ -31,6 +32,7 @@ class Bench:
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             max_num_queued_requests=max_num_queued_requests,
+            max_num_queued_tokens=max_num_queued_tokens,
         )
         self.scheduler = Scheduler(config, ModelLimits.of(self.worker.info))
 
@@ -211,11 +213,33 @@ def test_abort_while_waiting_tells_the_worker_nothing() -> None:
     assert bench.scheduler.schedule() is None
 
 
-def test_a_full_queue_refuses() -> None:
-    bench = Bench(max_num_queued_requests=1)
-    bench.scheduler.add(make_request(0))
+def test_a_full_queue_refuses_and_says_how_long_the_wait_may_be() -> None:
+    bench = Bench(max_num_seqs=2, max_num_queued_requests=3)
+    for number in range(5):
+        bench.scheduler.add(make_request(number))
+    with pytest.raises(EngineOverloaded) as refused:
+        bench.scheduler.add(make_request(5))
+    assert refused.value.retry_after_s == 3
+    bench.step()
     with pytest.raises(EngineOverloaded):
-        bench.scheduler.add(make_request(1))
+        bench.scheduler.add(make_request(5))
+
+
+def test_more_choices_than_can_ever_be_open_are_no_overload() -> None:
+    bench = Bench(max_num_seqs=2, max_num_queued_requests=1)
+    bench.scheduler.check_room(3, 0)
+    with pytest.raises(RequestError) as refused:
+        bench.scheduler.check_room(4, 0)
+    assert refused.value.param == "n"
+
+
+def test_the_queue_is_bounded_in_tokens_but_lets_one_in_that_finds_it_empty() -> None:
+    bench = Bench(max_num_seqs=1, max_num_queued_tokens=10)
+    bench.scheduler.check_room(1, 50)
+    bench.scheduler.add(make_request(0, 8))
+    bench.scheduler.check_room(1, 2)
+    with pytest.raises(EngineOverloaded):
+        bench.scheduler.add(make_request(1, 3))
 
 
 def test_what_can_never_end_is_refused() -> None:

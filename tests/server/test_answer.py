@@ -234,7 +234,7 @@ async def test_a_client_that_reads_nothing_is_given_up(engine, monkeypatch):
     scope = {"type": "http", "method": "POST", "headers": []}
     outputs = fan_out([engine.generate(GenerationRequest(request_id="1", prompt_token_ids=(1,)))])
     renderer = CompletionRenderer(frame())
-    response = await streamed_answer(Request(scope, receive), outputs, renderer, 0)
+    response = await streamed_answer(Request(scope, receive), outputs, renderer, keep_alive_s=0)
     await asyncio.wait_for(response(scope, receive, send), timeout=10)
 
     assert engine.aborted == ["1"]

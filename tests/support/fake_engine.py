@@ -131,6 +131,21 @@ class FakeEngine:
             is_drafting=True,
         )
 
+    def check_room(self, num_requests: int = 1, num_tokens: int = 0) -> None:
+        pass
+
+    def admit(self, requests: Sequence[GenerationRequest]) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        if self.is_stopped:
+            raise EngineStopped("stopped")
+
+    def abort(self, request_id: str) -> None:
+        pass
+
+    def has_started(self, request_id: str) -> bool:
+        return True
+
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[RequestOutput, None]:
         if self.refusal is not None:
             raise self.refusal

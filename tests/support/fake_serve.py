@@ -21,8 +21,9 @@ def main(port: int, drain_timeout_s: float, token_delay_s: float) -> None:
     """Serve until a signal."""
     engine = FakeEngine("x" * 20, token_delay_s=token_delay_s)
     service = InferenceService((MODEL,), partial(_load, engine))
-    app = create_app(service, ServerSettings(model=MODEL))
-    DrainingServer(app, service, drain_timeout_s).run(sockets=[listen("127.0.0.1", port)])
+    settings = ServerSettings(model=MODEL, shutdown_timeout=drain_timeout_s)
+    app = create_app(service, settings)
+    DrainingServer(app, service, settings).run(sockets=[listen("127.0.0.1", port)])
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from fake_engine import ByteTokenizer, FakeEngine
 from fastapi import FastAPI
 
 from server.app import create_app
+from server.http_server import uvicorn_config
 from server.service import InferenceService, ServedModel
 from server.settings import ServerSettings
 
@@ -33,14 +34,7 @@ def fake_app(engine: FakeEngine, **settings: object) -> FastAPI:
 def serving(app: FastAPI, tls: ssl.SSLContext | None = None) -> Iterator[str]:
     """Serve an application; yields its address."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(
-            app,
-            http="h11",
-            log_config=None,
-            lifespan="on",
-            ssl_context_factory=None if tls is None else lambda _, __: tls,
-        )
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(uvicorn_config(app, app.state.context.settings, tls))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         while not server.started:

@@ -1,0 +1,214 @@
+"""uvicorn's HTTP/1.1 protocol with bounds it does not have: on time, on headers, on chunks.
+
+A connection that says nothing, a request head or a rest of a body that drips in, a reader that does
+not read: each holds a file descriptor for ever in uvicorn. Here each has a deadline. Requests that
+are refused before there is a scope are answered in OpenAI's envelope all the same.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+import h11
+from uvicorn.config import Config
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+from server.errors import Failure
+
+_FREE_CHUNKS = 1024  # chunks of a body that may be of any size
+_MIN_MEAN_CHUNK_BYTES = 64  # of those beyond; each costs as much to parse as kilobytes of body
+_PROBE_RESERVE = 64  # connections beyond the limit, on which probes are answered
+_CROWDED_TIMEOUT_S = 1  # a probe asks at once and comes anew the next time
+_REFUSED_AT_LIMIT = Failure(
+    status=HTTPStatus.SERVICE_UNAVAILABLE,
+    type="service_unavailable_error",
+    code="server_is_overloaded",
+    message="Too many connections are open; try again later.",
+    retry_after_s=1,
+)
+_REASONS = {
+    HTTPStatus.REQUEST_TIMEOUT: ("request_timeout", "The request took too long to arrive."),
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: (
+        "headers_too_large",
+        "The request's headers are too large or too many.",
+    ),
+}
+CROWDED = "is_crowded"  # key of a scope's state: the connection came when there were too many
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionLimits:
+    """What one connection may cost."""
+
+    max_connections: int = 8192
+    max_header_bytes: int = 64 * 1024
+    max_header_count: int = 256
+    head_timeout_s: float = 10.0  # from a request's first byte, or the connection, to its last line
+    write_timeout_s: float = 60.0  # without the client reading what is buffered for it
+
+
+class BoundedProtocol(H11Protocol):
+    """One connection."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        limits: ConnectionLimits,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.conn = self._bounded = _BoundedConnection(limits)
+        self._limits = limits
+        self._head_timeout_s = limits.head_timeout_s
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Refuse at once what is beyond the reserve; mark what is beyond the limit."""
+        super().connection_made(transport)
+        excess = len(self.connections) - self._limits.max_connections
+        if excess > _PROBE_RESERVE:
+            self._refuse(_REFUSED_AT_LIMIT)
+            return
+        if excess > 0:
+            self.app_state = {**self.app_state, CROWDED: True}
+            self._head_timeout_s = self.timeout_keep_alive = _CROWDED_TIMEOUT_S
+        self._watch_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """No timer outlives the connection."""
+        self._cancel_head_timer()
+        self._cancel_write_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of a head, a body, or of a body whose request is answered already."""
+        super().data_received(data)
+        self._watch_head()
+
+    def handle_events(self) -> None:
+        """Also called for a request that had to wait for the answer of the one before."""
+        super().handle_events()
+        if self._is_answering:
+            self._cancel_head_timer()
+
+    def pause_writing(self) -> None:
+        """The client does not read as fast as we write."""
+        super().pause_writing()
+        if self._write_timer is None:
+            self._write_timer = self.loop.call_later(
+                self._limits.write_timeout_s, self._on_write_timeout
+            )
+
+    def resume_writing(self) -> None:
+        """It has read."""
+        self._cancel_write_timer()
+        super().resume_writing()
+
+    def send_400_response(self, msg: str) -> None:
+        """Called for what is no HTTP; the status may be more exact than 400."""
+        status = HTTPStatus(self._bounded.error_status)
+        code, message = _REASONS.get(status, ("invalid_http", "This is not a valid HTTP request."))
+        self._refuse(
+            Failure(status=status, type="invalid_request_error", code=code, message=message)
+        )
+
+    @property
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _watch_head(self) -> None:
+        """One deadline from the first byte to the complete head, whatever drips in between."""
+        if self._is_answering or self.transport.is_closing():
+            self._cancel_head_timer()
+        elif self._head_timer is None:
+            self._head_timer = self.loop.call_later(self._head_timeout_s, self._on_head_timeout)
+
+    def _on_head_timeout(self) -> None:
+        self._head_timer = None
+        if self.conn.trailing_data[0]:
+            self._bounded.error_status = HTTPStatus.REQUEST_TIMEOUT
+            self.send_400_response("")
+        else:
+            self.transport.close()
+
+    def _on_write_timeout(self) -> None:
+        self._write_timer = None
+        self.logger.info("a client that stopped reading was given up")
+        self.transport.abort()
+
+    def _cancel_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _cancel_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+    def _refuse(self, failure: Failure) -> None:
+        """Answer without a scope, if nothing is being answered, and close."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+            headers.append((b"content-length", str(len(failure.body)).encode()))
+            if failure.retry_after_s is not None:
+                headers.append((b"retry-after", str(failure.retry_after_s).encode()))
+            reason = HTTPStatus(failure.status).phrase.encode()
+            for event in (
+                h11.Response(status_code=failure.status, headers=headers, reason=reason),
+                h11.Data(data=failure.body),
+                h11.EndOfMessage(),
+            ):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+
+class _BoundedConnection(h11.Connection):
+    """h11's state machine, with bounds on complete heads and on the number of chunks."""
+
+    def __init__(self, limits: ConnectionLimits) -> None:
+        super().__init__(h11.SERVER, limits.max_header_bytes)
+        self.error_status: int = HTTPStatus.BAD_REQUEST
+        self._limits = limits
+        self._num_chunks = 0
+        self._num_body_bytes = 0
+
+    def next_event(self) -> Any:
+        """See h11.
+
+        Raises:
+            h11.RemoteProtocolError: not HTTP, or beyond a bound; `error_status` says which.
+        """
+        try:
+            event = super().next_event()
+            if isinstance(event, h11.Request):
+                self._check_head(event)
+            elif isinstance(event, h11.Data):
+                self._check_chunks(event)
+        except h11.RemoteProtocolError as error:
+            self.error_status = error.error_status_hint
+            raise
+        return event
+
+    def _check_head(self, head: h11.Request) -> None:
+        self._num_chunks = self._num_body_bytes = 0
+        size = len(head.target) + sum(len(name) + len(value) for name, value in head.headers)
+        if (
+            size > self._limits.max_header_bytes
+            or len(head.headers) > self._limits.max_header_count
+        ):
+            status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+            raise h11.RemoteProtocolError("headers too large", error_status_hint=status)
+
+    def _check_chunks(self, data: h11.Data) -> None:
+        self._num_chunks += data.chunk_start
+        self._num_body_bytes += len(data.data)
+        excess = self._num_chunks - _FREE_CHUNKS
+        if excess > 0 and self._num_body_bytes < excess * _MIN_MEAN_CHUNK_BYTES:
+            raise h11.RemoteProtocolError("too many small chunks")
