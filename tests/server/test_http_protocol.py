@@ -1,0 +1,182 @@
+"""What a connection may cost, on real sockets: slow, large, chopped-up and too many."""
+
+import contextlib
+import json
+import socket
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from fake_engine import FakeEngine
+from live_server import MODEL, fake_app, serving
+
+BODY = json.dumps({"model": MODEL, "prompt": "a", "max_tokens": 3}).encode()
+HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+
+
+@contextlib.contextmanager
+def connection(url: str) -> Iterator[socket.socket]:
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as sock:
+        yield sock
+
+
+def answer(sock: socket.socket) -> tuple[int, bytes]:
+    """Status and everything until the server closes; (0, b"") if it only closed."""
+    content = b""
+    with contextlib.suppress(ConnectionError):
+        while piece := sock.recv(65536):
+            content += piece
+    return (int(content.split()[1]), content) if content else (0, b"")
+
+
+def error_code(content: bytes) -> str:
+    code: str = json.loads(content.partition(b"\r\n\r\n")[2])["error"]["code"]
+    return code
+
+
+def patch_limits(monkeypatch: pytest.MonkeyPatch, **limits: float) -> None:
+    from server import http_server
+
+    real = http_server.ConnectionLimits
+    monkeypatch.setattr(http_server, "ConnectionLimits", lambda **kw: real(**{**kw, **limits}))
+
+
+def test_a_head_that_drips_in_is_cut_off(monkeypatch):
+    patch_limits(monkeypatch, head_timeout_s=0.4)
+    with serving(fake_app(FakeEngine())) as url, connection(url) as sock:
+        started = time.monotonic()
+        with contextlib.suppress(OSError):
+            for byte in HEAD:
+                sock.sendall(bytes([byte]))
+                time.sleep(0.05)
+                if time.monotonic() - started > 1:
+                    break
+        status, content = answer(sock)
+        assert httpx.get(f"{url}/health").status_code == 200
+
+    assert (status, error_code(content)) == (408, "request_timeout")
+
+
+def test_a_connection_that_says_nothing_is_closed(monkeypatch):
+    patch_limits(monkeypatch, head_timeout_s=0.2)
+    with serving(fake_app(FakeEngine())) as url, connection(url) as sock:
+        assert answer(sock) == (0, b"")
+
+
+def test_an_answered_request_whose_body_drips_on_is_cut_off(monkeypatch):
+    patch_limits(monkeypatch, head_timeout_s=0.3)
+    with serving(fake_app(FakeEngine(), api_key=["k"])) as url, connection(url) as sock:
+        sock.sendall(HEAD + b"Content-Length: 1000\r\n\r\n")
+        assert b"401" in sock.recv(65536)
+        started = time.monotonic()
+        with pytest.raises(OSError):  # noqa: PT011
+            while time.monotonic() - started < 5:
+                sock.sendall(b"x")
+                time.sleep(0.05)
+        assert time.monotonic() - started < 4
+
+
+def test_a_body_that_drips_in_is_answered_408(monkeypatch):
+    monkeypatch.setattr("server.body._RECEIVE_TIMEOUT_S", 0.3)
+    with serving(fake_app(FakeEngine())) as url, connection(url) as sock:
+        sock.sendall(HEAD + b"Content-Length: 1000\r\nConnection: close\r\n\r\n{")
+        status, content = answer(sock)
+
+    assert (status, error_code(content)) == (408, "request_timeout")
+
+
+@pytest.mark.parametrize("size", [70_000, 200_000, 2_000_000])
+def test_large_heads_are_refused(live_url, size):
+    with connection(live_url) as sock:
+        with contextlib.suppress(OSError):
+            sock.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nX: " + b"a" * size + b"\r\n\r\n")
+        status, _ = answer(sock)
+
+    assert status in (431, 0), "answered, or reset while it was still sending"
+    assert httpx.get(f"{live_url}/health").status_code == 200
+
+
+def test_many_headers_are_refused_by_name(live_url):
+    headers = b"".join(b"x%d: 1\r\n" % number for number in range(500))
+    with connection(live_url) as sock:
+        sock.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n" + headers + b"\r\n")
+        status, content = answer(sock)
+
+    assert (status, error_code(content)) == (431, "headers_too_large")
+
+
+def test_a_flood_of_tiny_chunks_is_refused_and_ordinary_chunks_are_not(live_url, engine):
+    with connection(live_url) as sock:
+        with contextlib.suppress(OSError):
+            sock.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\n \r\n" * 100_000)
+        status, _ = answer(sock)
+    pieces = [bytes([byte]) for byte in BODY]
+    served = httpx.post(
+        f"{live_url}/v1/completions",
+        content=iter(pieces),
+        headers={"Content-Type": "application/json"},
+    )
+
+    assert status in (400, 0)
+    assert served.status_code == 200
+    assert len(engine.requests) == 1
+
+
+@pytest.mark.parametrize("content", [b"\x00\x01\x02\r\n\r\n", b"GET\r\n\r\n", b"\x16\x03\x01\x02"])
+def test_what_is_no_http_is_answered_in_the_envelope_or_closed(live_url, monkeypatch, content):
+    with connection(live_url) as sock:
+        sock.sendall(content)
+        sock.shutdown(socket.SHUT_WR)
+        status, body = answer(sock)
+
+    assert status in (400, 0)
+    assert not body or error_code(body) == "invalid_http"
+
+
+def test_garbage_behind_an_answered_request_only_closes(live_url):
+    with connection(live_url) as sock:
+        sock.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"200" in sock.recv(65536)
+        sock.sendall(b"\x00\x01 garbage\r\n\r\n")
+        status, _ = answer(sock)
+
+    assert status in (400, 0)
+
+
+def test_beyond_the_limit_only_probes_are_answered():
+    app = fake_app(FakeEngine(), max_connections=3)
+    with serving(app) as url, contextlib.ExitStack() as crowd:
+        for _ in range(3):
+            crowd.enter_context(connection(url))
+        time.sleep(0.1)
+        refused = httpx.post(
+            f"{url}/v1/completions", content=BODY, headers={"Content-Type": "application/json"}
+        )
+        probes = [httpx.get(f"{url}/{path}").status_code for path in ("health", "ready", "metrics")]
+
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "server_is_overloaded")
+    assert refused.headers["Retry-After"]
+    assert refused.headers["Connection"] == "close"
+    assert probes == [200, 200, 200]
+
+
+def test_a_client_that_reads_nothing_is_dropped_and_its_request_ended(monkeypatch, engine):
+    patch_limits(monkeypatch, write_timeout_s=0.3)
+    engine.text = "x" * 20_000
+    engine.info = FakeEngine().info.__class__(
+        **{
+            **{name: getattr(engine.info, name) for name in engine.info.__slots__},
+            "max_model_len": 100_000,
+        }
+    )
+    body = json.dumps({"model": MODEL, "prompt": "a", "max_tokens": 20_000, "stream": True})
+    with serving(fake_app(engine)) as url, connection(url) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body.encode())
+        deadline = time.monotonic() + 20
+        while not engine.aborted and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    assert len(engine.aborted) == 1
