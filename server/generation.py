@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from engine import AsyncEngine
+from engine.errors import EngineError
 from engine.request import GenerationRequest
 from server.answer import streamed_answer, whole_answer
 from server.context import ServerContext
@@ -88,7 +89,11 @@ async def _generate(
         EngineError: the engine refused or failed, or it took too long.
     """
     ids = [request.request_id for request in requests]
-    engine.admit(requests)
+    try:
+        engine.admit(requests)
+    except EngineError:
+        context.observer.note_refusal(requests, record)
+        raise
     try:
         outputs = fan_out(
             [context.observer.watch(engine.generate(each), each, record) for each in requests]

@@ -4,6 +4,7 @@ What it saw goes to the metrics, to the request's record and, where traces are o
 """
 
 import time
+from collections.abc import Sequence
 from contextlib import aclosing
 
 from engine.request import FinishReason, GenerationRequest, RequestOutput
@@ -26,6 +27,14 @@ class Observer:
         """Pass a generation's outputs on; closing what is returned closes them."""
         record.num_generations += 1
         return self._watch(outputs, request, record)
+
+    def note_refusal(self, requests: Sequence[GenerationRequest], record: RequestRecord) -> None:
+        """None of these was let in."""
+        record.num_generations += len(requests)
+        for request in requests:
+            generation = GenerationRecord(request=request, started_at_ns=time.time_ns())
+            generation.finish_reason = FinishReason.ERROR
+            self._end(generation, record)
 
     async def _watch(
         self, outputs: Outputs, request: GenerationRequest, record: RequestRecord

@@ -71,11 +71,11 @@ def test_an_answered_request_whose_body_drips_on_is_cut_off(monkeypatch):
         sock.sendall(HEAD + b"Content-Length: 1000\r\n\r\n")
         assert b"401" in sock.recv(65536)
         started = time.monotonic()
-        with pytest.raises(OSError):  # noqa: PT011
+        with contextlib.suppress(OSError):
             while time.monotonic() - started < 5:
                 sock.sendall(b"x")
                 time.sleep(0.05)
-        assert time.monotonic() - started < 4
+        assert time.monotonic() - started < 4, "the server has closed"
 
 
 def test_a_body_that_drips_in_is_answered_408(monkeypatch):
