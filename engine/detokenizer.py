@@ -69,6 +69,7 @@ class Detokenizer:
         self._stops = [_StopString(text) for text in sampling.stop if text]
         self._includes_stop = sampling.include_stop_str_in_output
         self._num_unstoppable = sampling.min_tokens
+        self._skips_special = sampling.skip_special_tokens
         self._characters = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
         self._strips_space = tokenizer.strips_first_space and all(
@@ -98,7 +99,7 @@ class Detokenizer:
 
     def _text_of(self, token_id: int) -> str:
         """The characters that a token completes."""
-        if self._tokenizer.is_special(token_id):
+        if self._skips_special and self._tokenizer.is_special(token_id):
             return ""
         piece = self._tokenizer.token_bytes(token_id)
         if self._strips_space and piece:

@@ -14,6 +14,7 @@ from engine.request import EarlyExitOptions, GenerationRequest, SamplingParams
 from server.protocol.chat import ChatCompletionRequest
 from server.protocol.common import MAX_TOTAL_CHOICES, CompletionRequestBase, refuse_unsupported
 from server.protocol.completions import CompletionRequest
+from server.tools import check_tools
 
 _MAX_LOGIT_BIAS = 100.0
 _SEED_RANGE = 1 << 64
@@ -53,8 +54,10 @@ def check_options(body: CompletionRequestBase) -> None:
         if len(body.prompt) * num_choices > MAX_TOTAL_CHOICES:
             message = f"At most {MAX_TOTAL_CHOICES} choices are allowed in all."
             raise RequestError(message, param="n")
-    if isinstance(body, ChatCompletionRequest) and body.top_logprobs and not body.logprobs:
-        raise RequestError("top_logprobs needs logprobs: true.", param="top_logprobs")
+    if isinstance(body, ChatCompletionRequest):
+        if body.top_logprobs and not body.logprobs:
+            raise RequestError("top_logprobs needs logprobs: true.", param="top_logprobs")
+        check_tools(body)
 
 
 def to_generation_requests(
@@ -123,6 +126,7 @@ def _sampling(
         include_stop_str_in_output=bool(body.include_stop_str_in_output),
         stop_token_ids=tuple(stop_token_ids),
         ignore_eos=bool(body.ignore_eos),
+        skip_special_tokens=body.skip_special_tokens is not False,
         presence_penalty=body.presence_penalty or 0.0,
         frequency_penalty=body.frequency_penalty or 0.0,
         repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,

@@ -1,13 +1,15 @@
 """From a body's text or messages to token ids; long texts on a thread, to keep the loop free."""
 
 import asyncio
+import json
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from engine import Tokenizer
-from engine.errors import PromptTooLong, RequestError
-from server.protocol.chat import ChatMessage
+from engine.errors import PromptTooLong, RequestError, UnsupportedOption
+from server.protocol.chat import ChatMessage, MessageToolCall, Tool
+from server.tools import told_of_tools
 
 _INLINE_CHARS = 8192  # about a millisecond of encoding
 _MAX_CHARS_PER_TOKEN = 256  # no vocabulary has a longer token: beyond it a text cannot fit
@@ -58,6 +60,7 @@ async def encode_messages(
     max_model_len: int,
     *,
     add_generation_prompt: bool = True,
+    tools: Sequence[Tool] = (),
 ) -> list[int]:
     """Token ids of a conversation in the model's chat template.
 
@@ -65,9 +68,19 @@ async def encode_messages(
         RequestError: content that is not text, or a conversation that the template refuses.
     """
     turns = [_turn(index, message) for index, message in enumerate(messages)]
-    num_chars = sum(len(turn["content"]) for turn in turns)
+    schemas = [tool.model_dump(exclude_unset=True) for tool in tools]
+    extra: dict[str, Any] = {}
+    if schemas or any(turn["role"] == "tool" or "tool_calls" in turn for turn in turns):
+        if "tools" in (tokenizer.card.chat_template or ""):
+            extra = {"tools": schemas} if schemas else {}
+        else:
+            turns = told_of_tools(turns, schemas)
+    num_chars = sum(len(turn["content"]) for turn in turns) + len(str(extra))
     encode = partial(
-        tokenizer.apply_chat_template, turns, add_generation_prompt=add_generation_prompt
+        tokenizer.apply_chat_template,
+        turns,
+        add_generation_prompt=add_generation_prompt,
+        **extra,
     )
     return await _encode(encode, [num_chars], max_model_len, "messages")
 
@@ -82,32 +95,49 @@ async def _encode(
     return encode() if sum(nums_chars) <= _INLINE_CHARS else await asyncio.to_thread(encode)
 
 
-def _turn(index: int, message: ChatMessage) -> dict[str, str]:
+def _turn(index: int, message: ChatMessage) -> dict[str, Any]:
     """A message as chat templates know it: content as one text, no developer role."""
-    if message.model_extra:
-        _refuse_tool_use(index, message)
-    turn = {
+    for name in ("function_call", "audio"):
+        if (message.model_extra or {}).get(name):
+            param = f"messages[{index}].{name}"
+            raise UnsupportedOption(f"{param} is not supported by this server.", param=param)
+    turn: dict[str, Any] = {
         "role": "system" if message.role == "developer" else message.role,
         "content": _text(index, message),
     }
     if message.name is not None:
         turn["name"] = message.name
+    if message.role == "tool" and message.tool_call_id is not None:
+        turn["tool_call_id"] = message.tool_call_id
+    if message.tool_calls:
+        turn["tool_calls"] = [
+            _call(call, f"messages[{index}].tool_calls[{place}]")
+            for place, call in enumerate(message.tool_calls)
+        ]
     return turn
 
 
-def _refuse_tool_use(index: int, message: ChatMessage) -> None:
-    for name in ("tool_calls", "function_call", "audio"):
-        if (message.model_extra or {}).get(name):
-            raise RequestError(
-                f"messages[{index}].{name} is not supported by this server.",
-                param=f"messages[{index}].{name}",
-                code="unsupported_parameter",
-            )
+def _call(call: MessageToolCall, param: str) -> dict[str, Any]:
+    """Templates take arguments as an object."""
+    try:
+        arguments = json.loads(call.function.arguments or "{}")
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        message = f"{param}.function.arguments: should be a JSON object."
+        raise RequestError(message, param=f"{param}.function.arguments")
+    function = {"name": call.function.name, "arguments": arguments}
+    return {"id": call.id, "type": "function", "function": function}
 
 
 def _text(index: int, message: ChatMessage) -> str:
     if isinstance(message.content, str):
         return message.content
+    if message.content is None:
+        if not message.tool_calls:
+            param = f"messages[{index}].content"
+            raise RequestError(f"{param}: field required.", param=param)
+        return ""
     texts = []
     for place, part in enumerate(message.content):
         if part.type != "text" or part.text is None:

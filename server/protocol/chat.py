@@ -1,8 +1,8 @@
 """Wire types of POST /v1/chat/completions."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from server.protocol.common import (
     CompletionRequestBase,
@@ -16,6 +16,8 @@ from server.protocol.common import (
     is_none,
 )
 
+ChatFinishReason = FinishReasonName | Literal["tool_calls"]
+
 
 class ContentPart(RequestModel):
     """A part of a message's content; only text is served."""
@@ -24,12 +26,58 @@ class ContentPart(RequestModel):
     text: str | None = None
 
 
+class CalledFunction(RequestModel):
+    """A function and the JSON text of its arguments, as an assistant's turn had them."""
+
+    name: str = Field(max_length=256)
+    arguments: str = "{}"
+
+
+class MessageToolCall(RequestModel):
+    """A call in an assistant's turn."""
+
+    id: str = Field(max_length=256)
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class ChatMessage(RequestModel):
     """One turn of the conversation."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[ContentPart]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[ContentPart] | None = None
     name: str | None = None
+    tool_calls: list[MessageToolCall] | None = Field(None, max_length=256)
+    tool_call_id: str | None = Field(None, max_length=256)
+
+
+class Function(RequestModel):
+    """What a tool is called, what it is for, and the JSON schema of its arguments."""
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")
+    description: str | None = None
+    parameters: dict[str, JsonValue] | None = None
+    strict: bool | None = None
+
+
+class Tool(RequestModel):
+    """A function that the model may call."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class ChosenFunction(RequestModel):
+    """Its name."""
+
+    name: str = Field(max_length=64)
+
+
+class ChosenTool(RequestModel):
+    """The one function that has to be called."""
+
+    type: Literal["function"]
+    function: ChosenFunction
 
 
 class ChatCompletionRequest(CompletionRequestBase):
@@ -39,6 +87,9 @@ class ChatCompletionRequest(CompletionRequestBase):
     max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
+    tools: list[Tool] | None = Field(None, max_length=128)
+    tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
+    parallel_tool_calls: bool | None = None
 
 
 class TokenAlternative(ResponseModel):
@@ -62,12 +113,33 @@ class ChatLogprobs(ResponseModel):
     refusal: None = None
 
 
+class FunctionCall(ResponseModel):
+    """A function and the JSON text of its arguments."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(ResponseModel):
+    """A call that the model makes."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+ReasoningContent = Annotated[str | None, Field(exclude_if=is_none)]
+
+
 class AnswerMessage(ResponseModel):
-    """The model's turn."""
+    """The model's turn; what it thought comes under both names in use."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    reasoning: ReasoningContent = None
+    reasoning_content: ReasoningContent = None
+    tool_calls: Annotated[list[ToolCall] | None, Field(exclude_if=is_none)] = None
 
 
 class ChatChoice(ResponseModel):
@@ -76,7 +148,7 @@ class ChatChoice(ResponseModel):
     index: int
     message: AnswerMessage
     logprobs: ChatLogprobs | None = None
-    finish_reason: FinishReasonName
+    finish_reason: ChatFinishReason
     stop_reason: StopReason = None
     early_exit_trace: Trace = None
 
@@ -94,11 +166,30 @@ class ChatCompletion(ResponseModel):
     metrics: Metrics = None
 
 
+class FunctionDelta(ResponseModel):
+    """The name, once, and pieces of the arguments."""
+
+    name: str | None = Field(default=None, exclude_if=is_none)
+    arguments: str = ""
+
+
+class ToolCallDelta(ResponseModel):
+    """What a chunk adds to a call; its first carries the id and the name."""
+
+    index: int
+    id: str | None = Field(default=None, exclude_if=is_none)
+    type: Literal["function"] | None = Field(default=None, exclude_if=is_none)
+    function: FunctionDelta
+
+
 class Delta(ResponseModel):
     """What a chunk adds to the message; the first carries the role, the last nothing."""
 
     role: Literal["assistant"] | None = Field(default=None, exclude_if=is_none)
     content: str | None = Field(default=None, exclude_if=is_none)
+    reasoning: ReasoningContent = None
+    reasoning_content: ReasoningContent = None
+    tool_calls: Annotated[list[ToolCallDelta] | None, Field(exclude_if=is_none)] = None
 
 
 class ChatChunkChoice(ResponseModel):
@@ -107,7 +198,7 @@ class ChatChunkChoice(ResponseModel):
     index: int
     delta: Delta
     logprobs: ChatLogprobs | None = None
-    finish_reason: FinishReasonName | None = None
+    finish_reason: ChatFinishReason | None = None
     stop_reason: StopReason = None
     early_exit_trace: Trace = None
 

@@ -43,10 +43,9 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"},),
     "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
-    "skip_special_tokens": (True,),
     "structured_outputs": (),
     "suffix": ("",),
-    "tool_choice": ("none", "auto"),
+    "tool_choice": ("none", "auto"),  # chats have it; so has the next
     "tools": ([],),
     "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
@@ -141,6 +140,7 @@ class CompletionRequestBase(RequestModel):
     stop_token_ids: list[int] | None = Field(None, max_length=128)
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None

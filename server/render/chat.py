@@ -4,24 +4,26 @@ from collections.abc import Iterator, Sequence
 
 from engine import Tokenizer
 from engine.request import RequestOutput, TokenLogprobs
+from server.parsing.events import OutputEvent
+from server.parsing.output_parser import OutputFormat, OutputParser
 from server.protocol.chat import (
-    AnswerMessage,
     ChatChoice,
     ChatChunkChoice,
     ChatCompletion,
     ChatCompletionChunk,
+    ChatFinishReason,
     ChatLogprobs,
     Delta,
     TokenAlternative,
     TokenLogprob,
 )
+from server.render.chat_pieces import delta_of, message_of
 from server.render.common import (
     MIN_LOGPROB,
     AnswerFrame,
     Renderer,
     StreamTally,
     finish_reason_name,
-    has_content,
     piece_usage,
     request_metrics,
     trace_tokens,
@@ -32,21 +34,29 @@ from server.render.common import (
 class ChatRenderer(Renderer):
     """One chat answer: role first, then the text's pieces, then the end, for every choice."""
 
-    def __init__(self, frame: AnswerFrame) -> None:
+    def __init__(self, frame: AnswerFrame, output_format: OutputFormat) -> None:
         self._frame = frame
+        self._format = output_format
         self._tally = StreamTally()
+        self._parsers: dict[int, OutputParser] = {}  # by choice, of a stream
+        self._callers: set[int] = set()  # choices that have called
 
     def chunks(self, index: int, output: RequestOutput) -> Iterator[ChatCompletionChunk]:
         """The chunks for one piece of one choice."""
         frame = self._frame
         if index not in self._tally.num_output_tokens:
             opening = ChatChunkChoice(index=index, delta=Delta(role="assistant", content=""))
+            self._parsers[index] = self._format.parser()
             yield self._chunk(opening, output)
         self._tally.add(index, output)
-        if has_content(output):
+        delta = delta_of(self._events(index, output))
+        if delta.tool_calls:
+            self._callers.add(index)
+        is_empty = delta == Delta()
+        if not is_empty or output.logprobs or output.trace:
             choice = ChatChunkChoice(
                 index=index,
-                delta=Delta(content=output.text),
+                delta=Delta(content="") if is_empty else delta,
                 logprobs=_logprobs(frame.tokenizer, output.logprobs),
                 early_exit_trace=trace_tokens(frame.tokenizer, output.trace),
             )
@@ -55,7 +65,7 @@ class ChatRenderer(Renderer):
             end = ChatChunkChoice(
                 index=index,
                 delta=Delta(),
-                finish_reason=finish_reason_name(output.finish_reason),
+                finish_reason=_finish_reason(output, index in self._callers),
                 stop_reason=output.stop_reason,
             )
             chunk = self._chunk(end, output)
@@ -86,13 +96,20 @@ class ChatRenderer(Renderer):
             metrics=request_metrics(frame, choices[0].draft_figures),
         )
 
+    def _events(self, index: int, output: RequestOutput) -> list[OutputEvent]:
+        parser = self._parsers[index]
+        events = parser.push(output.text)
+        return events if output.finish_reason is None else [*events, *parser.finish()]
+
     def _choice(self, index: int, output: RequestOutput) -> ChatChoice:
         tokenizer = self._frame.tokenizer
+        parser = self._format.parser()
+        message = message_of([*parser.push(output.text), *parser.finish()])
         return ChatChoice(
             index=index,
-            message=AnswerMessage(content=output.text),
+            message=message,
             logprobs=_logprobs(tokenizer, output.logprobs),
-            finish_reason=finish_reason_name(output.finish_reason),
+            finish_reason=_finish_reason(output, message.tool_calls is not None),
             stop_reason=output.stop_reason,
             early_exit_trace=trace_tokens(tokenizer, output.trace),
         )
@@ -101,6 +118,11 @@ class ChatRenderer(Renderer):
         return ChatCompletionChunk(
             **self._frame.head, choices=[choice], usage=piece_usage(self._frame, output)
         )
+
+
+def _finish_reason(output: RequestOutput, has_called: bool) -> ChatFinishReason:
+    name = finish_reason_name(output.finish_reason)
+    return "tool_calls" if has_called and name == "stop" else name
 
 
 def token_logprobs(tokenizer: Tokenizer, tokens: Sequence[TokenLogprobs]) -> list[TokenLogprob]:

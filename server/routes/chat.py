@@ -1,5 +1,7 @@
 """POST /v1/chat/completions."""
 
+from functools import partial
+
 from fastapi import APIRouter, Request, Response
 
 from server.body import parse_body
@@ -10,6 +12,7 @@ from server.openapi import accepts, streams
 from server.prompts import encode_messages
 from server.protocol.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
 from server.render.chat import ChatRenderer
+from server.tools import marks_are_special, output_format, tools_in_use
 
 router = APIRouter(tags=["chat"])
 
@@ -25,7 +28,12 @@ async def create_chat_completion(request: Request, context: Context) -> Response
     body = await parse_body(request, ChatCompletionRequest, context.settings.max_request_bytes)
     model = context.service.model(body.model)
     check_options(body)
-    prompt = await encode_messages(model.tokenizer, body.messages, model.info.max_model_len)
+    prompt = await encode_messages(
+        model.tokenizer, body.messages, model.info.max_model_len, tools=tools_in_use(body)
+    )
+    expected = output_format(body, model.tokenizer, prompt)
+    if expected.tools is not None and marks_are_special(expected.tool_form):
+        body.skip_special_tokens = False
     return await generate_answer(
         request,
         context,
@@ -33,5 +41,5 @@ async def create_chat_completion(request: Request, context: Context) -> Response
         body,
         [prompt],
         id_prefix="chatcmpl-",
-        renderer_type=ChatRenderer,
+        renderer_type=partial(ChatRenderer, output_format=expected),
     )

@@ -168,3 +168,13 @@ def test_texts_of_the_default_model(text: str, sizes: list[int]) -> None:
 def test_emoji_and_cjk(text: str) -> None:
     tokenizer = _default_tokenizer()
     assert _stream(tokenizer, tokenizer.encode(text))[0] == text
+
+
+def test_special_tokens_are_spelled_when_the_request_keeps_them() -> None:
+    class Marked(Bytes):
+        def token_bytes(self, token_id: int) -> bytes:
+            return b"<s>" if token_id == SPECIAL else super().token_bytes(token_id)
+
+    sampling = SamplingParams(skip_special_tokens=False)
+    assert _stream(Marked(), [97, SPECIAL, 98], sampling=sampling)[0] == "a<s>b"
+    assert _stream(Marked(), [97, SPECIAL, 98])[0] == "ab"

@@ -101,7 +101,7 @@ def test_a_wrong_field_is_named(client, engine, param, value):
         ("messages", {}),
         ("model", {"messages": [{"role": "user", "content": "a"}], "model": None}),
         ("messages[0].role", {"messages": [{"role": SECRET, "content": "a"}]}),
-        ("messages[0].role", {"messages": [{"role": "tool", "content": "a"}]}),
+        ("messages[0].role", {"messages": [{"role": "robot", "content": "a"}]}),
         ("messages[0].content", {"messages": [{"role": "user"}]}),
         ("messages[0].content", {"messages": [{"role": "user", "content": 5}]}),
         ("top_logprobs", {"messages": [{"role": "user", "content": "a"}], "top_logprobs": 3}),
@@ -139,7 +139,7 @@ def test_content_that_is_not_text_is_refused(client, part):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("tools", [{"type": "function"}]),
+        ("documents", [{"title": "x"}]),
         ("response_format", {"type": "json_object"}),
         ("chat_template", "{{ 1 }}"),
         ("suffix", "x"),

@@ -37,7 +37,7 @@ class ByteTokenizer:
         return bytes(token_id for token_id in ids if token_id < 256).decode(errors="replace")
 
     def apply_chat_template(
-        self, messages: list[dict[str, str]], *, add_generation_prompt: bool = True
+        self, messages: list[dict[str, str]], *, add_generation_prompt: bool = True, **_: object
     ) -> list[int]:
         ids: list[int] = []
         for message in messages:

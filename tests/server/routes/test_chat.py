@@ -60,8 +60,8 @@ def test_several_choices(client):
     assert answer["usage"]["prompt_tokens"] == 9
 
 
-@pytest.mark.parametrize("name", ["tool_calls", "function_call"])
-def test_tool_use_in_the_conversation_is_refused(client, name):
+@pytest.mark.parametrize("name", ["audio", "function_call"])
+def test_what_chats_no_longer_have_is_refused(client, name):
     message = {"role": "assistant", "content": "", name: [{"id": "1"}]}
     error = ask(client, messages=[message]).json()["error"]
 

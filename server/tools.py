@@ -1,0 +1,104 @@
+"""A chat's tools: what may be asked, how the model is told, and what to look for in its answer."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from engine import Tokenizer
+from engine.errors import RequestError, UnsupportedOption
+from server.parsing.forms import ToolForm, form_of_template
+from server.parsing.output_parser import OutputFormat
+from server.parsing.reasoning import BEGIN, END
+from server.parsing.tool_calls import ToolOptions
+from server.protocol.chat import ChatCompletionRequest, Tool
+
+_NUM_TAIL_TOKENS = 16  # of the prompt: where a template opens a thought
+_INSTRUCTIONS = """\
+You can call functions. Their signatures, one JSON object a line:
+<tools>
+{tools}
+</tools>
+To call one, write its name and arguments as a JSON object within <tool_call></tool_call> tags:
+<tool_call>
+{{"name": "function-name", "arguments": {{}}}}
+</tool_call>"""
+
+
+def check_tools(body: ChatCompletionRequest) -> None:
+    """Refuse choices that cannot be honoured.
+
+    Raises:
+        RequestError: naming the field.
+    """
+    names = [tool.function.name for tool in body.tools or []]
+    if len(set(names)) < len(names):
+        raise RequestError("Two tools have the same name.", param="tools")
+    if body.tool_choice not in (None, "none", "auto"):
+        if not names:
+            raise RequestError("tool_choice needs tools.", param="tool_choice")
+        message = "tool_choice: only auto and none are supported by this server."
+        raise UnsupportedOption(message, param="tool_choice")
+    for index, tool in enumerate(body.tools or []):
+        if tool.function.strict:
+            param = f"tools[{index}].function.strict"
+            raise UnsupportedOption(f"{param} is not supported by this server.", param=param)
+
+
+def tools_in_use(body: ChatCompletionRequest) -> list[Tool]:
+    """The tools that the model is told of."""
+    return [] if body.tool_choice == "none" else body.tools or []
+
+
+def output_format(
+    body: ChatCompletionRequest, tokenizer: Tokenizer, prompt: Sequence[int]
+) -> OutputFormat:
+    """What to look for in the answers to `prompt`."""
+    template = tokenizer.card.chat_template or ""
+    tools = tools_in_use(body)
+    tail = tokenizer.decode(prompt[-_NUM_TAIL_TOKENS:], skip_special_tokens=False).rstrip()
+    return OutputFormat(
+        thinks=END in template and not tail.endswith(END),
+        is_thinking=tail.endswith(BEGIN),
+        tool_form=form_of_template(template),
+        tools=ToolOptions(
+            names=frozenset(tool.function.name for tool in tools),
+            is_parallel=body.parallel_tool_calls is not False,
+        )
+        if tools
+        else None,
+    )
+
+
+def marks_are_special(form: ToolForm) -> bool:
+    """Whether calls are marked by control tokens, which the text has to keep then."""
+    return form is not ToolForm.HERMES
+
+
+def told_of_tools(
+    turns: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Turns for a template that knows no tools: the Hermes form, spelled out."""
+    plain = [_plain(turn) for turn in turns]
+    if not tools:
+        return plain
+    lines = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
+    instructions = _INSTRUCTIONS.format(tools=lines)
+    if plain[0]["role"] == "system":
+        first = {**plain[0], "content": f"{plain[0]['content']}\n\n{instructions}".lstrip()}
+        return [first, *plain[1:]]
+    return [{"role": "system", "content": instructions}, *plain]
+
+
+def _plain(turn: dict[str, Any]) -> dict[str, Any]:
+    if turn["role"] == "tool":
+        text = f"<tool_response>\n{turn['content']}\n</tool_response>"
+        return {"role": "user", "content": text}
+    calls = turn.get("tool_calls")
+    if not calls:
+        return turn
+    spelled = [
+        f"<tool_call>\n{json.dumps(call['function'], ensure_ascii=False)}\n</tool_call>"
+        for call in calls
+    ]
+    texts = [turn["content"], *spelled] if turn["content"] else spelled
+    return {"role": turn["role"], "content": "\n".join(texts)}

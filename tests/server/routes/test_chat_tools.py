@@ -1,0 +1,107 @@
+"""Tool calls of POST /v1/chat/completions."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from fake_engine import FakeEngine
+from live_server import MODEL
+
+
+def ask(client, **fields):
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], **fields}
+    return client.post("/v1/chat/completions", json=body)
+
+
+WEATHER = {
+    "type": "function",
+    "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}},
+}
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+
+
+@pytest.fixture
+def engine():
+    """With room for a description of tools, a token per byte."""
+    engine = FakeEngine()
+    return FakeEngine(info=replace(engine.info, max_model_len=4096))
+
+
+def test_a_tool_call(client, engine):
+    engine.text = "Let me see.\n" + CALL
+    (choice,) = ask(client, tools=[WEATHER]).json()["choices"]
+
+    (call,) = choice["message"]["tool_calls"]
+    assert choice["finish_reason"] == "tool_calls"
+    assert choice["message"]["content"] == "Let me see."
+    assert call["function"] == {"name": "weather", "arguments": '{"city": "Oslo"}'}
+    assert b'"name": "weather"' in bytes(
+        token_id for token_id in engine.requests[0].prompt_token_ids if token_id < 256
+    )
+
+
+def test_a_message_of_calls_alone_has_no_content(client, engine):
+    engine.text = CALL + CALL
+    message = ask(client, tools=[WEATHER], parallel_tool_calls=False).json()["choices"][0][
+        "message"
+    ]
+
+    assert message["content"] is None
+    assert len(message["tool_calls"]) == 1
+
+
+@pytest.mark.parametrize("fields", [{}, {"tools": [WEATHER], "tool_choice": "none"}])
+def test_without_tools_a_call_is_text(client, engine, fields):
+    engine.text = CALL
+    (choice,) = ask(client, **fields).json()["choices"]
+
+    assert choice["message"] == {"role": "assistant", "content": CALL, "refusal": None}
+    assert choice["finish_reason"] == "stop"
+
+
+def test_a_streamed_tool_call_is_what_the_whole_one_is(client, engine):
+    engine.text = "Yes " + CALL
+    lines = ask(client, tools=[WEATHER], stream=True, n=2).text.splitlines()
+    events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    for index in range(2):
+        choices = [e["choices"][0] for e in events if e["choices"][0]["index"] == index]
+        calls = [call for c in choices for call in c["delta"].get("tool_calls", [])]
+        assert "".join(c["delta"].get("content", "") for c in choices) == "Yes"
+        assert [call["function"]["name"] for call in calls if "id" in call] == ["weather"]
+        assert "".join(call["function"]["arguments"] for call in calls) == '{"city": "Oslo"}'
+        assert choices[-1]["finish_reason"] == "tool_calls"
+
+
+def test_calls_and_their_answers_go_back_to_the_model(client, engine):
+    function = {"name": "weather", "arguments": '{"a": 1}'}
+    ask(
+        client,
+        messages=[
+            {"role": "user", "content": "hi"},
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{"id": "call_1", "type": "function", "function": function}],
+            },
+            {"role": "tool", "tool_call_id": "call_1", "content": "rain"},
+        ],
+    )
+
+    prompt = bytes(i for i in engine.requests[0].prompt_token_ids if i < 256).decode()
+    assert '<tool_call>\n{"name": "weather", "arguments": {"a": 1}}\n</tool_call>' in prompt
+    assert "user:<tool_response>\nrain\n</tool_response>" in prompt
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": [WEATHER], "tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [WEATHER, WEATHER]}, "tools"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_by_name(client, fields, param):
+    response = ask(client, **fields)
+
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
