@@ -58,3 +58,17 @@ async def test_stopping_while_loading_cancels_the_load():
     await asyncio.wait_for(service.stop(), timeout=1)
 
     assert service.loaded_model is None
+
+
+async def test_an_engine_that_failed_for_good_is_why_the_process_ends():
+    engine = FakeEngine()
+    service = service_of(engine)
+    service.start()
+    await asyncio.sleep(0.05)
+    engine.is_recovering = True
+    assert (service.state, service.failure) == (ServiceState.RECOVERING, None)
+    assert service.model("a")
+    engine.fatal_error = EngineFailed("5 workers in a row were lost")
+
+    assert service.state is ServiceState.FAILED
+    assert str(service.failure) == "5 workers in a row were lost"
