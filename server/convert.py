@@ -99,6 +99,17 @@ def to_generation_requests(
     return requests
 
 
+def truncated(
+    body: CompletionRequestBase, prompts: Sequence[Sequence[int]]
+) -> Sequence[Sequence[int]]:
+    """The prompts, cut to `truncate_prompt_tokens` where they are longer."""
+    kept = body.truncate_prompt_tokens
+    if kept is None:
+        return prompts
+    is_right = body.truncation_side == "right"
+    return [prompt[:kept] if is_right else prompt[-kept:] for prompt in prompts]
+
+
 def prompt_param(body: CompletionRequestBase) -> str:
     """The field that the prompt came from."""
     return "prompt" if isinstance(body, CompletionRequest) else "messages"

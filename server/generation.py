@@ -13,7 +13,7 @@ from engine.errors import EngineError
 from engine.request import GenerationRequest
 from server.answer import streamed_answer, whole_answer
 from server.context import ServerContext
-from server.convert import to_generation_requests
+from server.convert import to_generation_requests, truncated
 from server.deadlines import Deadlines, within
 from server.fan_out import IndexedOutputs, fan_out
 from server.protocol.common import CompletionRequestBase
@@ -40,6 +40,7 @@ async def generate_answer(
         ClientDisconnect: nobody is there to answer.
     """
     limits = context.limits(model)
+    prompts = truncated(body, prompts)
     # The client's X-Request-Id is never the engine's: two requests may bring the same.
     answer_id = f"{id_prefix}{uuid.uuid4().hex}"
     requests = to_generation_requests(

@@ -18,7 +18,11 @@ Encoded = TypeVar("Encoded")
 
 
 async def encode_prompts(
-    tokenizer: Tokenizer, prompts: Sequence[str | list[int]], max_model_len: int
+    tokenizer: Tokenizer,
+    prompts: Sequence[str | list[int]],
+    max_model_len: int,
+    *,
+    add_special_tokens: bool = True,
 ) -> list[list[int]]:
     """Token ids of /v1/completions prompts; those given as ids pass.
 
@@ -27,7 +31,12 @@ async def encode_prompts(
     """
 
     def encode() -> list[list[int]]:
-        return [tokenizer.encode(each) if isinstance(each, str) else each for each in prompts]
+        return [
+            tokenizer.encode(each, add_special_tokens=add_special_tokens)
+            if isinstance(each, str)
+            else each
+            for each in prompts
+        ]
 
     texts = [each for each in prompts if isinstance(each, str)]
     encoded = await _encode(encode, [len(text) for text in texts], max_model_len, "prompt")

@@ -17,7 +17,7 @@ _INT32_MAX = 2**31 - 1
 # that ask for nothing. Any other value is refused by name; unknown fields are ignored.
 _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "add_generation_prompt": (True,),
-    "add_special_tokens": (),
+    "add_special_tokens": (False,),  # completions have it; chats get theirs from the template
     "allowed_token_ids": ([],),
     "audio": (),
     "bad_words": ([],),
@@ -35,7 +35,6 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "length_penalty": (1, 1.0),
     "logits_processors": ([],),
     "modalities": (["text"], []),
-    "prediction": (),
     "priority": (0,),
     "prompt_embeds": (),
     "prompt_logprobs": (),
@@ -43,12 +42,15 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"},),
     "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
     "structured_outputs": (),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),  # chats have it; so has the next
     "tools": ([],),
-    "truncate_prompt_tokens": (),
+    "thinking_token_budget": (),
     "use_beam_search": (False,),
+    "verbosity": ("medium",),
     "web_search_options": (),
 }
 
@@ -144,6 +146,8 @@ class CompletionRequestBase(RequestModel):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
+    truncate_prompt_tokens: int | None = Field(None, ge=1, le=_INT32_MAX)
+    truncation_side: Literal["left", "right"] | None = None  # where tokens go; left unless told
     early_exit: EarlyExit | None = None
 
 

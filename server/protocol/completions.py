@@ -54,6 +54,7 @@ class CompletionRequest(CompletionRequestBase):
     prompt: Prompts
     best_of: int | None = None  # only the value of n
     logprobs: int | None = Field(None, ge=0, le=20)
+    add_special_tokens: bool | None = None
 
 
 class CompletionLogprobs(ResponseModel):

@@ -25,7 +25,12 @@ async def create_completion(request: Request, context: Context) -> Response:
     body = await parse_body(request, CompletionRequest, context.settings.max_request_bytes)
     model = context.service.model(body.model)
     check_options(body)
-    prompts = await encode_prompts(model.tokenizer, body.prompt, model.info.max_model_len)
+    prompts = await encode_prompts(
+        model.tokenizer,
+        body.prompt,
+        model.info.max_model_len,
+        add_special_tokens=body.add_special_tokens is not False,
+    )
     return await generate_answer(
         request,
         context,

@@ -126,3 +126,22 @@ def test_a_hopelessly_long_text_is_refused_unread(client, engine):
     error = complete(client, prompt="x" * (256 * 256 + 1)).json()["error"]
 
     assert error["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(("side", "kept"), [(None, b"def"), ("left", b"def"), ("right", b"abc")])
+def test_a_prompt_is_cut_where_asked(client, engine, side, kept):
+    body = {"model": MODEL, "prompt": "abcdef", "truncate_prompt_tokens": 3}
+    answer = client.post("/v1/completions", json={**body, "truncation_side": side}).json()
+
+    assert bytes(engine.requests[0].prompt_token_ids) == kept
+    assert answer["usage"]["prompt_tokens"] == 3
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("store", True), ("service_tier", "flex"), ("verbosity", "low")]
+)
+def test_what_is_not_offered_is_named(client, field, value):
+    body = {"model": MODEL, "prompt": "a", field: value}
+    error = client.post("/v1/completions", json=body).json()["error"]
+
+    assert (error["param"], error["code"]) == (field, "unsupported_parameter")
