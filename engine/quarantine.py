@@ -3,7 +3,7 @@
 A worker's death is blamed on every sequence of the step it died in. A new token clears a sequence,
 so streams that go on between two deaths are never suspected, however many workers somebody kills.
 
-    in one death ─ again, no token between ─▶ suspect: runs alone ─ dies alone twice ─▶ guilty
+    in one death ─ again, no token between ─▶ suspect: runs alone ─ dies alone thrice ─▶ guilty
          ◀──────────────── any new token ────────────────┘
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from engine.sequence import Sequence
 
 _DEATHS_OF_A_SUSPECT = 2  # in whatever company
-_DEATHS_OF_THE_GUILTY = 2  # alone in the step
+_DEATHS_OF_THE_GUILTY = 3  # alone in the step; with two, a starved stream was blamed for `kill -9`
 
 
 @dataclass(slots=True)

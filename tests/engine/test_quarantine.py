@@ -56,11 +56,11 @@ def test_killers_are_ended_by_name_and_the_others_get_their_text(num_killers: in
     driver.core.check()
 
 
-def test_a_killer_alone_on_the_server_kills_two_workers_and_no_more() -> None:
+def test_a_killer_alone_on_the_server_kills_three_workers_and_no_more() -> None:
     driver = driver_on()
     driver.run([killer()])
     assert driver.finish_reasons("killer") == [FinishReason.ERROR]
-    assert driver.num_deaths_alone == {"killer": 2}
+    assert driver.num_deaths_alone == {"killer": 3}
 
 
 def test_a_suspect_runs_alone_until_it_gets_further_and_newcomers_wait() -> None:
