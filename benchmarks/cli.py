@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import faults, serve
+from benchmarks import faults, serve, soak
 from benchmarks.comparison import MODES
 from engine.errors import EngineError
 
@@ -35,12 +35,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "faults", help="kill a server's worker under load: are streams lost, do texts change?"
     )
     faults.add_arguments(faults_command)
+    soak_command = commands.add_parser(
+        "soak", help="mixed traffic with aborts and worker kills: is anything lost or leaked?"
+    )
+    soak.add_arguments(soak_command)
 
 
 def run(args: argparse.Namespace) -> int:
     """Carry out a parsed `bench` command; returns the exit status."""
-    if args.bench_command in ("serve", "faults"):  # need no torch
-        commands = {"serve": serve.run, "faults": faults.run}
+    if args.bench_command in ("serve", "faults", "soak"):  # need no torch
+        commands = {"serve": serve.run, "faults": faults.run, "soak": soak.run}
     else:
         from benchmarks import latency, lossless
 

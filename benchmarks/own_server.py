@@ -33,6 +33,15 @@ class OwnServer:
                 return int(directory.name)
         return None
 
+    @property
+    def rss_bytes(self) -> int:
+        """Resident memory of the server process, not of its worker; 0 once it has ended."""
+        try:
+            resident = Path(f"/proc/{self._process.pid}/statm").read_text().split()[1]
+        except OSError:
+            return 0
+        return int(resident) * os.sysconf("SC_PAGE_SIZE")
+
     def require_alive(self) -> None:
         """Raises:
         ValueError: the server has ended.

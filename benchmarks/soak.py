@@ -1,0 +1,286 @@
+"""`adadecode bench soak`: mixed traffic beyond capacity, clients that leave, workers that die.
+
+Starts a server of its own, asks every question once undisturbed, then asks them at random, more at
+once than run together. A share of the clients leaves at a random moment; the worker is killed now
+and then. Ends with status 1 when a request was lost or hung, a text changed, or the server, idle
+again, still holds a request or a KV block.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import re
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.own_server import OwnServer, own_server, until_ready
+from benchmarks.prompts import choose_prompts
+from benchmarks.serve_client import Call, send
+from benchmarks.serve_figures import percentile_of
+
+if TYPE_CHECKING:
+    from httpx import AsyncClient
+
+_READY_TIMEOUT_S = 600.0
+_HUNG_AFTER_S = 900.0
+_IDLE_TIMEOUT_S = 120.0
+_WARM_UP_SHARE = 1 / 3  # of the memory samples, which the slope leaves out
+_NUM_CALLS = 16
+_SHARED_PREFIX = "You are asked many questions that begin with these very words. " * 4
+_GAUGES = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
+
+
+@dataclass(slots=True, kw_only=True)
+class SoakReport:
+    """What came of it."""
+
+    duration_s: float = 0.0
+    requests: int = 0  # sent
+    finished: int = 0
+    aborted: int = 0  # left by their client
+    lost: int = 0
+    wrong: int = 0
+    hung: int = 0
+    kills: int = 0
+    recovery_s: list[float] = field(default_factory=list)
+    left_behind: dict[str, float] = field(default_factory=dict)  # gauges once idle, all 0
+    rss_mb: list[tuple[float, float]] = field(default_factory=list)  # (seconds, server's RSS)
+    errors: list[str] = field(default_factory=list)
+
+    @property
+    def rss_slope_mb_per_hour(self) -> float:
+        """Least squares over the samples after the warm-up."""
+        samples = self.rss_mb[int(len(self.rss_mb) * _WARM_UP_SHARE) :]
+        if len(samples) < 2:
+            return 0.0
+        mean_t = sum(t for t, _ in samples) / len(samples)
+        mean_y = sum(y for _, y in samples) / len(samples)
+        spread = sum((t - mean_t) ** 2 for t, _ in samples)
+        return 3600 * sum((t - mean_t) * (y - mean_y) for t, y in samples) / spread
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing was lost, wrong, hung or left behind."""
+        return self.lost == self.wrong == self.hung == 0 < self.finished and not any(
+            self.left_behind.values()
+        )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument("model", metavar="MODEL", nargs="?", default="smollm2-135m-instruct")
+    parser.add_argument("--minutes", type=float, default=20.0, help="(%(default)s)")
+    parser.add_argument("--requests", type=int, metavar="N", help="end after so many (--minutes)")
+    parser.add_argument("--concurrency", type=int, default=16, metavar="N", help="(%(default)s)")
+    parser.add_argument(
+        "--max-num-seqs", type=int, default=8, metavar="N", help="that run (%(default)s)"
+    )
+    parser.add_argument("--max-tokens", type=int, default=48, metavar="N", help="(%(default)s)")
+    parser.add_argument("--abort-share", type=float, default=0.3, metavar="P", help="(%(default)s)")
+    parser.add_argument(
+        "--kill-every", type=float, default=60.0, metavar="S", help="0 = never (%(default)s s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
+    parser.add_argument(
+        "--serve-flag", action="append", default=[], metavar="FLAG", help="for the server; repeat"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out the parsed command; returns the exit status.
+
+    Raises:
+        ValueError: the numbers make no sense, or the server ended.
+    """
+    if args.concurrency < 1 or not 0 <= args.abort_share < 1 or args.max_tokens < 2:
+        raise ValueError("--concurrency, --abort-share or --max-tokens makes no sense")
+    report = asyncio.run(_measure(args))
+    print(_format(report))
+    if args.json:
+        figures = asdict(report) | {"rss_slope_mb_per_hour": report.rss_slope_mb_per_hour}
+        args.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    return 0 if report.is_clean else 1
+
+
+async def _measure(args: argparse.Namespace) -> SoakReport:
+    import httpx
+
+    calls = _calls(args)
+    flags = [args.model, "--log-level", "error", "--max-num-seqs", str(args.max_num_seqs)]
+    with own_server([*flags, *args.serve_flag]) as server:
+        async with httpx.AsyncClient(
+            base_url=server.url,
+            timeout=httpx.Timeout(3600, connect=10),
+            limits=httpx.Limits(max_connections=None),
+        ) as client:
+            await until_ready(client, server, _READY_TIMEOUT_S)
+            expected = []
+            for call in calls:
+                outcome = await send(client, call)
+                if outcome.error is not None:
+                    raise ValueError(f"failed undisturbed: {outcome.error}")
+                expected.append(outcome.text)
+            soak = _Soak(args, client, server, calls, expected)
+            await soak.run()
+            return soak.report
+
+
+class _Soak:
+    """Clients, kills and samples, until the time is over."""
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        client: "AsyncClient",
+        server: OwnServer,
+        calls: Sequence[Call],
+        expected: Sequence[str],
+    ) -> None:
+        self.report = SoakReport()
+        self._args = args
+        self._client = client
+        self._server = server
+        self._calls = calls
+        self._expected = expected
+        self._random = random.Random(args.seed)
+        self._started = time.monotonic()
+
+    async def run(self) -> None:
+        """The whole soak; the report is complete afterwards."""
+        extras = [asyncio.create_task(self._sample())]
+        if self._args.kill_every:
+            extras.append(asyncio.create_task(self._kill()))
+        try:
+            await asyncio.gather(*(self._ask() for _ in range(self._args.concurrency)))
+        finally:
+            for task in extras:
+                task.cancel()
+            ended = await asyncio.gather(*extras, return_exceptions=True)
+        self.report.errors += [repr(each) for each in ended if isinstance(each, Exception)]
+        self.report.duration_s = time.monotonic() - self._started
+        self._server.require_alive()
+        await until_ready(self._client, self._server, _READY_TIMEOUT_S)
+        await self._drain()
+
+    @property
+    def _is_over(self) -> bool:
+        if self._args.requests:
+            return self.report.requests >= self._args.requests
+        return time.monotonic() - self._started > 60 * self._args.minutes
+
+    async def _ask(self) -> None:
+        """One client after another."""
+        report = self.report
+        while not self._is_over:
+            report.requests += 1
+            index = self._random.randrange(len(self._calls))
+            asking = asyncio.create_task(send(self._client, self._calls[index]))
+            if self._random.random() < self._args.abort_share:
+                _, waiting = await asyncio.wait({asking}, timeout=self._random.uniform(0, 3))
+                if waiting:
+                    asking.cancel()
+                    await asyncio.wait({asking})
+                    report.aborted += 1
+                    continue
+            await asyncio.wait({asking}, timeout=_HUNG_AFTER_S)
+            if not asking.done():
+                asking.cancel()
+                report.hung += 1
+                continue
+            outcome = asking.result()
+            if outcome.error is not None:
+                report.lost += 1
+                report.errors.append(outcome.error)
+            else:
+                report.finished += 1
+                report.wrong += outcome.text != self._expected[index]
+
+    async def _kill(self) -> None:
+        while True:
+            await asyncio.sleep(self._args.kill_every)
+            pid = self._server.worker_pid
+            if pid is None:
+                continue
+            os.kill(pid, signal.SIGKILL)
+            killed = time.monotonic()
+            self.report.kills += 1
+            while (await self._client.get("/ready")).status_code == 200:  # not noticed yet
+                await asyncio.sleep(0.002)
+            await until_ready(self._client, self._server, _READY_TIMEOUT_S)
+            self.report.recovery_s.append(time.monotonic() - killed)
+
+    async def _sample(self) -> None:
+        while True:
+            sample = time.monotonic() - self._started, self._server.rss_bytes / 2**20
+            self.report.rss_mb.append(sample)
+            await asyncio.sleep(1)
+
+    async def _drain(self) -> None:
+        """Wait until the server says that it holds nothing; keep what it says in the end."""
+        deadline = time.monotonic() + _IDLE_TIMEOUT_S
+        while time.monotonic() < deadline:
+            text = (await self._client.get("/metrics")).text
+            self.report.left_behind = {name: _gauge(text, name) for name in _GAUGES}
+            if not any(self.report.left_behind.values()):
+                return
+            await asyncio.sleep(0.2)
+
+
+def _gauge(text: str, name: str) -> float:
+    match = re.search(rf"^{re.escape(name)}(?:\{{.*\}})? (\S+)$", text, re.MULTILINE)
+    if match is None:
+        raise ValueError(f"the server has no metric {name}")
+    return float(match.group(1))
+
+
+def _calls(args: argparse.Namespace) -> list[Call]:
+    """Different requests: long and short, greedy and sampled, half of them with one prefix."""
+    prompts = [prompt.text for prompt in choose_prompts(None, None)]
+    choose = random.Random(args.seed)
+    return [
+        Call(
+            path="/v1/chat/completions",
+            body={
+                "model": args.model,
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": _SHARED_PREFIX * (index % 2) + prompts[index % len(prompts)],
+                    }
+                ],
+                "max_tokens": choose.randint(2, args.max_tokens),
+                "temperature": 0.8 * (index // 2 % 2),
+                "seed": index,
+                "early_exit": {"enabled": index % 5 != 0},
+            },
+        )
+        for index in range(_NUM_CALLS)
+    ]
+
+
+def _format(report: SoakReport) -> str:
+    lines = [
+        f"{'time':<16} {report.duration_s:.0f} s",
+        f"{'requests':<16} {report.requests}: {report.finished} finished, "
+        f"{report.aborted} left by their client",
+        f"{'lost':<16} {report.lost}",
+        f"{'wrong':<16} {report.wrong}",
+        f"{'hung':<16} {report.hung}",
+        f"{'left behind':<16} "
+        + ", ".join(f"{name} {value:g}" for name, value in report.left_behind.items()),
+        f"{'server RSS':<16} {report.rss_slope_mb_per_hour:+.1f} MB per hour after warm-up",
+        f"{'kills':<16} {report.kills}",
+    ]
+    if report.recovery_s:
+        times = sorted(report.recovery_s)
+        lines.append(
+            f"{'recovery':<16} p50 {percentile_of(times, 50):.2f} s, max {times[-1]:.2f} s"
+        )
+    return "\n".join([*lines, *(f"error: {error}" for error in report.errors[:5])])
