@@ -5,6 +5,7 @@ from functools import partial
 from fastapi import APIRouter, Request
 from fastapi import Response as HttpResponse
 
+from engine.errors import UnsupportedOption
 from server.body import parse_body
 from server.context import Context
 from server.convert import check_options
@@ -16,6 +17,7 @@ from server.protocol.response_events import ResponseStreamEvent
 from server.protocol.responses import Response, ResponsesRequest
 from server.render.responses import ResponsesRenderer
 from server.responses import check_responses_options, naming_responses_fields, to_chat_request
+from server.tools import tools_in_use
 
 router = APIRouter(tags=["responses"])
 _STORED = "/v1/responses/{response_id}"
@@ -35,6 +37,8 @@ async def create_response(request: Request, context: Context) -> HttpResponse:
     with naming_responses_fields():
         chat = to_chat_request(body)
         check_options(chat)
+        if tools_in_use(chat):  # the renderer does not look for calls yet
+            raise UnsupportedOption("tools are not supported here yet.", param="tools")
         prompt = await encode_messages(model.tokenizer, chat.messages, model.info.max_model_len)
         return await generate_answer(
             request,

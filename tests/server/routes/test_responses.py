@@ -141,6 +141,7 @@ def test_sampling_and_early_exit_reach_the_engine(client, engine):
         ({"n": 2}, "n"),
         ({"response_format": {"type": "text"}}, "response_format"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tools": [{"type": "function", "name": "f"}]}, "tools"),
         ({"include": ["file_search_call.results"]}, "include[0]"),
         ({"text": {"verbosity": "low"}}, "text.verbosity"),
         ({"reasoning": {"summary": "detailed"}}, "reasoning.summary"),
