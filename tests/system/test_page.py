@@ -383,6 +383,7 @@ def test_events_are_read_however_they_are_cut(page):
 def test_behind_a_path_prefix(browser, engine):
     app = fake_app(engine)
     proxy = Starlette(routes=[Mount("/llm", app=app)], lifespan=app.router.lifespan_context)
+    proxy.state = app.state  # `serving` looks there
     with serving(proxy) as url:
         page = Page(browser, f"{url}/llm").connected()
         page.ask("Here?")
