@@ -16,6 +16,8 @@ class ModelConfig:
     directory: Path  # in the Hugging Face layout (engine.checkpoint makes one of anything else)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    # CPU weights. auto: blocks the checkpoint has, as they are; none: no blocks; int8, q4: all.
+    quantization: Literal["auto", "none", "int8", "q4"] = "auto"
     max_model_len: int | None = None  # None: the model's own
     num_threads: int | None = None  # CPU threads of the worker; None: all cores
     backend: Literal["auto", "native", "torch"] = "auto"  # CPU kernels

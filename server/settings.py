@@ -116,7 +116,13 @@ class ServerSettings(BaseModel):
         None, "model", "Longest prompt plus output, in tokens (default: the model's own).", ge=2
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _flag(
-        "auto", "model", "Data type of weights and activations."
+        "auto", "model", "Data type of weights and, on a GPU, activations."
+    )
+    quantization: Literal["auto", "none", "int8", "q4"] = _flag(
+        "auto",
+        "model",
+        "CPU weights: auto keeps a GGUF file's own blocks, which changes no bit of the output; "
+        "none expands them; int8 and q4 also round weights that are not quantized.",
     )
     device: Literal["auto", "cpu", "cuda"] = _flag("auto", "model", "Where the model runs.")
     threads: int | None = _flag(
@@ -271,6 +277,7 @@ class ServerSettings(BaseModel):
                 directory=directory,
                 device=self.device,
                 dtype=self.dtype,
+                quantization=self.quantization,
                 max_model_len=self.max_model_len,
                 num_threads=self.threads,
                 backend=self.backend,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 Progress = Callable[[str, float], None]
 
-_CONVERTER_VERSION = 2  # raise it when a conversion would write something else
+_CONVERTER_VERSION = 3  # raise it when a conversion would write something else
 _CHUNK_BYTES = 1 << 22
 
 

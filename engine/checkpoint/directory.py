@@ -16,6 +16,8 @@ SUPPORTED_ARCHITECTURES = (
     "Qwen3ForCausalLM",
 )
 
+BLOCKS_FILE = "blocks.safetensors"  # beside model.safetensors: the same matrices, quantized
+
 _PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 
 
@@ -34,6 +36,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelLoadError(f"{path} does not hold a JSON object.")
     return content
+
+
+def has_blocks(directory: Path) -> bool:
+    """Whether a checkpoint has matrices in quantized blocks."""
+    return (directory / BLOCKS_FILE).is_file()
 
 
 def eos_token_ids(directory: Path) -> tuple[int, ...]:

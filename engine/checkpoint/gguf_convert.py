@@ -11,6 +11,8 @@ import numpy as np
 from gguf import GGUFReader, ReaderField, ReaderTensor
 
 from engine.checkpoint.cache import Progress
+from engine.checkpoint.directory import BLOCKS_FILE
+from engine.checkpoint.gguf_blocks import block_sources
 from engine.checkpoint.gguf_config import generation_config, model_config
 from engine.checkpoint.gguf_tensors import dtype_of, tensor_source
 from engine.checkpoint.gguf_tokenizer import TokenizerConversion
@@ -52,6 +54,10 @@ def _convert_model(file: Path, directory: Path, progress: Progress) -> dict[str,
     sources = [tensor_source(tensor, config) for tensor in tensors]
     for fraction in write_safetensors(directory / "model.safetensors", sources):
         progress("converting weights", fraction)
+    blocks = [source for tensor in tensors for source in block_sources(tensor, config)]
+    if blocks:
+        for _ in write_safetensors(directory / BLOCKS_FILE, blocks):
+            pass
     _write_json(directory / "config.json", config)
     _write_json(directory / "generation_config.json", generation_config(metadata))
     return metadata

@@ -64,12 +64,16 @@ def tensor_source(tensor: ReaderTensor, config: dict[str, Any]) -> TensorSource:
         name=hugging_face_name(tensor.name),
         dtype=dtype_of(tensor),
         shape=shape,
-        pieces=_pieces(tensor, shape, _row_order(tensor.name, shape[0], config)),
+        pieces=_pieces(tensor, shape, row_order(tensor.name, shape[0], config)),
     )
 
 
-def _row_order(name: str, num_rows: int, config: dict[str, Any]) -> np.ndarray | None:
-    """Which stored row becomes each row of the result; None: as stored."""
+def row_order(name: str, num_rows: int, config: dict[str, Any]) -> np.ndarray | None:
+    """Which stored row becomes each row of the result; None: as stored.
+
+    Args:
+        name: The tensor's name in the file.
+    """
     part = name.rpartition(".")[0].rpartition(".")[2]
     if config["model_type"] not in ("llama", "mistral") or part not in ("attn_q", "attn_k"):
         return None

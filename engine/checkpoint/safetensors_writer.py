@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-_ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+_ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +17,7 @@ class TensorSource:
     """A tensor to be written."""
 
     name: str
-    dtype: str  # F32, F16 or BF16
+    dtype: str  # F32, F16, BF16 or U8
     shape: tuple[int, ...]
     pieces: Iterable[bytes | memoryview]  # its bytes in order, row-major, little-endian
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.model.block_weight import BlockWeight, concatenate
 from engine.model.ops.interface import AttentionParams, LayerCache, Ops, TokenBatch
 from engine.model.rope import rope_tables
 from engine.model.spec import ModelSpec
@@ -71,29 +72,33 @@ class Decoder:
         ops: Ops,
         *,
         max_positions: int | None = None,
+        keep_blocks: bool = False,
         progress: Progress | None = None,
     ) -> "Decoder":
         """Read a local HF directory layer by layer, packing as it goes.
 
         Args:
             max_positions: Length of the rotary tables; None: the model's own context.
+            keep_blocks: Take weights that the checkpoint has in quantized blocks as they are.
 
         Raises:
             ModelLoadError: if the checkpoint is incomplete or not one we serve.
         """
         spec = ModelSpec.from_directory(directory)
-        reader = WeightReader(directory, spec)
+        reader = WeightReader(directory, spec, keep_blocks=keep_blocks)
         fingerprint = reader.fingerprint()
         cos, sin = rope_tables(spec, max_positions or spec.max_position_embeddings)
         rope = (cos.to(ops.device), sin.to(ops.device))
-        embedding = ops.pack(reader.take("model.embed_tokens.weight"))
+        embedding = ops.pack(reader.take_matrix("model.embed_tokens.weight"), is_table=True)
         layers = []
         for index in range(spec.num_layers):
             layers.append(_load_layer(reader, spec, ops, index, rope))
             if progress is not None:
                 progress("loading weights", (index + 1) / spec.num_layers)
         final_norm = _vector(reader, ops, "model.norm.weight")
-        lm_head = embedding if spec.tie_word_embeddings else ops.pack(reader.take("lm_head.weight"))
+        lm_head = embedding
+        if not spec.tie_word_embeddings:
+            lm_head = ops.pack(reader.take_matrix("lm_head.weight"), is_table=True)
         reader.finish()
         return cls(
             spec,
@@ -144,13 +149,21 @@ def _vector(reader: WeightReader, ops: Ops, name: str) -> Tensor:
     return reader.take(name).to(ops.device, ops.dtype).contiguous().clone()
 
 
+def _stack(weights: Sequence[Tensor | BlockWeight]) -> Tensor | BlockWeight:
+    """One weight below the other; blocks stay blocks where all have the same form."""
+    blocks = [weight for weight in weights if isinstance(weight, BlockWeight)]
+    if len(blocks) == len(weights) and len({weight.bits for weight in blocks}) == 1:
+        return concatenate(blocks)
+    return torch.cat([w.dequantize() if isinstance(w, BlockWeight) else w for w in weights])
+
+
 def _load_layer(
     reader: WeightReader, spec: ModelSpec, ops: Ops, index: int, rope: tuple[Tensor, Tensor]
 ) -> DecoderLayer:
     prefix = f"model.layers.{index}."
 
     def packed(names: Sequence[str], has_bias: bool) -> Any:
-        weight = torch.cat([reader.take(f"{prefix}{name}.weight") for name in names])
+        weight = _stack([reader.take_matrix(f"{prefix}{name}.weight") for name in names])
         bias = None
         if has_bias:
             bias = torch.cat([reader.take(f"{prefix}{name}.bias") for name in names])

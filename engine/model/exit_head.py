@@ -113,7 +113,7 @@ def build_heads(
     """
     ops, spec = decoder.ops, decoder.spec
     token_ids = token_ids.to(ops.device)
-    lm_head = ops.pack(decoder.lm_head_rows(token_ids))
+    lm_head = ops.pack_head(decoder.lm_head_rows(token_ids))
 
     def vector(name: str) -> Tensor:
         return tensors[name].to(ops.device, ops.dtype).contiguous()
@@ -123,9 +123,9 @@ def build_heads(
             exit_layer=layer,
             norm=vector(f"exits.{layer}.norm"),
             previous_norm=vector(f"exits.{layer}.previous_norm"),
-            project=ops.pack(vector(f"exits.{layer}.project")),
-            project_previous=ops.pack(vector(f"exits.{layer}.project_previous")),
-            other=ops.pack(vector(f"exits.{layer}.other")[None]),
+            project=ops.pack_head(vector(f"exits.{layer}.project")),
+            project_previous=ops.pack_head(vector(f"exits.{layer}.project_previous")),
+            other=ops.pack_head(vector(f"exits.{layer}.other")[None]),
             unit_norm=torch.ones_like(decoder.final_norm),
             final_norm=decoder.final_norm,
             lm_head=lm_head,

@@ -1,4 +1,8 @@
-"""Tensors of a checkpoint directory, read lazily; every name accounted for both ways."""
+"""Tensors of a checkpoint directory, read lazily; every name accounted for both ways.
+
+A converted GGUF file has its quantized matrices twice: expanded, as any reader of Hugging Face's
+layout expects them, and in `blocks.safetensors` as the blocks they were.
+"""
 
 import hashlib
 import json
@@ -11,8 +15,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from engine.checkpoint.directory import read_json
+from engine.checkpoint.directory import BLOCKS_FILE, has_blocks, read_json
 from engine.errors import ModelLoadError
+from engine.model.block_weight import BlockWeight
 from engine.model.spec import ModelSpec
 
 _FINGERPRINT_ELEMENTS = 1024
@@ -27,11 +32,18 @@ class WeightReader:
         ModelLoadError: if tensors are missing, left over, or of another shape than promised.
     """
 
-    def __init__(self, directory: Path, spec: ModelSpec) -> None:
+    def __init__(self, directory: Path, spec: ModelSpec, *, keep_blocks: bool = False) -> None:
+        """Args:
+        keep_blocks: Hand out matrices as quantized blocks where the checkpoint has them.
+        """
         self._files: dict[str, Path] = {}
         for path in _weight_files(directory):
             with _opened(path) as file:
                 self._files |= dict.fromkeys(file.keys(), path)
+        self._blocks: dict[str, Path] = {}
+        if keep_blocks and has_blocks(directory):
+            with _opened(directory / BLOCKS_FILE) as file:
+                self._blocks = dict.fromkeys(file.keys(), directory / BLOCKS_FILE)
         self._shapes = dict(_expected_shapes(spec))
         self._left = set(self._shapes)
         missing = sorted(set(self._shapes) - set(self._files))
@@ -51,6 +63,21 @@ class WeightReader:
         tensor = self._read(name)
         self._left.discard(name)
         return tensor
+
+    def take_matrix(self, name: str) -> Tensor | BlockWeight:
+        """A matrix as blocks if they are kept and there are any, else as stored."""
+        if f"{name}.codes" not in self._blocks:
+            return self.take(name)
+        self._left.discard(name)
+        with _opened(self._blocks[f"{name}.codes"]) as file:
+            minimums = f"{name}.minimums"
+            weight = BlockWeight(
+                codes=file.get_tensor(f"{name}.codes"),
+                scales=file.get_tensor(f"{name}.scales"),
+                minimums=file.get_tensor(minimums) if minimums in self._blocks else None,
+            )
+        assert list(weight.shape) == self._shapes[name], "the conversion checked the shapes"
+        return weight
 
     def finish(self) -> None:
         """Check that everything was taken."""

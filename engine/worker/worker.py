@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
+from engine.checkpoint.directory import has_blocks
 from engine.config import EngineConfig
 from engine.errors import HeadsMismatch, ModelLoadError
 from engine.model.decoder import Decoder
 from engine.model.exit_head import ExitHeads, load_heads
 from engine.model.ops.interface import LayerCache, Ops
-from engine.model.ops.native_ops import NativeOps
+from engine.model.ops.native_ops import Format, NativeOps
 from engine.model.ops.torch_ops import TorchOps
 from engine.model.spec import ModelSpec
 from engine.plan import RowResult, StepPlan, StepResult, WorkerInfo
@@ -63,7 +64,11 @@ class ModelWorker:
         ops = select_ops(config, spec)
         _limit_torch_threads(config, ops)
         self._decoder = Decoder.load(
-            config.model.directory, ops, max_positions=self._max_model_len, progress=progress
+            config.model.directory,
+            ops,
+            max_positions=self._max_model_len,
+            keep_blocks=config.model.quantization != "none" and ops.name == "native",
+            progress=progress,
         )
         heads = self._load_heads() if drafter is None else None
         block_size = config.cache.block_size
@@ -174,18 +179,35 @@ def select_ops(config: EngineConfig, spec: ModelSpec) -> Ops:
             raise ModelLoadError("--device cuda: torch sees no CUDA device")
         name = spec.dtype if model.dtype == "auto" else model.dtype
         return TorchOps("cuda", _torch_dtype(name))
-    threads = model.num_threads or os.cpu_count() or 1
-    if model.dtype not in ("auto", "float32"):
-        raise ModelLoadError(f"--dtype {model.dtype}: on a CPU only float32 is computed")
-    if model.backend == "torch":
-        return TorchOps("cpu")
-    reason = NativeOps.unavailable_reason()
-    if reason is None:
-        return NativeOps(threads)
-    if model.backend == "native":
-        raise ModelLoadError(f"--backend native: {reason}")
-    logger.info("native kernels are not available (%s): computing with torch", reason)
+    if model.backend != "torch":
+        reason = NativeOps.unavailable_reason()
+        if reason is None:
+            return _native_ops(config)
+        if model.backend == "native":
+            raise ModelLoadError(f"--backend native: {reason}")
+        logger.info("native kernels are not available (%s): computing with torch", reason)
+    for option, value in (("dtype", model.dtype), ("quantization", model.quantization)):
+        if value not in ("auto", "none", "float32"):
+            raise ModelLoadError(f"--{option} {value}: on a CPU only the native kernels offer it")
     return TorchOps("cpu")
+
+
+def _native_ops(config: EngineConfig) -> NativeOps:
+    """The native kernels, with weights kept as the configuration says.
+
+    Raises:
+        ModelLoadError: for a data type that they do not have.
+    """
+    model = config.model
+    if model.dtype == "float16":
+        raise ModelLoadError("--dtype float16: on a CPU weights are float32 or bfloat16")
+    floats = Format.BFLOAT16 if model.dtype == "bfloat16" else Format.FLOAT32
+    weights = {"int8": Format.INT8, "q4": Format.INT4}.get(model.quantization, floats)
+    is_quantized = weights in (Format.INT8, Format.INT4) or (
+        model.quantization == "auto" and has_blocks(model.directory)
+    )
+    threads = model.num_threads or os.cpu_count() or 1
+    return NativeOps(threads, weights, Format.INT8 if is_quantized else floats)
 
 
 def _limit_torch_threads(config: EngineConfig, ops: Ops) -> None:

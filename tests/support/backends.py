@@ -1,7 +1,7 @@
 """The CPU backends this machine can run."""
 
 from engine.model.ops.interface import Ops
-from engine.model.ops.native_ops import NativeOps
+from engine.model.ops.native_ops import Format, NativeOps
 from engine.model.ops.torch_ops import TorchOps
 
 
@@ -11,3 +11,16 @@ def available_ops() -> list[Ops]:
     if NativeOps.unavailable_reason() is None:
         backends.append(NativeOps(2))
     return backends
+
+
+def ops_of_every_form() -> list[Ops]:
+    """`available_ops`, and native kernels with weights in each smaller form."""
+    backends = available_ops()
+    if NativeOps.unavailable_reason() is None:
+        backends += [NativeOps(2, form, form) for form in Format if form is not Format.FLOAT32]
+    return backends
+
+
+def form_name(ops: Ops) -> str:
+    """A backend and the form of its weights, for test ids."""
+    return f"{ops.name}-{ops.form.name.lower()}" if isinstance(ops, NativeOps) else ops.name

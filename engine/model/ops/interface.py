@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from engine.model.block_weight import BlockWeight
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionParams:
@@ -64,10 +66,22 @@ class Ops(Protocol):
     device: torch.device
     dtype: torch.dtype
 
-    def pack(self, weight: Tensor, bias: Tensor | None = None) -> Any:
+    def pack(
+        self,
+        weight: Tensor | BlockWeight,
+        bias: Tensor | None = None,
+        *,
+        is_table: bool = False,
+    ) -> Any:
         """Prepare a weight [out, in] (and bias [out]) for `linear` and `embed`. Keeps no second
-        copy of it.
+        copy of it. A quantized weight multiplies with exactly the values it stands for.
+
+        Args:
+            is_table: The embedding or the LM head, never rounded to fewer than 8 bits.
         """
+
+    def pack_head(self, weight: Tensor) -> Any:
+        """`pack` for exit heads, whose weights may be rounded: they steer drafts, not output."""
 
     def embed(self, token_ids: Tensor, table: Any) -> Tensor:
         """Rows of a packed [V, E] table: [T] int32 -> [T, E]."""

@@ -1,44 +1,89 @@
-"""The native CPU backend: `Ops` on hand-written kernels (see `native/`), float32, exact rows by
-construction.
+"""The native CPU backend: `Ops` on hand-written kernels (see `native/`), exact rows by design.
+
+Activations and sums are float32; weights are kept as float32, bfloat16 or blocks of 8 or 4 bits.
 
 Every result is one sum in one fixed order, so no token's bits depend on the company it is computed
 in. Knows only `interface.py` and the C functions. A pass makes some 150 calls: what a layer or a
 batch hands to C is laid out once.
 """
 
+from collections.abc import Sequence
 from ctypes import byref
+from enum import IntEnum
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from engine.model.block_weight import BLOCK, BlockWeight, quantize
 from engine.model.ops.interface import AttentionParams, LayerCache, TokenBatch
 from engine.model.ops.native import library
 from engine.model.ops.native.build import BuildError
-from engine.model.ops.native.library import load_library
+from engine.model.ops.native.library import Linear, load_library
 
 _PANEL = 16  # outputs of a weight panel
 _PACK_ROWS = 4096  # rows converted at a time, so that a big weight needs no second float32 copy
 _CACHE_LINE = 64  # bytes
 
 
+class Format(IntEnum):
+    """How a weight is kept; the values are those of panel.h."""
+
+    FLOAT32 = 0
+    BFLOAT16 = 1
+    INT8 = 2
+    INT4 = 3
+
+
 class NativeLinear:
     """A weight [out, in] in panels of 16 outputs, and its bias; the only copy."""
 
-    def __init__(self, panels: Tensor, bias: Tensor | None, out_features: int) -> None:
-        self.out_features, self.in_features = out_features, panels.shape[1]
-        self._panels, self._bias = panels, bias
-        self._native = library.Linear(
-            panels.data_ptr(), _optional_address(bias), out_features, self.in_features
+    def __init__(
+        self, library: Any, shape: Sequence[int], fmt: Format, bias: Tensor | None
+    ) -> None:
+        """An empty weight; whoever made it fills it."""
+        self.out_features, self.in_features = shape
+        self.format = fmt
+        self._panels = _aligned_bytes(
+            library.linear_bytes(fmt, self.out_features, self.in_features)
+        )
+        library.linear_prefer_huge_pages(self._panels.data_ptr(), self._panels.nbytes)
+        self._panels.zero_()
+        self._bias = None
+        if bias is not None:
+            self._bias = torch.zeros(-(-self.out_features // _PANEL) * _PANEL)
+            self._bias[: self.out_features] = bias
+        self._native = Linear(
+            self._panels.data_ptr(),
+            _optional_address(self._bias),
+            self.out_features,
+            self.in_features,
+            library.panel_bytes(fmt, self.in_features),
+            fmt,
         )
         self.reference = byref(self._native)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that a pass over the weight reads."""
+        return self._panels.nbytes
 
 
 class NativeOps:
     """`Ops` on a CPU, in C. One operation runs at a time, whoever calls."""
 
-    def __init__(self, num_threads: int) -> None:
+    def __init__(
+        self,
+        num_threads: int,
+        weights: Format = Format.FLOAT32,
+        heads: Format = Format.FLOAT32,
+    ) -> None:
         """Start the kernels' threads; the caller's is one of them.
+
+        Args:
+            weights: How float weights are kept; INT8 and INT4 round them to blocks of 32. Those
+                that are quantized already stay as they are.
+            heads: The same for exit heads.
 
         Raises:
             BuildError: if the kernels are not available (ask `unavailable_reason` first).
@@ -46,6 +91,8 @@ class NativeOps:
         self.name = "native"
         self.device = torch.device("cpu")
         self.dtype = torch.float32
+        self.form = weights
+        self._heads = heads
         self._library = load_library()
         self._context = self._library.context_new(num_threads)
         if not self._context:
@@ -67,23 +114,52 @@ class NativeOps:
             return str(error)
         return None
 
-    def pack(self, weight: Tensor, bias: Tensor | None = None) -> NativeLinear:
+    def pack(
+        self,
+        weight: Tensor | BlockWeight,
+        bias: Tensor | None = None,
+        *,
+        is_table: bool = False,
+    ) -> NativeLinear:
         """See `Ops.pack`."""
-        out_features, in_features = weight.shape
-        num_panels = -(-out_features // _PANEL)
-        panels = _aligned(num_panels, in_features, _PANEL)
-        self._library.linear_prefer_huge_pages(panels.data_ptr(), panels.nbytes)
-        panels[-1].zero_()
-        for first in range(0, out_features, _PACK_ROWS):
-            rows = weight[first : first + _PACK_ROWS].to(torch.float32).contiguous()
-            self._library.linear_pack(
-                rows.data_ptr(), first, len(rows), in_features, panels.data_ptr()
-            )
-        padded_bias = None
-        if bias is not None:
-            padded_bias = torch.zeros(num_panels * _PANEL)
-            padded_bias[:out_features] = bias
-        return NativeLinear(panels, padded_bias, out_features)
+        if isinstance(weight, BlockWeight):
+            return self._pack_blocks(weight, bias)
+        is_too_coarse = is_table and self.form is Format.INT4
+        return self._pack_floats(weight, bias, Format.INT8 if is_too_coarse else self.form)
+
+    def pack_head(self, weight: Tensor) -> NativeLinear:
+        """See `Ops.pack_head`."""
+        return self._pack_floats(weight, None, self._heads)
+
+    def _pack_floats(self, weight: Tensor, bias: Tensor | None, wanted: Format) -> NativeLinear:
+        fmt = _fitting(wanted, weight.shape[1])
+        packed = NativeLinear(self._library, weight.shape, fmt, bias)
+        for first in range(0, packed.out_features, _PACK_ROWS):
+            rows = weight[first : first + _PACK_ROWS]
+            if fmt in (Format.INT8, Format.INT4):
+                self._write_codes(packed, quantize(rows, 8 if fmt is Format.INT8 else 4), first)
+            else:
+                values = rows.to(torch.float32).contiguous()
+                self._library.linear_pack(packed.reference, values.data_ptr(), first, len(values))
+        return packed
+
+    def _pack_blocks(self, weight: BlockWeight, bias: Tensor | None) -> NativeLinear:
+        fmt = Format.INT8 if weight.bits == 8 else Format.INT4
+        packed = NativeLinear(self._library, weight.shape, fmt, bias)
+        for first in range(0, packed.out_features, _PACK_ROWS):
+            self._write_codes(packed, weight.rows(first, first + _PACK_ROWS), first)
+        return packed
+
+    def _write_codes(self, packed: NativeLinear, rows: BlockWeight, first: int) -> None:
+        minimums = rows.minimums
+        self._library.linear_pack_codes(
+            packed.reference,
+            _address(rows.codes.contiguous(), torch.uint8),
+            _address(rows.scales.contiguous(), torch.float16),
+            None if minimums is None else _address(minimums.contiguous(), torch.float16),
+            first,
+            rows.shape[0],
+        )
 
     def embed(self, token_ids: Tensor, table: NativeLinear) -> Tensor:
         """See `Ops.embed`."""
@@ -231,15 +307,17 @@ def _optional_address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else _address(tensor)
 
 
-def _aligned(*shape: int) -> Tensor:
-    """An uninitialized float32 tensor that begins on a cache line."""
-    count = 1
-    for length in shape:
-        count *= length
-    spare = _CACHE_LINE // 4
-    raw = torch.empty(count + spare)
-    skip = -raw.data_ptr() % _CACHE_LINE // 4
-    return raw[skip : skip + count].view(shape)
+def _fitting(wanted: Format, in_features: int) -> Format:
+    """The format wanted, or float32 for rows that cannot be divided into its blocks."""
+    multiple = {Format.BFLOAT16: 2, Format.INT8: BLOCK, Format.INT4: BLOCK}.get(wanted, 1)
+    return Format.FLOAT32 if in_features % multiple else wanted
+
+
+def _aligned_bytes(count: int) -> Tensor:
+    """Uninitialized memory that begins on a cache line."""
+    raw = torch.empty(count + _CACHE_LINE, dtype=torch.uint8)
+    skip = -raw.data_ptr() % _CACHE_LINE
+    return raw[skip : skip + count]
 
 
 def _check(status: int) -> None:

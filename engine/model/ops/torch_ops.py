@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.model.block_weight import BlockWeight
 from engine.model.noise import gumbel
 from engine.model.ops.interface import AttentionParams, LayerCache, TokenBatch
 
@@ -63,10 +64,21 @@ class TorchOps:
         self.device = torch.device(device)
         self.dtype = dtype
 
-    def pack(self, weight: Tensor, bias: Tensor | None = None) -> TorchLinear:
-        """See `Ops.pack`."""
-        weight = weight.to(self.device, self.dtype)
-        return TorchLinear(weight, None if bias is None else bias.to(self.device, self.dtype))
+    def pack(
+        self,
+        weight: Tensor | BlockWeight,
+        bias: Tensor | None = None,
+        *,
+        is_table: bool = False,
+    ) -> TorchLinear:
+        """See `Ops.pack`; blocks are expanded."""
+        values = weight.dequantize() if isinstance(weight, BlockWeight) else weight
+        values = values.to(self.device, self.dtype)
+        return TorchLinear(values, None if bias is None else bias.to(self.device, self.dtype))
+
+    def pack_head(self, weight: Tensor) -> TorchLinear:
+        """See `Ops.pack_head`."""
+        return self.pack(weight)
 
     def embed(self, token_ids: Tensor, table: TorchLinear) -> Tensor:
         """See `Ops.embed`."""

@@ -10,8 +10,10 @@ from safetensors.torch import load_file
 from tiny_gguf import HEAD_SIZE, TOKENS, TinyGguf, write_tiny_gguf
 
 from engine.checkpoint import gguf_convert, gguf_tensors
+from engine.checkpoint.directory import has_blocks
 from engine.checkpoint.gguf_convert import convert_gguf
 from engine.errors import ModelLoadError, UnsupportedArchitecture
+from engine.model.block_weight import BlockWeight
 from engine.model.spec import ModelSpec
 from engine.model.weights import WeightReader
 
@@ -74,6 +76,26 @@ def test_quantizations(tmp_path: Path, quantization: Kind) -> None:
     _assert_same(directory, weights)
     dtype = {Kind.F16: "float16", Kind.BF16: "bfloat16"}.get(quantization, "float32")
     assert ModelSpec.from_directory(directory).dtype == dtype
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])  # Q and K in another order of rows, or not
+@pytest.mark.parametrize("quantization", [Kind.Q8_0, Kind.Q4_0, Kind.Q4_1], ids=lambda k: k.name)
+def test_blocks_stand_for_the_same_values(tmp_path: Path, family: str, quantization: Kind) -> None:
+    directory, weights = _converted(tmp_path, TinyGguf(family=family, quantization=quantization))
+    reader = WeightReader(directory, ModelSpec.from_directory(directory), keep_blocks=True)
+    num_blocks = 0
+    for name, weight in weights.items():
+        taken = reader.take_matrix(name)
+        num_blocks += isinstance(taken, BlockWeight)
+        values = taken.dequantize() if isinstance(taken, BlockWeight) else taken.float()
+        np.testing.assert_array_equal(values.numpy(), weight, err_msg=name)
+    assert num_blocks > 0
+    reader.finish()
+
+
+def test_no_blocks_where_nothing_is_quantized(tmp_path: Path) -> None:
+    directory, _ = _converted(tmp_path, TinyGguf(quantization=Kind.Q5_0))
+    assert not has_blocks(directory)
 
 
 def test_pieces_join_seamlessly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from engine.model.decoder import Decoder, Segment
 from engine.model.ops.interface import TokenBatch
+from engine.model.ops.native_ops import NativeOps
 from engine.worker.kv_cache import allocate_cache
 
 pytestmark = [pytest.mark.torch, pytest.mark.model]
@@ -55,6 +56,23 @@ class Rows:
         segment = Segment(0, self._decoder.spec.num_layers)
         with torch.inference_mode():
             return self._decoder.logits(self._decoder.run(hidden, segment, self._cache, batch))
+
+
+@pytest.mark.slow
+def test_blocks_of_the_file_give_the_bits_of_their_expansion() -> None:
+    """The default model's quantized weights, read as they are, are the float32 ones to the bit."""
+    if NativeOps.unavailable_reason() is not None:
+        pytest.skip("native kernels are not available")
+    tokens = [(row, position) for row in range(3) for position in range(len(PROMPT))]
+    expanded, blocks = (
+        Rows(
+            Decoder.load(
+                default_model_directory(), NativeOps(2), max_positions=256, keep_blocks=keep
+            )
+        ).run(tokens)
+        for keep in (False, True)
+    )
+    assert torch.equal(expanded, blocks)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 16])

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from engine.model.block_weight import quantize
 from engine.model.noise import gumbel
 from engine.model.ops.interface import AttentionParams, LayerCache, TokenBatch
-from engine.model.ops.native_ops import NativeOps
+from engine.model.ops.native_ops import Format, NativeOps
 from engine.model.ops.torch_ops import TorchOps
 
 pytestmark = [
@@ -101,6 +102,72 @@ def test_embed_returns_the_packed_rows_exactly(ops: NativeOps) -> None:
     weight = randn(97, 48)
     ids = torch.tensor([0, 96, 16, 15, 16], dtype=torch.int32)
     assert torch.equal(ops.embed(ids, ops.pack(weight)), weight[ids.long()])
+
+
+# ---- smaller forms of weights ----
+
+FORMS = (Format.BFLOAT16, Format.INT8, Format.INT4)
+
+
+def rounded(weight: Tensor, form: Format) -> Tensor:
+    """The float32 values that a weight has once it is kept in a form."""
+    if form is Format.BFLOAT16:
+        return weight.bfloat16().float()
+    return quantize(weight, 8 if form is Format.INT8 else 4).dequantize()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("shape", [(960, 576), (97, 64), (16, 1536), (7, 32)])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_small_forms_change_no_bit_of_a_product(
+    form: Format, shape: tuple[int, int], threads: int
+) -> None:
+    """For any number of rows: those that read panels as they are, and those that expand them."""
+    out, size = shape
+    weight, bias = randn(out, size, scale=size**-0.5), randn(out, seed=1)
+    x, norm, residual = randn(40, size, seed=2), randn(size, seed=3), randn(40, out, seed=4)
+    small = NativeOps(threads, form).pack(weight, bias)
+    ops = NativeOps(threads)
+    full = ops.pack(rounded(weight, form), bias)
+    assert small.format is form
+    assert small.num_bytes < full.num_bytes
+    for count in (1, 2, 3, 5, 6, 7, 8, 16, 25, 40):
+        options = {"norm": norm, "eps": EPS, "residual": residual[:count]}
+        actual = ops.linear(x[:count], small, **options)
+        assert torch.equal(actual, ops.linear(x[:count], full, **options)), f"{count} rows"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_small_forms_change_no_bit_of_gate_and_up(form: Format) -> None:
+    weight, x, norm = randn(192, 64, scale=0.3), randn(40, 64, seed=2), randn(64, seed=3)
+    ops = NativeOps(2, form)
+    full = NativeOps(2).pack(rounded(weight, form))
+    for count in (1, 4, 7, 40):
+        actual = ops.gate_up(x[:count], ops.pack(weight), norm=norm, eps=EPS)
+        assert torch.equal(actual, ops.gate_up(x[:count], full, norm=norm, eps=EPS))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_embed_returns_what_a_small_form_stands_for(form: Format) -> None:
+    weight = randn(97, 64)
+    ids = torch.tensor([0, 96, 16, 15, 16], dtype=torch.int32)
+    ops = NativeOps(1, form)
+    assert torch.equal(ops.embed(ids, ops.pack(weight)), rounded(weight, form)[ids.long()])
+
+
+def test_blocks_are_kept_as_they_are_whatever_floats_become() -> None:
+    blocks = quantize(randn(48, 64), 4)
+    packed = NativeOps(1).pack(blocks)
+    ids = torch.arange(48, dtype=torch.int32)
+    assert packed.format is Format.INT4
+    assert torch.equal(NativeOps(1).embed(ids, packed), blocks.dequantize())
+
+
+def test_tables_have_eight_bits_at_least_and_odd_sizes_stay_floats() -> None:
+    ops = NativeOps(1, Format.INT4)
+    assert ops.pack(randn(16, 64), is_table=True).format is Format.INT8
+    assert ops.pack(randn(16, 33)).format is Format.FLOAT32
+    assert NativeOps(1, Format.BFLOAT16).pack(randn(16, 7)).format is Format.FLOAT32
 
 
 def test_embed_refuses_ids_outside_the_table(ops: NativeOps) -> None:

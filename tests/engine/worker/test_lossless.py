@@ -8,7 +8,7 @@ import itertools
 from pathlib import Path
 
 import pytest
-from backends import available_ops
+from backends import form_name, ops_of_every_form
 from tiny_model import (
     StepDriver,
     load_tiny,
@@ -56,7 +56,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_llama(tmp_path_factory.mktemp("tiny"))
 
 
-@pytest.fixture(scope="module", params=available_ops(), ids=lambda ops: ops.name)
+@pytest.fixture(scope="module", params=ops_of_every_form(), ids=form_name)
 def decoder(request: pytest.FixtureRequest, directory: Path) -> Decoder:
     return load_tiny(directory, request.param)
 

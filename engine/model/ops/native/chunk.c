@@ -132,7 +132,7 @@ static void add_values(const AttentionJob *job, const Bench *bench, int64_t quer
     }
     for (int64_t panel = 0; panel < job->value_panels; panel++) {
         const float *values = bench->values + (panel * CHUNK + low) * PANEL;
-        panel_product(rows, high - low + 1, weights + low * rows, values, product);
+        panel_product(FLOAT32, rows, high - low + 1, weights + low * rows, values, product);
         for (int r = 0; r < rows; r++) {
             float *sums = state_at(job, states, query + r)->values + panel * PANEL;
             for (int j = 0; j < PANEL; j += VEC_LANES)
@@ -147,7 +147,7 @@ void chunk_attend(const AttentionJob *job, Tile tile, int64_t kv_head, int64_t c
     int panels = lay_out_chunk(job, tile, kv_head, chunk, bench);
     for (int panel = 0; panel < panels; panel++)
         for (int64_t query = 0; query < count; query += MAX_ROWS)
-            panel_product((int)least(MAX_ROWS, count - query), size, bench->queries + query * size,
+            panel_product(FLOAT32, (int)least(MAX_ROWS, count - query), size, bench->queries + query * size,
                           bench->keys + panel * PANEL * size, bench->scores + panel * stride + query * PANEL);
     for (int64_t query = 0; query < count;) {
         int64_t token = tile.first + query / job->group;

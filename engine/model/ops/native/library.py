@@ -18,6 +18,8 @@ class Linear(ctypes.Structure):
         ("bias", c_void_p),
         ("out_features", c_int64),
         ("in_features", c_int64),
+        ("panel_bytes", c_int64),
+        ("format", c_int32),
     )
 
 
@@ -64,7 +66,10 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "context_new": (c_void_p, [c_int]),
     "context_free": (None, [c_void_p]),
     "linear_prefer_huge_pages": (None, [c_void_p, c_int64]),
-    "linear_pack": (None, [c_void_p, c_int64, c_int64, c_int64, c_void_p]),
+    "panel_bytes": (c_int64, [c_int32, c_int64]),
+    "linear_bytes": (c_int64, [c_int32, c_int64, c_int64]),
+    "linear_pack": (None, [c_void_p, c_void_p, c_int64, c_int64]),
+    "linear_pack_codes": (None, [c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64]),
     "linear_embed": (c_int, [c_void_p, c_void_p, c_int64, c_void_p]),
     "linear_forward": (
         c_int,

@@ -1,7 +1,7 @@
-/* Linear layers with float32 weights: packing, embedding rows, and products with norm, bias, residual or gate fused.
+/* Linear layers: packing, embedding rows, and products with norm, bias, residual or gate fused.
 
-   A weight [out, in] is kept as panels [ceil(out / PANEL)][in][PANEL], the last one padded with zeros: a token's pass
-   reads it once, in order. Threads share the panels out among themselves; no sum is ever split. */
+   A weight [out, in] is kept as ceil(out / PANEL) panels in one of panel.h's formats, the last one padded with zeros: a
+   token's pass reads it once, in order. Threads share the panels out among themselves; no sum is ever split. */
 #include <string.h>
 #include <sys/mman.h>
 
@@ -10,15 +10,18 @@
 #include "panel.h"
 
 typedef struct {
-    const float *panels;
+    const char *panels;
     const float *bias; /* padded like the panels; NULL for none */
     int64_t out_features;
     int64_t in_features;
+    int64_t panel_bytes;
+    int32_t format;
 } Linear;
 
 enum {
     ITEMS_PER_THREAD = 8,       /* fine enough that no thread waits long for the last one */
     ITEM_BYTES = 384 * 1024,    /* weights of one item stay in a core's second-level cache */
+    EXPAND_TILES = 2,           /* from so many tiles on, a panel is expanded once */
     SERIAL_PACK_VALUES = 32768, /* fewer activations than this are packed by the calling thread */
 };
 
@@ -28,7 +31,7 @@ static int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /* Ask for huge pages under a weight that has not been written yet: a pass over it then misses fewer translations
    (5 to 12 % of the time of few tokens on an EPYC). A wish: nothing depends on its being granted. */
-void linear_prefer_huge_pages(float *panels, int64_t bytes) {
+void linear_prefer_huge_pages(void *panels, int64_t bytes) {
 #ifdef MADV_HUGEPAGE
     const uintptr_t huge = 2 << 20;
     uintptr_t begin = ((uintptr_t)panels + huge - 1) / huge * huge, end = ((uintptr_t)panels + bytes) / huge * huge;
@@ -38,12 +41,31 @@ void linear_prefer_huge_pages(float *panels, int64_t bytes) {
 #endif
 }
 
-/* Rows [first, first + rows) of a weight into its panels; `first` is a multiple of PANEL. */
-void linear_pack(const float *weight, int64_t first, int64_t rows, int64_t in_features, float *panels) {
-    for (int64_t row = 0; row < rows; row++) {
-        int64_t out = first + row;
-        float *column = panels + out / PANEL * PANEL * in_features + out % PANEL;
-        for (int64_t k = 0; k < in_features; k++) column[k * PANEL] = weight[row * in_features + k];
+/* Bytes of all panels. */
+int64_t linear_bytes(int32_t format, int64_t out_features, int64_t in_features) {
+    return ceil_divide(out_features, PANEL) * panel_bytes(format, in_features);
+}
+
+static char *panel_of(const Linear *weight, int64_t row) {
+    return (char *)weight->panels + row / PANEL * weight->panel_bytes;
+}
+
+/* Rows [first, first + rows) of a weight, given as float32 [rows, in], into its zeroed panels. */
+void linear_pack(const Linear *weight, const float *values, int64_t first, int64_t rows) {
+    int64_t in = weight->in_features;
+    for (int64_t row = first; row < first + rows; row++)
+        panel_fill(weight->format, in, (SourceRow){.values = values + (row - first) * in}, row % PANEL,
+                   panel_of(weight, row));
+}
+
+/* The same for codes [rows, in] (of four bits: [rows, in / 2]), scales and minimums [rows, in / BLOCK]. */
+void linear_pack_codes(const Linear *weight, const uint8_t *codes, const uint16_t *scales, const uint16_t *minimums,
+                       int64_t first, int64_t rows) {
+    int64_t in = weight->in_features, blocks = in / BLOCK, width = weight->format == INT4 ? in / 2 : in;
+    for (int64_t i = 0; i < rows; i++) {
+        SourceRow row = {.codes = codes + i * width, .scales = scales + i * blocks};
+        if (minimums != NULL) row.minimums = minimums + i * blocks;
+        panel_fill(weight->format, in, row, (first + i) % PANEL, panel_of(weight, first + i));
     }
 }
 
@@ -53,8 +75,7 @@ int linear_embed(const Linear *table, const int32_t *token_ids, int64_t count, f
     for (int64_t i = 0; i < count; i++) {
         int64_t id = token_ids[i];
         if (id < 0 || id >= table->out_features) return BAD_INDEX;
-        const float *column = table->panels + id / PANEL * PANEL * in + id % PANEL;
-        for (int64_t k = 0; k < in; k++) out[i * in + k] = column[k * PANEL];
+        panel_column(table->format, in, panel_of(table, id), id % PANEL, out + i * in);
     }
     return OK;
 }
@@ -72,8 +93,15 @@ typedef struct {
     int64_t panels;     /* columns of the result, in panels */
     int64_t item_panels;
     int64_t up_panel;   /* gate and up: panels between the two; 0 for a plain product */
+    const Scratch *own; /* each thread's room for two expanded panels; NULL: panels are read as they are */
     float eps;
 } Job;
+
+/* A panel as the product reads it. */
+typedef struct {
+    const void *data;
+    Format format;
+} View;
 
 typedef struct {
     int64_t first;
@@ -137,37 +165,54 @@ static void store_gated(const Job *job, int64_t panel, Tile tile, const float *g
         }
 }
 
-static void multiply_panel(const Job *job, int64_t panel, Tile tile) {
+static void multiply_panel(const Job *job, int64_t panel, Tile tile, View view, View up_view) {
     _Alignas(64) float product[MAX_ROWS * PANEL], up[MAX_ROWS * PANEL];
-    const Linear *weight = job->weight;
-    int64_t in = weight->in_features;
+    int64_t in = job->weight->in_features;
     const float *x = job->packed + tile.first * in;
-    panel_product(tile.rows, in, x, weight->panels + panel * PANEL * in, product);
+    panel_product(view.format, tile.rows, in, x, view.data, product);
     add_bias(job, panel, tile.rows, product);
     if (job->up_panel == 0) {
         store(job, panel, tile, product);
         return;
     }
-    int64_t second = panel + job->up_panel;
-    panel_product(tile.rows, in, x, weight->panels + second * PANEL * in, up);
-    add_bias(job, second, tile.rows, up);
+    panel_product(up_view.format, tile.rows, in, x, up_view.data, up);
+    add_bias(job, panel + job->up_panel, tile.rows, up);
     store_gated(job, panel, tile, product, up);
 }
 
+/* The panel itself, or where many tiles read it, its expansion in one of the thread's two places. */
+static View view_panel(const Job *job, int64_t panel, int place, int thread) {
+    const Linear *weight = job->weight;
+    const char *data = weight->panels + panel * weight->panel_bytes;
+    if (job->own == NULL) return (View){.data = data, .format = weight->format};
+    float *expanded = (float *)job->own[thread].data + place * weight->in_features * PANEL;
+    panel_expand(weight->format, weight->in_features, data, expanded);
+    return (View){.data = expanded, .format = FLOAT32};
+}
+
 static void multiply_item(void *argument, int64_t item, int thread) {
-    (void)thread;
     const Job *job = argument;
     int64_t first = item * job->item_panels, end = first + job->item_panels;
     if (end > job->panels) end = job->panels;
-    for (int64_t t = 0; t < num_tiles(job); t++)
-        for (int64_t panel = first; panel < end; panel++) multiply_panel(job, panel, tile_at(job, t));
+    for (int64_t panel = first; panel < end; panel++) {
+        View view = view_panel(job, panel, 0, thread), up = {0};
+        if (job->up_panel) up = view_panel(job, panel + job->up_panel, 1, thread);
+        for (int64_t t = 0; t < num_tiles(job); t++) multiply_panel(job, panel, tile_at(job, t), view, up);
+    }
 }
 
 static int64_t panels_per_item(const Job *job, int threads) {
     int64_t even = job->panels / (threads * ITEMS_PER_THREAD);
-    int64_t cached = ITEM_BYTES / (job->weight->in_features * PANEL * (int64_t)sizeof(float));
+    int64_t cached = ITEM_BYTES / job->weight->panel_bytes;
     int64_t panels = even < cached ? even : cached;
     return panels > 1 ? panels : 1;
+}
+
+/* Expanding a panel once is cheaper than decoding it for every tile. */
+static int prepare_expansion(Context *context, Job *job) {
+    if (job->weight->format == FLOAT32 || num_tiles(job) < EXPAND_TILES) return OK;
+    job->own = context->own;
+    return context_reserve_own(context, 2 * job->weight->in_features * PANEL * sizeof(float));
 }
 
 static int run(Context *context, Job *job) {
@@ -175,7 +220,7 @@ static int run(Context *context, Job *job) {
     Pool *pool = context->pool;
     int64_t values = job->tokens * job->weight->in_features;
     job->packed = scratch_reserve(&context->shared, values * sizeof(float));
-    if (job->packed == NULL) return OUT_OF_MEMORY;
+    if (job->packed == NULL || prepare_expansion(context, job) != OK) return OUT_OF_MEMORY;
     if (values < SERIAL_PACK_VALUES)
         for (int64_t t = 0; t < num_tiles(job); t++) pack_tile(job, t, 0);
     else

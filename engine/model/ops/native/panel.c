@@ -1,17 +1,188 @@
 #include "panel.h"
 
-/* Lines of weights asked for ahead of use; the machine's own prefetcher stops at every page. */
-#define LINES_AHEAD 24
+#include <string.h>
 
-INLINE void product(const int rows, int64_t depth, const float *x, const float *panel, float *out) {
+/* Bytes of weights asked for ahead of use; the machine's own prefetcher stops at every page. */
+#define BYTES_AHEAD 1536
+
+#define WORD_BYTES (PANEL * 4)   /* one word of every column */
+#define HALVES_BYTES (PANEL * 2) /* one half-precision number of every column */
+#define INT8_BYTES (HALVES_BYTES + BLOCK / 4 * WORD_BYTES)
+#define INT4_BYTES (2 * HALVES_BYTES + BLOCK / 8 * WORD_BYTES)
+
+typedef uint32_t uvec __attribute__((vector_size(VEC_BYTES)));
+typedef uint32_t loose_uvec __attribute__((vector_size(VEC_BYTES), aligned(4), may_alias));
+typedef uint16_t half_vec __attribute__((vector_size(VEC_BYTES / 2), aligned(2), may_alias));
+
+/* ---- one value ---- */
+
+/* Exact, zero and subnormal numbers included: the bits of a half shifted into a float are 2^-112 of its value. */
+INLINE vec vec_from_halves(const void *p) {
+    uvec half = __builtin_convertvector(*(const half_vec *)p, uvec);
+    uvec magnitude = (half & 0x7fff) << 13, sign = (half & 0x8000) << 16;
+    vec value = (vec)magnitude * 0x1p112f;
+    return (vec)((uvec)value | sign);
+}
+
+static float float_from_half(uint16_t half) {
+    uint32_t magnitude = (uint32_t)(half & 0x7fff) << 13;
+    float value;
+    memcpy(&value, &magnitude, sizeof value);
+    value *= 0x1p112f;
+    return half & 0x8000 ? -value : value;
+}
+
+static uint32_t bfloat16_from_float(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    if (value != value) return bits >> 16 | 0x40; /* stays not a number */
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+static float float_from_bfloat16(uint32_t half) {
+    uint32_t bits = half << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* ---- packing and reading back ---- */
+
+int64_t panel_bytes(Format format, int64_t depth) {
+    switch (format) {
+        case BFLOAT16: return depth / 2 * WORD_BYTES;
+        case INT8: return depth / BLOCK * INT8_BYTES;
+        case INT4: return depth / BLOCK * INT4_BYTES;
+        default: return depth * WORD_BYTES;
+    }
+}
+
+static uint16_t *halves_at(char *block, int index, int column) {
+    return (uint16_t *)(block + index * HALVES_BYTES) + column;
+}
+
+static uint32_t *word_at(char *words, int64_t index, int column) {
+    return (uint32_t *)(words + index * WORD_BYTES) + column;
+}
+
+static void fill_int8(int64_t depth, SourceRow row, int column, char *panel) {
+    for (int64_t k = 0; k < depth; k++) {
+        char *block = panel + k / BLOCK * INT8_BYTES;
+        int64_t within = k % BLOCK;
+        if (within == 0) *halves_at(block, 0, column) = row.scales[k / BLOCK];
+        *word_at(block + HALVES_BYTES, within / 4, column) |= (uint32_t)row.codes[k] << within % 4 * 8;
+    }
+}
+
+static void fill_int4(int64_t depth, SourceRow row, int column, char *panel) {
+    for (int64_t k = 0; k < depth; k++) {
+        char *block = panel + k / BLOCK * INT4_BYTES;
+        int64_t within = k % BLOCK;
+        if (within == 0) {
+            *halves_at(block, 0, column) = row.scales[k / BLOCK];
+            *halves_at(block, 1, column) = row.minimums[k / BLOCK];
+        }
+        uint32_t code = row.codes[k / 2] >> k % 2 * 4 & 15;
+        *word_at(block + 2 * HALVES_BYTES, within / 8, column) |= code << within % 8 * 4;
+    }
+}
+
+void panel_fill(Format format, int64_t depth, SourceRow row, int column, void *panel) {
+    switch (format) {
+        case INT8: fill_int8(depth, row, column, panel); return;
+        case INT4: fill_int4(depth, row, column, panel); return;
+        case BFLOAT16:
+            for (int64_t k = 0; k < depth; k++)
+                *word_at(panel, k / 2, column) |= bfloat16_from_float(row.values[k]) << k % 2 * 16;
+            return;
+        default:
+            for (int64_t k = 0; k < depth; k++) ((float *)panel)[k * PANEL + column] = row.values[k];
+    }
+}
+
+static float value_at(Format format, const char *panel, int64_t k, int column) {
+    int64_t within = k % BLOCK;
+    char *block = (char *)panel;
+    uint32_t word;
+    switch (format) {
+        case BFLOAT16:
+            return float_from_bfloat16(*word_at(block, k / 2, column) >> k % 2 * 16 & 0xffff);
+        case INT8:
+            block += k / BLOCK * INT8_BYTES;
+            word = *word_at(block + HALVES_BYTES, within / 4, column) >> within % 4 * 8 & 255;
+            return ((float)word - 128.0f) * float_from_half(*halves_at(block, 0, column));
+        case INT4:
+            block += k / BLOCK * INT4_BYTES;
+            word = *word_at(block + 2 * HALVES_BYTES, within / 8, column) >> within % 8 * 4 & 15;
+            return (float)word * float_from_half(*halves_at(block, 0, column)) +
+                   float_from_half(*halves_at(block, 1, column));
+        default: return ((const float *)panel)[k * PANEL + column];
+    }
+}
+
+void panel_column(Format format, int64_t depth, const void *panel, int column, float *values) {
+    for (int64_t k = 0; k < depth; k++) values[k] = value_at(format, panel, k, column);
+}
+
+/* ---- walking through a panel ---- */
+
+/* What the weights of a block share. A code times a scale is exact in float32, so the sum rounds once, as it does
+   where a quantized weight is expanded in advance. */
+typedef struct {
+    vec scale[PANEL_VECS];
+    vec minimum[PANEL_VECS];
+} Shared;
+
+INLINE const char *read_shared(const Format format, const char *at, Shared *shared) {
+    for (int v = 0; v < PANEL_VECS; v++) {
+        shared->scale[v] = vec_from_halves(at + v * VEC_BYTES / 2);
+        shared->minimum[v] = format == INT4 ? vec_from_halves(at + HALVES_BYTES + v * VEC_BYTES / 2)
+                                            : shared->scale[v] * -128.0f;
+    }
+    return at + (format == INT4 ? 2 : 1) * HALVES_BYTES;
+}
+
+/* Weights of k + i, 0 <= i < span, from one word of every column. */
+INLINE vec weight_of(const Format format, uvec word, const int i, vec scale, vec minimum) {
+    const int bits = format == INT4 ? 4 : 8;
+    switch (format) {
+        case BFLOAT16: return (vec)(i == 0 ? word << 16 : word & 0xffff0000u);
+        case INT8:
+        case INT4: {
+            ivec code = (ivec)(word >> (bits * i) & ((1u << bits) - 1));
+            return __builtin_convertvector(code, vec) * scale + minimum;
+        }
+        default: return (vec)word;
+    }
+}
+
+/* Values of k in one word. */
+INLINE int span_of(const Format format) {
+    return format == INT4 ? 8 : format == INT8 ? 4 : format == BFLOAT16 ? 2 : 1;
+}
+
+INLINE void product(const Format format, const int rows, int64_t depth, const float *x, const char *at, float *out) {
+    const int span = span_of(format);
+    const int64_t length = format >= INT8 ? BLOCK : span; /* of k between two looks at what a block shares */
     vec sum[MAX_ROWS][PANEL_VECS] = {0};
-    for (int64_t k = 0; k < depth; k++, x += rows, panel += PANEL) {
-        const vec *weights = (const vec *)panel;
-        __builtin_prefetch(panel + LINES_AHEAD * PANEL);
-#pragma GCC unroll 24
-        for (int r = 0; r < rows; r++)
+    Shared shared = {0};
+    for (int64_t begin = 0; begin < depth; begin += length) {
+        if (format >= INT8) at = read_shared(format, at, &shared);
+        for (int64_t k = 0; k < length; k += span, at += WORD_BYTES) {
+            const loose_uvec *words = (const loose_uvec *)at;
+            __builtin_prefetch(at + BYTES_AHEAD);
+#pragma GCC unroll 8
+            for (int i = 0; i < span; i++, x += rows) {
+                vec weights[PANEL_VECS];
 #pragma GCC unroll 4
-            for (int v = 0; v < PANEL_VECS; v++) sum[r][v] += x[r] * weights[v];
+                for (int v = 0; v < PANEL_VECS; v++)
+                    weights[v] = weight_of(format, words[v], i, shared.scale[v], shared.minimum[v]);
+#pragma GCC unroll 24
+                for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+                    for (int v = 0; v < PANEL_VECS; v++) sum[r][v] += x[r] * weights[v];
+            }
+        }
     }
 #pragma GCC unroll 24
     for (int r = 0; r < rows; r++)
@@ -19,28 +190,70 @@ INLINE void product(const int rows, int64_t depth, const float *x, const float *
         for (int v = 0; v < PANEL_VECS; v++) ((vec *)(out + r * PANEL))[v] = sum[r][v];
 }
 
-#define PRODUCT(rows)                                                                           \
-    static void product_##rows(int64_t depth, const float *x, const float *panel, float *out) { \
-        product(rows, depth, x, panel, out);                                                    \
+INLINE void expand(const Format format, int64_t depth, const char *at, float *out) {
+    const int span = span_of(format);
+    const int64_t length = format >= INT8 ? BLOCK : span;
+    Shared shared = {0};
+    for (int64_t begin = 0; begin < depth; begin += length) {
+        if (format >= INT8) at = read_shared(format, at, &shared);
+        for (int64_t k = 0; k < length; k += span, at += WORD_BYTES) {
+            const loose_uvec *words = (const loose_uvec *)at;
+            __builtin_prefetch(at + BYTES_AHEAD);
+#pragma GCC unroll 8
+            for (int i = 0; i < span; i++, out += PANEL)
+#pragma GCC unroll 4
+                for (int v = 0; v < PANEL_VECS; v++)
+                    vec_store(out + v * VEC_LANES,
+                              weight_of(format, words[v], i, shared.scale[v], shared.minimum[v]));
+        }
     }
-PRODUCT(1) PRODUCT(2) PRODUCT(3) PRODUCT(4) PRODUCT(5) PRODUCT(6)
-#if MAX_ROWS == 24
-PRODUCT(7) PRODUCT(8) PRODUCT(9) PRODUCT(10) PRODUCT(11) PRODUCT(12)
-PRODUCT(13) PRODUCT(14) PRODUCT(15) PRODUCT(16) PRODUCT(17) PRODUCT(18)
-PRODUCT(19) PRODUCT(20) PRODUCT(21) PRODUCT(22) PRODUCT(23) PRODUCT(24)
-#endif
+}
 
-typedef void (*Product)(int64_t depth, const float *x, const float *panel, float *out);
+void panel_expand(Format format, int64_t depth, const void *panel, float *expanded) {
+    switch (format) {
+        case BFLOAT16: expand(BFLOAT16, depth, panel, expanded); return;
+        case INT8: expand(INT8, depth, panel, expanded); return;
+        case INT4: expand(INT4, depth, panel, expanded); return;
+        default: memcpy(expanded, panel, depth * WORD_BYTES);
+    }
+}
 
-static const Product PRODUCTS[MAX_ROWS] = {
-    product_1, product_2, product_3, product_4, product_5, product_6,
+/* ---- one function per format and number of rows ---- */
+
+#define PRODUCT(format, rows)                                                                                      \
+    static void product_##format##_##rows(int64_t depth, const float *x, const void *panel, float *out) {          \
+        product(format, rows, depth, x, panel, out);                                                               \
+    }
+#define NAME(format, rows) product_##format##_##rows
+#define UP_TO_6(each, format, end) \
+    each(format, 1) end each(format, 2) end each(format, 3) end each(format, 4) end each(format, 5) end each(format, 6) end
 #if MAX_ROWS == 24
-    product_7, product_8, product_9, product_10, product_11, product_12,
-    product_13, product_14, product_15, product_16, product_17, product_18,
-    product_19, product_20, product_21, product_22, product_23, product_24,
+#define EVERY(each, format, end)                                                                                   \
+    UP_TO_6(each, format, end)                                                                                     \
+    each(format, 7) end each(format, 8) end each(format, 9) end each(format, 10) end each(format, 11) end          \
+    each(format, 12) end each(format, 13) end each(format, 14) end each(format, 15) end each(format, 16) end       \
+    each(format, 17) end each(format, 18) end each(format, 19) end each(format, 20) end each(format, 21) end       \
+    each(format, 22) end each(format, 23) end each(format, 24) end
+#else
+#define EVERY UP_TO_6
 #endif
+#define COMMA ,
+#define NOTHING
+
+EVERY(PRODUCT, FLOAT32, NOTHING)
+EVERY(PRODUCT, BFLOAT16, NOTHING)
+EVERY(PRODUCT, INT8, NOTHING)
+EVERY(PRODUCT, INT4, NOTHING)
+
+typedef void (*Product)(int64_t depth, const float *x, const void *panel, float *out);
+
+static const Product PRODUCTS[FORMATS][MAX_ROWS] = {
+    {EVERY(NAME, FLOAT32, COMMA)},
+    {EVERY(NAME, BFLOAT16, COMMA)},
+    {EVERY(NAME, INT8, COMMA)},
+    {EVERY(NAME, INT4, COMMA)},
 };
 
-void panel_product(int rows, int64_t depth, const float *x, const float *panel, float *out) {
-    PRODUCTS[rows - 1](depth, x, panel, out);
+void panel_product(Format format, int rows, int64_t depth, const float *x, const void *panel, float *out) {
+    PRODUCTS[format][rows - 1](depth, x, panel, out);
 }

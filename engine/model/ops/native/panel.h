@@ -1,7 +1,16 @@
 /* The product every matrix in this backend is made of: a few rows times one panel of PANEL columns.
 
    Each of the results is one sum, taken strictly in order of k by fused multiply-adds into one register. The number
-   of rows only changes how many such sums run side by side: the bits of a row do not depend on its company. */
+   of rows only changes how many such sums run side by side: the bits of a row do not depend on its company.
+
+   A panel is kept in one of several formats. Whatever the format, the product multiplies with the very float32 value
+   that `panel_expand` gives: reading weights in a smaller form changes no bit of a result.
+
+   Layouts, k by k, each for the PANEL columns side by side:
+     FLOAT32   a float
+     BFLOAT16  words of 32 bits: k in the low half, k + 1 in the high half
+     INT8      per block of 32 k: PANEL scales (half), then words of 4 codes; weight = (code - 128) * scale
+     INT4      per block of 32 k: PANEL scales, PANEL minimums (half), then words of 8 codes; weight = code * scale + minimum */
 #ifndef ADADECODE_PANEL_H
 #define ADADECODE_PANEL_H
 
@@ -16,9 +25,33 @@
 #define MAX_ROWS 6
 #endif
 
+#define BLOCK 32 /* values that share a scale */
+
+typedef enum { FLOAT32, BFLOAT16, INT8, INT4, FORMATS } Format;
+
+/* One row of a weight before it is packed. */
+typedef struct {
+    const float *values;      /* [depth]; NULL for codes */
+    const uint8_t *codes;     /* INT8: [depth]; INT4: [depth / 2], the even one in the low half */
+    const uint16_t *scales;   /* [depth / BLOCK], half precision */
+    const uint16_t *minimums; /* [depth / BLOCK], INT4 only */
+} SourceRow;
+
+/* Bytes of a panel. The depth is even for BFLOAT16 and a multiple of BLOCK for codes. */
+int64_t panel_bytes(Format format, int64_t depth);
+
+/* Write column `column` of a panel that was zeroed before. Values become BFLOAT16 by rounding to even. */
+void panel_fill(Format format, int64_t depth, SourceRow row, int column, void *panel);
+
+/* values[k] = the weight at (k, column). */
+void panel_column(Format format, int64_t depth, const void *panel, int column, float *values);
+
+/* The panel as floats [depth, PANEL]. */
+void panel_expand(Format format, int64_t depth, const void *panel, float *expanded);
+
 /* out[r][j] = sum over k < depth of x[k][r] * panel[k][j].
 
-   x: [depth, rows], rows interleaved, 1 <= rows <= MAX_ROWS; panel: [depth, PANEL] and out: [rows, PANEL], aligned. */
-void panel_product(int rows, int64_t depth, const float *x, const float *panel, float *out);
+   x: [depth, rows], rows interleaved, 1 <= rows <= MAX_ROWS; out: [rows, PANEL], aligned. */
+void panel_product(Format format, int rows, int64_t depth, const float *x, const void *panel, float *out);
 
 #endif
