@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from engine import Tokenizer
 from server.parsing.events import ContentText, OutputEvent
 from server.parsing.forms import ToolForm, tool_parser
 from server.parsing.reasoning import ReasoningSplitter
+from server.parsing.reasoning_counter import ReasoningCounter
 from server.parsing.tool_calls import ToolOptions, ToolParser
 
 
@@ -52,6 +54,10 @@ class OutputFormat:
     def splitter(self) -> ReasoningSplitter | None:
         """A fresh splitter, if the model thinks."""
         return ReasoningSplitter(begins_inside=self.is_thinking) if self.thinks else None
+
+    def counter(self, tokenizer: Tokenizer) -> ReasoningCounter:
+        """A fresh counter of the thought's tokens."""
+        return ReasoningCounter(tokenizer, self.splitter())
 
     def parser(self) -> OutputParser:
         """A fresh parser."""

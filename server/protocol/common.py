@@ -151,12 +151,21 @@ class CompletionRequestBase(RequestModel):
     early_exit: EarlyExit | None = None
 
 
+class CompletionTokensDetails(ResponseModel):
+    """Some of the output tokens. Predictions (not to be taken for drafts) are never used."""
+
+    reasoning_tokens: int = 0  # thoughts with their tags
+    accepted_prediction_tokens: int = 0
+    rejected_prediction_tokens: int = 0
+
+
 class Usage(ResponseModel):
     """Token counts. A draft that was rejected is never counted."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    completion_tokens_details: CompletionTokensDetails
 
 
 class SpeculativeDecoding(ResponseModel):

@@ -1,11 +1,12 @@
 """Answers of /v1/chat/completions."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from engine import Tokenizer
 from engine.request import RequestOutput, TokenLogprobs
 from server.parsing.events import OutputEvent
 from server.parsing.output_parser import OutputFormat, OutputParser
+from server.parsing.reasoning_counter import ReasoningCounter
 from server.protocol.chat import (
     ChatChoice,
     ChatChunkChoice,
@@ -17,6 +18,7 @@ from server.protocol.chat import (
     TokenAlternative,
     TokenLogprob,
 )
+from server.protocol.common import Usage
 from server.render.chat_pieces import delta_of, message_of
 from server.render.common import (
     MIN_LOGPROB,
@@ -39,11 +41,13 @@ class ChatRenderer(Renderer):
         self._format = output_format
         self._tally = StreamTally()
         self._parsers: dict[int, OutputParser] = {}  # by choice, of a stream
+        self._counters: dict[int, ReasoningCounter] = {}  # by choice
         self._callers: set[int] = set()  # choices that have called
 
     def chunks(self, index: int, output: RequestOutput) -> Iterator[ChatCompletionChunk]:
         """The chunks for one piece of one choice."""
         frame = self._frame
+        self._count(index, output)
         if index not in self._tally.num_output_tokens:
             opening = ChatChunkChoice(index=index, delta=Delta(role="assistant", content=""))
             self._parsers[index] = self._format.parser()
@@ -76,25 +80,32 @@ class ChatRenderer(Renderer):
     def closing_chunks(self) -> Iterator[ChatCompletionChunk]:
         """The usage chunk, when asked for."""
         if self._frame.has_usage:
-            num_output_tokens = sum(self._tally.num_output_tokens.values())
             yield ChatCompletionChunk(
                 **self._frame.head,
                 choices=[],
-                usage=usage(self._frame.num_prompt_tokens, num_output_tokens),
+                usage=self._usage(self._tally.num_output_tokens.values()),
                 metrics=request_metrics(self._frame, self._tally.draft_figures),
             )
 
     def answer(self, choices: Sequence[RequestOutput]) -> ChatCompletion:
         """The whole answer at once."""
-        frame = self._frame
+        for index, output in enumerate(choices):
+            self._count(index, output)
         return ChatCompletion(
-            **frame.head,
+            **self._frame.head,
             choices=[self._choice(index, output) for index, output in enumerate(choices)],
-            usage=usage(
-                frame.num_prompt_tokens, sum(output.num_output_tokens for output in choices)
-            ),
-            metrics=request_metrics(frame, choices[0].draft_figures),
+            usage=self._usage(output.num_output_tokens for output in choices),
+            metrics=request_metrics(self._frame, choices[0].draft_figures),
         )
+
+    def _count(self, index: int, output: RequestOutput) -> None:
+        if index not in self._counters:
+            self._counters[index] = self._format.counter(self._frame.tokenizer)
+        self._counters[index].push(output.token_ids)
+
+    def _usage(self, nums_output_tokens: Iterable[int]) -> Usage:
+        num_reasoning_tokens = sum(each.num_tokens for each in self._counters.values())
+        return usage(self._frame.num_prompt_tokens, sum(nums_output_tokens), num_reasoning_tokens)
 
     def _events(self, index: int, output: RequestOutput) -> list[OutputEvent]:
         parser = self._parsers[index]
@@ -115,8 +126,11 @@ class ChatRenderer(Renderer):
         )
 
     def _chunk(self, choice: ChatChunkChoice, output: RequestOutput) -> ChatCompletionChunk:
+        num_reasoning_tokens = self._counters[choice.index].num_tokens
         return ChatCompletionChunk(
-            **self._frame.head, choices=[choice], usage=piece_usage(self._frame, output)
+            **self._frame.head,
+            choices=[choice],
+            usage=piece_usage(self._frame, output, num_reasoning_tokens),
         )
 
 

@@ -11,6 +11,7 @@ from engine import Tokenizer
 from engine.request import DraftFigures, FinishReason, RequestOutput, TokenTrace
 from server.errors import ErrorResponse, Failure
 from server.protocol.common import (
+    CompletionTokensDetails,
     EarlyExitMetrics,
     FinishReasonName,
     RequestMetrics,
@@ -111,20 +112,23 @@ def finish_reason_name(reason: FinishReason | None) -> FinishReasonName:
     return _FINISH_REASONS[reason]
 
 
-def usage(num_prompt_tokens: int, num_output_tokens: int) -> Usage:
+def usage(num_prompt_tokens: int, num_output_tokens: int, num_reasoning_tokens: int = 0) -> Usage:
     """Token counts as clients know them."""
     return Usage(
         prompt_tokens=num_prompt_tokens,
         completion_tokens=num_output_tokens,
         total_tokens=num_prompt_tokens + num_output_tokens,
+        completion_tokens_details=CompletionTokensDetails(reasoning_tokens=num_reasoning_tokens),
     )
 
 
-def piece_usage(frame: AnswerFrame, output: RequestOutput) -> Usage | None:
+def piece_usage(
+    frame: AnswerFrame, output: RequestOutput, num_reasoning_tokens: int = 0
+) -> Usage | None:
     """The choice's own counts so far, where a stream carries them on every chunk."""
     if not frame.has_continuous_usage:
         return None
-    return usage(output.num_prompt_tokens, output.num_output_tokens)
+    return usage(output.num_prompt_tokens, output.num_output_tokens, num_reasoning_tokens)
 
 
 def request_metrics(frame: AnswerFrame, figures: DraftFigures | None) -> RequestMetrics | None:

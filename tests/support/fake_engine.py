@@ -44,6 +44,9 @@ class ByteTokenizer:
             ids += [256, *self.encode(f"{message['role']}:{message['content']}")]
         return [*ids, 258] if add_generation_prompt else ids
 
+    def is_special(self, token_id: int) -> bool:
+        return token_id >= 256
+
     def token_piece(self, token_id: int) -> str:
         return f"<{token_id}>"
 
@@ -84,6 +87,7 @@ class FakeEngine:
             block_size=16,
         )
     )
+    tokenizer: ByteTokenizer = field(default_factory=ByteTokenizer)
     token_delay_s: float = 0.0
     start_error: Exception | None = None  # raised by start()
     refusal: Exception | None = None  # raised before any output

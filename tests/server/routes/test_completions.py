@@ -1,6 +1,7 @@
 import pytest
 from fake_engine import EXIT_LAYER, NUM_LAYERS
 from live_server import MODEL
+from openai.types import Completion
 
 
 def complete(client, **fields):
@@ -19,7 +20,12 @@ def test_a_whole_completion(client, engine):
         "logprobs": None,
         "finish_reason": "stop",
     }
-    assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 12, "total_tokens": 15}
+    usage = Completion.model_validate(answer).usage
+    assert usage is not None
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (3, 12, 15)
+    assert usage.completion_tokens_details is not None
+    assert usage.completion_tokens_details.accepted_prediction_tokens == 0
+    assert usage.completion_tokens_details.rejected_prediction_tokens == 0
     assert engine.requests[0].prompt_token_ids == tuple(b"abc")
 
 

@@ -1,0 +1,61 @@
+"""Thoughts of POST /v1/chat/completions, and the tokens they took."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from fake_engine import ByteTokenizer, FakeEngine
+from live_server import MODEL
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
+CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "n": 2}
+
+
+class ThinkingTokenizer(ByteTokenizer):
+    @property
+    def card(self):
+        return replace(super().card, chat_template="{{ messages }}<think></think>")
+
+
+@pytest.fixture
+def engine():
+    """Of a model that thinks."""
+    return FakeEngine(tokenizer=ThinkingTokenizer())
+
+
+def stream(client: Any, **fields: object) -> list[ChatCompletionChunk]:
+    lines = client.post("/v1/chat/completions", json=CHAT | {"stream": True} | fields).text
+    data = [line.removeprefix("data: ") for line in lines.splitlines() if "data: {" in line]
+    return [ChatCompletionChunk.model_validate(json.loads(event)) for event in data]
+
+
+@pytest.mark.parametrize(
+    ("text", "num_tokens"),
+    [
+        ("<think>é é</think> yes", len("<think>é é</think>".encode())),
+        ("<think></think>yes", 15),
+        (" <think>cut", 11),
+        ("no thought", 0),
+        ("<thin", 0),
+    ],
+)
+def test_thoughts_are_counted_token_by_token(client, engine, text, num_tokens):
+    engine.text = text
+    whole = ChatCompletion.model_validate(client.post("/v1/chat/completions", json=CHAT).json())
+    *_, last = stream(client, stream_options={"include_usage": True})
+
+    assert whole.usage is not None
+    assert whole.usage.completion_tokens_details is not None
+    assert whole.usage.completion_tokens_details.reasoning_tokens == 2 * num_tokens
+    assert last.usage == whole.usage
+
+
+def test_usage_on_every_chunk_counts_the_thought_so_far(client, engine):
+    engine.text = "<think>a</think>b"
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = stream(client, stream_options=options, n=1)[:-1]
+
+    counts = [c.usage.completion_tokens_details.reasoning_tokens for c in chunks]
+    assert counts == sorted(counts)
+    assert counts[-1] == len("<think>a</think>")
