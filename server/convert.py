@@ -45,6 +45,9 @@ def check_options(body: CompletionRequestBase) -> None:
     refuse_unsupported(extra)
     if extra and logger.isEnabledFor(logging.DEBUG):
         logger.debug("ignored unknown fields: %s", ", ".join(map(ascii, sorted(extra))))
+    if body.truncation_side is not None and body.truncate_prompt_tokens is None:
+        message = "truncation_side needs truncate_prompt_tokens."
+        raise RequestError(message, param="truncation_side")
     if body.stream_options is not None and not body.stream:
         raise RequestError("stream_options needs stream: true.", param="stream_options")
     num_choices = body.n or 1
@@ -100,12 +103,17 @@ def to_generation_requests(
 
 
 def truncated(
-    body: CompletionRequestBase, prompts: Sequence[Sequence[int]]
+    body: CompletionRequestBase, prompts: Sequence[Sequence[int]], limits: RequestLimits
 ) -> Sequence[Sequence[int]]:
-    """The prompts, cut to `truncate_prompt_tokens` where they are longer."""
+    """The prompts, cut to `truncate_prompt_tokens` where they are longer.
+
+    Cut to what the model takes, they leave room for the tokens asked for, or for one.
+    """
     kept = body.truncate_prompt_tokens
     if kept is None:
         return prompts
+    if kept == -1:
+        kept = max(1, limits.max_model_len - (_asked_max_tokens(body) or 1))
     is_right = body.truncation_side == "right"
     return [prompt[:kept] if is_right else prompt[-kept:] for prompt in prompts]
 

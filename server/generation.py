@@ -40,7 +40,7 @@ async def generate_answer(
         ClientDisconnect: nobody is there to answer.
     """
     limits = context.limits(model)
-    prompts = truncated(body, prompts)
+    prompts = truncated(body, prompts, limits)
     # The client's X-Request-Id is never the engine's: two requests may bring the same.
     answer_id = f"{id_prefix}{uuid.uuid4().hex}"
     requests = to_generation_requests(
@@ -57,6 +57,8 @@ async def generate_answer(
             num_choices=len(requests),
             num_prompt_tokens=sum(map(len, prompts)),
             max_draft_tokens=limits.max_draft_tokens,
+            prompts=[each.prompt_token_ids for each in requests] if body.return_token_ids else (),
+            has_token_names=not body.return_tokens_as_token_ids,
             has_usage=has_usage,
             has_continuous_usage=bool(
                 has_usage and stream_options and stream_options.continuous_usage_stats

@@ -36,6 +36,7 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
 # Names of the chat API for what this one asks otherwise, or not at all.
 _ELSEWHERE: Mapping[str, str | None] = {
     "functions": "tools",
+    "include_reasoning": "include",
     "logprobs": "include",
     "max_completion_tokens": "max_output_tokens",
     "max_tokens": "max_output_tokens",
@@ -43,6 +44,8 @@ _ELSEWHERE: Mapping[str, str | None] = {
     "n": None,
     "reasoning_effort": "reasoning.effort",
     "response_format": "text.format",
+    "return_token_ids": None,
+    "return_tokens_as_token_ids": None,
 }
 _PARAMS = {
     "logprobs": "include",

@@ -58,6 +58,7 @@ def output_format(
     tail = tokenizer.decode(prompt[-_NUM_TAIL_TOKENS:], skip_special_tokens=False).rstrip()
     return OutputFormat(
         thinks=END in template and not tail.endswith(END),
+        shows_reasoning=body.include_reasoning is not False,
         is_thinking=tail.endswith(BEGIN),
         tool_form=form_of_template(template),
         tools=ToolOptions(

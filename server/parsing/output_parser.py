@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from engine import Tokenizer
-from server.parsing.events import ContentText, OutputEvent
+from server.parsing.events import ContentText, OutputEvent, ReasoningText
 from server.parsing.forms import ToolForm, tool_parser
 from server.parsing.reasoning import ReasoningSplitter
 from server.parsing.reasoning_counter import ReasoningCounter
@@ -14,8 +14,15 @@ from server.parsing.tool_calls import ToolOptions, ToolParser
 class OutputParser:
     """Splits reasoning off first; calls are looked for in what is left. Linear in the text."""
 
-    def __init__(self, reasoning: ReasoningSplitter | None, tools: ToolParser | None) -> None:
+    def __init__(
+        self,
+        reasoning: ReasoningSplitter | None,
+        tools: ToolParser | None,
+        *,
+        shows_reasoning: bool = True,
+    ) -> None:
         self._reasoning = reasoning
+        self._shows_reasoning = shows_reasoning
         self._tools = tools
 
     def push(self, text: str) -> list[OutputEvent]:
@@ -31,6 +38,8 @@ class OutputParser:
 
     def _with_calls(self, split: Iterator[OutputEvent]) -> Iterator[OutputEvent]:
         for event in split:
+            if isinstance(event, ReasoningText) and not self._shows_reasoning:
+                continue
             if self._tools is not None and isinstance(event, ContentText):
                 yield from self._tools.push(event.text)
             else:
@@ -42,6 +51,7 @@ class OutputFormat:
     """What to look for in the outputs of one request; `parser()` once per choice."""
 
     thinks: bool = False  # split reasoning from the answer
+    shows_reasoning: bool = True  # False: thoughts are split off and dropped
     is_thinking: bool = False  # the prompt ends within a thought
     tool_form: ToolForm = ToolForm.HERMES
     tools: ToolOptions | None = None  # None: no calls, whatever the text looks like
@@ -62,7 +72,7 @@ class OutputFormat:
     def parser(self) -> OutputParser:
         """A fresh parser."""
         tools = tool_parser(self.tool_form, self.tools) if self.tools else None
-        return OutputParser(self.splitter(), tools)
+        return OutputParser(self.splitter(), tools, shows_reasoning=self.shows_reasoning)
 
 
 def _as_content(text: str) -> Iterator[OutputEvent]:

@@ -11,6 +11,7 @@ from server.protocol.common import (
     RequestModel,
     ResponseModel,
     StopReason,
+    TokenIds,
     Trace,
     Usage,
     is_none,
@@ -90,6 +91,7 @@ class ChatCompletionRequest(CompletionRequestBase):
     tools: list[Tool] | None = Field(None, max_length=128)
     tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
     parallel_tool_calls: bool | None = None
+    include_reasoning: bool | None = None
 
 
 class TokenAlternative(ResponseModel):
@@ -150,6 +152,7 @@ class ChatChoice(ResponseModel):
     logprobs: ChatLogprobs | None = None
     finish_reason: ChatFinishReason
     stop_reason: StopReason = None
+    token_ids: TokenIds = None
     early_exit_trace: Trace = None
 
 
@@ -163,6 +166,7 @@ class ChatCompletion(ResponseModel):
     system_fingerprint: str | None = None
     choices: list[ChatChoice]
     usage: Usage
+    prompt_token_ids: TokenIds = None
     metrics: Metrics = None
 
 
@@ -200,6 +204,7 @@ class ChatChunkChoice(ResponseModel):
     logprobs: ChatLogprobs | None = None
     finish_reason: ChatFinishReason | None = None
     stop_reason: StopReason = None
+    token_ids: TokenIds = None
     early_exit_trace: Trace = None
 
 
@@ -213,4 +218,5 @@ class ChatCompletionChunk(ResponseModel):
     system_fingerprint: str | None = None
     choices: list[ChatChunkChoice]
     usage: Usage | None = None
+    prompt_token_ids: TokenIds = None
     metrics: Metrics = None

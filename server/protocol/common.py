@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
 
 from engine.errors import UnsupportedOption
 
@@ -40,8 +40,7 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "prompt_logprobs": (),
     "reasoning_effort": ("none",),
     "response_format": ({"type": "text"},),
-    "return_token_ids": (False,),
-    "return_tokens_as_token_ids": (False,),
+    "spaces_between_special_tokens": (True,),
     "service_tier": ("auto", "default"),
     "store": (False,),
     "structured_outputs": (),
@@ -85,6 +84,12 @@ def refuse_unsupported(fields: Mapping[str, Any]) -> None:
             raise UnsupportedOption(f"{name} is not supported by this server.", param=name)
 
 
+def _not_zero(value: int) -> int:
+    if value == 0:
+        raise ValueError("should be at least 1, or -1")
+    return value
+
+
 def _as_tuple(value: object) -> object:
     """`stop` as a tuple, checked here so that an error names the field, not a union's branch."""
     stops = [value] if isinstance(value, str) else value
@@ -102,6 +107,9 @@ def _as_tuple(value: object) -> object:
 Stop = Annotated[
     tuple[str, ...], PlainValidator(_as_tuple, json_schema_input_type=str | list[str] | None)
 ]
+
+
+TruncateTo = Annotated[int, Field(ge=-1, le=_INT32_MAX), AfterValidator(_not_zero)]
 
 
 class StreamOptions(RequestModel):
@@ -145,8 +153,14 @@ class CompletionRequestBase(RequestModel):
     skip_special_tokens: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None  # log-probabilities name tokens "token_id:7"
+    # What a provider's books and caches are told: without effect on the answer.
     user: str | None = None
-    truncate_prompt_tokens: int | None = Field(None, ge=1, le=_INT32_MAX)
+    metadata: dict[str, str] | None = Field(None, max_length=16)
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None  # equal prefixes are found without it
+    truncate_prompt_tokens: TruncateTo | None = None  # -1: to what the model takes
     truncation_side: Literal["left", "right"] | None = None  # where tokens go; left unless told
     early_exit: EarlyExit | None = None
 
@@ -223,5 +237,6 @@ def is_none(value: object) -> bool:
 
 Metrics = Annotated[RequestMetrics | None, Field(exclude_if=is_none)]
 Trace = Annotated[list[TraceToken] | None, Field(exclude_if=is_none)]
+TokenIds = Annotated[list[int] | None, Field(exclude_if=is_none)]
 StopReason = Annotated[str | int | None, Field(exclude_if=is_none)]
 FinishReasonName = Literal["stop", "length"]

@@ -10,6 +10,7 @@ from server.protocol.common import (
     Metrics,
     ResponseModel,
     StopReason,
+    TokenIds,
     Trace,
     Usage,
 )
@@ -74,6 +75,8 @@ class CompletionChoice(ResponseModel):
     logprobs: CompletionLogprobs | None = None
     finish_reason: FinishReasonName | None = None
     stop_reason: StopReason = None
+    token_ids: TokenIds = None
+    prompt_token_ids: TokenIds = None
     early_exit_trace: Trace = None
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from engine import Tokenizer
 from engine.request import RequestOutput, TokenLogprobs
 from server.parsing.events import OutputEvent
 from server.parsing.output_parser import OutputFormat, OutputParser
@@ -51,17 +50,21 @@ class ChatRenderer(Renderer):
         if index not in self._tally.num_output_tokens:
             opening = ChatChunkChoice(index=index, delta=Delta(role="assistant", content=""))
             self._parsers[index] = self._format.parser()
-            yield self._chunk(opening, output)
+            first = self._chunk(opening, output)
+            first.prompt_token_ids = frame.prompt_ids(index)
+            yield first
         self._tally.add(index, output)
         delta = delta_of(self._events(index, output))
         if delta.tool_calls:
             self._callers.add(index)
         is_empty = delta == Delta()
-        if not is_empty or output.logprobs or output.trace:
+        token_ids = frame.token_ids(output)
+        if not is_empty or output.logprobs or output.trace or token_ids:
             choice = ChatChunkChoice(
                 index=index,
                 delta=Delta(content="") if is_empty else delta,
-                logprobs=_logprobs(frame.tokenizer, output.logprobs),
+                logprobs=_logprobs(frame, output.logprobs),
+                token_ids=token_ids,
                 early_exit_trace=trace_tokens(frame.tokenizer, output.trace),
             )
             yield self._chunk(choice, output)
@@ -95,6 +98,7 @@ class ChatRenderer(Renderer):
             **self._frame.head,
             choices=[self._choice(index, output) for index, output in enumerate(choices)],
             usage=self._usage(output.num_output_tokens for output in choices),
+            prompt_token_ids=self._frame.prompt_ids(0),
             metrics=request_metrics(self._frame, choices[0].draft_figures),
         )
 
@@ -113,16 +117,16 @@ class ChatRenderer(Renderer):
         return events if output.finish_reason is None else [*events, *parser.finish()]
 
     def _choice(self, index: int, output: RequestOutput) -> ChatChoice:
-        tokenizer = self._frame.tokenizer
         parser = self._format.parser()
         message = message_of([*parser.push(output.text), *parser.finish()])
         return ChatChoice(
             index=index,
             message=message,
-            logprobs=_logprobs(tokenizer, output.logprobs),
+            logprobs=_logprobs(self._frame, output.logprobs),
             finish_reason=_finish_reason(output, message.tool_calls is not None),
             stop_reason=output.stop_reason,
-            early_exit_trace=trace_tokens(tokenizer, output.trace),
+            token_ids=self._frame.token_ids(output),
+            early_exit_trace=trace_tokens(self._frame.tokenizer, output.trace),
         )
 
     def _chunk(self, choice: ChatChunkChoice, output: RequestOutput) -> ChatCompletionChunk:
@@ -139,24 +143,24 @@ def _finish_reason(output: RequestOutput, has_called: bool) -> ChatFinishReason:
     return "tool_calls" if has_called and name == "stop" else name
 
 
-def token_logprobs(tokenizer: Tokenizer, tokens: Sequence[TokenLogprobs]) -> list[TokenLogprob]:
+def token_logprobs(frame: AnswerFrame, tokens: Sequence[TokenLogprobs]) -> list[TokenLogprob]:
     """The tokens' log-probabilities as clients of the chat and responses APIs know them."""
     return [
         TokenLogprob(
-            **_alternative(tokenizer, token.token_id, token.logprob).model_dump(),
-            top_logprobs=[_alternative(tokenizer, *entry) for entry in token.top],
+            **_alternative(frame, token.token_id, token.logprob).model_dump(),
+            top_logprobs=[_alternative(frame, *entry) for entry in token.top],
         )
         for token in tokens
     ]
 
 
-def _logprobs(tokenizer: Tokenizer, tokens: Sequence[TokenLogprobs]) -> ChatLogprobs | None:
-    return ChatLogprobs(content=token_logprobs(tokenizer, tokens)) if tokens else None
+def _logprobs(frame: AnswerFrame, tokens: Sequence[TokenLogprobs]) -> ChatLogprobs | None:
+    return ChatLogprobs(content=token_logprobs(frame, tokens)) if tokens else None
 
 
-def _alternative(tokenizer: Tokenizer, token_id: int, logprob: float) -> TokenAlternative:
+def _alternative(frame: AnswerFrame, token_id: int, logprob: float) -> TokenAlternative:
     return TokenAlternative(
-        token=tokenizer.token_text(token_id),
+        token=frame.token_name(token_id),
         logprob=max(logprob, MIN_LOGPROB),
-        bytes=list(tokenizer.token_bytes(token_id)),
+        bytes=list(frame.tokenizer.token_bytes(token_id)),
     )

@@ -40,6 +40,8 @@ class AnswerFrame:
     num_choices: int  # over all prompts
     num_prompt_tokens: int  # every prompt once
     max_draft_tokens: int  # longest possible run of drafts
+    prompts: Sequence[Sequence[int]] = ()  # by choice; only where token ids are asked for
+    has_token_names: bool = True  # False: log-probabilities name tokens by their ids
     has_usage: bool = False  # in streams: a last chunk with the usage
     has_continuous_usage: bool = False  # in streams: usage on every chunk
 
@@ -47,6 +49,20 @@ class AnswerFrame:
     def head(self) -> dict[str, Any]:
         """The fields that every answer and chunk begins with."""
         return {"id": self.answer_id, "created": self.created, "model": self.model}
+
+    def prompt_ids(self, index: int) -> list[int] | None:
+        """A choice's prompt, where it was asked for."""
+        return list(self.prompts[index]) if self.prompts else None
+
+    def token_ids(self, output: RequestOutput) -> list[int] | None:
+        """A piece's tokens, where they were asked for."""
+        return list(output.token_ids) if self.prompts else None
+
+    def token_name(self, token_id: int) -> str:
+        """What log-probabilities call a token."""
+        if self.has_token_names:
+            return self.tokenizer.token_text(token_id)
+        return f"token_id:{token_id}"
 
 
 class Renderer(ABC):

@@ -29,15 +29,21 @@ class CompletionRenderer(Renderer):
 
     def chunks(self, index: int, output: RequestOutput) -> Iterator[Completion]:
         """The chunks for one piece of one choice."""
+        prompt_ids = None
+        if index not in self._tally.num_output_tokens:
+            prompt_ids = self._frame.prompt_ids(index)
         self._tally.add(index, output)
-        if has_content(output):
-            yield self._chunk(self._choice(index, output), output)
+        if has_content(output) or self._frame.token_ids(output):
+            choice = self._choice(index, output)
+            choice.prompt_token_ids, prompt_ids = prompt_ids, None
+            yield self._chunk(choice, output)
         if output.finish_reason is not None:
             end = CompletionChoice(
                 index=index,
                 text="",
                 finish_reason=finish_reason_name(output.finish_reason),
                 stop_reason=output.stop_reason,
+                prompt_token_ids=prompt_ids,
             )
             chunk = self._chunk(end, output)
             if not self._frame.has_usage:
@@ -62,6 +68,7 @@ class CompletionRenderer(Renderer):
             choice = self._choice(index, output)
             choice.finish_reason = finish_reason_name(output.finish_reason)
             choice.stop_reason = output.stop_reason
+            choice.prompt_token_ids = self._frame.prompt_ids(index)
             rendered.append(choice)
         num_output_tokens = sum(output.num_output_tokens for output in choices)
         return Completion(
@@ -75,6 +82,7 @@ class CompletionRenderer(Renderer):
         return CompletionChoice(
             index=index,
             text=output.text,
+            token_ids=self._frame.token_ids(output),
             logprobs=self._logprobs(index, output) if output.logprobs else None,
             early_exit_trace=trace_tokens(self._frame.tokenizer, output.trace),
         )
@@ -86,17 +94,17 @@ class CompletionRenderer(Renderer):
 
     def _logprobs(self, index: int, output: RequestOutput) -> CompletionLogprobs:
         """The chosen token is always among the top ones, as evaluation tools expect."""
-        text_of = self._frame.tokenizer.token_text
+        name_of = self._frame.token_name
         logprobs = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
         for token in output.logprobs:
-            text = text_of(token.token_id)
             top: dict[str, float] = {}
-            # Best first: where two tokens have the same text, the likelier one stays.
+            # Best first: where two tokens have the same name, the likelier one stays.
             for token_id, logprob in (*token.top, (token.token_id, token.logprob)):
-                top.setdefault(text_of(token_id), max(logprob, MIN_LOGPROB))
-            logprobs.tokens.append(text)
+                top.setdefault(name_of(token_id), max(logprob, MIN_LOGPROB))
+            logprobs.tokens.append(name_of(token.token_id))
             logprobs.token_logprobs.append(max(token.logprob, MIN_LOGPROB))
             logprobs.top_logprobs.append(top)
             logprobs.text_offset.append(self._text_offsets[index])
+            text = self._frame.tokenizer.token_text(token.token_id)
             self._text_offsets[index] += len(text)
         return logprobs

@@ -60,7 +60,7 @@ class ResponsesRenderer(Renderer):
         """The events for one piece."""
         if not self._has_begun:
             yield from self._begin_message()
-        logprobs = token_logprobs(self._frame.tokenizer, output.logprobs)
+        logprobs = token_logprobs(self._frame, output.logprobs)
         self._note(output, logprobs)
         if output.text or logprobs:
             yield TextDelta(
@@ -89,7 +89,7 @@ class ResponsesRenderer(Renderer):
     def answer(self, choices: Sequence[RequestOutput]) -> Response:
         """The whole response at once."""
         (output,) = choices
-        self._note(output, token_logprobs(self._frame.tokenizer, output.logprobs))
+        self._note(output, token_logprobs(self._frame, output.logprobs))
         return self._ended(output)
 
     def _note(self, output: RequestOutput, logprobs: list[TokenLogprob]) -> None:

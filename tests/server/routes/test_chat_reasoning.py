@@ -59,3 +59,15 @@ def test_usage_on_every_chunk_counts_the_thought_so_far(client, engine):
     counts = [c.usage.completion_tokens_details.reasoning_tokens for c in chunks]
     assert counts == sorted(counts)
     assert counts[-1] == len("<think>a</think>")
+
+
+def test_thoughts_can_be_left_out_and_still_count(client, engine):
+    engine.text = "<think>a</think>b"
+    body = CHAT | {"include_reasoning": False}
+    whole = client.post("/v1/chat/completions", json=body).json()
+    deltas = [c.choices[0].delta for c in stream(client, include_reasoning=False, n=1)]
+
+    assert set(whole["choices"][0]["message"]) == {"role", "content", "refusal"}
+    assert "".join(delta.content or "" for delta in deltas) == "b"
+    assert not any("reasoning" in (delta.model_extra or {}) for delta in deltas)
+    assert whole["usage"]["completion_tokens_details"]["reasoning_tokens"] == 2 * 16

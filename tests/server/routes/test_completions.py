@@ -137,10 +137,37 @@ def test_a_hopelessly_long_text_is_refused_unread(client, engine):
 @pytest.mark.parametrize(("side", "kept"), [(None, b"def"), ("left", b"def"), ("right", b"abc")])
 def test_a_prompt_is_cut_where_asked(client, engine, side, kept):
     body = {"model": MODEL, "prompt": "abcdef", "truncate_prompt_tokens": 3}
-    answer = client.post("/v1/completions", json={**body, "truncation_side": side}).json()
+    sides = {"truncation_side": side} if side else {}
+    answer = client.post("/v1/completions", json={**body, **sides}).json()
 
     assert bytes(engine.requests[0].prompt_token_ids) == kept
     assert answer["usage"]["prompt_tokens"] == 3
+
+
+def test_a_prompt_is_cut_to_what_the_model_takes(client, engine):
+    complete(client, prompt="x" * 300, truncate_prompt_tokens=-1, max_tokens=5)
+
+    assert len(engine.requests[0].prompt_token_ids) == 256 - 5
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"truncation_side": "left"}, "truncation_side"),
+        ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+        ({"spaces_between_special_tokens": False}, "spaces_between_special_tokens"),
+        ({"metadata": {"a": 1}}, "metadata.a"),
+    ],
+)
+def test_what_makes_no_sense_is_named(client, fields, param):
+    assert complete(client, **fields).json()["error"]["param"] == param
+
+
+def test_what_only_a_providers_books_are_told_changes_nothing(client):
+    told = {"metadata": {"a": "b"}, "safety_identifier": "s", "prompt_cache_key": "k", "user": "u"}
+    answer = complete(client, spaces_between_special_tokens=True, **told).json()
+
+    assert answer["choices"] == complete(client).json()["choices"]
 
 
 @pytest.mark.parametrize(
