@@ -69,6 +69,12 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     dtypes = ("auto", "float32", "bfloat16", "float16")
     parser.add_argument("--dtype", choices=dtypes, default="auto")
     parser.add_argument("--backend", choices=("auto", "native", "torch"), default="auto")
+    parser.add_argument(
+        "--quantization",
+        choices=("auto", "none", "int8", "q4"),
+        default="auto",
+        help="CPU weights; auto: a GGUF file's own blocks (%(default)s)",
+    )
     parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (all cores)")
 
 

@@ -89,6 +89,7 @@ def _engine_config(args: argparse.Namespace, directory: Path, heads: Path | None
             dtype=args.dtype,
             num_threads=args.threads,
             backend=args.backend,
+            quantization=args.quantization,
         ),
         scheduler=SchedulerConfig(max_num_seqs=max(args.concurrency)),
         exits=ExitsConfig(

@@ -167,6 +167,7 @@ def _config(args: argparse.Namespace, directory: Path, heads: Path) -> EngineCon
             dtype=args.dtype,
             num_threads=args.threads,
             backend=args.backend,
+            quantization=args.quantization,
         ),
         scheduler=SchedulerConfig(max_num_seqs=_BATCH),
         exits=ExitsConfig(heads=heads),

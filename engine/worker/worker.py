@@ -63,11 +63,15 @@ class ModelWorker:
         self._max_model_len = config.model.max_model_len or spec.max_position_embeddings
         ops = select_ops(config, spec)
         _limit_torch_threads(config, ops)
+        model = config.model
+        self._keeps_blocks = (
+            ops.name == "native" and model.quantization != "none" and has_blocks(model.directory)
+        )
         self._decoder = Decoder.load(
             config.model.directory,
             ops,
             max_positions=self._max_model_len,
-            keep_blocks=config.model.quantization != "none" and ops.name == "native",
+            keep_blocks=self._keeps_blocks,
             progress=progress,
         )
         heads = self._load_heads() if drafter is None else None
@@ -97,7 +101,7 @@ class ModelWorker:
             num_layers=spec.num_layers,
             max_model_len=self._max_model_len,
             eos_token_ids=list(spec.eos_token_ids),
-            dtype=str(ops.dtype).removeprefix("torch."),
+            dtype=_describe_numbers(ops, has_blocks=self._keeps_blocks),
             device=str(ops.device),
             exit_layers=self._exit_layers,
             max_draft_tokens=self._config.exits.max_draft_tokens if self._exit_layers else 0,
@@ -208,6 +212,16 @@ def _native_ops(config: EngineConfig) -> NativeOps:
     )
     threads = model.num_threads or os.cpu_count() or 1
     return NativeOps(threads, weights, Format.INT8 if is_quantized else floats)
+
+
+def _describe_numbers(ops: Ops, *, has_blocks: bool) -> str:
+    """The data type of activations, and how weights are kept where that is another."""
+    name = str(ops.dtype).removeprefix("torch.")
+    if has_blocks:
+        return f"{name}, weights in the file's own blocks"
+    if isinstance(ops, NativeOps) and ops.form is not Format.FLOAT32:
+        return f"{name}, {ops.form.name.lower()} weights"
+    return name
 
 
 def _limit_torch_threads(config: EngineConfig, ops: Ops) -> None:

@@ -21,7 +21,7 @@ typedef struct {
 enum {
     ITEMS_PER_THREAD = 8,       /* fine enough that no thread waits long for the last one */
     ITEM_BYTES = 384 * 1024,    /* weights of one item stay in a core's second-level cache */
-    EXPAND_TILES = 2,           /* from so many tiles on, a panel is expanded once */
+    EXPAND_TILES = 4,           /* from so many tiles on, a panel is expanded once */
     SERIAL_PACK_VALUES = 32768, /* fewer activations than this are packed by the calling thread */
 };
 
