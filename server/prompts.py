@@ -2,19 +2,96 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
+from pydantic import JsonValue
+
 from engine import Tokenizer
 from engine.errors import PromptTooLong, RequestError, UnsupportedOption
-from server.protocol.chat import ChatMessage, MessageToolCall, Tool
-from server.tools import told_of_tools
+from server.protocol.chat import ChatCompletionRequest, ChatMessage, MessageToolCall, Tool
+from server.tools import told_of_tools, tools_in_use
 
 _INLINE_CHARS = 8192  # about a millisecond of encoding
 _MAX_CHARS_PER_TOKEN = 256  # no vocabulary has a longer token: beyond it a text cannot fit
+_MAX_VARIABLES_CHARS = 65536
+# What the server or the renderer itself says to a template; a client's word must not replace it.
+_TEMPLATE_OWN = frozenset(
+    (
+        "add_generation_prompt",
+        "additional_special_tokens",
+        "bos_token",
+        "chat_template",
+        "cls_token",
+        "continue_final_message",
+        "conversation",
+        "conversations",
+        "documents",
+        "eos_token",
+        "mask_token",
+        "max_length",
+        "messages",
+        "pad_token",
+        "padding",
+        "return_assistant_tokens_mask",
+        "return_dict",
+        "return_tensors",
+        "sanitize_control_tokens",
+        "self",
+        "sep_token",
+        "tokenize",
+        "tokenizer_kwargs",
+        "tools",
+        "truncation",
+        "unk_token",
+    )
+)
 
 Encoded = TypeVar("Encoded")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemplateOptions:
+    """What a chat template is told besides the messages."""
+
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False  # leave the last turn open; needs the other to be False
+    tools: Sequence[Tool] = ()
+    variables: Mapping[str, JsonValue] = field(default_factory=dict)  # such as enable_thinking
+
+
+_PLAIN = TemplateOptions()
+
+
+def template_options(body: ChatCompletionRequest) -> TemplateOptions:
+    """What a checked body asks of the template."""
+    continues = bool(body.continue_final_message)
+    return TemplateOptions(
+        add_generation_prompt=not continues and body.add_generation_prompt is not False,
+        continue_final_message=continues,
+        tools=tools_in_use(body),
+        variables=body.chat_template_kwargs or {},
+    )
+
+
+def check_template_options(body: ChatCompletionRequest) -> None:
+    """Refuse what would override the server's own words to the template.
+
+    Raises:
+        RequestError: naming the field.
+    """
+    if body.continue_final_message and body.add_generation_prompt:
+        message = "continue_final_message and add_generation_prompt exclude each other."
+        raise RequestError(message, param="continue_final_message")
+    variables = body.chat_template_kwargs or {}
+    for name in sorted(_TEMPLATE_OWN.intersection(variables)):
+        param = f"chat_template_kwargs.{name}"
+        raise UnsupportedOption(f"{param} is the server's own to set.", param=param)
+    if len(json.dumps(variables)) > _MAX_VARIABLES_CHARS:
+        message = f"chat_template_kwargs: at most {_MAX_VARIABLES_CHARS} characters of JSON."
+        raise RequestError(message, param="chat_template_kwargs")
 
 
 async def encode_prompts(
@@ -67,9 +144,7 @@ async def encode_messages(
     tokenizer: Tokenizer,
     messages: Sequence[ChatMessage],
     max_model_len: int,
-    *,
-    add_generation_prompt: bool = True,
-    tools: Sequence[Tool] = (),
+    template: TemplateOptions = _PLAIN,
 ) -> list[int]:
     """Token ids of a conversation in the model's chat template.
 
@@ -77,31 +152,41 @@ async def encode_messages(
         RequestError: content that is not text, or a conversation that the template refuses.
     """
     turns = [_turn(index, message) for index, message in enumerate(messages)]
-    schemas = [tool.model_dump(exclude_unset=True) for tool in tools]
-    extra: dict[str, Any] = {}
+    schemas = [tool.model_dump(exclude_unset=True) for tool in template.tools]
+    extra: dict[str, Any] = dict(template.variables)
     if schemas or any(turn["role"] == "tool" or "tool_calls" in turn for turn in turns):
         if "tools" in (tokenizer.card.chat_template or ""):
-            extra = {"tools": schemas} if schemas else {}
+            extra |= {"tools": schemas} if schemas else {}
         else:
             turns = told_of_tools(turns, schemas)
     num_chars = sum(len(turn["content"]) for turn in turns) + len(str(extra))
+    if template.continue_final_message:
+        extra["continue_final_message"] = True
     encode = partial(
         tokenizer.apply_chat_template,
         turns,
-        add_generation_prompt=add_generation_prompt,
+        add_generation_prompt=template.add_generation_prompt,
         **extra,
     )
-    return await _encode(encode, [num_chars], max_model_len, "messages")
+    # What a template does with a client's variables may take long.
+    is_short = not template.variables
+    return await _encode(encode, [num_chars], max_model_len, "messages", is_short=is_short)
 
 
 async def _encode(
-    encode: Callable[[], Encoded], nums_chars: Sequence[int], max_model_len: int, param: str
+    encode: Callable[[], Encoded],
+    nums_chars: Sequence[int],
+    max_model_len: int,
+    param: str,
+    *,
+    is_short: bool = True,
 ) -> Encoded:
-    """Run `encode` on texts of these lengths, on a thread if they are long together."""
+    """Run `encode` on texts of these lengths, on a thread unless it is short and so are they."""
     if max(nums_chars, default=0) > _MAX_CHARS_PER_TOKEN * max_model_len:
         message = f"This model's context is {max_model_len} tokens; the prompt is longer."
         raise PromptTooLong(message, param=param)
-    return encode() if sum(nums_chars) <= _INLINE_CHARS else await asyncio.to_thread(encode)
+    is_short = is_short and sum(nums_chars) <= _INLINE_CHARS
+    return encode() if is_short else await asyncio.to_thread(encode)
 
 
 def _turn(index: int, message: ChatMessage) -> dict[str, Any]:

@@ -92,6 +92,9 @@ class ChatCompletionRequest(CompletionRequestBase):
     tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
     parallel_tool_calls: bool | None = None
     include_reasoning: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, JsonValue] | None = Field(None, max_length=64)
 
 
 class TokenAlternative(ResponseModel):

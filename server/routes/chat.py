@@ -9,10 +9,10 @@ from server.context import Context
 from server.convert import check_options
 from server.generation import generate_answer
 from server.openapi import accepts, streams
-from server.prompts import encode_messages
+from server.prompts import check_template_options, encode_messages, template_options
 from server.protocol.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
 from server.render.chat import ChatRenderer
-from server.tools import marks_are_special, output_format, tools_in_use
+from server.tools import marks_are_special, output_format
 
 router = APIRouter(tags=["chat"])
 
@@ -28,8 +28,9 @@ async def create_chat_completion(request: Request, context: Context) -> Response
     body = await parse_body(request, ChatCompletionRequest, context.settings.max_request_bytes)
     model = context.service.model(body.model)
     check_options(body)
+    check_template_options(body)
     prompt = await encode_messages(
-        model.tokenizer, body.messages, model.info.max_model_len, tools=tools_in_use(body)
+        model.tokenizer, body.messages, model.info.max_model_len, template_options(body)
     )
     expected = output_format(body, model.tokenizer, prompt)
     if expected.tools is not None and marks_are_special(expected.tool_form):

@@ -12,7 +12,7 @@ from server.convert import check_options
 from server.errors import ResponseNotStored
 from server.generation import generate_answer
 from server.openapi import accepts, errors, streams
-from server.prompts import encode_messages
+from server.prompts import check_template_options, encode_messages, template_options
 from server.protocol.response_events import ResponseStreamEvent
 from server.protocol.responses import Response, ResponsesRequest
 from server.render.responses import ResponsesRenderer
@@ -39,7 +39,10 @@ async def create_response(request: Request, context: Context) -> HttpResponse:
         check_options(chat)
         if tools_in_use(chat):  # the renderer does not look for calls yet
             raise UnsupportedOption("tools are not supported here yet.", param="tools")
-        prompt = await encode_messages(model.tokenizer, chat.messages, model.info.max_model_len)
+        check_template_options(chat)
+        prompt = await encode_messages(
+            model.tokenizer, chat.messages, model.info.max_model_len, template_options(chat)
+        )
         return await generate_answer(
             request,
             context,

@@ -9,7 +9,7 @@ from server.body import parse_body
 from server.context import Context
 from server.convert import check_token_ids
 from server.openapi import accepts, errors
-from server.prompts import decode_tokens, encode_messages, encode_text
+from server.prompts import TemplateOptions, decode_tokens, encode_messages, encode_text
 from server.protocol.common import refuse_unsupported
 from server.protocol.tokenize import (
     Detokenization,
@@ -86,5 +86,5 @@ async def _tokens(model: ServedModel, body: TokenizeRequest) -> list[int]:
         model.tokenizer,
         body.messages,
         max_model_len,
-        add_generation_prompt=body.add_generation_prompt is not False,
+        TemplateOptions(add_generation_prompt=body.add_generation_prompt is not False),
     )

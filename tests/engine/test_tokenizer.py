@@ -66,6 +66,17 @@ def test_chat_equals_transformers(tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.model
+def test_the_last_turn_can_be_left_open(tokenizer: Tokenizer) -> None:
+    messages = _chat("hi", "Hello <|im_end|> th")
+    kwargs = {"add_generation_prompt": False, "continue_final_message": True}
+    closed = tokenizer.apply_chat_template(messages, add_generation_prompt=False)
+    opened = tokenizer.apply_chat_template(messages, **kwargs)
+
+    assert closed[: len(opened)] == opened
+    assert tokenizer.decode(closed[len(opened) :], skip_special_tokens=False) == "<|im_end|>\n"
+
+
+@pytest.mark.model
 @pytest.mark.parametrize(
     "content",
     [

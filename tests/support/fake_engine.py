@@ -37,8 +37,13 @@ class ByteTokenizer:
         return bytes(token_id for token_id in ids if token_id < 256).decode(errors="replace")
 
     def apply_chat_template(
-        self, messages: list[dict[str, str]], *, add_generation_prompt: bool = True, **_: object
+        self,
+        messages: list[dict[str, str]],
+        *,
+        add_generation_prompt: bool = True,
+        **variables: object,
     ) -> list[int]:
+        self.variables = variables
         ids: list[int] = []
         for message in messages:
             ids += [256, *self.encode(f"{message['role']}:{message['content']}")]
