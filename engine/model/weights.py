@@ -6,8 +6,7 @@ layout expects them, and in `blocks.safetensors` as the blocks they were.
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +35,17 @@ class WeightReader:
         """Args:
         keep_blocks: Hand out matrices as quantized blocks where the checkpoint has them.
         """
-        self._files: dict[str, Path] = {}
+        self._directory = directory
+        # Opened once: a file's header names every tensor, and to read it for each takes half a
+        # second for a small model. Tensors outlive the handles.
+        self._files: dict[str, Any] = {}
         for path in _weight_files(directory):
-            with _opened(path) as file:
-                self._files |= dict.fromkeys(file.keys(), path)
-        self._blocks: dict[str, Path] = {}
+            file = _open(path)
+            self._files |= dict.fromkeys(file.keys(), file)
+        self._blocks: dict[str, Any] = {}
         if keep_blocks and has_blocks(directory):
-            with _opened(directory / BLOCKS_FILE) as file:
-                self._blocks = dict.fromkeys(file.keys(), directory / BLOCKS_FILE)
+            file = _open(directory / BLOCKS_FILE)
+            self._blocks = dict.fromkeys(file.keys(), file)
         self._shapes = dict(_expected_shapes(spec))
         self._left = set(self._shapes)
         missing = sorted(set(self._shapes) - set(self._files))
@@ -69,13 +71,12 @@ class WeightReader:
         if f"{name}.codes" not in self._blocks:
             return self.take(name)
         self._left.discard(name)
-        with _opened(self._blocks[f"{name}.codes"]) as file:
-            minimums = f"{name}.minimums"
-            weight = BlockWeight(
-                codes=file.get_tensor(f"{name}.codes"),
-                scales=file.get_tensor(f"{name}.scales"),
-                minimums=file.get_tensor(minimums) if minimums in self._blocks else None,
-            )
+        minimums = f"{name}.minimums"
+        weight = BlockWeight(
+            codes=self._get(self._blocks, f"{name}.codes"),
+            scales=self._get(self._blocks, f"{name}.scales"),
+            minimums=self._get(self._blocks, minimums) if minimums in self._blocks else None,
+        )
         assert list(weight.shape) == self._shapes[name], "the conversion checked the shapes"
         return weight
 
@@ -98,18 +99,23 @@ class WeightReader:
         return digest.hexdigest()
 
     def _read(self, name: str) -> Tensor:
-        path = self._files[name]
-        with _opened(path) as file:
-            tensor: Tensor = file.get_tensor(name)
+        tensor = self._get(self._files, name)
         if list(tensor.shape) != self._shapes[name]:
             raise ModelLoadError(
-                f"{path}: {name} has shape {list(tensor.shape)}, config.json promises "
+                f"{self._directory}: {name} has shape {list(tensor.shape)}, config.json promises "
                 f"{self._shapes[name]}"
             )
         if tensor.dtype not in _DTYPES:
             raise ModelLoadError(
-                f"{path}: {name} is {tensor.dtype}: quantized weights are not served"
+                f"{self._directory}: {name} is {tensor.dtype}: quantized weights are not served"
             )
+        return tensor
+
+    def _get(self, files: Mapping[str, Any], name: str) -> Tensor:
+        try:
+            tensor: Tensor = files[name].get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise ModelLoadError(f"{self._directory}: {name} cannot be read: {error}") from error
         return tensor
 
 
@@ -128,11 +134,9 @@ def _weight_files(directory: Path) -> list[Path]:
     return paths
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _open(path: Path) -> Any:
     try:
-        with safe_open(str(path), framework="pt") as file:
-            yield file
+        return safe_open(str(path), framework="pt")
     except (SafetensorError, OSError) as error:
         raise ModelLoadError(f"{path} cannot be read: {error}") from error
 
