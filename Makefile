@@ -15,7 +15,7 @@ COMPILE := uv pip compile -q --universal --generate-hashes --no-emit-index-url -
 
 .DEFAULT_GOAL := help
 .SILENT:
-.PHONY: help setup serve chat bench bench-overhead test test-fast nightly soak test-api lint format lock clean
+.PHONY: help setup serve chat bench bench-overhead parameters test test-fast nightly soak test-api lint format lock clean
 
 help: ## show this
 	awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ bench-overhead: setup ## what a streamed request costs the server process beside
 	curl -s -o /dev/null --retry 30 --retry-delay 1 --retry-connrefused http://127.0.0.1:8399/ready; \
 	for length in 1 32 128; do $(BIN)/adadecode bench serve --base-url http://127.0.0.1:8399 --num-prompts 96 \
 	    --num-warmups 32 --max-concurrency 32 --ignore-eos --output-len $$length $(ARGS) || exit 1; done
+
+parameters: setup ## write docs/parameters.md: what becomes of every request parameter
+	PYTHONPATH=.:tests/support $(BIN)/python tests/support/parameter_table.py
 
 test: lint ## everything CI runs
 	echo "pytest"

@@ -1,6 +1,6 @@
 """Wire types that both completion endpoints share."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
@@ -14,14 +14,18 @@ _MAX_STOP_CHARS = 1024
 _INT32_MAX = 2**31 - 1
 
 # Options of OpenAI's or vLLM's APIs that change the output and are not offered, with the values
-# that ask for nothing. Any other value is refused by name; unknown fields are ignored.
+# that ask for nothing. Any other value is refused by name, where the endpoint does not declare the
+# field; unknown fields are ignored.
 _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "add_generation_prompt": (True,),
     "add_special_tokens": (False,),  # completions have it; chats get theirs from the template
     "allowed_token_ids": ([],),
     "audio": (),
     "bad_words": ([],),
+    "best_of": (1,),  # completions have it
+    "cache_salt": ("",),
     "chat_template": (),
+    "chat_template_kwargs": ({},),  # chats have it
     "continue_final_message": (False,),
     "documents": ([],),
     "echo": (False,),
@@ -31,9 +35,12 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "guided_grammar": (),
     "guided_json": (),
     "guided_regex": (),
+    "include_reasoning": (True,),
     "length_penalty": (1, 1.0),
     "logits_processors": ([],),
+    "max_completion_tokens": (),
     "modalities": (["text"], []),
+    "parallel_tool_calls": (True,),
     "priority": (0,),
     "prompt_embeds": (),
     "prompt_logprobs": (),
@@ -47,6 +54,7 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "tool_choice": ("none", "auto"),  # chats have it; so has the next
     "tools": ([],),
     "thinking_token_budget": (),
+    "top_logprobs": (),
     "use_beam_search": (False,),
     "verbosity": ("medium",),
     "web_search_options": (),
@@ -69,6 +77,11 @@ class NamedEvent(ResponseModel):
     """A stream's chunk whose event also says its type on the `event:` line."""
 
     type: str
+
+
+def unsupported_names() -> Collection[str]:
+    """Names of the known options that are not offered, by one endpoint at least."""
+    return _UNSUPPORTED.keys()
 
 
 def refuse_unsupported(fields: Mapping[str, Any]) -> None:

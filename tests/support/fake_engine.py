@@ -30,6 +30,9 @@ class ByteTokenizer:
     vocab_size = 260
     eos_token_ids = (257,)
 
+    def __init__(self) -> None:
+        self.variables: dict[str, object] = {}  # what the chat template was told last
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode())
 

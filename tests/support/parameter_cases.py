@@ -1,0 +1,114 @@
+"""Every parameter of both endpoints, each with a value that asks for something."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+CALL = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
+THOUGHT = "<think>hm</think>"
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+_NAMED = {"type": "function", "function": {"name": "f"}}
+_SCHEMA = {"name": "s", "schema": {"type": "object"}}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One row of the table."""
+
+    name: str
+    value: Any
+    chat_value: Any = None  # where chats take another one
+    beside: Mapping[str, Any] = field(default_factory=dict)  # what it needs to make sense
+    text: str = "Hello world!"  # what the model says
+
+    def fields(self, *, is_chat: bool) -> dict[str, Any]:
+        """The parameter itself."""
+        other = is_chat and self.chat_value is not None
+        return {self.name: self.chat_value if other else self.value}
+
+
+def _case(name: str, value: Any, **more: Any) -> Case:
+    return Case(name=name, value=value, **more)
+
+
+CASES = (
+    _case("add_generation_prompt", False),
+    _case("add_special_tokens", False, chat_value=True),
+    _case("allowed_token_ids", [5]),
+    _case("audio", {"voice": "alloy"}),
+    _case("bad_words", ["x"]),
+    _case("best_of", 2),
+    _case("cache_salt", "pepper"),
+    _case("chat_template", "{{ messages }}"),
+    _case("chat_template_kwargs", {"enable_thinking": False}),
+    _case("continue_final_message", True),
+    _case("documents", [{"title": "t", "text": "x"}]),
+    _case("early_exit", {"threshold": 0.5}),
+    _case("early_exit", {"max_draft_tokens": 1}),
+    _case("early_exit", {"return_trace": True}),
+    _case("echo", True),
+    _case("frequency_penalty", 0.5),
+    _case("function_call", "auto"),
+    _case("functions", [{"name": "f"}]),
+    _case("guided_choice", ["a"]),
+    _case("guided_grammar", "root ::= 'a'"),
+    _case("guided_json", {"type": "object"}),
+    _case("guided_regex", "a+"),
+    _case("ignore_eos", True),
+    _case("include_reasoning", False, text=THOUGHT + "Yes."),
+    _case("include_stop_str_in_output", True, beside={"stop": ["w"]}),
+    _case("length_penalty", 0.5),
+    _case("logit_bias", {"5": 1.0}),
+    _case("logits_processors", ["x"]),
+    _case("logprobs", 2, chat_value=True),
+    _case("max_completion_tokens", 3),
+    _case("max_tokens", 3),
+    _case("metadata", {"a": "b"}),
+    _case("min_p", 0.1),
+    _case("min_tokens", 2),
+    _case("modalities", ["text", "audio"]),
+    _case("n", 2),
+    _case("parallel_tool_calls", False, beside={"tools": [TOOL]}, text=CALL * 2),
+    _case("prediction", {"type": "content", "content": "Hello"}),
+    _case("presence_penalty", 0.5),
+    _case("priority", 1),
+    _case("prompt_cache_key", "k"),
+    _case("prompt_embeds", "AAAA"),
+    _case("prompt_logprobs", 1),
+    _case("reasoning_effort", "low"),
+    _case("repetition_penalty", 1.1),
+    _case("response_format", {"type": "json_object"}),
+    _case("response_format", {"type": "json_schema", "json_schema": _SCHEMA}),
+    _case("return_token_ids", True),
+    _case(
+        "return_tokens_as_token_ids",
+        True,
+        beside={"logprobs": True},
+    ),
+    _case("safety_identifier", "s"),
+    _case("seed", 7),
+    _case("service_tier", "flex"),
+    _case("skip_special_tokens", False),
+    _case("spaces_between_special_tokens", False),
+    _case("stop", ["w"]),
+    _case("stop_token_ids", [5]),
+    _case("store", True),
+    _case("stream_options", {"include_usage": True}),
+    _case("structured_outputs", {"regex": "a+"}),
+    _case("suffix", "x"),
+    _case("temperature", 0.5),
+    _case("thinking_token_budget", 5),
+    _case("tool_choice", "none", beside={"tools": [TOOL]}, text=CALL),
+    _case("tool_choice", "required", beside={"tools": [TOOL]}, text=CALL),
+    _case("tool_choice", _NAMED, beside={"tools": [TOOL]}, text=CALL),
+    _case("tools", [TOOL], text=CALL),
+    _case("top_k", 5),
+    _case("top_logprobs", 2, beside={"logprobs": True}),
+    _case("top_p", 0.5),
+    _case("truncate_prompt_tokens", 2),
+    _case("truncation_side", "right", beside={"truncate_prompt_tokens": 2}),
+    _case("use_beam_search", True),
+    _case("user", "u"),
+    _case("verbosity", "low"),
+    _case("web_search_options", {"search_context_size": "low"}),
+)
