@@ -86,8 +86,9 @@ $(VENV)/.python:
 
 $(VENV)/.dependencies: requirements/dev.txt requirements/torch.txt $(VENV)/.python
 	echo "installing the pinned dependencies (minutes the first time)"
-	$(PIP) install --no-deps --require-hashes -r requirements/dev.txt
+	# torch first: after the locked packages pip would miss triton, which xgrammar names and a CPU does not need.
 	$(PIP) install -r requirements/torch.txt
+	$(PIP) install --no-deps --require-hashes -r requirements/dev.txt
 	touch $@
 
 $(VENV)/.model: requirements/model.txt $(VENV)/.python
