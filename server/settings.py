@@ -212,6 +212,15 @@ class ServerSettings(BaseModel):
     )
     h11_max_header_count: int = _flag(256, "http", "Most headers of a request.", ge=1)
     max_logprobs: int = _flag(20, "http", "Most top log-probabilities per token.", ge=0, le=20)
+    tool_call_parser: Literal["auto", "hermes", "llama3_json", "mistral"] = _flag(
+        "auto", "http", "Form of tool calls (default: the chat template's)."
+    )
+    reasoning_parser: Literal["auto", "none", "qwen3", "deepseek_r1"] = _flag(
+        "auto",
+        "http",
+        "Thoughts apart from answers: as the chat template has them, never, within <think> tags, "
+        "or from an answer's first word up to </think>.",
+    )
     sse_keep_alive_interval: float = _flag(
         15.0, "http", "Seconds between comments on a silent stream; 0 = none.", ge=0
     )

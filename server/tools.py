@@ -11,6 +11,7 @@ from server.parsing.output_parser import OutputFormat
 from server.parsing.reasoning import BEGIN, END
 from server.parsing.tool_calls import ToolOptions
 from server.protocol.chat import ChatCompletionRequest, Tool
+from server.settings import ServerSettings
 
 _NUM_TAIL_TOKENS = 16  # of the prompt: where a template opens a thought
 _INSTRUCTIONS = """\
@@ -50,17 +51,25 @@ def tools_in_use(body: ChatCompletionRequest) -> list[Tool]:
 
 
 def output_format(
-    body: ChatCompletionRequest, tokenizer: Tokenizer, prompt: Sequence[int]
+    body: ChatCompletionRequest,
+    tokenizer: Tokenizer,
+    prompt: Sequence[int],
+    settings: ServerSettings,
 ) -> OutputFormat:
-    """What to look for in the answers to `prompt`."""
+    """What to look for in the answers to `prompt`: as the settings say, or the chat template."""
     template = tokenizer.card.chat_template or ""
     tools = tools_in_use(body)
     tail = tokenizer.decode(prompt[-_NUM_TAIL_TOKENS:], skip_special_tokens=False).rstrip()
+    thinks = END in template
+    if settings.reasoning_parser != "auto":
+        thinks = settings.reasoning_parser != "none"
     return OutputFormat(
-        thinks=END in template and not tail.endswith(END),
+        thinks=thinks and not tail.endswith(END),
         shows_reasoning=body.include_reasoning is not False,
-        is_thinking=tail.endswith(BEGIN),
-        tool_form=form_of_template(template),
+        is_thinking=tail.endswith(BEGIN) or settings.reasoning_parser == "deepseek_r1",
+        tool_form=form_of_template(template)
+        if settings.tool_call_parser == "auto"
+        else ToolForm(settings.tool_call_parser),
         tools=ToolOptions(
             names=frozenset(tool.function.name for tool in tools),
             is_parallel=body.parallel_tool_calls is not False,

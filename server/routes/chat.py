@@ -32,7 +32,7 @@ async def create_chat_completion(request: Request, context: Context) -> Response
     prompt = await encode_messages(
         model.tokenizer, body.messages, model.info.max_model_len, template_options(body)
     )
-    expected = output_format(body, model.tokenizer, prompt)
+    expected = output_format(body, model.tokenizer, prompt, context.settings)
     if expected.tools is not None and marks_are_special(expected.tool_form):
         body.skip_special_tokens = False
     return await generate_answer(
