@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.errors import PromptTooLong, RequestError, UnsupportedOption
+from engine.errors import PromptTooLong, RequestError
 from engine.request import EarlyExitOptions, GenerationRequest, SamplingParams
 from server.protocol.chat import ChatCompletionRequest
 from server.protocol.common import MAX_TOTAL_CHOICES, CompletionRequestBase, refuse_unsupported
@@ -52,11 +52,13 @@ def check_options(body: CompletionRequestBase) -> None:
         raise RequestError("stream_options needs stream: true.", param="stream_options")
     num_choices = body.n or 1
     if isinstance(body, CompletionRequest):
-        if body.best_of is not None and body.best_of != num_choices:
-            raise UnsupportedOption("best_of other than n is not supported.", param="best_of")
-        if len(body.prompt) * num_choices > MAX_TOTAL_CHOICES:
+        if body.num_candidates < num_choices:
+            raise RequestError("best_of is smaller than n.", param="best_of")
+        if body.has_rivals and body.stream:
+            raise RequestError("best_of larger than n cannot be streamed.", param="best_of")
+        if len(body.prompt) * body.num_candidates > MAX_TOTAL_CHOICES:
             message = f"At most {MAX_TOTAL_CHOICES} choices are allowed in all."
-            raise RequestError(message, param="n")
+            raise RequestError(message, param="best_of" if body.has_rivals else "n")
     if isinstance(body, ChatCompletionRequest):
         if body.top_logprobs and not body.logprobs:
             raise RequestError("top_logprobs needs logprobs: true.", param="top_logprobs")
@@ -73,6 +75,8 @@ def to_generation_requests(
 ) -> list[GenerationRequest]:
     """One engine request per choice, in the order of the answer's indices: n for each prompt.
 
+    With `best_of`, so many for each prompt.
+
     Args:
         body: the checked body.
         prompts: token ids of each prompt.
@@ -85,11 +89,12 @@ def to_generation_requests(
     """
     first_seed = seed if body.seed is None else body.seed
     early_exit = _early_exit(body, limits)
+    num_candidates = body.num_candidates if isinstance(body, CompletionRequest) else body.n or 1
     requests: list[GenerationRequest] = []
     for prompt in prompts:
         check_token_ids(prompt, limits, prompt_param(body))
         max_tokens = _max_tokens(body, len(prompt), limits)
-        for _ in range(body.n or 1):
+        for _ in range(num_candidates):
             index = len(requests)
             requests.append(
                 GenerationRequest(
@@ -211,6 +216,8 @@ def _num_logprobs(body: CompletionRequestBase, limits: RequestLimits) -> int | N
     else:
         assert isinstance(body, CompletionRequest), "only two endpoints complete"
         asked, param = body.logprobs, "logprobs"
+        if asked is None and body.has_rivals:
+            asked = 0  # to compare them
     if asked is not None and asked > limits.max_logprobs:
         raise RequestError(f"{param}: at most {limits.max_logprobs} are allowed.", param=param)
     return asked

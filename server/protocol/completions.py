@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PlainValidator
 
 from server.protocol.common import (
+    MAX_CHOICES,
     CompletionRequestBase,
     FinishReasonName,
     Metrics,
@@ -53,9 +54,19 @@ class CompletionRequest(CompletionRequestBase):
     """The body of POST /v1/completions."""
 
     prompt: Prompts
-    best_of: int | None = None  # only the value of n
+    best_of: int | None = Field(None, ge=1, le=MAX_CHOICES)  # candidates for n; not streamed
     logprobs: int | None = Field(None, ge=0, le=20)
     add_special_tokens: bool | None = None
+
+    @property
+    def num_candidates(self) -> int:
+        """Continuations to generate for each prompt."""
+        return self.best_of or self.n or 1
+
+    @property
+    def has_rivals(self) -> bool:
+        """Whether more are generated than answered."""
+        return self.num_candidates > (self.n or 1)
 
 
 class CompletionLogprobs(ResponseModel):

@@ -1,5 +1,7 @@
 """POST /v1/completions."""
 
+from functools import partial
+
 from fastapi import APIRouter, Request, Response
 
 from server.body import parse_body
@@ -9,6 +11,7 @@ from server.generation import generate_answer
 from server.openapi import accepts, streams
 from server.prompts import encode_prompts
 from server.protocol.completions import Completion, CompletionRequest
+from server.render.best_of import BestOfRenderer
 from server.render.completions import CompletionRenderer
 
 router = APIRouter(tags=["completions"])
@@ -38,5 +41,5 @@ async def create_completion(request: Request, context: Context) -> Response:
         body,
         prompts,
         id_prefix="cmpl-",
-        renderer_type=CompletionRenderer,
+        renderer_type=partial(BestOfRenderer, body) if body.has_rivals else CompletionRenderer,
     )

@@ -81,6 +81,7 @@ class FakeEngine:
     """Streams a text byte by byte; what it depends on is what a test needs to see."""
 
     text: str | Callable[[GenerationRequest], str] = "Hello world!"
+    logprob: Callable[[GenerationRequest], float] = lambda _: -0.5
     info: EngineInfo = field(
         default_factory=lambda: EngineInfo(
             max_model_len=256,
@@ -203,7 +204,7 @@ class FakeEngine:
                 request_id=request.request_id,
                 text=characters.decode(bytes([token_id]), place == len(kept) - 1),
                 token_ids=(token_id,),
-                logprobs=_logprobs(request, token_id),
+                logprobs=_logprobs(request, token_id, self.logprob(request)),
                 trace=_trace(request, token_id, place),
                 num_prompt_tokens=len(request.prompt_token_ids),
                 num_output_tokens=place + 1,
@@ -224,13 +225,15 @@ def _ended(output: RequestOutput, reason: FinishReason) -> RequestOutput:
     )
 
 
-def _logprobs(request: GenerationRequest, token_id: int) -> tuple[TokenLogprobs, ...]:
+def _logprobs(
+    request: GenerationRequest, token_id: int, logprob: float
+) -> tuple[TokenLogprobs, ...]:
     num_logprobs = request.sampling.num_logprobs
     if num_logprobs is None:
         return ()
     others = tuple((ord("a") + i, -1.0 - i) for i in range(max(0, num_logprobs - 1)))
-    top = ((token_id, -0.5), *others) if num_logprobs else ()
-    return (TokenLogprobs(token_id=token_id, logprob=-0.5, top=top),)
+    top = ((token_id, logprob), *others) if num_logprobs else ()
+    return (TokenLogprobs(token_id=token_id, logprob=logprob, top=top),)
 
 
 def _trace(request: GenerationRequest, token_id: int, place: int) -> tuple[TokenTrace, ...]:
