@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import suppress
 
 from pydantic import BaseModel
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette.sse import SendTimeoutError
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -18,11 +20,11 @@ from starlette.types import Receive, Scope, Send
 from engine.request import RequestOutput
 from server.connection import while_connected
 from server.errors import failure_of
-from server.event_stream import EventStream, ReaderStalled, encode_event
 from server.fan_out import IndexedOutputs
 from server.protocol.common import NamedEvent
 from server.render.common import Renderer, gather
 
+_SEPARATOR = "\n"
 _WRITE_TIMEOUT_S = 60.0  # a client that reads nothing for so long is given up
 _LONGEST_WAIT_S = 15.0  # for the first output, before a stream's status is sent
 _LONGEST_WAIT_IN_QUEUE_S = 45.0  # proxies break off what is silent for longer
@@ -73,7 +75,7 @@ async def streamed_answer(
     return _AnswerStream(first, outputs, renderer, keep_alive_s)
 
 
-class _AnswerStream(EventStream):
+class _AnswerStream(EventSourceResponse):
     """A stream of chunks that closes its outputs however it ends."""
 
     def __init__(
@@ -85,8 +87,10 @@ class _AnswerStream(EventStream):
     ) -> None:
         super().__init__(
             _events(first, outputs, renderer),
-            keep_alive_s=keep_alive_s,
-            write_timeout_s=_WRITE_TIMEOUT_S,
+            sep=_SEPARATOR,
+            ping=keep_alive_s,
+            ping_message_factory=lambda: ServerSentEvent(comment="keep-alive", sep=_SEPARATOR),
+            send_timeout=_WRITE_TIMEOUT_S,
         )
         self._first = first
         self._outputs = outputs
@@ -94,7 +98,7 @@ class _AnswerStream(EventStream):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
-        except ReaderStalled:
+        except SendTimeoutError:
             logger.info("a client that stopped reading was given up")
         finally:  # also when the client left before the first event was asked for
             await _close(self._first, self._outputs)
@@ -103,7 +107,7 @@ class _AnswerStream(EventStream):
 async def _events(
     first: asyncio.Future[tuple[int, RequestOutput]], outputs: IndexedOutputs, renderer: Renderer
 ) -> AsyncIterator[bytes]:
-    """Events that are ready together go out together."""
+    """Events that are ready together go out together, encoded: the library's cost is per send."""
     try:
         if opening := _encode(renderer.opening_chunks()):
             yield opening
@@ -118,16 +122,18 @@ async def _events(
         logger.warning("stream ended with an error: %s", failure.code, exc_info=failure.is_internal)
         last = _encode(renderer.failure_chunks(failure))
     if renderer.end_mark is not None:
-        last += encode_event(renderer.end_mark)
+        last += ServerSentEvent(renderer.end_mark, sep=_SEPARATOR).encode()
     if last:
         yield last
 
 
 def _encode(chunks: Iterable[BaseModel]) -> bytes:
-    return b"".join(
-        encode_event(chunk.model_dump_json(), chunk.type if isinstance(chunk, NamedEvent) else None)
-        for chunk in chunks
-    )
+    return b"".join(_event(chunk).encode() for chunk in chunks)
+
+
+def _event(chunk: BaseModel) -> ServerSentEvent:
+    name = chunk.type if isinstance(chunk, NamedEvent) else None
+    return ServerSentEvent(chunk.model_dump_json(), event=name, sep=_SEPARATOR)
 
 
 async def _gather_choices(outputs: IndexedOutputs) -> list[RequestOutput]:

@@ -79,8 +79,9 @@ def main(port: int, step_s: float) -> None:
         return ServedModel(engine, engine.info, Speller())  # type: ignore[arg-type]
 
     service = InferenceService((MODEL,), load)
-    app = create_app(service, ServerSettings(model=MODEL, access_log="none"))
-    DrainingServer(app, service, 0).run(sockets=[listen("127.0.0.1", port)])
+    settings = ServerSettings(model=MODEL, access_log="none", shutdown_timeout=0)
+    server = DrainingServer(create_app(service, settings), service, settings)
+    server.run(sockets=[listen("127.0.0.1", port)])
 
 
 if __name__ == "__main__":

@@ -162,7 +162,7 @@ def test_early_exit_is_controlled_through_extra_body(client, model):
         ({"model": "no-such-model"}, openai.NotFoundError, "model_not_found"),
         ({"temperature": 3}, openai.BadRequestError, "invalid_value"),
         ({"max_tokens": 10**6}, openai.BadRequestError, "context_length_exceeded"),
-        ({"tools": [{"type": "function"}]}, openai.BadRequestError, "unsupported_parameter"),
+        ({"tools": [{"type": "function"}]}, openai.BadRequestError, "missing_required_parameter"),
     ],
 )
 def test_errors_become_the_clients_exceptions(client, model, fields, error, code):
