@@ -49,7 +49,7 @@ class MistralParser:
         if not self._writer.is_closed:
             if self._scanner is not None and self._scanner.name is None:
                 yield from self._writer.content("".join([*self._lead, self._scanner.raw]))
-            elif self._state is _State.BEGUN:
+            elif self._state is not _State.OUTSIDE and self._lead[:1] == [BEGIN]:  # none has come
                 yield from self._writer.content("".join(self._lead))
             elif self._state is _State.OUTSIDE:
                 yield from self._writer.content(self._begin.finish())

@@ -98,6 +98,8 @@ CASES = [
     (MISTRAL, "[TOOL_CALLS][]", Parsed(content="[TOOL_CALLS][]")),
     (MISTRAL, "[TOOL_CALLS] ", Parsed(content="[TOOL_CALLS] ")),
     (MISTRAL, "[TOOL_CALLS][x", Parsed(content="[TOOL_CALLS][x")),
+    (MISTRAL, "[TOOL_CALLS][", Parsed(content="[TOOL_CALLS][")),
+    (MISTRAL, "[TOOL_CALLS] [ ", Parsed(content="[TOOL_CALLS] [ ")),
     (MISTRAL, "[TOOL", Parsed(content="[TOOL")),
     (MISTRAL, "[TOOL_CALLS][{", Parsed(content="[TOOL_CALLS][{")),
     (
