@@ -70,7 +70,7 @@ WRONG_FIELDS = [
     *[("logprobs", value) for value in ("21", "-1", "true")],
     *[("stream", value) for value in ('"yes"', "1")],
     ("stream_options", '{"include_usage": true}'),
-    ("best_of", "2"),
+    *[("best_of", value) for value in ("0", "129", "1.5")],
     ("early_exit.threshold", '{"threshold": 1.5}'),
     ("early_exit.max_draft_tokens", '{"max_draft_tokens": 17}'),
     ("early_exit.treshold", '{"treshold": 0.5}'),
