@@ -1,42 +1,117 @@
-"""Physical KV blocks: a free list and reference counts. Knows nothing of sequences."""
+"""Physical KV blocks: who holds them, and what is in those that nobody holds any more.
 
-from collections import deque
+Knows hashes of contents, nothing of sequences. A block whose contents have a name stays findable
+after its last holder is gone, until its memory is needed: the least recently used goes first.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Mapping
 
 
 class BlockPool:
-    """Blocks 0 .. num_blocks-1; free + referenced = all, at any time."""
+    """Blocks 0 .. num_blocks-1; free + referenced = all, at any time. Cached free ones are free."""
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
-        self._free = deque(range(num_blocks))
+        self._empty = deque(range(num_blocks))  # free, contents worthless
+        self._idle: OrderedDict[int, None] = OrderedDict()  # free and cached, oldest use first
         self._references = [0] * num_blocks
+        self._hashes: dict[int, bytes] = {}  # of cached blocks, held or idle
+        self._cached: dict[bytes, int] = {}  # the same, the other way round
 
     @property
     def num_free(self) -> int:
-        """Blocks nobody holds."""
-        return len(self._free)
+        """Blocks nobody holds, cached ones included."""
+        return len(self._empty) + len(self._idle)
+
+    @property
+    def num_cached(self) -> int:
+        """Blocks whose contents can be found."""
+        return len(self._cached)
 
     def allocate(self, count: int) -> list[int] | None:
         """`count` blocks, each referenced once; None if there are not that many."""
-        if count > len(self._free):
+        if count > self.num_free:
             return None
-        blocks = [self._free.popleft() for _ in range(count)]
+        blocks = [self._take() for _ in range(count)]
         for block in blocks:
             self._references[block] = 1
         return blocks
 
-    def release(self, blocks: list[int]) -> None:
-        """Give up one reference to each; unreferenced blocks are free at once."""
+    def find(self, contents: bytes) -> int | None:
+        """The block that holds these contents."""
+        return self._cached.get(contents)
+
+    def is_free(self, block: int) -> bool:
+        """Whether nobody holds it."""
+        return self._references[block] == 0
+
+    def share(self, blocks: Iterable[int]) -> None:
+        """Take one more reference to each of these cached blocks."""
+        for block in blocks:
+            assert block in self._hashes, f"block {block} has nothing to share"
+            self._references[block] += 1
+            self._idle.pop(block, None)
+
+    def publish(self, block: int, contents: bytes) -> None:
+        """Make a held block findable; contents that another block holds already stay there."""
+        assert self._references[block] > 0, f"block {block} is published but not held"
+        assert block not in self._hashes, f"block {block} is published twice"
+        if contents not in self._cached:
+            self._cached[contents] = block
+            self._hashes[block] = contents
+
+    def forget(self, blocks: Iterable[int]) -> None:
+        """Nobody finds these blocks any more; who holds them keeps them."""
+        for block in blocks:
+            contents = self._hashes.pop(block, None)
+            if contents is None:
+                continue
+            del self._cached[contents]
+            if block in self._idle:
+                del self._idle[block]
+                self._empty.append(block)
+
+    def forget_all(self) -> None:
+        """The contents of every block are lost."""
+        self.forget(list(self._hashes))
+
+    def release(self, blocks: Iterable[int]) -> None:
+        """Give up one reference to each; unreferenced blocks are free at once. Of cached ones, the
+        first given up is the first to be evicted.
+        """
         for block in blocks:
             assert self._references[block] > 0, f"block {block} is released but not held"
             self._references[block] -= 1
             if self._references[block] == 0:
-                self._free.append(block)
+                if block in self._hashes:
+                    self._idle[block] = None
+                else:
+                    self._empty.append(block)
 
-    def check(self) -> None:
-        """Assert the invariants."""
-        free = set(self._free)
-        assert len(free) == len(self._free), "a block is on the free list twice"
-        held = {block for block, count in enumerate(self._references) if count > 0}
-        assert not free & held, "a block is free and held"
-        assert len(free) + len(held) == self.num_blocks, "a block is lost"
+    def check(self, num_holders: Mapping[int, int] | None = None) -> None:
+        """Assert the invariants.
+
+        Args:
+            num_holders: How often each block is held, as its holders know it.
+        """
+        empty, idle = set(self._empty), set(self._idle)
+        assert len(empty) == len(self._empty), "a block is on the free list twice"
+        assert not empty & idle, "a block is on both free lists"
+        held = {block: count for block, count in enumerate(self._references) if count > 0}
+        assert not (empty | idle) & held.keys(), "a block is free and held"
+        assert len(empty) + len(idle) + len(held) == self.num_blocks, "a block is lost"
+        assert not empty & self._hashes.keys(), "an empty block can be found"
+        assert idle <= self._hashes.keys(), "a block is kept for contents nobody can find"
+        found = {block: contents for contents, block in self._cached.items()}
+        assert found == self._hashes, "a hash leads to another block"
+        if num_holders is not None:
+            assert num_holders == held, "a reference without a holder, or a holder without one"
+
+    def _take(self) -> int:
+        """A free block: an empty one, else the cached one that was not used for longest."""
+        if self._empty:
+            return self._empty.popleft()
+        block, _ = self._idle.popitem(last=False)
+        del self._cached[self._hashes.pop(block)]
+        return block

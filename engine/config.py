@@ -34,12 +34,14 @@ class CacheConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
-    """Who runs together."""
+    """Who runs together, and on which blocks."""
 
     max_num_seqs: int = 64  # sequences running at once
     max_num_batched_tokens: int = 512  # tokens computed per step, decoding rows first
     max_num_queued_requests: int = 1024  # may wait besides those that run; more is overload
     max_num_queued_tokens: int | None = None  # prompt tokens of those that wait; None: no limit
+    policy: Literal["fcfs", "priority"] = "fcfs"  # who runs first: the oldest, or by priority
+    prefix_caching: bool = True  # share KV blocks among requests that begin alike
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -56,6 +56,8 @@ class EngineCore:
         stats.num_running, stats.num_waiting = scheduler.num_running, scheduler.num_waiting
         stats.num_blocks, stats.num_blocks_used = scheduler.num_blocks, scheduler.num_blocks_used
         stats.preemptions_total = scheduler.num_preemptions
+        stats.prefix_cache_queries_total = scheduler.num_prefix_queries
+        stats.prefix_cache_hits_total = scheduler.num_prefix_hits
         return stats
 
     def add(self, request: GenerationRequest) -> None:
@@ -208,6 +210,7 @@ class EngineCore:
             trace=trace,
             num_prompt_tokens=sequence.num_prompt_tokens,
             num_output_tokens=sequence.num_output_tokens,
+            num_cached_tokens=sequence.num_cached_tokens,
             finish_reason=sequence.finish_reason,
             stop_reason=sequence.stop_reason,
             queue_s=sequence.queue_s or 0.0,

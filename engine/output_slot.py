@@ -50,4 +50,5 @@ def merged(first: RequestOutput, second: RequestOutput) -> RequestOutput:
         token_ids=first.token_ids + second.token_ids,
         logprobs=first.logprobs + second.logprobs,
         trace=first.trace + second.trace,
+        prompt_logprobs=first.prompt_logprobs + second.prompt_logprobs,
     )

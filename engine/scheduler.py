@@ -1,20 +1,21 @@
 """Who runs in the next step, within a budget of tokens, rows and blocks. Sees no tensor, no text.
 
 There are no phases: every sequence has tokens known and tokens computed, and a step closes the gap.
-Decoding rows come first, then prefills in order of arrival, in chunks. When blocks run out the
-youngest running sequence is preempted and recomputed later, so the oldest always finishes.
+Decoding rows come first, then prefills by rank, in chunks. When blocks run out the running sequence
+of the last rank is preempted and recomputed later, so the first always finishes.
 
-Sequences run in order of arrival: every running one is older than every waiting one, unless one
-runs alone because it may be what kills workers.
+Rank is the order of arrival, under the priority policy that of (priority, arrival). Who waits is
+admitted by rank; so without priorities every running sequence is older than every waiting one,
+unless one runs alone because it may be what kills workers.
 """
 
-from collections import deque
+from bisect import insort
 from dataclasses import dataclass
 from itertools import pairwise
 
 from engine.block_manager import BlockManager
 from engine.config import SchedulerConfig
-from engine.errors import EngineOverloaded, PromptTooLong, RequestError
+from engine.errors import EngineOverloaded, PromptTooLong, RequestError, UnsupportedOption
 from engine.limits import ModelLimits
 from engine.plan import RowPlan, RowResult, StepPlan, StepResult
 from engine.quarantine import Quarantine
@@ -51,13 +52,15 @@ class Scheduler:
         # A row computes at least one token, so more rows than tokens would starve the youngest.
         self._max_rows = min(config.max_num_seqs, config.max_num_batched_tokens)
         self._blocks = BlockManager(limits.num_blocks, limits.block_size)
-        self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []  # oldest first
+        self._waiting: list[Sequence] = []  # by rank, as the running ones
+        self._running: list[Sequence] = []
         self._quarantine = Quarantine()
         self._ended: list[int] = []  # to tell the worker
         self._next_id = 0
         self._step_id = 0
         self.num_preemptions = 0
+        self.num_prefix_queries = 0  # prompt tokens looked up in the prefix cache
+        self.num_prefix_hits = 0  # of those, found
 
     @property
     def num_waiting(self) -> int:
@@ -103,6 +106,11 @@ class Scheduler:
             )
 
     @property
+    def num_blocks_cached(self) -> int:
+        """Blocks whose contents can be found, held or not."""
+        return self._blocks.num_cached
+
+    @property
     def _num_queued_tokens(self) -> int:
         return sum(sequence.num_tokens for sequence in self._waiting)
 
@@ -119,7 +127,7 @@ class Scheduler:
             self._next_id, request, self._limits.eos_token_ids, self._limits.max_model_len
         )
         self._next_id += 1
-        self._waiting.append(sequence)
+        insort(self._waiting, sequence, key=_rank)
         return sequence
 
     def abort(self, sequence: Sequence) -> None:
@@ -145,6 +153,7 @@ class Scheduler:
         """The worker is gone: whatever it computed has to be computed again by another."""
         while self._running:
             self._preempt(self._running[-1])
+        self._blocks.forget_all()
         self._ended.clear()
 
     def lose_worker(self, plan: StepPlan | None) -> list[Sequence]:
@@ -198,6 +207,7 @@ class Scheduler:
             if sequence is not None:
                 assert sequence.num_computed_tokens == row.start, "one step in flight at most"
                 num_new = sequence.commit(row.num_tokens, outcome)
+                self._publish(sequence)
                 committed.append(Committed(sequence, outcome, num_new))
                 if sequence.is_finished:
                     self.retire(sequence)
@@ -215,14 +225,22 @@ class Scheduler:
             most = sequence.num_tokens + self._max_drafts(sequence)
             assert held >= self._blocks.blocks_for(sequence.num_computed_tokens), "too few blocks"
             assert held <= self._blocks.blocks_for(most), "more blocks than drafts can need"
+            num_full = sequence.num_computed_tokens // self._blocks.block_size
+            num_published = self._blocks.num_published(sequence.sequence_id)
+            assert num_published <= num_full, "a block is published before it is computed"
         assert all(s.status is SequenceStatus.WAITING for s in self._waiting)
+        for group in (self._running, self._waiting):
+            ranks = [_rank(sequence) for sequence in group]
+            assert all(first < second for first, second in pairwise(ranks)), "a sequence overtook"
         if self._quarantine.suspect is not None:
             assert len(self._running) <= 1, "a suspect has company"
-            return
-        order = [sequence.sequence_id for sequence in (*self._running, *self._waiting)]
-        assert all(older < younger for older, younger in pairwise(order)), "a sequence overtook"
+        elif self._config.policy == "fcfs" and self._running and self._waiting:
+            assert _rank(self._running[-1]) < _rank(self._waiting[0]), "a sequence overtook"
 
     def _refuse_unservable(self, request: GenerationRequest) -> None:
+        if request.priority != 0 and self._config.policy != "priority":
+            message = "priority needs a server that runs with --scheduling-policy priority."
+            raise UnsupportedOption(message, param="priority")
         num_prompt, num_output = len(request.prompt_token_ids), request.sampling.max_tokens
         if num_prompt == 0:
             raise RequestError("The prompt is empty.", param="prompt")
@@ -249,10 +267,10 @@ class Scheduler:
         return shares
 
     def _make_room(self, share: _Share) -> bool:
-        """Reserve blocks for known tokens: free ones, then drafts' surplus, then the youngest's.
+        """Reserve blocks for known tokens: free ones, then drafts' surplus, then the last one's.
 
         Returns:
-            False if the sequence was itself the youngest and had to give way.
+            False if the sequence was itself the last by rank and had to give way.
         """
         sequence = share.sequence
         until = sequence.num_computed_tokens + share.num_tokens
@@ -261,25 +279,31 @@ class Scheduler:
         for other in self._running:
             self._blocks.trim(other.sequence_id, other.num_tokens)
         while not self._blocks.reserve(sequence.sequence_id, until):
-            youngest = self._running[-1]
-            self._preempt(youngest)
-            if youngest is sequence:
+            last = self._running[-1]
+            self._preempt(last)
+            if last is sequence:
                 return False
         return True
 
     def _admit(self, budget: int) -> list[_Share]:
-        """Start waiting sequences, first come first served, while tokens, rows and blocks last."""
+        """Start waiting sequences by rank, while tokens, rows and blocks last."""
         admitted: list[_Share] = []
         while budget > 0 and len(self._running) < self._max_rows:
             sequence = self._next_waiting()
-            if sequence is None or not self._blocks.reserve(
-                sequence.sequence_id, sequence.num_tokens, keep_free=self._headroom()
+            if sequence is None:
+                break
+            prefix = self._cached_prefix(sequence)
+            if not self._blocks.start(
+                sequence.sequence_id, sequence.num_tokens, prefix, keep_free=self._headroom()
             ):
                 break
             self._waiting.remove(sequence)  # the first of them, but for a suspect
-            sequence.admit()
-            self._running.append(sequence)
-            share = _Share(sequence, min(sequence.num_tokens, budget))
+            insort(self._running, sequence, key=_rank)
+            num_cached = len(prefix) * self._blocks.block_size
+            if sequence.admit(num_cached) and self._reads_cache(sequence):
+                self.num_prefix_queries += sequence.num_prompt_tokens
+                self.num_prefix_hits += num_cached
+            share = _Share(sequence, min(sequence.num_tokens - num_cached, budget))
             admitted.append(share)
             budget -= share.num_tokens
         return admitted
@@ -290,6 +314,32 @@ class Scheduler:
         if suspect is not None:
             return None if self._running else suspect
         return self._waiting[0] if self._waiting else None
+
+    def _reads_cache(self, sequence: Sequence) -> bool:
+        return self._config.prefix_caching
+
+    def _cached_prefix(self, sequence: Sequence) -> list[int]:
+        """Blocks that hold the sequence's first tokens. Its last token is always computed: its
+        logits are not kept.
+        """
+        if not self._reads_cache(sequence):
+            return []
+        size = self._blocks.block_size
+        count = (sequence.num_tokens - 1) // size
+        return self._blocks.find(sequence.block_hashes.first(count, sequence.token_ids, size))
+
+    def _publish(self, sequence: Sequence) -> None:
+        """Let others share the blocks that a finished step has filled with committed tokens."""
+        if not self._config.prefix_caching:
+            return
+        if sequence.error is not None:
+            self._blocks.forget(sequence.sequence_id)  # whatever is wrong may be in its cache
+            return
+        size = self._blocks.block_size
+        count = sequence.num_computed_tokens // size
+        if count > self._blocks.num_published(sequence.sequence_id):
+            hashes = sequence.block_hashes.first(count, sequence.token_ids, size)
+            self._blocks.publish(sequence.sequence_id, hashes)
 
     def _headroom(self) -> int:
         """Blocks to leave for those who run, lest the newcomer be preempted at once."""
@@ -327,14 +377,10 @@ class Scheduler:
         self._blocks.release(sequence.sequence_id)
         self._ended.append(sequence.sequence_id)
         sequence.preempt()
-        self._requeue(sequence)
+        insort(self._waiting, sequence, key=_rank)
         self.num_preemptions += 1
 
-    def _requeue(self, sequence: Sequence) -> None:
-        """Back to its place in the order of arrival: the first, unless it ran as a suspect."""
-        place = 0
-        while (
-            place < len(self._waiting) and self._waiting[place].sequence_id < sequence.sequence_id
-        ):
-            place += 1
-        self._waiting.insert(place, sequence)
+
+def _rank(sequence: Sequence) -> tuple[int, int]:
+    """Who goes first; ids are given in order of arrival."""
+    return sequence.request.priority, sequence.sequence_id

@@ -1,4 +1,4 @@
-"""A request's mutable life in the engine: its tokens and cursors. Knows no blocks, no text.
+"""A request's mutable life in the engine: its tokens and cursors. Holds no blocks, no text.
 
 Between steps `num_computed_tokens == num_tokens - 1` for a decoding sequence: its newest token is
 known, not computed.
@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence as Many
 from enum import Enum, auto
 
+from engine.block_hashes import BlockHashes
 from engine.plan import RowResult, SequenceStart
 from engine.request import DraftFigures, FinishReason, GenerationRequest
 
@@ -32,6 +33,8 @@ class Sequence:
         self.status = SequenceStatus.WAITING
         self.token_ids = list(request.prompt_token_ids)
         self.num_computed_tokens = 0
+        self.num_cached_tokens = 0  # of the prompt, found computed when the sequence first ran
+        self.block_hashes = BlockHashes(request.cache_salt)
         self.finish_reason: FinishReason | None = None
         self.stop_reason: str | int | None = None
         self.error: str | None = None
@@ -130,11 +133,19 @@ class Sequence:
         """Forget output beyond a stop string's last token."""
         del self.token_ids[self.num_prompt_tokens + num_output_tokens :]
 
-    def admit(self) -> None:
-        """From waiting to running."""
+    def admit(self, num_cached_tokens: int) -> bool:
+        """From waiting to running, behind tokens whose KV was found in the cache.
+
+        Returns:
+            Whether it is the first time.
+        """
         self.status = SequenceStatus.RUNNING
-        if self.queue_s is None:
-            self.queue_s = time.monotonic() - self._arrived_s
+        self.num_computed_tokens = num_cached_tokens
+        if self.queue_s is not None:
+            return False
+        self.queue_s = time.monotonic() - self._arrived_s
+        self.num_cached_tokens = num_cached_tokens
+        return True
 
     def preempt(self) -> None:
         """Back to waiting; everything known is to be computed again."""

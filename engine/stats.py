@@ -19,6 +19,8 @@ class EngineStats:
     preemptions_total: int = 0
     worker_restarts_total: int = 0
     recovery_time_s_total: float = 0.0  # from a worker's loss until the next was ready
+    prefix_cache_queries_total: int = 0  # prompt tokens looked up in the prefix cache
+    prefix_cache_hits_total: int = 0  # of those, found: prompt tokens that were not computed
     finished_total: dict[FinishReason, int] = field(
         default_factory=lambda: dict.fromkeys(FinishReason, 0)
     )

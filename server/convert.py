@@ -102,6 +102,8 @@ def to_generation_requests(
                     prompt_token_ids=tuple(prompt),
                     sampling=_sampling(body, limits, max_tokens, first_seed + index),
                     early_exit=early_exit,
+                    priority=body.priority or 0,
+                    cache_salt=body.cache_salt or "",
                 )
             )
     return requests

@@ -112,6 +112,21 @@ class EngineCollector(Collector):
             ),
             ("vllm:admission_rejections", "Requests that found no room.", stats.refused_total),
             ("vllm:prompt_tokens", "Prompt tokens.", stats.prompt_tokens_total),
+            (
+                "vllm:prompt_tokens_cached",
+                "Prompt tokens found in the prefix cache, not computed.",
+                stats.prefix_cache_hits_total,
+            ),
+            (
+                "vllm:prefix_cache_queries",
+                "Prompt tokens looked up in the prefix cache.",
+                stats.prefix_cache_queries_total,
+            ),
+            (
+                "vllm:prefix_cache_hits",
+                "Prompt tokens found in the prefix cache.",
+                stats.prefix_cache_hits_total,
+            ),
             ("vllm:generation_tokens", "Output tokens.", stats.generation_tokens_total),
             ("vllm:spec_decode_num_drafts", "Runs of drafts.", stats.drafts_total),
             ("vllm:spec_decode_num_draft_tokens", "Drafts.", stats.draft_tokens_total),

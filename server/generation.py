@@ -56,6 +56,7 @@ async def generate_answer(
             tokenizer=model.tokenizer,
             num_choices=len(requests),
             num_prompt_tokens=sum(map(len, prompts)),
+            num_choices_per_prompt=len(requests) // len(prompts),
             max_draft_tokens=limits.max_draft_tokens,
             prompts=[each.prompt_token_ids for each in requests] if body.return_token_ids else (),
             has_token_names=not body.return_tokens_as_token_ids,

@@ -149,6 +149,12 @@ class ServerSettings(BaseModel):
     kv_cache_memory: Size | None = _flag(
         None, "scheduler", "KV cache, e.g. 512M or 2G (default: from free memory).", ge=1
     )
+    enable_prefix_caching: bool = _flag(
+        True, "scheduler", "Share KV blocks among requests that begin with the same tokens."
+    )
+    scheduling_policy: Literal["fcfs", "priority"] = _flag(
+        "fcfs", "scheduler", "Who runs first: the oldest, or the lowest `priority` of a request."
+    )
     block_size: int = _flag(16, "scheduler", "Tokens per KV block.", ge=1, le=1024)
 
     step_timeout: float = _flag(
@@ -299,6 +305,8 @@ class ServerSettings(BaseModel):
                 max_num_batched_tokens=self.max_num_batched_tokens,
                 max_num_queued_requests=self.max_num_queued_requests,
                 max_num_queued_tokens=self.max_num_queued_tokens,
+                policy=self.scheduling_policy,
+                prefix_caching=self.enable_prefix_caching,
             ),
             supervision=SupervisionConfig(
                 step_timeout_s=self.step_timeout, heartbeat_timeout_s=self.heartbeat_timeout

@@ -41,7 +41,6 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "max_completion_tokens": (),
     "modalities": (["text"], []),
     "parallel_tool_calls": (True,),
-    "priority": (0,),
     "prompt_embeds": (),
     "prompt_logprobs": (),
     "reasoning_effort": ("none",),
@@ -174,6 +173,8 @@ class CompletionRequestBase(RequestModel):
     prompt_cache_key: str | None = None  # equal prefixes are found without it
     truncate_prompt_tokens: TruncateTo | None = None  # -1: to what the model takes
     truncation_side: Literal["left", "right"] | None = None  # where tokens go; left unless told
+    priority: int | None = Field(None, ge=-(2**31), le=_INT32_MAX)  # lower runs first
+    cache_salt: str | None = Field(None, min_length=1, max_length=128)
     early_exit: EarlyExit | None = None
 
 
@@ -185,6 +186,12 @@ class CompletionTokensDetails(ResponseModel):
     rejected_prediction_tokens: int = 0
 
 
+class PromptTokensDetails(ResponseModel):
+    """Where the prompt's tokens came from."""
+
+    cached_tokens: int  # found in the prefix cache, so not computed again
+
+
 class Usage(ResponseModel):
     """Token counts. A draft that was rejected is never counted."""
 
@@ -192,6 +199,7 @@ class Usage(ResponseModel):
     completion_tokens: int
     total_tokens: int
     completion_tokens_details: CompletionTokensDetails
+    prompt_tokens_details: PromptTokensDetails
 
 
 class SpeculativeDecoding(ResponseModel):

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from engine.request import RequestOutput
 from server.protocol.completions import Completion, CompletionRequest
-from server.render.common import AnswerFrame, usage
+from server.render.common import AnswerFrame, StreamTally, total_usage
 from server.render.completions import CompletionRenderer
 
 
@@ -29,9 +29,10 @@ class BestOfRenderer(CompletionRenderer):
         if not self._has_logprobs:
             kept = [replace(output, logprobs=()) for output in kept]
         answer = super().answer(kept)
-        answer.usage = usage(
-            self._frame.num_prompt_tokens, sum(output.num_output_tokens for output in choices)
-        )
+        tally = StreamTally()
+        for index, output in enumerate(choices):
+            tally.add(index, output)
+        answer.usage = total_usage(self._frame, tally)
         return answer
 
 

@@ -1,6 +1,6 @@
 """Answers of /v1/chat/completions."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from engine.request import RequestOutput, TokenLogprobs
 from server.parsing.events import OutputEvent
@@ -27,8 +27,8 @@ from server.render.common import (
     finish_reason_name,
     piece_usage,
     request_metrics,
+    total_usage,
     trace_tokens,
-    usage,
 )
 
 
@@ -86,7 +86,7 @@ class ChatRenderer(Renderer):
             yield ChatCompletionChunk(
                 **self._frame.head,
                 choices=[],
-                usage=self._usage(self._tally.num_output_tokens.values()),
+                usage=self._usage(),
                 metrics=request_metrics(self._frame, self._tally.draft_figures),
             )
 
@@ -94,10 +94,11 @@ class ChatRenderer(Renderer):
         """The whole answer at once."""
         for index, output in enumerate(choices):
             self._count(index, output)
+            self._tally.add(index, output)
         return ChatCompletion(
             **self._frame.head,
             choices=[self._choice(index, output) for index, output in enumerate(choices)],
-            usage=self._usage(output.num_output_tokens for output in choices),
+            usage=self._usage(),
             prompt_token_ids=self._frame.prompt_ids(0),
             metrics=request_metrics(self._frame, choices[0].draft_figures),
         )
@@ -107,9 +108,9 @@ class ChatRenderer(Renderer):
             self._counters[index] = self._format.counter(self._frame.tokenizer)
         self._counters[index].push(output.token_ids)
 
-    def _usage(self, nums_output_tokens: Iterable[int]) -> Usage:
+    def _usage(self) -> Usage:
         num_reasoning_tokens = sum(each.num_tokens for each in self._counters.values())
-        return usage(self._frame.num_prompt_tokens, sum(nums_output_tokens), num_reasoning_tokens)
+        return total_usage(self._frame, self._tally, num_reasoning_tokens)
 
     def _events(self, index: int, output: RequestOutput) -> list[OutputEvent]:
         parser = self._parsers[index]

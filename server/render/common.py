@@ -14,6 +14,7 @@ from server.protocol.common import (
     CompletionTokensDetails,
     EarlyExitMetrics,
     FinishReasonName,
+    PromptTokensDetails,
     RequestMetrics,
     SpeculativeDecoding,
     TraceDraft,
@@ -39,6 +40,7 @@ class AnswerFrame:
     tokenizer: Tokenizer
     num_choices: int  # over all prompts
     num_prompt_tokens: int  # every prompt once
+    num_choices_per_prompt: int = 1
     max_draft_tokens: int  # longest possible run of drafts
     prompts: Sequence[Sequence[int]] = ()  # by choice; only where token ids are asked for
     has_token_names: bool = True  # False: log-probabilities name tokens by their ids
@@ -96,11 +98,13 @@ class StreamTally:
     """What the end of a stream needs to know of its pieces."""
 
     num_output_tokens: dict[int, int] = field(default_factory=dict)  # by choice
+    num_cached_tokens: dict[int, int] = field(default_factory=dict)  # by choice
     draft_figures: DraftFigures | None = None
 
     def add(self, index: int, output: RequestOutput) -> None:
         """Take note of a piece."""
         self.num_output_tokens[index] = output.num_output_tokens
+        self.num_cached_tokens[index] = output.num_cached_tokens
         self.draft_figures = output.draft_figures or self.draft_figures
 
 
@@ -116,6 +120,9 @@ def gather(pieces: Iterable[RequestOutput]) -> RequestOutput:
         trace=tuple(each for piece in pieces for each in piece.trace),
         num_prompt_tokens=last.num_prompt_tokens,
         num_output_tokens=last.num_output_tokens,
+        num_cached_tokens=last.num_cached_tokens,
+        prompt_logprobs=tuple(each for piece in pieces for each in piece.prompt_logprobs),
+        embedding=last.embedding,
         finish_reason=last.finish_reason,
         stop_reason=last.stop_reason,
         draft_figures=last.draft_figures,
@@ -128,13 +135,31 @@ def finish_reason_name(reason: FinishReason | None) -> FinishReasonName:
     return _FINISH_REASONS[reason]
 
 
-def usage(num_prompt_tokens: int, num_output_tokens: int, num_reasoning_tokens: int = 0) -> Usage:
+def total_usage(frame: AnswerFrame, tally: StreamTally, num_reasoning_tokens: int = 0) -> Usage:
+    """Counts of the whole answer: output of every choice, each prompt once."""
+    # The choices of a prompt share its blocks: what they found there, the first one has computed.
+    firsts = range(0, frame.num_choices, frame.num_choices_per_prompt)
+    return usage(
+        frame.num_prompt_tokens,
+        sum(tally.num_output_tokens.values()),
+        sum(tally.num_cached_tokens.get(index, 0) for index in firsts),
+        num_reasoning_tokens,
+    )
+
+
+def usage(
+    num_prompt_tokens: int,
+    num_output_tokens: int,
+    num_cached_tokens: int,
+    num_reasoning_tokens: int = 0,
+) -> Usage:
     """Token counts as clients know them."""
     return Usage(
         prompt_tokens=num_prompt_tokens,
         completion_tokens=num_output_tokens,
         total_tokens=num_prompt_tokens + num_output_tokens,
         completion_tokens_details=CompletionTokensDetails(reasoning_tokens=num_reasoning_tokens),
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=num_cached_tokens),
     )
 
 
@@ -144,7 +169,12 @@ def piece_usage(
     """The choice's own counts so far, where a stream carries them on every chunk."""
     if not frame.has_continuous_usage:
         return None
-    return usage(output.num_prompt_tokens, output.num_output_tokens, num_reasoning_tokens)
+    return usage(
+        output.num_prompt_tokens,
+        output.num_output_tokens,
+        output.num_cached_tokens,
+        num_reasoning_tokens,
+    )
 
 
 def request_metrics(frame: AnswerFrame, figures: DraftFigures | None) -> RequestMetrics | None:

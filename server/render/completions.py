@@ -14,8 +14,8 @@ from server.render.common import (
     has_content,
     piece_usage,
     request_metrics,
+    total_usage,
     trace_tokens,
-    usage,
 )
 
 
@@ -53,11 +53,10 @@ class CompletionRenderer(Renderer):
     def closing_chunks(self) -> Iterator[Completion]:
         """The usage chunk, when asked for."""
         if self._frame.has_usage:
-            num_output_tokens = sum(self._tally.num_output_tokens.values())
             yield Completion(
                 **self._frame.head,
                 choices=[],
-                usage=usage(self._frame.num_prompt_tokens, num_output_tokens),
+                usage=total_usage(self._frame, self._tally),
                 metrics=request_metrics(self._frame, self._tally.draft_figures),
             )
 
@@ -65,16 +64,16 @@ class CompletionRenderer(Renderer):
         """The whole answer at once."""
         rendered = []
         for index, output in enumerate(choices):
+            self._tally.add(index, output)
             choice = self._choice(index, output)
             choice.finish_reason = finish_reason_name(output.finish_reason)
             choice.stop_reason = output.stop_reason
             choice.prompt_token_ids = self._frame.prompt_ids(index)
             rendered.append(choice)
-        num_output_tokens = sum(output.num_output_tokens for output in choices)
         return Completion(
             **self._frame.head,
             choices=rendered,
-            usage=usage(self._frame.num_prompt_tokens, num_output_tokens),
+            usage=total_usage(self._frame, self._tally),
             metrics=request_metrics(self._frame, choices[0].draft_figures),
         )
 

@@ -1,14 +1,17 @@
 """Scenarios of scheduling: budgets, order, preemption, drafts, refusals."""
 
+from typing import Any
+
 import pytest
-from fake_worker import FakeWorker, make_request
+from fake_worker import POISON_ID, FakeWorker, make_request
 
 from engine.config import SchedulerConfig
-from engine.errors import EngineOverloaded, PromptTooLong, RequestError
+from engine.errors import EngineOverloaded, PromptTooLong, RequestError, UnsupportedOption
 from engine.limits import ModelLimits
 from engine.plan import StepPlan
-from engine.request import EarlyExitOptions, FinishReason, GenerationRequest
+from engine.request import EarlyExitOptions, FinishReason, GenerationRequest, SamplingParams
 from engine.scheduler import Committed, Scheduler
+from engine.sequence import Sequence
 
 
 class Bench:
@@ -24,6 +27,7 @@ class Bench:
         max_num_batched_tokens: int = 16,
         max_num_queued_requests: int = 100,
         max_num_queued_tokens: int | None = None,
+        **policy: Any,
     ) -> None:
         self.worker = FakeWorker(
             num_blocks=num_blocks, max_draft_tokens=max_draft_tokens, acceptance=acceptance
@@ -33,6 +37,7 @@ class Bench:
             max_num_batched_tokens=max_num_batched_tokens,
             max_num_queued_requests=max_num_queued_requests,
             max_num_queued_tokens=max_num_queued_tokens,
+            **policy,
         )
         self.scheduler = Scheduler(config, ModelLimits.of(self.worker.info))
 
@@ -43,6 +48,13 @@ class Bench:
         committed = self.scheduler.commit(plan, self.worker.execute(plan))
         self.scheduler.check()
         return plan, committed
+
+    def finish(self, request: GenerationRequest) -> Sequence:
+        """Run a request to its end."""
+        sequence = self.scheduler.add(request)
+        while not sequence.is_finished:
+            self.step()
+        return sequence
 
 
 def rows_of(plan: StepPlan) -> list[tuple[int, int]]:
@@ -263,3 +275,164 @@ def test_a_new_worker_goes_on_where_the_old_one_died() -> None:
     plan, _ = bench.step()
     assert plan.ended == []
     assert [start.token_ids for start in plan.started] == known[: len(plan.started)]
+
+
+def request_of(
+    name: str, prompt: list[int], salt: str = "", priority: int = 0, **sampling: Any
+) -> GenerationRequest:
+    return GenerationRequest(
+        request_id=name,
+        prompt_token_ids=tuple(prompt),
+        sampling=SamplingParams(**{"max_tokens": 1, "ignore_eos": True} | sampling),
+        cache_salt=salt,
+        priority=priority,
+    )
+
+
+PROMPT = [2 + (i * 5) % 30 for i in range(24)]
+
+
+@pytest.mark.parametrize(
+    ("num_prompt", "num_cached"),
+    [(1, 0), (4, 0), (5, 4), (7, 4), (8, 4), (9, 8), (12, 8), (13, 12)],
+)
+def test_a_repeated_prompt_is_found_but_for_its_last_token(
+    num_prompt: int, num_cached: int
+) -> None:
+    bench = Bench()
+    first = bench.finish(request_of("a", PROMPT[:num_prompt]))
+    second = bench.finish(request_of("b", PROMPT[:num_prompt]))
+    assert (first.num_cached_tokens, second.num_cached_tokens) == (0, num_cached)
+    assert first.token_ids == second.token_ids
+    assert bench.scheduler.num_prefix_queries == 2 * num_prompt
+    assert bench.scheduler.num_prefix_hits == num_cached
+
+
+def test_only_the_common_beginning_is_found() -> None:
+    bench = Bench()
+    bench.finish(request_of("a", PROMPT))
+    other = [*PROMPT[:9], 39, *PROMPT[10:]]
+    assert bench.finish(request_of("b", other)).num_cached_tokens == 8
+
+
+def test_output_is_found_by_the_next_turn() -> None:
+    bench = Bench(max_draft_tokens=3, acceptance=0.5)
+    first = bench.finish(request_of("a", PROMPT[:6], max_tokens=12))
+    # 18 tokens, of which the last is not computed: four full blocks.
+    second = bench.finish(request_of("b", [*first.token_ids, 5, 6]))
+    assert second.num_cached_tokens == 16
+
+
+def test_another_salt_finds_nothing() -> None:
+    bench = Bench()
+    bench.finish(request_of("a", PROMPT, salt="mine"))
+    assert bench.finish(request_of("b", PROMPT)).num_cached_tokens == 0
+    assert bench.finish(request_of("c", PROMPT, salt="yours")).num_cached_tokens == 0
+    assert bench.finish(request_of("d", PROMPT, salt="mine")).num_cached_tokens == 20
+
+
+def test_without_prefix_caching_nothing_is_kept() -> None:
+    bench = Bench(prefix_caching=False)
+    bench.finish(request_of("a", PROMPT))
+    assert bench.finish(request_of("b", PROMPT)).num_cached_tokens == 0
+    assert (bench.scheduler.num_prefix_queries, bench.scheduler.num_blocks_cached) == (0, 0)
+
+
+def test_nothing_is_found_before_it_is_computed() -> None:
+    bench = Bench(max_num_batched_tokens=64)
+    sequences = [bench.scheduler.add(request_of(name, PROMPT)) for name in "ab"]
+    plan, _ = bench.step()  # both in one step: neither has anything to find
+    assert rows_of(plan) == [(0, 24), (1, 24)]
+    assert sequences[0].token_ids == sequences[1].token_ids
+    assert bench.scheduler.num_blocks_cached == 6
+
+
+def test_a_prompt_in_flight_is_shared_as_far_as_it_has_come() -> None:
+    bench = Bench(max_num_batched_tokens=10)
+    bench.scheduler.add(request_of("a", PROMPT))
+    bench.step()
+    plan = bench.scheduler.schedule()
+    assert plan is not None
+    second = bench.scheduler.add(request_of("b", PROMPT))
+    bench.scheduler.commit(plan, bench.worker.execute(plan))
+    bench.step()
+    # 20 tokens were computed when it came to run; the third chunk was in the same step.
+    assert second.num_cached_tokens == 20
+
+
+def test_cached_blocks_count_as_free_and_give_way() -> None:
+    bench = Bench(num_blocks=6)
+    bench.finish(request_of("a", PROMPT[:20]))
+    assert bench.scheduler.num_blocks_used == 0
+    assert bench.scheduler.num_blocks_cached == 5
+    other = [39 - token for token in PROMPT]
+    assert bench.finish(request_of("b", other[:23])).finish_reason is FinishReason.LENGTH
+    assert bench.finish(request_of("c", PROMPT[:20])).num_cached_tokens == 0
+
+
+def test_a_preempted_sequence_finds_its_own_blocks() -> None:
+    bench = Bench(num_blocks=6)
+    for number in range(2):
+        bench.scheduler.add(make_request(number, 7, ignore_eos=True, max_tokens=14))
+    while bench.scheduler.num_preemptions == 0:
+        bench.step()
+    while bench.scheduler.num_waiting:
+        plan, _ = bench.step()
+    (row,) = (row for row in plan.rows if row.sequence_id == 1)
+    assert row.start > 0
+    # What counts as cached is what the request found when it came.
+    assert bench.scheduler.num_prefix_hits == 0
+
+
+def test_a_row_that_fails_takes_its_blocks_out_of_the_cache() -> None:
+    bench = Bench(max_num_batched_tokens=8)
+    poisoned = request_of("a", [POISON_ID, *PROMPT])
+    assert bench.finish(poisoned).finish_reason is FinishReason.ERROR
+    assert bench.scheduler.num_blocks_cached == 0
+
+
+def test_a_dead_worker_takes_the_cache_with_it() -> None:
+    bench = Bench()
+    bench.finish(request_of("a", PROMPT))
+    running = bench.scheduler.add(request_of("b", PROMPT, max_tokens=4))
+    bench.step()
+    bench.scheduler.preempt_all()
+    bench.worker.forget()
+    bench.scheduler.check()
+    assert bench.scheduler.num_blocks_cached == 0
+    plan, _ = bench.step()
+    assert plan.rows[0].start == 0
+    assert running.num_computed_tokens > 0
+
+
+def test_an_abort_in_flight_leaves_what_was_computed_before() -> None:
+    bench = Bench(max_num_batched_tokens=8)
+    sequence = bench.scheduler.add(request_of("a", PROMPT))
+    bench.step()
+    plan = bench.scheduler.schedule()
+    assert plan is not None
+    bench.scheduler.abort(sequence)
+    bench.scheduler.commit(plan, bench.worker.execute(plan))
+    assert bench.finish(request_of("b", PROMPT)).num_cached_tokens == 8
+
+
+def test_lower_priorities_run_first_and_are_preempted_last() -> None:
+    bench = Bench(num_blocks=6, max_num_seqs=2, policy="priority")
+    names = {}
+    for name, priority in (("a", 5), ("b", 0), ("c", -1), ("d", 0)):
+        request = request_of(name, PROMPT[:4], priority=priority, max_tokens=14)
+        names[bench.scheduler.add(request).sequence_id] = name
+    order: list[str] = []
+    while bench.scheduler.num_running or bench.scheduler.num_waiting:
+        plan, _ = bench.step()
+        order += [names[start.sequence_id] for start in plan.started]
+    assert "".join(dict.fromkeys(order)) == "cbda"
+    assert bench.scheduler.num_preemptions > 0
+    assert order.count("c") == 1
+
+
+def test_a_priority_is_refused_where_it_means_nothing() -> None:
+    bench = Bench()
+    with pytest.raises(UnsupportedOption) as refused:
+        bench.scheduler.add(request_of("a", PROMPT, priority=1))
+    assert refused.value.param == "priority"

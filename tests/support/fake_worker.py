@@ -1,7 +1,9 @@
 """A worker without a model: a token is a hash of those before it, read from a simulated KV cache.
 
 So there is one right output per request, under any schedule; and a block given to two sequences, a
-position never computed or a rejected draft read as if it were accepted shows as a wrong token.
+position never computed or a rejected draft read as if it were accepted shows as a wrong token. A
+slot knows the whole context it was computed in, as keys and values do: a block shared with a
+sequence of another past shows as well.
 """
 
 import random
@@ -119,7 +121,8 @@ class FakeWorker:
         self.starts: dict[int, SequenceStart] = {}
         self._tokens: dict[int, list[int]] = {}
         num_slots = self.info.num_blocks * self.info.block_size
-        self._cache: list[tuple[int, int]] = [(-1, -1)] * num_slots  # (position, token id)
+        # (position, token id, hash of all tokens up to it)
+        self._cache: list[tuple[int, int, int]] = [(-1, -1, -1)] * num_slots
 
     def execute(self, plan: StepPlan) -> StepResult:
         """See `SynchronousWorker.execute`."""
@@ -192,14 +195,19 @@ class FakeWorker:
         return row.block_table[position // size] * size + position % size
 
     def _write(self, row: RowPlan, position: int, token_id: int) -> None:
-        self._cache[self._slot(row, position)] = (position, token_id)
+        past = self._cache[self._slot(row, position - 1)][2] if position else 0
+        context_hash = crc32(bytes([token_id]), past)
+        self._cache[self._slot(row, position)] = (position, token_id, context_hash)
 
     def _choose(self, row: RowPlan, start: SequenceStart, num_context: int) -> int:
         """The token after the first `num_context`, as the cache has them."""
-        context = []
+        context: list[int] = []
+        context_hash = 0
         for position in range(num_context):
-            written, token_id = self._cache[self._slot(row, position)]
+            written, token_id, written_hash = self._cache[self._slot(row, position)]
             assert written == position, "a slot holds another position"
+            context_hash = crc32(bytes([token_id]), context_hash)
+            assert written_hash == context_hash, "a slot was computed in another context"
             context.append(token_id)
         is_masked = num_context - start.num_prompt_tokens < start.min_tokens
         return next_token(context, start.seed, start.stop_token_ids if is_masked else ())

@@ -26,6 +26,8 @@ def test_a_whole_completion(client, engine):
     assert usage.completion_tokens_details is not None
     assert usage.completion_tokens_details.accepted_prediction_tokens == 0
     assert usage.completion_tokens_details.rejected_prediction_tokens == 0
+    assert usage.prompt_tokens_details is not None
+    assert usage.prompt_tokens_details.cached_tokens == 0
     assert engine.requests[0].prompt_token_ids == tuple(b"abc")
 
 
