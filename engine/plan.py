@@ -12,7 +12,7 @@ One step's token axis for a row, positions:
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from engine.request import ExitRecord, TokenLogprobs
+from engine.request import ExitRecord, Structure, TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +36,8 @@ class SequenceStart:
     num_logprobs: int | None
     early_exit: bool
     threshold: float | None
+    structure: Structure | None = None  # one that has compiled elsewhere, in a moment
+    ignore_eos: bool = False  # with a structure: end only where nothing else is allowed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

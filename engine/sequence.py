@@ -42,7 +42,9 @@ class Sequence:
         self.num_preemptions = 0
         self._arrived_s = time.monotonic()
         self._max_len = max_len
-        eos = () if request.sampling.ignore_eos else eos_token_ids
+        # A structure's end cannot be ignored: nothing may follow it.
+        is_endless = request.sampling.ignore_eos and request.sampling.structure is None
+        eos = () if is_endless else eos_token_ids
         self._eos_ids = frozenset(eos)
         self._stop_ids = frozenset((*eos, *request.sampling.stop_token_ids))
         self._figures = _FigureCounts()
@@ -94,6 +96,8 @@ class Sequence:
             num_logprobs=sampling.num_logprobs,
             early_exit=exits.enabled,
             threshold=exits.threshold,
+            structure=sampling.structure,
+            ignore_eos=sampling.ignore_eos,
         )
 
     def commit(self, num_scheduled: int, result: RowResult) -> int:
@@ -163,8 +167,11 @@ class Sequence:
 
     def _finish_after(self, token_id: int) -> None:
         sampling = self.request.sampling
-        if token_id in self._stop_ids and self.num_output_tokens >= sampling.min_tokens:
-            is_eos = token_id in self._eos_ids
+        is_eos = token_id in self._eos_ids
+        is_over = self.num_output_tokens >= sampling.min_tokens or (
+            is_eos and sampling.structure is not None
+        )
+        if token_id in self._stop_ids and is_over:
             self.finish(FinishReason.STOP, None if is_eos else token_id)
         elif self.num_tokens_left <= 0:
             self.finish(FinishReason.LENGTH)

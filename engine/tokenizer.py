@@ -15,13 +15,13 @@ from jinja2 import TemplateError
 
 from engine.checkpoint.directory import eos_token_ids
 from engine.errors import ModelLoadError, RequestError
+from engine.vocabulary import byte_alphabet, is_byte_level, piece_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 # One character per special token while a chat template runs; the last of the private use planes.
 _FIRST_PLACEHOLDER = 0x10E000
-_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +56,9 @@ class Tokenizer:
         self._added: dict[int, str] = {token_id: token.content for token_id, token in added.items()}
         self._special = {token_id for token_id, token in added.items() if token.special}
         self._special_texts = sorted({self._added[token_id] for token_id in self._special})
-        is_byte_level = _is_byte_level(self._backend.to_str())
-        self._byte_of = _byte_alphabet() if is_byte_level else None
-        self.strips_first_space = not is_byte_level
+        spells_bytes = is_byte_level(self._backend.to_str())
+        self._byte_of = byte_alphabet() if spells_bytes else None
+        self.strips_first_space = not spells_bytes
 
     @property
     def card(self) -> TokenizerCard:
@@ -101,13 +101,7 @@ class Tokenizer:
         piece: str | None = self._backend.id_to_token(token_id)
         if piece is None:
             return b""
-        if self._byte_of is not None:
-            try:
-                return bytes(self._byte_of[character] for character in piece)
-            except KeyError:
-                return piece.encode()
-        byte = _BYTE_PIECE.fullmatch(piece)
-        return bytes([int(byte[1], 16)]) if byte else piece.replace("\u2581", " ").encode()
+        return piece_bytes(piece, self._byte_of)
 
     def token_piece(self, token_id: int) -> str:
         """A token as the vocabulary spells it; empty for an id that the tokenizer does not know."""
@@ -196,27 +190,6 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     except Exception as error:  # the Rust side raises bare Exception for a malformed file
         raise ModelLoadError(f"The tokenizer in {directory} cannot be read: {error}") from error
     return Tokenizer(tokenizer, eos_token_ids(directory))
-
-
-def _is_byte_level(backend: str) -> bool:
-    """Whether pieces are spelled in GPT-2's byte alphabet; else they are SentencePiece's."""
-    content = json.loads(backend)
-    decoder = content.get("decoder") or {}
-    kinds = {step["type"] for step in (decoder, *decoder.get("decoders", ()))} if decoder else set()
-    if "ByteLevel" in kinds:
-        return True
-    if kinds & {"Metaspace", "ByteFallback"}:
-        return False
-    raise ModelLoadError(f"The tokenizer decodes through {sorted(kinds)}, which is not supported.")
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's spelling of bytes: printable Latin-1 as itself, the others from U+0100 on."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = (byte for byte in range(256) if byte not in printable)
-    return {chr(byte): byte for byte in printable} | {
-        chr(0x100 + index): byte for index, byte in enumerate(others)
-    }
 
 
 def _replaced(value: Any, placeholders: Mapping[str, str]) -> Any:

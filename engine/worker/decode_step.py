@@ -235,7 +235,7 @@ class DecodeStep:
         token_ids = list(targets[: accepted + 1])
         if -1 in token_ids:
             return RowResult(
-                sequence_id=sequence_id, token_ids=[], error="the model's logits are not numbers"
+                sequence_id=sequence_id, token_ids=[], error=_why_no_token(row, logits)
             )
         num_top = row.state.start.num_logprobs
         return RowResult(
@@ -254,3 +254,11 @@ class DecodeStep:
                 for index, draft in enumerate(row.drafts)
             ],
         )
+
+
+def _why_no_token(row: Row, logits: Tensor) -> str:
+    """Why a row has no choice among its tokens."""
+    structure = row.state.structure
+    if structure is None or logits.isnan().any():
+        return "the model's logits are not numbers"
+    return structure.error or "the structure allows none of the vocabulary's tokens here"

@@ -1,7 +1,8 @@
 """Logits -> tokens, the same function for exit heads and for the last layer.
 
-Order: repetition, frequency and presence penalties, logit bias, min_tokens mask, temperature,
-top-k, top-p, min-p, then argmax with counter-based noise (none at temperature 0). Each row is
+Order: the structure's mask, repetition, frequency and presence penalties, logit bias, min_tokens
+mask, temperature, top-k, top-p, min-p, then argmax with counter-based noise (none at temperature
+0). Where a structure leaves only its end, min_tokens and ignore_eos do not put it off. Each row is
 processed by itself in a fixed order of operations, so a token never depends on who shares its
 batch. See the sampling contract in `engine.model.noise`.
 """
@@ -33,6 +34,20 @@ class SamplePoint:
     def position(self) -> int:
         """Index in its sequence of the token to choose."""
         return len(self.state.token_ids) + len(self.drafts)
+
+    @property
+    def is_too_short(self) -> bool:
+        """Whether min_tokens forbids an end here."""
+        return self.state.num_output_tokens(len(self.drafts)) < self.state.start.min_tokens
+
+    @property
+    def allowed(self) -> Tensor | None:
+        """[V] bool on the CPU: what the structure allows here; None: it has no say."""
+        structure = self.state.structure
+        if structure is None:
+            return None
+        puts_off_end = self.is_too_short or self.state.start.ignore_eos
+        return structure.allowed(self.drafts, puts_off_end=puts_off_end)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +117,8 @@ def _inverse_temperature(state: SequenceState) -> float:
 def _has_processors(state: SequenceState) -> bool:
     s = state.start
     return bool(
-        s.repetition_penalty != 1.0
+        state.structure is not None
+        or s.repetition_penalty != 1.0
         or s.frequency_penalty
         or s.presence_penalty
         or s.logit_bias
@@ -125,17 +141,32 @@ def _process_alone(logits: Tensor, point: SamplePoint, reduced: ReducedVocabular
 def _process(logits: Tensor, point: SamplePoint, reduced: ReducedVocabulary | None) -> Tensor:
     """All processors on one row [V']."""
     logits = logits.clone()
+    _restrict(logits, point, reduced)
     _penalize(logits, point, reduced)
     start = point.state.start
     if start.logit_bias:
         columns, biases = _gather(sorted(start.logit_bias.items()), logits, reduced)
         logits[columns] += biases
-    if point.state.num_output_tokens(len(point.drafts)) < start.min_tokens:
+    if point.state.structure is None and point.is_too_short:
         columns, _ = _gather([(i, 0.0) for i in start.stop_token_ids], logits, reduced)
         logits[columns] = float("-inf")
     if not point.state.is_greedy:
         _truncate(logits, point.state)
     return logits
+
+
+def _restrict(logits: Tensor, point: SamplePoint, reduced: ReducedVocabulary | None) -> None:
+    """Exclude what the structure does not allow; NaN if that is every token there is."""
+    allowed = point.allowed
+    if allowed is None:
+        return
+    if not allowed.any():
+        logits.fill_(float("nan"))
+        return
+    allowed = allowed.to(logits.device)
+    if reduced is not None:
+        allowed = allowed[reduced.token_ids.long()]
+    logits.masked_fill_(~allowed, float("-inf"))
 
 
 def _penalize(logits: Tensor, point: SamplePoint, reduced: ReducedVocabulary | None) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from engine.plan import SequenceStart
+from engine.worker.structure import StructureState
 
 
 class SequenceState:
@@ -20,8 +21,9 @@ class SequenceState:
     token (the one before the newest known), None before the first result.
     """
 
-    def __init__(self, start: SequenceStart) -> None:
+    def __init__(self, start: SequenceStart, structure: StructureState | None = None) -> None:
         self.start = start
+        self.structure = structure  # stands behind the known output
         self.token_ids: list[int] = list(start.token_ids)
         self.last_hidden: Tensor | None = None  # [E]
         self._output_counts = Counter(self.token_ids[start.num_prompt_tokens :])
@@ -45,6 +47,8 @@ class SequenceState:
         """Commit tokens that verification accepted."""
         self.token_ids.extend(token_ids)
         self._output_counts.update(token_ids)
+        if self.structure is not None:
+            self.structure.append(token_ids)
 
     def output_counts(self, drafts: Sequence[int] = ()) -> Counter[int]:
         """How often each token occurs in the output, drafts before the position included."""

@@ -27,6 +27,7 @@ from engine.worker.cost_model import profile
 from engine.worker.decode_step import DecodeStep, split_layers
 from engine.worker.drafter import Drafter, HeadDrafter
 from engine.worker.exit_policy import ExitPolicy
+from engine.worker.grammars import Grammars
 from engine.worker.kv_cache import allocate_cache, block_size_bytes
 from engine.worker.sampler import Sampler
 from engine.worker.sequence_state import SequenceState
@@ -89,6 +90,7 @@ class ModelWorker:
         self._exit_layers = [] if drafter is None else drafter.exit_layers
         self._step = StepGuard(DecodeStep(self._decoder, cache, block_size, drafter=drafter))
         self._states: dict[int, SequenceState] = {}
+        self._grammars = Grammars(config.model.directory, spec.vocab_size, spec.eos_token_ids)
 
     @property
     def info(self) -> WorkerInfo:
@@ -115,7 +117,8 @@ class ModelWorker:
         for sequence_id in plan.ended:
             self._states.pop(sequence_id, None)
         for start in plan.started:
-            self._states[start.sequence_id] = SequenceState(start)
+            structure = self._grammars.open(start) if start.structure is not None else None
+            self._states[start.sequence_id] = SequenceState(start, structure)
         results: list[RowResult] = []
         if plan.rows:
             states = [self._states[row.sequence_id] for row in plan.rows]

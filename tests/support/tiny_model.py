@@ -1,7 +1,7 @@
 """A tiny random Llama on disk, untrained heads for it, and sequences run through single steps."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from engine.plan import RowPlan, RowResult, SequenceStart
 from engine.worker.decode_step import DecodeStep
 from engine.worker.kv_cache import allocate_cache
 from engine.worker.sequence_state import SequenceState
+from engine.worker.structure import StructureState
 
 HIDDEN, HEADS, KV_HEADS, HEAD_SIZE, LAYERS, VOCAB, FEED_FORWARD = 48, 4, 2, 16, 6, 97, 80
 
@@ -116,7 +117,14 @@ def sequence_start(sequence_id: int, token_ids: Sequence[int], **options: object
 class StepDriver:
     """Sequences through `DecodeStep` with hand-made block tables: every choice is explicit."""
 
-    def __init__(self, decoder: Decoder, block_size: int, drafter: object | None = None) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        block_size: int,
+        drafter: object | None = None,
+        open_structure: Callable[[SequenceStart], StructureState] | None = None,
+    ) -> None:
+        self._open_structure = open_structure
         self._block_size = block_size
         self._num_blocks = 1024
         cache = allocate_cache(
@@ -142,7 +150,8 @@ class StepDriver:
         Returns:
             Sequence id -> all its tokens, and every row result on the way.
         """
-        states = {start.sequence_id: SequenceState(start) for start in starts}
+        opens = self._open_structure or (lambda start: None)
+        states = {start.sequence_id: SequenceState(start, opens(start)) for start in starts}
         computed = dict.fromkeys(states, 0)
         results: list[RowResult] = []
         goal = {s.sequence_id: s.num_prompt_tokens + num_tokens for s in starts}

@@ -1,0 +1,58 @@
+"""The bytes that token ids stand for, read from a checkpoint's tokenizer. Knows no transformers."""
+
+import json
+import re
+from pathlib import Path
+
+from engine.errors import ModelLoadError
+
+_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+def load_vocabulary(directory: Path, vocab_size: int) -> list[bytes]:
+    """[V] bytes of every token id; none for control tokens and ids that no token has."""
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    special = {
+        token_id for token_id, token in backend.get_added_tokens_decoder().items() if token.special
+    }
+    added = {i: t.content.encode() for i, t in backend.get_added_tokens_decoder().items()}
+    alphabet = byte_alphabet() if is_byte_level(backend.to_str()) else None
+    vocabulary = [b""] * vocab_size
+    for piece, token_id in backend.get_vocab(with_added_tokens=True).items():
+        if token_id < vocab_size and token_id not in special:
+            vocabulary[token_id] = added.get(token_id) or piece_bytes(piece, alphabet)
+    return vocabulary
+
+
+def piece_bytes(piece: str, alphabet: dict[str, int] | None) -> bytes:
+    """The bytes of a piece spelled in a byte alphabet, or else as SentencePiece spells."""
+    if alphabet is not None:
+        try:
+            return bytes(alphabet[character] for character in piece)
+        except KeyError:
+            return piece.encode()
+    byte = _BYTE_PIECE.fullmatch(piece)
+    return bytes([int(byte[1], 16)]) if byte else piece.replace("\u2581", " ").encode()
+
+
+def is_byte_level(backend: str) -> bool:
+    """Whether pieces are spelled in GPT-2's byte alphabet; else they are SentencePiece's."""
+    content = json.loads(backend)
+    decoder = content.get("decoder") or {}
+    kinds = {step["type"] for step in (decoder, *decoder.get("decoders", ()))} if decoder else set()
+    if "ByteLevel" in kinds:
+        return True
+    if kinds & {"Metaspace", "ByteFallback"}:
+        return False
+    raise ModelLoadError(f"The tokenizer decodes through {sorted(kinds)}, which is not supported.")
+
+
+def byte_alphabet() -> dict[str, int]:
+    """GPT-2's spelling of bytes: printable Latin-1 as itself, the others from U+0100 on."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = (byte for byte in range(256) if byte not in printable)
+    return {chr(byte): byte for byte in printable} | {
+        chr(0x100 + index): byte for index, byte in enumerate(others)
+    }

@@ -1,0 +1,80 @@
+"""Where a sequence stands in its grammar, and which tokens may come next; drafts included.
+
+A matcher stands at the committed output. For a position behind drafts they are fed to it, the mask
+is read, and they are taken back, so a rejected draft leaves no trace. A draft that the grammar does
+not allow ends the walk: nothing behind it can be accepted, so its mask does not matter.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class StructureState:
+    """One sequence's matcher.
+
+    Attributes:
+        error: Why the structure can no longer be followed; nothing is allowed then.
+    """
+
+    def __init__(
+        self, matcher: Any, vocab_size: int, stop_token_ids: Sequence[int], output: Sequence[int]
+    ) -> None:
+        """Args:
+        matcher: an `xgrammar.GrammarMatcher` at the start of its grammar.
+        stop_token_ids: ids that are put off while something else is allowed and asked for.
+        output: tokens that are known already: replayed.
+        """
+        self.error = None if matcher else "the structure cannot be used here"
+        self._matcher = matcher
+        self._vocab_size = vocab_size
+        self._stop_ids = torch.tensor(list(stop_token_ids), dtype=torch.int64)
+        self._words = torch.zeros((1, -(-vocab_size // 32)), dtype=torch.int32)
+        self._masks: dict[tuple[int, ...], Tensor | None] = {}
+        self.append(output)
+
+    def append(self, token_ids: Sequence[int]) -> None:
+        """Commit tokens; those behind the grammar's end do not count."""
+        self._masks.clear()
+        for token_id in token_ids:
+            if self.error is not None or self._matcher.is_terminated():
+                return
+            if not self._matcher.accept_token(token_id):
+                self.error = "the output has left its structure"
+                return
+
+    def allowed(self, drafts: Sequence[int], *, puts_off_end: bool) -> Tensor | None:
+        """[V] bool: tokens that may follow the drafts; None where it does not matter.
+
+        Args:
+            puts_off_end: leave out the stop tokens while there is anything else.
+        """
+        key = tuple(drafts)
+        if key not in self._masks:
+            self._masks[key] = self._after(key)
+        mask = self._masks[key]
+        if mask is None or not puts_off_end:
+            return mask
+        others = mask.clone()
+        others[self._stop_ids] = False
+        return others if others.any() else mask
+
+    def _after(self, drafts: tuple[int, ...]) -> Tensor | None:
+        if self.error is not None:
+            return torch.zeros(self._vocab_size, dtype=torch.bool)
+        matcher, fed = self._matcher, 0
+        try:
+            for token_id in drafts:
+                if matcher.is_terminated() or not matcher.accept_token(token_id):
+                    return None
+                fed += 1
+            if matcher.is_terminated():
+                return None
+            matcher.fill_next_token_bitmask(self._words)
+            bits = (self._words[0][:, None] >> torch.arange(32, dtype=torch.int32)) & 1
+            return bits.flatten()[: self._vocab_size].bool()
+        finally:
+            if fed:
+                matcher.rollback(fed)

@@ -1,0 +1,170 @@
+"""A structure's mask follows drafts and takes them back; what was said before is replayed."""
+
+import re
+
+import pytest
+from backends import available_ops
+from tiny_model import VOCAB, StepDriver, load_tiny, random_heads, sequence_start, write_tiny_llama
+from torch import Tensor
+from xgrammar import GrammarMatcher
+
+from benchmarks.scripted import Agreement, ScriptedDrafter
+from engine.grammar.compiler import GrammarCompiler, StructureError
+from engine.model.decoder import Decoder
+from engine.plan import SequenceStart
+from engine.request import Structure
+from engine.worker.cost_model import CostCurve, CostModel
+from engine.worker.drafter import HeadDrafter
+from engine.worker.exit_policy import ExitPolicy
+from engine.worker.sampler import Sampler
+from engine.worker.structure import StructureState
+
+pytestmark = pytest.mark.torch
+
+EOS = 256
+VOCABULARY = [*(bytes([byte]) for byte in range(256)), b"", b""]
+
+
+@pytest.fixture(scope="module")
+def compiler() -> GrammarCompiler:
+    return GrammarCompiler(VOCABULARY, [EOS])
+
+
+def state(compiler: GrammarCompiler, pattern: str, output: bytes = b"") -> StructureState:
+    grammar = compiler.compile(Structure(kind="regex", source=pattern))
+    return StructureState(GrammarMatcher(grammar), len(VOCABULARY), [EOS], output)
+
+
+def ids(mask: Tensor | None) -> list[int]:
+    assert mask is not None
+    return mask.nonzero().flatten().tolist()
+
+
+def test_drafts_are_followed_and_taken_back(compiler: GrammarCompiler) -> None:
+    structure = state(compiler, "ab[0-9]+")
+    assert ids(structure.allowed(b"a", puts_off_end=False)) == [ord("b")]
+    assert ids(structure.allowed(b"", puts_off_end=False)) == [ord("a")]
+    assert structure.allowed(b"ax", puts_off_end=False) is None, "nothing behind it can stand"
+    structure.append(b"ab1")
+    replayed = state(compiler, "ab[0-9]+", b"ab1")
+    assert ids(structure.allowed(b"2", puts_off_end=False)) == ids(
+        replayed.allowed(b"2", puts_off_end=False)
+    )
+
+
+def test_the_end_is_put_off_only_while_there_is_something_else(compiler: GrammarCompiler) -> None:
+    structure = state(compiler, "[0-9]{1,2}", b"1")
+    assert EOS in ids(structure.allowed([], puts_off_end=False))
+    assert EOS not in ids(structure.allowed([], puts_off_end=True))
+    structure.append(b"2")
+    assert ids(structure.allowed([], puts_off_end=True)) == [EOS]
+    structure.append([EOS, 5])
+    assert structure.error is None, "what comes behind the end does not count"
+
+
+def test_output_that_left_its_structure_allows_nothing(compiler: GrammarCompiler) -> None:
+    structure = state(compiler, "a", b"b")
+    assert structure.error is not None
+    assert ids(structure.allowed([], puts_off_end=False)) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "source"),
+    [
+        ("regex", "["),
+        ("json_schema", '{"properties": {"a": {"not": {}}}}'),
+        ("json_schema", "{nope"),
+        ("grammar", "x"),
+        ("structural_tag", "{}"),
+    ],
+)
+def test_what_cannot_be_followed_is_refused(
+    compiler: GrammarCompiler, kind: str, source: str
+) -> None:
+    with pytest.raises(StructureError):
+        compiler.compile(Structure(kind=kind, source=source))  # type: ignore[arg-type]
+
+
+# ---- through the decode step: structures and early exits together change nothing ----
+
+NUM_TOKENS = 30
+WORDS = r"([A-Z][a-z]{1,3} ){400}"
+PROMPTS = {0: [5, 9, 2, 44, 17], 1: [3], 2: list(range(20, 60))}
+SAMPLING = {
+    "greedy": {},
+    "hot": {"temperature": 1.5, "top_p": 0.9, "min_p": 0.01},
+    "processors": {"temperature": 0.7, "repetition_penalty": 1.3, "logit_bias": {50: 4.0}},
+}
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+    return load_tiny(write_tiny_llama(tmp_path_factory.mktemp("tiny")), available_ops()[-1])
+
+
+@pytest.fixture(scope="module")
+def tiny_compiler() -> GrammarCompiler:
+    """A token of the tiny model is a character; the last one is the end."""
+    return GrammarCompiler([*(bytes([30 + i]) for i in range(VOCAB - 1)), b""], [VOCAB - 1])
+
+
+class Driver(StepDriver):
+    """Rows 0 and 2 follow a structure, row 1 does not."""
+
+    def __init__(self, decoder: Decoder, compiler: GrammarCompiler, drafter: object = None) -> None:
+        grammar = compiler.compile(Structure(kind="regex", source=WORDS))
+
+        def open_structure(start: SequenceStart) -> StructureState | None:
+            if start.sequence_id == 1:
+                return None
+            output = start.token_ids[start.num_prompt_tokens :]
+            return StructureState(GrammarMatcher(grammar), VOCAB, [VOCAB - 1], output)
+
+        super().__init__(decoder, 16, drafter, open_structure)  # type: ignore[arg-type]
+
+
+def plainly(decoder: Decoder, compiler: GrammarCompiler, options: dict) -> dict[int, list[int]]:
+    outputs: dict[int, list[int]] = {}
+    for i, prompt in PROMPTS.items():
+        starts = [sequence_start(i, prompt, **options)]
+        outputs |= Driver(decoder, compiler).generate(starts, NUM_TOKENS)[0]
+    return outputs
+
+
+@pytest.mark.parametrize("agreement", ["always", "never", "sometimes"])
+@pytest.mark.parametrize("sampling", SAMPLING)
+def test_scripted_drafts_change_nothing_under_a_structure(
+    decoder: Decoder, tiny_compiler: GrammarCompiler, sampling: str, agreement: Agreement
+) -> None:
+    options = SAMPLING[sampling]
+    plain = plainly(decoder, tiny_compiler, options)
+    for i in (0, 2):
+        text = bytes(30 + token for token in plain[i][len(PROMPTS[i]) :]).decode()
+        assert re.fullmatch(r"([A-Z][a-z]{1,3} )*([A-Z][a-z]{0,3})?", text), text
+    script = {tuple(prompt): plain[i] for i, prompt in PROMPTS.items()}
+    starts = [sequence_start(i, prompt, **options) for i, prompt in PROMPTS.items()]
+    for exits in ([1], [1, 3], [2, 3, 5]):
+        drafter = ScriptedDrafter(exits, script, agreement, VOCAB)
+        driver = Driver(decoder, tiny_compiler, drafter)
+        tokens, results = driver.generate(starts, NUM_TOKENS, chunk=7)
+        assert {i: t[: len(plain[i])] for i, t in tokens.items()} == plain
+        assert any(result.drafts for result in results)
+
+
+@pytest.mark.parametrize("sampling", SAMPLING)
+def test_heads_draft_what_the_structure_allows(
+    decoder: Decoder, tiny_compiler: GrammarCompiler, sampling: str
+) -> None:
+    options = SAMPLING[sampling]
+    plain = plainly(decoder, tiny_compiler, options)
+    starts = [sequence_start(i, prompt, **options, threshold=0.0) for i, prompt in PROMPTS.items()]
+    heads = random_heads(decoder, [1, 3], VOCAB)
+    curve = CostCurve([1], [0.1])
+    policy = ExitPolicy([1, 3], heads.calibration, CostModel([curve] * 3, [curve] * 2, curve))
+    drafter = HeadDrafter(heads, Sampler(decoder.ops), policy)
+    tokens, results = Driver(decoder, tiny_compiler, drafter).generate(starts, NUM_TOKENS)
+    assert tokens == plain
+    drafts = [d for result in results if result.sequence_id == 0 for d in result.drafts]
+    assert drafts
+    allowed = re.compile("[A-Za-z ]")
+    assert all(allowed.fullmatch(chr(30 + draft.token_id)) for draft in drafts)
