@@ -42,6 +42,7 @@ class GenerationResult:
     logprobs: tuple[TokenLogprobs, ...]
     trace: tuple[TokenTrace, ...]
     draft_figures: DraftFigures
+    num_cached_tokens: int  # of the prompt, found in the prefix cache
     error: str | None  # with FinishReason.ERROR: why
 
 
@@ -105,5 +106,6 @@ class OfflineEngine:
                 for entry in token_traces(item.result, item.num_new_tokens, self.info.num_layers)
             ),
             draft_figures=sequence.figures(),
+            num_cached_tokens=sequence.num_cached_tokens,
             error=sequence.error,
         )
