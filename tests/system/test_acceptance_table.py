@@ -18,6 +18,10 @@ ROWS = {  # row: (status, bodies); every row that is not here is skipped by name
     18: (400, [HEAD + '"top_p": 0}', HEAD + '"top_p": 1.1}', HEAD + '"min_p": 2}']),
     19: (400, [HEAD + '"presence_penalty": 2.01}', HEAD + '"repetition_penalty": 0}']),
     24: (400, [f'{{"model": "{MODEL}", "prompt": []}}']),
+    23: (400, [f'{{"model": "{MODEL}", "prompt": [{ids}]}}' for ids in ("-1", "260", '1, "a"')]),
+    26: (400, [HEAD + '"stop": ["a", "b", "c", "d", "e"]}', HEAD + '"stop": 5}']),
+    27: (400, [HEAD + '"logit_bias": {"abc": 1}}', HEAD + '"logit_bias": {"1": 101}}']),
+    29: (400, [HEAD + '"seed": 1.5}', HEAD + '"seed": 18446744073709551616}']),
     30: (400, [HEAD + '"stream": "yes"}']),
 }
 
