@@ -1,5 +1,6 @@
 """Scenarios of scheduling: budgets, order, preemption, drafts, refusals."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -429,6 +430,21 @@ def test_lower_priorities_run_first_and_are_preempted_last() -> None:
     assert "".join(dict.fromkeys(order)) == "cbda"
     assert bench.scheduler.num_preemptions > 0
     assert order.count("c") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"sampling": SamplingParams(max_tokens=0)}, "max_tokens"),
+        ({"sampling": SamplingParams(num_prompt_logprobs=1)}, "prompt_logprobs"),
+        ({"pooling": "mean"}, "pooling"),
+    ],
+)
+def test_what_the_worker_does_not_compute_is_refused(change: dict[str, Any], param: str) -> None:
+    bench = Bench()
+    with pytest.raises(UnsupportedOption) as refused:
+        bench.scheduler.add(replace(request_of("a", PROMPT), **change))
+    assert refused.value.param == param
 
 
 def test_a_priority_is_refused_where_it_means_nothing() -> None:
