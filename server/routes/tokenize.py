@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 from fastapi import APIRouter, Request
 
-from engine.errors import RequestError
+from engine.errors import RequestError, UnsupportedOption
 from server.body import parse_body
 from server.context import Context
 from server.convert import check_token_ids
@@ -68,6 +68,9 @@ async def _tokens(model: ServedModel, body: TokenizeRequest) -> list[int]:
     max_model_len = model.info.max_model_len
     if (body.prompt is None) == (body.messages is None):
         raise RequestError("Give either prompt or messages.", param="prompt")
+    if (body.model_extra or {}).get("truncate_prompt_tokens") is not None:
+        message = "truncate_prompt_tokens is not supported by /tokenize."
+        raise UnsupportedOption(message, param="truncate_prompt_tokens")
     if body.prompt is not None:
         if body.add_generation_prompt is not None:
             message = "add_generation_prompt needs messages."

@@ -45,6 +45,7 @@ def test_messages_go_through_the_chat_template(client):
             "add_special_tokens",
         ),
         ({"prompt": "a", "chat_template": "{{ 1 }}"}, "chat_template"),
+        ({"prompt": "a", "truncate_prompt_tokens": 1}, "truncate_prompt_tokens"),
     ],
 )
 def test_refusals_name_the_field(client, fields, param):
