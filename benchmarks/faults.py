@@ -20,15 +20,13 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from benchmarks.own_server import OwnServer, own_server, until_ready
+from benchmarks.own_server import OwnServer, ready_server, until_ready
 from benchmarks.prompts import choose_prompts
 from benchmarks.serve_client import Call, Outcome, send
 from benchmarks.serve_figures import percentile_of
 
 if TYPE_CHECKING:
     from httpx import AsyncClient
-
-_READY_TIMEOUT_S = 600.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -92,25 +90,18 @@ async def _measure(args: argparse.Namespace) -> FaultReport:
     import httpx
 
     calls = _calls(args)
-    with own_server([args.model, "--log-level", "error", *args.serve_flag]) as server:
-        async with httpx.AsyncClient(
-            base_url=server.url,
-            timeout=httpx.Timeout(3600, connect=10),
-            limits=httpx.Limits(max_connections=None),
-        ) as client:
-            await until_ready(client, server, _READY_TIMEOUT_S)
-            undisturbed = await asyncio.gather(*(send(client, call) for call in calls))
-            failed = [outcome.error for outcome in undisturbed if outcome.error is not None]
-            if failed:
-                raise ValueError(f"failed without any kill: {failed[0]}")
-            expected = [outcome.text for outcome in undisturbed]
-            siege = _Siege(client, server, calls, expected)
-            try:
-                await siege.run(args)
-            except httpx.HTTPError as error:
-                server.require_alive()
-                raise ValueError(f"the server does not answer: {error!r}") from error
-            return siege.report
+    async with ready_server([args.model, *args.serve_flag]) as (server, client):
+        undisturbed = await asyncio.gather(*(send(client, call) for call in calls))
+        failed = [outcome.error for outcome in undisturbed if outcome.error is not None]
+        if failed:
+            raise ValueError(f"failed without any kill: {failed[0]}")
+        siege = _Siege(client, server, calls, [outcome.text for outcome in undisturbed])
+        try:
+            await siege.run(args)
+        except httpx.HTTPError as error:
+            server.require_alive()
+            raise ValueError(f"the server does not answer: {error!r}") from error
+        return siege.report
 
 
 class _Siege:
@@ -174,7 +165,7 @@ class _Siege:
             self.report.kills += 1
             while (await self._client.get("/ready")).status_code == 200:  # not noticed yet
                 await asyncio.sleep(0.002)
-            is_alive = await until_ready(self._client, self._server, _READY_TIMEOUT_S)
+            is_alive = await until_ready(self._client, self._server)
             self.report.recovery_s.append(time.perf_counter() - killed)
             self.report.health_failures += not is_alive
 

@@ -6,8 +6,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from httpx import AsyncClient
 
 _WORKER_MODULE = b"engine.worker.main"
+_READY_TIMEOUT_S = 600.0
 _STOP_TIMEOUT_S = 60.0
 
 
@@ -77,7 +78,24 @@ def own_server(flags: Sequence[str]) -> Iterator[OwnServer]:
             process.wait()
 
 
-async def until_ready(client: "AsyncClient", server: OwnServer, timeout_s: float) -> bool:
+@asynccontextmanager
+async def ready_server(flags: Sequence[str]) -> AsyncIterator[tuple[OwnServer, "AsyncClient"]]:
+    """A server that computes, and a client of it that waits as long as it takes.
+
+    Raises:
+        ValueError: it ended, or took too long to load.
+    """
+    import httpx
+
+    patient = httpx.Timeout(3600, connect=10)
+    limits = httpx.Limits(max_connections=None)
+    with own_server(["--log-level", "error", *flags]) as server:
+        async with httpx.AsyncClient(base_url=server.url, timeout=patient, limits=limits) as client:
+            await until_ready(client, server)
+            yield server, client
+
+
+async def until_ready(client: "AsyncClient", server: OwnServer) -> bool:
     """Wait until requests are computed; also says whether /health never failed meanwhile.
 
     Raises:
@@ -88,7 +106,7 @@ async def until_ready(client: "AsyncClient", server: OwnServer, timeout_s: float
     import httpx
 
     is_alive = True
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + _READY_TIMEOUT_S
     while time.monotonic() < deadline:
         server.require_alive()
         try:
@@ -98,4 +116,4 @@ async def until_ready(client: "AsyncClient", server: OwnServer, timeout_s: float
         except httpx.ConnectError:  # it does not listen yet
             pass
         await asyncio.sleep(0.02)
-    raise ValueError(f"the server was not ready after {timeout_s:g} s")
+    raise ValueError(f"the server was not ready after {_READY_TIMEOUT_S:g} s")

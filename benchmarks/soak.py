@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.own_server import OwnServer, own_server, until_ready
+from benchmarks.own_server import OwnServer, ready_server, until_ready
 from benchmarks.prompts import choose_prompts
 from benchmarks.serve_client import Call, send
 from benchmarks.serve_figures import percentile_of
@@ -27,7 +27,6 @@ from benchmarks.serve_figures import percentile_of
 if TYPE_CHECKING:
     from httpx import AsyncClient
 
-_READY_TIMEOUT_S = 600.0
 _HUNG_AFTER_S = 900.0
 _IDLE_TIMEOUT_S = 120.0
 _WARM_UP_SHARE = 1 / 3  # of the memory samples, which the slope leaves out
@@ -110,26 +109,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _measure(args: argparse.Namespace) -> SoakReport:
-    import httpx
-
     calls = _calls(args)
-    flags = [args.model, "--log-level", "error", "--max-num-seqs", str(args.max_num_seqs)]
-    with own_server([*flags, *args.serve_flag]) as server:
-        async with httpx.AsyncClient(
-            base_url=server.url,
-            timeout=httpx.Timeout(3600, connect=10),
-            limits=httpx.Limits(max_connections=None),
-        ) as client:
-            await until_ready(client, server, _READY_TIMEOUT_S)
-            expected = []
-            for call in calls:
-                outcome = await send(client, call)
-                if outcome.error is not None:
-                    raise ValueError(f"failed undisturbed: {outcome.error}")
-                expected.append(outcome.text)
-            soak = _Soak(args, client, server, calls, expected)
-            await soak.run()
-            return soak.report
+    flags = [args.model, "--max-num-seqs", str(args.max_num_seqs), *args.serve_flag]
+    async with ready_server(flags) as (server, client):
+        expected = []
+        for call in calls:
+            outcome = await send(client, call)
+            if outcome.error is not None:
+                raise ValueError(f"failed undisturbed: {outcome.error}")
+            expected.append(outcome.text)
+        soak = _Soak(args, client, server, calls, expected)
+        await soak.run()
+        return soak.report
 
 
 class _Soak:
@@ -166,7 +157,7 @@ class _Soak:
         self.report.errors += [repr(each) for each in ended if isinstance(each, Exception)]
         self.report.duration_s = time.monotonic() - self._started
         self._server.require_alive()
-        await until_ready(self._client, self._server, _READY_TIMEOUT_S)
+        await until_ready(self._client, self._server)
         await self._drain()
 
     @property
@@ -213,7 +204,7 @@ class _Soak:
             self.report.kills += 1
             while (await self._client.get("/ready")).status_code == 200:  # not noticed yet
                 await asyncio.sleep(0.002)
-            await until_ready(self._client, self._server, _READY_TIMEOUT_S)
+            await until_ready(self._client, self._server)
             self.report.recovery_s.append(time.monotonic() - killed)
 
     async def _sample(self) -> None:
