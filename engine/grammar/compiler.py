@@ -1,4 +1,5 @@
-"""`Structure` -> compiled grammar, for one vocabulary. Runs in the grammar process and the worker.
+"""`Structure` -> compiled grammar, for one vocabulary. Runs in the worker, without limits of time
+or memory: HTTP offers no structures until something bounds it.
 
 Raises `StructureError`, with a text for the client, for whatever xgrammar refuses and for what it
 would silently not honour.
@@ -14,7 +15,8 @@ from engine.request import Structure
 _MAX_WHITESPACE = 32  # in a row between JSON's elements, so that no output is white space for ever
 _POSITION = re.compile(r"^\[[^\]]*\] \S+?:\d+: ")  # xgrammar's time and C++ source line
 
-# Keywords whose meaning xgrammar 0.2.8 drops (tests/engine/grammar): refused, never ignored.
+# Keywords whose meaning xgrammar 0.2.8 drops: refused, never ignored. Some combinations are
+# dropped as well (pattern beside maxLength, unknown formats, overlapping oneOf): still to refuse.
 _NOT_HONOURED = frozenset(
     (
         *("not", "if", "then", "else", "contains", "minContains", "maxContains", "uniqueItems"),

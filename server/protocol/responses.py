@@ -25,7 +25,11 @@ class InputPart(RequestModel):
 
 
 class InputItem(RequestModel):
-    """A message, function call, its output, or reasoning; which fields it has depends on `type`."""
+    """A message, function call, its output, or reasoning; which fields it has depends on `type`.
+
+    Reasoning of earlier turns is taken, so that a conversation can be sent back whole, and left out
+    of the prompt, as chat templates leave out thoughts of earlier turns.
+    """
 
     type: str | None = Field(None, max_length=64)  # none: a message
     role: Literal["system", "developer", "user", "assistant"] | None = None

@@ -37,7 +37,8 @@ This file is written by `make parameters`, which really sends each, and a test k
 
 A value that asks for nothing (`echo: false`) is taken everywhere. An answer with early exits on \
 equals the one with them off, draft figures and traces aside. `model`, `prompt`, `messages` and \
-`stream` go without saying.
+`stream` go without saying. `priority` asks for `--scheduling-policy priority`, and is refused by \
+name without.
 
 | parameter | value sent | completions, exits on | exits off | streamed, on | streamed, off \
 | chat, exits on | exits off | streamed, on | streamed, off |
