@@ -5,17 +5,15 @@ import asyncio
 import os
 import signal
 
-import httpx
 import pytest
 
 from benchmarks import faults
-from benchmarks.own_server import own_server, until_ready
+from benchmarks.own_server import ready_server
 from benchmarks.serve_client import Call, send
 
 pytestmark = [pytest.mark.torch, pytest.mark.model, pytest.mark.slow]
 
 MODEL = "smollm2-135m-instruct"
-TIMEOUT_S = 600.0
 
 
 def call(index: int) -> Call:
@@ -34,23 +32,21 @@ def call(index: int) -> Call:
 
 async def test_a_stopped_worker_costs_a_pause_and_no_token() -> None:
     flags = [MODEL, "--heartbeat-timeout", "3", "--sse-keep-alive-interval", "1"]
-    with own_server(flags) as server:
-        async with httpx.AsyncClient(base_url=server.url, timeout=TIMEOUT_S) as client:
-            await until_ready(client, server, TIMEOUT_S)
-            calls = [call(index) for index in range(4)]
-            expected = await asyncio.gather(*(send(client, each) for each in calls))
-            streams = [asyncio.create_task(send(client, each)) for each in calls]
-            await asyncio.sleep(0.7)
-            pid = server.worker_pid
-            assert pid is not None
-            os.kill(pid, signal.SIGSTOP)
-            while (await client.get("/ready")).status_code == 200:
-                await asyncio.sleep(0.05)
-            assert (await client.get("/ready")).json() == {"status": "recovering"}
-            assert (await client.get("/health")).status_code == 200
-            late = await send(client, calls[0])  # queued, not refused
-            outcomes = await asyncio.gather(*streams)
-            assert server.worker_pid not in (None, pid)
+    async with ready_server(flags) as (server, client):
+        calls = [call(index) for index in range(4)]
+        expected = await asyncio.gather(*(send(client, each) for each in calls))
+        streams = [asyncio.create_task(send(client, each)) for each in calls]
+        await asyncio.sleep(0.7)
+        pid = server.worker_pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        while (await client.get("/ready")).status_code == 200:
+            await asyncio.sleep(0.05)
+        assert (await client.get("/ready")).json() == {"status": "recovering"}
+        assert (await client.get("/health")).status_code == 200
+        late = await send(client, calls[0])  # queued, not refused
+        outcomes = await asyncio.gather(*streams)
+        assert server.worker_pid not in (None, pid)
     for outcome, right in zip([*outcomes, late], [*expected, expected[0]], strict=True):
         assert outcome.error is None
         assert outcome.text == right.text
