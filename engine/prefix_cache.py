@@ -1,0 +1,50 @@
+"""Sequences that begin alike share their first blocks: found when one starts, published as it runs.
+
+The blocks and their bookkeeping are the block manager's; here is what a sequence may read there and
+what it gives to others.
+"""
+
+from engine.block_manager import BlockManager
+from engine.sequence import Sequence
+
+
+class PrefixCache:
+    """The contents of one block manager's full blocks. Switched off it finds and keeps nothing."""
+
+    def __init__(self, blocks: BlockManager, *, is_on: bool) -> None:
+        self._blocks = blocks
+        self._is_on = is_on
+        self.num_queries = 0  # prompt tokens looked up
+        self.num_hits = 0  # of those, found
+
+    def find(self, sequence: Sequence) -> list[int]:
+        """Blocks that hold the sequence's first tokens. Its last token is always computed: its
+        logits are not kept.
+        """
+        if not self._reads(sequence):
+            return []
+        size = self._blocks.block_size
+        count = (sequence.num_tokens - 1) // size
+        return self._blocks.find(sequence.block_hashes.first(count, sequence.token_ids, size))
+
+    def count(self, sequence: Sequence, num_cached: int) -> None:
+        """Note what a sequence found when it first started."""
+        if self._reads(sequence):
+            self.num_queries += sequence.num_prompt_tokens
+            self.num_hits += num_cached
+
+    def publish(self, sequence: Sequence) -> None:
+        """Let others share the blocks that a finished step has filled with committed tokens."""
+        if not self._is_on:
+            return
+        if sequence.error is not None:
+            self._blocks.forget(sequence.sequence_id)  # whatever is wrong may be in its cache
+            return
+        size = self._blocks.block_size
+        count = sequence.num_computed_tokens // size
+        if count > self._blocks.num_published(sequence.sequence_id):
+            hashes = sequence.block_hashes.first(count, sequence.token_ids, size)
+            self._blocks.publish(sequence.sequence_id, hashes)
+
+    def _reads(self, sequence: Sequence) -> bool:
+        return self._is_on
