@@ -50,7 +50,7 @@ test-api: setup ## many requests, right and wrong, per operation of the OpenAPI 
 	ADADECODE_API_EXAMPLES=200 $(BIN)/python -m pytest -q tests/server/test_openapi.py $(ARGS)
 
 nightly: setup ## the engine's state machine for 10^5 steps and more, and 100 worker kills under load
-	ADADECODE_MACHINE_EXAMPLES=4000 $(BIN)/python -m pytest -q tests/engine/test_engine_machine.py
+	ADADECODE_MACHINE_EXAMPLES=2000 $(BIN)/python -m pytest -q tests/engine/test_engine_machine.py
 	$(BIN)/adadecode bench faults --kills 100
 
 soak: setup ## mixed traffic beyond capacity, 30 % aborts, a worker kill every minute; SOAK_MINUTES=20

@@ -1,22 +1,39 @@
 """Anything that can happen, in any order: what clients get is right, and nothing leaks.
 
-Hypothesis adds, aborts, steps, renders and kills the worker; memory is tight enough that sequences
-are preempted all the time. Every request that was not aborted ends once, with its one right output,
-unless the worker died thrice while it ran alone: then it may end with an error.
+Hypothesis adds, aborts, asks again, steps, renders and kills the worker. Prompts begin alike, some
+under a salt of their own, some requests go first, some fail and leave rubbish in their blocks.
+Memory is tight enough that sequences are preempted and blocks evicted all the time. Every request
+that was not aborted ends once, with its one right output, unless the worker died thrice while it
+ran alone: then it may end with an error.
 
-ADADECODE_MACHINE_EXAMPLES sets how many runs of up to 40 steps there are (`make nightly`).
+ADADECODE_MACHINE_EXAMPLES sets how many runs of up to 40 steps there are (`make nightly`), and lets
+them differ from day to day.
 """
 
 import os
+from dataclasses import replace
+from typing import Literal
 
 from engine_driver import EngineDriver
-from fake_worker import EOS_ID, KILLER_ID, FakeWorker, Letters, expected_output, make_request
+from fake_worker import (
+    EOS_ID,
+    ILL_SEED,
+    KILLER_ID,
+    FakeWorker,
+    Letters,
+    expected_output,
+    make_request,
+)
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from engine.config import SchedulerConfig
+from engine.errors import PromptTooLong
 from engine.request import EarlyExitOptions, FinishReason, GenerationRequest
+
+EXAMPLES = os.environ.get("ADADECODE_MACHINE_EXAMPLES")
+PREFIX = (9, 4, 17, 30, 2, 2, 25, 11)  # two blocks that many prompts begin with
 
 
 class EngineMachine(RuleBasedStateMachine):
@@ -28,6 +45,8 @@ class EngineMachine(RuleBasedStateMachine):
         max_draft_tokens=st.integers(0, 5),
         max_num_seqs=st.sampled_from([1, 3, 6, 8]),
         max_num_batched_tokens=st.sampled_from([1, 5, 12, 24]),
+        policy=st.sampled_from(["fcfs", "priority"]),
+        prefix_caching=st.sampled_from([True, True, True, False]),
     )
     def start(
         self,
@@ -36,17 +55,25 @@ class EngineMachine(RuleBasedStateMachine):
         max_draft_tokens: int,
         max_num_seqs: int,
         max_num_batched_tokens: int,
+        policy: Literal["fcfs", "priority"],
+        prefix_caching: bool,
     ) -> None:
         worker = FakeWorker(
             num_blocks=num_blocks, acceptance=acceptance, max_draft_tokens=max_draft_tokens
         )
         config = SchedulerConfig(
-            max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            policy=policy,
+            prefix_caching=prefix_caching,
         )
+        self.has_priorities = policy == "priority"
         self.driver = EngineDriver(worker, config)
         self.requests: dict[str, GenerationRequest] = {}
+        self.expected: dict[str, tuple[int, ...]] = {}
         self.aborted: set[str] = set()
         self.killers: set[str] = set()
+        self.ill: set[str] = set()
 
     @rule(
         times=st.sampled_from([1, 2, 4]),
@@ -57,6 +84,9 @@ class EngineMachine(RuleBasedStateMachine):
         stop_token_ids=st.sampled_from([(), (7, 8)]),
         max_drafts=st.none() | st.integers(0, 6),
         enabled=st.booleans(),
+        num_shared=st.sampled_from([0, 4, 7, 8]),
+        cache_salt=st.sampled_from(["", "", "salt"]),
+        priority=st.integers(-1, 1),
     )
     def add(
         self,
@@ -68,6 +98,9 @@ class EngineMachine(RuleBasedStateMachine):
         stop_token_ids: tuple[int, ...],
         max_drafts: int | None,
         enabled: bool,
+        num_shared: int,
+        cache_salt: str,
+        priority: int,
     ) -> None:
         for _ in range(times):
             request = make_request(
@@ -79,16 +112,63 @@ class EngineMachine(RuleBasedStateMachine):
                 stop_token_ids=stop_token_ids,
                 early_exit=EarlyExitOptions(enabled=enabled, max_draft_tokens=max_drafts),
             )
-            self.driver.add(request)
-            self.requests[request.request_id] = request
+            self.take(
+                replace(
+                    request,
+                    prompt_token_ids=PREFIX[:num_shared] + request.prompt_token_ids,
+                    cache_salt=cache_salt,
+                    priority=priority if self.has_priorities else 0,
+                )
+            )
+
+    @rule(data=st.data())
+    def ask_again(self, data: st.DataObject) -> None:
+        """What a client does whose request took too long, or who goes on with a conversation."""
+        request = self.draw_request(data)
+        if request is not None:
+            says_more = data.draw(st.booleans())
+            more = (*self.driver.token_ids(request.request_id), 5) if says_more else ()
+            prompt = request.prompt_token_ids + more
+            self.take(
+                replace(request, request_id=f"again-{len(self.requests)}", prompt_token_ids=prompt),
+                like=request,
+            )
+
+    @rule(data=st.data())
+    def add_one_that_fails(self, data: st.DataObject) -> None:
+        """Its blocks hold rubbish under names that others look for."""
+        like = self.draw_request(data) or make_request(0)
+        if like.request_id not in self.killers:
+            ill = replace(
+                like,
+                request_id=f"ill-{len(self.requests)}",
+                sampling=replace(like.sampling, seed=ILL_SEED),
+            )
+            self.ill.add(ill.request_id)
+            self.take(ill)
 
     @rule()
     def add_a_killer(self) -> None:
         request_id = f"killer-{len(self.requests)}"
-        request = GenerationRequest(request_id=request_id, prompt_token_ids=(KILLER_ID, 5))
-        self.driver.add(request)
-        self.requests[request_id] = request
         self.killers.add(request_id)
+        self.take(GenerationRequest(request_id=request_id, prompt_token_ids=(KILLER_ID, 5)))
+
+    def take(self, request: GenerationRequest, like: GenerationRequest | None = None) -> None:
+        """Add a request, unless it is too long for the pool."""
+        for kind in (self.killers, self.ill):
+            if like is not None and like.request_id in kind:
+                kind.add(request.request_id)
+        try:
+            self.driver.add(request)
+        except PromptTooLong:
+            return
+        self.requests[request.request_id] = request
+        is_ill = request.request_id in self.ill
+        self.expected[request.request_id] = () if is_ill else expected_output(request)
+
+    def draw_request(self, data: st.DataObject) -> GenerationRequest | None:
+        """One of those there were."""
+        return data.draw(st.sampled_from(list(self.requests.values()))) if self.requests else None
 
     @rule(data=st.data())
     def abort(self, data: st.DataObject) -> None:
@@ -127,9 +207,9 @@ class EngineMachine(RuleBasedStateMachine):
 
     @invariant()
     def what_clients_have_is_right_so_far(self) -> None:
-        for request_id, request in getattr(self, "requests", {}).items():
+        for request_id, right in getattr(self, "expected", {}).items():
             tokens = self.driver.token_ids(request_id)
-            assert tokens == expected_output(request)[: len(tokens)]
+            assert tokens == right[: len(tokens)]
 
     def teardown(self) -> None:
         if not hasattr(self, "driver"):
@@ -139,11 +219,14 @@ class EngineMachine(RuleBasedStateMachine):
             if request_id in self.aborted:
                 assert not self.driver.finish_reasons(request_id)
                 continue
+            if request_id in self.ill:
+                assert self.driver.finish_reasons(request_id) == [FinishReason.ERROR]
+                continue
             if self.driver.finish_reasons(request_id) == [FinishReason.ERROR]:
                 assert self.driver.num_deaths_alone[request_id] >= 3
                 continue
             assert request_id not in self.killers
-            tokens = expected_output(request)
+            tokens = self.expected[request_id]
             assert self.driver.token_ids(request_id) == tokens
             assert len(self.driver.finish_reasons(request_id)) == 1
             sampling = request.sampling
@@ -158,10 +241,11 @@ class EngineMachine(RuleBasedStateMachine):
 
 
 EngineMachine.TestCase.settings = settings(
-    max_examples=int(os.environ.get("ADADECODE_MACHINE_EXAMPLES", "200")),
+    max_examples=int(EXAMPLES or "100"),
     stateful_step_count=40,
     deadline=None,
-    derandomize=True,
+    derandomize=EXAMPLES is None,
+    print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
 TestEngine = EngineMachine.TestCase

@@ -26,6 +26,7 @@ EOS_ID = 0
 POISON_ID = 1  # a prompt that begins with it cannot be computed
 VOCAB_SIZE = 40
 KILLER_ID = VOCAB_SIZE - 1  # a prompt that begins with it kills the worker
+ILL_SEED = 666  # a request with this seed fails, and leaves rubbish where its keys would be
 
 
 class Letters(TokenSpeller):
@@ -154,6 +155,10 @@ class FakeWorker:
         assert row.is_decoding == (end == len(known)), "scheduler and worker know different tokens"
         if known[0] == POISON_ID:
             return RowResult(sequence_id=row.sequence_id, token_ids=[], error="poisoned")
+        if start.seed == ILL_SEED:
+            for position in range(row.start, end):
+                self._cache[self._slot(row, position)] = (position, known[position], -1)
+            return RowResult(sequence_id=row.sequence_id, token_ids=[], error="not a number")
         for position in range(row.start, end):
             self._write(row, position, known[position])
         if not row.is_decoding:
