@@ -159,7 +159,8 @@ async def encode_messages(
             extra |= {"tools": schemas} if schemas else {}
         else:
             turns = told_of_tools(turns, schemas)
-    num_chars = sum(len(turn["content"]) for turn in turns) + len(str(extra))
+    texts = [turn["content"] + turn.get("reasoning_content", "") for turn in turns]
+    num_chars = sum(map(len, texts)) + len(str(extra))
     if template.continue_final_message:
         extra["continue_final_message"] = True
     encode = partial(
@@ -201,6 +202,9 @@ def _turn(index: int, message: ChatMessage) -> dict[str, Any]:
     }
     if message.name is not None:
         turn["name"] = message.name
+    thought = message.reasoning_content or message.reasoning
+    if message.role == "assistant" and thought:
+        turn["reasoning_content"] = thought
     if message.role == "tool" and message.tool_call_id is not None:
         turn["tool_call_id"] = message.tool_call_id
     if message.tool_calls:

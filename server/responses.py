@@ -14,7 +14,13 @@ from pydantic import ValidationError
 from engine.errors import RequestError, UnsupportedOption
 from server.body import request_error
 from server.protocol.chat import ChatCompletionRequest
-from server.protocol.responses import InputItem, InputPart, ResponsesRequest, TextFormat
+from server.protocol.responses import (
+    FunctionChoice,
+    InputItem,
+    InputPart,
+    ResponsesRequest,
+    TextFormat,
+)
 
 # Options of this API that are not offered, with the values that ask for nothing.
 _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
@@ -55,7 +61,8 @@ _PARAMS = {
     "response_format": "text.format",
 }
 _FIELD = re.compile(r"^([a-z_]+)((?:\[\d+\]|\.\w+)*)")
-_TEXT_PARTS = frozenset({"input_text", "output_text", "text"})
+_TOOL_FIELD = re.compile(r"^(tools\[\d+\]|tool_choice)\.function\b")  # flat here
+_TEXT_PARTS = frozenset({"input_text", "output_text", "text", "reasoning_text"})
 
 
 def check_responses_options(body: ResponsesRequest) -> None:
@@ -125,7 +132,8 @@ def to_chat_request(body: ResponsesRequest) -> ChatCompletionRequest:
 
 
 def _renamed(text: str) -> str:
-    """`messages[0].content` → `input`, `max_tokens: …` → `max_output_tokens: …`."""
+    """`messages[0].content` → `input`, `tools[0].function.name: …` → `tools[0].name: …`."""
+    text = _TOOL_FIELD.sub(r"\1", text)
     match = _FIELD.match(text)
     if match is None or match[1] not in _PARAMS:
         return text
@@ -140,17 +148,20 @@ def _tool_fields(body: ResponsesRequest) -> dict[str, Any]:
     """Tools and the choice among them: flat here, nested in the chat API."""
     tools = []
     for index, tool in enumerate(body.tools or []):
-        if tool.get("type") != "function":
+        if tool.type != "function":
             message = "Only function tools are supported."
             raise UnsupportedOption(message, param=f"tools[{index}].type")
-        function = {name: value for name, value in tool.items() if name != "type"}
+        function = tool.model_dump(exclude={"type"}, exclude_unset=True)
         tools.append({"type": "function", "function": function})
-    choice = body.tool_choice
-    if isinstance(choice, dict):
-        if choice.get("type") != "function":
+    choice: str | dict[str, Any] | None = None
+    if isinstance(body.tool_choice, FunctionChoice):
+        if body.tool_choice.type != "function":
             message = "tool_choice: only functions can be chosen."
             raise UnsupportedOption(message, param="tool_choice.type")
-        choice = {"type": "function", "function": {"name": choice.get("name")}}
+        name = _given(body.tool_choice.name, "tool_choice", "name")
+        choice = {"type": "function", "function": {"name": name}}
+    else:
+        choice = body.tool_choice
     return {
         "tools": tools or None,
         "tool_choice": choice,
@@ -177,7 +188,6 @@ def _response_format(asked: TextFormat | None) -> dict[str, Any] | None:
 
 
 def _messages(body: ResponsesRequest) -> list[dict[str, Any]]:
-    """The conversation; what one answer said, thought and called is one turn again."""
     turns: list[dict[str, Any]] = []
     if body.instructions is not None:
         turns.append({"role": "system", "content": body.instructions})
@@ -185,35 +195,59 @@ def _messages(body: ResponsesRequest) -> list[dict[str, Any]]:
         return [*turns, {"role": "user", "content": body.input}]
     if not body.input:
         raise RequestError("input: should not be empty.", param="input")
+    conversation = _Conversation(turns)
     for index, item in enumerate(body.input):
-        _add_item(turns, item, f"input[{index}]")
-    return turns
+        conversation.add(item, f"input[{index}]")
+    return conversation.turns
 
 
-def _add_item(turns: list[dict[str, Any]], item: InputItem, param: str) -> None:
-    match item.type or "message":
-        case "message":
-            turn = {"role": _given(item.role, param, "role")}
-            turns.append({**turn, "content": _text(item.content, f"{param}.content")})
-        case "function_call":
-            function = {
-                "name": _given(item.name, param, "name"),
-                "arguments": _given(item.arguments, param, "arguments"),
-            }
-            call_id = _given(item.call_id, param, "call_id")
-            call = {"id": call_id, "type": "function", "function": function}
-            if not turns or turns[-1]["role"] != "assistant":
-                turns.append({"role": "assistant", "content": ""})
-            turns[-1].setdefault("tool_calls", []).append(call)
-        case "function_call_output":
-            call_id = _given(item.call_id, param, "call_id")
-            content = _text(item.output, f"{param}.output")
-            turns.append({"role": "tool", "tool_call_id": call_id, "content": content})
-        case "reasoning":
-            pass  # what was thought in earlier turns is not shown to the model again
-        case _:
-            message = f"{param}.type: this kind of item is not supported."
-            raise UnsupportedOption(message, param=f"{param}.type")
+class _Conversation:
+    """Items as turns: what one answer thought, said and called is one turn again."""
+
+    def __init__(self, turns: list[dict[str, Any]]) -> None:
+        self.turns = turns
+        self._thought: str | None = None  # of the assistant's turn to come
+
+    def add(self, item: InputItem, param: str) -> None:
+        """Take the next item.
+
+        Raises:
+            RequestError: naming what is missing or not supported.
+        """
+        match item.type or "message":
+            case "message":
+                role = _given(item.role, param, "role")
+                self._turn(role, content=_text(item.content, f"{param}.content"))
+            case "function_call":
+                call = _call(item, param)
+                if not self.turns or self.turns[-1]["role"] != "assistant" or self._thought:
+                    self._turn("assistant", content="")
+                self.turns[-1].setdefault("tool_calls", []).append(call)
+            case "function_call_output":
+                call_id = _given(item.call_id, param, "call_id")
+                content = _text(item.output, f"{param}.output")
+                self._turn("tool", tool_call_id=call_id, content=content)
+            case "reasoning":
+                if item.content is not None:
+                    self._thought = _text(item.content, f"{param}.content")
+            case _:
+                message = f"{param}.type: this kind of item is not supported."
+                raise UnsupportedOption(message, param=f"{param}.type")
+
+    def _turn(self, role: str, **fields: Any) -> None:
+        thought, self._thought = self._thought, None
+        if role == "assistant" and thought:
+            fields["reasoning_content"] = thought
+        self.turns.append({"role": role, **fields})
+
+
+def _call(item: InputItem, param: str) -> dict[str, Any]:
+    function = {
+        "name": _given(item.name, param, "name"),
+        "arguments": _given(item.arguments, param, "arguments"),
+    }
+    call_id = _given(item.call_id, param, "call_id")
+    return {"id": call_id, "type": "function", "function": function}
 
 
 def _given(value: str | None, param: str, name: str) -> str:

@@ -79,11 +79,6 @@ def output_format(
     )
 
 
-def marks_are_special(form: ToolForm) -> bool:
-    """Whether calls are marked by control tokens, which the text has to keep then."""
-    return form is not ToolForm.HERMES
-
-
 def told_of_tools(
     turns: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
@@ -111,4 +106,5 @@ def _plain(turn: dict[str, Any]) -> dict[str, Any]:
         for call in calls
     ]
     texts = [turn["content"], *spelled] if turn["content"] else spelled
-    return {"role": turn["role"], "content": "\n".join(texts)}
+    rest = {name: value for name, value in turn.items() if name != "tool_calls"}
+    return {**rest, "content": "\n".join(texts)}

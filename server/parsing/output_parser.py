@@ -61,6 +61,11 @@ class OutputFormat:
         """Whether all of the output is content."""
         return not self.thinks and self.tools is None
 
+    @property
+    def marks_are_special(self) -> bool:
+        """Whether calls are marked by control tokens, which the text has to keep then."""
+        return self.tools is not None and self.tool_form is not ToolForm.HERMES
+
     def splitter(self) -> ReasoningSplitter | None:
         """A fresh splitter, if the model thinks."""
         return ReasoningSplitter(begins_inside=self.is_thinking) if self.thinks else None

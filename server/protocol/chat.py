@@ -50,6 +50,10 @@ class ChatMessage(RequestModel):
     name: str | None = None
     tool_calls: list[MessageToolCall] | None = Field(None, max_length=256)
     tool_call_id: str | None = Field(None, max_length=256)
+    # An assistant's thought, under both names in use: whether its model sees it is the template's
+    # affair.
+    reasoning: str | None = None
+    reasoning_content: str | None = None
 
 
 class Function(RequestModel):

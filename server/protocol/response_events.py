@@ -6,7 +6,7 @@ from pydantic import RootModel
 
 from server.protocol.chat import TokenLogprob
 from server.protocol.common import NamedEvent
-from server.protocol.responses import OutputMessage, OutputText, Response
+from server.protocol.responses import OutputItem, OutputText, ReasoningText, Response
 
 
 class ResponseEvent(NamedEvent):
@@ -33,7 +33,7 @@ class OutputItemEvent(ResponseEvent):
 
     type: Literal["response.output_item.added", "response.output_item.done"]
     output_index: int
-    item: OutputMessage
+    item: OutputItem
 
 
 class ContentPartEvent(ResponseEvent):
@@ -43,7 +43,7 @@ class ContentPartEvent(ResponseEvent):
     item_id: str
     output_index: int
     content_index: int
-    part: OutputText
+    part: OutputText | ReasoningText
 
 
 class TextDelta(ResponseEvent):
@@ -68,6 +68,47 @@ class TextDone(ResponseEvent):
     logprobs: list[TokenLogprob]
 
 
+class ReasoningDelta(ResponseEvent):
+    """A piece of a thought."""
+
+    type: Literal["response.reasoning_text.delta"] = "response.reasoning_text.delta"
+    item_id: str
+    output_index: int
+    content_index: int
+    delta: str
+
+
+class ReasoningDone(ResponseEvent):
+    """The thought is whole."""
+
+    type: Literal["response.reasoning_text.done"] = "response.reasoning_text.done"
+    item_id: str
+    output_index: int
+    content_index: int
+    text: str
+
+
+class ArgumentsDelta(ResponseEvent):
+    """A piece of a call's arguments."""
+
+    type: Literal["response.function_call_arguments.delta"] = (
+        "response.function_call_arguments.delta"
+    )
+    item_id: str
+    output_index: int
+    delta: str
+
+
+class ArgumentsDone(ResponseEvent):
+    """A call's arguments are whole."""
+
+    type: Literal["response.function_call_arguments.done"] = "response.function_call_arguments.done"
+    item_id: str
+    output_index: int
+    name: str
+    arguments: str
+
+
 class StreamError(ResponseEvent):
     """The generation failed; `response.failed` follows."""
 
@@ -77,9 +118,17 @@ class StreamError(ResponseEvent):
     param: str | None
 
 
-AnyEvent: TypeAlias = (
-    Lifecycle | OutputItemEvent | ContentPartEvent | TextDelta | TextDone | StreamError
+ItemEvent: TypeAlias = (
+    OutputItemEvent
+    | ContentPartEvent
+    | TextDelta
+    | TextDone
+    | ReasoningDelta
+    | ReasoningDone
+    | ArgumentsDelta
+    | ArgumentsDone
 )
+AnyEvent: TypeAlias = Lifecycle | ItemEvent | StreamError
 
 
 class ResponseStreamEvent(RootModel[AnyEvent]):

@@ -1,8 +1,8 @@
 """Wire types of POST /v1/responses: the request, the response and its items."""
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from server.protocol.chat import TokenLogprob
 from server.protocol.common import (
@@ -27,8 +27,8 @@ class InputPart(RequestModel):
 class InputItem(RequestModel):
     """A message, function call, its output, or reasoning; which fields it has depends on `type`.
 
-    Reasoning of earlier turns is taken, so that a conversation can be sent back whole, and left out
-    of the prompt, as chat templates leave out thoughts of earlier turns.
+    Reasoning goes to the chat template with what the model said or called next; whether its model
+    sees thoughts of earlier turns is the template's affair. Summaries are not thoughts.
     """
 
     type: str | None = Field(None, max_length=64)  # none: a message
@@ -38,6 +38,23 @@ class InputItem(RequestModel):
     name: str | None = None
     arguments: str | None = None
     output: str | list[InputPart] | None = None
+
+
+class FunctionTool(RequestModel):
+    """A function that the model may call; of OpenAI's tools no other is served."""
+
+    type: str = Field(max_length=64)
+    name: str | None = None
+    description: str | None = None
+    parameters: dict[str, JsonValue] | None = None
+    strict: bool | None = None
+
+
+class FunctionChoice(RequestModel):
+    """The one function that has to be called."""
+
+    type: str = Field(max_length=64)
+    name: str | None = None
 
 
 class TextFormat(RequestModel):
@@ -84,8 +101,8 @@ class ResponsesRequest(RequestModel):
     top_p: float | None = Field(None, gt=0, le=1)
     top_logprobs: int | None = Field(None, ge=0, le=20)
     include: list[Literal["message.output_text.logprobs"]] | None = Field(None, max_length=16)
-    tools: list[dict[str, Any]] | None = Field(None, max_length=128)
-    tool_choice: str | dict[str, Any] | None = None
+    tools: list[FunctionTool] | None = Field(None, max_length=128)
+    tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
     parallel_tool_calls: bool | None = None
     text: TextConfig | None = None
     reasoning: ReasoningConfig | None = None
@@ -116,6 +133,54 @@ class OutputMessage(ResponseModel):
     role: Literal["assistant"] = "assistant"
     status: ItemStatus
     content: list[OutputText]
+
+
+class ReasoningText(ResponseModel):
+    """What the model thought."""
+
+    type: Literal["reasoning_text"] = "reasoning_text"
+    text: str
+
+
+class ReasoningItem(ResponseModel):
+    """A thought before the answer, whole; no summary is made of it."""
+
+    type: Literal["reasoning"] = "reasoning"
+    id: str
+    status: ItemStatus
+    summary: list[dict[str, Any]] = Field(default_factory=list, max_length=0)
+    content: list[ReasoningText]
+
+
+class FunctionCallItem(ResponseModel):
+    """A call that the model makes, with the JSON text of its arguments."""
+
+    type: Literal["function_call"] = "function_call"
+    id: str
+    status: ItemStatus
+    call_id: str
+    name: str
+    arguments: str
+
+
+OutputItem: TypeAlias = OutputMessage | ReasoningItem | FunctionCallItem
+
+
+class OfferedTool(ResponseModel):
+    """A function that was offered, said again."""
+
+    type: Literal["function"] = "function"
+    name: str
+    description: str | None
+    parameters: dict[str, JsonValue] | None
+    strict: bool
+
+
+class MadeChoice(ResponseModel):
+    """The function that was asked for, said again."""
+
+    type: Literal["function"] = "function"
+    name: str
 
 
 class IncompleteDetails(ResponseModel):
@@ -169,7 +234,7 @@ class Response(ResponseModel):
     max_tool_calls: int | None
     metadata: dict[str, str]
     model: str
-    output: list[OutputMessage]
+    output: list[OutputItem]
     parallel_tool_calls: bool
     previous_response_id: None = None
     prompt_cache_key: str | None
@@ -179,8 +244,8 @@ class Response(ResponseModel):
     store: Literal[False] = False
     temperature: float
     text: dict[str, Any]
-    tool_choice: str | dict[str, Any]
-    tools: list[dict[str, Any]]
+    tool_choice: Literal["none", "auto", "required"] | MadeChoice
+    tools: list[OfferedTool]
     top_logprobs: int
     top_p: float
     truncation: Literal["disabled"] = "disabled"

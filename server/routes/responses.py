@@ -5,19 +5,16 @@ from functools import partial
 from fastapi import APIRouter, Request
 from fastapi import Response as HttpResponse
 
-from engine.errors import UnsupportedOption
 from server.body import parse_body
 from server.context import Context
-from server.convert import check_options
+from server.conversation import prepare_chat
 from server.errors import ResponseNotStored
 from server.generation import generate_answer
 from server.openapi import accepts, errors, streams
-from server.prompts import check_template_options, encode_messages, template_options
 from server.protocol.response_events import ResponseStreamEvent
 from server.protocol.responses import Response, ResponsesRequest
 from server.render.responses import ResponsesRenderer
 from server.responses import check_responses_options, naming_responses_fields, to_chat_request
-from server.tools import tools_in_use
 
 router = APIRouter(tags=["responses"])
 _STORED = "/v1/responses/{response_id}"
@@ -36,13 +33,7 @@ async def create_response(request: Request, context: Context) -> HttpResponse:
     check_responses_options(body)
     with naming_responses_fields():
         chat = to_chat_request(body)
-        check_options(chat)
-        if tools_in_use(chat):  # the renderer does not look for calls yet
-            raise UnsupportedOption("tools are not supported here yet.", param="tools")
-        check_template_options(chat)
-        prompt = await encode_messages(
-            model.tokenizer, chat.messages, model.info.max_model_len, template_options(chat)
-        )
+        prompt, expected = await prepare_chat(context, model, chat)
         return await generate_answer(
             request,
             context,
@@ -50,7 +41,7 @@ async def create_response(request: Request, context: Context) -> HttpResponse:
             chat,
             [prompt],
             id_prefix="resp_",
-            renderer_type=partial(ResponsesRenderer, body),
+            renderer_type=partial(ResponsesRenderer, body, output_format=expected),
         )
 
 

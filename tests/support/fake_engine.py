@@ -32,6 +32,7 @@ class ByteTokenizer:
 
     def __init__(self) -> None:
         self.variables: dict[str, object] = {}  # what the chat template was told last
+        self.turns: list[dict[str, str]] = []  # the conversation that it was given last
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode())
@@ -46,7 +47,7 @@ class ByteTokenizer:
         add_generation_prompt: bool = True,
         **variables: object,
     ) -> list[int]:
-        self.variables = variables
+        self.variables, self.turns = variables, messages
         ids: list[int] = []
         for message in messages:
             ids += [256, *self.encode(f"{message['role']}:{message['content']}")]

@@ -71,3 +71,11 @@ def test_thoughts_can_be_left_out_and_still_count(client, engine):
     assert "".join(delta.content or "" for delta in deltas) == "b"
     assert not any("reasoning" in (delta.model_extra or {}) for delta in deltas)
     assert whole["usage"]["completion_tokens_details"]["reasoning_tokens"] == 2 * 16
+
+
+@pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
+def test_a_thought_sent_back_goes_to_the_template(client, engine, name):
+    turns = [{"role": "assistant", "content": "a", name: "Hm."}, {"role": "user", "content": "b"}]
+    client.post("/v1/chat/completions", json=CHAT | {"messages": turns})
+
+    assert [turn.get("reasoning_content") for turn in engine.tokenizer.turns] == ["Hm.", None]

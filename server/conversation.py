@@ -1,0 +1,32 @@
+"""A chat body → its prompt's token ids and what to look for in the answers; how every endpoint with
+conversations begins. Knows nothing of how answers look.
+"""
+
+from server.context import ServerContext
+from server.convert import check_options
+from server.parsing.output_parser import OutputFormat
+from server.prompts import check_template_options, encode_messages, template_options
+from server.protocol.chat import ChatCompletionRequest
+from server.service import ServedModel
+from server.tools import output_format
+
+
+async def prepare_chat(
+    context: ServerContext, model: ServedModel, body: ChatCompletionRequest
+) -> tuple[list[int], OutputFormat]:
+    """Check the body and write its prompt.
+
+    Where tool calls are marked by control tokens, the body is made to keep those in the text.
+
+    Raises:
+        RequestError: naming the field that cannot be honoured.
+    """
+    check_options(body)
+    check_template_options(body)
+    prompt = await encode_messages(
+        model.tokenizer, body.messages, model.info.max_model_len, template_options(body)
+    )
+    expected = output_format(body, model.tokenizer, prompt, context.settings)
+    if expected.marks_are_special:
+        body.skip_special_tokens = False
+    return prompt, expected
