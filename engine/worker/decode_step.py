@@ -19,6 +19,7 @@ once.
 import itertools
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -87,7 +88,8 @@ class DecodeStep:
         """One step for all rows. States advance by what was accepted.
 
         Returns:
-            One result per plan, in order; a row whose logits are NaN has an error and no tokens.
+            One result per plan, in order; a row whose logits, or a part of whose prompt, are no
+            numbers has an error and no tokens.
         """
         rows = [Row(p, s, s.last_hidden) for p, s in zip(plans, states, strict=True)]
         batch = ForwardBatch(plans, self._block_size, self._decoder.ops.device)
@@ -96,7 +98,7 @@ class DecodeStep:
             expected_tokens=float(sum(plan.is_decoding for plan in plans)),
         )
         refs, hidden = self._draft_and_descend(rows, batch, estimate)
-        results = self._verify(rows, refs, hidden)
+        results = _without_broken_prompts(rows, refs, hidden, self._verify(rows, refs, hidden))
         if self._drafter is not None:
             self._drafter.learn(rows, results, estimate)
         return results
@@ -254,6 +256,29 @@ class DecodeStep:
                 for index, draft in enumerate(row.drafts)
             ],
         )
+
+
+def _without_broken_prompts(
+    rows: Sequence[Row], refs: Sequence[TokenRef], hidden: Tensor, results: list[RowResult]
+) -> list[RowResult]:
+    """Results, with an error where an unfinished prompt is no numbers, before others share its KV.
+
+    The last token computed has read all before it, so it tells for all of them.
+    """
+    last = {
+        ref.row: place
+        for place, ref in enumerate(refs)
+        if not rows[ref.row].plan.is_decoding and ref.position == rows[ref.row].first_pending
+    }
+    if not last:
+        return results
+    places = torch.tensor(list(last.values()), device=hidden.device)
+    are_sound = hidden[places].isfinite().all(dim=-1).tolist()
+    broken = {row for row, is_sound in zip(last, are_sound, strict=True) if not is_sound}
+    return [
+        replace(result, error="the model's states are not numbers") if row in broken else result
+        for row, result in enumerate(results)
+    ]
 
 
 def _why_no_token(row: Row, logits: Tensor) -> str:

@@ -1,12 +1,14 @@
 """Memory that runs out, and rows that fail: the others get exactly what they would have had."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from fake_worker import make_request
 from tiny_model import write_tiny_llama
 from torch import Tensor
 
-from engine.config import CacheConfig, EngineConfig, ModelConfig
+from engine.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from engine.model.decoder import Decoder
 from engine.offline import GenerationResult, OfflineEngine
 from engine.request import FinishReason, GenerationRequest
@@ -149,3 +151,36 @@ def test_logits_that_are_not_numbers_end_their_row_only(
     assert others == expected
     assert ill.finish_reason is FinishReason.ERROR
     assert ill.token_ids == ()
+
+
+@pytest.mark.parametrize(("num_prompt", "num_rows", "num_cached"), [(5, 1, 4), (40, 2, 24)])
+def test_nobody_finds_the_blocks_of_a_row_that_is_no_numbers(
+    config: EngineConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    num_prompt: int,
+    num_rows: int,
+    num_cached: int,
+) -> None:
+    """Neither of a prompt computed at once nor of one computed in parts, the first of them ill."""
+    request = make_request(1, num_prompt=num_prompt, ignore_eos=True, max_tokens=6)
+    twins = [replace(request, request_id=name) for name in ("ill", "well", "again")]
+    small = replace(
+        config,
+        cache=CacheConfig(kv_cache_memory_bytes=1 << 20, block_size=4),
+        scheduler=SchedulerConfig(max_num_batched_tokens=24, max_num_seqs=num_rows),
+    )
+    [right] = OfflineEngine(small).generate([request])
+    real, num_runs = Decoder.run, 0
+
+    def run(self: Decoder, hidden: Tensor, *args: object) -> Tensor:
+        nonlocal num_runs
+        num_runs += 1
+        if num_runs == 1:
+            hidden = hidden * float("nan")
+        return real(self, hidden, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Decoder, "run", run)
+    ill, well, again = OfflineEngine(small).generate(twins)
+    assert (ill.finish_reason, ill.token_ids) == (FinishReason.ERROR, ())
+    assert (well.token_ids, well.num_cached_tokens) == (right.token_ids, 0)
+    assert (again.token_ids, again.num_cached_tokens) == (right.token_ids, num_cached)
