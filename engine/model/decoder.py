@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from engine.model.block_weight import BlockWeight, concatenate
-from engine.model.ops.interface import AttentionParams, LayerCache, Ops, TokenBatch
+from engine.model.ops.interface import AttentionParams, DecoderLayer, LayerCache, Ops, TokenBatch
 from engine.model.rope import rope_tables
 from engine.model.spec import ModelSpec
 from engine.model.weights import WeightReader
@@ -28,19 +28,6 @@ class Segment:
 
     start: int
     end: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecoderLayer:
-    """One layer's packed weights."""
-
-    input_norm: Tensor  # [E]
-    qkv: Any  # [(H + 2 Hkv) D, E]
-    attention: AttentionParams
-    output: Any  # [E, H D]
-    mlp_norm: Tensor  # [E]
-    gate_up: Any  # [2 F, E]
-    down: Any  # [E, F]
 
 
 class Decoder:
@@ -123,15 +110,10 @@ class Decoder:
         Every position before a token's own, in its row, must already be in the cache of these
         layers or be in this call.
         """
-        ops, eps = self.ops, self.spec.norm_eps
-        for index in range(segment.start, segment.end):
-            layer = self.layers[index]
-            qkv = ops.linear(hidden, layer.qkv, norm=layer.input_norm, eps=eps)
-            attended = ops.attention(qkv, layer.attention, cache[index], batch)
-            hidden = ops.linear(attended, layer.output, residual=hidden)
-            activated = ops.gate_up(hidden, layer.gate_up, norm=layer.mlp_norm, eps=eps)
-            hidden = ops.linear(activated, layer.down, residual=hidden)
-        return hidden
+        chosen = slice(segment.start, segment.end)
+        return self.ops.run_layers(
+            hidden, self.layers[chosen], cache[chosen], batch, self.spec.norm_eps
+        )
 
     def lm_head_rows(self, token_ids: Tensor) -> Tensor:
         """Rows of the LM head [T, E] for token ids [T] int32."""

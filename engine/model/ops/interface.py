@@ -9,6 +9,7 @@ Shapes: T tokens in the call, S rows (sequences), E hidden size, H query heads, 
 D head size, N blocks, B block size.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -57,6 +58,19 @@ class LayerCache:
 
     keys: Tensor  # [N * B, Hkv, D]
     values: Tensor  # [N * B, Hkv, D]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderLayer:
+    """One layer's packed weights; the same object is passed on every call."""
+
+    input_norm: Tensor  # [E]
+    qkv: Any  # [(H + 2 Hkv) D, E]
+    attention: AttentionParams
+    output: Any  # [E, H D]
+    mlp_norm: Tensor  # [E]
+    gate_up: Any  # [2 F, E]
+    down: Any  # [E, F]
 
 
 class Ops(Protocol):
@@ -116,6 +130,20 @@ class Ops(Protocol):
         Returns:
             [T, H * D]. A token at position p attends to positions <= p of its row, those of this
             call included.
+        """
+
+    def run_layers(
+        self,
+        hidden: Tensor,
+        layers: Sequence[DecoderLayer],
+        caches: Sequence[LayerCache],
+        batch: TokenBatch,
+        eps: float,
+    ) -> Tensor:
+        """Whole layers, one cache for each: [T, E] -> [T, E], the input left as it is.
+
+        What `layers.run_layers` composes of the operations above, which also says what a layer is;
+        a backend may do the same at once.
         """
 
     def sample(

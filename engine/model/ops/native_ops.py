@@ -3,20 +3,21 @@
 Activations and sums are float32; weights are kept as float32, bfloat16 or blocks of 8 or 4 bits.
 
 Every result is one sum in one fixed order, so no token's bits depend on the company it is computed
-in. Knows only `interface.py` and the C functions. A pass makes some 150 calls: what a layer or a
-batch hands to C is laid out once.
+in. Knows only `interface.py` and the C functions. A pass is one call: what layers and their caches
+hand to C is laid out once.
 """
 
 from collections.abc import Sequence
-from ctypes import byref
+from ctypes import byref, pointer
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from engine.model.block_weight import BLOCK, BlockWeight, quantize
-from engine.model.ops.interface import AttentionParams, LayerCache, TokenBatch
+from engine.model.ops.interface import AttentionParams, DecoderLayer, LayerCache, TokenBatch
+from engine.model.ops.layers import run_layers
 from engine.model.ops.native import library
 from engine.model.ops.native.build import BuildError
 from engine.model.ops.native.library import Linear, load_library
@@ -53,7 +54,7 @@ class NativeLinear:
         if bias is not None:
             self._bias = torch.zeros(-(-self.out_features // _PANEL) * _PANEL)
             self._bias[: self.out_features] = bias
-        self._native = Linear(
+        self.native = Linear(
             self._panels.data_ptr(),
             _optional_address(self._bias),
             self.out_features,
@@ -61,12 +62,21 @@ class NativeLinear:
             library.panel_bytes(fmt, self.in_features),
             fmt,
         )
-        self.reference = byref(self._native)
+        self.reference = byref(self.native)
 
     @property
     def num_bytes(self) -> int:
         """Memory that a pass over the weight reads."""
         return self._panels.nbytes
+
+
+class _Segment(NamedTuple):
+    """Layers and their caches laid out for C."""
+
+    native: Any  # array of library.Layer
+    is_fused: bool  # whether C can run them in one call
+    identity: tuple[int, ...]
+    sources: Sequence[tuple[DecoderLayer, LayerCache]]  # kept: no others may have their identity
 
 
 class NativeOps:
@@ -97,8 +107,9 @@ class NativeOps:
         self._context = self._library.context_new(num_threads)
         if not self._context:
             raise BuildError(f"{num_threads} threads cannot be started")
-        # By identity, and holding on to the key: the same object comes on every call.
-        self._layers: dict[int, tuple[AttentionParams, Any]] = {}
+        # By identity, and holding on to the key: the same objects come on every call.
+        self._params: dict[int, tuple[AttentionParams, library.AttentionParams]] = {}
+        self._segments: dict[int, _Segment] = {}
         self._batch: tuple[TokenBatch, Any] | None = None
 
     def __del__(self) -> None:
@@ -221,15 +232,42 @@ class NativeOps:
         self, qkv: Tensor, params: AttentionParams, cache: LayerCache, batch: TokenBatch
     ) -> Tensor:
         """See `Ops.attention`."""
-        keys, values = cache.keys, cache.values
         out = torch.empty(qkv.shape[0], params.num_heads * params.head_size)
         assert qkv.shape[0] == len(batch.positions), "attention: one position per token"
         status = self._library.attention_forward(
             self._context,
-            self._native_params(params),
+            byref(self._native_params(params)),
             self._native_batch(batch),
-            byref(library.LayerCache(_address(keys), _address(values), keys.shape[0])),
+            byref(_native_cache(cache)),
             _address(qkv),
+            out.data_ptr(),
+        )
+        _check(status)
+        return out
+
+    def run_layers(
+        self,
+        hidden: Tensor,
+        layers: Sequence[DecoderLayer],
+        caches: Sequence[LayerCache],
+        batch: TokenBatch,
+        eps: float,
+    ) -> Tensor:
+        """See `Ops.run_layers`."""
+        segment = self._segment(layers, caches)
+        if not segment.is_fused:
+            return run_layers(self, hidden, layers, caches, batch, eps)
+        hidden = hidden.contiguous()
+        assert len(hidden) == len(batch.positions), "run_layers: one position per token"
+        assert hidden.shape[1] == layers[0].qkv.in_features, "run_layers: hidden does not fit"
+        out = torch.empty_like(hidden)
+        status = self._library.layers_forward(
+            self._context,
+            segment.native,
+            len(layers),
+            self._native_batch(batch),
+            eps,
+            _address(hidden),
             out.data_ptr(),
         )
         _check(status)
@@ -259,9 +297,9 @@ class NativeOps:
         _check(status)
         return chosen
 
-    def _native_params(self, params: AttentionParams) -> Any:
-        """A reference to the layer as C sees it."""
-        entry = self._layers.get(id(params))
+    def _native_params(self, params: AttentionParams) -> library.AttentionParams:
+        """The layer as C sees it."""
+        entry = self._params.get(id(params))
         if entry is None:
             native = library.AttentionParams(
                 _address(params.rope_cos),
@@ -276,8 +314,32 @@ class NativeOps:
                 params.scale,
                 params.norm_eps,
             )
-            entry = self._layers[id(params)] = (params, byref(native))
+            entry = self._params[id(params)] = (params, native)
         return entry[1]
+
+    def _segment(self, layers: Sequence[DecoderLayer], caches: Sequence[LayerCache]) -> "_Segment":
+        """Layers with their caches as C sees them."""
+        identity = (*map(id, layers), *map(id, caches))
+        segment = self._segments.get(identity[0])
+        if segment is None or segment.identity != identity:
+            pairs = list(zip(layers, caches, strict=True))
+            native = (library.Layer * len(pairs))(*(self._native_layer(*pair) for pair in pairs))
+            is_fused = all(layer.gate_up.out_features % (2 * _PANEL) == 0 for layer in layers)
+            segment = _Segment(native, is_fused, identity, pairs)
+            self._segments[identity[0]] = segment
+        return segment
+
+    def _native_layer(self, layer: DecoderLayer, cache: LayerCache) -> library.Layer:
+        return library.Layer(
+            _address(layer.input_norm),
+            _address(layer.mlp_norm),
+            *(
+                pointer(weight.native)
+                for weight in (layer.qkv, layer.output, layer.gate_up, layer.down)
+            ),
+            pointer(self._native_params(layer.attention)),
+            pointer(_native_cache(cache)),
+        )
 
     def _native_batch(self, batch: TokenBatch) -> Any:
         """A reference to the batch as C sees it; one batch passes through many layers."""
@@ -294,6 +356,11 @@ class NativeOps:
             )
             self._batch = (batch, byref(native))
         return self._batch[1]
+
+
+def _native_cache(cache: LayerCache) -> library.LayerCache:
+    keys, values = cache.keys, cache.values
+    return library.LayerCache(_address(keys), _address(values), keys.shape[0])
 
 
 def _address(tensor: Tensor, dtype: torch.dtype = torch.float32) -> int:

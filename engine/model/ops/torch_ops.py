@@ -6,13 +6,16 @@ the same for any number of rows but one (so one row is padded to two); attention
 token, so that every shape depends on the token's own position alone. Knows only `interface.py`.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from engine.model.block_weight import BlockWeight
 from engine.model.noise import gumbel
-from engine.model.ops.interface import AttentionParams, LayerCache, TokenBatch
+from engine.model.ops.interface import AttentionParams, DecoderLayer, LayerCache, TokenBatch
+from engine.model.ops.layers import run_layers
 
 
 class TorchLinear:
@@ -120,6 +123,17 @@ class TorchOps:
             )
         ]
         return torch.stack(heads).to(qkv.dtype)
+
+    def run_layers(
+        self,
+        hidden: Tensor,
+        layers: Sequence[DecoderLayer],
+        caches: Sequence[LayerCache],
+        batch: TokenBatch,
+        eps: float,
+    ) -> Tensor:
+        """See `Ops.run_layers`."""
+        return run_layers(self, hidden, layers, caches, batch, eps)
 
     def sample(
         self,

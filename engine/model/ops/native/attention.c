@@ -186,7 +186,6 @@ static int run(AttentionJob *job) {
     return OK;
 }
 
-/* qkv: [tokens, (heads + 2 kv_heads) * head_size], queries first; out: [tokens, heads * head_size]. */
 int attention_forward(Context *context, const AttentionParams *params, const TokenBatch *batch,
                       const LayerCache *cache, const float *qkv, float *out) {
     int64_t group = params->heads / params->kv_heads;

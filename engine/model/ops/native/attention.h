@@ -38,6 +38,10 @@ typedef struct {
     int64_t num_slots;
 } LayerCache;
 
+/* qkv: [tokens, (heads + 2 kv_heads) * head_size], queries first; out: [tokens, heads * head_size]. */
+int attention_forward(Context *context, const AttentionParams *params, const TokenBatch *batch,
+                      const LayerCache *cache, const float *qkv, float *out);
+
 /* Normalize and rotate a token's queries and keys, scale the queries, and write keys and values at its slot.
    qkv: [(heads + 2 kv_heads) * head_size]; queries: [heads * head_size]. */
 void rotary_place_token(const AttentionParams *params, const TokenBatch *batch, const LayerCache *cache,

@@ -33,7 +33,11 @@ Context *context_new(int threads) {
         free(context);
         return NULL;
     }
-    pthread_mutex_init(&context->mutex, NULL);
+    pthread_mutexattr_t recursive;
+    pthread_mutexattr_init(&recursive);
+    pthread_mutexattr_settype(&recursive, PTHREAD_MUTEX_RECURSIVE);
+    pthread_mutex_init(&context->mutex, &recursive);
+    pthread_mutexattr_destroy(&recursive);
     return context;
 }
 
@@ -43,6 +47,7 @@ void context_free(Context *context) {
     free(context->own);
     free(context->shared.data);
     free(context->partial.data);
+    free(context->between.data);
     pthread_mutex_destroy(&context->mutex);
     free(context);
 }

@@ -15,9 +15,10 @@ typedef struct {
 
 typedef struct {
     Pool *pool;
-    pthread_mutex_t mutex; /* held by the operation that runs */
+    pthread_mutex_t mutex; /* held by the operation that runs, and by those it is made of */
     Scratch shared;        /* an operation's own memory, read by all threads */
     Scratch partial;       /* a second one */
+    Scratch between;       /* what flows between the operations of a layer */
     Scratch *own;          /* one per thread */
 } Context;
 

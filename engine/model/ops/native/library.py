@@ -62,6 +62,21 @@ class LayerCache(ctypes.Structure):
     _fields_ = (("keys", c_void_p), ("values", c_void_p), ("num_slots", c_int64))
 
 
+class Layer(ctypes.Structure):
+    """`Layer` in layers.c."""
+
+    _fields_ = (
+        ("input_norm", c_void_p),
+        ("mlp_norm", c_void_p),
+        ("qkv", ctypes.POINTER(Linear)),
+        ("output", ctypes.POINTER(Linear)),
+        ("gate_up", ctypes.POINTER(Linear)),
+        ("down", ctypes.POINTER(Linear)),
+        ("attention", ctypes.POINTER(AttentionParams)),
+        ("cache", ctypes.POINTER(LayerCache)),
+    )
+
+
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "context_new": (c_void_p, [c_int]),
     "context_free": (None, [c_void_p]),
@@ -80,6 +95,10 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         [c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_float, c_void_p],
     ),
     "attention_forward": (c_int, [c_void_p] * 6),
+    "layers_forward": (
+        c_int,
+        [c_void_p, c_void_p, c_int64, c_void_p, c_float, c_void_p, c_void_p],
+    ),
     "sample_forward": (
         c_int,
         [c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_void_p],

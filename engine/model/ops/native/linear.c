@@ -5,18 +5,9 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "context.h"
+#include "linear.h"
 #include "norm.h"
 #include "panel.h"
-
-typedef struct {
-    const char *panels;
-    const float *bias; /* padded like the panels; NULL for none */
-    int64_t out_features;
-    int64_t in_features;
-    int64_t panel_bytes;
-    int32_t format;
-} Linear;
 
 enum {
     ITEMS_PER_THREAD = 8,       /* fine enough that no thread waits long for the last one */
@@ -230,7 +221,6 @@ static int run(Context *context, Job *job) {
     return OK;
 }
 
-/* out = residual + weight @ rms_norm(x) + bias. */
 int linear_forward(Context *context, const Linear *weight, const float *x, int64_t tokens, const float *norm,
                    float eps, const float *residual, float *out) {
     Job job = {.weight = weight, .x = x, .norm = norm, .eps = eps, .residual = residual, .out = out,
@@ -241,7 +231,6 @@ int linear_forward(Context *context, const Linear *weight, const float *x, int64
     return status;
 }
 
-/* out = silu(gate) * up with [gate; up] = weight @ rms_norm(x) + bias; out_features / 2 is a multiple of PANEL. */
 int linear_gate_up(Context *context, const Linear *weight, const float *x, int64_t tokens, const float *norm,
                    float eps, float *out) {
     int64_t panels = weight->out_features / 2 / PANEL;
