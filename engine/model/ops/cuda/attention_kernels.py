@@ -1,0 +1,341 @@
+"""Attention over the blocks of the KV pool on CUDA, in place, for any tokens of any rows.
+
+Three kernels: rotate and write, attend to one chunk of the past, combine the chunks. A chunk has a
+fixed number of positions and begins at a multiple of it, and the chunks of a token are combined in
+one order: so a token's result depends on its own position alone, for one query token or a whole
+prefill chunk. Knows tensors only.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from engine.model.ops.interface import AttentionParams, LayerCache, TokenBatch
+
+_LEAST_CHUNK = 128  # positions
+_MOST_CHUNKS = 64
+_TILE = 64  # positions of a chunk that are looked at together
+_COMBINED = 16  # chunks that are combined together
+_GROUP_ROWS = 16  # least rows of a tensor-core tile
+_WORKSPACE_BYTES = 128 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """How the past is cut; fixed by the longest sequence a model is loaded for."""
+
+    size: int  # positions
+
+    @classmethod
+    def of(cls, max_positions: int) -> "Chunks":
+        """The cut for sequences of up to `max_positions`."""
+        return cls(max(_LEAST_CHUNK, triton.next_power_of_2(-(-max_positions // _MOST_CHUNKS))))
+
+    def count(self, num_positions: int) -> int:
+        """Chunks that so many positions touch."""
+        return -(-num_positions // self.size)
+
+
+@triton.jit
+def _head(source, norm, eps, low, mask, SIZE: tl.constexpr, HAS_NORM: tl.constexpr):
+    """The two halves of a head in float32, normalized if the model asks for it."""
+    half = SIZE // 2
+    kind = source.dtype.element_ty
+    first = tl.load(source + low, mask=mask, other=0.0).to(tl.float32)
+    second = tl.load(source + half + low, mask=mask, other=0.0).to(tl.float32)
+    if HAS_NORM:
+        squares = tl.sum(first * first + second * second, axis=0)
+        scale = tl.rsqrt(squares / SIZE + eps)
+        first_gain = tl.load(norm + low, mask=mask, other=0.0).to(tl.float32)
+        second_gain = tl.load(norm + half + low, mask=mask, other=0.0).to(tl.float32)
+        first = ((first * scale).to(kind).to(tl.float32) * first_gain).to(kind).to(tl.float32)
+        second = ((second * scale).to(kind).to(tl.float32) * second_gain).to(kind).to(tl.float32)
+    return first, second
+
+
+@triton.jit
+def _rotate_and_write_kernel(
+    qkv,  # [T, (H + 2 Hkv) D]
+    query,  # [T, H, D], written
+    keys,  # [N B, Hkv, D], written at slots
+    values,
+    positions,
+    slots,
+    cos,  # [max positions, D / 2]
+    sin,
+    q_norm,
+    k_norm,
+    eps,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    SIZE: tl.constexpr,
+    HALF: tl.constexpr,  # D / 2, rounded up to a power of two
+    HAS_Q_NORM: tl.constexpr,
+    HAS_K_NORM: tl.constexpr,
+):
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1)
+    half: tl.constexpr = SIZE // 2
+    low = tl.arange(0, HALF)
+    mask = low < half
+    source = qkv + (token * (HEADS + 2 * KV_HEADS) + head) * SIZE
+    slot = tl.load(slots + token).to(tl.int64)
+    if head >= HEADS + KV_HEADS:
+        target = values + (slot * KV_HEADS + head - HEADS - KV_HEADS) * SIZE
+        tl.store(target + low, tl.load(source + low, mask=mask), mask=mask)
+        tl.store(target + half + low, tl.load(source + half + low, mask=mask), mask=mask)
+    else:
+        turn = tl.load(positions + token).to(tl.int64) * half + low
+        cosine = tl.load(cos + turn, mask=mask, other=0.0)
+        sine = tl.load(sin + turn, mask=mask, other=0.0)
+        if head < HEADS:
+            first, second = _head(source, q_norm, eps, low, mask, SIZE, HAS_Q_NORM)
+            target = query + (token * HEADS + head) * SIZE
+        else:
+            first, second = _head(source, k_norm, eps, low, mask, SIZE, HAS_K_NORM)
+            target = keys + (slot * KV_HEADS + head - HEADS) * SIZE
+        kind = query.dtype.element_ty
+        tl.store(target + low, (first * cosine - second * sine).to(kind), mask=mask)
+        tl.store(target + half + low, (second * cosine + first * sine).to(kind), mask=mask)
+
+
+@triton.jit
+def _attend_kernel(
+    query,  # [T, H, D]
+    keys,  # [N B, Hkv, D]
+    values,
+    positions,
+    rows,
+    block_tables,
+    part_values,  # [T, H, C, D] float32, written
+    part_max,  # [T, H, C] float32, written
+    part_sum,
+    table_stride,
+    num_chunks,  # C
+    scale,
+    window,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    SIZE: tl.constexpr,
+    PADDED: tl.constexpr,  # D rounded up to a power of two
+    GROUP: tl.constexpr,  # query heads per key head
+    ROWS: tl.constexpr,  # the same, rounded up to a tile's rows
+    BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr,
+    TILE: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    token = tl.program_id(0).to(tl.int64)
+    kv_head = tl.program_id(1)
+    chunk = tl.program_id(2)
+    position = tl.load(positions + token)
+    first = chunk * CHUNK
+    seen_from = 0
+    if HAS_WINDOW:
+        seen_from = tl.maximum(0, position + 1 - window)
+    end = tl.minimum(first + CHUNK, position + 1)
+    begin = tl.maximum(first, seen_from // TILE * TILE)
+    if begin < end:
+        lanes = tl.arange(0, ROWS)
+        columns = tl.arange(0, PADDED)
+        is_head = lanes < GROUP
+        is_column = columns < SIZE
+        heads = token * HEADS + kv_head * GROUP + lanes
+        query_at = query + heads[:, None] * SIZE + columns[None, :]
+        mine = tl.load(query_at, mask=is_head[:, None] & is_column[None, :], other=0.0)
+        table = block_tables + tl.load(rows + token).to(tl.int64) * table_stride
+        greatest = tl.full((ROWS,), float("-inf"), dtype=tl.float32)
+        total = tl.zeros((ROWS,), dtype=tl.float32)
+        gathered = tl.zeros((ROWS, PADDED), dtype=tl.float32)
+        for start in range(begin, end, TILE):
+            past = start + tl.arange(0, TILE)
+            is_seen = (past <= position) & (past >= seen_from)
+            block = tl.load(table + past // BLOCK, mask=is_seen, other=0)
+            slot = block.to(tl.int64) * BLOCK + past % BLOCK
+            at = (slot[:, None] * KV_HEADS + kv_head) * SIZE + columns[None, :]
+            mask = is_seen[:, None] & is_column[None, :]
+            key = tl.load(keys + at, mask=mask, other=0.0)
+            scores = tl.dot(mine, tl.trans(key), input_precision=PRECISION) * scale
+            scores = tl.where(is_seen[None, :], scores, float("-inf"))
+            greater = tl.maximum(greatest, tl.max(scores, axis=1))
+            weights = tl.exp(scores - greater[:, None])
+            shrink = tl.exp(greatest - greater)
+            total = total * shrink + tl.sum(weights, axis=1)
+            value = tl.load(values + at, mask=mask, other=0.0)
+            gathered = tl.dot(
+                weights.to(value.dtype),
+                value,
+                gathered * shrink[:, None],
+                input_precision=PRECISION,
+            )
+            greatest = greater
+        part = heads * num_chunks + chunk
+        tl.store(part_max + part, greatest, mask=is_head)
+        tl.store(part_sum + part, total, mask=is_head)
+        part_at = part_values + part[:, None] * SIZE + columns[None, :]
+        tl.store(part_at, gathered, mask=is_head[:, None] & is_column[None, :])
+
+
+@triton.jit
+def _combine_kernel(
+    part_values,
+    part_max,
+    part_sum,
+    positions,
+    out,  # [T, H, D], written
+    num_chunks,
+    window,
+    HEADS: tl.constexpr,
+    SIZE: tl.constexpr,
+    PADDED: tl.constexpr,
+    CHUNK: tl.constexpr,
+    COMBINED: tl.constexpr,
+    TILE: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+):
+    token = tl.program_id(0).to(tl.int64)
+    head = token * HEADS + tl.program_id(1)
+    position = tl.load(positions + token)
+    first = 0
+    if HAS_WINDOW:
+        # The first chunk that the window reaches, as `_attend_kernel` has it.
+        first = tl.maximum(0, position + 1 - window) // TILE * TILE // CHUNK
+    last = position // CHUNK
+    columns = tl.arange(0, PADDED)
+    is_column = columns < SIZE
+    lanes = tl.arange(0, COMBINED)
+    greatest = float("-inf")
+    for start in range(first // COMBINED * COMBINED, last + 1, COMBINED):
+        chunks = start + lanes
+        is_chunk = (chunks >= first) & (chunks <= last)
+        tops = tl.load(part_max + head * num_chunks + chunks, mask=is_chunk, other=float("-inf"))
+        greatest = tl.maximum(greatest, tl.max(tops, axis=0))
+    total = 0.0
+    gathered = tl.zeros((PADDED,), dtype=tl.float32)
+    for start in range(first // COMBINED * COMBINED, last + 1, COMBINED):
+        chunks = start + lanes
+        is_chunk = (chunks >= first) & (chunks <= last)
+        part = head * num_chunks + chunks
+        tops = tl.load(part_max + part, mask=is_chunk, other=float("-inf"))
+        share = tl.exp(tops - greatest)
+        total += tl.sum(share * tl.load(part_sum + part, mask=is_chunk, other=0.0), axis=0)
+        at = part[:, None] * SIZE + columns[None, :]
+        mask = is_chunk[:, None] & is_column[None, :]
+        parts = tl.load(part_values + at, mask=mask, other=0.0)
+        gathered += tl.sum(parts * share[:, None], axis=0)
+    result = (gathered / total).to(out.dtype.element_ty)
+    tl.store(out + head * SIZE + columns, result, mask=is_column)
+
+
+def rotate_and_write(
+    qkv: Tensor, params: AttentionParams, cache: LayerCache, batch: TokenBatch
+) -> Tensor:
+    """Rotate q and k, write k and v at the tokens' slots; returns the rotated queries [T, H, D]."""
+    num_tokens, size = qkv.shape[0], params.head_size
+    query = qkv.new_empty(num_tokens, params.num_heads, size)
+    _rotate_and_write_kernel[(num_tokens, params.num_heads + 2 * params.num_kv_heads)](
+        qkv.contiguous(),
+        query,
+        cache.keys,
+        cache.values,
+        batch.positions,
+        batch.slots,
+        params.rope_cos,
+        params.rope_sin,
+        params.q_norm,
+        params.k_norm,
+        params.norm_eps,
+        HEADS=params.num_heads,
+        KV_HEADS=params.num_kv_heads,
+        SIZE=size,
+        HALF=triton.next_power_of_2(size // 2),
+        HAS_Q_NORM=params.q_norm is not None,
+        HAS_K_NORM=params.k_norm is not None,
+        num_warps=1,
+    )
+    return query
+
+
+def attend(query: Tensor, params: AttentionParams, cache: LayerCache, batch: TokenBatch) -> Tensor:
+    """Attention of rotated queries [T, H, D] over their rows' blocks -> [T, H D]."""
+    num_tokens, heads, size = query.shape
+    chunks = Chunks.of(params.rope_cos.shape[0])
+    num_chunks = chunks.count(batch.block_tables.shape[1] * batch.block_size)
+    out = torch.empty_like(query)
+    per_token = heads * num_chunks * (size + 2) * 4
+    slab = max(1, _WORKSPACE_BYTES // per_token)
+    for start in range(0, num_tokens, slab):
+        end = min(start + slab, num_tokens)
+        _attend_slab(query[start:end], out[start:end], start, num_chunks, params, cache, batch)
+    return out.view(num_tokens, heads * size)
+
+
+def _attend_slab(
+    query: Tensor,
+    out: Tensor,
+    start: int,
+    num_chunks: int,
+    params: AttentionParams,
+    cache: LayerCache,
+    batch: TokenBatch,
+) -> None:
+    """`attend` for as many tokens as the workspace holds; `start` is the first one's index."""
+    num_tokens, heads, size = query.shape
+    workspace = query.new_empty(num_tokens * heads * num_chunks * (size + 2), dtype=torch.float32)
+    num_parts = num_tokens * heads * num_chunks
+    part_values = workspace[: num_parts * size]
+    part_max, part_sum = workspace[num_parts * size :].view(2, num_parts)
+    positions, rows = batch.positions[start:], batch.rows[start:]
+    window = params.sliding_window or 0
+    group = heads // params.num_kv_heads
+    padded = max(16, triton.next_power_of_2(size))
+    chunk = Chunks.of(params.rope_cos.shape[0]).size
+    _attend_kernel[(num_tokens, params.num_kv_heads, num_chunks)](
+        query,
+        cache.keys,
+        cache.values,
+        positions,
+        rows,
+        batch.block_tables,
+        part_values,
+        part_max,
+        part_sum,
+        batch.block_tables.stride(0),
+        num_chunks,
+        params.scale,
+        window,
+        HEADS=heads,
+        KV_HEADS=params.num_kv_heads,
+        SIZE=size,
+        PADDED=padded,
+        GROUP=group,
+        ROWS=max(_GROUP_ROWS, triton.next_power_of_2(group)),
+        BLOCK=batch.block_size,
+        CHUNK=chunk,
+        TILE=_TILE,
+        HAS_WINDOW=params.sliding_window is not None,
+        PRECISION="ieee",
+        num_warps=4,
+        num_stages=2,
+    )
+    _combine_kernel[(num_tokens, heads)](
+        part_values,
+        part_max,
+        part_sum,
+        positions,
+        out,
+        num_chunks,
+        window,
+        HEADS=heads,
+        SIZE=size,
+        PADDED=padded,
+        CHUNK=chunk,
+        COMBINED=_COMBINED,
+        TILE=_TILE,
+        HAS_WINDOW=params.sliding_window is not None,
+        num_warps=2,
+    )

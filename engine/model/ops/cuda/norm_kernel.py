@@ -1,0 +1,31 @@
+"""RMS norm of hidden states on CUDA: one program per token, in one order of summation."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def _rms_norm_kernel(x, weight, out, size, eps, BLOCK: tl.constexpr):
+    token = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    mask = columns < size
+    values = tl.load(x + token * size + columns, mask=mask, other=0.0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(values * values, axis=0) / size + eps)
+    gain = tl.load(weight + columns, mask=mask, other=0.0).to(tl.float32)
+    # Rounded before the gain, as the models were trained.
+    kind = out.dtype.element_ty
+    normalized = (values * scale).to(kind).to(tl.float32)
+    tl.store(out + token * size + columns, (normalized * gain).to(kind), mask=mask)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`weight * x / rms(x)` over the last dimension of x [T, E], computed in float32."""
+    x = x.contiguous()
+    out = x.new_empty(x.shape)
+    num_tokens, size = x.shape
+    if num_tokens:
+        block = triton.next_power_of_2(size)
+        num_warps = 8 if block >= 2048 else 4
+        _rms_norm_kernel[(num_tokens,)](x, weight, out, size, eps, BLOCK=block, num_warps=num_warps)
+    return out

@@ -1,0 +1,118 @@
+"""Gumbel-argmax over the vocabulary on CUDA: the noise of `engine.model.noise` is made where it is
+added, never stored.
+
+The 64-bit mixing is that of the torch implementation to the bit; the logarithms are the device's
+own. All choices of a worker on this backend take this path, so they agree with one another; noise
+that torch computes on the same device (exit heads use it) may differ in a last bit, which can only
+cost a draft.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_BLOCK = 2048  # columns of one program
+
+
+def _signed(z: int) -> int:
+    return z - (1 << 64) if z >> 63 else z
+
+
+_GOLDEN = tl.constexpr(_signed(0x9E3779B97F4A7C15))
+_MULTIPLIER_1 = tl.constexpr(_signed(0xBF58476D1CE4E5B9))
+_MULTIPLIER_2 = tl.constexpr(_signed(0x94D049BB133111EB))
+
+
+@triton.jit
+def _gumbel(key, token_ids):
+    """Noise [V'] float32 of one key; see `engine.model.noise.gumbel`."""
+    z = key ^ (token_ids.to(tl.int64) * _GOLDEN)
+    # Shifts of int64 are arithmetic: mask off the copied sign bits to get logical ones.
+    z = (z ^ ((z >> 30) & 0x3FFFFFFFF)) * _MULTIPLIER_1
+    z = (z ^ ((z >> 27) & 0x1FFFFFFFFF)) * _MULTIPLIER_2
+    z = z ^ ((z >> 31) & 0x1FFFFFFFF)
+    uniform = (((z >> 41) & 0x7FFFFF).to(tl.float32) + 0.5) * (1.0 / 8388608.0)
+    return -tl.log(-tl.log(uniform))
+
+
+@triton.jit
+def _best_of_block_kernel(
+    logits,  # [T, V'] float32, rows `row_stride` apart
+    scales,  # [T] inverse temperatures
+    keys,  # [T] int64
+    token_ids,  # [V'] int32
+    best,  # [T, blocks] float32, written
+    best_column,  # [T, blocks] int64, written; -1: the block holds a NaN
+    row_stride,
+    num_columns,
+    HAS_IDS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    block = tl.program_id(1)
+    columns = block * BLOCK + tl.arange(0, BLOCK)
+    mask = columns < num_columns
+    values = tl.load(logits + row * row_stride + columns, mask=mask, other=float("-inf"))
+    has_nan = tl.max((values != values).to(tl.int32), axis=0)
+    scale = tl.load(scales + row)
+    if scale != 0.0:
+        ids = columns
+        if HAS_IDS:
+            ids = tl.load(token_ids + columns, mask=mask, other=0)
+        values = values * scale + _gumbel(tl.load(keys + row), ids)
+        values = tl.where(mask, values, float("-inf"))
+    greatest, place = tl.max(values, axis=0, return_indices=True)
+    at = row * tl.num_programs(1) + block
+    tl.store(best + at, greatest)
+    tl.store(best_column + at, tl.where(has_nan != 0, -1, block * BLOCK + place).to(tl.int64))
+
+
+@triton.jit
+def _best_of_row_kernel(best, best_column, chosen, num_blocks, BLOCKS: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    blocks = tl.arange(0, BLOCKS)
+    mask = blocks < num_blocks
+    at = row * num_blocks + blocks
+    column = tl.load(best_column + at, mask=mask, other=0)
+    _, place = tl.max(
+        tl.load(best + at, mask=mask, other=float("-inf")), axis=0, return_indices=True
+    )
+    winner = tl.load(best_column + row * num_blocks + place)
+    tl.store(chosen + row, tl.where(tl.min(column, axis=0) < 0, -1, winner))
+
+
+def sample(
+    logits: Tensor, inverse_temperature: Tensor, keys: Tensor, token_ids: Tensor | None
+) -> Tensor:
+    """See `engine.model.ops.interface.Ops.sample`."""
+    logits = logits.contiguous()
+    num_rows, num_columns = logits.shape
+    num_blocks = triton.cdiv(num_columns, _BLOCK)
+    best = logits.new_empty(num_rows, num_blocks)
+    best_column = logits.new_empty(num_rows, num_blocks, dtype=torch.int64)
+    chosen = logits.new_empty(num_rows, dtype=torch.int64)
+    if num_rows == 0:
+        return chosen
+    _best_of_block_kernel[(num_rows, num_blocks)](
+        logits,
+        inverse_temperature,
+        keys,
+        token_ids,
+        best,
+        best_column,
+        logits.stride(0),
+        num_columns,
+        HAS_IDS=token_ids is not None,
+        BLOCK=_BLOCK,
+        num_warps=8,
+    )
+    _best_of_row_kernel[(num_rows,)](
+        best,
+        best_column,
+        chosen,
+        num_blocks,
+        BLOCKS=triton.next_power_of_2(num_blocks),
+        num_warps=1,
+    )
+    return chosen

@@ -1,0 +1,135 @@
+"""The CUDA backend: `Ops` on Triton kernels of our own (see `cuda/`), exact rows by design.
+
+Weights and activations are bfloat16, float16 or float32; sums are float32, and logits stay so.
+Every operation is safe to capture in a CUDA graph: nothing is read back. Without exact rows linears
+are cuBLAS's, whose bits depend on how many tokens share the call: to compare, or where nobody needs
+bits. Knows only `interface.py` and the kernels; runs on a CPU in Triton's interpreter, for tests.
+"""
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.model.block_weight import BlockWeight
+from engine.model.ops.interface import AttentionParams, LayerCache, TokenBatch
+
+
+class CudaLinear:
+    """A weight [out, in] and bias [out] on the device."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, out_dtype: torch.dtype) -> None:
+        from engine.model.ops.cuda.linear_kernel import Tiles
+
+        self.out_features, self.in_features = weight.shape
+        self.weight = weight
+        self.bias = bias
+        self.out_dtype = out_dtype
+        self.tiles = Tiles.of(self.out_features, self.in_features)
+
+
+class CudaOps:
+    """`Ops` on one GPU."""
+
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        *,
+        exact: bool = True,
+        device: torch.device | str = "cuda",
+    ) -> None:
+        """Args:
+        exact: Linears whose rows keep their bits whatever shares the call; else cuBLAS's.
+        """
+        # Here, so that a machine without Triton can import this module.
+        from engine.model.ops.cuda import (
+            attention_kernels,
+            linear_kernel,
+            norm_kernel,
+            sample_kernels,
+        )
+
+        self.name = "cuda"
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.is_exact = exact
+        self._attention: Any = attention_kernels
+        self._linear: Any = linear_kernel
+        self._norm: Any = norm_kernel
+        self._sample: Any = sample_kernels
+
+    @staticmethod
+    def unavailable_reason() -> str | None:
+        """Why this backend cannot be had here; None if it can."""
+        return None if find_spec("triton") else "the package triton is not installed"
+
+    def pack(
+        self,
+        weight: Tensor | BlockWeight,
+        bias: Tensor | None = None,
+        *,
+        is_table: bool = False,
+    ) -> CudaLinear:
+        """See `Ops.pack`; blocks are expanded, and what a table gives (logits) stays float32."""
+        values = weight.dequantize() if isinstance(weight, BlockWeight) else weight
+        return CudaLinear(
+            values.to(self.device, self.dtype).contiguous(),
+            None if bias is None else bias.to(self.device, self.dtype).contiguous(),
+            torch.float32 if is_table else self.dtype,
+        )
+
+    def pack_head(self, weight: Tensor) -> CudaLinear:
+        """See `Ops.pack_head`."""
+        return self.pack(weight)
+
+    def embed(self, token_ids: Tensor, table: CudaLinear) -> Tensor:
+        """See `Ops.embed`."""
+        return F.embedding(token_ids, table.weight)
+
+    def linear(
+        self,
+        x: Tensor,
+        weight: CudaLinear,
+        *,
+        norm: Tensor | None = None,
+        eps: float = 0.0,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """See `Ops.linear`."""
+        if norm is not None:
+            x = self._norm.rms_norm(x, norm, eps)
+        if self.is_exact:
+            return self._linear.linear(
+                x, weight.weight, weight.bias, residual, weight.tiles, out_dtype=weight.out_dtype
+            )
+        out = F.linear(x, weight.weight, weight.bias).to(weight.out_dtype)
+        return out if residual is None else residual + out
+
+    def gate_up(self, x: Tensor, weight: CudaLinear, *, norm: Tensor, eps: float) -> Tensor:
+        """See `Ops.gate_up`."""
+        x = self._norm.rms_norm(x, norm, eps)
+        if self.is_exact:
+            return self._linear.linear(
+                x, weight.weight, weight.bias, None, weight.tiles, is_gated=True
+            )
+        gate, up = F.linear(x, weight.weight, weight.bias).chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+    def attention(
+        self, qkv: Tensor, params: AttentionParams, cache: LayerCache, batch: TokenBatch
+    ) -> Tensor:
+        """See `Ops.attention`."""
+        query = self._attention.rotate_and_write(qkv, params, cache, batch)
+        return self._attention.attend(query, params, cache, batch)
+
+    def sample(
+        self,
+        logits: Tensor,
+        inverse_temperature: Tensor,
+        keys: Tensor,
+        token_ids: Tensor | None = None,
+    ) -> Tensor:
+        """See `Ops.sample`."""
+        return self._sample.sample(logits, inverse_temperature, keys, token_ids)

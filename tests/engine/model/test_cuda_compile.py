@@ -1,0 +1,49 @@
+"""Every CUDA kernel compiles for Hopper, without spills; products are summed in one way only.
+
+Needs Triton but no GPU: the compiler and the assembler come with the package.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cuda_backend import needs_triton
+
+pytestmark = [pytest.mark.torch, needs_triton]
+
+_SCRIPT = Path(__file__).parents[2] / "support" / "compile_kernels.py"
+_SHARED_BYTES = 227 * 1024  # that one program may have
+_PRODUCT = "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
+
+
+@pytest.fixture(scope="module")
+def kernels() -> list[dict[str, Any]]:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, str(_SCRIPT)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_they_compile_and_fit(kernels: list[dict[str, Any]]) -> None:
+    for kernel in kernels:
+        assert not kernel["spills"], kernel
+        assert kernel["shared_bytes"] <= _SHARED_BYTES, kernel
+
+
+def test_every_tile_of_a_linear_sums_with_the_same_instruction(
+    kernels: list[dict[str, Any]],
+) -> None:
+    """Else a token's bits would depend on how many others share its call."""
+    linears = [kernel for kernel in kernels if kernel["kernel"].startswith("linear")]
+    assert len(linears) == 12
+    assert {product for kernel in linears for product in kernel["products"]} == {_PRODUCT}

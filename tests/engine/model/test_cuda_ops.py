@@ -1,0 +1,202 @@
+"""The CUDA backend against plain torch: on a GPU, or on a CPU in Triton's interpreter."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from cuda_backend import DEVICE, HALF, cuda_ops, needs_gpu, needs_kernels
+from torch import Tensor
+
+from engine.model.ops.interface import AttentionParams, LayerCache, TokenBatch
+from engine.model.ops.torch_ops import TorchOps
+
+pytestmark = [pytest.mark.torch, needs_kernels]
+
+BLOCK = 8
+DTYPES = (torch.float32, HALF)
+
+
+def random(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(*shape, generator=generator) * scale).to(DEVICE)
+
+
+def assert_near(result: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    """`expected` was computed in float32 from the same rounded inputs."""
+    tolerance = 1e-5 if dtype is torch.float32 else 2e-2
+    torch.testing.assert_close(result.float(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("count", [1, 5, 17, 70])
+def test_linear(count: int, dtype: torch.dtype) -> None:
+    """Every tile; an inner size with a rest; bias, residual and norm."""
+    ours, reference = cuda_ops(dtype), TorchOps(DEVICE)
+    weight, bias = random(97, 56, seed=1, scale=0.2).to(dtype), random(97, seed=2).to(dtype)
+    x, residual = random(count, 56, seed=3).to(dtype), random(count, 97, seed=4).to(dtype)
+    norm = random(56, seed=5).to(dtype)
+
+    result = ours.linear(x, ours.pack(weight, bias), norm=norm, eps=1e-5, residual=residual)
+
+    expected = reference.linear(
+        x.float(),
+        reference.pack(weight.float(), bias.float()),
+        norm=norm.float(),
+        eps=1e-5,
+        residual=residual.float(),
+    )
+    assert result.dtype is dtype
+    assert_near(result, expected, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("exact", [True, False])
+def test_gate_up(exact: bool, dtype: torch.dtype) -> None:
+    ours, reference = cuda_ops(dtype, exact=exact), TorchOps(DEVICE)
+    weight, norm = random(80, 48, seed=1, scale=0.2).to(dtype), random(48, seed=2).to(dtype)
+    x = random(5, 48, seed=3).to(dtype)
+
+    result = ours.gate_up(x, ours.pack(weight), norm=norm, eps=1e-5)
+
+    packed = reference.pack(weight.float())
+    assert_near(result, reference.gate_up(x.float(), packed, norm=norm.float(), eps=1e-5), dtype)
+
+
+def test_logits_of_a_table_are_not_rounded() -> None:
+    ours = cuda_ops(HALF)
+    table = random(33, 32, seed=1).to(HALF)
+    x = random(3, 32, seed=2).to(HALF)
+
+    logits = ours.linear(x, ours.pack(table, is_table=True))
+
+    assert logits.dtype is torch.float32
+    torch.testing.assert_close(logits, x.float() @ table.float().T, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 16])
+def test_rows_of_a_product_do_not_depend_on_their_number(count: int) -> None:
+    ours = cuda_ops(HALF)
+    weight = ours.pack(random(64, 80, seed=1))
+    x = random(16, 80, seed=2).to(HALF)
+    together = ours.linear(x, weight)
+    for start in range(0, 16, count):
+        part = ours.linear(x[start : start + count], weight)
+        assert torch.equal(part, together[start : start + count])
+
+
+class Past:
+    """Rows of a given length in scattered blocks, and attention over them by two backends."""
+
+    def __init__(self, lengths: Sequence[int], dtype: torch.dtype, **options: object) -> None:
+        self.dtype = dtype
+        self.lengths = lengths
+        width = -(-max(lengths) // BLOCK)
+        order = torch.randperm(width * len(lengths), generator=torch.Generator().manual_seed(3))
+        self.tables = order.view(len(lengths), width).int().to(DEVICE)
+        positions = 256
+        angles = random(positions, 8, seed=9)
+        self.params = AttentionParams(
+            num_heads=4,
+            num_kv_heads=2,
+            head_size=16,
+            scale=0.25,
+            rope_cos=angles.cos(),
+            rope_sin=angles.sin(),
+            norm_eps=1e-5,
+            **options,  # type: ignore[arg-type]
+        )
+        shape = (order.numel() * BLOCK, 2, 16)
+        self._keys = random(*shape, seed=4).to(dtype)
+        self._values = random(*shape, seed=5).to(dtype)
+
+    def batch(self, tokens: Sequence[tuple[int, int]]) -> TokenBatch:
+        slots = [int(self.tables[r, p // BLOCK]) * BLOCK + p % BLOCK for r, p in tokens]
+
+        def ints(values: Sequence[int]) -> Tensor:
+            return torch.tensor(values, dtype=torch.int32, device=DEVICE)
+
+        return TokenBatch(
+            positions=ints([p for _, p in tokens]),
+            slots=ints(slots),
+            rows=ints([r for r, _ in tokens]),
+            block_tables=self.tables,
+            block_size=BLOCK,
+        )
+
+    def check(self, tokens: Sequence[tuple[int, int]]) -> None:
+        """Both backends give the same, and write the same keys and values."""
+        batch = self.batch(tokens)
+        qkv = random(len(tokens), 8 * 16, seed=6).to(self.dtype)
+        ours = LayerCache(keys=self._keys.clone(), values=self._values.clone())
+        theirs = LayerCache(keys=self._keys.float(), values=self._values.float())
+        params = self.params
+        result = cuda_ops(self.dtype).attention(qkv, params, ours, batch)
+        expected = TorchOps(DEVICE).attention(qkv.float(), params, theirs, batch)
+        assert_near(result, expected, self.dtype)
+        assert_near(ours.keys, theirs.keys, self.dtype)
+        assert torch.equal(ours.values.float(), theirs.values)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_attention_of_decoding_rows(dtype: torch.dtype) -> None:
+    """One or several new tokens a row, within one chunk of the past and over two."""
+    past = Past([3, 140, 256], dtype)
+    past.check([(0, 2), (1, 136), (1, 137), (1, 139), (2, 127), (2, 128), (2, 255)])
+
+
+def test_attention_of_a_prefill_chunk() -> None:
+    Past([150], torch.float32).check([(0, position) for position in range(120, 132)])
+
+
+@pytest.mark.parametrize("window", [5, 64, 130])
+def test_attention_within_a_window(window: int) -> None:
+    past = Past([256], torch.float32, sliding_window=window)
+    past.check([(0, position) for position in (0, 4, 63, 64, 130, 192, 255)])
+
+
+def test_attention_with_normalized_heads() -> None:
+    q_norm, k_norm = random(16, seed=7), random(16, seed=8)
+    Past([20], torch.float32, q_norm=q_norm, k_norm=k_norm).check([(0, 18), (0, 19)])
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_attention_does_not_depend_on_company() -> None:
+    past = Past([200, 9], HALF)
+    tokens = [(0, 150), (0, 151), (1, 3), (0, 199)]
+    qkv = random(4, 8 * 16, seed=6).to(HALF)
+    cache = LayerCache(
+        keys=random(2 * 25 * BLOCK, 2, 16, seed=4).to(HALF),
+        values=random(2 * 25 * BLOCK, 2, 16, seed=5).to(HALF),
+    )
+    ops = cuda_ops(HALF)
+    together = ops.attention(qkv, past.params, cache, past.batch(tokens))
+    for index, token in enumerate(tokens):
+        alone = ops.attention(qkv[index : index + 1], past.params, cache, past.batch([token]))
+        assert torch.equal(alone[0], together[index])
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.7])
+def test_sampling_is_torchs(scale: float) -> None:
+    logits = random(4, 5000, seed=1)
+    logits[1, 77] = float("nan")
+    logits[2, 4000] = logits[2, 50] = 30.0  # a tie that noise breaks, and only noise
+    logits[3, 1:] = float("-inf")
+    scales = torch.full((4,), scale, device=DEVICE)
+    keys = torch.tensor([5, 6, -(2**62), 2**63 - 1], device=DEVICE)
+    ids = torch.arange(5000, device=DEVICE).flip(0).int()
+    for token_ids in (None, ids):
+        expected = TorchOps(DEVICE).sample(logits, scales, keys, token_ids)
+        assert cuda_ops().sample(logits, scales, keys, token_ids).tolist() == expected.tolist()
+        assert expected[1] == -1
+        assert expected[3] == 0
+
+
+def test_half_of_the_rows_may_be_greedy() -> None:
+    logits = random(2, 300, seed=1)
+    scales = torch.tensor([0.0, 1.0], device=DEVICE)
+    keys = torch.tensor([1, 2], device=DEVICE)
+    expected = TorchOps(DEVICE).sample(logits, scales, keys)
+    assert cuda_ops().sample(logits, scales, keys).tolist() == expected.tolist()

@@ -1,0 +1,113 @@
+"""Compiles every CUDA kernel for Hopper, which needs no GPU; prints what became of them as JSON.
+
+A process of its own: kernels are either compiled or interpreted, and tests interpret them.
+"""
+
+import json
+from collections.abc import Iterator
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from engine.model.ops.cuda import (
+    attention_kernels,
+    linear_kernel,
+    norm_kernel,
+    sample_kernels,
+)
+
+_HOPPER = GPUTarget("cuda", 90, 32)
+_TYPES = {
+    "positions": "*i32", "slots": "*i32", "rows": "*i32", "block_tables": "*i32",
+    "token_ids": "*i32", "best_column": "*i64", "chosen": "*i64",
+    "cos": "*fp32", "sin": "*fp32", "part_values": "*fp32", "part_max": "*fp32",
+    "part_sum": "*fp32", "logits": "*fp32", "scales": "*fp32", "best": "*fp32",
+    "num_tokens": "i32", "out_features": "i32", "in_features": "i32", "size": "i32",
+    "table_stride": "i32", "num_chunks": "i32", "window": "i32", "row_stride": "i32",
+    "num_columns": "i32", "num_blocks": "i32", "scale": "fp32", "eps": "fp32",
+}  # fmt: skip
+_DIVISIBLE = ("out_features", "in_features", "size", "table_stride")
+
+
+def _compile(name, kernel, constants, *, num_warps=4, num_stages=3, **types):  # type: ignore[no-untyped-def]
+    names = kernel.arg_names
+    known = _TYPES | types
+    signature = {n: "constexpr" if n in constants else known.get(n, "*bf16") for n in names}
+    attributes = {
+        (index,): [["tt.divisibility", 16]]
+        for index, n in enumerate(names)
+        if signature[n].startswith("*") or (n in _DIVISIBLE and n not in constants)
+    }
+    source = ASTSource(
+        kernel,
+        signature,
+        {(names.index(n),): value for n, value in constants.items()},
+        attributes,
+    )
+    options = {"num_warps": num_warps, "num_stages": num_stages}
+    compiled = triton.compile(source, target=_HOPPER, options=options)
+    ptx = compiled.asm["ptx"]
+    return {
+        "kernel": name,
+        "products": sorted({word for word in ptx.split() if "mma" in word and "." in word}),
+        "shared_bytes": compiled.metadata.shared,
+        "spills": "ld.local" in ptx,
+    }
+
+
+def _linears() -> Iterator[dict[str, object]]:
+    for shape in ((4096, 4096), (28672, 4096)):
+        tiles = linear_kernel.Tiles.of(*shape)
+        for name, tile in (("few", tiles.few), ("some", tiles.some), ("many", tiles.many)):
+            for is_gated in (False, True):
+                constants = {
+                    "bias": None,
+                    "HAS_BIAS": False,
+                    "HAS_RESIDUAL": not is_gated,
+                    "IS_GATED": is_gated,
+                    "IS_EVEN": True,
+                    "PRECISION": "ieee",
+                    "BLOCK_M": tile.rows,
+                    "BLOCK_N": max(16, tile.columns // 2) if is_gated else tile.columns,
+                    "BLOCK_K": tile.inner,
+                }
+                yield _compile(
+                    f"linear {shape[0]} {name}{' gated' if is_gated else ''}",
+                    linear_kernel._linear_kernel,
+                    constants,
+                    num_warps=tile.num_warps,
+                    num_stages=tile.num_stages,
+                )
+
+
+def _others() -> Iterator[dict[str, object]]:
+    heads = {"HEADS": 32, "SIZE": 128}
+    cut = {"PADDED": 128, "CHUNK": 128, "TILE": 64, "HAS_WINDOW": True}
+    yield _compile("norm", norm_kernel._rms_norm_kernel, {"BLOCK": 4096}, num_warps=8)
+    yield _compile(
+        "rotate",
+        attention_kernels._rotate_and_write_kernel,
+        heads | {"KV_HEADS": 8, "HALF": 64, "HAS_Q_NORM": True, "HAS_K_NORM": True},
+        num_warps=1,
+    )
+    yield _compile(
+        "attend",
+        attention_kernels._attend_kernel,
+        heads | cut | {"KV_HEADS": 8, "GROUP": 4, "ROWS": 16, "BLOCK": 16, "PRECISION": "ieee"},
+        num_stages=2,
+    )
+    yield _compile(
+        "combine", attention_kernels._combine_kernel, heads | cut | {"COMBINED": 16}, num_warps=2
+    )
+    for has_ids in (False, True):
+        constants = {"HAS_IDS": has_ids, "BLOCK": 2048}
+        constants |= {} if has_ids else {"token_ids": None}
+        yield _compile(
+            "sample", sample_kernels._best_of_block_kernel, constants, num_warps=8, keys="*i64"
+        )
+    yield _compile("best", sample_kernels._best_of_row_kernel, {"BLOCKS": 64}, num_warps=1)
+
+
+if __name__ == "__main__":
+    print(json.dumps([*_linears(), *_others()]))
