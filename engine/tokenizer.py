@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # One character per special token while a chat template runs; the last of the private use planes.
 _FIRST_PLACEHOLDER = 0x10E000
+_MAX_REFUSAL_CHARS = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,25 +133,20 @@ class Tokenizer:
             raise RequestError("This model has no chat template.", param="messages")
         found = self._special_texts_in([*messages, kwargs])
         placeholders = {text: chr(_FIRST_PLACEHOLDER + i) for i, text in enumerate(found)}
-        try:
-            rendered = self._tokenizer.apply_chat_template(
-                _replaced(list(messages), placeholders),
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                **_replaced(kwargs, placeholders),
-            )
-        except (
-            TemplateError,
-            TypeError,
-            ValueError,
-            KeyError,
-            IndexError,
-            AttributeError,
-        ) as error:
-            raise RequestError(
-                f"The chat template refuses these messages: {error}", param="messages"
-            ) from error
+        rendered = self._render(
+            _replaced(list(messages), placeholders),
+            add_generation_prompt=add_generation_prompt,
+            **_replaced(kwargs, placeholders),
+        )
         return self._encode_rendered(rendered, {c: text for text, c in placeholders.items()})
+
+    def _render(self, messages: Sequence[Mapping[str, Any]], **kwargs: Any) -> str:
+        try:
+            rendered = self._tokenizer.apply_chat_template(messages, tokenize=False, **kwargs)
+        except Exception as error:  # a template is a program: it may fail in any way
+            raise _refusal(error, continues=bool(kwargs.get("continue_final_message"))) from error
+        assert isinstance(rendered, str), "one conversation gives one text"
+        return rendered
 
     def _special_texts_in(self, value: Any) -> list[str]:
         """The special tokens that a client's values spell out, longest first."""
@@ -190,6 +186,21 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     except Exception as error:  # the Rust side raises bare Exception for a malformed file
         raise ModelLoadError(f"The tokenizer in {directory} cannot be read: {error}") from error
     return Tokenizer(tokenizer, eos_token_ids(directory))
+
+
+def _refusal(error: Exception, *, continues: bool) -> RequestError:
+    """What a client is told of a template's failure.
+
+    What a template says through `raise_exception` was written for whoever sends messages, and is
+    passed on. Anything else is the renderer's own text and may tell of our files: it stays here.
+    """
+    if type(error) is TemplateError and error.message:
+        said = " ".join(error.message.split())[:_MAX_REFUSAL_CHARS]
+        return RequestError(f"The chat template refuses these messages: {said}", param="messages")
+    if continues and isinstance(error, ValueError):
+        message = "continue_final_message: the chat template does not end with the last message."
+        return RequestError(message, param="continue_final_message")
+    return RequestError("The chat template cannot render these messages.", param="messages")
 
 
 def _replaced(value: Any, placeholders: Mapping[str, str]) -> Any:

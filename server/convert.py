@@ -12,7 +12,12 @@ from dataclasses import dataclass
 from engine.errors import PromptTooLong, RequestError
 from engine.request import EarlyExitOptions, GenerationRequest, SamplingParams
 from server.protocol.chat import ChatCompletionRequest
-from server.protocol.common import MAX_TOTAL_CHOICES, CompletionRequestBase, refuse_unsupported
+from server.protocol.common import (
+    MAX_TOTAL_CHOICES,
+    CompletionRequestBase,
+    TruncationFields,
+    refuse_unsupported,
+)
 from server.protocol.completions import CompletionRequest
 from server.tools import check_tools
 
@@ -45,9 +50,7 @@ def check_options(body: CompletionRequestBase) -> None:
     refuse_unsupported(extra)
     if extra and logger.isEnabledFor(logging.DEBUG):
         logger.debug("ignored unknown fields: %s", ", ".join(map(ascii, sorted(extra))))
-    if body.truncation_side is not None and body.truncate_prompt_tokens is None:
-        message = "truncation_side needs truncate_prompt_tokens."
-        raise RequestError(message, param="truncation_side")
+    check_truncation(body)
     if body.stream_options is not None and not body.stream:
         raise RequestError("stream_options needs stream: true.", param="stream_options")
     num_choices = body.n or 1
@@ -109,8 +112,19 @@ def to_generation_requests(
     return requests
 
 
+def check_truncation(body: TruncationFields) -> None:
+    """Refuse a side without a length.
+
+    Raises:
+        RequestError: naming the field.
+    """
+    if body.truncation_side is not None and body.truncate_prompt_tokens is None:
+        message = "truncation_side needs truncate_prompt_tokens."
+        raise RequestError(message, param="truncation_side")
+
+
 def truncated(
-    body: CompletionRequestBase, prompts: Sequence[Sequence[int]], limits: RequestLimits
+    body: TruncationFields, prompts: Sequence[Sequence[int]], limits: RequestLimits
 ) -> Sequence[Sequence[int]]:
     """The prompts, cut to `truncate_prompt_tokens` where they are longer.
 
@@ -120,7 +134,8 @@ def truncated(
     if kept is None:
         return prompts
     if kept == -1:
-        kept = max(1, limits.max_model_len - (_asked_max_tokens(body) or 1))
+        asked = _asked_max_tokens(body) if isinstance(body, CompletionRequestBase) else None
+        kept = max(1, limits.max_model_len - (asked or 1))
     is_right = body.truncation_side == "right"
     return [prompt[:kept] if is_right else prompt[-kept:] for prompt in prompts]
 

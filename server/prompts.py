@@ -11,7 +11,7 @@ from pydantic import JsonValue
 
 from engine import Tokenizer
 from engine.errors import PromptTooLong, RequestError, UnsupportedOption
-from server.protocol.chat import ChatCompletionRequest, ChatMessage, MessageToolCall, Tool
+from server.protocol.chat import ChatMessage, MessageToolCall, TemplateFields, Tool
 from server.tools import told_of_tools, tools_in_use
 
 _INLINE_CHARS = 8192  # about a millisecond of encoding
@@ -65,7 +65,7 @@ class TemplateOptions:
 _PLAIN = TemplateOptions()
 
 
-def template_options(body: ChatCompletionRequest) -> TemplateOptions:
+def template_options(body: TemplateFields) -> TemplateOptions:
     """What a checked body asks of the template."""
     continues = bool(body.continue_final_message)
     return TemplateOptions(
@@ -76,7 +76,7 @@ def template_options(body: ChatCompletionRequest) -> TemplateOptions:
     )
 
 
-def check_template_options(body: ChatCompletionRequest) -> None:
+def check_template_options(body: TemplateFields) -> None:
     """Refuse what would override the server's own words to the template.
 
     Raises:

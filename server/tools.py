@@ -10,7 +10,7 @@ from server.parsing.forms import ToolForm, form_of_template
 from server.parsing.output_parser import OutputFormat
 from server.parsing.reasoning import BEGIN, END
 from server.parsing.tool_calls import ToolOptions
-from server.protocol.chat import ChatCompletionRequest, Tool
+from server.protocol.chat import ChatCompletionRequest, TemplateFields, Tool
 from server.settings import ServerSettings
 
 _NUM_TAIL_TOKENS = 16  # of the prompt: where a template opens a thought
@@ -45,7 +45,7 @@ def check_tools(body: ChatCompletionRequest) -> None:
             raise UnsupportedOption(f"{param} is not supported by this server.", param=param)
 
 
-def tools_in_use(body: ChatCompletionRequest) -> list[Tool]:
+def tools_in_use(body: TemplateFields) -> list[Tool]:
     """The tools that the model is told of."""
     return [] if body.tool_choice == "none" else body.tools or []
 

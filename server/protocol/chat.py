@@ -85,20 +85,25 @@ class ChosenTool(RequestModel):
     function: ChosenFunction
 
 
-class ChatCompletionRequest(CompletionRequestBase):
+class TemplateFields(RequestModel):
+    """What a chat template is told besides the messages."""
+
+    tools: list[Tool] | None = Field(None, max_length=128)
+    tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, JsonValue] | None = Field(None, max_length=64)
+
+
+class ChatCompletionRequest(CompletionRequestBase, TemplateFields):
     """The body of POST /v1/chat/completions."""
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=4096)
     max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    tools: list[Tool] | None = Field(None, max_length=128)
-    tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
     parallel_tool_calls: bool | None = None
     include_reasoning: bool | None = None
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
-    chat_template_kwargs: dict[str, JsonValue] | None = Field(None, max_length=64)
 
 
 class TokenAlternative(ResponseModel):

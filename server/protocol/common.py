@@ -141,7 +141,14 @@ class EarlyExit(BaseModel):
     return_trace: bool = False
 
 
-class CompletionRequestBase(RequestModel):
+class TruncationFields(RequestModel):
+    """How a prompt that is too long is cut."""
+
+    truncate_prompt_tokens: TruncateTo | None = None  # -1: to what the model takes
+    truncation_side: Literal["left", "right"] | None = None  # where tokens go; left unless told
+
+
+class CompletionRequestBase(TruncationFields):
     """The fields of both endpoints. None means the default, as in OpenAI's clients."""
 
     model: str = Field(max_length=512)
@@ -171,8 +178,6 @@ class CompletionRequestBase(RequestModel):
     metadata: dict[str, str] | None = Field(None, max_length=16)
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None  # equal prefixes are found without it
-    truncate_prompt_tokens: TruncateTo | None = None  # -1: to what the model takes
-    truncation_side: Literal["left", "right"] | None = None  # where tokens go; left unless told
     priority: int | None = Field(None, ge=-(2**31), le=_INT32_MAX)  # lower runs first
     cache_salt: str | None = Field(None, min_length=1, max_length=128)
     early_exit: EarlyExit | None = None

@@ -4,18 +4,20 @@ from typing import Annotated
 
 from pydantic import Field
 
-from server.protocol.chat import ChatMessage
-from server.protocol.common import RequestModel, ResponseModel, is_none
+from server.protocol.chat import ChatMessage, TemplateFields
+from server.protocol.common import RequestModel, ResponseModel, TruncationFields, is_none
 
 
-class TokenizeRequest(RequestModel):
-    """The body of POST /tokenize: a prompt or messages."""
+class TokenizeRequest(TruncationFields, TemplateFields):
+    """The body of POST /tokenize: a prompt or messages.
+
+    What shapes the prompt of a completion or a chat shapes it here; `TemplateFields` need messages.
+    """
 
     model: str | None = Field(None, max_length=512)
     prompt: str | None = None
     messages: list[ChatMessage] | None = Field(None, min_length=1, max_length=4096)
     add_special_tokens: bool | None = None  # with a prompt; the default is true
-    add_generation_prompt: bool | None = None  # with messages; the default is true
     return_token_strs: bool | None = None
 
 

@@ -4,12 +4,19 @@ from dataclasses import asdict
 
 from fastapi import APIRouter, Request
 
-from engine.errors import RequestError, UnsupportedOption
+from engine.errors import RequestError
 from server.body import parse_body
 from server.context import Context
-from server.convert import check_token_ids
+from server.convert import check_token_ids, check_truncation, truncated
 from server.openapi import accepts, errors
-from server.prompts import TemplateOptions, decode_tokens, encode_messages, encode_text
+from server.prompts import (
+    check_template_options,
+    decode_tokens,
+    encode_messages,
+    encode_text,
+    template_options,
+)
+from server.protocol.chat import TemplateFields
 from server.protocol.common import refuse_unsupported
 from server.protocol.tokenize import (
     Detokenization,
@@ -33,12 +40,13 @@ async def tokenize(request: Request, context: Context) -> Tokenization:
     body = await parse_body(request, TokenizeRequest, context.settings.max_request_bytes)
     model = context.service.model(body.model)
     refuse_unsupported(body.model_extra or {})
-    tokens = await _tokens(model, body)
+    check_truncation(body)
+    (tokens,) = truncated(body, [await _tokens(model, body)], context.limits(model))
     piece = model.tokenizer.token_piece
     return Tokenization(
         count=len(tokens),
         max_model_len=model.info.max_model_len,
-        tokens=tokens,
+        tokens=list(tokens),
         token_strs=[piece(token_id) for token_id in tokens] if body.return_token_strs else None,
     )
 
@@ -68,13 +76,10 @@ async def _tokens(model: ServedModel, body: TokenizeRequest) -> list[int]:
     max_model_len = model.info.max_model_len
     if (body.prompt is None) == (body.messages is None):
         raise RequestError("Give either prompt or messages.", param="prompt")
-    if (body.model_extra or {}).get("truncate_prompt_tokens") is not None:
-        message = "truncate_prompt_tokens is not supported by /tokenize."
-        raise UnsupportedOption(message, param="truncate_prompt_tokens")
     if body.prompt is not None:
-        if body.add_generation_prompt is not None:
-            message = "add_generation_prompt needs messages."
-            raise RequestError(message, param="add_generation_prompt")
+        for name in TemplateFields.model_fields:
+            if getattr(body, name) is not None:
+                raise RequestError(f"{name} needs messages.", param=name)
         return await encode_text(
             model.tokenizer,
             body.prompt,
@@ -85,9 +90,6 @@ async def _tokens(model: ServedModel, body: TokenizeRequest) -> list[int]:
         message = "add_special_tokens: a chat template writes the special tokens itself."
         raise RequestError(message, param="add_special_tokens", code="unsupported_parameter")
     assert body.messages is not None
-    return await encode_messages(
-        model.tokenizer,
-        body.messages,
-        max_model_len,
-        TemplateOptions(add_generation_prompt=body.add_generation_prompt is not False),
-    )
+    check_template_options(body)
+    template = template_options(body)
+    return await encode_messages(model.tokenizer, body.messages, max_model_len, template)

@@ -189,7 +189,47 @@ def test_no_chat_template(tmp_path: Path) -> None:
         _sentencepiece(tmp_path).apply_chat_template(_chat("hi"))
 
 
-def _sentencepiece(directory: Path) -> Tokenizer:
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (
+            "{{ raise_exception('Turns must\n alternate.') }}",
+            "The chat template refuses these messages: Turns must alternate.",
+        ),
+        (
+            "{{ messages[0].content.nothing.more }}",
+            "The chat template cannot render these messages.",
+        ),
+        ("{{ 1 / 0 }}", "The chat template cannot render these messages."),
+        ("{{ range(10 ** 9) }}", "The chat template cannot render these messages."),
+        ("{{ ''.__class__.__mro__ }}", "The chat template cannot render these messages."),
+        ("{% for %}", "The chat template cannot render these messages."),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "The chat template cannot render"),
+    ],
+)
+def test_what_a_template_says_is_told_and_what_the_renderer_says_is_not(
+    tmp_path: Path, template: str, message: str
+) -> None:
+    tokenizer = _sentencepiece(tmp_path, chat_template=template)
+    with pytest.raises(RequestError) as raised:
+        tokenizer.apply_chat_template(_chat("hi"))
+
+    assert str(raised.value).startswith(message)
+    assert len(str(raised.value)) < 80
+    assert raised.value.param == "messages"
+
+
+def test_a_turn_that_the_template_does_not_end_with_cannot_be_continued(tmp_path: Path) -> None:
+    tokenizer = _sentencepiece(tmp_path, chat_template="{{ messages | length }}")
+    with pytest.raises(RequestError) as raised:
+        tokenizer.apply_chat_template(
+            _chat("hi"), add_generation_prompt=False, continue_final_message=True
+        )
+
+    assert raised.value.param == "continue_final_message"
+
+
+def _sentencepiece(directory: Path, **config: str) -> Tokenizer:
     """A tokenizer as Llama 2's: spaces as U+2581, one before the text, bytes where pieces end."""
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
     pieces = ["<unk>", "</s>", *bytes_, "\u2581", "h", "e", "\u2581h", "\u2581he"]
@@ -213,5 +253,5 @@ def _sentencepiece(directory: Path) -> Tokenizer:
     )
     backend.add_special_tokens([tokenizers.AddedToken("</s>", special=True, normalized=False)])
     backend.save(str(directory / "tokenizer.json"))
-    (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>", **config}))
     return load_tokenizer(directory)

@@ -1,5 +1,11 @@
+from dataclasses import replace
+
 import pytest
-from live_server import MODEL
+from live_server import MODEL, fake_app
+from starlette.testclient import TestClient
+
+TURNS = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "so"}]
+TOOL = {"type": "function", "function": {"name": "f"}}
 
 
 def tokenize(client, **fields):
@@ -32,6 +38,35 @@ def test_messages_go_through_the_chat_template(client):
 
 
 @pytest.mark.parametrize(
+    "fields",
+    [
+        {"tools": [TOOL]},
+        {"tools": [TOOL], "tool_choice": "none"},
+        {"continue_final_message": True},
+        {"chat_template_kwargs": {"enable_thinking": False}},
+        {"truncate_prompt_tokens": 5},
+        {"truncate_prompt_tokens": 5, "truncation_side": "right"},
+        {"truncate_prompt_tokens": -1},
+    ],
+)
+def test_it_gives_the_prompt_that_a_chat_would_have(engine, fields):
+    engine.info = replace(engine.info, max_model_len=1024)
+    with TestClient(fake_app(engine)) as client:
+        tokens = tokenize(client, messages=TURNS, **fields).json()["tokens"]
+        variables = engine.tokenizer.variables
+        client.post("/v1/chat/completions", json={"model": MODEL, "messages": TURNS, **fields})
+
+    assert tokens == list(engine.requests[0].prompt_token_ids)
+    assert variables == engine.tokenizer.variables
+
+
+def test_a_prompt_is_cut_as_a_completions(client):
+    tokens = tokenize(client, prompt="abcdef", truncate_prompt_tokens=2).json()["tokens"]
+
+    assert bytes(tokens) == b"ef"
+
+
+@pytest.mark.parametrize(
     ("fields", "param"),
     [
         ({}, "prompt"),
@@ -45,7 +80,15 @@ def test_messages_go_through_the_chat_template(client):
             "add_special_tokens",
         ),
         ({"prompt": "a", "chat_template": "{{ 1 }}"}, "chat_template"),
-        ({"prompt": "a", "truncate_prompt_tokens": 1}, "truncate_prompt_tokens"),
+        ({"prompt": "a", "truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+        ({"prompt": "a", "truncation_side": "left"}, "truncation_side"),
+        ({"prompt": "a", "tools": []}, "tools"),
+        ({"prompt": "a", "continue_final_message": False}, "continue_final_message"),
+        ({"messages": TURNS, "chat_template_kwargs": {"self": 1}}, "chat_template_kwargs.self"),
+        (
+            {"messages": TURNS, "add_generation_prompt": True, "continue_final_message": True},
+            "continue_final_message",
+        ),
     ],
 )
 def test_refusals_name_the_field(client, fields, param):
