@@ -62,7 +62,6 @@ class AdmissionRules:
         if request.priority != 0 and self._config.policy != "priority":
             message = "priority needs a server that runs with --scheduling-policy priority."
             raise UnsupportedOption(message, param="priority")
-        _refuse_unbuilt(request)
         num_prompt, num_output = len(request.prompt_token_ids), request.sampling.max_tokens
         if num_prompt == 0:
             raise RequestError("The prompt is empty.", param="prompt")
@@ -74,15 +73,3 @@ class AdmissionRules:
                 f"{num_output} to generate).",
                 param="max_tokens",
             )
-
-
-def _refuse_unbuilt(request: GenerationRequest) -> None:
-    """Refuse by name what the worker does not compute yet, instead of ignoring it."""
-    sampling = request.sampling
-    for name, is_asked in (
-        ("max_tokens", sampling.max_tokens < 1),
-        ("prompt_logprobs", sampling.num_prompt_logprobs is not None),
-        ("pooling", request.pooling is not None),
-    ):
-        if is_asked:
-            raise UnsupportedOption(f"This {name} is not supported by the engine.", param=name)

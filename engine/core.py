@@ -169,6 +169,7 @@ class EngineCore:
         ended_by_token = sequence.finish_reason is FinishReason.STOP
         is_hidden = ended_by_token and not sequence.request.sampling.include_stop_str_in_output
         visible = token_ids[:-1] if is_hidden else token_ids
+        is_first = sequence.num_output_tokens == len(token_ids)
         pushed = entry.detokenizer.push(visible, sequence.is_finished)
         kept = len(token_ids)
         if pushed.stop_reason is not None:
@@ -182,6 +183,7 @@ class EngineCore:
             token_ids=tuple(token_ids[:kept]),
             logprobs=tuple(item.result.logprobs[:kept]),
             trace=tuple(token_traces(item.result, kept, self._num_layers)) if wants_trace else (),
+            prompt_logprobs=tuple(sequence.prompt_logprobs) if is_first else (),
         )
         if sequence.is_finished:
             self._close(sequence)
@@ -201,6 +203,7 @@ class EngineCore:
         token_ids: tuple[int, ...] = (),
         logprobs: tuple[TokenLogprobs, ...] = (),
         trace: tuple[TokenTrace, ...] = (),
+        prompt_logprobs: tuple[TokenLogprobs, ...] = (),
     ) -> RequestOutput:
         return RequestOutput(
             request_id=sequence.request.request_id,
@@ -211,6 +214,8 @@ class EngineCore:
             num_prompt_tokens=sequence.num_prompt_tokens,
             num_output_tokens=sequence.num_output_tokens,
             num_cached_tokens=sequence.num_cached_tokens,
+            prompt_logprobs=prompt_logprobs,
+            embedding=sequence.embedding if sequence.is_finished else None,
             finish_reason=sequence.finish_reason,
             stop_reason=sequence.stop_reason,
             queue_s=sequence.queue_s or 0.0,

@@ -40,6 +40,8 @@ class GenerationResult:
     token_ids: tuple[int, ...]  # output only
     finish_reason: FinishReason
     logprobs: tuple[TokenLogprobs, ...]
+    prompt_logprobs: tuple[TokenLogprobs, ...]
+    embedding: tuple[float, ...] | None
     trace: tuple[TokenTrace, ...]
     draft_figures: DraftFigures
     num_cached_tokens: int  # of the prompt, found in the prefix cache
@@ -100,6 +102,8 @@ class OfflineEngine:
             logprobs=tuple(
                 entry for item in items for entry in item.result.logprobs[: item.num_new_tokens]
             ),
+            prompt_logprobs=tuple(sequence.prompt_logprobs),
+            embedding=sequence.embedding,
             trace=tuple(
                 entry
                 for item in items

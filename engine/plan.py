@@ -10,7 +10,7 @@ One step's token axis for a row, positions:
 """
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from engine.request import ExitRecord, Structure, TokenLogprobs
 
@@ -38,6 +38,8 @@ class SequenceStart:
     threshold: float | None
     structure: Structure | None = None  # one that has compiled elsewhere, in a moment
     ignore_eos: bool = False  # with a structure: end only where nothing else is allowed
+    num_prompt_logprobs: int | None = None  # wanted for every prompt token but the first
+    pooling: Literal["mean", "last"] | None = None  # wanted: one vector for the whole prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +51,7 @@ class RowPlan:
     num_tokens: int
     block_table: list[int]  # covers start + num_tokens + max_draft_tokens positions
     max_draft_tokens: int  # 0: do not draft
-    is_decoding: bool  # the last known token is among those computed, so a new token is sampled
+    is_decoding: bool  # the last known token is among those computed, and a new one is sampled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,9 +69,12 @@ class RowResult:
     """What a row produced. Accepted drafts first, the target's own token last."""
 
     sequence_id: int
-    token_ids: list[int]  # empty for an unfinished prefill; else num accepted + 1
+    token_ids: list[int]  # empty where the row is not decoding; else num accepted + 1
     logprobs: list[TokenLogprobs] = field(default_factory=list)  # one per token when asked for
     drafts: list[ExitRecord] = field(default_factory=list)  # every draft of this step, in order
+    # Of the prompt tokens after those computed in this step, when asked for.
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    embedding: list[float] | None = None  # [E], once the prompt is computed, when asked for
     error: str | None = None  # this row failed (NaN logits, an exception); no tokens then
 
 

@@ -47,4 +47,4 @@ class PrefixCache:
             self._blocks.publish(sequence.sequence_id, hashes)
 
     def _reads(self, sequence: Sequence) -> bool:
-        return self._is_on
+        return self._is_on and not sequence.needs_every_position

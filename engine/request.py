@@ -77,11 +77,14 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenLogprobs:
-    """Log-probabilities of one emitted token, from the last layer's unprocessed logits."""
+    """Log-probabilities of one token of an output or a prompt, from the last layer's unprocessed
+    logits.
+    """
 
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()  # (token id, logprob), best first
+    rank: int = 0  # how many tokens are at least as likely, itself included: 1 for the likeliest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,8 +141,8 @@ class RequestOutput:
     num_prompt_tokens: int
     num_output_tokens: int  # so far
     num_cached_tokens: int = 0  # prompt tokens whose KV was found in the prefix cache
-    prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # on the first output, when asked for
-    embedding: tuple[float, ...] | None = None  # with `pooling`, on the last output
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # on the first output, but the first token's
+    embedding: tuple[float, ...] | None = None  # with `pooling`, on the last output; any length
     queue_s: float = field(default=0.0, compare=False)  # from arrival to the first step with it
     num_preemptions: int = field(default=0, compare=False)  # so far
     finish_reason: FinishReason | None = None

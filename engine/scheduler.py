@@ -213,7 +213,7 @@ class Scheduler:
         """The row of a sequence whose known tokens have blocks; it drafts if there are more."""
         sequence, start = share.sequence, share.sequence.num_computed_tokens
         until = start + share.num_tokens
-        is_decoding = until == sequence.num_tokens
+        is_decoding = sequence.generates and until == sequence.num_tokens
         drafts = 0
         if is_decoding and share.num_tokens == 1:
             drafts = max(0, min(self._max_drafts(sequence), sequence.num_tokens_left - 1))

@@ -11,7 +11,7 @@ from enum import Enum, auto
 
 from engine.block_hashes import BlockHashes
 from engine.plan import RowResult, SequenceStart
-from engine.request import DraftFigures, FinishReason, GenerationRequest
+from engine.request import DraftFigures, FinishReason, GenerationRequest, TokenLogprobs
 
 
 class SequenceStatus(Enum):
@@ -35,6 +35,8 @@ class Sequence:
         self.num_computed_tokens = 0
         self.num_cached_tokens = 0  # of the prompt, found computed when the sequence first ran
         self.block_hashes = BlockHashes(request.cache_salt)
+        self.prompt_logprobs: list[TokenLogprobs] = []  # so far, beginning with the second token's
+        self.embedding: tuple[float, ...] | None = None  # of the prompt, once computed
         self.finish_reason: FinishReason | None = None
         self.stop_reason: str | int | None = None
         self.error: str | None = None
@@ -63,6 +65,18 @@ class Sequence:
     def num_output_tokens(self) -> int:
         """Tokens generated so far."""
         return self.num_tokens - self.num_prompt_tokens
+
+    @property
+    def generates(self) -> bool:
+        """Whether any output is to come of it at all."""
+        return self.request.sampling.max_tokens > 0
+
+    @property
+    def needs_every_position(self) -> bool:
+        """Whether every prompt position has to pass the last layer, cached or not."""
+        return self._lacks_prompt_logprobs or (
+            self.request.pooling == "mean" and self.embedding is None
+        )
 
     @property
     def is_finished(self) -> bool:
@@ -98,6 +112,10 @@ class Sequence:
             threshold=exits.threshold,
             structure=sampling.structure,
             ignore_eos=sampling.ignore_eos,
+            num_prompt_logprobs=sampling.num_prompt_logprobs
+            if self._lacks_prompt_logprobs
+            else None,
+            pooling=self.request.pooling if self.embedding is None else None,
         )
 
     def commit(self, num_scheduled: int, result: RowResult) -> int:
@@ -111,6 +129,9 @@ class Sequence:
             return 0
         self.num_computed_tokens += num_scheduled
         self._figures.add(result)
+        self.prompt_logprobs += result.prompt_logprobs
+        if result.embedding is not None:
+            self.embedding = tuple(result.embedding)
         kept = 0
         for token_id in result.token_ids:
             self.token_ids.append(token_id)
@@ -120,6 +141,8 @@ class Sequence:
                 break
         if result.token_ids:
             self.num_computed_tokens = self.num_tokens - 1
+        elif self.num_computed_tokens == self.num_tokens:
+            self.finish(FinishReason.LENGTH)  # nothing was to be generated
         return kept
 
     def finish(
@@ -156,6 +179,8 @@ class Sequence:
         self.status = SequenceStatus.WAITING
         self.num_preemptions += 1
         self.num_computed_tokens = 0
+        if self._lacks_prompt_logprobs:
+            self.prompt_logprobs.clear()
 
     def figures(self) -> DraftFigures:
         """What drafting did for this request."""
@@ -164,6 +189,12 @@ class Sequence:
     def check(self) -> None:
         """Assert the cursors' invariants."""
         assert 0 <= self.num_computed_tokens < self.num_tokens, "cursor beyond the known tokens"
+
+    @property
+    def _lacks_prompt_logprobs(self) -> bool:
+        if self.request.sampling.num_prompt_logprobs is None:
+            return False
+        return len(self.prompt_logprobs) < self.num_prompt_tokens - 1
 
     def _finish_after(self, token_id: int) -> None:
         sampling = self.request.sampling

@@ -126,6 +126,14 @@ class Decoder:
         )
         return logits.float()
 
+    def normalize(self, hidden: Tensor) -> Tensor:
+        """One last hidden state [E] -> the final norm's output [E] in float64, which is what the
+        LM head multiplies.
+        """
+        wide = hidden.double()
+        scale = (wide.square().mean() + self.spec.norm_eps).rsqrt()
+        return wide * scale * self.final_norm.double()
+
 
 def _vector(reader: WeightReader, ops: Ops, name: str) -> Tensor:
     return reader.take(name).to(ops.device, ops.dtype).contiguous().clone()

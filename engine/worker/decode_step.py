@@ -17,9 +17,7 @@ once.
 """
 
 import itertools
-import logging
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -27,17 +25,12 @@ from torch import Tensor
 from engine.model.decoder import Decoder, Segment
 from engine.model.ops.interface import LayerCache
 from engine.plan import RowPlan, RowResult
-from engine.request import ExitRecord
-from engine.worker.acceptance import num_accepted
-from engine.worker.device_errors import is_row_fault
 from engine.worker.drafter import Drafter
 from engine.worker.exit_policy import StepEstimate
 from engine.worker.forward_batch import ForwardBatch, TokenRef
 from engine.worker.row import Row
-from engine.worker.sampler import Sampler, top_logprobs
 from engine.worker.sequence_state import SequenceState
-
-logger = logging.getLogger(__name__)
+from engine.worker.verifier import Verifier
 
 
 class Boundary:
@@ -79,10 +72,10 @@ class DecodeStep:
         self._decoder = decoder
         self._cache = cache
         self._block_size = block_size
-        self._sampler = Sampler(decoder.ops)
         self._drafter = drafter
-        self._exit_layers = [] if drafter is None else drafter.exit_layers
-        self._segments = split_layers(decoder.spec.num_layers, self._exit_layers)
+        exit_layers = [] if drafter is None else drafter.exit_layers
+        self._segments = split_layers(decoder.spec.num_layers, exit_layers)
+        self._verifier = Verifier(decoder, exit_layers)
 
     def run(self, plans: Sequence[RowPlan], states: Sequence[SequenceState]) -> list[RowResult]:
         """One step for all rows. States advance by what was accepted.
@@ -98,7 +91,7 @@ class DecodeStep:
             expected_tokens=float(sum(plan.is_decoding for plan in plans)),
         )
         refs, hidden = self._draft_and_descend(rows, batch, estimate)
-        results = _without_broken_prompts(rows, refs, hidden, self._verify(rows, refs, hidden))
+        results = self._verifier.verify(rows, refs, hidden)
         if self._drafter is not None:
             self._drafter.learn(rows, results, estimate)
         return results
@@ -176,114 +169,3 @@ class DecodeStep:
         lookers = [rows[index] for _, index in arrived]
         picked = self._drafter.draft(exit_index, lookers, hidden[places], estimate)
         return [(arrived[i][1], lookers[i]) for i in picked]
-
-    def _verify(
-        self, rows: Sequence[Row], refs: Sequence[TokenRef], hidden: Tensor
-    ) -> list[RowResult]:
-        """Final logits of all pending tokens, the target's choices, the accepted prefix of every
-        row.
-        """
-        places = {ref: place for place, ref in enumerate(refs)}
-        pending = [
-            [
-                places[TokenRef(index, row.first_pending + i)]
-                for i in range(len(row.sample_points()))
-            ]
-            for index, row in enumerate(rows)
-        ]
-        flat = [place for row_places in pending for place in row_places]
-        if not flat:
-            return [RowResult(sequence_id=row.state.sequence_id, token_ids=[]) for row in rows]
-        last_hidden = hidden[torch.tensor(flat, device=hidden.device)]
-        logits = self._decoder.logits(last_hidden)
-        points = [point for row in rows for point in row.sample_points()]
-        choices = self._sampler.choose(self._sampler.scores(logits, points), points)
-        results, newest, offset = [], [], 0
-        for row, row_places in zip(rows, pending, strict=True):
-            end = offset + len(row_places)
-            result = self._accept_alone(row, choices[offset:end], logits[offset:end])
-            results.append(result)
-            if result.token_ids:
-                newest.append((row.state, result, last_hidden[offset:end]))
-            offset = end
-        hidden_states = [hidden[len(result.token_ids) - 1].clone() for _, result, hidden in newest]
-        # Nothing raises from here on: a step changes all its states or none.
-        for (state, result, _), last in zip(newest, hidden_states, strict=True):
-            state.append(result.token_ids)
-            state.last_hidden = last
-        return results
-
-    def _accept_alone(self, row: Row, targets: Sequence[int], logits: Tensor) -> RowResult:
-        """`_accept`; a fault in it is the row's own."""
-        try:
-            return self._accept(row, targets, logits)
-        except Exception as error:
-            if not is_row_fault(error):
-                raise
-            sequence_id = row.state.sequence_id
-            logger.exception("sequence %d: its result cannot be made", sequence_id)
-            return RowResult(
-                sequence_id=sequence_id, token_ids=[], error="the row's result could not be made"
-            )
-
-    def _accept(self, row: Row, targets: Sequence[int], logits: Tensor) -> RowResult:
-        """A row's accepted drafts and the target's own token. Arrays have one entry per pending
-        token.
-        """
-        sequence_id = row.state.sequence_id
-        if not targets:
-            return RowResult(sequence_id=sequence_id, token_ids=[])
-        accepted = num_accepted(row.draft_ids, targets)
-        token_ids = list(targets[: accepted + 1])
-        if -1 in token_ids:
-            return RowResult(
-                sequence_id=sequence_id, token_ids=[], error=_why_no_token(row, logits)
-            )
-        num_top = row.state.start.num_logprobs
-        return RowResult(
-            sequence_id=sequence_id,
-            token_ids=token_ids,
-            logprobs=[]
-            if num_top is None
-            else [top_logprobs(logits[i], token, num_top) for i, token in enumerate(token_ids)],
-            drafts=[
-                ExitRecord(
-                    token_id=draft.token_id,
-                    exit_layer=self._exit_layers[draft.exit_index],
-                    confidence=draft.confidence,
-                    accepted=index < accepted,
-                )
-                for index, draft in enumerate(row.drafts)
-            ],
-        )
-
-
-def _without_broken_prompts(
-    rows: Sequence[Row], refs: Sequence[TokenRef], hidden: Tensor, results: list[RowResult]
-) -> list[RowResult]:
-    """Results, with an error where an unfinished prompt is no numbers, before others share its KV.
-
-    The last token computed has read all before it, so it tells for all of them.
-    """
-    last = {
-        ref.row: place
-        for place, ref in enumerate(refs)
-        if not rows[ref.row].plan.is_decoding and ref.position == rows[ref.row].first_pending
-    }
-    if not last:
-        return results
-    places = torch.tensor(list(last.values()), device=hidden.device)
-    are_sound = hidden[places].isfinite().all(dim=-1).tolist()
-    broken = {row for row, is_sound in zip(last, are_sound, strict=True) if not is_sound}
-    return [
-        replace(result, error="the model's states are not numbers") if row in broken else result
-        for row, result in enumerate(results)
-    ]
-
-
-def _why_no_token(row: Row, logits: Tensor) -> str:
-    """Why a row has no choice among its tokens."""
-    structure = row.state.structure
-    if structure is None or logits.isnan().any():
-        return "the model's logits are not numbers"
-    return structure.error or "the structure allows none of the vocabulary's tokens here"

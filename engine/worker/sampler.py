@@ -107,7 +107,9 @@ def top_logprobs(logits: Tensor, token_id: int, num_top: int) -> TokenLogprobs:
     if num_top > 0:
         values, ids = logprobs.topk(min(num_top, len(logprobs)))
         top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
-    return TokenLogprobs(token_id=token_id, logprob=float(logprobs[token_id]), top=top)
+    logprob = logprobs[token_id]
+    rank = int((logprobs >= logprob).sum())
+    return TokenLogprobs(token_id=token_id, logprob=float(logprob), top=top, rank=rank)
 
 
 def _inverse_temperature(state: SequenceState) -> float:

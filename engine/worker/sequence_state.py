@@ -26,6 +26,7 @@ class SequenceState:
         self.structure = structure  # stands behind the known output
         self.token_ids: list[int] = list(start.token_ids)
         self.last_hidden: Tensor | None = None  # [E]
+        self.hidden_sum: Tensor | None = None  # [E] float64: of the prompt so far, to be pooled
         self._output_counts = Counter(self.token_ids[start.num_prompt_tokens :])
         self._prompt_ids = set(start.token_ids[: start.num_prompt_tokens])
 

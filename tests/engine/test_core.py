@@ -1,5 +1,7 @@
 """Requests in, outputs out: texts, stop strings, ends, and counts."""
 
+from typing import Literal
+
 import pytest
 from engine_driver import EngineDriver
 from fake_worker import (
@@ -7,7 +9,9 @@ from fake_worker import (
     POISON_ID,
     FakeWorker,
     Letters,
+    expected_embedding,
     expected_output,
+    expected_prompt_logprobs,
     make_request,
 )
 
@@ -204,3 +208,70 @@ def test_stats_are_a_copy_and_add_up() -> None:
     assert (stats.num_running, stats.num_waiting, stats.num_blocks_used) == (0, 0, 0)
     figures = [driver.outputs[r.request_id][-1].draft_figures for r in requests]
     assert sum(f.num_steps for f in figures if f) == stats.drafts_total
+
+
+def test_a_request_for_no_tokens_ends_once_its_prompt_is_computed() -> None:
+    driver = driver_on(max_num_batched_tokens=4)
+    driver.run([make_request(0, 9, max_tokens=0)])
+    (output,) = driver.outputs["request-0"]
+    assert (output.text, output.token_ids) == ("", ())
+    assert output.finish_reason is FinishReason.LENGTH
+    assert (output.num_prompt_tokens, output.num_output_tokens) == (9, 0)
+    assert sum(row.num_tokens for plan in driver.worker.plans for row in plan.rows) == 9
+    assert driver.core.stats().num_blocks_used == 0
+
+
+@pytest.mark.parametrize("max_tokens", [0, 1, 12])
+@pytest.mark.parametrize("num_batched", [1, 5, 64])
+def test_scores_of_a_prompt_come_once_with_the_first_output(
+    num_batched: int, max_tokens: int
+) -> None:
+    driver = driver_on(max_num_batched_tokens=num_batched, max_num_seqs=4)
+    requests = [
+        make_request(number, 1 + 6 * number, max_tokens=max_tokens, num_prompt_logprobs=0)
+        for number in range(4)
+    ]
+    driver.run(requests)
+    for request in requests:
+        first, *others = driver.outputs[request.request_id]
+        assert first.prompt_logprobs == expected_prompt_logprobs(request)
+        assert not any(output.prompt_logprobs for output in others)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+@pytest.mark.parametrize("max_tokens", [0, 3])
+def test_the_last_output_has_the_embedding(
+    pooling: Literal["mean", "last"], max_tokens: int
+) -> None:
+    driver = driver_on(max_num_batched_tokens=7)
+    requests = [
+        make_request(number, 3 + 6 * number, max_tokens=max_tokens, pooling=pooling)
+        for number in range(4)
+    ]
+    driver.run(requests)
+    for request in requests:
+        embeddings = [output.embedding for output in driver.outputs[request.request_id]]
+        assert embeddings[-1] == expected_embedding(request)
+        assert not any(embeddings[:-1])
+
+
+@pytest.mark.parametrize("num_steps", [1, 3, 6, 12])
+def test_prompts_are_read_again_when_the_worker_dies(num_steps: int) -> None:
+    driver = driver_on(max_num_batched_tokens=5)
+    requests = [
+        make_request(0, 17, num_prompt_logprobs=0, pooling="mean"),
+        make_request(1, 17, num_prompt_logprobs=0, pooling="last", max_tokens=0),
+    ]
+    for request in requests:
+        driver.add(request)
+    for _ in range(num_steps):
+        driver.send()
+        driver.receive()
+    driver.crash()
+    driver.run_to_the_end()
+    for request in requests:
+        outputs = driver.outputs[request.request_id]
+        scores = tuple(score for output in outputs for score in output.prompt_logprobs)
+        assert scores == expected_prompt_logprobs(request)
+        assert outputs[-1].embedding == expected_embedding(request)
+        assert driver.token_ids(request.request_id) == expected_output(request)

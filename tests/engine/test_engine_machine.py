@@ -21,7 +21,9 @@ from fake_worker import (
     KILLER_ID,
     FakeWorker,
     Letters,
+    expected_embedding,
     expected_output,
+    expected_prompt_logprobs,
     make_request,
 )
 from hypothesis import HealthCheck, settings
@@ -78,7 +80,7 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(
         times=st.sampled_from([1, 2, 4]),
         num_prompt=st.sampled_from([1, 3, 4, 5, 8]),
-        max_tokens=st.sampled_from([1, 2, 8, 12, 16]),
+        max_tokens=st.sampled_from([0, 1, 2, 8, 12, 16]),
         min_tokens=st.integers(0, 4),
         ignore_eos=st.booleans(),
         stop_token_ids=st.sampled_from([(), (7, 8)]),
@@ -87,6 +89,8 @@ class EngineMachine(RuleBasedStateMachine):
         num_shared=st.sampled_from([0, 4, 7, 8]),
         cache_salt=st.sampled_from(["", "", "salt"]),
         priority=st.integers(-1, 1),
+        num_prompt_logprobs=st.sampled_from([None, None, 0]),
+        pooling=st.sampled_from([None, None, "mean", "last"]),
     )
     def add(
         self,
@@ -101,6 +105,8 @@ class EngineMachine(RuleBasedStateMachine):
         num_shared: int,
         cache_salt: str,
         priority: int,
+        num_prompt_logprobs: int | None,
+        pooling: Literal["mean", "last"] | None,
     ) -> None:
         for _ in range(times):
             request = make_request(
@@ -110,6 +116,8 @@ class EngineMachine(RuleBasedStateMachine):
                 min_tokens=min_tokens,
                 ignore_eos=ignore_eos,
                 stop_token_ids=stop_token_ids,
+                num_prompt_logprobs=num_prompt_logprobs,
+                pooling=pooling,
                 early_exit=EarlyExitOptions(enabled=enabled, max_draft_tokens=max_drafts),
             )
             self.take(
@@ -231,8 +239,12 @@ class EngineMachine(RuleBasedStateMachine):
             assert len(self.driver.finish_reasons(request_id)) == 1
             sampling = request.sampling
             stops = {*sampling.stop_token_ids, *(() if sampling.ignore_eos else (EOS_ID,))}
-            visible = tokens[:-1] if tokens[-1] in stops else tokens
+            visible = tokens[:-1] if tokens and tokens[-1] in stops else tokens
             assert self.driver.text(request_id) == Letters().text(visible)
+            outputs = self.driver.outputs[request_id]
+            scores = tuple(score for output in outputs for score in output.prompt_logprobs)
+            assert scores == expected_prompt_logprobs(request)
+            assert outputs[-1].embedding == expected_embedding(request)
         stats = self.driver.core.stats()
         assert (stats.num_running, stats.num_waiting, stats.num_blocks_used) == (0, 0, 0)
         assert stats.finished_total[FinishReason.ABORT] == len(self.aborted)

@@ -433,18 +433,36 @@ def test_lower_priorities_run_first_and_are_preempted_last() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "param"),
+    ("change", "num_cached"),
     [
-        ({"sampling": SamplingParams(max_tokens=0)}, "max_tokens"),
-        ({"sampling": SamplingParams(num_prompt_logprobs=1)}, "prompt_logprobs"),
-        ({"pooling": "mean"}, "pooling"),
+        ({"sampling": SamplingParams(max_tokens=0)}, 20),
+        ({"sampling": SamplingParams(max_tokens=0, num_prompt_logprobs=1)}, 0),
+        ({"pooling": "mean"}, 0),
+        ({"pooling": "last"}, 20),
     ],
 )
-def test_what_the_worker_does_not_compute_is_refused(change: dict[str, Any], param: str) -> None:
+def test_who_needs_every_position_reads_no_cache_but_fills_it(
+    change: dict[str, Any], num_cached: int
+) -> None:
     bench = Bench()
-    with pytest.raises(UnsupportedOption) as refused:
-        bench.scheduler.add(replace(request_of("a", PROMPT), **change))
-    assert refused.value.param == param
+    first = bench.finish(replace(request_of("a", PROMPT), **change))
+    assert first.finish_reason is FinishReason.LENGTH
+    assert bench.finish(replace(request_of("b", PROMPT), **change)).num_cached_tokens == num_cached
+    assert bench.scheduler.num_prefix_hits == num_cached
+    assert bench.finish(request_of("c", [*PROMPT, 3])).num_cached_tokens == len(PROMPT)
+
+
+def test_what_was_read_of_a_prompt_is_not_read_again() -> None:
+    bench = Bench()
+    request = request_of("a", PROMPT, max_tokens=6, num_prompt_logprobs=1)
+    sequence = bench.scheduler.add(replace(request, pooling="mean"))
+    while sequence.num_output_tokens < 2:
+        bench.step()
+    bench.scheduler.preempt_all()
+    bench.worker.forget()
+    plan, _ = bench.step()
+    (start,) = plan.started
+    assert (start.num_prompt_logprobs, start.pooling) == (None, None)
 
 
 def test_a_priority_is_refused_where_it_means_nothing() -> None:

@@ -30,6 +30,11 @@ class Decoding:
     @torch.inference_mode()
     def push(self, token_ids: Sequence[int]) -> Tensor:
         """Logits [T, V] of the next tokens."""
+        return self._decoder.logits(self.push_hidden(token_ids))
+
+    @torch.inference_mode()
+    def push_hidden(self, token_ids: Sequence[int]) -> Tensor:
+        """The last layer's states [T, E] of the next tokens."""
         positions = torch.arange(self._num_tokens, self._num_tokens + len(token_ids))
         self._num_tokens += len(token_ids)
         table = torch.arange(self._num_blocks - 1, -1, -1)
@@ -43,5 +48,4 @@ class Decoding:
         )
         decoder = self._decoder
         hidden = decoder.embed(torch.tensor(token_ids, dtype=torch.int32))
-        hidden = decoder.run(hidden, Segment(0, decoder.spec.num_layers), self._cache, batch)
-        return decoder.logits(hidden)
+        return decoder.run(hidden, Segment(0, decoder.spec.num_layers), self._cache, batch)

@@ -9,7 +9,7 @@ sequence of another past shows as well.
 import random
 import time
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, Literal
 from zlib import crc32
 
 from engine.detokenizer import TokenSpeller
@@ -56,7 +56,12 @@ def next_token(context: Sequence[int], seed: int = 0, forbidden: Collection[int]
 
 
 def make_request(
-    number: int, num_prompt: int = 5, *, early_exit: EarlyExitOptions | None = None, **sampling: Any
+    number: int,
+    num_prompt: int = 5,
+    *,
+    early_exit: EarlyExitOptions | None = None,
+    pooling: Literal["mean", "last"] | None = None,
+    **sampling: Any,
 ) -> GenerationRequest:
     """A request that differs from those with other numbers; 20 tokens unless told."""
     return GenerationRequest(
@@ -64,6 +69,7 @@ def make_request(
         prompt_token_ids=tuple(2 + (number * 7 + i) % 30 for i in range(num_prompt)),
         sampling=SamplingParams(**{"seed": number, "max_tokens": 20} | sampling),
         early_exit=early_exit or EarlyExitOptions(),
+        pooling=pooling,
     )
 
 
@@ -77,6 +83,35 @@ def expected_output(request: GenerationRequest) -> tuple[int, ...]:
         context = (*request.prompt_token_ids, *output)
         output.append(next_token(context, sampling.seed, forbidden))
     return tuple(output)
+
+
+def expected_prompt_logprobs(request: GenerationRequest) -> tuple[TokenLogprobs, ...]:
+    """What a request that asks for them must get of its prompt."""
+    prompt = request.prompt_token_ids
+    if request.sampling.num_prompt_logprobs is None:
+        return ()
+    return tuple(_score(prompt[:count], prompt[count]) for count in range(1, len(prompt)))
+
+
+def expected_embedding(request: GenerationRequest) -> tuple[float, ...] | None:
+    """What a request with pooling must get."""
+    prompt = request.prompt_token_ids
+    hashes = [_context_hash(prompt[:count]) for count in range(1, len(prompt) + 1)]
+    if request.pooling == "mean":
+        return (sum(hashes) / len(hashes),)
+    return (float(hashes[-1]),) if request.pooling == "last" else None
+
+
+def _score(context: Sequence[int], token_id: int) -> TokenLogprobs:
+    logprob = -crc32(bytes([token_id]), _context_hash(context)) / 2**32
+    return TokenLogprobs(token_id=token_id, logprob=logprob)
+
+
+def _context_hash(context: Sequence[int]) -> int:
+    value = 0
+    for token_id in context:
+        value = crc32(bytes([token_id]), value)
+    return value
 
 
 class WorkerCrash(Exception):
@@ -121,6 +156,7 @@ class FakeWorker:
         """What a restart does: all state is gone."""
         self.starts: dict[int, SequenceStart] = {}
         self._tokens: dict[int, list[int]] = {}
+        self._sums: dict[int, int] = {}  # of prompts that are pooled, as far as they are computed
         num_slots = self.info.num_blocks * self.info.block_size
         # (position, token id, hash of all tokens up to it)
         self._cache: list[tuple[int, int, int]] = [(-1, -1, -1)] * num_slots
@@ -135,6 +171,7 @@ class FakeWorker:
         for sequence_id in plan.ended:
             self.starts.pop(sequence_id, None)
             self._tokens.pop(sequence_id, None)
+            self._sums.pop(sequence_id, None)
         for start in plan.started:
             assert start.sequence_id not in self.starts, "started twice"
             self.starts[start.sequence_id] = start
@@ -152,7 +189,8 @@ class FakeWorker:
         room = len(row.block_table) * self.info.block_size
         assert row.num_tokens > 0
         assert room >= end + row.max_draft_tokens, "the block table does not cover the row"
-        assert row.is_decoding == (end == len(known)), "scheduler and worker know different tokens"
+        assert end <= len(known), "the worker does not know these tokens"
+        assert not row.is_decoding or end == len(known), "the newest token is not computed"
         if known[0] == POISON_ID:
             return RowResult(sequence_id=row.sequence_id, token_ids=[], error="poisoned")
         if start.seed == ILL_SEED:
@@ -161,8 +199,14 @@ class FakeWorker:
             return RowResult(sequence_id=row.sequence_id, token_ids=[], error="not a number")
         for position in range(row.start, end):
             self._write(row, position, known[position])
+        prompt_logprobs, embedding = self._read_prompt(row, start, known)
         if not row.is_decoding:
-            return RowResult(sequence_id=row.sequence_id, token_ids=[])
+            return RowResult(
+                sequence_id=row.sequence_id,
+                token_ids=[],
+                prompt_logprobs=prompt_logprobs,
+                embedding=embedding,
+            )
         drafts = self._draft(row, start, end) if start.early_exit else []
         targets = [self._choose(row, start, end + i) for i in range(len(drafts) + 1)]
         accepted = 0
@@ -173,6 +217,8 @@ class FakeWorker:
         return RowResult(
             sequence_id=row.sequence_id,
             token_ids=new,
+            prompt_logprobs=prompt_logprobs,
+            embedding=embedding,
             logprobs=[]
             if start.num_logprobs is None
             else [TokenLogprobs(token_id=token, logprob=-token / 10) for token in new],
@@ -183,6 +229,28 @@ class FakeWorker:
                 for i, token in enumerate(drafts)
             ],
         )
+
+    def _read_prompt(
+        self, row: RowPlan, start: SequenceStart, known: Sequence[int]
+    ) -> tuple[list[TokenLogprobs], list[float] | None]:
+        """What is asked of the prompt's part among the row's tokens."""
+        if start.num_prompt_logprobs is None and start.pooling is None:
+            return [], None
+        num_prompt = start.num_prompt_tokens
+        positions = range(row.start, min(row.start + row.num_tokens, num_prompt))
+        contexts = [self._context(row, position + 1) for position in positions]
+        logprobs = [
+            _score(context, known[len(context)])
+            for context in contexts
+            if start.num_prompt_logprobs is not None and len(context) < num_prompt
+        ]
+        hashes = [_context_hash(context) for context in contexts]
+        total = self._sums.get(row.sequence_id, 0) + sum(hashes)
+        self._sums[row.sequence_id] = total
+        if start.pooling is None or not contexts or len(contexts[-1]) < num_prompt:
+            return logprobs, None
+        is_mean = start.pooling == "mean"
+        return logprobs, [total / num_prompt if is_mean else float(hashes[-1])]
 
     def _draft(self, row: RowPlan, start: SequenceStart, end: int) -> list[int]:
         """Any number of drafts, right or wrong, at the positions from `end`."""
@@ -206,6 +274,12 @@ class FakeWorker:
 
     def _choose(self, row: RowPlan, start: SequenceStart, num_context: int) -> int:
         """The token after the first `num_context`, as the cache has them."""
+        context = self._context(row, num_context)
+        is_masked = num_context - start.num_prompt_tokens < start.min_tokens
+        return next_token(context, start.seed, start.stop_token_ids if is_masked else ())
+
+    def _context(self, row: RowPlan, num_context: int) -> list[int]:
+        """The first `num_context` tokens, as the cache has them."""
         context: list[int] = []
         context_hash = 0
         for position in range(num_context):
@@ -214,5 +288,4 @@ class FakeWorker:
             context_hash = crc32(bytes([token_id]), context_hash)
             assert written_hash == context_hash, "a slot was computed in another context"
             context.append(token_id)
-        is_masked = num_context - start.num_prompt_tokens < start.min_tokens
-        return next_token(context, start.seed, start.stop_token_ids if is_masked else ())
+        return context

@@ -12,7 +12,7 @@ from engine.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfi
 from engine.model.decoder import Decoder
 from engine.offline import GenerationResult, OfflineEngine
 from engine.request import FinishReason, GenerationRequest
-from engine.worker import decode_step, sampler
+from engine.worker import sampler, verifier
 from engine.worker.sampler import SamplePoint
 
 pytestmark = pytest.mark.torch
@@ -110,7 +110,7 @@ def test_a_fault_in_one_rows_processors_is_its_own(
 def test_a_fault_in_one_rows_result_is_its_own(
     config: EngineConfig, expected: list[GenerationResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, asked = decode_step.top_logprobs, {"num": 0}
+    real, asked = verifier.top_logprobs, {"num": 0}
 
     def top_logprobs(logits: Tensor, token_id: int, num_top: int) -> object:
         if num_top == 2:
@@ -118,7 +118,7 @@ def test_a_fault_in_one_rows_result_is_its_own(
             raise ValueError("a fault")
         return real(logits, token_id, num_top)
 
-    monkeypatch.setattr(decode_step, "top_logprobs", top_logprobs)
+    monkeypatch.setattr(verifier, "top_logprobs", top_logprobs)
     *others, ill = generate(config, make_request(9, num_logprobs=2))
     assert others == expected
     assert (ill.finish_reason, asked["num"]) == (FinishReason.ERROR, 1)

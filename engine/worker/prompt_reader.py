@@ -1,0 +1,102 @@
+"""What is asked of a prompt itself: its tokens' log-probabilities, and one vector for all of it.
+
+Read from the last layer's states as the prompt is computed, chunk by chunk. Position by position
+and in a fixed order of operations, so that neither chunks nor company change a bit; logits exist
+for a few positions at a time, however long the prompt.
+"""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from engine.model.decoder import Decoder
+from engine.plan import RowPlan
+from engine.request import TokenLogprobs
+from engine.worker.sampler import top_logprobs
+from engine.worker.sequence_state import SequenceState
+
+_PIECE = 32  # positions whose logits exist at once
+
+
+class NotNumbers(Exception):
+    """The model computed NaN for this prompt."""
+
+
+@dataclass(slots=True)
+class PromptReading:
+    """What one chunk of a prompt brought."""
+
+    logprobs: list[TokenLogprobs] = field(
+        default_factory=list
+    )  # of the tokens after those computed
+    embedding: list[float] | None = None  # [E], with the prompt's last token
+    hidden_sum: Tensor | None = None  # [E] float64 over the prompt so far, for the mean
+
+
+class PromptReader:
+    """Reads on one model. Keeps nothing: what has to be kept is the sequence's state."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+
+    def read(self, plan: RowPlan, state: SequenceState, hidden: Tensor) -> PromptReading:
+        """Everything that is asked of the prompt's part among the row's tokens.
+
+        Args:
+            hidden: [plan.num_tokens, E], the last layer's states of the plan's tokens.
+
+        Raises:
+            NotNumbers: if the model computed NaN.
+        """
+        reading = PromptReading()
+        start, num_prompt = state.start, state.start.num_prompt_tokens
+        if start.num_prompt_logprobs is not None:
+            states = hidden[: max(0, num_prompt - 1 - plan.start)]
+            reading.logprobs = self._logprobs(plan, state, states, start.num_prompt_logprobs)
+        if start.pooling is not None:
+            self._pool(plan, state, hidden[: num_prompt - plan.start], reading)
+        return reading
+
+    def _logprobs(
+        self, plan: RowPlan, state: SequenceState, hidden: Tensor, num_top: int
+    ) -> list[TokenLogprobs]:
+        """Of the token after each of the states [T, E]."""
+        entries: list[TokenLogprobs] = []
+        for first in range(0, len(hidden), _PIECE):
+            logits = self._decoder.logits(hidden[first : first + _PIECE])
+            if logits.isnan().any():
+                raise NotNumbers
+            after = plan.start + first + 1
+            token_ids = state.token_ids[after : after + len(logits)]
+            entries += [
+                top_logprobs(row, i, num_top) for row, i in zip(logits, token_ids, strict=True)
+            ]
+        return entries
+
+    def _pool(
+        self, plan: RowPlan, state: SequenceState, hidden: Tensor, reading: PromptReading
+    ) -> None:
+        """Add the states [T, E] of a chunk to the prompt's vector."""
+        num_prompt = state.start.num_prompt_tokens
+        has_last = plan.start + len(hidden) == num_prompt
+        pooled: Tensor | None = None
+        if state.start.pooling == "mean":
+            total = state.hidden_sum
+            for each in hidden:
+                normed = self._decoder.normalize(each)
+                total = normed if total is None else total + normed
+            reading.hidden_sum = total
+            pooled = None if total is None else total / num_prompt
+        elif has_last:
+            pooled = self._decoder.normalize(hidden[-1])
+        if has_last and pooled is not None:
+            if pooled.isnan().any():
+                raise NotNumbers
+            reading.embedding = pooled.tolist()
+
+
+def wants_reading(plan: RowPlan, state: SequenceState) -> bool:
+    """Whether anything is asked of the prompt's part among the row's tokens."""
+    start = state.start
+    is_asked = start.num_prompt_logprobs is not None or start.pooling is not None
+    return is_asked and plan.start < start.num_prompt_tokens

@@ -1,0 +1,219 @@
+"""The end of a step: the last layer's states become tokens, verdicts on drafts, and what is asked
+of prompts.
+
+One call of the LM head chooses for every pending token of every row; each row keeps the longest
+prefix of its drafts that equals its own choices. A fault in one row's share is that row's own.
+Knows nothing of exit heads or of how the states came to be.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from engine.model.decoder import Decoder
+from engine.plan import RowResult
+from engine.request import ExitRecord
+from engine.worker.acceptance import num_accepted
+from engine.worker.device_errors import is_row_fault
+from engine.worker.forward_batch import TokenRef
+from engine.worker.prompt_reader import NotNumbers, PromptReader, PromptReading, wants_reading
+from engine.worker.row import Row
+from engine.worker.sampler import Sampler, top_logprobs
+
+logger = logging.getLogger(__name__)
+
+_NOT_NUMBERS = "the model's logits are not numbers"
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What a row's client gets, and what its state takes over."""
+
+    result: RowResult
+    last_hidden: Tensor | None = None  # [E], with new tokens
+    hidden_sum: Tensor | None = None  # [E], of a prompt to be pooled
+
+
+class Verifier:
+    """Ends steps on one model."""
+
+    def __init__(self, decoder: Decoder, exit_layers: Sequence[int]) -> None:
+        self._decoder = decoder
+        self._exit_layers = exit_layers
+        self._sampler = Sampler(decoder.ops)
+        self._reader = PromptReader(decoder)
+
+    def verify(
+        self, rows: Sequence[Row], refs: Sequence[TokenRef], hidden: Tensor
+    ) -> list[RowResult]:
+        """The target's choices for all pending tokens, and the accepted prefix of every row.
+
+        Args:
+            refs: Every token of the step.
+            hidden: [T, E], their last layer's states.
+
+        Returns:
+            One result per row, in order. The rows' states have advanced: all of them, or none.
+        """
+        places = {ref: place for place, ref in enumerate(refs)}
+        pending = [
+            [
+                places[TokenRef(index, row.first_pending + i)]
+                for i in range(len(row.sample_points()))
+            ]
+            for index, row in enumerate(rows)
+        ]
+        last_hidden = _gather(hidden, [place for mine in pending for place in mine])
+        choices, logits = self._choose(rows, last_hidden)
+        outcomes, offset = [], 0
+        for index, (row, row_places) in enumerate(zip(rows, pending, strict=True)):
+            mine = slice(offset, offset + len(row_places))
+            offset = mine.stop
+            known = _known_states(index, row, places, hidden)
+            outcomes.append(
+                self._outcome_alone(row, choices[mine], logits[mine], last_hidden[mine], known)
+            )
+        # Nothing raises from here on: a step changes all its states or none.
+        for row, outcome in zip(rows, outcomes, strict=True):
+            row.state.hidden_sum = outcome.hidden_sum
+            if outcome.last_hidden is not None:
+                row.state.append(outcome.result.token_ids)
+                row.state.last_hidden = outcome.last_hidden
+        results = [outcome.result for outcome in outcomes]
+        return _without_broken_prompts(rows, refs, hidden, results)
+
+    def _choose(self, rows: Sequence[Row], last_hidden: Tensor) -> tuple[list[int], Tensor]:
+        """Tokens chosen and logits [P, V] for the states [P, E] of all pending tokens."""
+        points = [point for row in rows for point in row.sample_points()]
+        if not points:
+            return [], last_hidden
+        logits = self._decoder.logits(last_hidden)
+        return self._sampler.choose(self._sampler.scores(logits, points), points), logits
+
+    def _outcome_alone(
+        self,
+        row: Row,
+        targets: Sequence[int],
+        logits: Tensor,
+        last_hidden: Tensor,
+        known: Tensor | None,
+    ) -> _Outcome:
+        """`_outcome`; a fault in it is the row's own."""
+        try:
+            return self._outcome(row, targets, logits, last_hidden, known)
+        except NotNumbers:
+            return _Outcome(_failed(row, _NOT_NUMBERS))
+        except Exception as error:
+            if not is_row_fault(error):
+                raise
+            logger.exception("sequence %d: its result cannot be made", row.state.sequence_id)
+            return _Outcome(_failed(row, "the row's result could not be made"))
+
+    def _outcome(
+        self,
+        row: Row,
+        targets: Sequence[int],
+        logits: Tensor,
+        last_hidden: Tensor,
+        known: Tensor | None,
+    ) -> _Outcome:
+        """What a row's states say.
+
+        Args:
+            targets, logits, last_hidden: One entry per pending token.
+            known: [plan.num_tokens, E], where something is asked of the prompt.
+        """
+        reading = PromptReading()
+        if known is not None:
+            reading = self._reader.read(row.plan, row.state, known)
+        result = replace(
+            self._accept(row, targets, logits),
+            prompt_logprobs=reading.logprobs,
+            embedding=reading.embedding,
+        )
+        num_new = len(result.token_ids)
+        return _Outcome(
+            result,
+            last_hidden=last_hidden[num_new - 1].clone() if num_new else None,
+            hidden_sum=reading.hidden_sum,
+        )
+
+    def _accept(self, row: Row, targets: Sequence[int], logits: Tensor) -> RowResult:
+        """A row's accepted drafts and the target's own token."""
+        sequence_id = row.state.sequence_id
+        if not targets:
+            return RowResult(sequence_id=sequence_id, token_ids=[])
+        accepted = num_accepted(row.draft_ids, targets)
+        token_ids = list(targets[: accepted + 1])
+        if -1 in token_ids:
+            return _failed(row, _why_no_token(row, logits))
+        num_top = row.state.start.num_logprobs
+        return RowResult(
+            sequence_id=sequence_id,
+            token_ids=token_ids,
+            logprobs=[]
+            if num_top is None
+            else [top_logprobs(logits[i], token, num_top) for i, token in enumerate(token_ids)],
+            drafts=[
+                ExitRecord(
+                    token_id=draft.token_id,
+                    exit_layer=self._exit_layers[draft.exit_index],
+                    confidence=draft.confidence,
+                    accepted=index < accepted,
+                )
+                for index, draft in enumerate(row.drafts)
+            ],
+        )
+
+
+def _gather(hidden: Tensor, places: Sequence[int]) -> Tensor:
+    """Some of the states [T, E]."""
+    return hidden[torch.tensor(places, dtype=torch.int64, device=hidden.device)]
+
+
+def _known_states(
+    index: int, row: Row, places: Mapping[TokenRef, int], hidden: Tensor
+) -> Tensor | None:
+    """States of a row's known tokens, where something is asked of its prompt."""
+    if not wants_reading(row.plan, row.state):
+        return None
+    positions = range(row.plan.start, row.plan.start + row.plan.num_tokens)
+    return _gather(hidden, [places[TokenRef(index, position)] for position in positions])
+
+
+def _without_broken_prompts(
+    rows: Sequence[Row], refs: Sequence[TokenRef], hidden: Tensor, results: list[RowResult]
+) -> list[RowResult]:
+    """Results, with an error where an unfinished prompt is no numbers, before others share its KV.
+
+    The last token computed has read all before it, so it tells for all of them.
+    """
+    last = {
+        ref.row: place
+        for place, ref in enumerate(refs)
+        if not rows[ref.row].plan.is_decoding and ref.position == rows[ref.row].first_pending
+    }
+    if not last:
+        return results
+    places = torch.tensor(list(last.values()), device=hidden.device)
+    are_sound = hidden[places].isfinite().all(dim=-1).tolist()
+    broken = {row for row, is_sound in zip(last, are_sound, strict=True) if not is_sound}
+    return [
+        replace(result, error="the model's states are not numbers") if row in broken else result
+        for row, result in enumerate(results)
+    ]
+
+
+def _failed(row: Row, error: str) -> RowResult:
+    return RowResult(sequence_id=row.state.sequence_id, token_ids=[], error=error)
+
+
+def _why_no_token(row: Row, logits: Tensor) -> str:
+    """Why a row has no choice among its tokens."""
+    structure = row.state.structure
+    if structure is None or logits.isnan().any():
+        return _NOT_NUMBERS
+    return structure.error or "the structure allows none of the vocabulary's tokens here"
