@@ -31,7 +31,7 @@ _CHECK_INTERVAL_S = 60.0  # between thorough looks at the invariants, when there
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInfo:
-    """Facts of the model being served."""
+    """Facts of the model being served, as of now."""
 
     max_model_len: int  # prompt and output of a request; never more than the KV cache holds
     vocab_size: int
@@ -255,7 +255,13 @@ class AsyncEngine:
         if guilty:
             self._supervisor.note_progress()
         logger.warning("%d open requests wait for a new worker", core.num_open)
-        await self._supervisor.replace(loss)
+        info = await self._supervisor.replace(loss)
+        assert self.info is not None, "a started engine knows its model"
+        if info.num_blocks != self.info.num_blocks:
+            logger.warning("KV blocks: %d instead of %d", info.num_blocks, self.info.num_blocks)
+            limits = ModelLimits.of(info)
+            self.info = _engine_info(info, limits)
+            self._publish(core.adapt(limits))
 
     def _publish(self, outputs: list[RequestOutput]) -> None:
         for output in outputs:

@@ -119,6 +119,11 @@ class BlockManager:
         """The contents of all blocks are lost."""
         self._pool.forget_all()
 
+    def resize(self, num_blocks: int) -> None:
+        """Manage other blocks than before, all of them empty; nobody may hold one."""
+        assert not self._tables, "blocks are exchanged while they are held"
+        self._pool = BlockPool(num_blocks)
+
     def trim(self, sequence_id: int, num_positions: int) -> None:
         """Free the sequence's blocks beyond those that cover `num_positions`."""
         table, kept = self._tables[sequence_id], self.blocks_for(num_positions)

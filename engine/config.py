@@ -29,7 +29,7 @@ class CacheConfig:
 
     block_size: int = 16  # tokens per block
     kv_cache_memory_bytes: int | None = None  # None: a share of the free memory
-    num_blocks: int | None = None  # exactly so many instead, as the worker before had
+    num_blocks: int | None = None  # as many as the first worker had, if they can be had
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ from engine.request import (
     TokenTrace,
 )
 from engine.scheduler import Committed, Scheduler
-from engine.sequence import Sequence
+from engine.sequence import OUTGROWN, Sequence
 from engine.stats import EngineStats
 from engine.trace import token_traces
 
@@ -137,25 +137,23 @@ class EngineCore:
         Returns:
             Last outputs of requests that kill every worker that computes them.
         """
-        outputs = []
-        for sequence in self._scheduler.lose_worker(plan):
-            sequence.finish(FinishReason.ERROR, error="the worker dies whenever it computes this")
-            self._scheduler.retire(sequence)
-            outputs.append(self._output(sequence))
-            self._close(sequence)
-        return outputs
+        error = "the worker dies whenever it computes this"
+        guilty = self._scheduler.lose_worker(plan)
+        return [self._end(sequence, FinishReason.ERROR, error) for sequence in guilty]
+
+    def adapt(self, limits: ModelLimits) -> list[RequestOutput]:
+        """The new worker has other blocks than the lost one: see `Scheduler.adapt`.
+
+        Returns:
+            Last outputs of requests that have outgrown it.
+        """
+        outgrown = self._scheduler.adapt(limits)
+        return [self._end(sequence, FinishReason.ERROR, OUTGROWN) for sequence in outgrown]
 
     def end_all(self, reason: FinishReason, error: str | None = None) -> list[RequestOutput]:
         """The engine cannot go on: a last output, without text, for every open request."""
-        outputs = []
-        for entry in list(self._open.values()):
-            sequence = entry.sequence
-            # Also if it has ended by itself: its last tokens are not rendered, so it is not whole.
-            sequence.finish(reason, error=error)
-            self._scheduler.retire(sequence)
-            outputs.append(self._output(sequence))
-            self._close(sequence)
-        return outputs
+        # Also what has ended by itself: its last tokens are not rendered, so it is not whole.
+        return [self._end(entry.sequence, reason, error) for entry in list(self._open.values())]
 
     def check(self) -> None:
         """Assert the invariants."""
@@ -194,6 +192,14 @@ class EngineCore:
         sequence.drop_tokens_after(sequence.num_output_tokens - num_surplus)
         sequence.finish(FinishReason.STOP, stop)
         self._scheduler.retire(sequence)
+
+    def _end(self, sequence: Sequence, reason: FinishReason, error: str | None) -> RequestOutput:
+        """End a sequence from outside; its last output has no text."""
+        sequence.finish(reason, error=error)
+        self._scheduler.retire(sequence)
+        output = self._output(sequence)
+        self._close(sequence)
+        return output
 
     def _output(
         self,

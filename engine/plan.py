@@ -115,7 +115,7 @@ class Worker(Protocol):
 
     async def start(self) -> WorkerInfo:
         """Load the model; returns when the first step can run. Any later start serves the same
-        model with the same blocks and arithmetic as the first.
+        model with the same arithmetic as the first, and with as many blocks if they can be had.
 
         Raises:
             ModelLoadError: when the model or its heads cannot be served.

@@ -130,6 +130,18 @@ class Scheduler:
         """See `Roster.lose_worker`."""
         return self._roster.lose_worker(plan)
 
+    def adapt(self, limits: ModelLimits) -> list[Sequence]:
+        """Go on with a worker that has other blocks than the lost one; nothing runs.
+
+        Returns:
+            Sequences that are too long for it. The caller finishes and retires them.
+        """
+        self._limits = limits
+        self._rules = AdmissionRules(self._config, limits)
+        self._blocks.resize(limits.num_blocks)
+        waiting = list(self._roster.waiting)
+        return [each for each in waiting if not each.adapt(limits.max_model_len)]
+
     def schedule(self) -> StepPlan | None:
         """The next step's plan; None if there is nothing to do."""
         # 1. Known tokens of running sequences, decoding ones first.

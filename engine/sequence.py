@@ -13,6 +13,8 @@ from engine.block_hashes import BlockHashes
 from engine.plan import RowResult, SequenceStart
 from engine.request import DraftFigures, FinishReason, GenerationRequest, TokenLogprobs
 
+OUTGROWN = "the KV cache of the worker that came for a lost one is too small for this request"
+
 
 class SequenceStatus(Enum):
     """Where a sequence stands; a preempted one is waiting again."""
@@ -86,8 +88,7 @@ class Sequence:
     @property
     def num_tokens_left(self) -> int:
         """Output tokens that may still come."""
-        by_request = self.request.sampling.max_tokens - self.num_output_tokens
-        return min(by_request, self._max_len - self.num_tokens)
+        return min(self._num_tokens_asked, self._max_len - self.num_tokens)
 
     def start(self) -> SequenceStart:
         """Everything a worker needs to go on with this sequence."""
@@ -182,6 +183,15 @@ class Sequence:
         if self._lacks_prompt_logprobs:
             self.prompt_logprobs.clear()
 
+    def adapt(self, max_len: int) -> bool:
+        """Go on within another number of tokens; grown to it, the sequence ends with an error.
+
+        Returns:
+            Whether it can go on at all.
+        """
+        self._max_len = max_len
+        return self.num_tokens + min(1, self._num_tokens_asked) <= max_len
+
     def figures(self) -> DraftFigures:
         """What drafting did for this request."""
         return self._figures.snapshot()
@@ -196,6 +206,10 @@ class Sequence:
             return False
         return len(self.prompt_logprobs) < self.num_prompt_tokens - 1
 
+    @property
+    def _num_tokens_asked(self) -> int:
+        return self.request.sampling.max_tokens - self.num_output_tokens
+
     def _finish_after(self, token_id: int) -> None:
         sampling = self.request.sampling
         is_eos = token_id in self._eos_ids
@@ -204,8 +218,10 @@ class Sequence:
         )
         if token_id in self._stop_ids and is_over:
             self.finish(FinishReason.STOP, None if is_eos else token_id)
-        elif self.num_tokens_left <= 0:
+        elif self._num_tokens_asked <= 0:
             self.finish(FinishReason.LENGTH)
+        elif self.num_tokens_left <= 0:  # never, unless the cache has shrunk
+            self.finish(FinishReason.ERROR, error=OUTGROWN)
 
 
 class _FigureCounts:

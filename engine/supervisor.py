@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections import deque
+from dataclasses import replace
 
 from engine.errors import EngineFailed, ModelLoadError, WorkerLost
 from engine.plan import StepPlan, StepResult, Worker, WorkerInfo
@@ -53,8 +54,11 @@ class Supervisor:
         """A request got further, or was ended as the cause of the losses."""
         self._losses.clear()
 
-    async def replace(self, loss: WorkerLost) -> None:
+    async def replace(self, loss: WorkerLost) -> WorkerInfo:
         """End what is left of the worker and start another.
+
+        Returns:
+            Its facts: those of the first, but perhaps for the number of its KV blocks.
 
         Raises:
             EngineFailed: if that leads nowhere.
@@ -69,7 +73,8 @@ class Supervisor:
             await self._worker.close()
             await asyncio.sleep(pause_s)
             try:
-                self._require_same(await self._worker.start())
+                info = await self._worker.start()
+                self._require_same(info)
                 break
             except ModelLoadError as error:
                 reason, pause_s = error, min(_LONGEST_PAUSE_S, 2 * pause_s + 0.5)
@@ -78,6 +83,7 @@ class Supervisor:
         self.recovery_time_s_total += seconds
         self.is_recovering = False
         logger.warning("a new worker is ready after %.1f s", seconds)
+        return info
 
     def _count_loss(self, reason: Exception) -> None:
         now = time.monotonic()
@@ -91,6 +97,7 @@ class Supervisor:
             )
 
     def _require_same(self, info: WorkerInfo) -> None:
-        """Open requests can go on only with what they began with."""
-        if info != self._info:
+        """Open requests can go on only with what they began with, if need be in less memory."""
+        assert self._info is not None, "the first worker has started"
+        if replace(info, num_blocks=self._info.num_blocks) != self._info:
             raise ModelLoadError(f"the new worker serves something else: {info}, not {self._info}")

@@ -194,5 +194,5 @@ def _pinned(config: EngineConfig, info: WorkerInfo) -> EngineConfig:
     return replace(
         config,
         model=replace(config.model, backend=backend),
-        cache=replace(config.cache, num_blocks=info.num_blocks),
+        cache=replace(config.cache, num_blocks=config.cache.num_blocks or info.num_blocks),
     )

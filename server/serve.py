@@ -73,7 +73,7 @@ async def _load(settings: ServerSettings, url: str) -> ServedModel:
             raise
     assert engine.info is not None, "a started engine knows its model"
     print(start_up_summary(settings, engine.info, config.exits.heads, url), flush=True)
-    return ServedModel(engine, engine.info, engine.tokenizer)
+    return ServedModel(engine, engine.tokenizer)
 
 
 def _refuse(error: Exception, status: int) -> int:

@@ -33,8 +33,13 @@ class ServedModel:
     """A loaded model: what it takes to serve it."""
 
     engine: AsyncEngine
-    info: EngineInfo
     tokenizer: Tokenizer
+
+    @property
+    def info(self) -> EngineInfo:
+        """Facts of it, as of now: a new worker may have less memory."""
+        assert self.engine.info is not None, "a started engine knows its model"
+        return self.engine.info
 
 
 class InferenceService:

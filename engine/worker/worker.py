@@ -9,6 +9,8 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -156,13 +158,16 @@ class ModelWorker:
         """Blocks the memory budget buys, at most what all sequences at full length could use."""
         config, spec, ops = self._config, self._decoder.spec, self._decoder.ops
         block_size = config.cache.block_size
-        if config.cache.num_blocks is not None:
-            return config.cache.num_blocks
         per_block = block_size_bytes(spec, block_size, ops.dtype)
+        as_before = config.cache.num_blocks
+        if as_before is not None and as_before * per_block <= _free_bytes(ops.device):
+            return as_before
         budget = config.cache.kv_cache_memory_bytes
         if budget is None:
             budget = _default_budget(ops.device)
         most = config.scheduler.max_num_seqs * -(-self._max_model_len // block_size)
+        if as_before is not None:  # something else has taken the memory that the first worker had
+            budget, most = min(budget, _default_budget(ops.device)), as_before
         num_blocks = min(budget // per_block, most)
         if num_blocks < 1:
             raise ModelLoadError(
@@ -244,8 +249,17 @@ def _torch_dtype(name: str) -> torch.dtype:
 
 
 def _default_budget(device: torch.device) -> int:
+    share = _CUDA_MEMORY_SHARE if device.type == "cuda" else _CPU_MEMORY_SHARE
+    return int(_free_bytes(device) * share)
+
+
+def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free * _CUDA_MEMORY_SHARE)
-    pages, size = os.sysconf("SC_AVPHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    return int(pages * size * _CPU_MEMORY_SHARE)
+        free: int = torch.cuda.mem_get_info(device)[0]
+        return free
+    with suppress(OSError):  # what the system would give up counts as free
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name == "MemAvailable":
+                return int(value.split()[0]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

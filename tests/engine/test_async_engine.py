@@ -35,6 +35,7 @@ class MortalWorker(InlineWorker):
         self.dies_every: int | None = None  # so many steps
         self.load_time_s = 0.0
         self.load_error: ModelLoadError | None = None
+        self.num_blocks_after: int | None = None  # its death
         self._num_steps = 0
 
     async def start(self) -> WorkerInfo:
@@ -43,6 +44,8 @@ class MortalWorker(InlineWorker):
         if self.load_error is not None and self.num_starts > 1:
             raise self.load_error
         self.fake.forget()
+        if self.num_blocks_after is not None and self.num_starts > 1:
+            self.fake.resize(self.num_blocks_after)
         self.death.clear()
         return await super().start()
 
@@ -265,6 +268,35 @@ async def test_while_a_worker_loads_requests_queue_and_leave() -> None:
     )
     assert text_of(await newcomer) == Letters().text(expected_output(make_request(2)))
     assert not engine.is_recovering
+    await engine.stop()
+
+
+async def test_a_new_worker_with_fewer_blocks_serves_what_fits_them() -> None:
+    worker = MortalWorker(FakeWorker(step_time_s=0.002))
+    worker.num_blocks_after = 7  # of 4 tokens
+    engine = engine_on(worker)
+    await engine.start()
+    fitting = [make_request(n, ignore_eos=True, max_tokens=20) for n in range(4)]
+    outgrown = make_request(9, ignore_eos=True, max_tokens=40)
+    streams = [asyncio.create_task(collect(engine, r)) for r in (*fitting, outgrown)]
+    await until(lambda: engine.stats().num_running == 5)
+    worker.death.set()
+    *outputs, last = await asyncio.gather(*streams)
+    for request, each in zip(fitting, outputs, strict=True):
+        assert text_of(each) == Letters().text(expected_output(request))
+    right = Letters().text(expected_output(outgrown))
+    assert right.startswith(text_of(last))
+    assert last[-1].finish_reason is FinishReason.ERROR
+    assert "too small" in str(last[-1].error)
+    assert engine.info is not None
+    assert (engine.info.num_blocks, engine.info.max_model_len) == (7, 28)
+    with pytest.raises(PromptTooLong, match="28 tokens"):
+        await anext(engine.generate(replace(outgrown, request_id="again")))
+    worker.num_blocks_after = 64  # and the memory comes back
+    worker.death.set()
+    await until(lambda: engine.stats().worker_restarts_total == 2)
+    outputs = [await collect(engine, replace(outgrown, request_id="again"))]
+    assert text_of(outputs[0]) == right
     await engine.stop()
 
 

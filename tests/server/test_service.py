@@ -12,7 +12,7 @@ def service_of(engine: FakeEngine, load_time_s: float = 0.0) -> InferenceService
     async def load() -> ServedModel:
         await asyncio.sleep(load_time_s)
         await engine.start()
-        return ServedModel(engine, engine.info, ByteTokenizer())  # type: ignore[arg-type]
+        return ServedModel(engine, ByteTokenizer())  # type: ignore[arg-type]
 
     return InferenceService(("a", "b"), load)
 

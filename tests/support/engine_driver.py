@@ -37,8 +37,8 @@ class EngineDriver:
             if plan is not None:
                 self._in_flight = plan, self._execute(plan)
 
-    def crash(self) -> None:
-        """The worker dies, with whatever step is in flight."""
+    def crash(self, num_blocks: int | None = None) -> None:
+        """The worker dies, with whatever step is in flight; the next may have other memory."""
         self.render()
         plan = None if self._in_flight is None else self._in_flight[0]
         self._in_flight = None
@@ -46,6 +46,9 @@ class EngineDriver:
         if plan is not None and len(plan.rows) == 1:
             self.num_deaths_alone[self.request_id(plan.rows[0].sequence_id)] += 1
         self.keep(self.core.lose_worker(plan))
+        if num_blocks is not None:
+            self.worker.resize(num_blocks)
+            self.keep(self.core.adapt(ModelLimits.of(self.worker.info)))
 
     def render(self) -> None:
         """Render what was committed, if it is not rendered yet."""

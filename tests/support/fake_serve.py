@@ -14,7 +14,7 @@ from server.settings import ServerSettings
 
 async def _load(engine: FakeEngine) -> ServedModel:
     await engine.start()
-    return ServedModel(engine, engine.info, ByteTokenizer())  # type: ignore[arg-type]
+    return ServedModel(engine, ByteTokenizer())  # type: ignore[arg-type]
 
 
 def main(port: int, drain_timeout_s: float, token_delay_s: float) -> None:

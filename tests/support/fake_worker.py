@@ -9,6 +9,7 @@ sequence of another past shows as well.
 import random
 import time
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 from zlib import crc32
 
@@ -160,6 +161,11 @@ class FakeWorker:
         num_slots = self.info.num_blocks * self.info.block_size
         # (position, token id, hash of all tokens up to it)
         self._cache: list[tuple[int, int, int]] = [(-1, -1, -1)] * num_slots
+
+    def resize(self, num_blocks: int) -> None:
+        """A restart with other memory."""
+        self.info = replace(self.info, num_blocks=num_blocks)
+        self.forget()
 
     def execute(self, plan: StepPlan) -> StepResult:
         """See `SynchronousWorker.execute`."""

@@ -76,7 +76,7 @@ def main(port: int, step_s: float) -> None:
     async def load() -> ServedModel:
         await engine.start()
         assert engine.info is not None
-        return ServedModel(engine, engine.info, Speller())  # type: ignore[arg-type]
+        return ServedModel(engine, Speller())  # type: ignore[arg-type]
 
     service = InferenceService((MODEL,), load)
     settings = ServerSettings(model=MODEL, access_log="none", shutdown_timeout=0)

@@ -24,7 +24,7 @@ def fake_app(engine: FakeEngine, **settings: object) -> FastAPI:
 
     async def load() -> ServedModel:
         await engine.start()
-        return ServedModel(engine, engine.info, engine.tokenizer)  # type: ignore[arg-type]
+        return ServedModel(engine, engine.tokenizer)  # type: ignore[arg-type]
 
     checked = ServerSettings.model_validate({"model": MODEL, **settings})
     return create_app(InferenceService((MODEL,), load), checked)
