@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import faults, serve, soak
+from benchmarks import faults, prefix, serve, soak
 from benchmarks.comparison import MODES
 from engine.errors import EngineError
 
@@ -31,6 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "serve", help="load on a running server: latencies, throughput, acceptance"
     )
     serve.add_arguments(serve_command)
+    prefix_command = commands.add_parser(
+        "prefix", help="time to the first token of a prompt that is in the prefix cache already"
+    )
+    prefix.add_arguments(prefix_command)
     faults_command = commands.add_parser(
         "faults", help="kill a server's worker under load: are streams lost, do texts change?"
     )
@@ -43,8 +47,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out a parsed `bench` command; returns the exit status."""
-    if args.bench_command in ("serve", "faults", "soak"):  # need no torch
-        commands = {"serve": serve.run, "faults": faults.run, "soak": soak.run}
+    without_torch = {
+        "serve": serve.run,
+        "prefix": prefix.run,  # but for the engine itself, which imports it when it is made
+        "faults": faults.run,
+        "soak": soak.run,
+    }
+    if args.bench_command in without_torch:
+        commands = without_torch
     else:
         from benchmarks import latency, lossless
 

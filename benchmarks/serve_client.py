@@ -32,6 +32,7 @@ class Outcome:
     text: str = ""
     num_input_tokens: int = 0
     num_output_tokens: int = 0
+    num_cached_tokens: int = 0  # of the input, where the server says so
     error: str | None = None
 
     @property
@@ -78,6 +79,8 @@ async def _read(response: Any, outcome: Outcome) -> None:
         if usage:
             outcome.num_input_tokens = usage["prompt_tokens"]
             outcome.num_output_tokens = usage["completion_tokens"]
+            details = usage.get("prompt_tokens_details") or {}
+            outcome.num_cached_tokens = details.get("cached_tokens") or 0
         text = "".join(map(_text, chunk["choices"]))
         if text:
             if outcome.text:
