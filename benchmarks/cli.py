@@ -4,9 +4,21 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import faults, prefix, serve, soak
+from benchmarks import faults, fuzz, prefix, serve, soak
 from benchmarks.comparison import MODES
 from engine.errors import EngineError
+
+# But for the engine itself, which imports it when it is made.
+_WITHOUT_TORCH = {
+    "serve": (serve, "load on a running server: latencies, throughput, acceptance"),
+    "prefix": (
+        prefix,
+        "time to the first token of a prompt that is in the prefix cache already",
+    ),
+    "faults": (faults, "kill a server's worker under load: are streams lost, do texts change?"),
+    "soak": (soak, "mixed traffic with aborts and worker kills: is anything lost or leaked?"),
+    "fuzz": (fuzz, "requests with something wrong in them: does the server keep its poise?"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,34 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     lossless.add_argument(
         "--temperatures", type=_temperatures, default=(0.0, 0.8), metavar="T,T", help="(0,0.8)"
     )
-    serve_command = commands.add_parser(
-        "serve", help="load on a running server: latencies, throughput, acceptance"
-    )
-    serve.add_arguments(serve_command)
-    prefix_command = commands.add_parser(
-        "prefix", help="time to the first token of a prompt that is in the prefix cache already"
-    )
-    prefix.add_arguments(prefix_command)
-    faults_command = commands.add_parser(
-        "faults", help="kill a server's worker under load: are streams lost, do texts change?"
-    )
-    faults.add_arguments(faults_command)
-    soak_command = commands.add_parser(
-        "soak", help="mixed traffic with aborts and worker kills: is anything lost or leaked?"
-    )
-    soak.add_arguments(soak_command)
+    for name, (command, text) in _WITHOUT_TORCH.items():
+        command.add_arguments(commands.add_parser(name, help=text))
 
 
 def run(args: argparse.Namespace) -> int:
     """Carry out a parsed `bench` command; returns the exit status."""
-    without_torch = {
-        "serve": serve.run,
-        "prefix": prefix.run,  # but for the engine itself, which imports it when it is made
-        "faults": faults.run,
-        "soak": soak.run,
-    }
-    if args.bench_command in without_torch:
-        commands = without_torch
+    if args.bench_command in _WITHOUT_TORCH:
+        commands = {name: command.run for name, (command, _) in _WITHOUT_TORCH.items()}
     else:
         from benchmarks import latency, lossless
 
