@@ -3,6 +3,7 @@
 EngineError
 ├── RequestError           the caller's fault; carries the parameter's name and a code
 │   ├── PromptTooLong      code context_length_exceeded
+│   ├── StructureError     a schema, pattern or grammar that cannot be followed
 │   └── UnsupportedOption  code unsupported_parameter
 ├── ModelNotFound          the request names a model that is not served
 ├── EngineOverloaded       the queue is full
@@ -44,6 +45,10 @@ class PromptTooLong(RequestError):
     """Prompt and requested output do not fit the model's context or the KV cache."""
 
     code = "context_length_exceeded"
+
+
+class StructureError(RequestError):
+    """A structure that is wrong, or asks for what would not be enforced."""
 
 
 class UnsupportedOption(RequestError):

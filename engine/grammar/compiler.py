@@ -1,35 +1,22 @@
-"""`Structure` -> compiled grammar, for one vocabulary. Runs in the worker, without limits of time
-or memory: HTTP offers no structures until something bounds it.
+"""`Structure` → compiled grammar, for one vocabulary.
 
-Raises `StructureError`, with a text for the client, for whatever xgrammar refuses and for what it
-would silently not honour.
+Takes as long and as much memory as the source makes it: `engine.grammar.forge` bounds both before
+anything else compiles it.
 """
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from engine.errors import StructureError
+from engine.grammar.schema import lowered
+from engine.grammar.strings import check_regex
 from engine.request import Structure
 
 _MAX_WHITESPACE = 32  # in a row between JSON's elements, so that no output is white space for ever
 _POSITION = re.compile(r"^\[[^\]]*\] \S+?:\d+: ")  # xgrammar's time and C++ source line
-
-# Keywords whose meaning xgrammar 0.2.8 drops: refused, never ignored. Some combinations are
-# dropped as well (pattern beside maxLength, unknown formats, overlapping oneOf): still to refuse.
-_NOT_HONOURED = frozenset(
-    (
-        *("not", "if", "then", "else", "contains", "minContains", "maxContains", "uniqueItems"),
-        *("dependentRequired", "dependentSchemas", "dependencies", "$dynamicRef", "$recursiveRef"),
-        *("contentEncoding", "contentMediaType", "contentSchema"),
-    )
-)
-_DATA = frozenset(("const", "enum", "default", "examples"))  # keywords that hold no schemas
-_NAMED = frozenset(("properties", "patternProperties", "$defs", "definitions"))
-
-
-class StructureError(ValueError):
-    """A structure that cannot be followed."""
+_ANY_OBJECT = '{"type": "object"}'
 
 
 class GrammarCompiler:
@@ -57,35 +44,42 @@ class GrammarCompiler:
         """
         try:
             return self._compile(structure)
-        except (RuntimeError, ValueError, TypeError, RecursionError) as error:
-            text = _POSITION.sub("", str(error)).strip().splitlines()
-            raise StructureError(text[0] if text else type(error).__name__) from error
+        except StructureError:
+            raise
+        except (RuntimeError, ValueError, TypeError, OverflowError, RecursionError) as error:
+            raise StructureError(_told(error)) from error
 
     def _compile(self, structure: Structure) -> Any:
         source = structure.source
         if structure.kind == "regex":
+            check_regex(source)
             return self._compiler.compile_regex(source)
         if structure.kind == "grammar":
-            return self._compiler.compile_grammar(source)
+            if "::=" in source:
+                return self._compiler.compile_grammar(source)
+            return self._compiler.compile_lark(source)
         if structure.kind == "structural_tag":
-            return self._compiler.compile_structural_tag(source)
-        if structure.kind == "json_object":
-            source = '{"type": "object"}'
-        for keyword in _dropped_keywords(json.loads(source)):
-            raise StructureError(f"the schema keyword {keyword} is not supported")
-        return self._compiler.compile_json_schema(source, max_whitespace_cnt=_MAX_WHITESPACE)
+            tag = {"type": "structural_tag", "format": _with_lowered(json.loads(source))}
+            return self._compiler.compile_structural_tag(json.dumps(tag))
+        schema = lowered(json.loads(source or _ANY_OBJECT))
+        return self._compiler.compile_json_schema(
+            json.dumps(schema), max_whitespace_cnt=_MAX_WHITESPACE
+        )
 
 
-def _dropped_keywords(schema: Any) -> Iterator[str]:
-    """Keywords of a schema and its sub-schemas that would not be honoured."""
-    if isinstance(schema, list):
-        for item in schema:
-            yield from _dropped_keywords(item)
-    elif isinstance(schema, dict):
-        for keyword, value in schema.items():
-            if keyword in _NOT_HONOURED:
-                yield keyword
-            elif keyword in _NAMED and isinstance(value, dict):
-                yield from _dropped_keywords(list(value.values()))
-            elif keyword not in _DATA:
-                yield from _dropped_keywords(value)
+def _with_lowered(format_: Any) -> Any:
+    """A structural tag's format with every JSON schema in it lowered."""
+    if isinstance(format_, list):
+        return [_with_lowered(each) for each in format_]
+    if not isinstance(format_, dict):
+        return format_
+    if format_.get("type") == "json_schema":
+        schema = lowered(format_["json_schema"])
+        return {**format_, "json_schema": schema, "max_whitespace_cnt": _MAX_WHITESPACE}
+    return {name: _with_lowered(value) for name, value in format_.items()}
+
+
+def _told(error: Exception) -> str:
+    """xgrammar's own words, without where in its source they stand."""
+    lines = _POSITION.sub("", str(error)).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

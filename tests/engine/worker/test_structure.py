@@ -9,7 +9,8 @@ from torch import Tensor
 from xgrammar import GrammarMatcher
 
 from benchmarks.scripted import Agreement, ScriptedDrafter
-from engine.grammar.compiler import GrammarCompiler, StructureError
+from engine.errors import StructureError
+from engine.grammar.compiler import GrammarCompiler
 from engine.model.decoder import Decoder
 from engine.plan import SequenceStart
 from engine.request import Structure

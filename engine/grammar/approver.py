@@ -1,0 +1,141 @@
+"""Approves structures before a worker sees them, in a process that can be killed. Server's side.
+
+The process is started with the first structure: it costs seconds and memory that a server without
+structures need not spend.
+"""
+
+import asyncio
+import json
+import logging
+import sys
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+from engine.errors import EngineOverloaded, StructureError
+from engine.request import Structure
+
+_MAX_REMEMBERED = 1024
+_MAX_AT_ONCE = 4  # so that a few slow ones do not hold up the others
+_START_TIMEOUT_S = 120.0  # until the process has loaded, and besides every deadline
+
+logger = logging.getLogger(__name__)
+
+
+class Approver:
+    """Asks `engine.grammar.forge`, once for each structure."""
+
+    def __init__(
+        self, directory: Path, vocab_size: int, eos_token_ids: Sequence[int], timeout_s: float
+    ) -> None:
+        """Args:
+        timeout_s: that one source may take to compile.
+        """
+        self._arguments = [str(directory), str(vocab_size), *map(str, eos_token_ids)]
+        self._timeout_s = timeout_s
+        self._verdicts: OrderedDict[Structure, asyncio.Future[str | None]] = OrderedDict()
+        self._slots = asyncio.Semaphore(_MAX_AT_ONCE)
+        self._starting = asyncio.Lock()
+        self._process: asyncio.subprocess.Process | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._asked: dict[int, asyncio.Future[str | None]] = {}
+        self._num_asked = 0
+
+    @property
+    def pid(self) -> int | None:
+        """The process's id while it lives."""
+        return None if self._process is None else self._process.pid
+
+    async def approve(self, structure: Structure) -> None:
+        """Return when the structure can be followed.
+
+        Raises:
+            StructureError: it cannot, and why.
+            EngineOverloaded: it cannot be found out now.
+        """
+        verdict = self._verdicts.get(structure)
+        if verdict is None:
+            verdict = asyncio.ensure_future(self._find_out(structure))
+            self._verdicts[structure] = verdict
+            verdict.add_done_callback(lambda done: self._forget_failure(structure, done))
+        self._verdicts.move_to_end(structure)
+        if len(self._verdicts) > _MAX_REMEMBERED:
+            self._verdicts.popitem(last=False)
+        error = await asyncio.shield(verdict)  # others may wait for the same
+        if error is not None:
+            raise StructureError(error)
+
+    async def close(self) -> None:
+        """End the process. Idempotent."""
+        process, self._process = self._process, None
+        if process is not None and process.returncode is None:
+            process.kill()
+            await process.wait()
+        if self._reader is not None:
+            await asyncio.gather(self._reader, return_exceptions=True)
+
+    def _forget_failure(self, structure: Structure, done: "asyncio.Future[str | None]") -> None:
+        if done.cancelled() or done.exception() is not None:
+            self._verdicts.pop(structure, None)
+
+    async def _find_out(self, structure: Structure) -> str | None:
+        async with self._slots:
+            for _ in range(2):  # a process that was lost is replaced once
+                try:
+                    async with asyncio.timeout(_START_TIMEOUT_S + self._timeout_s):
+                        return await self._ask(structure)
+                except (OSError, TimeoutError) as error:
+                    logger.warning("the process that tries structures out is lost: %r", error)
+                    await self.close()
+        raise EngineOverloaded("structures cannot be tried out now")
+
+    async def _ask(self, structure: Structure) -> str | None:
+        async with self._starting:
+            if self._process is None:
+                await self._start()
+        process = self._process
+        if process is None or process.stdin is None:
+            raise OSError("it has ended")
+        self._num_asked += 1
+        number = self._num_asked
+        order = {
+            "id": number,
+            "kind": structure.kind,
+            "source": structure.source,
+            "timeout_s": self._timeout_s,
+        }
+        answer = asyncio.get_running_loop().create_future()
+        self._asked[number] = answer
+        try:
+            process.stdin.write(json.dumps(order).encode() + b"\n")
+            await process.stdin.drain()
+            error: str | None = await answer
+            return error
+        finally:
+            self._asked.pop(number, None)
+
+    async def _start(self) -> None:
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "engine.grammar.forge",
+            *self._arguments,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        self._reader = asyncio.create_task(self._read(self._process))
+
+    async def _read(self, process: asyncio.subprocess.Process) -> None:
+        """Hand answers to those who asked, to the process's end."""
+        assert process.stdout is not None, "it is a pipe"
+        while line := await process.stdout.readline():
+            verdict = json.loads(line)
+            answer = self._asked.get(verdict["id"])
+            if answer is not None and not answer.done():
+                answer.set_result(verdict["error"])
+        if self._process is process:
+            self._process = None
+        await process.wait()
+        for answer in self._asked.values():
+            if not answer.done():
+                answer.set_exception(OSError("it has ended"))

@@ -1,0 +1,84 @@
+"""Whether two JSON schemas exclude each other, as far as that is easily proved."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+_MAX_DEPTH = 4
+
+
+def are_disjoint(
+    one: Any, other: Any, resolved: Callable[[Any], Any], depth: int = _MAX_DEPTH
+) -> bool:
+    """Whether no value follows both; False where that is not known.
+
+    Args:
+        one: a schema behind its references, as `other` is.
+        resolved: gives a schema behind its references.
+    """
+    if not isinstance(one, dict) or not isinstance(other, dict) or not depth:
+        return False
+    values, others = _values(one), _values(other)
+    if values is not None and others is not None:
+        return not {_canonical(value) for value in values} & {_canonical(value) for value in others}
+    if values is None and others is not None:
+        return are_disjoint(other, one, resolved, depth)
+    types, other_types = _types(one), _types(other)
+    if values is not None:
+        return other_types is not None and not any(
+            has_type(value, name) for value in values for name in other_types
+        )
+    if types is not None and other_types is not None and not types & other_types:
+        return True
+    if types != {"object"} or other_types != {"object"}:
+        return False
+    return any(
+        are_disjoint(
+            resolved(one["properties"][name]),
+            resolved(other["properties"][name]),
+            resolved,
+            depth - 1,
+        )
+        for name in _required(one) & _required(other)
+    )
+
+
+def has_type(value: Any, name: Any) -> bool:
+    """Whether a JSON value is of a type, in JSON Schema's sense: 1.0 is an integer."""
+    if isinstance(value, bool):
+        return name == "boolean"
+    if isinstance(value, (int, float)):
+        return name == "number" or (name == "integer" and value == int(value))
+    kinds = {str: "string", list: "array", dict: "object", type(None): "null"}
+    return kinds.get(type(value)) == name
+
+
+def _values(schema: dict[str, Any]) -> list[Any] | None:
+    if "const" in schema:
+        return [schema["const"]]
+    values = schema.get("enum")
+    return values if isinstance(values, list) else None
+
+
+def _types(schema: dict[str, Any]) -> set[str] | None:
+    """The types that a schema names; a number may be an integer."""
+    types = schema.get("type")
+    if types is None:
+        return None
+    names = {types} if isinstance(types, str) else {name for name in types if isinstance(name, str)}
+    return names | {"integer"} if "number" in names else names
+
+
+def _required(schema: dict[str, Any]) -> set[str]:
+    """Properties that are there for sure and have a schema."""
+    properties, required = schema.get("properties"), schema.get("required")
+    if not isinstance(properties, dict) or not isinstance(required, list):
+        return set()
+    return {name for name in required if isinstance(name, str) and name in properties}
+
+
+def _canonical(value: Any) -> str:
+    """Equal for equal values: 1 and 1.0 are, 1 and true are not."""
+    if isinstance(value, float) and value == int(value):
+        value = int(value)
+    return json.dumps(value, sort_keys=True)

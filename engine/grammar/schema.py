@@ -1,0 +1,418 @@
+"""JSON Schema → the part of it that xgrammar enforces in full, by the same meaning or a narrower
+one; what is left is refused by its keyword and place, never dropped.
+
+xgrammar drops keywords silently wherever it does not understand them together, so a schema is
+taken apart here keyword by keyword. Narrower means: an object that declares properties has no
+others unless it says so; strings with a length or a pattern hold no characters that JSON escapes;
+a keyword without `type` implies its type. A value that follows the result follows the schema, with
+one exception that cannot be told to xgrammar: an open object may repeat a declared name, spelled
+with \\u escapes.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from urllib.parse import unquote
+
+from engine.errors import StructureError
+from engine.grammar.disjoint import are_disjoint, has_type
+from engine.grammar.strings import (
+    FORMATS,
+    XGRAMMAR_FORMATS,
+    length_pattern,
+    whole_pattern,
+)
+
+Schema = dict[str, Any]
+Path = tuple[str | int, ...]
+
+_MAX_DEPTH = 64
+_MAX_BRANCHES = 256  # of a oneOf: each is held against every other
+_INT64 = 1 << 63
+
+_HEADS = ("$ref", "const", "enum", "anyOf", "oneOf", "allOf")  # each stands alone
+_OF_TYPE: Mapping[str, Sequence[str]] = {
+    "string": ("pattern", "format", "minLength", "maxLength"),
+    "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
+    "array": (
+        *("items", "prefixItems", "minItems", "maxItems", "unevaluatedItems"),
+        *("uniqueItems", "contains", "minContains", "maxContains"),
+    ),
+    "object": (
+        *("properties", "required", "additionalProperties", "unevaluatedProperties"),
+        *("patternProperties", "propertyNames", "minProperties", "maxProperties"),
+        *("dependentRequired", "dependentSchemas", "dependencies"),
+    ),
+}
+_NEVER = (
+    *("not", "if", "then", "else", "$dynamicRef", "$recursiveRef"),
+    *("contentEncoding", "contentMediaType", "contentSchema"),
+)
+_TYPES = ("string", "number", "integer", "boolean", "null", "array", "object")
+
+
+def lowered(schema: Any) -> Schema:
+    """What xgrammar is given in place of a schema.
+
+    Raises:
+        StructureError: naming what would not be enforced, and where it stands.
+    """
+    return _Lowering(schema).run()
+
+
+class _Lowering:
+    """One schema's. `$ref` targets become definitions under names of our own."""
+
+    def __init__(self, root: Any) -> None:
+        self._root = root
+        self._names: dict[str, str] = {}  # of definitions, by reference
+        self._by_type: dict[str, Callable[[Schema, Path], Schema]] = {
+            "string": self._string,
+            "number": self._number,
+            "integer": self._integer,
+            "array": self._array,
+            "object": self._object,
+            "boolean": lambda _, __: {"type": "boolean"},
+            "null": lambda _, __: {"type": "null"},
+        }
+
+    def run(self) -> Schema:
+        """The whole."""
+        top = self._any(self._root, ())
+        definitions: Schema = {}
+        while len(definitions) < len(self._names):  # lowering one may find others
+            reference, name = list(self._names.items())[len(definitions)]
+            definitions[name] = self._any(resolve(self._root, reference), _place(reference))
+        return {**top, "$defs": definitions} if definitions else top
+
+    def _any(self, schema: Any, path: Path) -> Schema:
+        if schema is True:
+            return {}
+        if schema is False:
+            raise refusal(path, "a schema that allows nothing cannot be followed")
+        if not isinstance(schema, dict):
+            raise refusal(path, "a schema should be an object or a boolean")
+        if len(path) > _MAX_DEPTH:
+            raise refusal(path, f"schemas may be nested {_MAX_DEPTH} deep")
+        for keyword in _NEVER:
+            if keyword in schema:
+                raise refusal((*path, keyword), f"{keyword} is not supported")
+        heads = [keyword for keyword in _HEADS if keyword in schema]
+        return self._headed(heads[0], schema, path) if heads else self._typed(schema, path)
+
+    # ---- what stands alone ----
+
+    def _headed(self, head: str, schema: Schema, path: Path) -> Schema:
+        is_listing = head in ("const", "enum")  # of values, of which `type` may sort some out
+        constraints = ("type", *_HEADS, *(k for group in _OF_TYPE.values() for k in group))
+        for other in constraints:
+            if other in schema and other != head and not (is_listing and other == "type"):
+                raise refusal((*path, other), f"{other} beside {head} is not supported")
+        value, place = schema[head], (*path, head)
+        if head == "$ref":
+            return self._reference(value, place)
+        if is_listing:
+            return _listing([value] if head == "const" else value, schema.get("type"), place)
+        if not isinstance(value, list) or not value:
+            raise refusal(place, f"{head} should be a list of schemas")
+        branches = [self._any(each, (*place, index)) for index, each in enumerate(value)]
+        if head == "allOf":
+            if len(branches) > 1:
+                raise refusal(place, "allOf is supported with one schema only")
+            return branches[0]
+        if head == "oneOf":
+            self._check_disjoint(value, place)
+        return {"anyOf": branches}
+
+    def _reference(self, reference: Any, path: Path) -> Schema:
+        if not isinstance(reference, str) or not re.match(r"#(/|$)", reference):
+            raise refusal(path, "$ref is supported within the schema only: #, or #/ and a path")
+        if resolve(self._root, reference) is None:
+            raise refusal(path, "$ref leads nowhere")
+        name = self._names.setdefault(reference, f"d{len(self._names)}")
+        return {"$ref": f"#/$defs/{name}"}
+
+    def _check_disjoint(self, branches: Sequence[Any], path: Path) -> None:
+        if len(branches) > _MAX_BRANCHES:
+            raise refusal(path, f"oneOf may have {_MAX_BRANCHES} branches")
+        resolved = [self._resolved(branch) for branch in branches]
+        for index, one in enumerate(resolved):
+            for other in resolved[:index]:
+                if not are_disjoint(one, other, self._resolved):
+                    raise refusal(
+                        path,
+                        "oneOf is supported where its branches exclude each other by type or by a "
+                        "required property with const or enum; anyOf may do",
+                    )
+
+    def _resolved(self, schema: Any) -> Any:
+        """A schema behind its references."""
+        for _ in range(_MAX_DEPTH):
+            if not isinstance(schema, dict) or not isinstance(schema.get("$ref"), str):
+                break
+            schema = resolve(self._root, schema["$ref"])
+        return schema
+
+    # ---- by type ----
+
+    def _typed(self, schema: Schema, path: Path) -> Schema:
+        types = schema.get("type")
+        if types is None:
+            types = [name for name, words in _OF_TYPE.items() if any(w in schema for w in words)]
+            if not types:
+                return {}
+            if len(types) > 1:
+                raise refusal(path, f"type is needed beside keywords of {' and '.join(types)}")
+        types = [types] if isinstance(types, str) else types
+        if not isinstance(types, list) or not types or not all(t in _TYPES for t in types):
+            raise refusal((*path, "type"), f"type should be one or several of {', '.join(_TYPES)}")
+        branches = [self._by_type[name](schema, path) for name in dict.fromkeys(types)]
+        return branches[0] if len(branches) == 1 else {"anyOf": branches}
+
+    def _string(self, schema: Schema, path: Path) -> Schema:
+        given = [word for word in _OF_TYPE["string"] if schema.get(word) not in (None, 0)]
+        shortest, longest = _bounds(schema, path, "minLength", "maxLength")
+        if longest == 0 and "maxLength" not in given:
+            given.append("maxLength")
+        if not given:
+            return {"type": "string"}
+        if given[0] in ("pattern", "format"):
+            if len(given) > 1:
+                message = f"{given[1]} beside {given[0]} is not supported"
+                raise refusal((*path, given[1]), message)
+            return {"type": "string"} | self._spelled(given[0], schema[given[0]], path)
+        return {"type": "string", "pattern": length_pattern(shortest, longest)}
+
+    def _spelled(self, word: str, value: Any, path: Path) -> Schema:
+        if not isinstance(value, str):
+            raise refusal((*path, word), f"{word} should be a string")
+        if word == "pattern":
+            return {"pattern": _whole_pattern(value, (*path, word))}
+        if value in XGRAMMAR_FORMATS:
+            return {"format": value}
+        if value not in FORMATS:
+            known = ", ".join(sorted((*FORMATS, *XGRAMMAR_FORMATS)))
+            raise refusal((*path, word), f"this format is not supported; those are {known}")
+        return {"pattern": whole_pattern(f"^{FORMATS[value]}$")}
+
+    def _number(self, schema: Schema, path: Path) -> Schema:
+        if "multipleOf" in schema:
+            message = "multipleOf is supported for integers only"
+            raise refusal((*path, "multipleOf"), message)
+        words = [word for word in _OF_TYPE["number"] if word in schema]
+        return {"type": "number"} | {word: _number(schema[word], (*path, word)) for word in words}
+
+    def _integer(self, schema: Schema, path: Path) -> Schema:
+        integer: Schema = {"type": "integer"}
+        for word in _OF_TYPE["number"]:
+            if word not in schema:
+                continue
+            value = _number(schema[word], (*path, word))
+            if word == "multipleOf" and (value != int(value) or value <= 0):
+                raise refusal((*path, word), "multipleOf should be a whole number above 0")
+            if value != int(value):  # the next whole number inwards says the same
+                is_lower = word in ("minimum", "exclusiveMinimum")
+                word = "minimum" if is_lower else "maximum"
+                value = math.ceil(value) if is_lower else math.floor(value)
+                tightest = max if is_lower else min
+                value = tightest(value, integer.get(word, value))
+            elif word in integer:
+                value = (max if word == "minimum" else min)(value, integer[word])
+            integer[word] = int(value)
+        return integer
+
+    def _array(self, schema: Schema, path: Path) -> Schema:
+        for word in ("contains", "minContains", "maxContains"):
+            if word in schema:
+                raise refusal((*path, word), f"{word} is not supported")
+        if schema.get("uniqueItems"):
+            raise refusal((*path, "uniqueItems"), "uniqueItems is not supported")
+        fewest, most = _bounds(schema, path, "minItems", "maxItems")
+        array: Schema = {"type": "array"}
+        first = schema.get("prefixItems", [])
+        if not isinstance(first, list):
+            raise refusal((*path, "prefixItems"), "prefixItems should be a list of schemas")
+        if most is not None:
+            array["maxItems"] = most
+            first = first[:most]
+        if fewest:
+            array["minItems"] = fewest
+        if first:
+            array["prefixItems"] = [
+                self._any(each, (*path, "prefixItems", index)) for index, each in enumerate(first)
+            ]
+        word = "items" if "items" in schema else "unevaluatedItems"
+        default = not first or fewest > len(first)  # a tuple ends where its schemas do
+        rest = schema.get(word, default)
+        array["items"] = rest is not False and self._any(rest, (*path, word))
+        if array["items"] is False and fewest > len(first):
+            raise refusal((*path, "minItems"), "minItems asks for more items than are allowed")
+        return array
+
+    def _object(self, schema: Schema, path: Path) -> Schema:
+        for word in ("dependentRequired", "dependentSchemas", "dependencies"):
+            if schema.get(word):
+                raise refusal((*path, word), f"{word} is not supported")
+        properties = _mapping(schema, path, "properties")
+        required = schema.get("required", [])
+        if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
+            raise refusal((*path, "required"), "required should be a list of names")
+        if "patternProperties" in schema or "propertyNames" in schema:
+            return self._dictionary(schema, path)
+        given, place = self._rest(schema, path)
+        lower = {
+            name: self._any(each, (*path, "properties", name)) for name, each in properties.items()
+        }
+        for name in required:
+            if name not in lower and given is False:
+                raise refusal((*path, "required"), "required names a property that cannot be")
+            lower.setdefault(name, self._any(given is None or given, place))
+        rest = not lower if given is None else given
+        whole: Schema = {"type": "object", "properties": lower}
+        if required:
+            whole["required"] = list(dict.fromkeys(required))
+        whole["additionalProperties"] = rest is not False and self._any(rest, place)
+        return whole | self._property_counts(schema, path, is_open=rest is not False)
+
+    def _rest(self, schema: Schema, path: Path) -> tuple[Any, Path]:
+        """The schema of undeclared properties, None where none is given; and where it stands."""
+        word = "additionalProperties"
+        if word not in schema and "unevaluatedProperties" in schema:
+            word = "unevaluatedProperties"
+        return schema.get(word), (*path, word)
+
+    def _dictionary(self, schema: Schema, path: Path) -> Schema:
+        """An object whose names follow a rule."""
+        word = "patternProperties" if "patternProperties" in schema else "propertyNames"
+        for other in ("properties", "required", "minProperties", "maxProperties"):
+            if schema.get(other):
+                raise refusal((*path, word), f"{word} beside {other} is not supported")
+        if word == "propertyNames":
+            if "patternProperties" in schema:
+                raise refusal((*path, word), f"{word} beside patternProperties is not supported")
+            return self._named(schema, path)
+        patterns = _mapping(schema, path, word)
+        if len(patterns) != 1 or schema.get("additionalProperties") not in (None, False):
+            message = "patternProperties is supported with one pattern and no other properties"
+            raise refusal((*path, word), message)
+        ((pattern, values),) = patterns.items()
+        whole = _whole_pattern(pattern, (*path, word))
+        lower = {whole: self._any(values, (*path, word, pattern))}
+        return {"type": "object", "patternProperties": lower, "additionalProperties": False}
+
+    def _named(self, schema: Schema, path: Path) -> Schema:
+        """`propertyNames`: a pattern for all names, or a list of them."""
+        rule, place = self._resolved(schema["propertyNames"]), (*path, "propertyNames")
+        given, rest_place = self._rest(schema, path)
+        if given is False:
+            return {"type": "object", "properties": {}, "additionalProperties": False}
+        values = self._any(given is None or given, rest_place)
+        names = rule.get("enum") if isinstance(rule, dict) else None
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            properties = dict.fromkeys(names, values)
+            return {"type": "object", "properties": properties, "additionalProperties": False}
+        string = self._any({"type": "string", **rule} if isinstance(rule, dict) else rule, place)
+        if set(string) - {"type", "pattern"}:
+            raise refusal(place, "propertyNames is supported with pattern, length or enum only")
+        if "pattern" not in string:
+            return {"type": "object", "additionalProperties": values}
+        pattern = {string["pattern"]: values}
+        return {"type": "object", "patternProperties": pattern, "additionalProperties": False}
+
+    def _property_counts(self, schema: Schema, path: Path, *, is_open: bool) -> Schema:
+        fewest, most = _bounds(schema, path, "minProperties", "maxProperties")
+        if is_open and fewest > 1:  # a name said twice would be counted twice
+            message = "minProperties above 1 needs additionalProperties: false"
+            raise refusal((*path, "minProperties"), message)
+        counts = {"minProperties": fewest} if fewest else {}
+        return counts if most is None else {**counts, "maxProperties": most}
+
+
+def refusal(path: Path, message: str) -> StructureError:
+    """An error about a place in a schema."""
+    place = json.dumps("/".join(["#", *map(str, path)]))[1:-1]
+    return StructureError(f"{message} (at {place if len(place) < 200 else place[:200] + '…'})")
+
+
+def resolve(root: Any, reference: str) -> Any:
+    """What a reference within a schema leads to; None: nowhere."""
+    found = root
+    for part in _place(reference):
+        if isinstance(found, list) and str(part).isdecimal() and int(part) < len(found):
+            found = found[int(part)]
+        elif isinstance(found, dict) and part in found:
+            found = found[part]
+        else:
+            return None
+    return found
+
+
+def _place(reference: str) -> Path:
+    parts = unquote(reference).split("/")[1:]
+    return tuple(part.replace("~1", "/").replace("~0", "~") for part in parts)
+
+
+def _listing(values: Any, types: Any, path: Path) -> Schema:
+    if not isinstance(values, list) or not values:
+        raise refusal(path, "enum should be a list of values")
+    wanted = [types] if isinstance(types, str) else types
+    if wanted is not None:
+        values = [value for value in values if any(has_type(value, name) for name in wanted)]
+    if not values:
+        raise refusal(path, "none of the values has the type asked for")
+    for value in values:
+        _check_writable(value, path)
+    return {"enum": values}
+
+
+def _check_writable(value: Any, path: Path) -> None:
+    """Refuse numbers that xgrammar would write as others."""
+    if isinstance(value, bool):
+        return
+    if isinstance(value, int) and not -_INT64 <= value < _INT64:
+        raise refusal(path, "whole numbers are supported up to 64 bits")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise refusal(path, "the number is out of range")
+    for part in (
+        value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    ):
+        _check_writable(part, path)
+
+
+def _whole_pattern(pattern: str, path: Path) -> str:
+    try:
+        return whole_pattern(pattern)
+    except StructureError as error:
+        raise refusal(path, str(error)) from None
+
+
+def _mapping(schema: Schema, path: Path, word: str) -> Schema:
+    value = schema.get(word, {})
+    if not isinstance(value, dict):
+        raise refusal((*path, word), f"{word} should be an object")
+    return value
+
+
+def _number(value: Any, path: Path) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise refusal(path, f"{path[-1]} should be a number")
+    return value
+
+
+def _bounds(schema: Schema, path: Path, least: str, most: str) -> tuple[int, int | None]:
+    """Counts, the second None where there is none."""
+    found: list[int | None] = []
+    for word in (least, most):
+        value = schema.get(word)
+        if value is not None:
+            number = _number(value, (*path, word))
+            if number != int(number) or number < 0:
+                raise refusal((*path, word), f"{word} should be a whole number, 0 or more")
+            value = int(number)
+        found.append(value)
+    fewest, greatest = found[0] or 0, found[1]
+    if greatest is not None and fewest > greatest:
+        raise refusal((*path, least), f"{least} is larger than {most}")
+    return fewest, greatest

@@ -1,0 +1,156 @@
+"""What a JSON string may be held to: regular expressions that xgrammar follows exactly, and formats
+spelled as such.
+
+xgrammar writes a pattern's matches between quotes as they are: it takes `"`, `\\` and control
+characters out of `.` and of negated classes by itself, but not out of literals and escapes, anchors
+within a pattern count for nothing, and so does whatever looks around. Such patterns are refused.
+"""
+
+from collections.abc import Mapping
+
+from engine.errors import StructureError
+
+_DATE = (
+    r"(?:[1-9][0-9]{3}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])"
+    r"|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)|02-(?:0[1-9]|1[0-9]|2[0-8]))"
+    r"|[1-9][0-9](?:0[48]|[2468][048]|[13579][26])-02-29)"
+)
+_TIME = (
+    r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{1,6})?"
+    r"(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
+)
+_OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
+_LABEL = r"[a-zA-Z0-9]{1,20}(?:-[a-zA-Z0-9]{1,20}){0,2}"
+
+# Each matches nothing but its format, and all of it that is in common use: xgrammar's own let pass
+# February 30, octets with leading zeros and longer names than there may be.
+FORMATS: Mapping[str, str] = {
+    "date": _DATE,
+    "time": _TIME,
+    "date-time": f"{_DATE}T{_TIME}",
+    "ipv4": rf"{_OCTET}(?:\.{_OCTET}){{3}}",
+    "uuid": r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}",
+    "hostname": rf"{_LABEL}(?:\.{_LABEL}){{0,3}}",
+    "email": rf"[a-zA-Z0-9_+-]{{1,20}}(?:\.[a-zA-Z0-9_+-]{{1,20}}){{0,2}}@(?:{_LABEL}\.){{1,3}}"
+    r"[a-zA-Z]{2,20}",
+}
+XGRAMMAR_FORMATS = frozenset(("duration", "ipv6", "uri"))  # those it has right
+
+_ESCAPED_CONTROLS = frozenset("nrtfv0c")
+_UNWRITABLE = "can match a quote, a backslash or a control character, which JSON escapes"
+
+
+def length_pattern(shortest: int, longest: int | None) -> str:
+    """A string of so many characters, none of which JSON has to escape."""
+    return rf'^[^"\\\x00-\x1f]{{{shortest},{"" if longest is None else longest}}}$'
+
+
+def check_regex(pattern: str) -> None:
+    """Refuse what a regular expression asks in vain.
+
+    Raises:
+        StructureError: saying what.
+    """
+    for index, kind in _tokens(pattern):
+        character = pattern[index]
+        if kind == "group" and pattern[index : index + 2] == "(?":
+            follows = pattern[index + 2 : index + 4]
+            if follows[:1] not in (":", "<") or follows in ("<=", "<!"):
+                raise StructureError("looking around and flags are not supported")
+        if kind == "plain" and character == "^" and index > 0:
+            raise StructureError("^ is supported at the very beginning only")
+        if kind == "plain" and character == "$" and index < len(pattern) - 1:
+            raise StructureError("$ is supported at the very end only")
+
+
+def whole_pattern(pattern: str) -> str:
+    """A JSON Schema's pattern, which may match anywhere, as one of the whole string.
+
+    Raises:
+        StructureError: what it can match need not stand for itself between quotes.
+    """
+    check_regex(pattern)
+    tokens = _tokens(pattern)
+    for index, kind in tokens:
+        character = pattern[index]
+        is_quote = character == '"' and kind not in ("class", "negated")
+        is_escape = kind == "escape" and _is_unwritable(pattern, index + 1)
+        if is_quote or is_escape or (character < " " and kind != "negated"):
+            raise StructureError(_UNWRITABLE)
+    begins = pattern.startswith("^")
+    ends = bool(tokens) and pattern[tokens[-1][0] :] == "$" and tokens[-1][1] == "plain"
+    if (begins or ends) and _has_alternatives(pattern):
+        return _without_options(pattern)  # xgrammar holds every branch to the whole
+    body = _without_options(pattern[begins : len(pattern) - ends])
+    return f"^{'' if begins else '.*'}(?:{body}){'' if ends else '.*'}$"
+
+
+def _without_options(pattern: str) -> str:
+    """`{0,1}` for `?`, which xgrammar gets wrong behind `(…+)`; without marks of laziness."""
+    pieces: list[str] = []
+    tokens = _tokens(pattern)
+    ends = [index for index, _ in tokens[1:]] + [len(pattern)]
+    before, is_plain = "", False
+    for (index, kind), end in zip(tokens, ends, strict=True):
+        piece = pattern[index:end]
+        if piece == "?" and kind == "plain" and before != "(":
+            is_lazy = is_plain and before in ("*", "+", "?", "}")
+            pieces.append("" if is_lazy else "{0,1}")
+        else:
+            pieces.append(piece)
+        before, is_plain = piece, kind == "plain"
+    return "".join(pieces)
+
+
+def _has_alternatives(pattern: str) -> bool:
+    """Whether a bar stands outside of all groups."""
+    depth = 0
+    for index, kind in _tokens(pattern):
+        if kind == "group":
+            depth += 1
+        elif kind == "plain" and pattern[index] == ")":
+            depth -= 1
+        elif kind == "plain" and pattern[index] == "|" and depth == 0:
+            return True
+    return False
+
+
+def _tokens(pattern: str) -> list[tuple[int, str]]:
+    """(index, kind) of every character or escape; kinds: plain, group, class, negated, escape.
+
+    Within a negated class everything is `negated`.
+    """
+    tokens: list[tuple[int, str]] = []
+    index, within = 0, ""
+    while index < len(pattern):
+        character = pattern[index]
+        kind = within or "plain"
+        if character == "\\":
+            tokens.append((index, within if within == "negated" else "escape"))
+            index += 2
+            continue
+        if within:
+            within = "" if character == "]" else within
+        elif character == "[":
+            within = "negated" if pattern[index + 1 : index + 2] == "^" else "class"
+            kind = within
+        elif character == "(":
+            kind = "group"
+        tokens.append((index, kind))
+        index += 1
+    return tokens
+
+
+def _is_unwritable(pattern: str, index: int) -> bool:
+    """Whether the escape whose letter is at `index` stands for what JSON escapes."""
+    letter = pattern[index : index + 1]
+    if letter in ("x", "u"):
+        digits = pattern[index + 1 : index + (3 if letter == "x" else 5)]
+        if digits[:1] == "{":
+            digits = pattern[index + 2 :].partition("}")[0]
+        try:
+            code = int(digits, 16)
+        except ValueError:
+            return True
+        return code < ord(" ") or chr(min(code, 0x10FFFF)) in '"\\'
+    return letter == "" or letter in _ESCAPED_CONTROLS or letter in '"\\'
