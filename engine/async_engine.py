@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.errors import EngineFailed, EngineStopped, WorkerLost
+from engine.grammar.approver import Approver
 from engine.limits import ModelLimits
 from engine.output_slot import OutputSlot
 from engine.plan import StepPlan, Worker, WorkerInfo
-from engine.request import FinishReason, GenerationRequest, RequestOutput
+from engine.request import FinishReason, GenerationRequest, RequestOutput, Structure
 from engine.scheduler import Committed
 from engine.stats import EngineStats
 from engine.supervisor import Supervisor
@@ -53,6 +54,7 @@ class AsyncEngine:
         self.info: EngineInfo | None = None  # once started
         self._config = config
         self._supervisor = Supervisor(worker)
+        self._approver: Approver | None = None
         self._core: EngineCore | None = None
         self._slots: dict[str, OutputSlot] = {}
         self._work = asyncio.Event()
@@ -94,6 +96,12 @@ class AsyncEngine:
                 info.max_model_len,
             )
         self.info = _engine_info(info, limits)
+        self._approver = Approver(
+            self._config.model.directory,
+            info.vocab_size,
+            info.eos_token_ids,
+            self._config.structure.timeout_s,
+        )
         self._core = EngineCore(self._config.scheduler, limits, self.tokenizer, info.num_layers)
         self._task = asyncio.create_task(self._run(self._core), name="engine")
 
@@ -111,6 +119,8 @@ class AsyncEngine:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        if self._approver is not None:
+            await self._approver.close()
         await self._supervisor.close()
 
     def stats(self) -> EngineStats:
@@ -144,6 +154,19 @@ class AsyncEngine:
         self._slots |= {request.request_id: OutputSlot() for request in requests}
         self._idle.clear()
         self._work.set()
+
+    async def approve(self, structure: Structure) -> None:
+        """Find out whether a structure can be followed, and have it ready for the requests with it.
+
+        Raises:
+            StructureError: it cannot, and why.
+            EngineOverloaded: that cannot be found out now.
+            EngineStopped, EngineFailed: as `admit`.
+        """
+        self._running_core()
+        assert self._approver is not None, "a started engine has one"
+        await self._approver.approve(structure)
+        await self._supervisor.prepare(structure)
 
     def abort(self, request_id: str) -> None:
         """End a request for whose output nobody waits any more. Idempotent."""

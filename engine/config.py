@@ -63,6 +63,13 @@ class SupervisionConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StructureConfig:
+    """Schemas, patterns and grammars that outputs have to follow."""
+
+    timeout_s: float = 10.0  # that one may take to compile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """All of it."""
 
@@ -71,4 +78,5 @@ class EngineConfig:
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     exits: ExitsConfig = field(default_factory=ExitsConfig)
     supervision: SupervisionConfig = field(default_factory=SupervisionConfig)
+    structure: StructureConfig = field(default_factory=StructureConfig)
     worker: Literal["process", "inline"] = "process"

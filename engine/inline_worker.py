@@ -11,6 +11,7 @@ from engine.config import EngineConfig
 from engine.errors import WorkerLost
 from engine.offline import SynchronousWorker
 from engine.plan import StepPlan, StepResult, WorkerInfo
+from engine.request import Structure
 
 
 class InlineWorker:
@@ -35,6 +36,11 @@ class InlineWorker:
             return await loop.run_in_executor(self._thread, self._worker.execute, plan)
         except Exception as error:
             raise WorkerLost(f"step {plan.step_id} failed: {error!r}") from error
+
+    async def prepare(self, structure: Structure) -> None:
+        """See `Worker.prepare`."""
+        if self._worker is not None:
+            await asyncio.to_thread(self._worker.prepare, structure)
 
     async def watch(self) -> None:
         """See `Worker.watch`: nothing to see, this process lives as long as its threads."""

@@ -15,6 +15,7 @@ from engine.request import (
     DraftFigures,
     FinishReason,
     GenerationRequest,
+    Structure,
     TokenLogprobs,
     TokenTrace,
 )
@@ -31,6 +32,9 @@ class SynchronousWorker(Protocol):
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step."""
+
+    def prepare(self, structure: Structure) -> None:
+        """Have a structure ready; called in a thread of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

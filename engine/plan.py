@@ -36,7 +36,7 @@ class SequenceStart:
     num_logprobs: int | None
     early_exit: bool
     threshold: float | None
-    structure: Structure | None = None  # one that has compiled elsewhere, in a moment
+    structure: Structure | None = None  # approved
     ignore_eos: bool = False  # with a structure: end only where nothing else is allowed
     num_prompt_logprobs: int | None = None  # wanted for every prompt token but the first
     pooling: Literal["mean", "last"] | None = None  # wanted: one vector for the whole prompt
@@ -126,6 +126,13 @@ class Worker(Protocol):
 
         Raises:
             WorkerLost: when the worker is gone, hangs, or the step raised.
+        """
+
+    async def prepare(self, structure: Structure) -> None:
+        """Have an approved structure ready before a sequence brings it, while steps go on.
+
+        Returns when it is, or at once when the worker is gone: a sequence that brings a structure
+        which is not ready has its step wait for it.
         """
 
     async def watch(self) -> None:

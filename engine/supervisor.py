@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from engine.errors import EngineFailed, ModelLoadError, WorkerLost
 from engine.plan import StepPlan, StepResult, Worker, WorkerInfo
+from engine.request import Structure
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,11 @@ class Supervisor:
     async def execute(self, plan: StepPlan) -> StepResult:
         """See `Worker.execute`."""
         return await self._worker.execute(plan)
+
+    async def prepare(self, structure: Structure) -> None:
+        """See `Worker.prepare`."""
+        if not self.is_recovering:
+            await self._worker.prepare(structure)
 
     async def watch(self) -> None:
         """See `Worker.watch`."""

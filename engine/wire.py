@@ -12,6 +12,7 @@ import msgspec
 
 from engine.config import EngineConfig
 from engine.plan import StepPlan, StepResult, WorkerInfo
+from engine.request import Structure
 
 HEADER = struct.Struct(">IB")
 MAX_FRAME_BYTES = 1 << 28
@@ -33,7 +34,14 @@ class Failure:
     message: str
 
 
-Message = EngineConfig | Progress | WorkerInfo | Failure | StepPlan | StepResult
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A structure is ready, as far as it can be."""
+
+
+Message = (
+    EngineConfig | Progress | WorkerInfo | Failure | StepPlan | StepResult | Structure | Prepared
+)
 
 _KINDS: dict[type[Any], int] = {
     EngineConfig: 1,
@@ -42,6 +50,8 @@ _KINDS: dict[type[Any], int] = {
     Failure: 4,
     StepPlan: 5,
     StepResult: 6,
+    Structure: 7,
+    Prepared: 8,
 }
 
 

@@ -15,6 +15,8 @@ from engine import errors
 from engine.config import EngineConfig
 from engine.heartbeat import Watchdog, tick_s
 from engine.plan import StepPlan, StepResult, WorkerInfo
+from engine.preparation import Preparation
+from engine.request import Structure
 from engine.wire import HEADER, Failure, Message, Progress, Wire, frame_length
 
 logger = logging.getLogger(__name__)
@@ -44,6 +46,7 @@ class WorkerProcess:
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._watchdog: Watchdog | None = None
+        self._preparation: Preparation | None = None
         self._hang: str | None = None  # what the watchdog killed it for
         self._is_loaded = False
 
@@ -88,6 +91,11 @@ class WorkerProcess:
         assert isinstance(message, StepResult), "a plan is answered by its result"
         return message
 
+    async def prepare(self, structure: Structure) -> None:
+        """See `Worker.prepare`."""
+        if self._preparation is not None:
+            await self._preparation.prepare(structure)
+
     async def watch(self) -> None:
         """See `Worker.watch`."""
         assert self._process is not None, "start the worker first"
@@ -103,7 +111,9 @@ class WorkerProcess:
         await self._end(_GRACE_S if self._is_loaded and not self._hang else 0)
         if self._watchdog is not None:
             self._watchdog.close()
-        self._process = self._reader = self._writer = self._watchdog = None
+        if self._preparation is not None:
+            self._preparation.close()
+        self._process = self._reader = self._writer = self._watchdog = self._preparation = None
         self._is_loaded = False
 
     async def _spawn(self) -> None:
@@ -113,6 +123,8 @@ class WorkerProcess:
         self._hang = None
         ours, theirs = socket.socketpair()
         self._reader, self._writer = await asyncio.open_unix_connection(sock=ours)
+        our_preparations, their_preparations = socket.socketpair()
+        self._preparation = Preparation(our_preparations)
         pipe, beat_pipe = os.pipe()
         os.set_blocking(pipe, False)
         self._watchdog = Watchdog(
@@ -129,12 +141,14 @@ class WorkerProcess:
                 str(theirs.fileno()),
                 str(beat_pipe),
                 str(tick_s(*timeouts_s)),
-                pass_fds=[theirs.fileno(), beat_pipe],
+                str(their_preparations.fileno()),
+                pass_fds=[theirs.fileno(), beat_pipe, their_preparations.fileno()],
                 stdin=asyncio.subprocess.DEVNULL,
                 env={**os.environ, "ADADECODE_LOG_LEVEL": level},
             )
         finally:
             theirs.close()
+            their_preparations.close()
             os.close(beat_pipe)
 
     def _kill_hanging(self, reason: str) -> None:

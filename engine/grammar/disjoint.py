@@ -43,7 +43,7 @@ def are_disjoint(
     )
 
 
-def has_type(value: Any, name: Any) -> bool:
+def has_type(value: Any, name: object) -> bool:
     """Whether a JSON value is of a type, in JSON Schema's sense: 1.0 is an integer."""
     if isinstance(value, bool):
         return name == "boolean"

@@ -1,6 +1,11 @@
-"""Compiled grammars by structure, for the sequences that follow one; loaded with the first."""
+"""Compiled grammars by structure, for the sequences that follow one; loaded with the first.
+
+Structures are prepared in a thread while steps run; a step compiles by itself what is not ready,
+as after a worker's restart.
+"""
 
 import logging
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,13 +17,13 @@ from engine.request import Structure
 from engine.vocabulary import load_vocabulary
 from engine.worker.structure import StructureState
 
-_MAX_CACHED = 64
+_MAX_CACHED_BYTES = 256 << 20
 
 logger = logging.getLogger(__name__)
 
 
 class Grammars:
-    """Compiles each structure once; forgets those not used for longest."""
+    """Compiles each structure once; forgets those not used for longest. Used by two threads."""
 
     def __init__(self, directory: Path, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
         self._directory = directory
@@ -26,12 +31,17 @@ class Grammars:
         self._eos_ids = list(eos_token_ids)
         self._compiler: GrammarCompiler | None = None
         self._compiled: OrderedDict[Structure, Any] = OrderedDict()
+        self._num_bytes = 0
+        self._lock = threading.Lock()  # of what is above; never held while compiling
+        self._compiling = threading.Lock()
 
-    def prepare(self) -> None:
-        """Load the vocabulary and xgrammar: seconds, the first time."""
-        if self._compiler is None:
-            vocabulary = load_vocabulary(self._directory, self._vocab_size)
-            self._compiler = GrammarCompiler(vocabulary, self._eos_ids)
+    def prepare(self, structure: Structure) -> None:
+        """Have it compiled. The first takes seconds: the vocabulary and xgrammar are loaded.
+
+        Raises:
+            StructureError: if it cannot be followed.
+        """
+        self._compile(structure)
 
     def open(self, start: SequenceStart) -> StructureState:
         """Where a sequence stands in its structure; a fault is that sequence's own."""
@@ -48,11 +58,31 @@ class Grammars:
         return StructureState(matcher, self._vocab_size, sorted(ends), output)
 
     def _compile(self, structure: Structure) -> Any:
-        self.prepare()
-        assert self._compiler is not None, "just prepared"
-        if structure not in self._compiled:
-            self._compiled[structure] = self._compiler.compile(structure)
-        self._compiled.move_to_end(structure)
-        if len(self._compiled) > _MAX_CACHED:
-            self._compiled.popitem(last=False)
-        return self._compiled[structure]
+        compiled = self._recall(structure)
+        if compiled is None:
+            with self._compiling:
+                compiled = self._recall(structure)  # by the other thread, meanwhile
+                if compiled is None:
+                    compiled = self._loaded_compiler().compile(structure)
+                    self._remember(structure, compiled)
+        return compiled
+
+    def _loaded_compiler(self) -> GrammarCompiler:
+        if self._compiler is None:
+            vocabulary = load_vocabulary(self._directory, self._vocab_size)
+            self._compiler = GrammarCompiler(vocabulary, self._eos_ids)
+        return self._compiler
+
+    def _recall(self, structure: Structure) -> Any:
+        with self._lock:
+            if structure in self._compiled:
+                self._compiled.move_to_end(structure)
+            return self._compiled.get(structure)
+
+    def _remember(self, structure: Structure, compiled: Any) -> None:
+        with self._lock:
+            self._compiled[structure] = compiled
+            self._num_bytes += compiled.memory_size_bytes
+            while self._num_bytes > _MAX_CACHED_BYTES and len(self._compiled) > 1:
+                _, oldest = self._compiled.popitem(last=False)
+                self._num_bytes -= oldest.memory_size_bytes

@@ -1,5 +1,6 @@
-"""The worker process: `python -m engine.worker.main SOCKET PIPE SECONDS`. Reads plans from a socket
-and answers; shows in a pipe, every so many seconds, that it is alive.
+"""The worker process: `python -m engine.worker.main SOCKET PIPE SECONDS SOCKET`. Reads plans from a
+socket and answers; shows in a pipe, every so many seconds, that it is alive; prepares the
+structures that come over the other socket.
 
 Ends when socket or pipe close, that is when the server is gone: a worker never outlives its server.
 """
@@ -14,43 +15,15 @@ import traceback
 from engine.config import EngineConfig
 from engine.heartbeat import Heartbeat
 from engine.plan import StepPlan
-from engine.wire import HEADER, Failure, Message, Progress, Wire, frame_length
+from engine.wire import Failure, Message, Progress
+from engine.worker.connection import Connection
+from engine.worker.preparing import Preparing
 from engine.worker.worker import ModelWorker
 
 logger = logging.getLogger("engine.worker")
 
 
-class Connection:
-    """Blocking frames over the inherited socket."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._socket = connection
-        self._wire = Wire()
-
-    def send(self, message: Message) -> None:
-        """Send one frame."""
-        self._socket.sendall(self._wire.encode(message))
-
-    def receive(self) -> Message | None:
-        """The next frame; None when the server has closed the socket."""
-        header = self._read(HEADER.size)
-        if header is None:
-            return None
-        length, kind = frame_length(header)
-        body = self._read(length)
-        return None if body is None else self._wire.decode(kind, body)
-
-    def _read(self, count: int) -> bytes | None:
-        chunks = bytearray()
-        while len(chunks) < count:
-            chunk = self._socket.recv(min(1 << 20, count - len(chunks)))
-            if not chunk:
-                return None
-            chunks += chunk
-        return bytes(chunks)
-
-
-def serve(connection: Connection) -> None:
+def serve(connection: Connection, preparations: Connection) -> None:
     """Load what the first frame says, then execute plans until the socket closes."""
     config = connection.receive()
     assert isinstance(config, EngineConfig), "the first frame is the configuration"
@@ -60,6 +33,7 @@ def serve(connection: Connection) -> None:
         logger.debug("loading failed", exc_info=True)
         connection.send(Failure(type(error).__name__, str(error)))
         return
+    Preparing(preparations, worker.prepare).start()
     connection.send(worker.info)
     while (plan := connection.receive()) is not None:
         assert isinstance(plan, StepPlan), "after loading, every frame is a plan"
@@ -85,9 +59,9 @@ def main() -> int:
         level=os.environ.get("ADADECODE_LOG_LEVEL", "info").upper(), format="%(message)s"
     )
     Heartbeat(int(sys.argv[2]), float(sys.argv[3])).start()
-    inherited = socket.socket(fileno=int(sys.argv[1]))
+    sockets = (socket.socket(fileno=int(number)) for number in (sys.argv[1], sys.argv[4]))
     try:
-        serve(Connection(inherited))
+        serve(*map(Connection, sockets))
     except (BrokenPipeError, ConnectionResetError):
         logger.info("the server is gone, the worker ends")
     return 0

@@ -25,6 +25,7 @@ from engine.model.ops.native_ops import Format, NativeOps
 from engine.model.ops.torch_ops import TorchOps
 from engine.model.spec import ModelSpec
 from engine.plan import RowResult, StepPlan, StepResult, WorkerInfo
+from engine.request import Structure
 from engine.worker.cost_model import profile
 from engine.worker.decode_step import DecodeStep, split_layers
 from engine.worker.drafter import Drafter, HeadDrafter
@@ -134,6 +135,10 @@ class ModelWorker:
             policy_reason="no exit heads" if policy is None else policy.reason,
             speedup=1.0 if policy is None else policy.speedup,
         )
+
+    def prepare(self, structure: Structure) -> None:
+        """Compile a structure ahead of the sequence that brings it; safe beside steps."""
+        self._grammars.prepare(structure)
 
     def _load_heads(self) -> ExitHeads | None:
         exits = self._config.exits

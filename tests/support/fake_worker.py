@@ -20,6 +20,7 @@ from engine.request import (
     ExitRecord,
     GenerationRequest,
     SamplingParams,
+    Structure,
     TokenLogprobs,
 )
 
@@ -188,6 +189,9 @@ class FakeWorker:
         return StepResult(
             step_id=plan.step_id, rows=[self._run(row) for row in plan.rows], duration_s=0.001
         )
+
+    def prepare(self, structure: Structure) -> None:
+        """Takes any."""
 
     def _run(self, row: RowPlan) -> RowResult:
         start, known = self.starts[row.sequence_id], self._tokens[row.sequence_id]

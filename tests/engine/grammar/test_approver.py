@@ -73,18 +73,6 @@ async def test_what_was_approved_is_not_tried_again(approver: Approver) -> None:
     assert time.monotonic() - started < 1
 
 
-async def test_too_much_memory_costs_the_child_only(
-    approver: Approver,
-) -> None:
-    names = {f"p{i}": {"enum": [f"{i}-{j}" for j in range(40)]} for i in range(60)}
-    hungry = Structure(kind="regex", source="|".join(f"({i}{'x?' * 60})" for i in range(400)))
-    wide = Structure(kind="json_schema", source=json.dumps({"type": "object", "properties": names}))
-    outcomes = await asyncio.gather(
-        approver.approve(hungry), approver.approve(wide), return_exceptions=True
-    )
-    assert all(each is None or isinstance(each, StructureError) for each in outcomes)
-
-
 async def test_a_lost_process_is_replaced(approver: Approver) -> None:
     assert approver.pid is not None
     os.kill(approver.pid, signal.SIGKILL)

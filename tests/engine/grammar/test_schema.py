@@ -1,4 +1,4 @@
-"""Whatever xgrammar lets pass follows the schema that was asked for; the rest is refused by name."""
+"""What xgrammar lets pass follows the schema asked for; the rest is refused by its name."""
 
 import itertools
 import json
@@ -200,7 +200,9 @@ def test_deep_schemas_are_refused(compiler: GrammarCompiler) -> None:
     with pytest.raises(StructureError, match="nested"):
         lowered(deep)
     with pytest.raises(StructureError):
-        compiler.compile(Structure(kind="json_schema", source='{"items":' * 9999 + "1" + "}" * 9999))
+        compiler.compile(
+            Structure(kind="json_schema", source='{"items":' * 9999 + "1" + "}" * 9999)
+        )
 
 
 def test_any_object_may_have_properties(compiler: GrammarCompiler) -> None:
