@@ -20,7 +20,9 @@ class ModelConfig:
     quantization: Literal["auto", "none", "int8", "q4"] = "auto"
     max_model_len: int | None = None  # None: the model's own
     num_threads: int | None = None  # CPU threads of the worker; None: all cores
-    backend: Literal["auto", "native", "torch"] = "auto"  # CPU kernels
+    backend: Literal["auto", "native", "torch"] = "auto"  # kernels
+    exact: bool = True  # GPU: rows keep their bits in any batch, or the model is not served
+    enforce_eager: bool = False  # GPU: no graphs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +31,7 @@ class CacheConfig:
 
     block_size: int = 16  # tokens per block
     kv_cache_memory_bytes: int | None = None  # None: a share of the free memory
+    gpu_memory_utilization: float | None = None  # of all memory, weights included; None: 0.9
     num_blocks: int | None = None  # as many as the first worker had, if they can be had
 
 

@@ -128,7 +128,16 @@ class ServerSettings(BaseModel):
     threads: int | None = _flag(
         None, "model", "CPU threads of the worker (default: all cores).", ge=1, le=1024
     )
-    backend: Literal["auto", "native", "torch"] = _flag("auto", "model", "CPU kernels.")
+    backend: Literal["auto", "native", "torch"] = _flag(
+        "auto", "model", "Kernels: the device's fastest, native ones of a CPU, or plain torch."
+    )
+    exact: bool = _flag(
+        True,
+        "model",
+        "GPU: a token's bits never depend on what shares its batch, so that early exits change "
+        "none; checked at start-up. Without it products are cuBLAS's.",
+    )
+    enforce_eager: bool = _flag(False, "model", "GPU: launch kernels one by one, no CUDA graphs.")
     seed: int | None = _flag(
         None, "model", "Makes the seeds drawn for requests without one repeatable.", ge=0
     )
@@ -148,6 +157,13 @@ class ServerSettings(BaseModel):
     )
     kv_cache_memory: Size | None = _flag(
         None, "scheduler", "KV cache, e.g. 512M or 2G (default: from free memory).", ge=1
+    )
+    gpu_memory_utilization: float | None = _flag(
+        None,
+        "scheduler",
+        "Share of the GPU's memory for weights, activations and KV cache (default: 0.9).",
+        gt=0,
+        le=1,
     )
     enable_prefix_caching: bool = _flag(
         True, "scheduler", "Share KV blocks among requests that begin with the same tokens."
@@ -296,9 +312,13 @@ class ServerSettings(BaseModel):
                 max_model_len=self.max_model_len,
                 num_threads=self.threads,
                 backend=self.backend,
+                exact=self.exact,
+                enforce_eager=self.enforce_eager,
             ),
             cache=CacheConfig(
-                block_size=self.block_size, kv_cache_memory_bytes=self.kv_cache_memory
+                block_size=self.block_size,
+                kv_cache_memory_bytes=self.kv_cache_memory,
+                gpu_memory_utilization=self.gpu_memory_utilization,
             ),
             scheduler=SchedulerConfig(
                 max_num_seqs=self.max_num_seqs,

@@ -20,7 +20,7 @@ from engine.config import EngineConfig, ModelConfig
 from engine.model.decoder import Decoder
 from engine.model.exit_head import FORMAT_VERSION, load_heads
 from engine.model.spec import ModelSpec
-from engine.worker.worker import select_ops
+from engine.worker.backend import select_ops
 from training.collect import Shards, collect
 from training.evaluate import HeadFigures, evaluate_head
 from training.generate import generate

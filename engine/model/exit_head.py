@@ -18,7 +18,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
@@ -29,6 +29,17 @@ from engine.model.decoder import Decoder
 from engine.model.ops.interface import Ops
 
 FORMAT_VERSION = 1
+
+
+class Head(Protocol):
+    """What an exit evaluates: an `ExitHead`, or one that was captured."""
+
+    @property
+    def exit_layer(self) -> int:
+        """The layer whose hidden states it reads."""
+
+    def __call__(self, hidden: Tensor, previous: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `ExitHead.__call__`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +88,7 @@ class Calibration:
 class ExitHeads:
     """All heads of a model: exit layers ascending, one shared reduced vocabulary."""
 
-    heads: Sequence[ExitHead]
+    heads: Sequence[Head]
     token_ids: Tensor  # [V'] int32, the reduced vocabulary
     columns: Tensor  # [V] int64: token id -> column, -1 outside the reduced vocabulary
     calibration: Mapping[int, Calibration]  # by exit layer

@@ -12,9 +12,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from engine.model.decoder import Decoder, Segment
-from engine.model.exit_head import ExitHead, ExitHeads
-from engine.model.ops.interface import LayerCache, TokenBatch
+from engine.model.exit_head import ExitHeads, Head
+from engine.model.ops.interface import TokenBatch
+from engine.worker.segment_runner import SegmentRunner
 
 TOKEN_COUNTS = (1, 2, 4, 8, 16, 32, 64)
 _MOST_REPEATS = 3  # of a part's measurement
@@ -77,30 +77,26 @@ class CostModel:
 
 
 def profile(
-    decoder: Decoder,
-    heads: ExitHeads,
-    segments: Sequence[Segment],
-    cache: Sequence[LayerCache],
-    block_size: int,
+    runner: SegmentRunner, num_segments: int, heads: ExitHeads, block_size: int
 ) -> CostModel:
     """Time every part on this machine. Overwrites KV blocks: call before the first sequence."""
-    segment_times: list[list[float]] = [[] for _ in segments]
+    segment_times: list[list[float]] = [[] for _ in range(num_segments)]
     head_times: list[list[float]] = [[] for _ in heads.heads]
     logit_times: list[float] = []
     for count in TOKEN_COUNTS:
-        batch = _dummy_batch(count, block_size, decoder.ops.device)
-        hidden = decoder.embed(batch.positions)
-        for times, segment in zip(segment_times, segments, strict=True):
-            times.append(_seconds(partial(decoder.run, hidden, segment, cache, batch)))
+        batch = _dummy_batch(count, block_size, heads.token_ids.device)
+        hidden = runner.embed(batch.positions)
+        for index, times in enumerate(segment_times):
+            times.append(_seconds(partial(runner.run, index, hidden, batch)))
         for times, head in zip(head_times, heads.heads, strict=True):
             times.append(_seconds(partial(_evaluate, head, hidden)))
-        logit_times.append(_seconds(partial(decoder.logits, hidden)))
+        logit_times.append(_seconds(partial(runner.logits, hidden)))
     curves = [CostCurve(TOKEN_COUNTS, times) for times in segment_times]
     head_curves = [CostCurve(TOKEN_COUNTS, times) for times in head_times]
     return CostModel(curves, head_curves, CostCurve(TOKEN_COUNTS, logit_times))
 
 
-def _evaluate(head: ExitHead, hidden: Tensor) -> Tensor:
+def _evaluate(head: Head, hidden: Tensor) -> Tensor:
     """What a drafter does with a head: evaluate it, and see how sure it is."""
     _, logits, _ = head(hidden, hidden)
     return logits.max(-1).values - logits.logsumexp(-1)

@@ -29,6 +29,7 @@ from engine.worker.drafter import Drafter
 from engine.worker.exit_policy import StepEstimate
 from engine.worker.forward_batch import ForwardBatch, TokenRef
 from engine.worker.row import Row
+from engine.worker.segment_runner import EagerRunner, SegmentRunner
 from engine.worker.sequence_state import SequenceState
 from engine.worker.verifier import Verifier
 
@@ -68,14 +69,18 @@ class DecodeStep:
         block_size: int,
         *,
         drafter: Drafter | None = None,
+        runner: SegmentRunner | None = None,
     ) -> None:
+        """Args:
+        runner: Runs the segments between the drafter's exits; None: they are simply called.
+        """
         self._decoder = decoder
-        self._cache = cache
         self._block_size = block_size
         self._drafter = drafter
         exit_layers = [] if drafter is None else drafter.exit_layers
         self._segments = split_layers(decoder.spec.num_layers, exit_layers)
-        self._verifier = Verifier(decoder, exit_layers)
+        self._runner = runner or EagerRunner(decoder, self._segments, cache)
+        self._verifier = Verifier(decoder, self._runner, exit_layers)
 
     def run(self, plans: Sequence[RowPlan], states: Sequence[SequenceState]) -> list[RowResult]:
         """One step for all rows. States advance by what was accepted.
@@ -125,7 +130,7 @@ class DecodeStep:
             start, end = row.plan.start, row.plan.start + row.plan.num_tokens
             refs.extend(TokenRef(index, position) for position in range(start, end))
             token_ids.extend(row.state.token_ids[start:end])
-        return refs, self._decoder.embed(batch.int32(token_ids))
+        return refs, self._runner.embed(batch.int32(token_ids))
 
     def _newest_tokens(
         self, drafting: Sequence[tuple[int, Row]], batch: ForwardBatch
@@ -133,14 +138,14 @@ class DecodeStep:
         """The drafts just made, embedded: they start at segment 0."""
         refs = [TokenRef(index, row.newest_position) for index, row in drafting]
         ids = [row.drafts[-1].token_id for _, row in drafting]
-        return refs, self._decoder.embed(batch.int32(ids))
+        return refs, self._runner.embed(batch.int32(ids))
 
     def _run_segment(
         self, index: int, boundary: Boundary, batch: ForwardBatch, estimate: StepEstimate
     ) -> tuple[list[TokenRef], Tensor]:
         """Everything that waits at a boundary, through the segment behind it, as one batch."""
         refs, hidden = boundary.take()
-        hidden = self._decoder.run(hidden, self._segments[index], self._cache, batch.tokens(refs))
+        hidden = self._runner.run(index, hidden, batch.tokens(refs))
         if self._drafter is not None:
             estimate.seconds += self._drafter.segment_cost(index, len(refs))
         return refs, hidden

@@ -22,6 +22,7 @@ from engine.worker.forward_batch import TokenRef
 from engine.worker.prompt_reader import NotNumbers, PromptReader, PromptReading, wants_reading
 from engine.worker.row import Row
 from engine.worker.sampler import Sampler, top_logprobs
+from engine.worker.segment_runner import SegmentRunner
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +41,8 @@ class _Outcome:
 class Verifier:
     """Ends steps on one model."""
 
-    def __init__(self, decoder: Decoder, exit_layers: Sequence[int]) -> None:
-        self._decoder = decoder
+    def __init__(self, decoder: Decoder, runner: SegmentRunner, exit_layers: Sequence[int]) -> None:
+        self._runner = runner
         self._exit_layers = exit_layers
         self._sampler = Sampler(decoder.ops)
         self._reader = PromptReader(decoder)
@@ -90,7 +91,7 @@ class Verifier:
         points = [point for row in rows for point in row.sample_points()]
         if not points:
             return [], last_hidden
-        logits = self._decoder.logits(last_hidden)
+        logits = self._runner.logits(last_hidden)
         return self._sampler.choose(self._sampler.scores(logits, points), points), logits
 
     def _outcome_alone(

@@ -6,12 +6,8 @@ Holds nothing that a plan could not rebuild. Knows no HTTP, no text, no scheduli
 """
 
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,29 +15,30 @@ from engine.checkpoint.directory import has_blocks
 from engine.config import EngineConfig
 from engine.errors import HeadsMismatch, ModelLoadError
 from engine.model.decoder import Decoder
+from engine.model.exact_rows import TOKEN_COUNTS, uneven_counts
 from engine.model.exit_head import ExitHeads, load_heads
-from engine.model.ops.interface import LayerCache, Ops
-from engine.model.ops.native_ops import Format, NativeOps
-from engine.model.ops.torch_ops import TorchOps
+from engine.model.ops.interface import LayerCache
 from engine.model.spec import ModelSpec
 from engine.plan import RowResult, StepPlan, StepResult, WorkerInfo
 from engine.request import Structure
+from engine.worker import memory
+from engine.worker.backend import describe_numbers, limit_torch_threads, select_ops
 from engine.worker.cost_model import profile
+from engine.worker.cuda_graph import CudaCapture
 from engine.worker.decode_step import DecodeStep, split_layers
 from engine.worker.drafter import Drafter, HeadDrafter
 from engine.worker.exit_policy import ExitPolicy
 from engine.worker.grammars import Grammars
+from engine.worker.graph_runner import BatchLimits, GraphRunner
 from engine.worker.kv_cache import allocate_cache, block_size_bytes
 from engine.worker.sampler import Sampler
+from engine.worker.segment_runner import EagerRunner, SegmentRunner
 from engine.worker.sequence_state import SequenceState
 from engine.worker.step_guard import StepGuard
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, float], None]
-
-_CPU_MEMORY_SHARE = 0.25  # of what is free; the rest is for the system and its file cache
-_CUDA_MEMORY_SHARE = 0.85
 
 
 class ModelWorker:
@@ -52,12 +49,14 @@ class ModelWorker:
         config: EngineConfig,
         progress: Progress | None = None,
         drafter: Drafter | None = None,
+        decoder: Decoder | None = None,
     ) -> None:
         """Load everything.
 
         Args:
             progress: Called with (what is being done, fraction done).
             drafter: Drafts instead of the exit heads the configuration names (tests, benchmarks).
+            decoder: The model, if it is loaded already (benchmarks); of the directory's shape.
 
         Raises:
             ModelLoadError: if the model, its heads or the memory for them cannot be had.
@@ -65,33 +64,41 @@ class ModelWorker:
         self._config = config
         spec = ModelSpec.from_directory(config.model.directory)
         self._max_model_len = config.model.max_model_len or spec.max_position_embeddings
-        ops = select_ops(config, spec)
-        _limit_torch_threads(config, ops)
+        ops = select_ops(config, spec) if decoder is None else decoder.ops
+        limit_torch_threads(config, ops)
         model = config.model
         self._keeps_blocks = (
             ops.name == "native" and model.quantization != "none" and has_blocks(model.directory)
         )
-        self._decoder = Decoder.load(
+        self._decoder = decoder or Decoder.load(
             config.model.directory,
             ops,
             max_positions=self._max_model_len,
             keep_blocks=self._keeps_blocks,
             progress=progress,
         )
+        self._check_exact_rows()
         heads = self._load_heads() if drafter is None else None
+        exit_layers = heads.exit_layers if heads is not None else []
+        self._exit_layers = exit_layers if drafter is None else drafter.exit_layers
         block_size = config.cache.block_size
         self._num_blocks = self._count_blocks()
+        # One block more than any sequence is given: the slot that graphs write padding to.
         cache = allocate_cache(
-            spec, self._num_blocks, block_size, dtype=ops.dtype, device=ops.device
+            spec, self._num_blocks + 1, block_size, dtype=ops.dtype, device=ops.device
         )
+        runner = self._make_runner(cache, progress)
         self._policy: ExitPolicy | None = None
         if heads is not None:
+            if isinstance(runner, GraphRunner):
+                heads = runner.heads(heads)
             if progress is not None:
                 progress("measuring what exits cost", 0.0)
-            self._policy = self._make_policy(heads, cache)
+            cost = profile(runner, len(exit_layers) + 1, heads, block_size)
+            self._policy = ExitPolicy(exit_layers, heads.calibration, cost)
             drafter = HeadDrafter(heads, Sampler(ops), self._policy, config.exits.threshold)
-        self._exit_layers = [] if drafter is None else drafter.exit_layers
-        self._step = StepGuard(DecodeStep(self._decoder, cache, block_size, drafter=drafter))
+        step = DecodeStep(self._decoder, cache, block_size, drafter=drafter, runner=runner)
+        self._step = StepGuard(step)
         self._states: dict[int, SequenceState] = {}
         self._grammars = Grammars(config.model.directory, spec.vocab_size, spec.eos_token_ids)
 
@@ -106,7 +113,7 @@ class ModelWorker:
             num_layers=spec.num_layers,
             max_model_len=self._max_model_len,
             eos_token_ids=list(spec.eos_token_ids),
-            dtype=_describe_numbers(ops, has_blocks=self._keeps_blocks),
+            dtype=describe_numbers(ops, has_blocks=self._keeps_blocks),
             device=str(ops.device),
             exit_layers=self._exit_layers,
             max_draft_tokens=self._config.exits.max_draft_tokens if self._exit_layers else 0,
@@ -154,10 +161,35 @@ class ModelWorker:
             raise HeadsMismatch(f"exit heads: {exits.heads} is not a directory")
         return load_heads(exits.heads, self._decoder)
 
-    def _make_policy(self, heads: ExitHeads, cache: Sequence[LayerCache]) -> ExitPolicy:
-        segments = split_layers(self._decoder.spec.num_layers, heads.exit_layers)
-        cost = profile(self._decoder, heads, segments, cache, self._config.cache.block_size)
-        return ExitPolicy(heads.exit_layers, heads.calibration, cost)
+    def _check_exact_rows(self) -> None:
+        """Find out on a GPU whether rows keep their bits, where that is promised."""
+        if self._decoder.ops.device.type != "cuda" or not self._config.model.exact:
+            return
+        uneven = uneven_counts(self._decoder)
+        if uneven:
+            raise ModelLoadError(
+                f"--exact: on this GPU a token's bits change when {uneven} tokens share a call, so "
+                "early exits could change the output; --no-exact serves all the same"
+            )
+        logger.info("exact rows: a token's bits are the same alone and among %s", TOKEN_COUNTS)
+
+    def _make_runner(self, cache: Sequence[LayerCache], progress: Progress | None) -> SegmentRunner:
+        """Graphs on a GPU, unless they are not wanted."""
+        decoder, config = self._decoder, self._config
+        segments = split_layers(decoder.spec.num_layers, self._exit_layers)
+        if decoder.ops.name != "cuda" or config.model.enforce_eager:
+            return EagerRunner(decoder, segments, cache)
+        if progress is not None:
+            progress("capturing graphs", 0.0)
+        limits = BatchLimits(
+            max_rows=config.scheduler.max_num_seqs,
+            max_positions=self._max_model_len + config.exits.max_draft_tokens,
+            block_size=config.cache.block_size,
+            spare_slot=self._num_blocks * config.cache.block_size,
+        )
+        runner = GraphRunner(decoder, segments, cache, limits, CudaCapture())
+        runner.prepare()
+        return runner
 
     def _count_blocks(self) -> int:
         """Blocks the memory budget buys, at most what all sequences at full length could use."""
@@ -165,14 +197,14 @@ class ModelWorker:
         block_size = config.cache.block_size
         per_block = block_size_bytes(spec, block_size, ops.dtype)
         as_before = config.cache.num_blocks
-        if as_before is not None and as_before * per_block <= _free_bytes(ops.device):
+        if as_before is not None and as_before * per_block <= memory.free_bytes(ops.device):
             return as_before
         budget = config.cache.kv_cache_memory_bytes
         if budget is None:
-            budget = _default_budget(ops.device)
+            budget = self._memory_budget()
         most = config.scheduler.max_num_seqs * -(-self._max_model_len // block_size)
         if as_before is not None:  # something else has taken the memory that the first worker had
-            budget, most = min(budget, _default_budget(ops.device)), as_before
+            budget, most = min(budget, self._memory_budget()), as_before
         num_blocks = min(budget // per_block, most)
         if num_blocks < 1:
             raise ModelLoadError(
@@ -180,91 +212,17 @@ class ModelWorker:
             )
         return num_blocks
 
-
-def select_ops(config: EngineConfig, spec: ModelSpec) -> Ops:
-    """The backend for the configured device: native kernels on a CPU where they build, else torch.
-
-    Raises:
-        ModelLoadError: if what is asked for by name is not there.
-    """
-    model = config.model
-    device = model.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda":
-        if not torch.cuda.is_available():
-            raise ModelLoadError("--device cuda: torch sees no CUDA device")
-        name = spec.dtype if model.dtype == "auto" else model.dtype
-        return TorchOps("cuda", _torch_dtype(name))
-    if model.backend != "torch":
-        reason = NativeOps.unavailable_reason()
-        if reason is None:
-            return _native_ops(config)
-        if model.backend == "native":
-            raise ModelLoadError(f"--backend native: {reason}")
-        logger.info("native kernels are not available (%s): computing with torch", reason)
-    for option, value in (("dtype", model.dtype), ("quantization", model.quantization)):
-        if value not in ("auto", "none", "float32"):
-            raise ModelLoadError(f"--{option} {value}: on a CPU only the native kernels offer it")
-    return TorchOps("cpu")
-
-
-def _native_ops(config: EngineConfig) -> NativeOps:
-    """The native kernels, with weights kept as the configuration says.
-
-    Raises:
-        ModelLoadError: for a data type that they do not have.
-    """
-    model = config.model
-    if model.dtype == "float16":
-        raise ModelLoadError("--dtype float16: on a CPU weights are float32 or bfloat16")
-    floats = Format.BFLOAT16 if model.dtype == "bfloat16" else Format.FLOAT32
-    weights = {"int8": Format.INT8, "q4": Format.INT4}.get(model.quantization, floats)
-    is_quantized = weights in (Format.INT8, Format.INT4) or (
-        model.quantization == "auto" and has_blocks(model.directory)
-    )
-    threads = model.num_threads or os.cpu_count() or 1
-    return NativeOps(threads, weights, Format.INT8 if is_quantized else floats)
-
-
-def _describe_numbers(ops: Ops, *, has_blocks: bool) -> str:
-    """The data type of activations, and how weights are kept where that is another."""
-    name = str(ops.dtype).removeprefix("torch.")
-    if has_blocks:
-        return f"{name}, weights in the file's own blocks"
-    if isinstance(ops, NativeOps) and ops.form is not Format.FLOAT32:
-        return f"{name}, {ops.form.name.lower()} weights"
-    return name
-
-
-def _limit_torch_threads(config: EngineConfig, ops: Ops) -> None:
-    """One pool of threads computes: the native kernels' own, or torch's.
-
-    With both, torch's threads spin on the cores that the kernels need: an operation on one row of
-    logits took a millisecond instead of microseconds.
-    """
-    threads = config.model.num_threads or os.cpu_count() or 1
-    torch.set_num_threads(1 if ops.name == "native" else threads)
-
-
-def _torch_dtype(name: str) -> torch.dtype:
-    dtype: Any = getattr(torch, name)
-    assert isinstance(dtype, torch.dtype)
-    return dtype
-
-
-def _default_budget(device: torch.device) -> int:
-    share = _CUDA_MEMORY_SHARE if device.type == "cuda" else _CPU_MEMORY_SHARE
-    return int(_free_bytes(device) * share)
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        free: int = torch.cuda.mem_get_info(device)[0]
-        return free
-    with suppress(OSError):  # what the system would give up counts as free
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name == "MemAvailable":
-                return int(value.split()[0]) * 1024
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    def _memory_budget(self) -> int:
+        """Bytes for the KV cache."""
+        cache, decoder = self._config.cache, self._decoder
+        utilization = cache.gpu_memory_utilization
+        if decoder.ops.device.type != "cuda":
+            if utilization is not None:
+                raise ModelLoadError("--gpu-memory-utilization: the model is not on a GPU")
+            return memory.cpu_budget()
+        scheduler, drafts = self._config.scheduler, self._config.exits.max_draft_tokens
+        memory.run_largest(
+            decoder, scheduler.max_num_batched_tokens, scheduler.max_num_seqs * (1 + drafts)
+        )
+        free, total = torch.cuda.mem_get_info(decoder.ops.device)
+        return memory.gpu_budget(utilization or memory.DEFAULT_GPU_UTILIZATION, free, total)

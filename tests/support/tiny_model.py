@@ -10,10 +10,11 @@ from torch import Tensor
 
 from engine.model.decoder import Decoder
 from engine.model.exit_head import Calibration, ExitHeads, build_heads
-from engine.model.ops.interface import Ops
+from engine.model.ops.interface import LayerCache, Ops
 from engine.plan import RowPlan, RowResult, SequenceStart
 from engine.worker.decode_step import DecodeStep
 from engine.worker.kv_cache import allocate_cache
+from engine.worker.segment_runner import SegmentRunner
 from engine.worker.sequence_state import SequenceState
 from engine.worker.structure import StructureState
 
@@ -123,6 +124,7 @@ class StepDriver:
         block_size: int,
         drafter: object | None = None,
         open_structure: Callable[[SequenceStart], StructureState] | None = None,
+        make_runner: Callable[[Sequence[LayerCache]], SegmentRunner] | None = None,
     ) -> None:
         self._open_structure = open_structure
         self._block_size = block_size
@@ -134,7 +136,8 @@ class StepDriver:
             dtype=torch.float32,
             device=torch.device("cpu"),
         )
-        self._step = DecodeStep(decoder, cache, block_size, drafter=drafter)  # type: ignore[arg-type]
+        runner = make_runner(cache) if make_runner is not None else None
+        self._step = DecodeStep(decoder, cache, block_size, drafter=drafter, runner=runner)  # type: ignore[arg-type]
 
     @torch.inference_mode()
     def generate(

@@ -6,6 +6,7 @@ are cuBLAS's, whose bits depend on how many tokens share the call: to compare, o
 bits. Knows only `interface.py` and the kernels; runs on a CPU in Triton's interpreter, for tests.
 """
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -14,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.model.block_weight import BlockWeight
-from engine.model.ops.interface import AttentionParams, LayerCache, TokenBatch
+from engine.model.ops.interface import AttentionParams, DecoderLayer, LayerCache, TokenBatch
+from engine.model.ops.layers import run_layers
 
 
 class CudaLinear:
@@ -123,6 +125,17 @@ class CudaOps:
         """See `Ops.attention`."""
         query = self._attention.rotate_and_write(qkv, params, cache, batch)
         return self._attention.attend(query, params, cache, batch)
+
+    def run_layers(
+        self,
+        hidden: Tensor,
+        layers: Sequence[DecoderLayer],
+        caches: Sequence[LayerCache],
+        batch: TokenBatch,
+        eps: float,
+    ) -> Tensor:
+        """See `Ops.run_layers`."""
+        return run_layers(self, hidden, layers, caches, batch, eps)
 
     def sample(
         self,

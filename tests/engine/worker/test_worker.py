@@ -8,7 +8,7 @@ from tiny_model import write_tiny_llama
 
 from engine.config import CacheConfig, EngineConfig, ModelConfig
 from engine.errors import ModelLoadError
-from engine.worker import worker as worker_module
+from engine.worker import memory
 from engine.worker.worker import ModelWorker
 
 pytestmark = pytest.mark.torch
@@ -30,13 +30,13 @@ def test_a_later_worker_has_the_blocks_of_the_first_or_those_there_are(
     budget = 1 << 20
     first = num_blocks(config, kv_cache_memory_bytes=budget)
     assert num_blocks(config, kv_cache_memory_bytes=budget, num_blocks=first) == first
-    monkeypatch.setattr(worker_module, "_free_bytes", lambda _: budget)
+    monkeypatch.setattr(memory, "free_bytes", lambda _: budget)
     assert num_blocks(config, num_blocks=first) == first
-    monkeypatch.setattr(worker_module, "_free_bytes", lambda _: budget // 2)
-    share = worker_module._CPU_MEMORY_SHARE / 2
+    monkeypatch.setattr(memory, "free_bytes", lambda _: budget // 2)
+    share = memory._CPU_SHARE / 2
     fewer = num_blocks(config, kv_cache_memory_bytes=budget, num_blocks=first)
     assert fewer == pytest.approx(first * share, abs=1)
-    monkeypatch.setattr(worker_module, "_free_bytes", lambda _: 0)
+    monkeypatch.setattr(memory, "free_bytes", lambda _: 0)
     with pytest.raises(ModelLoadError, match="do not hold one block"):
         num_blocks(config, num_blocks=first)
 
@@ -46,6 +46,6 @@ def test_what_the_system_could_free_counts_as_free() -> None:
         pytest.skip("tells of Linux")
     import torch
 
-    free = worker_module._free_bytes(torch.device("cpu"))
+    free = memory.free_bytes(torch.device("cpu"))
     total = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
     assert 0 < free <= total

@@ -1,0 +1,110 @@
+"""Which kernels compute, and in which numbers: what the configuration asks for on this machine."""
+
+import logging
+import os
+from typing import Any
+
+import torch
+
+from engine.checkpoint.directory import has_blocks
+from engine.config import EngineConfig, ModelConfig
+from engine.errors import ModelLoadError
+from engine.model.ops.cuda_ops import CudaOps
+from engine.model.ops.interface import Ops
+from engine.model.ops.native_ops import Format, NativeOps
+from engine.model.ops.torch_ops import TorchOps
+from engine.model.spec import ModelSpec
+
+logger = logging.getLogger(__name__)
+
+
+def select_ops(config: EngineConfig, spec: ModelSpec) -> Ops:
+    """The backend for the configured device: native kernels on a CPU where they build, else torch.
+
+    Raises:
+        ModelLoadError: if what is asked for by name is not there.
+    """
+    model = config.model
+    device = model.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        return _cuda_ops(model, spec)
+    if model.backend != "torch":
+        reason = NativeOps.unavailable_reason()
+        if reason is None:
+            return _native_ops(config)
+        if model.backend == "native":
+            raise ModelLoadError(f"--backend native: {reason}")
+        logger.info("native kernels are not available (%s): computing with torch", reason)
+    for option, value in (("dtype", model.dtype), ("quantization", model.quantization)):
+        if value not in ("auto", "none", "float32"):
+            raise ModelLoadError(f"--{option} {value}: on a CPU only the native kernels offer it")
+    return TorchOps("cpu")
+
+
+def _cuda_ops(model: ModelConfig, spec: ModelSpec) -> Ops:
+    """Triton kernels, or plain torch where it is asked for or there is no Triton.
+
+    Raises:
+        ModelLoadError: if there is no GPU, or what is asked for by name is a CPU's.
+    """
+    if not torch.cuda.is_available():
+        raise ModelLoadError("--device cuda: torch sees no CUDA device")
+    for option, value in (("backend", model.backend), ("quantization", model.quantization)):
+        if value in ("native", "int8", "q4"):
+            raise ModelLoadError(f"--{option} {value}: only on a CPU")
+    # A float32 checkpoint is halved, as elsewhere; who wants its digits asks for them.
+    stored = "bfloat16" if spec.dtype == "float32" else spec.dtype
+    dtype = _torch_dtype(stored if model.dtype == "auto" else model.dtype)
+    if model.backend == "torch":
+        return TorchOps("cuda", dtype)
+    reason = CudaOps.unavailable_reason()
+    if reason is not None:
+        logger.warning("our CUDA kernels are not available (%s): computing with torch", reason)
+        return TorchOps("cuda", dtype)
+    return CudaOps(dtype, exact=model.exact)
+
+
+def _native_ops(config: EngineConfig) -> NativeOps:
+    """The native kernels, with weights kept as the configuration says.
+
+    Raises:
+        ModelLoadError: for a data type that they do not have.
+    """
+    model = config.model
+    if model.dtype == "float16":
+        raise ModelLoadError("--dtype float16: on a CPU weights are float32 or bfloat16")
+    floats = Format.BFLOAT16 if model.dtype == "bfloat16" else Format.FLOAT32
+    weights = {"int8": Format.INT8, "q4": Format.INT4}.get(model.quantization, floats)
+    is_quantized = weights in (Format.INT8, Format.INT4) or (
+        model.quantization == "auto" and has_blocks(model.directory)
+    )
+    threads = model.num_threads or os.cpu_count() or 1
+    return NativeOps(threads, weights, Format.INT8 if is_quantized else floats)
+
+
+def describe_numbers(ops: Ops, *, has_blocks: bool) -> str:
+    """The data type of activations, and how weights are kept where that is another."""
+    name = str(ops.dtype).removeprefix("torch.")
+    if has_blocks:
+        return f"{name}, weights in the file's own blocks"
+    if isinstance(ops, NativeOps) and ops.form is not Format.FLOAT32:
+        return f"{name}, {ops.form.name.lower()} weights"
+    return name
+
+
+def limit_torch_threads(config: EngineConfig, ops: Ops) -> None:
+    """One pool of threads computes: the native kernels' own, or torch's.
+
+    With both, torch's threads spin on the cores that the kernels need: an operation on one row of
+    logits took a millisecond instead of microseconds.
+    """
+    threads = config.model.num_threads or os.cpu_count() or 1
+    torch.set_num_threads(1 if ops.name == "native" else threads)
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    dtype: Any = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype

@@ -1,0 +1,27 @@
+"""Captures CUDA graphs; the only part of replaying that needs a GPU."""
+
+from collections.abc import Callable
+
+import torch
+
+
+class CudaCapture:
+    """Implements `graph_runner.Capture`. All graphs share one pool of memory: one runs at a time,
+    and what one leaves outside the given buffers is nobody's.
+    """
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, run: Callable[[], None]) -> Callable[[], None]:
+        """Run once, so that kernels are compiled and chosen, then capture."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            run()
+        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            run()
+        return graph.replay

@@ -1,0 +1,230 @@
+"""Parts of a pass as CUDA graphs: captured once for a number of tokens, replayed ever after.
+
+Launching a layer's kernels one by one takes the host longer than a GPU needs to run them. A graph
+is all launches of a part as one, over fixed buffers: tokens are copied into them, padded to the
+next captured number, and the graph is replayed. Padding tokens write their keys and values to a
+slot that no sequence has. Knows the decoder's parts, no plans and no drafts; how a graph is
+captured is given to it, so that a CPU can test the rest.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from engine.model.decoder import Decoder, Segment
+from engine.model.exit_head import ExitHeads, Head
+from engine.model.ops.interface import LayerCache, TokenBatch
+from engine.worker.segment_runner import EagerRunner
+
+TOKEN_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)
+_FIRST_WIDTH = 1024  # positions that the narrowest captured block tables cover
+_WIDTH_STEP = 4  # each wider kind covers so many times as many
+
+Replay = Callable[[], None]
+Capture = Callable[[Callable[[], None]], Replay]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchLimits:
+    """The largest batch that graphs are captured for."""
+
+    max_rows: int
+    max_positions: int  # of a row, drafts included
+    block_size: int
+    spare_slot: int  # of the KV pool; no sequence's
+    token_counts: Sequence[int] = TOKEN_COUNTS
+
+    @property
+    def widths(self) -> list[int]:
+        """Blocks per row of the tables captured: attention has programs for all of them."""
+        widths, positions = [], _FIRST_WIDTH
+        while positions < self.max_positions:
+            widths.append(-(-positions // self.block_size))
+            positions *= _WIDTH_STEP
+        return [*widths, -(-self.max_positions // self.block_size)]
+
+
+class GraphRunner:
+    """Implements `SegmentRunner`; what is too large for any graph is called."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        segments: Sequence[Segment],
+        cache: Sequence[LayerCache],
+        limits: BatchLimits,
+        capture: Capture,
+    ) -> None:
+        """Args:
+        capture: Runs a part over the buffers, and returns what runs it again.
+        """
+        self._decoder = decoder
+        self._segments = segments
+        self._cache = cache
+        self._eager = EagerRunner(decoder, segments, cache)
+        self._limits = limits
+        self._widths = limits.widths
+        self._capture = capture
+        self._replays: dict[tuple[str, int, int], Replay] = {}
+        ops, most = decoder.ops, limits.token_counts[-1]
+        device = ops.device
+        self._hidden = torch.zeros(most, decoder.spec.hidden_size, dtype=ops.dtype, device=device)
+        self._result = torch.zeros_like(self._hidden)
+        self._logits = torch.zeros(most, decoder.spec.vocab_size, device=device)
+        # Positions, slots and rows; a padding token is the first of row 0, written elsewhere.
+        self._padding = torch.zeros(3, most, dtype=torch.int32, device=device)
+        self._padding[1] = limits.spare_slot
+        self._places = self._padding.clone()
+        shape = (limits.max_rows, self._widths[-1])
+        self._tables = torch.zeros(shape, dtype=torch.int32, device=device)
+        self._tables_of: Tensor | None = None  # whose copy `_tables` holds
+
+    @torch.inference_mode()
+    def prepare(self) -> None:
+        """Capture every part for the narrowest tables; wider ones follow when they are needed."""
+        for count in reversed(self._limits.token_counts):  # what the largest needs serves all
+            for index in range(len(self._segments)):
+                self._segment(index, count, self._widths[0])
+            self._last(count)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """See `SegmentRunner.embed`; a single launch needs no graph."""
+        return self._decoder.embed(token_ids)
+
+    def run(self, index: int, hidden: Tensor, batch: TokenBatch) -> Tensor:
+        """See `SegmentRunner.run`."""
+        num_tokens = len(hidden)
+        num_rows, num_blocks = batch.block_tables.shape
+        count = fitting(self._limits.token_counts, num_tokens)
+        width = fitting(self._widths, num_blocks)
+        if count is None or width is None or num_rows > self._limits.max_rows:
+            return self._eager.run(index, hidden, batch)
+        replay = self._segment(index, count, width)
+        self._load(hidden, batch, count)
+        replay()
+        # A new tensor: tokens may wait at the boundary while the same graph runs again.
+        return self._result[:num_tokens].clone()
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """See `SegmentRunner.logits`."""
+        num_tokens = len(hidden)
+        count = fitting(self._limits.token_counts, num_tokens)
+        if count is None:
+            return self._eager.logits(hidden)
+        replay = self._last(count)
+        self._hidden[:num_tokens].copy_(hidden)
+        replay()
+        return self._logits[:num_tokens]
+
+    @torch.inference_mode()
+    def heads(self, heads: ExitHeads) -> ExitHeads:
+        """The same exit heads, captured."""
+        counts = self._limits.token_counts
+        graphs = [HeadGraph(h, self._hidden[:1], self._capture, counts) for h in heads.heads]
+        for graph in graphs:
+            graph.prepare()
+        return replace(heads, heads=graphs)
+
+    def _load(self, hidden: Tensor, batch: TokenBatch, count: int) -> None:
+        """Copy a call's tokens into the buffers; what is left of `count` becomes padding."""
+        num_tokens = len(hidden)
+        self._hidden[:num_tokens].copy_(hidden)
+        places = (batch.positions, batch.slots, batch.rows)
+        for buffer, values in zip(self._places, places, strict=True):
+            buffer[:num_tokens].copy_(values)
+        if num_tokens < count:
+            self._places[:, num_tokens:count].copy_(self._padding[:, num_tokens:count])
+        if batch.block_tables is not self._tables_of:
+            num_rows, num_blocks = batch.block_tables.shape
+            self._tables[:num_rows, :num_blocks].copy_(batch.block_tables)
+            self._tables_of = batch.block_tables
+
+    def _segment(self, index: int, count: int, width: int) -> Replay:
+        def run() -> None:
+            batch = TokenBatch(
+                positions=self._places[0, :count],
+                slots=self._places[1, :count],
+                rows=self._places[2, :count],
+                block_tables=self._tables[:, :width],
+                block_size=self._limits.block_size,
+            )
+            segment, hidden = self._segments[index], self._hidden[:count]
+            self._result[:count].copy_(self._decoder.run(hidden, segment, self._cache, batch))
+
+        return self._captured((f"segment {index}", count, width), run)
+
+    def _last(self, count: int) -> Replay:
+        def run() -> None:
+            self._logits[:count].copy_(self._decoder.logits(self._hidden[:count]))
+
+        return self._captured(("logits", count, 0), run)
+
+    def _captured(self, key: tuple[str, int, int], run: Callable[[], None]) -> Replay:
+        if key not in self._replays:
+            # Captured on padding: what the buffers name from the call before is others' by now.
+            self._places.copy_(self._padding)
+            self._replays[key] = self._capture(run)
+        return self._replays[key]
+
+
+class HeadGraph:
+    """An exit head that is replayed; see `ExitHead` for what it computes."""
+
+    def __init__(
+        self, head: Head, like: Tensor, capture: Capture, token_counts: Sequence[int] = TOKEN_COUNTS
+    ) -> None:
+        """Args:
+        like: [1, E], of the model's data type and device.
+        """
+        self._head = head
+        self._token_counts = token_counts
+        self._capture = capture
+        self._inputs = like.new_zeros(2, token_counts[-1], like.shape[1])
+        self._replays: dict[int, tuple[Replay, tuple[Tensor, Tensor, Tensor]]] = {}
+
+    @property
+    def exit_layer(self) -> int:
+        """The layer whose hidden states it reads."""
+        return self._head.exit_layer
+
+    @torch.inference_mode()
+    def prepare(self) -> None:
+        """Capture it for every number of tokens."""
+        for count in reversed(self._token_counts):
+            self._captured(count)
+
+    def __call__(self, hidden: Tensor, previous: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `ExitHead.__call__`; logits are valid until the next call."""
+        num_tokens = len(hidden)
+        count = fitting(self._token_counts, num_tokens)
+        if count is None:
+            return self._head(hidden, previous)
+        replay, (state, logits, other) = self._captured(count)
+        self._inputs[0, :num_tokens].copy_(hidden)
+        self._inputs[1, :num_tokens].copy_(previous)
+        replay()
+        # Rows keep their state until their next draft.
+        return state[:num_tokens].clone(), logits[:num_tokens], other[:num_tokens]
+
+    def _captured(self, count: int) -> tuple[Replay, tuple[Tensor, Tensor, Tensor]]:
+        if count not in self._replays:
+            hidden, previous = self._inputs[:, :count]
+            # Buffers are ordinary tensors, whatever mode the first call comes in.
+            with torch.inference_mode(False), torch.no_grad():
+                shapes = self._head(hidden, previous)
+                results = tuple(torch.empty_like(result) for result in shapes)
+
+            def run() -> None:
+                for buffer, result in zip(results, self._head(hidden, previous), strict=True):
+                    buffer.copy_(result)
+
+            state, logits, other = results
+            self._replays[count] = (self._capture(run), (state, logits, other))
+        return self._replays[count]
+
+
+def fitting(sizes: Sequence[int], wanted: int) -> int | None:
+    """The smallest of ascending sizes that holds what is wanted; None: none does."""
+    return next((size for size in sizes if size >= wanted), None)

@@ -1,0 +1,213 @@
+"""Graphs give what calling gives, whatever is padded; replaying is played by calling again."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from tiny_model import StepDriver, load_tiny, random_heads, sequence_start, write_tiny_llama
+from torch import Tensor
+
+from benchmarks.scripted import ScriptedDrafter
+from engine.model.decoder import Decoder
+from engine.model.ops.interface import LayerCache, TokenBatch
+from engine.model.ops.torch_ops import TorchOps
+from engine.worker.decode_step import split_layers
+from engine.worker.graph_runner import BatchLimits, GraphRunner, HeadGraph, fitting
+from engine.worker.kv_cache import allocate_cache
+from engine.worker.segment_runner import EagerRunner
+
+pytestmark = pytest.mark.torch
+
+BLOCK = 16
+NUM_BLOCKS = 1024  # of StepDriver
+SPARE = NUM_BLOCKS * BLOCK
+SEGMENTS = split_layers(6, [2, 4])
+
+
+class CallAgain:
+    """Captures by remembering the call: as with a graph, only the buffers' contents may change."""
+
+    def __init__(self) -> None:
+        self.num_captures = 0
+        self.num_replays = 0
+
+    def __call__(self, run: Callable[[], None]) -> Callable[[], None]:
+        self.num_captures += 1
+        run()
+
+        def replay() -> None:
+            self.num_replays += 1
+            run()
+
+        return replay
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+    return load_tiny(write_tiny_llama(tmp_path_factory.mktemp("tiny")), TorchOps("cpu"))
+
+
+def limits(**changes: object) -> BatchLimits:
+    defaults: dict[str, object] = {
+        "max_rows": 4,
+        "max_positions": 256,
+        "block_size": BLOCK,
+        "spare_slot": SPARE,
+        "token_counts": (1, 2, 4, 8),
+    }
+    return BatchLimits(**(defaults | changes))  # type: ignore[arg-type]
+
+
+def new_cache(decoder: Decoder) -> list[LayerCache]:
+    """All zeros, with the spare block."""
+    cache = allocate_cache(
+        decoder.spec, NUM_BLOCKS + 1, BLOCK, dtype=torch.float32, device=torch.device("cpu")
+    )
+    for layer in cache:
+        layer.keys.zero_()
+        layer.values.zero_()
+    return list(cache)
+
+
+def batch_of(tokens: list[tuple[int, int]], num_rows: int = 3) -> TokenBatch:
+    """(row, position) tokens; row r owns blocks 8 r and following."""
+    tables = torch.arange(num_rows * 8, dtype=torch.int32).view(num_rows, 8)
+    slots = [int(tables[r, p // BLOCK]) * BLOCK + p % BLOCK for r, p in tokens]
+    return TokenBatch(
+        positions=torch.tensor([p for _, p in tokens], dtype=torch.int32),
+        slots=torch.tensor(slots, dtype=torch.int32),
+        rows=torch.tensor([r for r, _ in tokens], dtype=torch.int32),
+        block_tables=tables,
+        block_size=BLOCK,
+    )
+
+
+def hidden_of(count: int, seed: int = 0) -> Tensor:
+    return torch.randn(count, 48, generator=torch.Generator().manual_seed(seed))
+
+
+def test_padding_changes_no_result_and_writes_to_the_spare_slot_alone(decoder: Decoder) -> None:
+    caches = [new_cache(decoder) for _ in range(2)]
+    called = EagerRunner(decoder, SEGMENTS, caches[0])
+    replayed = GraphRunner(decoder, SEGMENTS, caches[1], limits(), CallAgain())
+    replayed.prepare()
+    for tokens in ([(0, 0), (1, 0), (2, 0)], [(0, 1)], [(2, 1), (0, 2), (0, 3), (1, 1), (1, 2)]):
+        batch, hidden = batch_of(tokens), hidden_of(len(tokens))
+        for index in range(len(SEGMENTS)):
+            expected = called.run(index, hidden, batch)
+            hidden = replayed.run(index, hidden, batch)
+            assert torch.equal(hidden, expected)
+        assert torch.equal(replayed.logits(hidden), called.logits(hidden))
+    for mine, theirs in zip(caches[1], caches[0], strict=True):
+        assert torch.equal(mine.keys[:SPARE], theirs.keys[:SPARE])
+        assert torch.equal(mine.values[:SPARE], theirs.values[:SPARE])
+
+
+def test_results_outlive_the_next_replay(decoder: Decoder) -> None:
+    """Tokens that wait at a boundary keep their states while the segment runs for others."""
+    runner = GraphRunner(decoder, SEGMENTS, new_cache(decoder), limits(), CallAgain())
+    first = runner.run(0, hidden_of(1), batch_of([(0, 0)]))
+    kept = first.clone()
+    runner.run(0, hidden_of(1, seed=9), batch_of([(1, 0)]))
+    assert torch.equal(first, kept)
+
+
+def test_every_part_is_captured_once(decoder: Decoder) -> None:
+    capture = CallAgain()
+    runner = GraphRunner(decoder, SEGMENTS, new_cache(decoder), limits(), capture)
+    runner.prepare()
+    prepared = capture.num_captures
+    assert prepared == 4 * (len(SEGMENTS) + 1), "four numbers of tokens; segments and logits"
+    for count in (1, 2, 3, 8):
+        tokens = [(0, position) for position in range(count)]
+        runner.run(0, hidden_of(count), batch_of(tokens))
+        runner.logits(hidden_of(count))
+    assert capture.num_captures == prepared
+    assert capture.num_replays == 8
+
+
+def test_wider_tables_are_captured_when_they_come(decoder: Decoder) -> None:
+    capture = CallAgain()
+    wide = limits(max_positions=5000)
+    assert wide.widths == [64, 256, 313]
+    runner = GraphRunner(decoder, SEGMENTS, new_cache(decoder), wide, capture)
+    runner.run(0, hidden_of(1), batch_of([(0, 0)]))
+    assert capture.num_captures == 1
+    batch = batch_of([(0, 0)])
+    table = torch.nn.functional.pad(batch.block_tables, (0, 100))
+    tall = TokenBatch(
+        positions=batch.positions,
+        slots=batch.slots,
+        rows=batch.rows,
+        block_tables=table,
+        block_size=BLOCK,
+    )
+    runner.run(0, hidden_of(1), tall)
+    assert capture.num_captures == 2
+
+
+@pytest.mark.parametrize("too_many", ["tokens", "rows", "blocks"])
+def test_what_is_too_large_is_called(decoder: Decoder, too_many: str) -> None:
+    capture = CallAgain()
+    small = limits(max_rows=2 if too_many == "rows" else 4)
+    if too_many == "blocks":
+        small = limits(max_positions=7 * BLOCK)
+    runner = GraphRunner(decoder, SEGMENTS, new_cache(decoder), small, capture)
+    called = EagerRunner(decoder, SEGMENTS, new_cache(decoder))
+    count = 9 if too_many == "tokens" else 1
+    tokens = [(0, position) for position in range(count)]
+    hidden, batch = hidden_of(count), batch_of(tokens)
+    assert torch.equal(runner.run(0, hidden, batch), called.run(0, hidden, batch))
+    assert capture.num_captures == 0
+
+
+def test_heads_are_replayed(decoder: Decoder) -> None:
+    capture = CallAgain()
+    (head,) = random_heads(decoder, [2], 40).heads
+    graph = HeadGraph(head, hidden_of(1), capture, (2, 4))
+    graph.prepare()
+    assert graph.exit_layer == 2
+    for count in (1, 3, 5):  # the last is more than any graph has
+        hidden, previous = hidden_of(count), hidden_of(count, seed=1)
+        for mine, expected in zip(graph(hidden, previous), head(hidden, previous), strict=True):
+            assert torch.equal(mine, expected)
+    assert (capture.num_captures, capture.num_replays) == (2, 2)
+
+
+def test_a_states_estimate_outlives_the_next_replay(decoder: Decoder) -> None:
+    (head,) = random_heads(decoder, [2], 40).heads
+    graph = HeadGraph(head, hidden_of(1), CallAgain(), (2,))
+    state, _, _ = graph(hidden_of(1), hidden_of(1))
+    kept = state.clone()
+    graph(hidden_of(1, seed=5), hidden_of(1, seed=6))
+    assert torch.equal(state, kept)
+
+
+@pytest.mark.parametrize("agreement", ["always", "sometimes"])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_early_exits_on_graphs_change_no_token(
+    decoder: Decoder, agreement: str, temperature: float
+) -> None:
+    prompts = {0: [5, 9, 2], 1: [3], 2: list(range(20, 40))}
+    starts = [sequence_start(i, p, temperature=temperature) for i, p in prompts.items()]
+    plain, _ = StepDriver(decoder, BLOCK).generate(starts, 24)
+    script = {tuple(prompt): plain[i] for i, prompt in prompts.items()}
+    drafter = ScriptedDrafter([2, 4], script, agreement, decoder.spec.vocab_size)  # type: ignore[arg-type]
+    capture = CallAgain()
+
+    def make_runner(cache: list[LayerCache]) -> GraphRunner:
+        # The driver's pool has no spare block: its first one is no row's.
+        return GraphRunner(
+            decoder, SEGMENTS, cache, limits(max_positions=1024, spare_slot=0), capture
+        )
+
+    driver = StepDriver(decoder, BLOCK, drafter=drafter, make_runner=make_runner)
+    drafted, results = driver.generate(starts, 24)
+    assert drafted == plain
+    assert any(result.drafts for result in results)
+    assert capture.num_replays > 0
+
+
+def test_fitting() -> None:
+    assert [fitting((1, 4), wanted) for wanted in (1, 2, 4, 5)] == [1, 4, 4, None]
+    assert limits(max_positions=100).widths == [7]
