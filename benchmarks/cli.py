@@ -109,7 +109,7 @@ def _add_contest_arguments(parser: argparse.ArgumentParser) -> None:
         "--threshold", type=float, metavar="P", help="fixed confidence threshold (cost-aware)"
     )
     parser.add_argument(
-        "--max-draft-tokens", type=_positive, default=5, metavar="N", help="(%(default)s)"
+        "--max-draft-tokens", type=_positive, default=15, metavar="N", help="(%(default)s)"
     )
 
 

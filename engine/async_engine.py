@@ -37,7 +37,8 @@ class EngineInfo:
     max_model_len: int  # prompt and output of a request; never more than the KV cache holds
     vocab_size: int
     num_layers: int
-    exit_layers: list[int]  # empty: served plainly
+    exit_layers: list[int]
+    has_lookup: bool  # drafts from text that repeats
     max_draft_tokens: int
     backend: str
     device: str
@@ -299,6 +300,7 @@ def _engine_info(info: WorkerInfo, limits: ModelLimits) -> EngineInfo:
         vocab_size=info.vocab_size,
         num_layers=info.num_layers,
         exit_layers=list(info.exit_layers),
+        has_lookup=info.has_lookup,
         max_draft_tokens=info.max_draft_tokens,
         backend=info.backend,
         device=info.device,

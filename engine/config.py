@@ -52,9 +52,10 @@ class ExitsConfig:
     """Early exits."""
 
     enabled: bool = True
-    heads: Path | None = None  # holds heads.safetensors and heads.json; None: serve plainly
+    heads: Path | None = None  # holds heads.safetensors and heads.json; None: no exits
+    lookup: bool = True  # drafts from text that repeats its prompt or itself
     threshold: float | None = None  # fixed confidence threshold; None: the cost-aware policy
-    max_draft_tokens: int = 5  # pending drafts per row and step (the paper's cap)
+    max_draft_tokens: int = 15  # pending drafts per row and step; the policy mostly wants fewer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,6 +36,7 @@ class SequenceStart:
     num_logprobs: int | None
     early_exit: bool
     threshold: float | None
+    lookup: bool = True
     structure: Structure | None = None  # approved
     ignore_eos: bool = False  # with a structure: end only where nothing else is allowed
     num_prompt_logprobs: int | None = None  # wanted for every prompt token but the first
@@ -102,7 +103,8 @@ class WorkerInfo:
     eos_token_ids: list[int]
     dtype: str
     device: str
-    exit_layers: list[int] = field(default_factory=list)  # empty: served plainly
+    exit_layers: list[int] = field(default_factory=list)
+    has_lookup: bool = False  # drafts from text that repeats
     max_draft_tokens: int = 0
     backend: str = ""  # which kernels compute: native, torch, cuda
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
+DraftSource = Literal["head", "lookup"]
+
 
 class FinishReason(StrEnum):
     """Why a request ended. Every request ends exactly once, with one of these."""
@@ -59,6 +61,7 @@ class EarlyExitOptions:
     enabled: bool = True
     threshold: float | None = None  # fixed confidence threshold; None: the policy decides
     max_draft_tokens: int | None = None  # None = the server's
+    lookup: bool = True  # drafts from text that repeats as well, not from exit heads alone
     return_trace: bool = False
 
 
@@ -89,12 +92,17 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExitRecord:
-    """What happened to one draft: where it left, how sure the head was, and the verdict."""
+    """What happened to one draft: where it left, how sure its source was, and the verdict."""
 
     token_id: int
-    exit_layer: int
+    exit_layer: int  # 0: looked up in prompt and output, before any layer
     confidence: float
     accepted: bool
+
+    @property
+    def source(self) -> DraftSource:
+        """Who made it."""
+        return "head" if self.exit_layer else "lookup"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,9 +110,16 @@ class TokenTrace:
     """Provenance of one emitted token (`early_exit.return_trace`)."""
 
     token_id: int
-    exit_layer: int  # the layer it left at; the model's layer count when it ran to the end
-    confidence: float | None  # the exit head's top-1 probability; None without an early exit
+    exit_layer: int  # it left there; 0: it was looked up; the model's layer count: it ran through
+    confidence: float | None  # how sure its source was; None without a draft
     rejected: tuple[ExitRecord, ...] = ()  # drafts from this position on, rolled back here
+
+    @property
+    def source(self) -> Literal[DraftSource, "model"]:
+        """Who made it; the model itself where it was no draft."""
+        if self.confidence is None:
+            return "model"
+        return "head" if self.exit_layer else "lookup"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +130,7 @@ class DraftFigures:
     num_draft_tokens: int
     num_accepted_tokens: int
     acceptance_histogram: tuple[int, ...]  # [j] = steps with exactly j accepted drafts
-    accepted_by_layer: Mapping[int, int]  # exit layer -> accepted drafts that left there
+    accepted_by_layer: Mapping[int, int]  # exit layer (0: looked up) -> accepted drafts from there
     drafted_by_layer: Mapping[int, int]
 
     @property

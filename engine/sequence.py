@@ -111,6 +111,7 @@ class Sequence:
             num_logprobs=sampling.num_logprobs,
             early_exit=exits.enabled,
             threshold=exits.threshold,
+            lookup=exits.lookup,
             structure=sampling.structure,
             ignore_eos=sampling.ignore_eos,
             num_prompt_logprobs=sampling.num_prompt_logprobs

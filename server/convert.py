@@ -187,6 +187,7 @@ def _early_exit(body: CompletionRequestBase, limits: RequestLimits) -> EarlyExit
         enabled=asked.enabled,
         threshold=asked.threshold,
         max_draft_tokens=max_draft_tokens,
+        lookup=asked.lookup,
         return_trace=asked.return_trace,
     )
 

@@ -17,7 +17,7 @@ from server.version import VERSION
 
 LABELS = ("model_name", "engine")
 TOKEN_COUNT_BUCKETS = tuple(float(2**power) for power in range(18))
-_POLICY_STATES = ("drafting", "paused", "no_exit_heads")
+_POLICY_STATES = ("drafting", "paused", "no_drafts")
 
 
 class EngineCollector(Collector):
@@ -63,7 +63,7 @@ class EngineCollector(Collector):
     def _states(self, stats: EngineStats, info: EngineInfo) -> Iterator[Metric]:
         """Gauges that are 1 and say it in a label."""
         state = "drafting" if stats.is_drafting else "paused"
-        state = state if info.exit_layers else "no_exit_heads"
+        state = state if info.max_draft_tokens else "no_drafts"
         policy = GaugeMetricFamily(
             "adadecode:exit_policy_state",
             "1 for the state the exit policy is in: paused while drafting does not pay.",

@@ -186,11 +186,14 @@ class ServerSettings(BaseModel):
     heads: Path | None = _flag(
         None, "early exit", "Directory of exit heads (default: those that belong to MODEL)."
     )
+    lookup_drafts: bool = _flag(
+        True, "early exit", "Draft from text that repeats its prompt or itself as well."
+    )
     exit_threshold: float | None = _flag(
         None, "early exit", "Fixed confidence threshold (default: cost-aware policy).", ge=0, le=1
     )
     max_draft_tokens: int = _flag(
-        5, "early exit", "Longest run of drafts before verification.", ge=0, le=16
+        15, "early exit", "Longest run of drafts before verification.", ge=0, le=16
     )
 
     host: str = _flag("127.0.0.1", "http", "Address to listen on.")
@@ -334,6 +337,7 @@ class ServerSettings(BaseModel):
             exits=ExitsConfig(
                 enabled=self.early_exit,
                 heads=heads if self.early_exit else None,
+                lookup=self.lookup_drafts,
                 threshold=self.exit_threshold,
                 max_draft_tokens=self.max_draft_tokens,
             ),

@@ -39,8 +39,11 @@ def start_up_summary(
 def _exits(settings: ServerSettings, info: EngineInfo, heads: Path | None) -> str:
     if not settings.early_exit:
         return "off (--no-early-exit)"
-    if heads is None:
-        return "none: no exit heads for this model, decoding plainly (--heads DIR gives some)"
-    layers = ", ".join(map(str, info.exit_layers)) or "none"
     drafts = f"up to {info.max_draft_tokens} drafts"
+    if info.has_lookup:
+        drafts += ", also looked up in the text itself"
+    if heads is None:
+        what = drafts if info.has_lookup else "decoding plainly"
+        return f"none: no exit heads for this model (--heads DIR gives some); {what}"
+    layers = ", ".join(map(str, info.exit_layers)) or "none"
     return f"at layer {layers} of {info.num_layers}, {drafts}, heads {heads}"

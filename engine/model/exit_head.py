@@ -41,6 +41,12 @@ class Head(Protocol):
     def __call__(self, hidden: Tensor, previous: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See `ExitHead.__call__`."""
 
+    def estimate(self, hidden: Tensor, previous: Tensor) -> Tensor:
+        """See `ExitHead.estimate`."""
+
+    def logits(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """See `ExitHead.logits`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExitHead:
@@ -59,20 +65,29 @@ class ExitHead:
     eps: float
 
     def __call__(self, hidden: Tensor, previous: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Hidden at the exit and last hidden of the token before, [T, E] each.
+        """Both in one: the estimated states [T, E], their logits, and the logit of "other"."""
+        state = self.estimate(hidden, previous)
+        return state, *self.logits(state)
 
-        Returns:
-            The estimated last hidden state [T, E], float32 logits [T, V'], and the logit of "other"
-            [T, 1].
+    def estimate(self, hidden: Tensor, previous: Tensor) -> Tensor:
+        """The last hidden states [T, E] as the head expects them.
+
+        Args:
+            hidden: [T, E], at the exit.
+            previous: [T, E], last hidden states of the tokens before, or estimates of them.
         """
         ops = self.ops
         state = ops.linear(hidden, self.project, norm=self.norm, eps=self.eps)
-        state = ops.linear(
+        return ops.linear(
             previous, self.project_previous, norm=self.previous_norm, eps=self.eps, residual=state
         )
+
+    def logits(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Estimated states [T, E] -> float32 logits [T, V'] and the logit of "other" [T, 1]."""
+        ops = self.ops
         logits = ops.linear(state, self.lm_head, norm=self.final_norm, eps=self.eps)
         other = ops.linear(state, self.other, norm=self.unit_norm, eps=self.eps)
-        return state, logits.float(), other.float()
+        return logits.float(), other.float()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,8 @@ Musco, Suresh 2024, arXiv 2408.07978). Mixing function: the finalizer of splitmi
 Flood 2014).
 """
 
+from math import log
+
 import torch
 from torch import Tensor
 
@@ -46,3 +48,9 @@ def gumbel(keys: Tensor, token_ids: Tensor) -> Tensor:
     z = _mix_tensor(keys[:, None] ^ (token_ids.to(torch.int64) * _signed(_GOLDEN))[None, :])
     u = (((z >> 41) & ((1 << 23) - 1)).to(torch.float32) + 0.5) * (1.0 / (1 << 23))
     return -torch.log(-torch.log(u))
+
+
+def gumbel_of(key: int, token_id: int) -> float:
+    """The noise of one token, without tensors; up to the rounding of float32 that of `gumbel`."""
+    z = _mix((key ^ (token_id * _GOLDEN)) & _MASK)
+    return -log(-log(((z >> 41) + 0.5) / (1 << 23)))

@@ -1,35 +1,49 @@
-"""Confidence -> P(accept), by bins, learned from verification outcomes and seeded by the heads'
-own calibration.
+"""Features of a guess -> P(accept): logistic, seeded, and refitted after every verified outcome.
+
+One Newton step per outcome on the posterior over the weights (an extended Kalman filter); weights
+drift a little all the time, so changing traffic is followed.
+
+Source: the online margin-to-acceptance fit of vLLM's acceptance estimator; the update is the
+recursive Laplace approximation of logistic regression (Spiegelhalter and Lauritzen 1990).
 """
 
-from bisect import bisect_left
 from collections.abc import Sequence
+from math import exp
 
-_PRIOR_WEIGHT = 20.0  # how many outcomes the seed counts for
-_DECAY = 0.998  # per outcome in a bin: some 500 outcomes of memory, so drifting traffic is followed
+_DRIFT = 1.0 / 400  # of the seed's variance, per outcome: some 400 outcomes of memory
+_LEAST = 0.002  # no guess is ever certain, either way
 
 
 class Calibrator:
-    """One exit's accept rate by confidence bin."""
+    """One kind of guess."""
 
-    def __init__(self, edges: Sequence[float], rates: Sequence[float]) -> None:
-        assert len(edges) == len(rates), "one rate per bin"
-        self._edges = list(edges)
-        self._prior = list(rates)
-        self._accepted = [0.0] * len(rates)
-        self._seen = [0.0] * len(rates)
+    def __init__(self, weights: Sequence[float], variances: Sequence[float]) -> None:
+        """Args:
+        weights: The seed: of each feature, the first of which is 1 by convention.
+        variances: How little each of them is trusted.
+        """
+        assert len(weights) == len(variances), "one variance per weight"
+        self._weights = list(weights)
+        self._most = list(variances)
+        size = range(len(weights))
+        self._covariance = [[variances[i] if i == j else 0.0 for j in size] for i in size]
 
-    def probability(self, confidence: float) -> float:
-        """P(accept) of a draft whose predecessors are all accepted."""
-        i = self._bin(confidence)
-        weight = _PRIOR_WEIGHT
-        return (self._accepted[i] + weight * self._prior[i]) / (self._seen[i] + weight)
+    def probability(self, features: Sequence[float]) -> float:
+        """P(accept) of a guess whose predecessors are all accepted."""
+        score = sum(w * x for w, x in zip(self._weights, features, strict=True))
+        chance = 1.0 / (1.0 + exp(-min(max(score, -20.0), 20.0)))
+        return min(max(chance, _LEAST), 1.0 - _LEAST)
 
-    def observe(self, confidence: float, accepted: bool) -> None:
+    def observe(self, features: Sequence[float], accepted: bool) -> None:
         """Learn one verified outcome."""
-        i = self._bin(confidence)
-        self._accepted[i] = self._accepted[i] * _DECAY + accepted
-        self._seen[i] = self._seen[i] * _DECAY + 1.0
-
-    def _bin(self, confidence: float) -> int:
-        return min(bisect_left(self._edges, confidence), len(self._edges) - 1)
+        chance = self.probability(features)
+        pull = [sum(c * x for c, x in zip(row, features, strict=True)) for row in self._covariance]
+        curvature = chance * (1.0 - chance)
+        scale = 1.0 + curvature * sum(p * x for p, x in zip(pull, features, strict=True))
+        error = (accepted - chance) / scale
+        for i, row in enumerate(self._covariance):
+            self._weights[i] += pull[i] * error
+            shrink = curvature * pull[i] / scale
+            for j in range(len(row)):
+                row[j] -= shrink * pull[j]
+            row[i] = min(row[i] + _DRIFT * self._most[i], self._most[i])

@@ -77,18 +77,23 @@ class CostModel:
 
 
 def profile(
-    runner: SegmentRunner, num_segments: int, heads: ExitHeads, block_size: int
+    runner: SegmentRunner,
+    num_segments: int,
+    heads: ExitHeads | None,
+    block_size: int,
+    device: torch.device,
 ) -> CostModel:
     """Time every part on this machine. Overwrites KV blocks: call before the first sequence."""
+    all_heads = [] if heads is None else heads.heads
     segment_times: list[list[float]] = [[] for _ in range(num_segments)]
-    head_times: list[list[float]] = [[] for _ in heads.heads]
+    head_times: list[list[float]] = [[] for _ in all_heads]
     logit_times: list[float] = []
     for count in TOKEN_COUNTS:
-        batch = _dummy_batch(count, block_size, heads.token_ids.device)
+        batch = _dummy_batch(count, block_size, device)
         hidden = runner.embed(batch.positions)
         for index, times in enumerate(segment_times):
             times.append(_seconds(partial(runner.run, index, hidden, batch)))
-        for times, head in zip(head_times, heads.heads, strict=True):
+        for times, head in zip(head_times, all_heads, strict=True):
             times.append(_seconds(partial(_evaluate, head, hidden)))
         logit_times.append(_seconds(partial(runner.logits, hidden)))
     curves = [CostCurve(TOKEN_COUNTS, times) for times in segment_times]

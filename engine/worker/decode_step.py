@@ -1,10 +1,11 @@
 """The AdaDecode step: draft at exit layers, finish deferred layers in parallel, verify once, accept
 a prefix.
 
-For every row the newest token enters segment 0. After each segment the exit head there looks at
-rows whose newest token has just arrived; those that are sure enough get a draft, and the drafts
-start again at segment 0. Tokens that left early wait at the boundary after their exit and run on
-together with their successors:
+For every row the newest token enters segment 0, and with it what a look-up in the row's own text
+says will follow. After each segment the exit head there looks at rows whose newest token has just
+arrived: look-up drafts that it finds unlikely end there, rows that are sure enough get a draft, and
+new drafts start again at segment 0. Tokens that left early wait at the boundary after their exit
+and run on together with their successors:
 
     boundary 0 ─ segment 0 ─ exit 0 ─ boundary 1 ─ segment 1 ─ exit 1 ─ … ─ last segment ─ verify
 
@@ -26,6 +27,7 @@ from engine.model.decoder import Decoder, Segment
 from engine.model.ops.interface import LayerCache
 from engine.plan import RowPlan, RowResult
 from engine.worker.drafter import Drafter
+from engine.worker.exit_look import Arrival
 from engine.worker.exit_policy import StepEstimate
 from engine.worker.forward_batch import ForwardBatch, TokenRef
 from engine.worker.row import Row
@@ -89,7 +91,7 @@ class DecodeStep:
             One result per plan, in order; a row whose logits, or a part of whose prompt, are no
             numbers has an error and no tokens.
         """
-        rows = [Row(p, s, s.last_hidden) for p, s in zip(plans, states, strict=True)]
+        rows = [Row(plan, state) for plan, state in zip(plans, states, strict=True)]
         batch = ForwardBatch(plans, self._block_size, self._decoder.ops.device)
         estimate = StepEstimate(
             num_tokens=sum(plan.num_tokens for plan in plans),
@@ -106,39 +108,30 @@ class DecodeStep:
     ) -> tuple[list[TokenRef], Tensor]:
         """Draft while it pays; every pending token comes out of the last layer."""
         boundaries = [Boundary() for _ in self._segments]
-        boundaries[0].put(*self._known_tokens(rows, batch))
         last = len(self._segments) - 1
         segment = 0
-        while segment < last:
+        while True:
+            if segment == 0:
+                if self._drafter is not None:
+                    self._drafter.look_up(rows, estimate)
+                boundaries[0].put(*self._entering(rows, batch))
             refs, hidden = self._run_segment(segment, boundaries[segment], batch, estimate)
-            boundaries[segment + 1].put(refs, hidden)
-            drafting = self._draft(segment, rows, refs, hidden, estimate)
-            if drafting:
-                boundaries[0].put(*self._newest_tokens(drafting, batch))
-                segment = 0
-            else:
-                segment += 1
-        return self._run_segment(last, boundaries[last], batch, estimate)
+            if segment == last:
+                return refs, hidden
+            self._look(segment, rows, refs, hidden, estimate)
+            boundaries[segment + 1].put(*_still_pending(rows, refs, hidden))
+            segment = 0 if any(row.num_waiting for row in rows) else segment + 1
 
-    def _known_tokens(
-        self, rows: Sequence[Row], batch: ForwardBatch
-    ) -> tuple[list[TokenRef], Tensor]:
-        """The plan's tokens, embedded."""
+    def _entering(self, rows: Sequence[Row], batch: ForwardBatch) -> tuple[list[TokenRef], Tensor]:
+        """The plan's tokens, later the drafts just made, embedded: they start at segment 0."""
         refs: list[TokenRef] = []
         token_ids: list[int] = []
         for index, row in enumerate(rows):
-            start, end = row.plan.start, row.plan.start + row.plan.num_tokens
-            refs.extend(TokenRef(index, position) for position in range(start, end))
-            token_ids.extend(row.state.token_ids[start:end])
+            start = row.newest_position + 1
+            ids = row.take_waiting()
+            refs += [TokenRef(index, position) for position in range(start, start + len(ids))]
+            token_ids += ids
         return refs, self._runner.embed(batch.int32(token_ids))
-
-    def _newest_tokens(
-        self, drafting: Sequence[tuple[int, Row]], batch: ForwardBatch
-    ) -> tuple[list[TokenRef], Tensor]:
-        """The drafts just made, embedded: they start at segment 0."""
-        refs = [TokenRef(index, row.newest_position) for index, row in drafting]
-        ids = [row.drafts[-1].token_id for _, row in drafting]
-        return refs, self._runner.embed(batch.int32(ids))
 
     def _run_segment(
         self, index: int, boundary: Boundary, batch: ForwardBatch, estimate: StepEstimate
@@ -150,27 +143,35 @@ class DecodeStep:
             estimate.seconds += self._drafter.segment_cost(index, len(refs))
         return refs, hidden
 
-    def _draft(
+    def _look(
         self,
         exit_index: int,
         rows: Sequence[Row],
         refs: Sequence[TokenRef],
         hidden: Tensor,
         estimate: StepEstimate,
-    ) -> list[tuple[int, Row]]:
-        """Rows (with their index) that drafted at this exit, of those whose newest token has
-        just arrived.
-        """
+    ) -> None:
+        """Let the exit see the rows whose newest token has just arrived."""
         if self._drafter is None:
-            return []
-        arrived = [
-            (place, ref.row)
-            for place, ref in enumerate(refs)
-            if ref.position == rows[ref.row].newest_position and self._drafter.wants(rows[ref.row])
+            return
+        places: dict[int, list[int]] = {}
+        for place, ref in enumerate(refs):
+            if ref.position >= rows[ref.row].first_pending:
+                places.setdefault(ref.row, []).append(place)
+        arrivals = [
+            Arrival(rows[index], where)
+            for index, where in places.items()
+            if refs[where[-1]].position == rows[index].newest_position
         ]
-        if not arrived:
-            return []
-        places = torch.tensor([place for place, _ in arrived], device=hidden.device)
-        lookers = [rows[index] for _, index in arrived]
-        picked = self._drafter.draft(exit_index, lookers, hidden[places], estimate)
-        return [(arrived[i][1], lookers[i]) for i in picked]
+        if arrivals:
+            self._drafter.look(exit_index, arrivals, hidden, estimate)
+
+
+def _still_pending(
+    rows: Sequence[Row], refs: Sequence[TokenRef], hidden: Tensor
+) -> tuple[Sequence[TokenRef], Tensor]:
+    """Without the tokens whose drafts have just been given up."""
+    kept = [i for i, ref in enumerate(refs) if ref.position <= rows[ref.row].newest_position]
+    if len(kept) == len(refs):
+        return refs, hidden
+    return [refs[i] for i in kept], hidden[torch.tensor(kept, device=hidden.device)]

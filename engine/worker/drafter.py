@@ -1,22 +1,27 @@
-"""Evaluates an exit head for the rows that arrived there and gives drafts to those the policy
-picks.
+"""Where drafts come from: a look-up in the row's own text, and exit heads. The policy picks.
+
+Look-up drafts enter segment 0 together with the token they follow. At the first exit the head has a
+say in them: those it makes unlikely end there, and where it expects something better, that takes
+their place.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from math import isnan
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from engine.model.exit_head import ExitHeads
-from engine.model.noise import gumbel, noise_key
+from engine.model.noise import gumbel_of, noise_key
 from engine.plan import RowResult
+from engine.worker.chances import LOOKUP, Chance, Chances
+from engine.worker.exit_look import Arrival, ExitLook, Opinion, first_unseen
 from engine.worker.exit_policy import Candidate, ExitPolicy, StepEstimate
-from engine.worker.row import Draft, Row
-from engine.worker.sampler import ReducedVocabulary, SamplePoint, Sampler
+from engine.worker.row import Draft, Guess, Row
+from engine.worker.sampler import SamplePoint
 
-_MEAN_GUMBEL = 0.5772  # of the noise a token outside the reduced vocabulary would have had
+_LEAST_SURVIVAL = 0.02  # of a look-up draft; what follows is not looked at
 
 
 class Drafter(Protocol):
@@ -24,20 +29,26 @@ class Drafter(Protocol):
 
     exit_layers: list[int]
 
-    def wants(self, row: Row) -> bool:
-        """Whether an exit should look at this row at all."""
-
-    def draft(
-        self, exit_index: int, rows: Sequence[Row], hidden: Tensor, estimate: StepEstimate
-    ) -> list[int]:
-        """Look at rows whose newest token stands at an exit, and append drafts to some.
+    def look_up(self, rows: Sequence[Row], estimate: StepEstimate) -> None:
+        """Append drafts that cost no layer to rows with tokens that are about to enter segment 0.
 
         Args:
-            hidden: [len(rows), E], those tokens' hidden states.
-            estimate: Updated with what this costs and promises.
+            estimate: Updated with what they promise.
+        """
 
-        Returns:
-            Indices of the rows that got a draft, ascending.
+    def look(
+        self,
+        exit_index: int,
+        arrivals: Sequence[Arrival],
+        hidden: Tensor,
+        estimate: StepEstimate,
+    ) -> None:
+        """Look at rows whose newest token stands at an exit. Some get a draft; some lose the newest
+        of those drafts that have just arrived.
+
+        Args:
+            hidden: [T, E], of the call that brought them.
+            estimate: Updated with what this costs and promises.
         """
 
     def segment_cost(self, segment: int, num_tokens: int) -> float:
@@ -49,61 +60,76 @@ class Drafter(Protocol):
         """See how a step's drafts fared."""
 
 
-class HeadDrafter:
-    """Exit heads at work. Adds drafts to rows, and with them the head's estimate of the last
-    hidden state.
-    """
+class PolicyDrafter:
+    """Look-up and exit heads at work, as the policy wants it."""
 
     def __init__(
         self,
-        heads: ExitHeads,
-        sampler: Sampler,
         policy: ExitPolicy,
+        chances: Chances,
+        *,
+        exit_layers: Sequence[int] = (),
+        exit_look: ExitLook | None = None,
+        has_lookup: bool = True,
         threshold: float | None = None,
     ) -> None:
         """Args:
+        exit_look: The heads at `exit_layers`; None: there are none.
         threshold: Fixed threshold of rows that ask for none; None: the policy decides.
         """
-        self.exit_layers = heads.exit_layers
-        self._heads = heads
-        self._sampler = sampler
+        self.exit_layers = list(exit_layers)
         self._policy = policy
+        self._chances = chances
+        self._exit_look = exit_look
+        self._has_lookup = has_lookup
         self._threshold = threshold
-        self._reduced = ReducedVocabulary(heads.token_ids, heads.columns)
-        self._token_ids = heads.token_ids.tolist()
 
-    def wants(self, row: Row) -> bool:
-        """The row has room, and drafting is on, or asked for by a fixed threshold."""
-        return row.has_room and (self._fixed(row) is not None or self._policy.is_drafting)
-
-    def draft(
-        self, exit_index: int, rows: Sequence[Row], hidden: Tensor, estimate: StepEstimate
-    ) -> list[int]:
-        """Evaluate the head at an exit; the policy picks who drafts."""
-        previous = torch.stack([row.previous for row in rows if row.previous is not None])
-        state, logits, other = self._heads.heads[exit_index](hidden, previous)
-        estimate.seconds += self._policy.head_cost(exit_index, len(rows))
-        columns, confidences = self._choose(rows, logits, other)
-        candidates = [
-            Candidate(
-                row=index,
-                confidence=confidence,
-                is_greedy=row.state.is_greedy,
-                threshold=self._fixed(row),
-                survival=row.survival,
-            )
-            for index, (row, confidence) in enumerate(zip(rows, confidences, strict=True))
-            if columns[index] < len(self._token_ids) and not isnan(confidence)
+    def look_up(self, rows: Sequence[Row], estimate: StepEstimate) -> None:
+        """See `Drafter.look_up`."""
+        if not self._has_lookup:
+            return
+        found = [
+            (row, self._continue(row))
+            for row in rows
+            if row.num_waiting and row.num_room and row.state.start.lookup
         ]
-        chosen = self._policy.select(exit_index, candidates, estimate)
-        for candidate in chosen:
-            row, survival = rows[candidate.row], candidate.survival * candidate.probability
-            token_id = self._token_ids[columns[candidate.row]]
-            row.drafts.append(Draft(token_id, exit_index, candidate.confidence, survival))
-            row.previous = state[candidate.row]
-            estimate.expected_tokens += survival
-            estimate.num_tokens += 1
-        return sorted(candidate.row for candidate in chosen)
+        free = [(row, drafts) for row, drafts in found if self._fixed(row) is None and drafts]
+        for row, drafts in found:
+            if self._fixed(row) is not None:
+                _append(row, drafts[: _num_sure(drafts, self._fixed(row))], estimate)
+        num_waiting = sum(row.num_waiting for row in rows)
+        runs = [[draft.survival for draft in drafts] for _, drafts in free]
+        counts = self._policy.extend(runs, num_waiting, estimate)
+        for (row, drafts), count in zip(free, counts, strict=True):
+            _append(row, drafts[:count], estimate)
+
+    def look(
+        self,
+        exit_index: int,
+        arrivals: Sequence[Arrival],
+        hidden: Tensor,
+        estimate: StepEstimate,
+    ) -> None:
+        """See `Drafter.look`."""
+        if self._exit_look is None:
+            return
+        able = [a for a in arrivals if a.row.is_draftable and a.row.estimates]
+        lookers, offered = self._lookers(exit_index, able, estimate)
+        if not lookers:
+            return
+        views = self._exit_look.opinions(exit_index, lookers, hidden)
+        num_tokens = sum(map(len, views))
+        estimate.seconds += self._policy.head_cost(exit_index, num_tokens)
+        if exit_index == 0:
+            self._screen(lookers, views, estimate)
+        fixed, free = self._offers(exit_index, lookers, views)
+        for offer in fixed:
+            _take(offer, exit_index, estimate)
+        candidates = [offer.candidate for offer in free]
+        chosen = self._policy.select(exit_index, candidates, estimate, len(fixed))
+        self._policy.observe_look(exit_index, offered, [candidates[i] for i in chosen], estimate)
+        for index in chosen:
+            _take(free[index], exit_index, estimate)
 
     def segment_cost(self, segment: int, num_tokens: int) -> float:
         """Modelled seconds of running a segment."""
@@ -112,11 +138,10 @@ class HeadDrafter:
     def learn(
         self, rows: Sequence[Row], results: Sequence[RowResult], estimate: StepEstimate
     ) -> None:
-        """Calibrate on verified drafts; judge whether drafting pays on steps that only decode."""
+        """Calibrate on verified guesses; judge whether drafting pays on steps that only decode."""
         for row, result in zip(rows, results, strict=True):
-            self._learn_row(row, result)
-        is_free = [row.is_draftable and self._fixed(row) is None for row in rows]
-        if all(is_free):
+            self._learn_row(row, result.token_ids)
+        if all(row.is_draftable and self._fixed(row) is None for row in rows):
             pending = sum(1 + len(row.drafts) for row in rows)
             self._policy.observe_step(
                 len(rows),
@@ -129,46 +154,193 @@ class HeadDrafter:
         asked = row.state.start.threshold
         return self._threshold if asked is None else asked
 
-    def _learn_row(self, row: Row, result: RowResult) -> None:
-        # Drafts after the first wrong one were never judged given a right past: they teach nothing.
-        for draft, record in zip(row.drafts, result.drafts, strict=False):
-            self._policy.observe_draft(
-                draft.exit_index,
-                draft.confidence,
-                is_greedy=row.state.is_greedy,
-                accepted=record.accepted,
-            )
-            if not record.accepted:
+    def _continue(self, row: Row) -> list[Draft]:
+        """Drafts that the row's text suggests, as long as there is any hope for them."""
+        start, ids = row.state.start, row.draft_ids
+        position = len(row.state.token_ids) + len(ids)
+        noise = None
+        if not row.state.is_greedy:
+            noise = partial(gumbel_of, noise_key(start.seed, position))
+        found = row.state.lookup.find(ids, row.num_room, noise)
+        if found is None:
+            return []
+        drafts: list[Draft] = []
+        survival = row.survival
+        for offset, token_id in enumerate(found.token_ids):
+            allowed = SamplePoint(row.state, (*ids, *found.token_ids[:offset])).allowed
+            if allowed is not None and not allowed[token_id]:
                 break
+            luck = None
+            if not row.state.is_greedy:
+                luck = gumbel_of(noise_key(start.seed, position + offset), token_id)
+            chance = self._chances.looked_up(found, offset, row.state.lookup.recent, luck)
+            survival *= chance.probability
+            row.guesses.append(Guess((*ids, *found.token_ids[:offset]), token_id, chance))
+            drafts.append(Draft(token_id, None, chance.probability, survival, chance))
+            if survival < _LEAST_SURVIVAL or token_id in start.stop_token_ids:
+                break
+        return drafts
 
-    def _choose(
-        self, rows: Sequence[Row], logits: Tensor, other: Tensor
-    ) -> tuple[list[int], list[float]]:
-        """Best column of [reduced vocabulary, other] per row under the rows' own noise, and how
-        sure the head is.
+    def _lookers(
+        self, exit_index: int, arrivals: Sequence[Arrival], estimate: StepEstimate
+    ) -> tuple[list[Arrival], float]:
+        """Rows that the exit looks at, and what those left to the policy offer in sum."""
+        fixed = [a for a in arrivals if self._fixed(a.row) is not None]
+        free = [a for a in arrivals if self._fixed(a.row) is None]
+        chances = [(_hope(a), len(a.row.drafts) + 1 - first_unseen(a)) for a in free]
+        places = self._policy.rows_to_look_at(exit_index, chances, estimate)
+        return [*fixed, *(free[i] for i in places)], sum(chances[i][0] for i in places)
 
-        Confidence is the winner's softmax share of the perturbed scores, which at temperature 0 is
-        the head's top-1 probability; it only steers the policy.
+    def _screen(
+        self,
+        arrivals: Sequence[Arrival],
+        views: Sequence[list[Opinion]],
+        estimate: StepEstimate,
+    ) -> None:
+        """Give up look-up drafts that the head finds unlikely, and their opinions with them."""
+        tails = [self._judge(a.row, view) for a, view in zip(arrivals, views, strict=True)]
+        for arrival, tail in zip(arrivals, tails, strict=True):
+            lost = arrival.row.drafts[len(arrival.row.drafts) - len(tail) :]
+            estimate.num_tokens -= len(lost)
+            estimate.expected_tokens -= sum(draft.survival for draft in lost)
+        free = [i for i, arrival in enumerate(arrivals) if self._fixed(arrival.row) is None]
+        runs = [[draft.survival for draft in tails[i]] for i in free]
+        counts = [
+            _num_sure(tail, self._fixed(a.row)) for a, tail in zip(arrivals, tails, strict=True)
+        ]
+        for i, count in zip(free, self._policy.keep(0, runs, estimate), strict=True):
+            counts[i] = count
+        for arrival, view, tail, count in zip(arrivals, views, tails, counts, strict=True):
+            row, start = arrival.row, view[0].num_drafts
+            row.cut(start + count)
+            del row.drafts[start:]
+            _append(row, tail[:count], estimate)
+            del view[count + 1 :]
+
+    def _judge(self, row: Row, view: Sequence[Opinion]) -> list[Draft]:
+        """The row's look-up drafts behind the first token looked at, with their chances as the head
+        sees them.
         """
-        points = [SamplePoint(row.state, row.draft_ids) for row in rows]
-        scores = self._sampler.scores(logits, points, self._reduced)
-        if not all(row.state.is_greedy for row in rows):
-            scores, other = self._perturb(scores, other, points)
-        scores = torch.cat((scores, other), dim=1)
-        best = scores.max(-1)
-        confidence = (best.values - scores.logsumexp(-1)).exp()
-        return best.indices.tolist(), confidence.tolist()
+        ids, tail = row.draft_ids, []
+        survival = row.drafts[view[0].num_drafts - 1].survival if view[0].num_drafts else 1.0
+        for opinion in view[:-1]:
+            draft = row.drafts[opinion.num_drafts]
+            chance = draft.chance
+            if chance is not None and not isnan(opinion.share):
+                chance = self._chances.screened(
+                    chance,
+                    opinion.share,
+                    is_best=opinion.token_id == draft.token_id,
+                    is_outside=opinion.is_outside,
+                )
+                path = tuple(ids[: opinion.num_drafts])
+                row.guesses.append(Guess(path, draft.token_id, chance))
+            confidence = draft.confidence if chance is None else chance.probability
+            survival *= confidence
+            tail.append(Draft(draft.token_id, None, confidence, survival))
+        return tail
 
-    def _perturb(
-        self, scores: Tensor, other: Tensor, points: Sequence[SamplePoint]
-    ) -> tuple[Tensor, Tensor]:
-        """Temperature and the target's own Gumbel noise; rows at temperature 0 stay as they are."""
-        temperatures = [point.state.start.temperature for point in points]
-        device = scores.device
-        temperature = torch.tensor(temperatures, dtype=torch.float32, device=device)[:, None]
-        keys = [noise_key(point.state.start.seed, point.position) for point in points]
-        noise = gumbel(torch.tensor(keys, device=device), self._reduced.token_ids)
-        is_sampled = temperature > 0
-        divisor = torch.where(is_sampled, temperature, 1.0)
-        scores = scores / divisor + noise * is_sampled
-        return scores, other / divisor + _MEAN_GUMBEL * is_sampled
+    def _offers(
+        self, exit_index: int, arrivals: Sequence[Arrival], views: Sequence[list[Opinion]]
+    ) -> tuple[list["_Offer"], list["_Offer"]]:
+        """What the head would draft: for rows with a fixed threshold if it is sure enough, and the
+        best for the others.
+        """
+        fixed: list[_Offer] = []
+        free: list[_Offer] = []
+        for arrival, view in zip(arrivals, views, strict=True):
+            offers = self._row_offers(exit_index, arrival.row, view)
+            threshold = self._fixed(arrival.row)
+            if threshold is None:
+                free += [max(offers, key=lambda offer: offer.candidate.gain)] if offers else []
+            else:
+                newest = [offer for offer in offers if not offer.candidate.num_replaced]
+                fixed += [offer for offer in newest if offer.opinion.confidence > threshold]
+        return fixed, free
+
+    def _row_offers(self, exit_index: int, row: Row, view: Sequence[Opinion]) -> list["_Offer"]:
+        """One for every place where the head expects something that is not drafted."""
+        offers = []
+        ids = row.draft_ids
+        survivals = [1.0, *(draft.survival for draft in row.drafts)]
+        for opinion in view:
+            count = opinion.num_drafts
+            if opinion.token_id is None:
+                continue
+            chance = self._chances.of_head(
+                exit_index, opinion.confidence, count, is_greedy=row.state.is_greedy
+            )
+            row.guesses.append(Guess(tuple(ids[:count]), opinion.token_id, chance))
+            is_new = count == len(ids) or ids[count] != opinion.token_id
+            if is_new and count < row.plan.max_draft_tokens and not _ends(row, count):
+                lost = survivals[count + 1 :]
+                gain = survivals[count] * chance.probability - sum(lost)
+                candidate = Candidate(gain, num_replaced=len(lost))
+                offers.append(_Offer(row, opinion, opinion.token_id, chance, candidate))
+        return offers
+
+    def _learn_row(self, row: Row, token_ids: Sequence[int]) -> None:
+        """A guess has a verdict if everything before it turned out right."""
+        for guess in row.guesses:
+            place = len(guess.path)
+            if place < len(token_ids) and guess.path == tuple(token_ids[:place]):
+                accepted = token_ids[place] == guess.token_id
+                self._chances.learn(guess.chance, accepted=accepted)
+                if guess.chance.kind == LOOKUP:
+                    row.state.lookup.judge(was_right=accepted)
+
+
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    """A draft that a head offers to a row."""
+
+    row: Row
+    opinion: Opinion
+    token_id: int
+    chance: Chance
+    candidate: Candidate
+
+
+def _num_sure(drafts: Sequence[Draft], threshold: float | None) -> int:
+    """How many of the first drafts are surer than a fixed threshold; all without one."""
+    if threshold is None:
+        return len(drafts)
+    return next((i for i, d in enumerate(drafts) if d.confidence <= threshold), len(drafts))
+
+
+def _ends(row: Row, num_drafts: int) -> bool:
+    """Whether nothing can follow so many drafts: the last of them ends the sequence."""
+    return num_drafts > 0 and row.drafts[num_drafts - 1].token_id in row.state.start.stop_token_ids
+
+
+def _hope(arrival: Arrival) -> float:
+    """How much of a look's usual worth a row offers: that its drafts stand, or that those that no
+    head has seen do not, and a head knows better.
+    """
+    row, first = arrival.row, first_unseen(arrival)
+    before = row.drafts[first - 1].survival if first else 1.0
+    after = row.drafts[first].survival if first < len(row.drafts) else before
+    return row.survival + before - after
+
+
+def _take(offer: _Offer, exit_index: int, estimate: StepEstimate) -> None:
+    """Make the draft, in the place of whatever was drafted there."""
+    row = offer.row
+    _cut(row, offer.opinion.num_drafts, estimate)
+    survival = row.survival * offer.chance.probability
+    draft = Draft(offer.token_id, exit_index, offer.opinion.confidence, survival)
+    _append(row, [draft], estimate)
+
+
+def _append(row: Row, drafts: Sequence[Draft], estimate: StepEstimate) -> None:
+    row.drafts += drafts
+    estimate.num_tokens += len(drafts)
+    estimate.expected_tokens += sum(draft.survival for draft in drafts)
+
+
+def _cut(row: Row, num_drafts: int, estimate: StepEstimate) -> None:
+    """Forget all drafts but the oldest so many."""
+    lost = row.drafts[num_drafts:]
+    row.cut(num_drafts)
+    estimate.num_tokens -= len(lost)
+    estimate.expected_tokens -= sum(draft.survival for draft in lost)

@@ -1,40 +1,38 @@
-"""Who drafts on: a rule that goes on only while the batch's expected tokens per second rise.
+"""Who drafts on, from which source: a rule that goes on only while the batch's expected tokens per
+second rise.
 
-A draft's chance comes from a calibrator (confidence -> P(accept)); a run of drafts survives with
-the product of its chances; costs come from `cost_model`. Before each draft the policy compares the
-step's expected tokens per second if it went down now with those after one more draft. It also
-watches what drafting really yields and switches itself off, heads unevaluated, while plain decoding
-is faster. Rows with a fixed threshold are decided by that alone.
+A guess's chance comes from `chances`; a run of drafts survives with the product of its chances;
+costs come from `cost_model`. Before drafts enter a segment the policy compares the step's expected
+tokens per second with and without them. It also keeps account of what looking at exits brings, so
+that no head is evaluated where that does not pay, and of what drafting yields as a whole, and
+switches it off while plain decoding is faster. Rows with a fixed threshold are decided by that
+alone.
 
 Source of the product rule: SpecDec++ (Huang et al. 2025): optimal stopping thresholds P(any
 rejection so far).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from engine.model.exit_head import Calibration
-from engine.worker.calibrator import Calibrator
 from engine.worker.cost_model import CostModel
 
 _WINDOW = 0.96  # decay per step of the measured gain: some 25 steps
 _MIN_STEPS = 16  # before the gain is judged
 _FIRST_PAUSE = 32  # steps without drafting after the first switch-off; doubles up to
 _LONGEST_PAUSE = 1024
+_FIRST_WORTH = 0.15  # expected tokens of a look, before any was taken
+_WORTH_WINDOW = 0.95
+_UNSEEN = 32  # looks left out in a row before one is taken to see whether it would pay again
+_NEGLIGIBLE = 0.01  # a survival below it is not worth the arithmetic
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Candidate:
-    """A row that could draft one more token."""
+    """A draft that a head offers to a row."""
 
-    row: int
-    confidence: float
-    is_greedy: bool
-    threshold: float | None
-    survival: float  # P(all pending drafts of the row are accepted)
-    probability: float = (
-        0.0  # P(this one is accepted | the pending ones are), filled in by the policy
-    )
+    gain: float  # expected tokens with it, less those of the drafts it would replace
+    num_replaced: int = 0  # those drafts
 
 
 @dataclass(slots=True)
@@ -47,20 +45,11 @@ class StepEstimate:
 
 
 class ExitPolicy:
-    """Decides, for the batch as a whole, whether to draft on or go down."""
+    """Decides for the batch as a whole."""
 
-    def __init__(
-        self, exit_layers: Sequence[int], calibration: Mapping[int, Calibration], cost: CostModel
-    ) -> None:
+    def __init__(self, num_exits: int, cost: CostModel) -> None:
         self._cost = cost
-        self._calibrators = {
-            (index, is_greedy): Calibrator(
-                calibration[layer].edges,
-                calibration[layer].greedy if is_greedy else calibration[layer].sampled,
-            )
-            for index, layer in enumerate(exit_layers)
-            for is_greedy in (True, False)
-        }
+        self._looks = [_LookAccount() for _ in range(num_exits)]
         self._gained = 0.0  # decayed: plain seconds that the committed tokens would have taken
         self._spent = 0.0  # decayed: seconds they took
         self._steps = 0
@@ -69,7 +58,7 @@ class ExitPolicy:
 
     @property
     def is_drafting(self) -> bool:
-        """Whether heads are evaluated at present (rows with a fixed threshold aside)."""
+        """Whether anything is drafted at present (rows with a fixed threshold aside)."""
         return self._paused_for == 0
 
     @property
@@ -80,47 +69,117 @@ class ExitPolicy:
     @property
     def reason(self) -> str:
         """Why drafting is on or off, for people."""
-        if self.is_drafting:
-            return f"drafting: {self.speedup:.2f}x plain over recent steps"
-        return f"off: drafting did not pay; tries again in {self._paused_for} steps"
+        if not self.is_drafting:
+            return f"off: drafting did not pay; tries again in {self._paused_for} steps"
+        looks = ", ".join(f"{account.worth:.2f}" for account in self._looks)
+        heads = f"; a look at an exit brings {looks} tokens" if looks else ""
+        return f"drafting: {self.speedup:.2f}x plain over recent steps{heads}"
+
+    def extend(
+        self, runs: Sequence[Sequence[float]], num_waiting: int, step: StepEstimate
+    ) -> list[int]:
+        """How many of every row's look-up drafts enter segment 0 together with what waits there.
+
+        Args:
+            runs: Survivals of each run's drafts, falling.
+            num_waiting: Tokens of all rows that enter anyway.
+        """
+        if not self.is_drafting:
+            return [0] * len(runs)
+
+        def seconds_with(count: int) -> float:
+            down = self._cost.segment(0, num_waiting + count)
+            return step.seconds + down + self._cost.rest(1, step.num_tokens + count)
+
+        return _best_prefixes(runs, step.expected_tokens, seconds_with)
+
+    def keep(
+        self, exit_index: int, runs: Sequence[Sequence[float]], step: StepEstimate
+    ) -> list[int]:
+        """How many of every run's drafts, which stand at an exit, go on from there.
+
+        Args:
+            runs: Survivals as they are now; `step` is without them.
+        """
+
+        def seconds_with(count: int) -> float:
+            return step.seconds + self._cost.rest(exit_index + 1, step.num_tokens + count)
+
+        return _best_prefixes(runs, step.expected_tokens, seconds_with)
+
+    def rows_to_look_at(
+        self, exit_index: int, chances: Sequence[tuple[float, int]], step: StepEstimate
+    ) -> list[int]:
+        """Which rows the exit should look at.
+
+        Args:
+            chances: Per row the share of a look's usual worth that it offers, and the tokens to
+                evaluate.
+        """
+        if not self.is_drafting or not chances:
+            return []
+        account = self._looks[exit_index]
+        if account.is_due:
+            return list(range(len(chances)))
+        rate = self._rate(exit_index, step)
+        order = sorted(range(len(chances)), key=lambda i: chances[i][0], reverse=True)
+        best, best_count, worth, num_tokens = 0.0, 0, 0.0, 0
+        for count, index in enumerate(order, start=1):
+            worth += chances[index][0] * account.worth
+            num_tokens += chances[index][1]
+            net = worth - rate * self._cost.head(exit_index, num_tokens)
+            if net > best:
+                best, best_count = net, count
+        if not best_count:
+            account.leave_out()
+        return order[:best_count]
 
     def select(
-        self, exit_index: int, candidates: Sequence[Candidate], step: StepEstimate
-    ) -> list[Candidate]:
-        """The candidates that draft, best first; empty: go down."""
-        for candidate in candidates:
-            calibrator = self._calibrators[exit_index, candidate.is_greedy]
-            candidate.probability = calibrator.probability(candidate.confidence)
-        fixed = [c for c in candidates if c.threshold is not None and c.confidence > c.threshold]
-        free = [c for c in candidates if c.threshold is None] if self.is_drafting else []
-        return fixed + self._worthwhile(exit_index, free, step, len(fixed))
+        self,
+        exit_index: int,
+        candidates: Sequence[Candidate],
+        step: StepEstimate,
+        num_fixed: int = 0,
+    ) -> list[int]:
+        """Places of the candidates that draft, best first; empty: go down.
 
-    def _worthwhile(
-        self, exit_index: int, candidates: Sequence[Candidate], step: StepEstimate, num_fixed: int
-    ) -> list[Candidate]:
-        """The prefix of the best candidates that raises expected tokens per second most."""
-        ranked = sorted(candidates, key=lambda c: c.survival * c.probability, reverse=True)
-        rest = self._cost.rest(exit_index + 1, step.num_tokens)
-        best_rate = step.expected_tokens / (step.seconds + rest)
-        best_count, expected = 0, step.expected_tokens
-        for count, candidate in enumerate(ranked, start=1):
-            expected += candidate.survival * candidate.probability
-            seconds = step.seconds + self._seconds_with(exit_index, step, count + num_fixed)
+        Args:
+            num_fixed: Drafts that are made at this exit in any case.
+        """
+        if not self.is_drafting:
+            return []
+        ranked = sorted(range(len(candidates)), key=lambda i: candidates[i].gain, reverse=True)
+        best_rate, best_count = self._rate(exit_index, step), 0
+        expected, num_replaced = step.expected_tokens, 0
+        for count, index in enumerate(ranked, start=1):
+            expected += candidates[index].gain
+            num_replaced += candidates[index].num_replaced
+            seconds = self._seconds_with(exit_index, step, count + num_fixed, num_replaced)
             if expected / seconds > best_rate:
                 best_rate, best_count = expected / seconds, count
         return ranked[:best_count]
 
-    def _seconds_with(self, exit_index: int, step: StepEstimate, num_new: int) -> float:
-        """Seconds to bring `num_new` drafts down to the exit, then everything to the end."""
-        cost = self._cost
-        down = sum(cost.segment(i, num_new) + cost.head(i, num_new) for i in range(exit_index + 1))
-        return down + cost.rest(exit_index + 1, step.num_tokens + num_new)
-
-    def observe_draft(
-        self, exit_index: int, confidence: float, *, is_greedy: bool, accepted: bool
+    def observe_look(
+        self,
+        exit_index: int,
+        offered: float,
+        chosen: Sequence[Candidate],
+        step: StepEstimate,
     ) -> None:
-        """Learn one verified draft (one whose predecessors were all accepted)."""
-        self._calibrators[exit_index, is_greedy].observe(confidence, accepted)
+        """Keep account of a look.
+
+        Args:
+            offered: Sum of what the rows offered, see `rows_to_look_at`.
+            chosen: What came of it; `step` is without them.
+        """
+        gain = 0.0
+        if chosen:
+            replaced = sum(candidate.num_replaced for candidate in chosen)
+            with_them = self._seconds_with(exit_index, step, len(chosen), replaced)
+            without = step.seconds + self._cost.rest(exit_index + 1, step.num_tokens)
+            rate = self._rate(exit_index, step)
+            gain = sum(candidate.gain for candidate in chosen) - rate * (with_them - without)
+        self._looks[exit_index].add(max(gain, 0.0), offered)
 
     def observe_step(self, num_rows: int, num_committed: int, seconds: float) -> None:
         """Learn what a decode step brought; switches drafting off or back on.
@@ -159,3 +218,67 @@ class ExitPolicy:
     def logits_cost(self, num_tokens: int) -> float:
         """Modelled seconds of the final logits."""
         return self._cost.logits(num_tokens)
+
+    def _rate(self, exit_index: int, step: StepEstimate) -> float:
+        """Expected tokens per second if everything went down from this exit now."""
+        rest = self._cost.rest(exit_index + 1, step.num_tokens)
+        return step.expected_tokens / (step.seconds + rest)
+
+    def _seconds_with(
+        self, exit_index: int, step: StepEstimate, num_new: int, num_replaced: int
+    ) -> float:
+        """Seconds to bring `num_new` drafts down to the exit, then everything to the end."""
+        cost = self._cost
+        down = sum(cost.segment(i, num_new) for i in range(exit_index + 1))
+        rest = cost.rest(exit_index + 1, step.num_tokens + num_new - num_replaced)
+        return step.seconds + down + rest
+
+
+class _LookAccount:
+    """What looking at one exit has brought lately: expected tokens, what it cost taken off, per
+    look at a row all of whose drafts are sure to stand.
+    """
+
+    def __init__(self) -> None:
+        self.worth = _FIRST_WORTH
+        self._num_left_out = 0
+
+    @property
+    def is_due(self) -> bool:
+        return self._num_left_out >= _UNSEEN
+
+    def leave_out(self) -> None:
+        self._num_left_out += 1
+
+    def add(self, gain: float, offered: float) -> None:
+        self._num_left_out = 0
+        share = min(offered, 1.0)
+        if share:
+            keep = _WORTH_WINDOW**share
+            self.worth = keep * self.worth + (1.0 - keep) * gain / offered
+
+
+def _best_prefixes(
+    runs: Sequence[Sequence[float]], expected: float, seconds_with: Callable[[int], float]
+) -> list[int]:
+    """Length of every run's share among the drafts that raise expected tokens per second most.
+
+    Survivals fall along a run, so the best drafts of all runs are prefixes of them.
+    """
+    ranked = sorted(
+        ((survival, index) for index, run in enumerate(runs) for survival in run),
+        key=lambda entry: entry[0],
+        reverse=True,
+    )
+    best_rate, best_count = expected / seconds_with(0), 0
+    for count, (survival, _) in enumerate(ranked, start=1):
+        if survival < _NEGLIGIBLE:
+            break
+        expected += survival
+        rate = expected / seconds_with(count)
+        if rate > best_rate:
+            best_rate, best_count = rate, count
+    counts = [0] * len(runs)
+    for _, index in ranked[:best_count]:
+        counts[index] += 1
+    return counts

@@ -208,6 +208,14 @@ class HeadGraph:
         # Rows keep their state until their next draft.
         return state[:num_tokens].clone(), logits[:num_tokens], other[:num_tokens]
 
+    def estimate(self, hidden: Tensor, previous: Tensor) -> Tensor:
+        """See `ExitHead.estimate`: for runs of tokens, which are followed one by one."""
+        return self._head.estimate(hidden, previous)
+
+    def logits(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """See `ExitHead.logits`."""
+        return self._head.logits(state)
+
     def _captured(self, count: int) -> tuple[Replay, tuple[Tensor, Tensor, Tensor]]:
         if count not in self._replays:
             hidden, previous = self._inputs[:, :count]

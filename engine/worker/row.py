@@ -8,33 +8,61 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from engine.plan import RowPlan
+from engine.worker.chances import Chance
 from engine.worker.sampler import SamplePoint
 from engine.worker.sequence_state import SequenceState
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A pending token: predicted at an exit, not yet verified."""
+    """A pending token: looked up or predicted at an exit, not yet verified."""
 
     token_id: int
-    exit_index: int
+    exit_index: int | None  # None: looked up, before any layer
     confidence: float
     survival: float  # P(this draft and all before it are accepted), as the policy saw it
+    chance: Chance | None = None  # of a draft that a head may still have a say in
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """What some source expected behind a run of drafts, drafted or not."""
+
+    path: tuple[int, ...]  # those drafts
+    token_id: int
+    chance: Chance
 
 
 @dataclass(slots=True)
 class Row:
-    """A sequence in the step."""
+    """A sequence in the step.
+
+    Pending tokens are the newest known one and the drafts behind it: one token more than there are
+    drafts.
+    """
 
     plan: RowPlan
     state: SequenceState
-    previous: Tensor | None  # [E]: last hidden, or its estimate, of the token before the newest
     drafts: list[Draft] = field(default_factory=list)
+    num_entered: int = 0  # tokens of the step that have entered segment 0: known ones, then drafts
+    # [E] each: the last hidden state of the token before pending token j: the first one is known,
+    # the others are heads' estimates. Empty where it is not known: heads do not draft then.
+    estimates: list[Tensor] = field(default_factory=list)
+    guesses: list[Guess] = field(default_factory=list)  # in the order they were made
+
+    def __post_init__(self) -> None:
+        if self.state.last_hidden is not None:
+            self.estimates.append(self.state.last_hidden)
 
     @property
     def newest_position(self) -> int:
-        """Position of the newest token, drafts included."""
-        return self.plan.start + self.plan.num_tokens - 1 + len(self.drafts)
+        """Position of the newest token that has entered segment 0."""
+        return self.plan.start + self.num_entered - 1
+
+    @property
+    def num_waiting(self) -> int:
+        """Tokens that have not entered segment 0 yet."""
+        return self.plan.num_tokens + len(self.drafts) - self.num_entered
 
     @property
     def first_pending(self) -> int:
@@ -45,21 +73,20 @@ class Row:
     def is_draftable(self) -> bool:
         """Whether this row may draft in this step at all."""
         return (
-            self.previous is not None
-            and self.plan.is_decoding
+            self.plan.is_decoding
             and self.plan.num_tokens == 1
             and self.plan.max_draft_tokens > 0
             and self.state.start.early_exit
         )
 
     @property
-    def has_room(self) -> bool:
-        """Whether one more draft fits behind the newest token; nothing follows an end of
-        sequence.
-        """
-        if not self.is_draftable or len(self.drafts) >= self.plan.max_draft_tokens:
-            return False
-        return not self.drafts or self.drafts[-1].token_id not in self.state.start.stop_token_ids
+    def num_room(self) -> int:
+        """Drafts that still fit behind the newest one; nothing follows an end of sequence."""
+        if not self.is_draftable:
+            return 0
+        if self.drafts and self.drafts[-1].token_id in self.state.start.stop_token_ids:
+            return 0
+        return self.plan.max_draft_tokens - len(self.drafts)
 
     @property
     def survival(self) -> float:
@@ -70,6 +97,20 @@ class Row:
     def draft_ids(self) -> list[int]:
         """Pending token ids, oldest first."""
         return [draft.token_id for draft in self.drafts]
+
+    def cut(self, num_drafts: int) -> None:
+        """Forget all drafts but the oldest so many, and what was derived from them."""
+        del self.drafts[num_drafts:]
+        del self.estimates[num_drafts + 2 :]
+        self.num_entered = min(self.num_entered, self.plan.num_tokens + num_drafts)
+
+    def take_waiting(self) -> list[int]:
+        """Ids of the tokens that wait for segment 0; they have entered it now."""
+        start, known = self.plan.start, self.plan.num_tokens
+        ids = self.state.token_ids[start + self.num_entered : start + known]
+        ids += [draft.token_id for draft in self.drafts[max(0, self.num_entered - known) :]]
+        self.num_entered = known + len(self.drafts)
+        return ids
 
     def sample_points(self) -> Sequence[SamplePoint]:
         """The positions the last pass chooses tokens for: after the newest known token and after

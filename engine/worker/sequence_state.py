@@ -1,5 +1,5 @@
-"""What the worker caches of a sequence: its tokens, how to sample them, and the last hidden state
-its exit heads read.
+"""What the worker caches of a sequence: its tokens and where they stood before, how to sample them,
+and the last hidden state its exit heads read.
 
 Everything here comes from `SequenceStart` and the worker's own results, so it can be rebuilt at any
 time.
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from engine.plan import SequenceStart
+from engine.worker.lookup import Lookup
 from engine.worker.structure import StructureState
 
 
@@ -27,6 +28,7 @@ class SequenceState:
         self.token_ids: list[int] = list(start.token_ids)
         self.last_hidden: Tensor | None = None  # [E]
         self.hidden_sum: Tensor | None = None  # [E] float64: of the prompt so far, to be pooled
+        self.lookup = Lookup(self.token_ids)
         self._output_counts = Counter(self.token_ids[start.num_prompt_tokens :])
         self._prompt_ids = set(start.token_ids[: start.num_prompt_tokens])
 

@@ -20,7 +20,7 @@ from engine.worker.acceptance import num_accepted
 from engine.worker.device_errors import is_row_fault
 from engine.worker.forward_batch import TokenRef
 from engine.worker.prompt_reader import NotNumbers, PromptReader, PromptReading, wants_reading
-from engine.worker.row import Row
+from engine.worker.row import Draft, Row
 from engine.worker.sampler import Sampler, top_logprobs
 from engine.worker.segment_runner import SegmentRunner
 
@@ -161,13 +161,16 @@ class Verifier:
             drafts=[
                 ExitRecord(
                     token_id=draft.token_id,
-                    exit_layer=self._exit_layers[draft.exit_index],
+                    exit_layer=self._layer(draft),
                     confidence=draft.confidence,
                     accepted=index < accepted,
                 )
                 for index, draft in enumerate(row.drafts)
             ],
         )
+
+    def _layer(self, draft: Draft) -> int:
+        return 0 if draft.exit_index is None else self._exit_layers[draft.exit_index]
 
 
 def _gather(hidden: Tensor, places: Sequence[int]) -> Tensor:

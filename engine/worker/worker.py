@@ -23,10 +23,12 @@ from engine.plan import RowResult, StepPlan, StepResult, WorkerInfo
 from engine.request import Structure
 from engine.worker import memory
 from engine.worker.backend import describe_numbers, limit_torch_threads, select_ops
+from engine.worker.chances import Chances
 from engine.worker.cost_model import profile
 from engine.worker.cuda_graph import CudaCapture
 from engine.worker.decode_step import DecodeStep, split_layers
-from engine.worker.drafter import Drafter, HeadDrafter
+from engine.worker.drafter import Drafter, PolicyDrafter
+from engine.worker.exit_look import ExitLook
 from engine.worker.exit_policy import ExitPolicy
 from engine.worker.grammars import Grammars
 from engine.worker.graph_runner import BatchLimits, GraphRunner
@@ -78,7 +80,9 @@ class ModelWorker:
             progress=progress,
         )
         self._check_exact_rows()
-        heads = self._load_heads() if drafter is None else None
+        heads = None
+        if drafter is None and config.exits.enabled:
+            heads = self._load_heads()
         exit_layers = heads.exit_layers if heads is not None else []
         self._exit_layers = exit_layers if drafter is None else drafter.exit_layers
         block_size = config.cache.block_size
@@ -89,14 +93,9 @@ class ModelWorker:
         )
         runner = self._make_runner(cache, progress)
         self._policy: ExitPolicy | None = None
-        if heads is not None:
-            if isinstance(runner, GraphRunner):
-                heads = runner.heads(heads)
-            if progress is not None:
-                progress("measuring what exits cost", 0.0)
-            cost = profile(runner, len(exit_layers) + 1, heads, block_size)
-            self._policy = ExitPolicy(exit_layers, heads.calibration, cost)
-            drafter = HeadDrafter(heads, Sampler(ops), self._policy, config.exits.threshold)
+        if drafter is None and config.exits.enabled:
+            drafter = self._make_drafter(runner, heads, progress)
+        self._has_drafter = drafter is not None
         step = DecodeStep(self._decoder, cache, block_size, drafter=drafter, runner=runner)
         self._step = StepGuard(step)
         self._states: dict[int, SequenceState] = {}
@@ -116,7 +115,8 @@ class ModelWorker:
             dtype=describe_numbers(ops, has_blocks=self._keeps_blocks),
             device=str(ops.device),
             exit_layers=self._exit_layers,
-            max_draft_tokens=self._config.exits.max_draft_tokens if self._exit_layers else 0,
+            has_lookup=self._has_drafter and self._config.exits.lookup,
+            max_draft_tokens=self._config.exits.max_draft_tokens if self._has_drafter else 0,
             backend=ops.name,
         )
 
@@ -139,7 +139,7 @@ class ModelWorker:
             rows=results,
             duration_s=time.perf_counter() - started,
             is_drafting=policy is not None and policy.is_drafting,
-            policy_reason="no exit heads" if policy is None else policy.reason,
+            policy_reason="no drafts: decoding plainly" if policy is None else policy.reason,
             speedup=1.0 if policy is None else policy.speedup,
         )
 
@@ -147,19 +147,38 @@ class ModelWorker:
         """Compile a structure ahead of the sequence that brings it; safe beside steps."""
         self._grammars.prepare(structure)
 
+    def _make_drafter(
+        self, runner: SegmentRunner, heads: ExitHeads | None, progress: Progress | None
+    ) -> Drafter | None:
+        """Whoever makes drafts as the configuration says; None: nobody."""
+        exits, ops = self._config.exits, self._decoder.ops
+        if heads is None and not exits.lookup:
+            return None
+        if heads is not None and isinstance(runner, GraphRunner):
+            heads = runner.heads(heads)
+        if progress is not None:
+            progress("measuring what drafts cost", 0.0)
+        layers = self._exit_layers
+        block_size = self._config.cache.block_size
+        cost = profile(runner, len(layers) + 1, heads, block_size, ops.device)
+        self._policy = ExitPolicy(len(layers), cost)
+        return PolicyDrafter(
+            self._policy,
+            Chances(layers, {} if heads is None else heads.calibration),
+            exit_layers=layers,
+            exit_look=None if heads is None else ExitLook(heads, Sampler(ops)),
+            has_lookup=exits.lookup,
+            threshold=exits.threshold,
+        )
+
     def _load_heads(self) -> ExitHeads | None:
-        exits = self._config.exits
-        if not exits.enabled:
-            logger.info("early exits are off: decoding plainly")
+        directory = self._config.exits.heads
+        if directory is None:
+            logger.info("no exit heads for this model (see `adadecode heads train`)")
             return None
-        if exits.heads is None:
-            logger.info(
-                "no exit heads for this model: decoding plainly (see `adadecode heads train`)"
-            )
-            return None
-        if not exits.heads.is_dir():
-            raise HeadsMismatch(f"exit heads: {exits.heads} is not a directory")
-        return load_heads(exits.heads, self._decoder)
+        if not directory.is_dir():
+            raise HeadsMismatch(f"exit heads: {directory} is not a directory")
+        return load_heads(directory, self._decoder)
 
     def _check_exact_rows(self) -> None:
         """Find out on a GPU whether rows keep their bits, where that is promised."""

@@ -100,7 +100,7 @@ class AnswerDisplay:
 
     def _legend(self) -> str:
         entries = [
-            self._style.at_layer(f"layer {layer}: {count}", layer)
+            self._style.at_layer(f"{_name(layer)}: {count}", layer)
             for layer, count in sorted(self._counts.early.items())
         ]
         entries.append(f"full depth: {self._counts.num_full}")
@@ -154,6 +154,10 @@ def _align(text: str, waiting: deque[TracedToken]) -> list[tuple[str, TracedToke
 
 def _printable(text: str) -> str:
     return text.translate(_CONTROL_CHARACTERS)
+
+
+def _name(layer: int) -> str:
+    return f"layer {layer}" if layer else "looked up"
 
 
 def _one_line(drafts: Sequence[Draft]) -> str:

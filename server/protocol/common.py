@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
 
 from engine.errors import UnsupportedOption
+from engine.request import DraftSource
 
 MAX_CHOICES = 128  # per prompt
 MAX_TOTAL_CHOICES = 1024  # per request, over all its prompts
@@ -138,6 +139,7 @@ class EarlyExit(BaseModel):
     enabled: bool = True
     threshold: float | None = Field(None, ge=0, le=1)
     max_draft_tokens: int | None = Field(None, ge=0, le=16)
+    lookup: bool = True  # drafts from text that repeats as well
     return_trace: bool = False
 
 
@@ -220,7 +222,7 @@ class SpeculativeDecoding(ResponseModel):
 
 
 class EarlyExitMetrics(ResponseModel):
-    """Drafts by the layer they left at."""
+    """Drafts by the layer they left at; layer 0: looked up, before any."""
 
     accepted_by_layer: dict[int, int]
     drafted_by_layer: dict[int, int]
@@ -239,8 +241,9 @@ class TraceDraft(ResponseModel):
     token_id: int
     token: str
     bytes: list[int]
-    exit_layer: int
+    exit_layer: int  # 0: looked up
     confidence: float
+    source: DraftSource
 
 
 class TraceToken(ResponseModel):
@@ -249,8 +252,9 @@ class TraceToken(ResponseModel):
     token_id: int
     token: str
     bytes: list[int]  # as in OpenAI's log-probabilities: a token need not be whole characters
-    exit_layer: int  # the model's layer count when it ran to the end
+    exit_layer: int  # 0: looked up; the model's layer count when it ran to the end
     confidence: float | None
+    source: Literal[DraftSource, "model"]
     accepted: Literal[True] = True
     rejected: list[TraceDraft]
 

@@ -211,6 +211,7 @@ def trace_tokens(tokenizer: Tokenizer, trace: Sequence[TokenTrace]) -> list[Trac
             bytes=list(tokenizer.token_bytes(token.token_id)),
             exit_layer=token.exit_layer,
             confidence=token.confidence,
+            source=token.source,
             rejected=[
                 TraceDraft(
                     token_id=draft.token_id,
@@ -218,6 +219,7 @@ def trace_tokens(tokenizer: Tokenizer, trace: Sequence[TokenTrace]) -> list[Trac
                     bytes=list(tokenizer.token_bytes(draft.token_id)),
                     exit_layer=draft.exit_layer,
                     confidence=draft.confidence,
+                    source=draft.source,
                 )
                 for draft in token.rejected
             ],

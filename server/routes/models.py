@@ -11,9 +11,10 @@ router = APIRouter(tags=["models"])
 
 
 class EarlyExitCard(ResponseModel):
-    """Where a model can exit."""
+    """Where drafts come from: exits, and a look-up in the text itself."""
 
     exit_layers: list[int]
+    has_lookup: bool
     num_layers: int
     max_draft_tokens: int
 
@@ -59,6 +60,7 @@ def _card(context: ServerContext, name: str) -> ModelCard:
         max_model_len=info.max_model_len,
         early_exit=EarlyExitCard(
             exit_layers=info.exit_layers,
+            has_lookup=info.has_lookup,
             num_layers=info.num_layers,
             max_draft_tokens=info.max_draft_tokens,
         ),

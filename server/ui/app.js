@@ -246,7 +246,8 @@ class Page {
 
 function describeModel(card) {
   const { exit_layers: exits, num_layers: numLayers } = card.early_exit;
-  const where = exits.length ? `exits at ${exits.join(", ")}` : "no exits: decodes plainly";
+  const lookup = card.early_exit.has_lookup ? "looked-up drafts" : "decodes plainly";
+  const where = exits.length ? `exits at ${exits.join(", ")}` : `no exits: ${lookup}`;
   return `${card.id} · ${numLayers} layers, ${where}`;
 }
 

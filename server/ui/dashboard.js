@@ -1,6 +1,6 @@
 /** The figures of the newest answer, and how its tokens spread over the layers. */
 
-import { formatShare, formatSpeed, formatTimes } from "./words.js";
+import { formatShare, formatSpeed, formatTimes, nameLayer } from "./words.js";
 
 export class Dashboard {
   #speedUpNote = document.getElementById("speed-up-label");
@@ -31,7 +31,7 @@ export class Dashboard {
     const layers = new Set([...this.#layers.exits, ...(figures?.byLayer.keys() ?? [])]);
     const entries = [...layers].sort((a, b) => a - b).map((layer) => ({
       look: `early ${this.#layers.look(layer)}`,
-      name: `layer ${layer}`,
+      name: nameLayer(layer),
       count: figures?.byLayer.get(layer) ?? 0,
     }));
     entries.push({ look: "full", name: `all ${this.#layers.numLayers} layers`, count: figures?.numFull ?? 0 });

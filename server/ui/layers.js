@@ -1,4 +1,7 @@
-/** How an exit layer looks: one class per layer, by its place among the model's exits. */
+/**
+ * How an exit layer looks: one class per layer, by its place among the model's exits. Layer 0 is
+ * where nothing was computed: the token was looked up in the text.
+ */
 
 const NUM_LOOKS = 8; // .exit-0 … .exit-7 in style.css: a colour and a kind of underline each
 
@@ -7,7 +10,8 @@ export class Layers {
 
   /** @param {{exit_layers: number[], num_layers: number}} card of the model. */
   constructor(card) {
-    this.#exits = [...card.exit_layers].sort((a, b) => a - b);
+    const layers = card.has_lookup ? [...card.exit_layers, 0] : [...card.exit_layers];
+    this.#exits = layers.sort((a, b) => a - b);
     this.numLayers = card.num_layers;
   }
 

@@ -36,10 +36,17 @@ export function describeFigures(figures, remarks) {
 export function describeToken(token, numLayers) {
   const where = token.confidence === null
     ? `ran through all ${numLayers} layers`
-    : `left at layer ${token.exit_layer} of ${numLayers}, ${formatShare(token.confidence)} sure`;
-  const rejected = token.rejected.map((draft) => `${quote(draft.token)} (layer ${draft.exit_layer})`);
+    : token.exit_layer === 0
+      ? `looked up in the text, ${formatShare(token.confidence)} sure`
+      : `left at layer ${token.exit_layer} of ${numLayers}, ${formatShare(token.confidence)} sure`;
+  const rejected = token.rejected.map((draft) => `${quote(draft.token)} (${nameLayer(draft.exit_layer)})`);
   const replaced = rejected.length ? `; replaced ${rejected.join(" ")}` : "";
   return `${quote(token.token)} ${where}${replaced}`;
+}
+
+/** An exit layer, by name. */
+export function nameLayer(layer) {
+  return layer === 0 ? "looked up" : `layer ${layer}`;
 }
 
 function quote(text) {

@@ -102,7 +102,7 @@ def test_the_policys_state_is_one_of_few(families):
         each.labels["state"]: each.value for each in families["adadecode:exit_policy_state"].samples
     }
 
-    assert states == {"drafting": 1, "paused": 0, "no_exit_heads": 0}
+    assert states == {"drafting": 1, "paused": 0, "no_drafts": 0}
 
 
 def test_the_servers_own_cpu_time_is_told(families):

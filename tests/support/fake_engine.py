@@ -89,6 +89,7 @@ class FakeEngine:
             vocab_size=ByteTokenizer.vocab_size,
             num_layers=NUM_LAYERS,
             exit_layers=[EXIT_LAYER],
+            has_lookup=False,
             max_draft_tokens=3,
             backend="fake",
             device="cpu",

@@ -45,6 +45,7 @@ CASES = (
     _case("documents", [{"title": "t", "text": "x"}]),
     _case("early_exit", {"threshold": 0.5}),
     _case("early_exit", {"max_draft_tokens": 1}),
+    _case("early_exit", {"lookup": False}),
     _case("early_exit", {"return_trace": True}),
     _case("echo", True),
     _case("frequency_penalty", 0.5),

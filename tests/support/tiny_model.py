@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -12,8 +13,14 @@ from engine.model.decoder import Decoder
 from engine.model.exit_head import Calibration, ExitHeads, build_heads
 from engine.model.ops.interface import LayerCache, Ops
 from engine.plan import RowPlan, RowResult, SequenceStart
+from engine.worker.chances import Chances
+from engine.worker.cost_model import CostCurve, CostModel
 from engine.worker.decode_step import DecodeStep
+from engine.worker.drafter import PolicyDrafter
+from engine.worker.exit_look import ExitLook
+from engine.worker.exit_policy import ExitPolicy
 from engine.worker.kv_cache import allocate_cache
+from engine.worker.sampler import Sampler
 from engine.worker.segment_runner import SegmentRunner
 from engine.worker.sequence_state import SequenceState
 from engine.worker.structure import StructureState
@@ -87,6 +94,20 @@ def random_heads(decoder: Decoder, exit_layers: Sequence[int], vocabulary_size: 
     edges, rates = (0.5, 1.0), (0.5, 0.9)
     calibration = {n: Calibration(edges=edges, greedy=rates, sampled=rates) for n in exit_layers}
     return build_heads(decoder, ids.sort().values.int(), tensors, exit_layers, calibration)
+
+
+def policy_drafter(decoder: Decoder, heads: ExitHeads | None, **options: Any) -> PolicyDrafter:
+    """The policy at work on heads (or on look-ups alone), with made-up costs."""
+    layers = [] if heads is None else heads.exit_layers
+    cheap, dear = CostCurve([1], [0.1]), CostCurve([1], [1.0])
+    cost = CostModel([cheap] * len(layers) + [dear], [cheap] * len(layers), dear)
+    return PolicyDrafter(
+        ExitPolicy(len(layers), cost),
+        Chances(layers, {} if heads is None else heads.calibration),
+        exit_layers=layers,
+        exit_look=None if heads is None else ExitLook(heads, Sampler(decoder.ops)),
+        **options,
+    )
 
 
 def sequence_start(sequence_id: int, token_ids: Sequence[int], **options: object) -> SequenceStart:

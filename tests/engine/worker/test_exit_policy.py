@@ -2,53 +2,84 @@
 
 import pytest
 
-from engine.model.exit_head import Calibration
 from engine.worker.cost_model import CostCurve, CostModel
 from engine.worker.exit_policy import Candidate, ExitPolicy, StepEstimate
 
 pytestmark = pytest.mark.torch
 
-EDGES = (0.5, 1.0)
+
+def policy(per_token: float = 0.01) -> ExitPolicy:
+    """Segment 0 and its head cost a tenth of a pass, every further token `per_token`."""
+    segments = [CostCurve([1, 64], [0.08, 0.10]), CostCurve([1, 64], [0.7, 0.7 + 63 * per_token])]
+    cost = CostModel(segments, [CostCurve([1, 64], [0.02, 0.03])], CostCurve([1, 64], [0.2, 0.2]))
+    return ExitPolicy(1, cost)
 
 
-def policy(low: float = 0.05, high: float = 0.9) -> ExitPolicy:
-    """Segment 0 and its head cost a tenth of a pass."""
-    flat = [CostCurve([1, 64], [0.08, 0.10]), CostCurve([1, 64], [0.7, 1.4])]
-    cost = CostModel(flat, [CostCurve([1, 64], [0.02, 0.03])], CostCurve([1, 64], [0.2, 0.4]))
-    rates = Calibration(edges=EDGES, greedy=(low, high), sampled=(low, high))
-    return ExitPolicy([3], {3: rates}, cost)
-
-
-def candidate(
-    confidence: float, survival: float = 1.0, threshold: float | None = None
-) -> Candidate:
-    return Candidate(
-        row=0, confidence=confidence, is_greedy=True, threshold=threshold, survival=survival
+def at_exit(rows: int = 1, survivals: tuple[float, ...] = ()) -> StepEstimate:
+    """A step whose rows stand at exit 0, with drafts pending."""
+    return StepEstimate(
+        num_tokens=rows + len(survivals), expected_tokens=rows + sum(survivals), seconds=0.1
     )
 
 
-def estimate(rows: int = 1) -> StepEstimate:
-    return StepEstimate(num_tokens=rows, expected_tokens=float(rows), seconds=0.1)
+def before(rows: int = 1) -> StepEstimate:
+    return StepEstimate(num_tokens=rows, expected_tokens=float(rows))
 
 
 def test_drafts_when_sure_and_not_when_unsure() -> None:
-    assert policy().select(0, [candidate(0.9)], estimate())
-    assert not policy().select(0, [candidate(0.2)], estimate())
+    assert policy().select(0, [Candidate(0.9)], at_exit()) == [0]
+    assert policy().select(0, [Candidate(0.05)], at_exit()) == []
 
 
 def test_a_run_unlikely_to_survive_ends() -> None:
-    step = StepEstimate(num_tokens=4, expected_tokens=2.5, seconds=0.4)
-    assert not policy().select(0, [candidate(0.9, survival=0.1)], step)
-
-
-def test_fixed_threshold_overrides_costs() -> None:
-    assert policy(high=0.0).select(0, [candidate(0.6, threshold=0.5)], estimate())
-    assert not policy().select(0, [candidate(0.6, threshold=0.7)], estimate())
+    assert policy().select(0, [Candidate(0.09)], at_exit(1, (0.5, 0.3, 0.1))) == []
 
 
 def test_in_a_batch_only_the_likely_rows_draft() -> None:
-    chosen = policy().select(0, [candidate(0.9), candidate(0.2), candidate(0.95)], estimate(3))
-    assert [c.confidence for c in chosen] == [0.9, 0.95]
+    offers = [Candidate(0.9), Candidate(0.02), Candidate(0.95)]
+    assert policy().select(0, offers, at_exit(3)) == [2, 0]
+
+
+def test_a_draft_that_replaces_others_has_to_be_worth_more_than_they_are() -> None:
+    step = at_exit(1, (0.3, 0.1))
+    assert policy().select(0, [Candidate(0.45 - 0.4, num_replaced=2)], step) == []
+    assert policy().select(0, [Candidate(0.9 - 0.4, num_replaced=2)], step) == [0]
+
+
+def test_free_drafts_enter_as_far_as_they_are_likely_enough() -> None:
+    run = [0.9, 0.8, 0.6, 0.009, 0.001]
+    assert policy().extend([run], 1, before()) == [3]
+    assert policy(per_token=0.5).extend([run], 1, before()) == [2]
+    assert policy(per_token=2.0).extend([run], 1, before()) == [0]
+
+
+def test_free_drafts_of_a_batch_compete() -> None:
+    runs = [[0.9, 0.85], [0.2, 0.1], [], [0.8, 0.1]]
+    assert policy(per_token=0.2).extend(runs, 4, before(4)) == [2, 0, 0, 1]
+
+
+def test_screening_drops_what_the_deep_layers_would_be_wasted_on() -> None:
+    assert policy(per_token=0.1).keep(0, [[0.9, 0.02, 0.01]], at_exit()) == [1]
+    assert policy(per_token=0.0).keep(0, [[0.9, 0.02, 0.011]], at_exit()) == [3]
+
+
+def test_looks_that_bring_nothing_are_left_out_and_tried_again() -> None:
+    p = policy()
+    assert p.rows_to_look_at(0, [(1.0, 1)], at_exit()) == [0]
+    for _ in range(60):
+        p.observe_look(0, 1.0, [], at_exit())
+    looks = [bool(p.rows_to_look_at(0, [(1.0, 1)], at_exit())) for _ in range(64)]
+    assert sum(looks) < 64
+    assert not any(looks[:32])
+    assert any(looks[32:])
+    for _ in range(60):
+        p.observe_look(0, 1.0, [Candidate(0.9)], at_exit())
+    assert p.rows_to_look_at(0, [(1.0, 1)], at_exit()) == [0]
+
+
+def test_rows_whose_drafts_hardly_stand_are_not_looked_at() -> None:
+    chances = [(1.0, 1), (0.001, 5), (0.9, 1)]
+    assert policy().rows_to_look_at(0, chances, at_exit(3)) == [0, 2]
 
 
 def test_switches_off_when_drafting_does_not_pay_and_comes_back() -> None:
@@ -59,7 +90,9 @@ def test_switches_off_when_drafting_does_not_pay_and_comes_back() -> None:
             break
     assert not p.is_drafting
     assert "off" in p.reason
-    assert not p.select(0, [candidate(0.99)], estimate())
+    assert p.select(0, [Candidate(0.99)], at_exit()) == []
+    assert p.extend([[0.99]], 1, before()) == [0]
+    assert p.rows_to_look_at(0, [(1.0, 1)], at_exit()) == []
     for _ in range(32):
         p.observe_step(1, 1, 1.0)
     assert p.is_drafting
@@ -76,13 +109,3 @@ def test_pauses_grow_while_it_never_pays() -> None:
         drafting += p.is_drafting
         p.observe_step(1, 1, 1.02)
     assert drafting < 200
-
-
-def test_calibration_follows_outcomes() -> None:
-    p = policy(high=0.9)
-    for _ in range(200):
-        p.observe_draft(0, 0.9, is_greedy=True, accepted=False)
-    assert not p.select(0, [candidate(0.9)], estimate())
-    assert p.select(0, [Candidate(0, 0.9, False, None, 1.0)], estimate()), (
-        "sampled rows learn apart"
-    )

@@ -12,6 +12,7 @@ from backends import form_name, ops_of_every_form
 from tiny_model import (
     StepDriver,
     load_tiny,
+    policy_drafter,
     random_heads,
     sequence_start,
     write_tiny_llama,
@@ -19,10 +20,6 @@ from tiny_model import (
 
 from benchmarks.scripted import Agreement, ScriptedDrafter
 from engine.model.decoder import Decoder
-from engine.worker.cost_model import CostCurve, CostModel
-from engine.worker.drafter import HeadDrafter
-from engine.worker.exit_policy import ExitPolicy
-from engine.worker.sampler import Sampler
 
 pytestmark = pytest.mark.torch
 
@@ -124,12 +121,7 @@ def test_untrained_heads_change_nothing(
     options |= {"threshold": threshold}
     starts = [sequence_start(i, prompt, **options) for i, prompt in PROMPTS.items()]
     for exit_layers, size in itertools.product(([1], [1, 3], [2, 4, 5]), (20, 97)):
-        heads = random_heads(decoder, exit_layers, size)
-        cheap, dear = CostCurve([1], [0.1]), CostCurve([1], [1.0])
-        segments = [cheap] * len(exit_layers) + [dear]
-        cost = CostModel(segments, [cheap] * len(exit_layers), dear)
-        policy = ExitPolicy(exit_layers, heads.calibration, cost)
-        drafter = HeadDrafter(heads, Sampler(decoder.ops), policy)
+        drafter = policy_drafter(decoder, random_heads(decoder, exit_layers, size))
         tokens, results = StepDriver(decoder, 16, drafter).generate(starts, NUM_TOKENS)
         assert tokens == plain
         if threshold == 0.0:

@@ -4,7 +4,15 @@ import re
 
 import pytest
 from backends import available_ops
-from tiny_model import VOCAB, StepDriver, load_tiny, random_heads, sequence_start, write_tiny_llama
+from tiny_model import (
+    VOCAB,
+    StepDriver,
+    load_tiny,
+    policy_drafter,
+    random_heads,
+    sequence_start,
+    write_tiny_llama,
+)
 from torch import Tensor
 from xgrammar import GrammarMatcher
 
@@ -14,10 +22,6 @@ from engine.grammar.compiler import GrammarCompiler
 from engine.model.decoder import Decoder
 from engine.plan import SequenceStart
 from engine.request import Structure
-from engine.worker.cost_model import CostCurve, CostModel
-from engine.worker.drafter import HeadDrafter
-from engine.worker.exit_policy import ExitPolicy
-from engine.worker.sampler import Sampler
 from engine.worker.structure import StructureState
 
 pytestmark = pytest.mark.torch
@@ -159,10 +163,7 @@ def test_heads_draft_what_the_structure_allows(
     options = SAMPLING[sampling]
     plain = plainly(decoder, tiny_compiler, options)
     starts = [sequence_start(i, prompt, **options, threshold=0.0) for i, prompt in PROMPTS.items()]
-    heads = random_heads(decoder, [1, 3], VOCAB)
-    curve = CostCurve([1], [0.1])
-    policy = ExitPolicy([1, 3], heads.calibration, CostModel([curve] * 3, [curve] * 2, curve))
-    drafter = HeadDrafter(heads, Sampler(decoder.ops), policy)
+    drafter = policy_drafter(decoder, random_heads(decoder, [1, 3], VOCAB))
     tokens, results = Driver(decoder, tiny_compiler, drafter).generate(starts, NUM_TOKENS)
     assert tokens == plain
     drafts = [d for result in results if result.sequence_id == 0 for d in result.drafts]

@@ -1,0 +1,128 @@
+"""P(accept) of every kind of guess: looked up, looked up and screened by a head, made by a head.
+
+Which features each kind has, and what is believed of them before any traffic. Verification labels
+every guess whose predecessors turned out right, sent or not, so nothing is learned from a chosen
+few only.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import log, log2
+
+from engine.model.exit_head import Calibration
+from engine.worker.calibrator import Calibrator
+from engine.worker.lookup import Continuation
+
+LOOKUP, SCREEN = "look-up", "screen"
+
+_MEAN_NOISE = 0.577  # of the Gumbel distribution
+_LEAST_SHARE = -12.0  # logarithm
+
+# Seeds, as fitted on output of the default model; what is learned replaces them.
+_LOOKUP_SEED = {True: (-2.2, 0.35, 0.6, 2.6), False: (-2.0, 0.35, 0.0, 1.8, 0.3)}
+_SCREEN_SEED = (0.6, 0.8, 0.35, 0.8, -0.5)
+_HEAD_SEED = (0.0, 1.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Chance:
+    """What a guess is thought worth, and what to remember for when its verdict is in."""
+
+    probability: float
+    kind: str | int  # LOOKUP, SCREEN, or the exit's index
+    is_greedy: bool
+    features: tuple[float, ...]
+
+
+class Chances:
+    """All calibrators of a model: one per kind of guess, greedy rows and sampled ones apart."""
+
+    def __init__(self, exit_layers: Sequence[int], calibration: Mapping[int, Calibration]) -> None:
+        self._seeds = [calibration[layer] for layer in exit_layers]
+        self._calibrators: dict[tuple[str | int, bool], Calibrator] = {}
+        for is_greedy in (True, False):
+            seed = _LOOKUP_SEED[is_greedy]
+            self._calibrators[LOOKUP, is_greedy] = Calibrator(seed, [0.5] * len(seed))
+            self._calibrators[SCREEN, is_greedy] = Calibrator(
+                _SCREEN_SEED, [0.5] * len(_SCREEN_SEED)
+            )
+            for index in range(len(exit_layers)):
+                self._calibrators[index, is_greedy] = Calibrator(_HEAD_SEED, (0.5, 0.1, 0.5, 0.5))
+
+    def looked_up(
+        self, found: Continuation, offset: int, recent: float, noise: float | None
+    ) -> Chance:
+        """Of a token `offset` places into a continuation.
+
+        Args:
+            recent: Share of the sequence's latest tokens that a look-up had right.
+            noise: The sampling noise that the token will get; None at temperature 0.
+        """
+        features: tuple[float, ...] = (
+            1.0,
+            log2(found.match + offset),
+            recent - 0.5,
+            found.agreement - 0.5 if offset == 0 else 0.5,
+        )
+        if noise is not None:
+            features = (*features, noise - _MEAN_NOISE)
+        return self._chance(LOOKUP, noise is None, features)
+
+    def screened(self, before: Chance, share: float, *, is_best: bool, is_outside: bool) -> Chance:
+        """Of a look-up draft, now that a head has an opinion.
+
+        Args:
+            share: Logarithm of the head's probability of the draft (of all tokens outside the
+                reduced vocabulary together, for one of those).
+            is_best: The head would have drafted the same.
+            is_outside: The draft is outside the reduced vocabulary.
+        """
+        features = (
+            1.0,
+            _logit(before.probability),
+            max(share, _LEAST_SHARE) + 1.5,
+            float(is_best),
+            float(is_outside),
+        )
+        return self._chance(SCREEN, before.is_greedy, features)
+
+    def of_head(
+        self, exit_index: int, confidence: float, num_pending: int, *, is_greedy: bool
+    ) -> Chance:
+        """Of a head's best token behind `num_pending` other drafts."""
+        seed = self._seeds[exit_index]
+        rates = seed.greedy if is_greedy else seed.sampled
+        features = (
+            1.0,
+            _logit(_interpolate(seed.edges, rates, confidence)),
+            float(num_pending == 1),
+            float(num_pending > 1),
+        )
+        return self._chance(exit_index, is_greedy, features)
+
+    def learn(self, chance: Chance, *, accepted: bool) -> None:
+        """Take in the verdict on a guess."""
+        self._calibrators[chance.kind, chance.is_greedy].observe(chance.features, accepted)
+
+    def _chance(self, kind: str | int, is_greedy: bool, features: tuple[float, ...]) -> Chance:
+        probability = self._calibrators[kind, is_greedy].probability(features)
+        return Chance(probability, kind, is_greedy, features)
+
+
+def _logit(probability: float) -> float:
+    bounded = min(max(probability, 0.002), 0.998)
+    return log(bounded / (1.0 - bounded))
+
+
+def _interpolate(edges: Sequence[float], rates: Sequence[float], confidence: float) -> float:
+    """Rates stand for the middles of their bins."""
+    low, before = 0.0, None
+    for edge, rate in zip(edges, rates, strict=True):
+        middle = (low + edge) / 2
+        if confidence <= middle:
+            if before is None:
+                return rate
+            x0, y0 = before
+            return y0 + (rate - y0) * (confidence - x0) / (middle - x0)
+        low, before = edge, (middle, rate)
+    return rates[-1]

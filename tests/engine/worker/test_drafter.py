@@ -1,0 +1,131 @@
+"""Both sources of drafts in real steps: who drafts what, what is screened, what is learned."""
+
+import pytest
+import torch
+from tiny_model import (
+    VOCAB,
+    StepDriver,
+    load_tiny,
+    policy_drafter,
+    random_heads,
+    sequence_start,
+    write_tiny_llama,
+)
+
+from engine.model.decoder import Decoder
+from engine.model.ops.torch_ops import TorchOps
+from engine.plan import RowPlan
+from engine.worker.drafter import PolicyDrafter
+from engine.worker.exit_look import Arrival
+from engine.worker.exit_policy import StepEstimate
+from engine.worker.row import Draft, Row
+from engine.worker.sequence_state import SequenceState
+
+pytestmark = pytest.mark.torch
+
+REPETITIVE = [7, 8, 9, 10, 11, 12] * 3
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+    return load_tiny(write_tiny_llama(tmp_path_factory.mktemp("tiny")), TorchOps("cpu"))
+
+
+def row_of(token_ids: list[int], **options: object) -> Row:
+    """A decoding row before its first look."""
+    state = SequenceState(sequence_start(0, token_ids, **options))
+    state.last_hidden = torch.ones(48)
+    plan = RowPlan(
+        sequence_id=0,
+        start=len(token_ids) - 1,
+        num_tokens=1,
+        block_table=[0],
+        max_draft_tokens=6,
+        is_decoding=True,
+    )
+    return Row(plan, state)
+
+
+def estimate() -> StepEstimate:
+    return StepEstimate(num_tokens=1, expected_tokens=1.0)
+
+
+def test_repetition_is_drafted_without_any_head(decoder: Decoder) -> None:
+    row, step = row_of(REPETITIVE), estimate()
+    policy_drafter(decoder, None).look_up([row], step)
+    assert row.draft_ids == [7, 8, 9, 10, 11, 12]
+    assert all(draft.exit_index is None for draft in row.drafts)
+    survivals = [draft.survival for draft in row.drafts]
+    assert survivals == sorted(survivals, reverse=True)
+    assert step.num_tokens == 7
+    assert step.expected_tokens == pytest.approx(1 + sum(survivals))
+
+
+@pytest.mark.parametrize(
+    "options", [{"lookup": False}, {"early_exit": False}, {"threshold": 0.999}]
+)
+def test_nothing_is_looked_up_where_a_request_does_not_want_it(
+    decoder: Decoder, options: dict[str, object]
+) -> None:
+    row = row_of(REPETITIVE, **options)
+    policy_drafter(decoder, None).look_up([row], estimate())
+    assert row.drafts == []
+
+
+def test_nothing_follows_an_end_of_sequence(decoder: Decoder) -> None:
+    row = row_of(REPETITIVE, stop_token_ids=[9])
+    policy_drafter(decoder, None).look_up([row], estimate())
+    assert row.draft_ids == [7, 8, 9]
+    assert row.num_room == 0
+
+
+def look(drafter: PolicyDrafter, row: Row, step: StepEstimate) -> None:
+    """Its pending tokens arrive at exit 0."""
+    row.take_waiting()
+    count = len(row.drafts) + 1
+    hidden = torch.randn(count, 48, generator=torch.Generator().manual_seed(3))
+    drafter.look(0, [Arrival(row, list(range(count)))], hidden, step)
+
+
+def test_a_head_sure_of_something_else_takes_a_look_ups_place(decoder: Decoder) -> None:
+    heads = random_heads(decoder, [1], VOCAB)
+    drafter = policy_drafter(decoder, heads)
+    row, step = row_of(REPETITIVE), estimate()
+    weak = Draft(40, None, 0.01, 0.01)
+    row.drafts.append(weak)
+    step.num_tokens, step.expected_tokens = 2, 1.01
+    look(drafter, row, step)
+    assert [draft.exit_index for draft in row.drafts] == [0]
+    assert row.draft_ids != [40]
+    assert row.num_waiting == 1, "it starts at segment 0"
+    assert len(row.estimates) == 2
+    assert step.num_tokens == 2
+    assert step.expected_tokens == pytest.approx(1 + row.survival)
+
+
+def test_verdicts_teach_also_what_was_not_drafted(decoder: Decoder) -> None:
+    from engine.plan import RowResult
+
+    drafter = policy_drafter(decoder, None)
+    row = row_of([5, 1, 6, 2, 5])
+    for _ in range(40):
+        row.guesses.clear()
+        row.drafts.clear()
+        drafter.look_up([row], estimate())
+        drafter.learn([row], [RowResult(sequence_id=0, token_ids=[50])], estimate())
+    before = row.guesses[0].chance.probability
+    assert before < 0.1
+    assert row.state.lookup.recent < 0.01
+
+
+def test_a_rebuilt_state_drafts_the_same(decoder: Decoder) -> None:
+    """After preemption or a crash the state comes from the tokens alone."""
+    starts = [sequence_start(0, REPETITIVE)]
+    driver = StepDriver(decoder, 16, policy_drafter(decoder, None))
+    tokens, results = driver.generate(starts, 30)
+    assert any(draft.exit_layer == 0 for result in results for draft in result.drafts)
+    half = tokens[0][: len(REPETITIVE) + 15]
+    rebuilt = SequenceState(sequence_start(0, half))
+    grown = SequenceState(sequence_start(0, REPETITIVE))
+    grown.append(half[len(REPETITIVE) :])
+    assert rebuilt.lookup.find([], 6) == grown.lookup.find([], 6)
