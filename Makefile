@@ -15,7 +15,7 @@ COMPILE := uv pip compile -q --universal --generate-hashes --no-emit-index-url -
 
 .DEFAULT_GOAL := help
 .SILENT:
-.PHONY: help setup serve chat bench bench-overhead parameters test test-fast nightly soak fuzz test-api lint format lock clean
+.PHONY: help setup serve chat bench bench-overhead parameters test test-fast nightly soak traces fuzz test-api lint format lock clean
 
 help: ## show this
 	awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ nightly: setup ## the engine's state machine for 10^5 steps and more, and 100 wo
 
 fuzz: setup ## 10,000 requests with something wrong in them; none may be lost, hang, or get a 5xx that is not meant
 	$(BIN)/adadecode bench fuzz $(ARGS)
+
+traces: setup ## requests that begin alike, cancelled and repeated; every answer must be its own
+	$(BIN)/adadecode bench traces $(ARGS)
 
 soak: setup ## mixed traffic beyond capacity, 30 % aborts, a worker kill every minute; SOAK_MINUTES=20
 	$(BIN)/adadecode bench soak --minutes $(SOAK_MINUTES) $(ARGS)

@@ -11,7 +11,6 @@ import asyncio
 import json
 import os
 import random
-import re
 import signal
 import time
 from collections.abc import Sequence
@@ -23,16 +22,15 @@ from benchmarks.own_server import OwnServer, ready_server, until_ready
 from benchmarks.prompts import choose_prompts
 from benchmarks.serve_client import Call, send
 from benchmarks.serve_figures import percentile_of
+from benchmarks.server_gauges import until_idle
 
 if TYPE_CHECKING:
     from httpx import AsyncClient
 
 _HUNG_AFTER_S = 900.0
-_IDLE_TIMEOUT_S = 120.0
 _WARM_UP_SHARE = 1 / 3  # of the memory samples, which the slope leaves out
 _NUM_CALLS = 16
 _SHARED_PREFIX = "You are asked many questions that begin with these very words. " * 4
-_GAUGES = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -158,7 +156,7 @@ class _Soak:
         self.report.duration_s = time.monotonic() - self._started
         self._server.require_alive()
         await until_ready(self._client, self._server)
-        await self._drain()
+        self.report.left_behind = await until_idle(self._client)
 
     @property
     def _is_over(self) -> bool:
@@ -212,23 +210,6 @@ class _Soak:
             sample = time.monotonic() - self._started, self._server.rss_bytes / 2**20
             self.report.rss_mb.append(sample)
             await asyncio.sleep(1)
-
-    async def _drain(self) -> None:
-        """Wait until the server says that it holds nothing; keep what it says in the end."""
-        deadline = time.monotonic() + _IDLE_TIMEOUT_S
-        while time.monotonic() < deadline:
-            text = (await self._client.get("/metrics")).text
-            self.report.left_behind = {name: _gauge(text, name) for name in _GAUGES}
-            if not any(self.report.left_behind.values()):
-                return
-            await asyncio.sleep(0.2)
-
-
-def _gauge(text: str, name: str) -> float:
-    match = re.search(rf"^{re.escape(name)}(?:\{{.*\}})? (\S+)$", text, re.MULTILINE)
-    if match is None:
-        raise ValueError(f"the server has no metric {name}")
-    return float(match.group(1))
 
 
 def _calls(args: argparse.Namespace) -> list[Call]:
