@@ -10,22 +10,19 @@ import logging
 from collections.abc import AsyncIterator, Iterable
 from contextlib import suppress
 
-from pydantic import BaseModel
 from sse_starlette import EventSourceResponse, ServerSentEvent
-from sse_starlette.sse import SendTimeoutError
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from engine.request import RequestOutput
 from server.connection import while_connected
 from server.errors import failure_of
 from server.fan_out import IndexedOutputs
 from server.protocol.common import NamedEvent
-from server.render.common import Renderer, gather
+from server.render.common import Chunk, Renderer, gather
 
 _SEPARATOR = "\n"
-_WRITE_TIMEOUT_S = 60.0  # a client that reads nothing for so long is given up
 _LONGEST_WAIT_S = 15.0  # for the first output, before a stream's status is sent
 _LONGEST_WAIT_IN_QUEUE_S = 45.0  # proxies break off what is silent for longer
 
@@ -49,6 +46,7 @@ async def streamed_answer(
     outputs: IndexedOutputs,
     renderer: Renderer,
     *,
+    num_choices: int,
     keep_alive_s: float,
     queue_timeout_s: float = 0,
 ) -> Response:
@@ -72,7 +70,8 @@ async def streamed_answer(
     except BaseException:
         await _close(first, outputs)
         raise
-    return _AnswerStream(first, outputs, renderer, keep_alive_s)
+    events = _events(first, outputs, renderer, num_choices)
+    return _AnswerStream(first, outputs, events, keep_alive_s)
 
 
 class _AnswerStream(EventSourceResponse):
@@ -82,15 +81,14 @@ class _AnswerStream(EventSourceResponse):
         self,
         first: asyncio.Future[tuple[int, RequestOutput]],
         outputs: IndexedOutputs,
-        renderer: Renderer,
+        events: AsyncIterator[bytes],
         keep_alive_s: float,
     ) -> None:
         super().__init__(
-            _events(first, outputs, renderer),
+            events,
             sep=_SEPARATOR,
             ping=keep_alive_s,
             ping_message_factory=lambda: ServerSentEvent(comment="keep-alive", sep=_SEPARATOR),
-            send_timeout=_WRITE_TIMEOUT_S,
         )
         self._first = first
         self._outputs = outputs
@@ -98,42 +96,62 @@ class _AnswerStream(EventSourceResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
-        except SendTimeoutError:
-            logger.info("a client that stopped reading was given up")
         finally:  # also when the client left before the first event was asked for
             await _close(self._first, self._outputs)
 
+    async def _send_with_timeout(self, send: Send, message: Message) -> None:
+        """The library's own puts a cancel scope around every send, which costs as much as all that
+        is rendered. Who stops reading is given up by the connection: `server.http_protocol`.
+        """
+        await send(message)
+
 
 async def _events(
-    first: asyncio.Future[tuple[int, RequestOutput]], outputs: IndexedOutputs, renderer: Renderer
+    first: asyncio.Future[tuple[int, RequestOutput]],
+    outputs: IndexedOutputs,
+    renderer: Renderer,
+    num_choices: int,
 ) -> AsyncIterator[bytes]:
-    """Events that are ready together go out together, encoded: the library's cost is per send."""
+    """Events that are ready together go out together, encoded: every send has its price."""
+    ready, num_open = b"", num_choices
     try:
-        if opening := _encode(renderer.opening_chunks()):
-            yield opening
-        if piece := _encode(renderer.chunks(*await first)):
-            yield piece
+        ready = _encode(renderer.opening_chunks())
+        if ready and not first.done():
+            yield ready
+            ready = b""
+        index, output = await first
+        ready += _encode(renderer.chunks(index, output))
+        num_open -= output.finish_reason is not None
+        if ready and num_open:
+            yield ready
+            ready = b""
         async for index, output in outputs:
-            if piece := _encode(renderer.chunks(index, output)):
-                yield piece
-        last = _encode(renderer.closing_chunks())
+            ready += _encode(renderer.chunks(index, output))
+            num_open -= output.finish_reason is not None
+            if ready and num_open:  # the last piece goes out with the stream's end
+                yield ready
+                ready = b""
+        ready += _encode(renderer.closing_chunks())
     except Exception as error:  # the status is out: the stream itself must say it
         failure = failure_of(error)
         logger.warning("stream ended with an error: %s", failure.code, exc_info=failure.is_internal)
-        last = _encode(renderer.failure_chunks(failure))
+        ready += _encode(renderer.failure_chunks(failure))
     if renderer.end_mark is not None:
-        last += ServerSentEvent(renderer.end_mark, sep=_SEPARATOR).encode()
-    if last:
-        yield last
+        ready += _event(renderer.end_mark.encode())
+    if ready:
+        yield ready
 
 
-def _encode(chunks: Iterable[BaseModel]) -> bytes:
-    return b"".join(_event(chunk).encode() for chunk in chunks)
+def _encode(chunks: Iterable[Chunk]) -> bytes:
+    return b"".join(map(_event, chunks))
 
 
-def _event(chunk: BaseModel) -> ServerSentEvent:
-    name = chunk.type if isinstance(chunk, NamedEvent) else None
-    return ServerSentEvent(chunk.model_dump_json(), event=name, sep=_SEPARATOR)
+def _event(chunk: Chunk) -> bytes:
+    """A server-sent event; JSON is always one line."""
+    if isinstance(chunk, bytes):
+        return b"data: %b\n\n" % chunk
+    name = b"event: %b\n" % chunk.type.encode() if isinstance(chunk, NamedEvent) else b""
+    return b"%bdata: %b\n\n" % (name, chunk.model_dump_json().encode())
 
 
 async def _gather_choices(outputs: IndexedOutputs) -> list[RequestOutput]:

@@ -34,7 +34,8 @@ class ServerContext:
         )
 
 
-def _context_of(request: Request) -> ServerContext:
+async def _context_of(request: Request) -> ServerContext:
+    # A coroutine: FastAPI would run a plain function on a thread, which costs more than all of it.
     context = request.app.state.context
     assert isinstance(context, ServerContext), "create_app sets it"
     return context

@@ -19,20 +19,22 @@ async def fan_out(generations: Sequence[Outputs]) -> IndexedOutputs:
     Raises:
         EngineError: whatever a generation raised, or that it was aborted or failed.
     """
-    merged = _merge(generations) if len(generations) > 1 else _number(generations[0])
-    async with aclosing(merged):
+    if len(generations) == 1:
+        async with aclosing(generations[0]) as only:
+            async for output in only:
+                yield 0, _undisturbed(output)
+        return
+    async with aclosing(_merge(generations)) as merged:
         async for index, output in merged:
-            if output.finish_reason is FinishReason.ERROR:
-                raise RequestFailed(output.error or "the request failed")
-            if output.finish_reason is FinishReason.ABORT:
-                raise EngineStopped("aborted at shutdown")
-            yield index, output
+            yield index, _undisturbed(output)
 
 
-async def _number(generation: Outputs) -> IndexedOutputs:
-    async with aclosing(generation):
-        async for output in generation:
-            yield 0, output
+def _undisturbed(output: RequestOutput) -> RequestOutput:
+    if output.finish_reason is FinishReason.ERROR:
+        raise RequestFailed(output.error or "the request failed")
+    if output.finish_reason is FinishReason.ABORT:
+        raise EngineStopped("aborted at shutdown")
+    return output
 
 
 async def _merge(generations: Sequence[Outputs]) -> IndexedOutputs:

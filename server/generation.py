@@ -75,6 +75,7 @@ async def generate_answer(
             request,
             outputs,
             renderer,
+            num_choices=len(requests),
             keep_alive_s=settings.sse_keep_alive_interval,
             queue_timeout_s=settings.queue_timeout,
         )

@@ -22,8 +22,10 @@ from server.render.chat_pieces import delta_of, message_of
 from server.render.common import (
     MIN_LOGPROB,
     AnswerFrame,
+    Chunk,
     Renderer,
     StreamTally,
+    TextTemplate,
     finish_reason_name,
     piece_usage,
     request_metrics,
@@ -40,12 +42,17 @@ class ChatRenderer(Renderer):
         self._format = output_format
         self._tally = StreamTally()
         self._parsers: dict[int, OutputParser] = {}  # by choice, of a stream
+        self._templates: dict[int, TextTemplate] = {}  # by choice, where all output is content
         self._counters: dict[int, ReasoningCounter] = {}  # by choice
         self._callers: set[int] = set()  # choices that have called
 
-    def chunks(self, index: int, output: RequestOutput) -> Iterator[ChatCompletionChunk]:
+    def chunks(self, index: int, output: RequestOutput) -> Iterator[Chunk]:
         """The chunks for one piece of one choice."""
         frame = self._frame
+        if index in self._templates and frame.is_text_only(output):
+            self._tally.add(index, output)
+            yield self._templates[index].fill(output.text)
+            return
         self._count(index, output)
         if index not in self._tally.num_output_tokens:
             opening = ChatChunkChoice(index=index, delta=Delta(role="assistant", content=""))
@@ -53,6 +60,8 @@ class ChatRenderer(Renderer):
             first = self._chunk(opening, output)
             first.prompt_token_ids = frame.prompt_ids(index)
             yield first
+            if self._format.is_plain:
+                self._templates[index] = self._template(index)
         self._tally.add(index, output)
         delta = delta_of(self._events(index, output))
         if delta.tool_calls:
@@ -129,6 +138,10 @@ class ChatRenderer(Renderer):
             token_ids=self._frame.token_ids(output),
             early_exit_trace=trace_tokens(self._frame.tokenizer, output.trace),
         )
+
+    def _template(self, index: int) -> TextTemplate:
+        choice = ChatChunkChoice(index=index, delta=Delta(content=TextTemplate.HOLE))
+        return TextTemplate(ChatCompletionChunk(**self._frame.head, choices=[choice]))
 
     def _chunk(self, choice: ChatChunkChoice, output: RequestOutput) -> ChatCompletionChunk:
         num_reasoning_tokens = self._counters[choice.index].num_tokens

@@ -3,9 +3,10 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 from pydantic import BaseModel
+from pydantic_core import to_json
 
 from engine import Tokenizer
 from engine.request import DraftFigures, FinishReason, RequestOutput, TokenTrace
@@ -60,6 +61,14 @@ class AnswerFrame:
         """A piece's tokens, where they were asked for."""
         return list(output.token_ids) if self.prompts else None
 
+    def is_text_only(self, output: RequestOutput) -> bool:
+        """Whether all that a stream says of a piece is its text."""
+        return bool(
+            output.text
+            and output.finish_reason is None
+            and not (output.logprobs or output.trace or self.prompts or self.has_continuous_usage)
+        )
+
     def token_name(self, token_id: int) -> str:
         """What log-probabilities call a token."""
         if self.has_token_names:
@@ -67,24 +76,46 @@ class AnswerFrame:
         return f"token_id:{token_id}"
 
 
+Chunk: TypeAlias = BaseModel | bytes  # a chunk, or one as JSON already
+
+
+class TextTemplate:
+    """A chunk that differs from others in its text alone: encoded once, filled in for every token.
+
+    Most of what a token costs the server would else be building and encoding such a chunk.
+    """
+
+    HOLE: ClassVar[str] = "\ue000"  # a private character: in nothing else that the server writes
+
+    def __init__(self, chunk: BaseModel) -> None:
+        """Args: chunk: with `HOLE` where the text goes."""
+        hole = to_json(self.HOLE)
+        self._before, found, self._after = chunk.model_dump_json().encode().partition(hole)
+        assert found, "a template has a hole"
+
+    def fill(self, text: str) -> bytes:
+        """The chunk with this text, as JSON."""
+        return b"%b%b%b" % (self._before, to_json(text), self._after)
+
+
 class Renderer(ABC):
     """Turns outputs into what one endpoint sends. Stateful: one per answer."""
 
     end_mark: ClassVar[str | None] = "[DONE]"  # the data of a stream's last event
 
-    def opening_chunks(self) -> Iterable[BaseModel]:
+    def opening_chunks(self) -> Iterable[Chunk]:
         """What a stream begins with, before the first piece."""
         return ()
 
     @abstractmethod
-    def chunks(self, index: int, output: RequestOutput) -> Iterable[BaseModel]:
+    def chunks(self, index: int, output: RequestOutput) -> Iterable[Chunk]:
         """The chunks for one piece of one choice."""
 
     @abstractmethod
-    def closing_chunks(self) -> Iterable[BaseModel]:
+    def closing_chunks(self) -> Iterable[Chunk]:
         """What follows when every choice has ended."""
 
-    def failure_chunks(self, failure: Failure) -> Iterable[BaseModel]:
+    def failure_chunks(self, failure: Failure) -> Iterable[Chunk]:
         """What follows when the generation failed after the stream had begun."""
         yield ErrorResponse(error=failure.error)
 

@@ -8,8 +8,10 @@ from server.protocol.completions import Completion, CompletionChoice, Completion
 from server.render.common import (
     MIN_LOGPROB,
     AnswerFrame,
+    Chunk,
     Renderer,
     StreamTally,
+    TextTemplate,
     finish_reason_name,
     has_content,
     piece_usage,
@@ -25,13 +27,19 @@ class CompletionRenderer(Renderer):
     def __init__(self, frame: AnswerFrame) -> None:
         self._frame = frame
         self._tally = StreamTally()
+        self._templates: dict[int, TextTemplate] = {}  # by choice
         self._text_offsets: dict[int, int] = defaultdict(int)  # by choice
 
-    def chunks(self, index: int, output: RequestOutput) -> Iterator[Completion]:
+    def chunks(self, index: int, output: RequestOutput) -> Iterator[Chunk]:
         """The chunks for one piece of one choice."""
+        if index in self._templates and self._frame.is_text_only(output):
+            self._tally.add(index, output)
+            yield self._templates[index].fill(output.text)
+            return
         prompt_ids = None
         if index not in self._tally.num_output_tokens:
             prompt_ids = self._frame.prompt_ids(index)
+            self._templates[index] = self._template(index)
         self._tally.add(index, output)
         if has_content(output) or self._frame.token_ids(output):
             choice = self._choice(index, output)
@@ -85,6 +93,10 @@ class CompletionRenderer(Renderer):
             logprobs=self._logprobs(index, output) if output.logprobs else None,
             early_exit_trace=trace_tokens(self._frame.tokenizer, output.trace),
         )
+
+    def _template(self, index: int) -> TextTemplate:
+        choice = CompletionChoice(index=index, text=TextTemplate.HOLE)
+        return TextTemplate(Completion(**self._frame.head, choices=[choice]))
 
     def _chunk(self, choice: CompletionChoice, output: RequestOutput) -> Completion:
         return Completion(

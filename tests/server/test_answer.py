@@ -1,6 +1,5 @@
 """Streams and disconnects, on a real connection."""
 
-import asyncio
 import json
 import socket
 import time
@@ -8,17 +7,10 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from fake_engine import ByteTokenizer
 from live_server import MODEL, fake_app, serving
-from starlette.requests import Request
-from starlette.types import Message
 
 from engine.errors import EngineFailed, EngineOverloaded, EngineStopped
-from engine.request import FinishReason, GenerationRequest
-from server.answer import streamed_answer
-from server.fan_out import fan_out
-from server.render.common import AnswerFrame
-from server.render.completions import CompletionRenderer
+from engine.request import FinishReason
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -217,39 +209,6 @@ def test_a_client_that_leaves_before_the_first_token_ends_the_generation(engine,
         httpx.post(live_url + CHAT, json=body_for(CHAT), timeout=0.5)
 
     assert wait_until(lambda: len(engine.aborted) == 1)
-
-
-async def test_a_client_that_reads_nothing_is_given_up(engine, monkeypatch):
-    monkeypatch.setattr("server.answer._WRITE_TIMEOUT_S", 0.05)
-    sent = []
-
-    async def receive() -> Message:
-        return await asyncio.Event().wait()  # type: ignore[return-value]
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-        if len(sent) > 2:  # the buffers are full
-            await asyncio.Event().wait()
-
-    scope = {"type": "http", "method": "POST", "headers": []}
-    outputs = fan_out([engine.generate(GenerationRequest(request_id="1", prompt_token_ids=(1,)))])
-    renderer = CompletionRenderer(frame())
-    response = await streamed_answer(Request(scope, receive), outputs, renderer, keep_alive_s=0)
-    await asyncio.wait_for(response(scope, receive, send), timeout=10)
-
-    assert engine.aborted == ["1"]
-
-
-def frame() -> AnswerFrame:
-    return AnswerFrame(
-        answer_id="cmpl-1",
-        created=0,
-        model=MODEL,
-        tokenizer=ByteTokenizer(),  # type: ignore[arg-type]
-        num_choices=1,
-        num_prompt_tokens=1,
-        max_draft_tokens=3,
-    )
 
 
 def test_streams_do_not_disturb_each_other(live_url):
