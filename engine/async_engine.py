@@ -152,7 +152,7 @@ class AsyncEngine:
             EngineFailed: if the engine fails, or has failed before.
         """
         self._running_core().add_all(requests)
-        self._slots |= {request.request_id: OutputSlot() for request in requests}
+        self._slots |= {each.request_id: OutputSlot(each.output_interval) for each in requests}
         self._idle.clear()
         self._work.set()
 

@@ -109,7 +109,7 @@ class Detokenizer:
 
     def _push_text(self, text: str, released: list[str]) -> str | None:
         """Release what is safe of held + text; returns the stop string it completes, if any."""
-        if self._num_unstoppable > 0:
+        if self._num_unstoppable > 0 or not self._stops:
             self._num_unstoppable -= 1
             released.append(text)
             return None

@@ -1,6 +1,7 @@
 """Where a request's outputs wait for their reader: one slot that merges, never a growing queue."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 
 from engine.errors import EngineError
@@ -8,18 +9,26 @@ from engine.request import RequestOutput
 
 
 class OutputSlot:
-    """At most one pending output per request."""
+    """The outputs of one request that nobody has taken yet."""
 
-    def __init__(self) -> None:
-        self._pending: RequestOutput | None = None
+    def __init__(self, interval: int = 1) -> None:
+        """Args: interval: tokens worth waking the reader for; the first and the end always are,
+        and nothing else is where it is 0.
+        """
+        self._interval = interval
+        self._pending: list[RequestOutput] = []
+        self._num_pending_tokens = 0
+        self._is_first = True
         self._error: EngineError | None = None
         self._arrived = asyncio.Event()
 
     def put(self, output: RequestOutput) -> None:
-        """Add an output, merged with the one that waits."""
-        pending = self._pending
-        self._pending = output if pending is None else merged(pending, output)
-        self._arrived.set()
+        """Add an output to those that wait."""
+        self._pending.append(output)
+        self._num_pending_tokens += len(output.token_ids)
+        is_enough = 0 < self._interval <= self._num_pending_tokens
+        if is_enough or self._is_first or output.finish_reason is not None:
+            self._arrived.set()
 
     def fail(self, error: EngineError) -> None:
         """Nothing more will come, for this reason."""
@@ -27,28 +36,30 @@ class OutputSlot:
         self._arrived.set()
 
     async def take(self) -> RequestOutput:
-        """All that has come since the last call; waits for something.
+        """All that has come since the last call, as one; waits until it is worth it.
 
         Raises:
             EngineError: what `fail` was told, once everything that came before it is taken.
         """
         await self._arrived.wait()
-        output, self._pending = self._pending, None
-        if output is None:
+        if not self._pending:
             assert self._error is not None
             raise self._error
         if self._error is None:
             self._arrived.clear()
+        output = self._pending[0] if len(self._pending) == 1 else merged(self._pending)
+        self._pending = []
+        self._num_pending_tokens, self._is_first = 0, False
         return output
 
 
-def merged(first: RequestOutput, second: RequestOutput) -> RequestOutput:
-    """Two consecutive outputs as one."""
+def merged(outputs: Sequence[RequestOutput]) -> RequestOutput:
+    """Consecutive outputs as one, in linear time."""
     return replace(
-        second,
-        text=first.text + second.text,
-        token_ids=first.token_ids + second.token_ids,
-        logprobs=first.logprobs + second.logprobs,
-        trace=first.trace + second.trace,
-        prompt_logprobs=first.prompt_logprobs + second.prompt_logprobs,
+        outputs[-1],
+        text="".join(output.text for output in outputs),
+        token_ids=tuple(each for output in outputs for each in output.token_ids),
+        logprobs=tuple(each for output in outputs for each in output.logprobs),
+        trace=tuple(each for output in outputs for each in output.trace),
+        prompt_logprobs=tuple(each for output in outputs for each in output.prompt_logprobs),
     )

@@ -76,6 +76,7 @@ class GenerationRequest:
     pooling: Literal["mean", "last"] | None = None  # also answer with an embedding of the prompt
     priority: int = 0  # lower runs first; equal ones first come first served
     cache_salt: str = ""  # blocks are shared only among requests with the same salt
+    output_interval: int = 1  # tokens per output after the first; 0: all the rest in one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,6 +31,7 @@ class ServerContext:
             vocab_size=info.vocab_size,
             max_draft_tokens=info.max_draft_tokens,
             max_logprobs=self.settings.max_logprobs,
+            stream_interval=self.settings.stream_interval,
         )
 
 

@@ -38,6 +38,7 @@ class RequestLimits:
     vocab_size: int
     max_draft_tokens: int
     max_logprobs: int
+    stream_interval: int = 1  # tokens per event of a stream
 
 
 def check_options(body: CompletionRequestBase) -> None:
@@ -107,6 +108,7 @@ def to_generation_requests(
                     early_exit=early_exit,
                     priority=body.priority or 0,
                     cache_salt=body.cache_salt or "",
+                    output_interval=limits.stream_interval if body.stream else 0,
                 )
             )
     return requests

@@ -246,6 +246,9 @@ class ServerSettings(BaseModel):
         "Thoughts apart from answers: as the chat template has them, never, within <think> tags, "
         "or from an answer's first word up to </think>.",
     )
+    stream_interval: int = _flag(
+        1, "http", "Tokens per event of a stream; more of them cost the server less.", ge=1
+    )
     sse_keep_alive_interval: float = _flag(
         15.0, "http", "Seconds between comments on a silent stream; 0 = none.", ge=0
     )

@@ -2,6 +2,9 @@
 
 import asyncio
 
+import pytest
+
+from engine.errors import EngineFailed
 from engine.output_slot import OutputSlot
 from engine.request import FinishReason, RequestOutput, TokenLogprobs
 
@@ -38,3 +41,37 @@ async def test_take_waits_for_the_next_output() -> None:
     assert not taking.done()
     slot.put(output(1))
     assert (await taking).text == "b"
+
+
+@pytest.mark.parametrize(
+    ("interval", "texts"),
+    [(1, list("abcdefgh")), (3, ["a", "bcd", "efg", "h"]), (0, ["a", "bcdefgh"])],
+)
+async def test_the_reader_is_woken_when_it_is_worth_it(interval: int, texts: list[str]) -> None:
+    slot, taken = OutputSlot(interval), []
+
+    async def read() -> None:
+        while not taken or taken[-1].finish_reason is None:
+            taken.append(await slot.take())
+
+    reading = asyncio.create_task(read())
+    for token_id in range(8):
+        slot.put(output(token_id, FinishReason.LENGTH if token_id == 7 else None))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    await reading
+
+    assert [each.text for each in taken] == texts
+    assert [token_id for each in taken for token_id in each.token_ids] == list(range(8))
+
+
+async def test_a_failure_comes_after_what_came_before_it() -> None:
+    slot = OutputSlot(interval=0)
+    slot.put(output(0))
+    await slot.take()
+    slot.put(output(1))
+    slot.fail(EngineFailed("gone"))
+
+    assert (await slot.take()).text == "b"
+    with pytest.raises(EngineFailed):
+        await slot.take()

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from engine.errors import PromptTooLong
@@ -124,3 +126,10 @@ def test_early_exit_options_arrive_and_the_server_caps_the_drafts():
 
     assert (options.enabled, options.threshold, options.return_trace) == (False, 0.5, True)
     assert options.max_draft_tokens == 3
+
+
+@pytest.mark.parametrize(("stream", "interval"), [(True, 4), (False, 0), (None, 0)])
+def test_streams_come_in_intervals_and_whole_answers_in_one(stream, interval):
+    (request,) = convert(stream=stream, limits=replace(LIMITS, stream_interval=4))
+
+    assert request.output_interval == interval
