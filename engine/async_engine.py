@@ -27,6 +27,7 @@ from engine.tokenizer import Tokenizer
 logger = logging.getLogger(__name__)
 
 _FAILED = "The engine failed; the request could not be finished."
+_ANY_OBJECT = Structure(kind="json_object")
 _CHECK_INTERVAL_S = 60.0  # between thorough looks at the invariants, when there is nothing to do
 
 
@@ -56,6 +57,7 @@ class AsyncEngine:
         self._config = config
         self._supervisor = Supervisor(worker)
         self._approver: Approver | None = None
+        self._warming: asyncio.Task[None] | None = None
         self._core: EngineCore | None = None
         self._slots: dict[str, OutputSlot] = {}
         self._work = asyncio.Event()
@@ -123,6 +125,9 @@ class AsyncEngine:
         if self._approver is not None:
             await self._approver.close()
         await self._supervisor.close()
+        if self._warming is not None:
+            self._warming.cancel()
+            await asyncio.gather(self._warming, return_exceptions=True)
 
     def stats(self) -> EngineStats:
         """Totals and present state."""
@@ -166,6 +171,8 @@ class AsyncEngine:
         """
         self._running_core()
         assert self._approver is not None, "a started engine has one"
+        if self._warming is None:  # both processes load what they need at once
+            self._warming = asyncio.create_task(self._supervisor.prepare(_ANY_OBJECT))
         await self._approver.approve(structure)
         await self._supervisor.prepare(structure)
 

@@ -95,6 +95,10 @@ class Tokenizer:
         """Whether a token is a control token, which has no place in the output text."""
         return token_id in self._special
 
+    def control_token_id(self, text: str) -> int | None:
+        """The id of a control token; None where the text is no control token."""
+        return next((i for i in sorted(self._special) if self._added[i] == text), None)
+
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes a token stands for; none for an id that the tokenizer does not know."""
         if token_id in self._added:

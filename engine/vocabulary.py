@@ -6,11 +6,15 @@ from pathlib import Path
 
 from engine.errors import ModelLoadError
 
+_CONTROL = b"\xff"
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def load_vocabulary(directory: Path, vocab_size: int) -> list[bytes]:
-    """[V] bytes of every token id; none for control tokens and ids that no token has."""
+    """[V] bytes of every token id; none for ids that no token has.
+
+    A control token's begin with a byte that no text has, so that nothing but its id matches it.
+    """
     from tokenizers import Tokenizer
 
     backend = Tokenizer.from_file(str(directory / "tokenizer.json"))
@@ -21,8 +25,9 @@ def load_vocabulary(directory: Path, vocab_size: int) -> list[bytes]:
     alphabet = byte_alphabet() if is_byte_level(backend.to_str()) else None
     vocabulary = [b""] * vocab_size
     for piece, token_id in backend.get_vocab(with_added_tokens=True).items():
-        if token_id < vocab_size and token_id not in special:
-            vocabulary[token_id] = added.get(token_id) or piece_bytes(piece, alphabet)
+        if token_id < vocab_size:
+            spelled = added.get(token_id) or piece_bytes(piece, alphabet)
+            vocabulary[token_id] = _CONTROL + spelled if token_id in special else spelled
     return vocabulary
 
 

@@ -2,18 +2,31 @@
 conversations begins. Knows nothing of how answers look.
 """
 
+from dataclasses import dataclass
+
 from server.context import ServerContext
 from server.convert import check_options
 from server.parsing.output_parser import OutputFormat
 from server.prompts import check_template_options, encode_messages, template_options
 from server.protocol.chat import ChatCompletionRequest
 from server.service import ServedModel
+from server.structures import AskedStructure
+from server.tool_structures import chat_structure
 from server.tools import output_format
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedChat:
+    """A chat that can be generated."""
+
+    prompt: list[int]
+    expected: OutputFormat  # what to look for in the answers
+    structure: AskedStructure | None  # what they have to look like; to be approved
 
 
 async def prepare_chat(
     context: ServerContext, model: ServedModel, body: ChatCompletionRequest
-) -> tuple[list[int], OutputFormat]:
+) -> PreparedChat:
     """Check the body and write its prompt.
 
     Where tool calls are marked by control tokens, the body is made to keep those in the text.
@@ -29,4 +42,4 @@ async def prepare_chat(
     expected = output_format(body, model.tokenizer, prompt, context.settings)
     if expected.marks_are_special:
         body.skip_special_tokens = False
-    return prompt, expected
+    return PreparedChat(prompt, expected, chat_structure(body, expected, model.tokenizer))

@@ -7,10 +7,10 @@ unchecked.
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.errors import PromptTooLong, RequestError
-from engine.request import EarlyExitOptions, GenerationRequest, SamplingParams
+from engine.request import EarlyExitOptions, GenerationRequest, SamplingParams, Structure
 from server.protocol.chat import ChatCompletionRequest
 from server.protocol.common import (
     MAX_TOTAL_CHOICES,
@@ -76,6 +76,7 @@ def to_generation_requests(
     *,
     answer_id: str,
     seed: int,
+    structure: Structure | None = None,
 ) -> list[GenerationRequest]:
     """One engine request per choice, in the order of the answer's indices: n for each prompt.
 
@@ -87,6 +88,7 @@ def to_generation_requests(
         limits: what is allowed here.
         answer_id: prefix of the engine's request ids.
         seed: for requests without one; choice i uses seed + i, so that choices differ.
+        structure: what every output has to look like; approved.
 
     Raises:
         RequestError: a number or id is out of range, or the prompt is too long.
@@ -104,7 +106,9 @@ def to_generation_requests(
                 GenerationRequest(
                     request_id=f"{answer_id}-{index}",
                     prompt_token_ids=tuple(prompt),
-                    sampling=_sampling(body, limits, max_tokens, first_seed + index),
+                    sampling=replace(
+                        _sampling(body, limits, max_tokens, first_seed + index), structure=structure
+                    ),
                     early_exit=early_exit,
                     priority=body.priority or 0,
                     cache_salt=body.cache_salt or "",

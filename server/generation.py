@@ -20,6 +20,7 @@ from server.protocol.common import CompletionRequestBase
 from server.records import RequestRecord, record_of
 from server.render.common import AnswerFrame, Renderer
 from server.service import ServedModel
+from server.structures import AskedStructure
 
 
 async def generate_answer(
@@ -29,6 +30,7 @@ async def generate_answer(
     body: CompletionRequestBase,
     prompts: Sequence[Sequence[int]],
     *,
+    structure: AskedStructure | None,
     id_prefix: str,
     renderer_type: Callable[[AnswerFrame], Renderer],
 ) -> Response:
@@ -41,10 +43,17 @@ async def generate_answer(
     """
     limits = context.limits(model)
     prompts = truncated(body, prompts, limits)
+    if structure is not None:
+        await structure.approve(model.engine)
     # The client's X-Request-Id is never the engine's: two requests may bring the same.
     answer_id = f"{id_prefix}{uuid.uuid4().hex}"
     requests = to_generation_requests(
-        body, prompts, limits, answer_id=answer_id, seed=context.seeds.draw()
+        body,
+        prompts,
+        limits,
+        answer_id=answer_id,
+        seed=context.seeds.draw(),
+        structure=None if structure is None else structure.structure,
     )
     stream_options = body.stream_options
     has_usage = bool(stream_options and stream_options.include_usage)

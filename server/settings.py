@@ -27,6 +27,7 @@ from engine.config import (
     ExitsConfig,
     ModelConfig,
     SchedulerConfig,
+    StructureConfig,
     SupervisionConfig,
 )
 
@@ -249,6 +250,9 @@ class ServerSettings(BaseModel):
     stream_interval: int = _flag(
         1, "http", "Tokens per event of a stream; more of them cost the server less.", ge=1
     )
+    structure_timeout: float = _flag(
+        10.0, "http", "Seconds a schema, pattern or grammar may take to compile.", gt=0, le=600
+    )
     sse_keep_alive_interval: float = _flag(
         15.0, "http", "Seconds between comments on a silent stream; 0 = none.", ge=0
     )
@@ -337,6 +341,7 @@ class ServerSettings(BaseModel):
             supervision=SupervisionConfig(
                 step_timeout_s=self.step_timeout, heartbeat_timeout_s=self.heartbeat_timeout
             ),
+            structure=StructureConfig(timeout_s=self.structure_timeout),
             exits=ExitsConfig(
                 enabled=self.early_exit,
                 heads=heads if self.early_exit else None,

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine import Tokenizer
-from engine.errors import RequestError, UnsupportedOption
+from engine.errors import RequestError
 from server.parsing.forms import ToolForm, form_of_template
 from server.parsing.output_parser import OutputFormat
 from server.parsing.reasoning import BEGIN, END
 from server.parsing.tool_calls import ToolOptions
-from server.protocol.chat import ChatCompletionRequest, TemplateFields, Tool
+from server.protocol.chat import ChatCompletionRequest, ChosenTool, TemplateFields, Tool
 from server.settings import ServerSettings
 
 _NUM_TAIL_TOKENS = 16  # of the prompt: where a template opens a thought
@@ -37,12 +37,9 @@ def check_tools(body: ChatCompletionRequest) -> None:
     if body.tool_choice not in (None, "none", "auto"):
         if not names:
             raise RequestError("tool_choice needs tools.", param="tool_choice")
-        message = "tool_choice: only auto and none are supported by this server."
-        raise UnsupportedOption(message, param="tool_choice")
-    for index, tool in enumerate(body.tools or []):
-        if tool.function.strict:
-            param = f"tools[{index}].function.strict"
-            raise UnsupportedOption(f"{param} is not supported by this server.", param=param)
+        if isinstance(body.tool_choice, ChosenTool) and body.tool_choice.function.name not in names:
+            message = "tool_choice: no tool has this name."
+            raise RequestError(message, param="tool_choice.function.name")
 
 
 def tools_in_use(body: TemplateFields) -> list[Tool]:

@@ -16,7 +16,7 @@ from engine.request import Structure
 
 _MAX_WHITESPACE = 32  # in a row between JSON's elements, so that no output is white space for ever
 _POSITION = re.compile(r"^\[[^\]]*\] \S+?:\d+: ")  # xgrammar's time and C++ source line
-_ANY_OBJECT = '{"type": "object"}'
+_ANY_OBJECT = {"type": "object"}
 
 
 class GrammarCompiler:
@@ -24,7 +24,7 @@ class GrammarCompiler:
 
     def __init__(self, vocabulary: Sequence[bytes], eos_token_ids: Sequence[int]) -> None:
         """Args:
-        vocabulary: [V] bytes of every token id; empty for control tokens, which never match.
+        vocabulary: [V] bytes of every token id; empty ones never match.
         """
         import xgrammar
 
@@ -61,21 +61,34 @@ class GrammarCompiler:
         if structure.kind == "structural_tag":
             tag = {"type": "structural_tag", "format": _with_lowered(json.loads(source))}
             return self._compiler.compile_structural_tag(json.dumps(tag))
-        schema = lowered(json.loads(source or _ANY_OBJECT))
+        schema = lowered(json.loads(source) if source else _ANY_OBJECT)
         return self._compiler.compile_json_schema(
             json.dumps(schema), max_whitespace_cnt=_MAX_WHITESPACE
         )
 
 
 def _with_lowered(format_: Any) -> Any:
-    """A structural tag's format with every JSON schema in it lowered."""
+    """A structural tag's format with every JSON schema in it lowered. One marked `is_optional` is
+    any object where it cannot be enforced.
+    """
     if isinstance(format_, list):
         return [_with_lowered(each) for each in format_]
     if not isinstance(format_, dict):
         return format_
+    if format_.get("type") == "regex":
+        check_regex(format_["pattern"])
     if format_.get("type") == "json_schema":
-        schema = lowered(format_["json_schema"])
-        return {**format_, "json_schema": schema, "max_whitespace_cnt": _MAX_WHITESPACE}
+        try:
+            schema = lowered(format_["json_schema"])
+        except StructureError:
+            if not format_.get("is_optional"):
+                raise
+            schema = lowered(_ANY_OBJECT)
+        return {
+            "type": "json_schema",
+            "json_schema": schema,
+            "max_whitespace_cnt": _MAX_WHITESPACE,
+        }
     return {name: _with_lowered(value) for name, value in format_.items()}
 
 

@@ -266,9 +266,11 @@ class _Lowering:
             name: self._any(each, (*path, "properties", name)) for name, each in properties.items()
         }
         for name in required:
-            if name not in lower and given is False:
+            if name in lower:
+                continue
+            if given is False:
                 raise refusal((*path, "required"), "required names a property that cannot be")
-            lower.setdefault(name, self._any(given is None or given, place))
+            lower[name] = self._any(given is None or given, place)
         rest = not lower if given is None else given
         whole: Schema = {"type": "object", "properties": lower}
         if required:

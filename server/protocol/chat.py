@@ -4,11 +4,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
+from server.protocol.base import RequestModel
 from server.protocol.common import (
     CompletionRequestBase,
     FinishReasonName,
     Metrics,
-    RequestModel,
     ResponseModel,
     StopReason,
     TokenIds,

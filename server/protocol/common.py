@@ -7,6 +7,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidato
 
 from engine.errors import UnsupportedOption
 from engine.request import DraftSource
+from server.protocol.base import RequestModel
+from server.protocol.structures import ResponseFormat, StructuredOutputs
 
 MAX_CHOICES = 128  # per prompt
 MAX_TOTAL_CHOICES = 1024  # per request, over all its prompts
@@ -32,7 +34,7 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "echo": (False,),
     "function_call": ("none",),
     "functions": ([],),
-    "guided_choice": (),
+    "guided_choice": (),  # these four were vLLM's before its structured_outputs
     "guided_grammar": (),
     "guided_json": (),
     "guided_regex": (),
@@ -45,11 +47,9 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "prompt_embeds": (),
     "prompt_logprobs": (),
     "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},),
     "spaces_between_special_tokens": (True,),
     "service_tier": ("auto", "default"),
     "store": (False,),
-    "structured_outputs": (),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),  # chats have it; so has the next
     "tools": ([],),
@@ -59,12 +59,6 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "verbosity": ("medium",),
     "web_search_options": (),
 }
-
-
-class RequestModel(BaseModel):
-    """Base of what clients send: strict types, finite numbers, unknown fields kept aside."""
-
-    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="allow")
 
 
 class ResponseModel(BaseModel):
@@ -93,7 +87,10 @@ def refuse_unsupported(fields: Mapping[str, Any]) -> None:
     for name, value in fields.items():
         neutral = _UNSUPPORTED.get(name)
         if neutral is not None and value is not None and value not in neutral:
-            raise UnsupportedOption(f"{name} is not supported by this server.", param=name)
+            message = f"{name} is not supported by this server"
+            if name.startswith("guided_"):
+                message += f"; it is structured_outputs.{name.removeprefix('guided_')} there"
+            raise UnsupportedOption(f"{message}.", param=name)
 
 
 def _not_zero(value: int) -> int:
@@ -182,6 +179,8 @@ class CompletionRequestBase(TruncationFields):
     prompt_cache_key: str | None = None  # equal prefixes are found without it
     priority: int | None = Field(None, ge=-(2**31), le=_INT32_MAX)  # lower runs first
     cache_salt: str | None = Field(None, min_length=1, max_length=128)
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     early_exit: EarlyExit | None = None
 
 

@@ -4,11 +4,11 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import Field, JsonValue
 
+from server.protocol.base import RequestModel
 from server.protocol.chat import TokenLogprob
 from server.protocol.common import (
     EarlyExit,
     Metrics,
-    RequestModel,
     ResponseModel,
     Trace,
 )

@@ -4,8 +4,9 @@ from typing import Annotated
 
 from pydantic import Field
 
+from server.protocol.base import RequestModel
 from server.protocol.chat import ChatMessage, TemplateFields
-from server.protocol.common import RequestModel, ResponseModel, TruncationFields, is_none
+from server.protocol.common import ResponseModel, TruncationFields, is_none
 
 
 class TokenizeRequest(TruncationFields, TemplateFields):

@@ -25,13 +25,14 @@ async def create_chat_completion(request: Request, context: Context) -> Response
     """Answer a conversation."""
     body = await parse_body(request, ChatCompletionRequest, context.settings.max_request_bytes)
     model = context.service.model(body.model)
-    prompt, expected = await prepare_chat(context, model, body)
+    prepared = await prepare_chat(context, model, body)
     return await generate_answer(
         request,
         context,
         model,
         body,
-        [prompt],
+        [prepared.prompt],
+        structure=prepared.structure,
         id_prefix="chatcmpl-",
-        renderer_type=partial(ChatRenderer, output_format=expected),
+        renderer_type=partial(ChatRenderer, output_format=prepared.expected),
     )

@@ -13,6 +13,7 @@ from server.prompts import encode_prompts
 from server.protocol.completions import Completion, CompletionRequest
 from server.render.best_of import BestOfRenderer
 from server.render.completions import CompletionRenderer
+from server.structures import asked_structure
 
 router = APIRouter(tags=["completions"])
 
@@ -28,6 +29,7 @@ async def create_completion(request: Request, context: Context) -> Response:
     body = await parse_body(request, CompletionRequest, context.settings.max_request_bytes)
     model = context.service.model(body.model)
     check_options(body)
+    structure = asked_structure(body)
     prompts = await encode_prompts(
         model.tokenizer,
         body.prompt,
@@ -40,6 +42,7 @@ async def create_completion(request: Request, context: Context) -> Response:
         model,
         body,
         prompts,
+        structure=structure,
         id_prefix="cmpl-",
         renderer_type=partial(BestOfRenderer, body) if body.has_rivals else CompletionRenderer,
     )

@@ -33,15 +33,16 @@ async def create_response(request: Request, context: Context) -> HttpResponse:
     check_responses_options(body)
     with naming_responses_fields():
         chat = to_chat_request(body)
-        prompt, expected = await prepare_chat(context, model, chat)
+        prepared = await prepare_chat(context, model, chat)
         return await generate_answer(
             request,
             context,
             model,
             chat,
-            [prompt],
+            [prepared.prompt],
+            structure=prepared.structure,
             id_prefix="resp_",
-            renderer_type=partial(ResponsesRenderer, body, output_format=expected),
+            renderer_type=partial(ResponsesRenderer, body, output_format=prepared.expected),
         )
 
 

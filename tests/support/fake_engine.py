@@ -14,6 +14,7 @@ from engine.request import (
     FinishReason,
     GenerationRequest,
     RequestOutput,
+    Structure,
     TokenLogprobs,
     TokenTrace,
 )
@@ -55,6 +56,9 @@ class ByteTokenizer:
 
     def is_special(self, token_id: int) -> bool:
         return token_id >= 256
+
+    def control_token_id(self, text: str) -> int | None:
+        return 259 if text == "[TOOL_CALLS]" else None
 
     def token_piece(self, token_id: int) -> str:
         return f"<{token_id}>"
@@ -102,6 +106,8 @@ class FakeEngine:
     token_delay_s: float = 0.0
     start_error: Exception | None = None  # raised by start()
     refusal: Exception | None = None  # raised before any output
+    structure_error: Exception | None = None  # raised when one is to be approved
+    structures: list[Structure] = field(default_factory=list)  # that were to be approved
     failure: Exception | None = None  # raised, or as a final output, after `failure_after` tokens
     failure_after: int = 3
     finish_with: FinishReason | None = None  # ends with this reason at `failure_after` tokens
@@ -154,6 +160,11 @@ class FakeEngine:
             raise self.refusal
         if self.is_stopped:
             raise EngineStopped("stopped")
+
+    async def approve(self, structure: Structure) -> None:
+        self.structures.append(structure)
+        if self.structure_error is not None:
+            raise self.structure_error
 
     def abort(self, request_id: str) -> None:
         pass

@@ -90,6 +90,7 @@ FOLLOWED: list[Any] = [
     thing(required=["a"]),
     thing(properties=A_B),
     thing(properties=A_B, required=["b", "c"]),
+    thing(properties=A_B, required=["a", "b"], additionalProperties=False),
     thing(properties=A_B, minProperties=1, maxProperties=1),
     thing(properties=A_B, required=["a", "c"], additionalProperties=integer(maximum=5)),
     thing(additionalProperties=integer(), maxProperties=2, minProperties=1),
