@@ -27,6 +27,11 @@ class OwnServer:
         self._process = process
 
     @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
     def worker_pid(self) -> int | None:
         """The process id of its worker; None while there is none."""
         for directory in Path("/proc").iterdir():
@@ -66,16 +71,31 @@ def own_server(flags: Sequence[str]) -> Iterator[OwnServer]:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "server.cli", "serve", *flags, "--port", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    try:
-        yield OwnServer(process, f"http://127.0.0.1:{port}")
-    finally:
-        process.send_signal(signal.SIGTERM)
+    with _ending_at_sigterm():
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         try:
-            process.wait(_STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
+            yield OwnServer(process, f"http://127.0.0.1:{port}")
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(_STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@contextmanager
+def _ending_at_sigterm() -> Iterator[None]:
+    """Make SIGTERM an exception in this process, lest it dies without stopping its server."""
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @asynccontextmanager

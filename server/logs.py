@@ -15,7 +15,8 @@ def set_up_logging(level: str, *, has_json_access: bool = False) -> None:
         level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     # uvicorn's own news of starting and stopping repeat ours.
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    wanted = logging.getLevelNamesMapping()[level.upper()]
+    logging.getLogger("uvicorn.error").setLevel(max(wanted, logging.WARNING))
     if has_json_access:
         access = logging.getLogger(_ACCESS)
         access.setLevel(logging.INFO)  # asked for by name, whatever the level of the rest
