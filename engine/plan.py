@@ -39,6 +39,7 @@ class SequenceStart:
     lookup: bool = True
     structure: Structure | None = None  # approved
     ignore_eos: bool = False  # with a structure: end only where nothing else is allowed
+    allowed_token_ids: list[int] = field(default_factory=list)  # empty: all are
     num_prompt_logprobs: int | None = None  # wanted for every prompt token but the first
     pooling: Literal["mean", "last"] | None = None  # wanted: one vector for the whole prompt
 

@@ -49,6 +49,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)  # token id -> added to the logit
+    allowed_token_ids: tuple[int, ...] = ()  # no others are chosen; empty: all are allowed
     num_logprobs: int | None = None  # top log-probabilities per token; 0 = the chosen one only
     num_prompt_logprobs: int | None = None  # the same for every prompt token but the first
     structure: Structure | None = None

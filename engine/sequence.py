@@ -114,6 +114,7 @@ class Sequence:
             lookup=exits.lookup,
             structure=sampling.structure,
             ignore_eos=sampling.ignore_eos,
+            allowed_token_ids=list(sampling.allowed_token_ids),
             num_prompt_logprobs=sampling.num_prompt_logprobs
             if self._lacks_prompt_logprobs
             else None,

@@ -52,6 +52,8 @@ def check_options(body: CompletionRequestBase) -> None:
     if extra and logger.isEnabledFor(logging.DEBUG):
         logger.debug("ignored unknown fields: %s", ", ".join(map(ascii, sorted(extra))))
     check_truncation(body)
+    if body.prompt_logprobs is not None and body.stream:
+        raise RequestError("prompt_logprobs are not streamed.", param="prompt_logprobs")
     if body.stream_options is not None and not body.stream:
         raise RequestError("stream_options needs stream: true.", param="stream_options")
     num_choices = body.n or 1
@@ -95,19 +97,24 @@ def to_generation_requests(
     """
     first_seed = seed if body.seed is None else body.seed
     early_exit = _early_exit(body, limits)
+    num_prompt_logprobs = _num_prompt_logprobs(body, limits)
     num_candidates = body.num_candidates if isinstance(body, CompletionRequest) else body.n or 1
     requests: list[GenerationRequest] = []
     for prompt in prompts:
         check_token_ids(prompt, limits, prompt_param(body))
         max_tokens = _max_tokens(body, len(prompt), limits)
-        for _ in range(num_candidates):
+        for place in range(num_candidates):
             index = len(requests)
+            # The same for all choices of a prompt, but choices of a stream wait for no other.
+            reads_prompt = place == 0 or bool(body.stream)
             requests.append(
                 GenerationRequest(
                     request_id=f"{answer_id}-{index}",
                     prompt_token_ids=tuple(prompt),
                     sampling=replace(
-                        _sampling(body, limits, max_tokens, first_seed + index), structure=structure
+                        _sampling(body, limits, max_tokens, first_seed + index),
+                        num_prompt_logprobs=num_prompt_logprobs if reads_prompt else None,
+                        structure=structure,
                     ),
                     early_exit=early_exit,
                     priority=body.priority or 0,
@@ -158,6 +165,8 @@ def _sampling(
     top_k = body.top_k or 0
     stop_token_ids = body.stop_token_ids or []
     check_token_ids(stop_token_ids, limits, "stop_token_ids")
+    if body.allowed_token_ids is not None:
+        check_token_ids(body.allowed_token_ids, limits, "allowed_token_ids")
     min_tokens = body.min_tokens or 0
     if min_tokens > max_tokens:
         raise RequestError("min_tokens is larger than max_tokens.", param="min_tokens")
@@ -178,6 +187,7 @@ def _sampling(
         frequency_penalty=body.frequency_penalty or 0.0,
         repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
         logit_bias=_logit_bias(body, limits),
+        allowed_token_ids=tuple(sorted(set(body.allowed_token_ids or ()))),
         num_logprobs=_num_logprobs(body, limits),
     )
 
@@ -244,6 +254,17 @@ def _num_logprobs(body: CompletionRequestBase, limits: RequestLimits) -> int | N
             asked = 0  # to compare them
     if asked is not None and asked > limits.max_logprobs:
         raise RequestError(f"{param}: at most {limits.max_logprobs} are allowed.", param=param)
+    return asked
+
+
+def _num_prompt_logprobs(body: CompletionRequestBase, limits: RequestLimits) -> int | None:
+    """As many as are asked for, in whichever form."""
+    asked = body.prompt_logprobs
+    if asked is not None and asked > limits.max_logprobs:
+        message = f"prompt_logprobs: at most {limits.max_logprobs} are allowed."
+        raise RequestError(message, param="prompt_logprobs")
+    if isinstance(body, CompletionRequest) and body.echo and body.logprobs is not None:
+        return max(asked or 0, body.logprobs)
     return asked
 
 

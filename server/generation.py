@@ -67,7 +67,9 @@ async def generate_answer(
             num_prompt_tokens=sum(map(len, prompts)),
             num_choices_per_prompt=len(requests) // len(prompts),
             max_draft_tokens=limits.max_draft_tokens,
-            prompts=[each.prompt_token_ids for each in requests] if body.return_token_ids else (),
+            prompts=[each.prompt_token_ids for each in requests],
+            num_prompt_logprobs=body.prompt_logprobs,
+            has_token_ids=bool(body.return_token_ids),
             has_token_names=not body.return_tokens_as_token_ids,
             has_usage=has_usage,
             has_continuous_usage=bool(

@@ -89,14 +89,16 @@ class ServerMetrics:
 
     def count_generation(self, seen: GenerationRecord) -> None:
         """A generation came to its natural end."""
-        first = seen.last_token_s if seen.first_token_s is None else seen.first_token_s
+        # Without a token, all of it was spent on the prompt.
+        first = seen.end_s if seen.first_token_s is None else seen.first_token_s
+        last = seen.end_s if seen.first_token_s is None else seen.last_token_s
         self._e2e.observe(seen.end_s)
         self._queue.observe(seen.queue_s)
         self._prefill.observe(max(0.0, first - seen.queue_s))
-        self._decode.observe(seen.last_token_s - first)
-        self._inference.observe(max(0.0, seen.last_token_s - seen.queue_s))
+        self._decode.observe(last - first)
+        self._inference.observe(max(0.0, last - seen.queue_s))
         if seen.num_output_tokens > 1:
-            self._per_token.observe((seen.last_token_s - first) / (seen.num_output_tokens - 1))
+            self._per_token.observe((last - first) / (seen.num_output_tokens - 1))
         self._prompt_tokens.observe(len(seen.request.prompt_token_ids))
         self._output_tokens.observe(seen.num_output_tokens)
         self._params_max_tokens.observe(seen.request.sampling.max_tokens)

@@ -1,10 +1,10 @@
 """Logits -> tokens, the same function for exit heads and for the last layer.
 
-Order: the structure's mask, repetition, frequency and presence penalties, logit bias, min_tokens
-mask, temperature, top-k, top-p, min-p, then argmax with counter-based noise (none at temperature
-0). Where a structure leaves only its end, min_tokens and ignore_eos do not put it off. Each row is
-processed by itself in a fixed order of operations, so a token never depends on who shares its
-batch. See the sampling contract in `engine.model.noise`.
+Order: the structure's mask, the allowed tokens, repetition, frequency and presence penalties, logit
+bias, min_tokens mask, temperature, top-k, top-p, min-p, then argmax with counter-based noise (none
+at temperature 0). Where a structure, or the list of allowed tokens, leaves only the end, min_tokens
+and ignore_eos do not put it off. Each row is processed by itself in a fixed order of operations, so
+a token never depends on who shares its batch. See the sampling contract in `engine.model.noise`.
 """
 
 import logging
@@ -124,6 +124,7 @@ def _has_processors(state: SequenceState) -> bool:
         or s.frequency_penalty
         or s.presence_penalty
         or s.logit_bias
+        or s.allowed_token_ids
         or s.min_tokens > state.num_output_tokens()
         or (not state.is_greedy and (s.top_k or s.top_p < 1.0 or s.min_p > 0.0))
     )
@@ -143,13 +144,15 @@ def _process_alone(logits: Tensor, point: SamplePoint, reduced: ReducedVocabular
 def _process(logits: Tensor, point: SamplePoint, reduced: ReducedVocabulary | None) -> Tensor:
     """All processors on one row [V']."""
     logits = logits.clone()
-    _restrict(logits, point, reduced)
-    _penalize(logits, point, reduced)
     start = point.state.start
+    _restrict(logits, point, reduced)
+    if start.allowed_token_ids:
+        _keep_only(logits, start.allowed_token_ids, reduced)
+    _penalize(logits, point, reduced)
     if start.logit_bias:
         columns, biases = _gather(sorted(start.logit_bias.items()), logits, reduced)
         logits[columns] += biases
-    if point.state.structure is None and point.is_too_short:
+    if point.is_too_short and _may_go_on(point.state):
         columns, _ = _gather([(i, 0.0) for i in start.stop_token_ids], logits, reduced)
         logits[columns] = float("-inf")
     if not point.state.is_greedy:
@@ -169,6 +172,28 @@ def _restrict(logits: Tensor, point: SamplePoint, reduced: ReducedVocabulary | N
     if reduced is not None:
         allowed = allowed[reduced.token_ids.long()]
     logits.masked_fill_(~allowed, float("-inf"))
+
+
+def _keep_only(logits: Tensor, token_ids: Sequence[int], reduced: ReducedVocabulary | None) -> None:
+    """Exclude all other tokens; NaN if none is left of the vocabulary."""
+    columns, _ = _gather([(i, 0.0) for i in token_ids], logits, reduced)
+    kept = logits[columns]
+    is_dead = reduced is None and bool(kept.isneginf().all())
+    logits.fill_(float("nan") if is_dead else float("-inf"))
+    if not is_dead:
+        logits[columns] = kept
+
+
+def _may_go_on(state: SequenceState) -> bool:
+    """Whether min_tokens can put the end off: a structure sees to that itself, and where nothing
+    but the end is allowed it comes.
+    """
+    start = state.start
+    if state.structure is not None:
+        return False
+    return not start.allowed_token_ids or not set(start.allowed_token_ids) <= set(
+        start.stop_token_ids
+    )
 
 
 def _penalize(logits: Tensor, point: SamplePoint, reduced: ReducedVocabulary | None) -> None:

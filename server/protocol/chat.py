@@ -9,6 +9,7 @@ from server.protocol.common import (
     CompletionRequestBase,
     FinishReasonName,
     Metrics,
+    PromptLogprobs,
     ResponseModel,
     StopReason,
     TokenIds,
@@ -179,6 +180,7 @@ class ChatCompletion(ResponseModel):
     choices: list[ChatChoice]
     usage: Usage
     prompt_token_ids: TokenIds = None
+    prompt_logprobs: PromptLogprobs = None
     metrics: Metrics = None
 
 

@@ -22,7 +22,7 @@ _INT32_MAX = 2**31 - 1
 _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "add_generation_prompt": (True,),
     "add_special_tokens": (False,),  # completions have it; chats get theirs from the template
-    "allowed_token_ids": ([],),
+    "allowed_token_ids": (),
     "audio": (),
     "bad_words": ([],),
     "best_of": (1,),  # completions have it
@@ -31,7 +31,7 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "chat_template_kwargs": ({},),  # chats have it
     "continue_final_message": (False,),
     "documents": ([],),
-    "echo": (False,),
+    "echo": (False,),  # completions have it
     "function_call": ("none",),
     "functions": ([],),
     "guided_choice": (),  # these four were vLLM's before its structured_outputs
@@ -165,11 +165,13 @@ class CompletionRequestBase(TruncationFields):
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: Stop = ()
     stop_token_ids: list[int] | None = Field(None, max_length=128)
+    allowed_token_ids: list[int] | None = Field(None, min_length=1)  # no others are chosen
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    prompt_logprobs: int | None = Field(None, ge=0, le=20)  # of every prompt token; not streamed
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None  # log-probabilities name tokens "token_id:7"
     # What a provider's books and caches are told: without effect on the answer.
@@ -234,6 +236,14 @@ class RequestMetrics(ResponseModel):
     early_exit: EarlyExitMetrics
 
 
+class PromptLogprob(ResponseModel):
+    """How likely a token was at one place of the prompt."""
+
+    logprob: float
+    rank: int  # 1 for the likeliest
+    decoded_token: str
+
+
 class TraceDraft(ResponseModel):
     """A draft that was rolled back."""
 
@@ -267,4 +277,6 @@ Metrics = Annotated[RequestMetrics | None, Field(exclude_if=is_none)]
 Trace = Annotated[list[TraceToken] | None, Field(exclude_if=is_none)]
 TokenIds = Annotated[list[int] | None, Field(exclude_if=is_none)]
 StopReason = Annotated[str | int | None, Field(exclude_if=is_none)]
+# By token id: the prompt's own token first, then the likeliest; null for the first token.
+PromptLogprobs = Annotated[list[dict[int, PromptLogprob] | None] | None, Field(exclude_if=is_none)]
 FinishReasonName = Literal["stop", "length"]

@@ -9,6 +9,7 @@ from server.protocol.common import (
     CompletionRequestBase,
     FinishReasonName,
     Metrics,
+    PromptLogprobs,
     ResponseModel,
     StopReason,
     TokenIds,
@@ -54,6 +55,8 @@ class CompletionRequest(CompletionRequestBase):
     """The body of POST /v1/completions."""
 
     prompt: Prompts
+    max_tokens: int | None = Field(None, ge=0, lt=2**31)  # 0: only the prompt is computed
+    echo: bool | None = None  # the prompt begins the text
     best_of: int | None = Field(None, ge=1, le=MAX_CHOICES)  # candidates for n; not streamed
     logprobs: int | None = Field(None, ge=0, le=20)
     add_special_tokens: bool | None = None
@@ -70,11 +73,11 @@ class CompletionRequest(CompletionRequestBase):
 
 
 class CompletionLogprobs(ResponseModel):
-    """Parallel lists, one entry per token."""
+    """Parallel lists, one entry per token; null for the first of an echoed prompt."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -88,6 +91,7 @@ class CompletionChoice(ResponseModel):
     stop_reason: StopReason = None
     token_ids: TokenIds = None
     prompt_token_ids: TokenIds = None
+    prompt_logprobs: PromptLogprobs = None
     early_exit_trace: Trace = None
 
 

@@ -7,6 +7,7 @@ from engine.request import RequestOutput
 from server.protocol.completions import Completion, CompletionRequest
 from server.render.common import AnswerFrame, StreamTally, total_usage
 from server.render.completions import CompletionRenderer
+from server.render.prompt_logprobs import with_prompt_logprobs
 
 
 class BestOfRenderer(CompletionRenderer):
@@ -15,24 +16,26 @@ class BestOfRenderer(CompletionRenderer):
     def __init__(self, body: CompletionRequest, frame: AnswerFrame) -> None:
         self._num_kept = body.n or 1
         self._num_candidates = body.num_candidates
-        self._has_logprobs = body.logprobs is not None
+        self._asked = frame
         own = frame.prompts[:: self._num_candidates]
-        super().__init__(
-            replace(frame, prompts=[prompt for prompt in own for _ in range(self._num_kept)])
+        kept = replace(
+            frame,
+            prompts=[prompt for prompt in own for _ in range(self._num_kept)],
+            num_choices_per_prompt=self._num_kept,
         )
+        super().__init__(body, kept)
 
     def answer(self, choices: Sequence[RequestOutput]) -> Completion:
         """The answer; its usage counts all candidates, as OpenAI's does."""
+        choices = with_prompt_logprobs(choices, self._num_candidates)
         kept: list[RequestOutput] = []
         for start in range(0, len(choices), self._num_candidates):
             kept += likeliest(choices[start : start + self._num_candidates], self._num_kept)
-        if not self._has_logprobs:
-            kept = [replace(output, logprobs=()) for output in kept]
         answer = super().answer(kept)
         tally = StreamTally()
         for index, output in enumerate(choices):
             tally.add(index, output)
-        answer.usage = total_usage(self._frame, tally)
+        answer.usage = total_usage(self._asked, tally)
         return answer
 
 

@@ -32,6 +32,7 @@ from server.render.common import (
     total_usage,
     trace_tokens,
 )
+from server.render.prompt_logprobs import prompt_logprobs
 
 
 class ChatRenderer(Renderer):
@@ -109,6 +110,7 @@ class ChatRenderer(Renderer):
             choices=[self._choice(index, output) for index, output in enumerate(choices)],
             usage=self._usage(),
             prompt_token_ids=self._frame.prompt_ids(0),
+            prompt_logprobs=prompt_logprobs(self._frame, choices[0]),
             metrics=request_metrics(self._frame, choices[0].draft_figures),
         )
 

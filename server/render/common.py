@@ -43,7 +43,9 @@ class AnswerFrame:
     num_prompt_tokens: int  # every prompt once
     num_choices_per_prompt: int = 1
     max_draft_tokens: int  # longest possible run of drafts
-    prompts: Sequence[Sequence[int]] = ()  # by choice; only where token ids are asked for
+    prompts: Sequence[Sequence[int]] = ()  # by choice
+    num_prompt_logprobs: int | None = None  # the top ones of every prompt token; None: unasked
+    has_token_ids: bool = False  # of prompts and outputs
     has_token_names: bool = True  # False: log-probabilities name tokens by their ids
     has_usage: bool = False  # in streams: a last chunk with the usage
     has_continuous_usage: bool = False  # in streams: usage on every chunk
@@ -55,18 +57,19 @@ class AnswerFrame:
 
     def prompt_ids(self, index: int) -> list[int] | None:
         """A choice's prompt, where it was asked for."""
-        return list(self.prompts[index]) if self.prompts else None
+        return list(self.prompts[index]) if self.has_token_ids else None
 
     def token_ids(self, output: RequestOutput) -> list[int] | None:
         """A piece's tokens, where they were asked for."""
-        return list(output.token_ids) if self.prompts else None
+        return list(output.token_ids) if self.has_token_ids else None
 
     def is_text_only(self, output: RequestOutput) -> bool:
         """Whether all that a stream says of a piece is its text."""
         return bool(
             output.text
             and output.finish_reason is None
-            and not (output.logprobs or output.trace or self.prompts or self.has_continuous_usage)
+            and not (output.logprobs or output.trace)
+            and not (self.has_token_ids or self.has_continuous_usage)
         )
 
     def token_name(self, token_id: int) -> str:

@@ -1,10 +1,14 @@
 """Answers of /v1/completions."""
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-from engine.request import RequestOutput
-from server.protocol.completions import Completion, CompletionChoice, CompletionLogprobs
+from engine.request import RequestOutput, TokenLogprobs
+from server.protocol.completions import (
+    Completion,
+    CompletionChoice,
+    CompletionLogprobs,
+    CompletionRequest,
+)
 from server.render.common import (
     MIN_LOGPROB,
     AnswerFrame,
@@ -19,16 +23,21 @@ from server.render.common import (
     total_usage,
     trace_tokens,
 )
+from server.render.prompt_logprobs import prompt_logprobs, with_prompt_logprobs
+from server.render.text_offsets import OffsetCounter, offsets_in
 
 
 class CompletionRenderer(Renderer):
-    """One answer: the text's pieces, then the end, for every choice of every prompt."""
+    """One answer: the text's pieces, then the end, for every choice of every prompt. With `echo`
+    the first piece begins with the prompt.
+    """
 
-    def __init__(self, frame: AnswerFrame) -> None:
+    def __init__(self, body: CompletionRequest, frame: AnswerFrame) -> None:
+        self._body = body
         self._frame = frame
         self._tally = StreamTally()
         self._templates: dict[int, TextTemplate] = {}  # by choice
-        self._text_offsets: dict[int, int] = defaultdict(int)  # by choice
+        self._offsets: dict[int, OffsetCounter] = {}  # by choice
 
     def chunks(self, index: int, output: RequestOutput) -> Iterator[Chunk]:
         """The chunks for one piece of one choice."""
@@ -36,13 +45,14 @@ class CompletionRenderer(Renderer):
             self._tally.add(index, output)
             yield self._templates[index].fill(output.text)
             return
-        prompt_ids = None
-        if index not in self._tally.num_output_tokens:
-            prompt_ids = self._frame.prompt_ids(index)
+        is_first = index not in self._templates
+        if is_first:
             self._templates[index] = self._template(index)
+        prompt_ids = self._frame.prompt_ids(index) if is_first else None
+        has_echo = is_first and bool(self._body.echo)
         self._tally.add(index, output)
-        if has_content(output) or self._frame.token_ids(output):
-            choice = self._choice(index, output)
+        if has_echo or has_content(output) or self._frame.token_ids(output):
+            choice = self._choice(index, output, has_echo=has_echo)
             choice.prompt_token_ids, prompt_ids = prompt_ids, None
             yield self._chunk(choice, output)
         if output.finish_reason is not None:
@@ -70,13 +80,15 @@ class CompletionRenderer(Renderer):
 
     def answer(self, choices: Sequence[RequestOutput]) -> Completion:
         """The whole answer at once."""
+        choices = with_prompt_logprobs(choices, self._frame.num_choices_per_prompt)
         rendered = []
         for index, output in enumerate(choices):
             self._tally.add(index, output)
-            choice = self._choice(index, output)
+            choice = self._choice(index, output, has_echo=bool(self._body.echo))
             choice.finish_reason = finish_reason_name(output.finish_reason)
             choice.stop_reason = output.stop_reason
             choice.prompt_token_ids = self._frame.prompt_ids(index)
+            choice.prompt_logprobs = prompt_logprobs(self._frame, output)
             rendered.append(choice)
         return Completion(
             **self._frame.head,
@@ -85,12 +97,13 @@ class CompletionRenderer(Renderer):
             metrics=request_metrics(self._frame, choices[0].draft_figures),
         )
 
-    def _choice(self, index: int, output: RequestOutput) -> CompletionChoice:
+    def _choice(self, index: int, output: RequestOutput, *, has_echo: bool) -> CompletionChoice:
+        prompt = self._prompt_text(index) if has_echo else ""
         return CompletionChoice(
             index=index,
-            text=output.text,
+            text=prompt + output.text,
             token_ids=self._frame.token_ids(output),
-            logprobs=self._logprobs(index, output) if output.logprobs else None,
+            logprobs=self._logprobs(index, output, prompt, has_echo=has_echo),
             early_exit_trace=trace_tokens(self._frame.tokenizer, output.trace),
         )
 
@@ -103,19 +116,51 @@ class CompletionRenderer(Renderer):
             **self._frame.head, choices=[choice], usage=piece_usage(self._frame, output)
         )
 
-    def _logprobs(self, index: int, output: RequestOutput) -> CompletionLogprobs:
+    def _prompt_text(self, index: int) -> str:
+        """The prompt as it came; where it came as ids, or was cut, as its tokens spell it."""
+        given = self._body.prompt[index // self._frame.num_choices_per_prompt]
+        if isinstance(given, str) and self._body.truncate_prompt_tokens is None:
+            return given
+        return self._frame.tokenizer.decode(
+            self._frame.prompts[index], skip_special_tokens=self._skips_special
+        )
+
+    def _logprobs(
+        self, index: int, output: RequestOutput, prompt: str, *, has_echo: bool
+    ) -> CompletionLogprobs | None:
+        """The tokens' log-probabilities, those of an echoed prompt first."""
+        if self._body.logprobs is None or not (has_echo or output.logprobs):
+            return None
+        logprobs = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
+        if index not in self._offsets:
+            self._offsets[index] = OffsetCounter(
+                self._frame.tokenizer, len(prompt), skips_special=self._skips_special
+            )
+        if has_echo:
+            prompt_ids = self._frame.prompts[index]
+            logprobs.text_offset = offsets_in(self._frame.tokenizer, prompt_ids, prompt)
+            logprobs.tokens.append(self._frame.token_name(prompt_ids[0]))
+            logprobs.token_logprobs.append(None)
+            logprobs.top_logprobs.append(None)
+            for token in output.prompt_logprobs:
+                self._add(logprobs, token)
+        for token in output.logprobs:
+            logprobs.text_offset.append(self._offsets[index].push(token.token_id))
+            self._add(logprobs, token)
+        return logprobs
+
+    def _add(self, logprobs: CompletionLogprobs, token: TokenLogprobs) -> None:
         """The chosen token is always among the top ones, as evaluation tools expect."""
         name_of = self._frame.token_name
-        logprobs = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
-        for token in output.logprobs:
-            top: dict[str, float] = {}
-            # Best first: where two tokens have the same name, the likelier one stays.
-            for token_id, logprob in (*token.top, (token.token_id, token.logprob)):
-                top.setdefault(name_of(token_id), max(logprob, MIN_LOGPROB))
-            logprobs.tokens.append(name_of(token.token_id))
-            logprobs.token_logprobs.append(max(token.logprob, MIN_LOGPROB))
-            logprobs.top_logprobs.append(top)
-            logprobs.text_offset.append(self._text_offsets[index])
-            text = self._frame.tokenizer.token_text(token.token_id)
-            self._text_offsets[index] += len(text)
-        return logprobs
+        top: dict[str, float] = {}
+        # Best first: where two tokens have the same name, the likelier one stays.
+        num_top = self._body.logprobs or 0
+        for token_id, logprob in (*token.top[:num_top], (token.token_id, token.logprob)):
+            top.setdefault(name_of(token_id), max(logprob, MIN_LOGPROB))
+        logprobs.tokens.append(name_of(token.token_id))
+        logprobs.token_logprobs.append(max(token.logprob, MIN_LOGPROB))
+        logprobs.top_logprobs.append(top)
+
+    @property
+    def _skips_special(self) -> bool:
+        return self._body.skip_special_tokens is not False

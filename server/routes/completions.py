@@ -44,5 +44,5 @@ async def create_completion(request: Request, context: Context) -> Response:
         prompts,
         structure=structure,
         id_prefix="cmpl-",
-        renderer_type=partial(BestOfRenderer, body) if body.has_rivals else CompletionRenderer,
+        renderer_type=partial(BestOfRenderer if body.has_rivals else CompletionRenderer, body),
     )

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from engine.errors import PromptTooLong
+from engine.errors import PromptTooLong, RequestError
 from server.convert import RequestLimits, to_generation_requests
 from server.protocol.chat import ChatCompletionRequest
 from server.protocol.completions import CompletionRequest
@@ -19,6 +19,12 @@ def convert_chat(prompt=(1, 2, 3), **fields):
     messages = [{"role": "user", "content": "a"}]
     body = ChatCompletionRequest.model_validate({"model": "m", "messages": messages, **fields})
     return to_generation_requests(body, [prompt], LIMITS, answer_id="chatcmpl-x", seed=1000)
+
+
+def test_allowed_token_ids_are_sorted_and_checked():
+    assert convert(allowed_token_ids=[7, 3, 7])[0].sampling.allowed_token_ids == (3, 7)
+    with pytest.raises(RequestError, match="allowed_token_ids"):
+        convert(allowed_token_ids=[50])
 
 
 def test_defaults_are_openais():

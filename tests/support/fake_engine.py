@@ -4,7 +4,7 @@ import asyncio
 import codecs
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from engine import EngineInfo
 from engine.errors import EngineStopped
@@ -209,6 +209,13 @@ class FakeEngine:
             text = text.partition(stop)[0]
         token_ids = list(text.encode())
         kept = token_ids[: request.sampling.max_tokens]
+        if not kept:
+            yield replace(
+                _nothing(request),
+                finish_reason=FinishReason.LENGTH if token_ids else FinishReason.STOP,
+                prompt_logprobs=_prompt_logprobs(request),
+                draft_figures=_figures(request),
+            )
         characters = codecs.getincrementaldecoder("utf-8")("replace")
         for place, token_id in enumerate(kept):
             is_last = place == len(kept) - 1
@@ -219,11 +226,22 @@ class FakeEngine:
                 token_ids=(token_id,),
                 logprobs=_logprobs(request, token_id, self.logprob(request)),
                 trace=_trace(request, token_id, place),
+                prompt_logprobs=() if place else _prompt_logprobs(request),
                 num_prompt_tokens=len(request.prompt_token_ids),
                 num_output_tokens=place + 1,
                 finish_reason=reason if is_last else None,
                 draft_figures=_figures(request) if is_last else None,
             )
+
+
+def _nothing(request: GenerationRequest) -> RequestOutput:
+    return RequestOutput(
+        request_id=request.request_id,
+        text="",
+        token_ids=(),
+        num_prompt_tokens=len(request.prompt_token_ids),
+        num_output_tokens=0,
+    )
 
 
 def _ended(output: RequestOutput, reason: FinishReason) -> RequestOutput:
@@ -247,6 +265,19 @@ def _logprobs(
     others = tuple((ord("a") + i, -1.0 - i) for i in range(max(0, num_logprobs - 1)))
     top = ((token_id, logprob), *others) if num_logprobs else ()
     return (TokenLogprobs(token_id=token_id, logprob=logprob, top=top),)
+
+
+def _prompt_logprobs(request: GenerationRequest) -> tuple[TokenLogprobs, ...]:
+    """The token at place i has log-probability -i / 8; others are likelier, and always the same."""
+    num_top = request.sampling.num_prompt_logprobs
+    if num_top is None:
+        return ()
+    top = tuple((ord("x") + i, -0.01 * (1 + i)) for i in range(num_top))
+    return tuple(
+        TokenLogprobs(token_id=token_id, logprob=-place / 8, top=top, rank=7)
+        for place, token_id in enumerate(request.prompt_token_ids)
+        if place > 0
+    )
 
 
 def _trace(request: GenerationRequest, token_id: int, place: int) -> tuple[TokenTrace, ...]:

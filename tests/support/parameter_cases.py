@@ -64,6 +64,7 @@ CASES = (
     _case("logprobs", 2, chat_value=True),
     _case("max_completion_tokens", 3),
     _case("max_tokens", 3),
+    _case("max_tokens", 0),
     _case("metadata", {"a": "b"}),
     _case("min_p", 0.1),
     _case("min_tokens", 2),

@@ -43,7 +43,12 @@ SAMPLING = {
         "min_tokens": 8,
         "stop_token_ids": [0, 5],
     },
-    "greedy processors": {"repetition_penalty": 1.5, "frequency_penalty": 0.9, "num_logprobs": 3},
+    "greedy processors": {
+        "repetition_penalty": 1.5,
+        "frequency_penalty": 0.9,
+        "num_logprobs": 3,
+        "allowed_token_ids": list(range(0, 97, 2)),
+    },
 }
 NUM_TOKENS = 40
 

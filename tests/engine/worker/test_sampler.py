@@ -67,6 +67,30 @@ def kept(scores: Tensor) -> set[int]:
     return set(torch.isfinite(scores[0]).nonzero().flatten().tolist())
 
 
+def test_only_allowed_tokens_are_left(sampler: Sampler, logits: Tensor) -> None:
+    scores = sampler.scores(logits, [point(allowed_token_ids=[2, 7], logit_bias={7: 1.0})])
+    assert kept(scores) == {2, 7}
+    assert scores[0, 2] == logits[0, 2]
+    assert scores[0, 7] == logits[0, 7] + 1
+
+
+@pytest.mark.parametrize(("allowed", "left"), [([2, 9], {2}), ([9], {9}), ([0, 9], {0, 9})])
+def test_min_tokens_puts_no_end_off_where_nothing_else_is_allowed(
+    sampler: Sampler, logits: Tensor, allowed: list[int], left: set[int]
+) -> None:
+    short = point(allowed_token_ids=allowed, min_tokens=3, stop_token_ids=[0, 9])
+    assert kept(sampler.scores(logits, [short])) == left
+
+
+def test_on_a_reduced_vocabulary_none_may_be_left(sampler: Sampler, logits: Tensor) -> None:
+    columns = torch.full((VOCAB,), -1)
+    columns[torch.tensor([1, 4])] = torch.arange(2)
+    reduced = ReducedVocabulary(torch.tensor([1, 4], dtype=torch.int32), columns)
+    scores = sampler.scores(logits[:, :2], [point(allowed_token_ids=[2])], reduced)
+    assert kept(scores) == set()
+    assert not scores.isnan().any()
+
+
 def test_top_k_top_p_min_p(sampler: Sampler) -> None:
     probs = torch.tensor([[0.4, 0.3, 0.2, 0.06, 0.04] + [1e-6] * 7])
     logits = probs.log()

@@ -101,6 +101,7 @@ def test_a_trace_says_where_each_token_left(client):
             "bytes": [72],
             "exit_layer": EXIT_LAYER,
             "confidence": 0.9,
+            "source": "head",
             "accepted": True,
             "rejected": [],
         },
@@ -110,6 +111,7 @@ def test_a_trace_says_where_each_token_left(client):
             "bytes": [101],
             "exit_layer": NUM_LAYERS,
             "confidence": None,
+            "source": "model",
             "accepted": True,
             "rejected": [
                 {
@@ -118,6 +120,7 @@ def test_a_trace_says_where_each_token_left(client):
                     "bytes": [63],
                     "exit_layer": EXIT_LAYER,
                     "confidence": 0.6,
+                    "source": "head",
                 }
             ],
         },
