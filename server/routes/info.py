@@ -27,6 +27,7 @@ class ServedModelInfo(ResponseModel):
     vocab_size: int
     num_layers: int
     exit_layers: list[int]
+    has_lookup: bool  # drafts are also looked up in the text itself
     max_draft_tokens: int
     backend: str
     device: str
