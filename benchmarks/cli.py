@@ -40,6 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     lossless.add_argument(
         "--temperatures", type=_temperatures, default=(0.0, 0.8), metavar="T,T", help="(0,0.8)"
     )
+    structures = commands.add_parser(
+        "structured", help="answers that follow a schema: do they, and do early exits change any?"
+    )
+    _add_model_arguments(structures)
+    _add_structured_arguments(structures)
     for name, (command, text) in _WITHOUT_TORCH.items():
         command.add_arguments(commands.add_parser(name, help=text))
 
@@ -49,9 +54,13 @@ def run(args: argparse.Namespace) -> int:
     if args.bench_command in _WITHOUT_TORCH:
         commands = {name: command.run for name, (command, _) in _WITHOUT_TORCH.items()}
     else:
-        from benchmarks import latency, lossless
+        from benchmarks import latency, lossless, structured
 
-        commands = {"latency": latency.run, "lossless": lossless.run}
+        commands = {
+            "latency": latency.run,
+            "lossless": lossless.run,
+            "structured": structured.run,
+        }
     try:
         return commands[args.bench_command](args)
     except (EngineError, ValueError) as error:
@@ -111,6 +120,20 @@ def _add_contest_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-draft-tokens", type=_positive, default=15, metavar="N", help="(%(default)s)"
+    )
+
+
+def _add_structured_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--num-schemas", type=_positive, metavar="N", help="at most so many (all)")
+    parser.add_argument(
+        "--skip-schemas", type=int, default=0, metavar="N", help="leave out the first (%(default)s)"
+    )
+    parser.add_argument(
+        "--num-seeds", type=_positive, default=10, metavar="N", help="per schema (%(default)s)"
+    )
+    parser.add_argument("--temperature", type=float, default=1.0, help="(%(default)s)")
+    parser.add_argument(
+        "--max-tokens", type=_positive, default=320, metavar="N", help="per answer (%(default)s)"
     )
 
 
