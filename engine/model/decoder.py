@@ -8,7 +8,7 @@ sequences or sampling.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +20,19 @@ from engine.model.spec import ModelSpec
 from engine.model.weights import WeightReader
 
 Progress = Callable[[str, float], None]
+
+
+class WeightSource(Protocol):
+    """Where weights come from, by Hugging Face's names: a checkpoint, or a benchmark's dice."""
+
+    def take(self, name: str) -> Tensor:
+        """A tensor."""
+
+    def take_matrix(self, name: str) -> Tensor | BlockWeight:
+        """A matrix, as blocks if they are kept."""
+
+    def fingerprint(self) -> str:
+        """What tells these weights from others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,20 +86,34 @@ class Decoder:
         """
         spec = ModelSpec.from_directory(directory)
         reader = WeightReader(directory, spec, keep_blocks=keep_blocks)
-        fingerprint = reader.fingerprint()
+        decoder = cls.build(spec, reader, ops, max_positions=max_positions, progress=progress)
+        reader.finish()
+        return decoder
+
+    @classmethod
+    def build(
+        cls,
+        spec: ModelSpec,
+        source: WeightSource,
+        ops: Ops,
+        *,
+        max_positions: int | None = None,
+        progress: Progress | None = None,
+    ) -> "Decoder":
+        """Pack weights layer by layer, each taken from the source once; arguments as for `load`."""
+        fingerprint = source.fingerprint()
         cos, sin = rope_tables(spec, max_positions or spec.max_position_embeddings)
         rope = (cos.to(ops.device), sin.to(ops.device))
-        embedding = ops.pack(reader.take_matrix("model.embed_tokens.weight"), is_table=True)
+        embedding = ops.pack(source.take_matrix("model.embed_tokens.weight"), is_table=True)
         layers = []
         for index in range(spec.num_layers):
-            layers.append(_load_layer(reader, spec, ops, index, rope))
+            layers.append(_load_layer(source, spec, ops, index, rope))
             if progress is not None:
                 progress("loading weights", (index + 1) / spec.num_layers)
-        final_norm = _vector(reader, ops, "model.norm.weight")
+        final_norm = _vector(source, ops, "model.norm.weight")
         lm_head = embedding
         if not spec.tie_word_embeddings:
-            lm_head = ops.pack(reader.take_matrix("lm_head.weight"), is_table=True)
-        reader.finish()
+            lm_head = ops.pack(source.take_matrix("lm_head.weight"), is_table=True)
         return cls(
             spec,
             ops,
@@ -135,8 +162,8 @@ class Decoder:
         return wide * scale * self.final_norm.double()
 
 
-def _vector(reader: WeightReader, ops: Ops, name: str) -> Tensor:
-    return reader.take(name).to(ops.device, ops.dtype).contiguous().clone()
+def _vector(source: WeightSource, ops: Ops, name: str) -> Tensor:
+    return source.take(name).to(ops.device, ops.dtype).contiguous().clone()
 
 
 def _stack(weights: Sequence[Tensor | BlockWeight]) -> Tensor | BlockWeight:
@@ -148,15 +175,15 @@ def _stack(weights: Sequence[Tensor | BlockWeight]) -> Tensor | BlockWeight:
 
 
 def _load_layer(
-    reader: WeightReader, spec: ModelSpec, ops: Ops, index: int, rope: tuple[Tensor, Tensor]
+    source: WeightSource, spec: ModelSpec, ops: Ops, index: int, rope: tuple[Tensor, Tensor]
 ) -> DecoderLayer:
     prefix = f"model.layers.{index}."
 
     def packed(names: Sequence[str], has_bias: bool) -> Any:
-        weight = _stack([reader.take_matrix(f"{prefix}{name}.weight") for name in names])
+        weight = _stack([source.take_matrix(f"{prefix}{name}.weight") for name in names])
         bias = None
         if has_bias:
-            bias = torch.cat([reader.take(f"{prefix}{name}.bias") for name in names])
+            bias = torch.cat([source.take(f"{prefix}{name}.bias") for name in names])
         return ops.pack(weight, bias)
 
     attention = AttentionParams(
@@ -167,16 +194,16 @@ def _load_layer(
         rope_cos=rope[0],
         rope_sin=rope[1],
         norm_eps=spec.norm_eps,
-        q_norm=_vector(reader, ops, f"{prefix}self_attn.q_norm.weight") if spec.qk_norm else None,
-        k_norm=_vector(reader, ops, f"{prefix}self_attn.k_norm.weight") if spec.qk_norm else None,
+        q_norm=_vector(source, ops, f"{prefix}self_attn.q_norm.weight") if spec.qk_norm else None,
+        k_norm=_vector(source, ops, f"{prefix}self_attn.k_norm.weight") if spec.qk_norm else None,
         sliding_window=spec.sliding_window[index],
     )
     return DecoderLayer(
-        input_norm=_vector(reader, ops, f"{prefix}input_layernorm.weight"),
+        input_norm=_vector(source, ops, f"{prefix}input_layernorm.weight"),
         qkv=packed([f"self_attn.{name}_proj" for name in "qkv"], spec.qkv_bias),
         attention=attention,
         output=packed(["self_attn.o_proj"], spec.o_bias),
-        mlp_norm=_vector(reader, ops, f"{prefix}post_attention_layernorm.weight"),
+        mlp_norm=_vector(source, ops, f"{prefix}post_attention_layernorm.weight"),
         gate_up=packed(["mlp.gate_proj", "mlp.up_proj"], spec.mlp_bias),
         down=packed(["mlp.down_proj"], spec.mlp_bias),
     )

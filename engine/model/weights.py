@@ -46,7 +46,7 @@ class WeightReader:
         if keep_blocks and has_blocks(directory):
             file = _open(directory / BLOCKS_FILE)
             self._blocks = dict.fromkeys(file.keys(), file)
-        self._shapes = dict(_expected_shapes(spec))
+        self._shapes = dict(expected_shapes(spec))
         self._left = set(self._shapes)
         missing = sorted(set(self._shapes) - set(self._files))
         if missing:
@@ -141,7 +141,7 @@ def _open(path: Path) -> Any:
         raise ModelLoadError(f"{path} cannot be read: {error}") from error
 
 
-def _expected_shapes(spec: ModelSpec) -> Iterator[tuple[str, list[int]]]:
+def expected_shapes(spec: ModelSpec) -> Iterator[tuple[str, list[int]]]:
     """Every tensor of the architecture, in Hugging Face's names."""
     size, wide = spec.hidden_size, spec.intermediate_size
     query, key = spec.num_heads * spec.head_size, spec.num_kv_heads * spec.head_size

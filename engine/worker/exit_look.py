@@ -83,8 +83,6 @@ class ExitLook:
     def _read(
         self, scores: Tensor, arrivals: Sequence[Arrival], starts: Sequence[int]
     ) -> list[list[Opinion]]:
-        best = scores.max(-1)
-        columns, confidences = best.indices.tolist(), best.values.exp().tolist()
         size = len(self._token_ids)
         views: list[list[Opinion]] = []
         followers: list[int] = []  # column of the draft that follows each token
@@ -94,8 +92,12 @@ class ExitLook:
                 self._columns.get(ids[count], size) if count < len(ids) else 0
                 for count in _counts(arrival, start)
             ]
+        best = scores.max(-1)
         index = torch.tensor(followers, device=scores.device)[:, None]
-        shares = scores.gather(1, index)[:, 0].tolist()
+        facts = (best.indices, best.values.exp(), scores.gather(1, index)[:, 0])
+        # One read, because a GPU is waited for each time; doubles hold all three as they are.
+        winners, confidences, shares = torch.stack([fact.double() for fact in facts]).tolist()
+        columns = [int(column) for column in winners]
         place = 0
         for arrival, start in zip(arrivals, starts, strict=True):
             view = []

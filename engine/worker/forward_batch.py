@@ -38,10 +38,16 @@ class ForwardBatch:
         slots = [
             self._tables[row][position // size] * size + position % size for row, position in refs
         ]
+        # One tensor, so that a GPU is sent one.
+        places = torch.tensor(
+            [[position for _, position in refs], slots, [row for row, _ in refs]],
+            dtype=torch.int32,
+            device=self._device,
+        )
         return TokenBatch(
-            positions=self.int32([position for _, position in refs]),
-            slots=self.int32(slots),
-            rows=self.int32([row for row, _ in refs]),
+            positions=places[0],
+            slots=places[1],
+            rows=places[2],
             block_tables=self._block_tables,
             block_size=size,
         )

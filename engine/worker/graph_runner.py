@@ -9,6 +9,7 @@ captured is given to it, so that a CPU can test the rest.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -83,10 +84,10 @@ class GraphRunner:
 
     @torch.inference_mode()
     def prepare(self) -> None:
-        """Capture every part for the narrowest tables; wider ones follow when they are needed."""
+        """Capture every part in every size, so that no step has to wait for it."""
         for count in reversed(self._limits.token_counts):  # what the largest needs serves all
-            for index in range(len(self._segments)):
-                self._segment(index, count, self._widths[0])
+            for index, width in product(range(len(self._segments)), self._widths):
+                self._segment(index, count, width)
             self._last(count)
 
     def embed(self, token_ids: Tensor) -> Tensor:

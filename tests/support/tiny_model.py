@@ -154,8 +154,8 @@ class StepDriver:
             decoder.spec,
             self._num_blocks,
             block_size,
-            dtype=torch.float32,
-            device=torch.device("cpu"),
+            dtype=decoder.ops.dtype,
+            device=decoder.ops.device,
         )
         runner = make_runner(cache) if make_runner is not None else None
         self._step = DecodeStep(decoder, cache, block_size, drafter=drafter, runner=runner)  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """Graphs give what calling gives, whatever is padded; replaying is played by calling again."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -126,24 +127,19 @@ def test_every_part_is_captured_once(decoder: Decoder) -> None:
     assert capture.num_replays == 8
 
 
-def test_wider_tables_are_captured_when_they_come(decoder: Decoder) -> None:
-    capture = CallAgain()
-    wide = limits(max_positions=5000)
+def test_every_width_of_tables_has_its_graph(decoder: Decoder) -> None:
+    """Attention launches programs for all blocks of a table: short rows want narrow ones."""
+    wide = limits(max_positions=5000, token_counts=(1,))
     assert wide.widths == [64, 256, 313]
+    capture = CallAgain()
     runner = GraphRunner(decoder, SEGMENTS, new_cache(decoder), wide, capture)
-    runner.run(0, hidden_of(1), batch_of([(0, 0)]))
-    assert capture.num_captures == 1
+    runner.prepare()
+    assert capture.num_captures == 3 * len(SEGMENTS) + 1
     batch = batch_of([(0, 0)])
-    table = torch.nn.functional.pad(batch.block_tables, (0, 100))
-    tall = TokenBatch(
-        positions=batch.positions,
-        slots=batch.slots,
-        rows=batch.rows,
-        block_tables=table,
-        block_size=BLOCK,
-    )
-    runner.run(0, hidden_of(1), tall)
-    assert capture.num_captures == 2
+    narrow = runner.run(0, hidden_of(1), batch)
+    padded = replace(batch, block_tables=torch.nn.functional.pad(batch.block_tables, (0, 100)))
+    assert torch.equal(runner.run(0, hidden_of(1), padded), narrow)
+    assert capture.num_captures == 3 * len(SEGMENTS) + 1
 
 
 @pytest.mark.parametrize("too_many", ["tokens", "rows", "blocks"])

@@ -1,0 +1,126 @@
+"""Generation, ours and transformers', timed from the first token to the last."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from engine.offline import GenerationResult, OfflineEngine
+from engine.request import EarlyExitOptions, GenerationRequest, SamplingParams
+
+Prompt = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timed:
+    """What a run brought, and how fast it decoded."""
+
+    token_ids: tuple[tuple[int, ...], ...]
+    num_timed: int  # tokens after the first step with any
+    duration_s: float  # for those
+    num_drafts: int = 0
+    num_accepted: int = 0
+
+    @property
+    def tokens_per_s(self) -> float:
+        """All prompts together, the prompts' own computing left out."""
+        return self.num_timed / self.duration_s if self.duration_s else 0.0
+
+    @property
+    def acceptance(self) -> float:
+        """Accepted / drafted."""
+        return self.num_accepted / self.num_drafts if self.num_drafts else 0.0
+
+
+def generate(
+    engine: OfflineEngine,
+    prompts: Sequence[Prompt],
+    num_tokens: int,
+    *,
+    early_exit: bool,
+    temperature: float = 0.0,
+    **options: Any,
+) -> Timed:
+    """Our engine on all prompts at once, through the scheduler as the server runs it."""
+    requests = [
+        GenerationRequest(
+            request_id=str(index),
+            prompt_token_ids=prompt,
+            sampling=SamplingParams(
+                temperature=temperature,
+                seed=index,
+                max_tokens=num_tokens,
+                ignore_eos=True,
+                **options,
+            ),
+            early_exit=EarlyExitOptions(enabled=early_exit),
+        )
+        for index, prompt in enumerate(prompts)
+    ]
+    # Timed from where every prompt has its first token: from there on all steps only decode.
+    watch = _Watch(len(prompts))
+    results: list[GenerationResult] = engine.generate(requests, on_tokens=watch.on_tokens)
+    figures = [result.draft_figures for result in results]
+    return Timed(
+        token_ids=tuple(result.token_ids for result in results),
+        num_timed=watch.num_timed,
+        duration_s=watch.duration_s,
+        num_drafts=sum(f.num_draft_tokens for f in figures),
+        num_accepted=sum(f.num_accepted_tokens for f in figures),
+    )
+
+
+class _Watch:
+    """Counts tokens from when as many have come as there are prompts."""
+
+    def __init__(self, num_prompts: int) -> None:
+        self._missing = num_prompts
+        self._started = self._last = 0.0
+        self.num_timed = 0
+
+    @property
+    def duration_s(self) -> float:
+        return self._last - self._started
+
+    def on_tokens(self, num_tokens: int) -> None:
+        self._last = time.perf_counter()
+        if self._missing > 0:
+            self._missing -= num_tokens
+            self._started = self._last
+        else:
+            self.num_timed += num_tokens
+
+
+def generate_with_transformers(
+    model: Any, prompt: Prompt, num_tokens: int, device: torch.device, **options: Any
+) -> Timed:
+    """transformers' `generate`, greedy, one prompt."""
+    from transformers import GenerationConfig
+
+    config = GenerationConfig(
+        max_new_tokens=num_tokens,
+        min_new_tokens=num_tokens,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+        **options,
+    )
+    times: list[float] = []
+
+    def on_token(input_ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        if device.type == "cuda" and len(times) in (0, num_tokens - 1):
+            torch.cuda.synchronize()
+        times.append(time.perf_counter())
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=device)
+
+    ids = torch.tensor([prompt], device=device)
+    output = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        generation_config=config,
+        stopping_criteria=[on_token],
+    )
+    tokens = tuple(output[0, len(prompt) :].tolist())
+    return Timed(token_ids=(tokens,), num_timed=len(times) - 1, duration_s=times[-1] - times[0])

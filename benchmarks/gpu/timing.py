@@ -1,0 +1,53 @@
+"""Seconds of device work: from events on a GPU, from the clock elsewhere."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for what was launched."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(
+    calls: Sequence[Callable[[], object]], device: torch.device, *, repeats: int = 5
+) -> float:
+    """Median time of one call, the calls made in turn (over data that no cache holds all of).
+
+    On a GPU they are captured as one graph, so that launching does not count.
+    """
+    for call in calls:
+        call()
+    synchronize(device)
+    if device.type != "cuda":
+        times = []
+        for _ in range(repeats):
+            started = time.perf_counter()
+            for call in calls:
+                call()
+            times.append(time.perf_counter() - started)
+        return statistics.median(times) / len(calls)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    times = []
+    for _ in range(repeats + 1):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) / 1e3)
+    return statistics.median(times[1:]) / len(calls)
+
+
+def copy_bandwidth(device: torch.device, num_bytes: int) -> float:
+    """Bytes per second of a copy on the device, read and written counted."""
+    source = torch.empty(num_bytes, dtype=torch.uint8, device=device).random_()
+    target = torch.empty_like(source)
+    return 2 * num_bytes / seconds([lambda: target.copy_(source)] * 3, device)

@@ -1,0 +1,85 @@
+"""On a GPU: graphs give the bits of single launches, and early exits change no token."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from cuda_backend import cuda_ops, needs_gpu, needs_kernels
+from tiny_model import StepDriver, load_tiny, sequence_start, write_tiny_llama
+
+from benchmarks.scripted import Agreement, ScriptedDrafter
+from engine.config import CacheConfig, EngineConfig, ModelConfig
+from engine.model.decoder import Decoder
+from engine.model.exact_rows import uneven_counts
+from engine.model.ops.interface import LayerCache
+from engine.worker.cuda_graph import CudaCapture
+from engine.worker.decode_step import split_layers
+from engine.worker.graph_runner import BatchLimits, GraphRunner
+from engine.worker.worker import ModelWorker
+
+pytestmark = [pytest.mark.torch, pytest.mark.gpu, needs_gpu, needs_kernels]
+
+BLOCK = 16
+EXITS = [2, 4]
+PROMPTS = {0: [5, 9, 2], 1: [3], 2: list(range(20, 40))}
+SAMPLING = {
+    "greedy": {},
+    "sampled": {"temperature": 0.8},
+    "processors": {"temperature": 0.7, "repetition_penalty": 1.3, "top_p": 0.9, "top_k": 20},
+}
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_llama(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def decoder(directory: Path) -> Decoder:
+    return load_tiny(directory, cuda_ops(torch.bfloat16))
+
+
+def driver(decoder: Decoder, drafter: ScriptedDrafter | None, *, graphs: bool) -> StepDriver:
+    exits = [] if drafter is None else EXITS
+
+    def make_runner(cache: Sequence[LayerCache]) -> GraphRunner:
+        limits = BatchLimits(
+            max_rows=4,
+            max_positions=1024,
+            block_size=BLOCK,
+            spare_slot=0,  # the driver's first block is no row's
+            token_counts=(1, 2, 4, 8),
+        )
+        segments = split_layers(decoder.spec.num_layers, exits)
+        runner = GraphRunner(decoder, segments, cache, limits, CudaCapture())
+        runner.prepare()
+        return runner
+
+    return StepDriver(decoder, BLOCK, drafter, make_runner=make_runner if graphs else None)
+
+
+@pytest.mark.parametrize("sampling", SAMPLING)
+def test_exits_and_graphs_change_no_token(decoder: Decoder, sampling: str) -> None:
+    starts = [sequence_start(i, p, **SAMPLING[sampling]) for i, p in PROMPTS.items()]
+    plain, _ = driver(decoder, None, graphs=False).generate(starts, 24)
+    assert driver(decoder, None, graphs=True).generate(starts, 24)[0] == plain
+    script = {tuple(prompt): plain[i] for i, prompt in PROMPTS.items()}
+    agreements: tuple[Agreement, ...] = ("always", "sometimes", "never")
+    for agreement in agreements:
+        drafter = ScriptedDrafter(EXITS, script, agreement, decoder.spec.vocab_size)
+        drafted, results = driver(decoder, drafter, graphs=True).generate(starts, 24)
+        assert drafted == plain
+        assert any(result.drafts for result in results)
+
+
+def test_rows_are_exact(decoder: Decoder) -> None:
+    assert uneven_counts(decoder) == []
+
+
+def test_a_worker_loads_and_takes_its_share_of_memory(directory: Path) -> None:
+    model = ModelConfig(directory=directory, device="cuda")
+    worker = ModelWorker(EngineConfig(model=model, cache=CacheConfig(gpu_memory_utilization=0.5)))
+    assert worker.info.backend == "cuda"
+    assert worker.info.dtype == "bfloat16"
+    assert worker.info.num_blocks > 0
