@@ -19,21 +19,15 @@ enum {
 
 /* ---- memory ---- */
 
-static size_t bench_floats(const AttentionJob *job) {
-    int64_t size = job->params->head_size;
-    return size * (CHUNK + job->tile_queries + PANEL) + CHUNK * PANEL * job->value_panels +
-           CHUNK * job->tile_queries;
+static size_t bench_size(const AttentionJob *job) {
+    return job->tile_queries * (CHUNK * sizeof(float) + 2 * job->state_size);
 }
 
 static Bench bench_of(const AttentionJob *job, int thread) {
-    int64_t size = job->params->head_size;
     Bench bench;
-    bench.keys = job->context->own[thread].data;
-    bench.values = bench.keys + size * CHUNK;
-    bench.scores = bench.values + CHUNK * PANEL * job->value_panels;
+    bench.scores = job->context->own[thread].data;
     bench.states = (char *)(bench.scores + CHUNK * job->tile_queries);
     bench.merged = bench.states + job->tile_queries * job->state_size;
-    bench.queries = (float *)(bench.merged + job->tile_queries * job->state_size);
     return bench;
 }
 
@@ -62,7 +56,7 @@ static void merge_states(const AttentionJob *job, char *merged, char *states, in
         float keep = exponential(into->top - top), add = exponential(from->top - top);
         into->top = top;
         into->sum = FMA(into->sum, keep, from->sum * add);
-        for (int64_t j = 0; j < job->value_panels * PANEL; j++)
+        for (int64_t j = 0; j < job->params->head_size; j++)
             into->values[j] = FMA(into->values[j], keep, from->values[j] * add);
     }
 }
@@ -88,7 +82,6 @@ static void attend_whole(void *argument, int64_t item, int thread) {
     int64_t kv_head = item % job->params->kv_heads;
     Tile tile = job->tiles[item / job->params->kv_heads];
     Bench bench = bench_of(job, thread);
-    chunk_lay_out_queries(job, tile, kv_head, &bench);
     clear_states(job, bench.merged, tile.count * job->group);
     for (int64_t part = first_part(job, tile); part <= last_part(job, tile); part++) {
         attend_part(job, tile, kv_head, part, &bench, bench.states);
@@ -109,7 +102,6 @@ static void attend_partially(void *argument, int64_t item, int thread) {
     int64_t part = first_part(job, tile) + item % job->max_parts;
     if (part > last_part(job, tile)) return;
     Bench bench = bench_of(job, thread);
-    chunk_lay_out_queries(job, tile, kv_head, &bench);
     attend_part(job, tile, kv_head, part, &bench, partial_at(job, tile_and_head, item % job->max_parts));
 }
 
@@ -166,10 +158,9 @@ static int run(AttentionJob *job) {
     Context *context = job->context;
     Pool *pool = context->pool;
     int64_t tokens = job->batch->tokens, width = (int64_t)job->params->heads * job->params->head_size;
-    size_t own = bench_floats(job) * sizeof(float) + 2 * job->tile_queries * job->state_size;
     size_t queries = tokens * width * sizeof(float);
     char *shared = scratch_reserve(&context->shared, queries + tokens * sizeof(Tile));
-    if (shared == NULL || context_reserve_own(context, own) != OK) return OUT_OF_MEMORY;
+    if (shared == NULL || context_reserve_own(context, bench_size(job)) != OK) return OUT_OF_MEMORY;
     job->queries = (float *)shared;
     job->tiles = (Tile *)(shared + queries);
     cut_tiles(job);
@@ -189,11 +180,10 @@ static int run(AttentionJob *job) {
 int attention_forward(Context *context, const AttentionParams *params, const TokenBatch *batch,
                       const LayerCache *cache, const float *qkv, float *out) {
     int64_t group = params->heads / params->kv_heads;
-    int64_t value_panels = (params->head_size + PANEL - 1) / PANEL;
+    int64_t values = (params->head_size + 15) / 16 * 16;
     AttentionJob job = {.params = params, .batch = batch, .cache = cache, .qkv = qkv, .out = out, .context = context,
                .group = group, .tile_queries = most(TILE_QUERIES / group, 1) * group,
-               .value_panels = value_panels,
-               .state_size = sizeof(State) + value_panels * PANEL * sizeof(float)};
+               .state_size = sizeof(State) + values * sizeof(float)};
     if (!is_in_range(&job)) return BAD_INDEX;
     context_enter(context);
     int status = run(&job);

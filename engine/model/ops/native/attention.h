@@ -5,7 +5,7 @@
 #include <stdint.h>
 
 #include "context.h"
-#include "panel.h"
+#include "vector.h"
 
 typedef struct {
     const float *cos; /* [max_positions, head_size / 2] */
@@ -51,7 +51,6 @@ void rotary_place_token(const AttentionParams *params, const TokenBatch *batch, 
 
 enum {
     CHUNK = 64, /* positions of one softmax update */
-    CHUNK_PANELS = CHUNK / PANEL,
 };
 
 /* Tokens [first, first + count) of the call, all of one row, in ascending positions. */
@@ -64,8 +63,8 @@ typedef struct {
 typedef struct {
     float top;
     float sum;
-    float padding[PANEL - 2];
-    float values[]; /* head_size, in whole panels */
+    float padding[14];
+    float values[]; /* head_size, in whole cache lines */
 } State;
 
 typedef struct {
@@ -82,18 +81,14 @@ typedef struct {
     int64_t max_parts;
     int64_t group;        /* query heads per key head */
     int64_t tile_queries; /* most queries of a tile and key head */
-    int64_t value_panels;
     size_t state_size;
 } AttentionJob;
 
 /* A thread's own memory. */
 typedef struct {
-    float *queries; /* [head_size, rows] by bundles of at most MAX_ROWS queries */
-    float *keys;    /* CHUNK_PANELS panels [head_size, PANEL] */
-    float *values;  /* value_panels panels [CHUNK, PANEL] */
-    float *scores;  /* [CHUNK_PANELS][tile_queries][PANEL] */
-    char *states;   /* of the part at hand */
-    char *merged;   /* of all parts so far */
+    float *scores; /* [tile_queries, CHUNK] */
+    char *states;  /* of the part at hand */
+    char *merged;  /* of all parts so far */
 } Bench;
 
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -117,9 +112,6 @@ static inline int64_t tile_last(const AttentionJob *job, Tile tile) {
 
 /* e^x, the same as in every lane of vec_exp. */
 static inline float exponential(float x) { return vec_exp(vec_set(x))[0]; }
-
-/* Interleave a tile's queries of one key head, as chunk_attend wants them. */
-void chunk_lay_out_queries(const AttentionJob *job, Tile tile, int64_t kv_head, Bench *bench);
 
 /* Let a tile's queries of one key head attend to chunk number `chunk` (from position chunk * CHUNK), as far as each
    of them sees it, and bring their states up to date. */

@@ -1,39 +1,11 @@
-/* One chunk of a context: keys and values laid out as panels, scores, weights, and the running softmax. */
+/* One chunk of a context: scores from the keys where they lie, weights, and the running softmax over the values. */
 #include <math.h>
-#include <string.h>
 
 #include "attention.h"
 
-enum { AHEAD = 64 }; /* positions that are asked for before their turn */
+enum { QUERIES_AT_ONCE = 4 }; /* that share the values they read */
 
-/* ---- laying out a chunk ---- */
-
-/* Turn PANEL keys into columns: panel[d][j] = keys[offsets[j] + d]. */
-static void lay_out_keys(const float *keys, const int64_t *offsets, int64_t size, float *panel) {
-    int64_t whole = size / VEC_LANES * VEC_LANES;
-    for (int j = 0; j < PANEL; j += VEC_LANES)
-        for (int64_t d = 0; d < whole; d += VEC_LANES) {
-            vec square[VEC_LANES];
-            for (int i = 0; i < VEC_LANES; i++) square[i] = vec_load(keys + offsets[j + i] + d);
-            vec_transpose(square);
-            for (int i = 0; i < VEC_LANES; i++) vec_store(panel + (d + i) * PANEL + j, square[i]);
-        }
-    for (int64_t d = whole; d < size; d++)
-        for (int j = 0; j < PANEL; j++) panel[d * PANEL + j] = keys[offsets[j] + d];
-}
-
-/* Copy one position's value into its line of every value panel, padded with zeros. */
-static void lay_out_value(const AttentionJob *job, const float *value, float *line) {
-    int64_t size = job->params->head_size;
-    for (int64_t d = 0; d < size; d += PANEL, line += CHUNK * PANEL) {
-        if (size - d >= PANEL) {
-            memcpy(line, value + d, PANEL * sizeof(float));
-        } else {
-            memset(line, 0, PANEL * sizeof(float));
-            memcpy(line, value + d, (size - d) * sizeof(float));
-        }
-    }
-}
+/* ---- keys and values in the cache ---- */
 
 /* Where the keys and values of positions [begin, begin + count) of a row lie in the cache. Positions outside
    [start, last] stand for the nearest one inside: nothing else is ever read. */
@@ -51,7 +23,11 @@ static void locate(const AttentionJob *job, Tile tile, int64_t kv_head, int64_t 
 }
 
 /* Ask for the keys and values of the next chunk: blocks lie anywhere, so the machine cannot guess where. */
-static void fetch(const AttentionJob *job, const int64_t *offsets, int count) {
+static void fetch(const AttentionJob *job, Tile tile, int64_t kv_head, int64_t begin) {
+    int64_t offsets[CHUNK];
+    int count = (int)least(CHUNK, tile_last(job, tile) + 1 - begin);
+    if (count <= 0) return;
+    locate(job, tile, kv_head, begin, count, offsets);
     for (int i = 0; i < count; i++)
         for (int64_t d = 0; d < job->params->head_size; d += 16) {
             __builtin_prefetch(job->cache->keys + offsets[i] + d);
@@ -59,36 +35,57 @@ static void fetch(const AttentionJob *job, const int64_t *offsets, int count) {
         }
 }
 
-/* Lay out the chunk's keys and values as far as the tile sees them. Returns the number of key panels in use. */
-static int lay_out_chunk(const AttentionJob *job, Tile tile, int64_t kv_head, int64_t chunk, Bench *bench) {
-    int64_t size = job->params->head_size, last = tile_last(job, tile), begin = chunk * CHUNK;
-    int64_t offsets[CHUNK + PANEL];
-    int panels = (int)((least(CHUNK, last + 1 - begin) + PANEL - 1) / PANEL);
-    locate(job, tile, kv_head, begin, panels * PANEL, offsets);
-    for (int panel = 0; panel < panels; panel++) {
-        int64_t next[PANEL];
-        locate(job, tile, kv_head, begin + panel * PANEL + AHEAD, PANEL, next);
-        fetch(job, next, PANEL);
-        lay_out_keys(job->cache->keys, offsets + panel * PANEL, size, bench->keys + panel * PANEL * size);
-        for (int j = panel * PANEL; j < (panel + 1) * PANEL; j++)
-            lay_out_value(job, job->cache->values + offsets[j], bench->values + j * PANEL);
-    }
-    return panels;
+static const float *query_at(const AttentionJob *job, Tile tile, int64_t kv_head, int64_t query) {
+    int64_t size = job->params->head_size, head = kv_head * job->group + query % job->group;
+    return job->queries + ((tile.first + query / job->group) * job->params->heads + head) * size;
 }
 
-/* Interleave the tile's queries of one key head by bundles, as panel_product wants them. */
-void chunk_lay_out_queries(const AttentionJob *job, Tile tile, int64_t kv_head, Bench *bench) {
-    int64_t size = job->params->head_size, width = job->params->heads * size, count = tile.count * job->group;
-    for (int64_t query = 0; query < count; query++) {
-        int64_t bundle = query / MAX_ROWS * MAX_ROWS, rows = least(MAX_ROWS, count - bundle);
-        int64_t token = tile.first + query / job->group, head = kv_head * job->group + query % job->group;
-        const float *from = job->queries + token * width + head * size;
-        float *to = bench->queries + bundle * size + query - bundle;
-        for (int64_t d = 0; d < size; d++) to[d * rows] = from[d];
+/* ---- scores ---- */
+
+/* scores[q][i] = queries[q] . key i, for VEC_LANES / count keys. A product is summed lane by lane, then over the
+   lanes in one order, then over what is left of the head: alike however many are computed side by side. */
+INLINE void score(const int count, const float *const *queries, const float *keys, const int64_t *offsets,
+                  int64_t size, float *const *scores) {
+    const int num_keys = VEC_LANES / count;
+    vec sums[VEC_LANES] = {0};
+    int64_t d = 0;
+    for (; d + VEC_LANES <= size; d += VEC_LANES) {
+        vec query[2];
+#pragma GCC unroll 2
+        for (int q = 0; q < count; q++) query[q] = vec_load(queries[q] + d);
+#pragma GCC unroll 16
+        for (int i = 0; i < num_keys; i++) {
+            vec key = vec_kept(vec_load(keys + offsets[i] + d));
+#pragma GCC unroll 2
+            for (int q = 0; q < count; q++) sums[q * num_keys + i] += query[q] * key;
+        }
+    }
+    vec products = vec_sums(sums);
+    for (int q = 0; q < count; q++)
+        for (int i = 0; i < num_keys; i++) {
+            float product = products[q * num_keys + i];
+            for (int64_t rest = d; rest < size; rest++)
+                product = FMA(queries[q][rest], keys[offsets[i] + rest], product);
+            scores[q][i] = product;
+        }
+}
+
+static void score_pair(const AttentionJob *job, const float *const *queries, const int64_t *offsets, int count,
+                       float *scores) {
+    for (int i = 0; i < count; i += VEC_LANES / 2) {
+        float *at[2] = {scores + i, scores + CHUNK + i};
+        score(2, queries, job->cache->keys, offsets + i, job->params->head_size, at);
     }
 }
 
-/* ---- one chunk ---- */
+static void score_one(const AttentionJob *job, const float *query, const int64_t *offsets, int count, float *scores) {
+    for (int i = 0; i < count; i += VEC_LANES) {
+        float *at[1] = {scores + i};
+        score(1, &query, job->cache->keys, offsets + i, job->params->head_size, at);
+    }
+}
+
+/* ---- softmax ---- */
 
 static ivec lanes_between(int64_t begin, int64_t low, int64_t high) {
     ivec lane;
@@ -98,20 +95,18 @@ static ivec lanes_between(int64_t begin, int64_t low, int64_t high) {
 
 /* Turn one query's scores of a chunk into weights e^(score - top), zero outside offsets [low, high], and bring the
    state's top and sum up to date. Returns the factor for what the state has summed before. */
-static float update_softmax(State *state, float *scores, int64_t stride, int panels, int64_t low, int64_t high) {
+static float update_softmax(State *state, float *scores, int count, int64_t low, int64_t high) {
     vec tops = vec_set(-INFINITY), sums = {0};
-    for (int offset = 0; offset < panels * PANEL; offset += VEC_LANES) {
-        float *at = scores + offset / PANEL * stride + offset % PANEL;
-        vec score = vec_select(lanes_between(offset, low, high), vec_load(at), vec_set(-INFINITY));
-        vec_store(at, score);
-        tops = vec_max(score, tops);
+    for (int at = 0; at < count; at += VEC_LANES) {
+        vec value = vec_select(lanes_between(at, low, high), vec_load(scores + at), vec_set(-INFINITY));
+        vec_store(scores + at, value);
+        tops = vec_max(value, tops);
     }
     float top = vec_top(tops);
     if (state->top > top) top = state->top;
-    for (int offset = 0; offset < panels * PANEL; offset += VEC_LANES) {
-        float *at = scores + offset / PANEL * stride + offset % PANEL;
-        vec weight = vec_exp(vec_load(at) - top);
-        vec_store(at, weight);
+    for (int at = 0; at < count; at += VEC_LANES) {
+        vec weight = vec_exp(vec_load(scores + at) - top);
+        vec_store(scores + at, weight);
         sums += weight;
     }
     float factor = exponential(state->top - top);
@@ -120,48 +115,96 @@ static float update_softmax(State *state, float *scores, int64_t stride, int pan
     return factor;
 }
 
-/* Add the weighted values of offsets [low, high] to the states of up to MAX_ROWS queries of one token. */
-static void add_values(const AttentionJob *job, const Bench *bench, int64_t query, int rows, const float *factors,
-                       int64_t low, int64_t high, char *states) {
-    _Alignas(64) float weights[CHUNK * MAX_ROWS], product[MAX_ROWS * PANEL];
-    int64_t stride = job->tile_queries * PANEL;
-    for (int r = 0; r < rows; r++) {
-        const float *scores = bench->scores + (query + r) * PANEL;
-        for (int64_t offset = low; offset <= high; offset++)
-            weights[offset * rows + r] = scores[offset / PANEL * stride + offset % PANEL];
-    }
-    for (int64_t panel = 0; panel < job->value_panels; panel++) {
-        const float *values = bench->values + (panel * CHUNK + low) * PANEL;
-        panel_product(FLOAT32, rows, high - low + 1, weights + low * rows, values, product);
-        for (int r = 0; r < rows; r++) {
-            float *sums = state_at(job, states, query + r)->values + panel * PANEL;
-            for (int j = 0; j < PANEL; j += VEC_LANES)
-                vec_store(sums + j, vec_load(sums + j) * factors[r] + vec_load(product + r * PANEL + j));
+/* ---- values ---- */
+
+/* What add_values knows: the weights of a few queries of one token over offsets [low, high] of a chunk. */
+typedef struct {
+    const float *values; /* the cache's */
+    const int64_t *offsets;
+    const float *weights; /* [queries, CHUNK] */
+    const float *factors; /* for what the states have summed before */
+    int64_t low;
+    int64_t high;
+} Weighing;
+
+/* sums[q] = sums[q] * factor + weighted values, for elements [d, d + width vectors) of the head. */
+INLINE void add_span(const int queries, const int width, const Weighing *job, int64_t d, float *const *sums) {
+    vec added[QUERIES_AT_ONCE][4] = {0};
+    for (int64_t i = job->low; i <= job->high; i++) {
+        const float *value = job->values + job->offsets[i] + d;
+#pragma GCC unroll 4
+        for (int v = 0; v < width; v++) {
+            vec part = vec_kept(vec_load(value + v * VEC_LANES));
+#pragma GCC unroll 4
+            for (int q = 0; q < queries; q++) added[q][v] += job->weights[q * CHUNK + i] * part;
         }
     }
+#pragma GCC unroll 4
+    for (int q = 0; q < queries; q++)
+#pragma GCC unroll 4
+        for (int v = 0; v < width; v++) {
+            float *at = sums[q] + d + v * VEC_LANES;
+            vec_store(at, vec_load(at) * job->factors[q] + added[q][v]);
+        }
+}
+
+static void add_element(int queries, const Weighing *job, int64_t d, float *const *sums) {
+    for (int q = 0; q < queries; q++) {
+        float added = 0;
+        for (int64_t i = job->low; i <= job->high; i++)
+            added = FMA(job->weights[q * CHUNK + i], job->values[job->offsets[i] + d], added);
+        sums[q][d] = FMA(sums[q][d], job->factors[q], added);
+    }
+}
+
+INLINE void add_values(const int queries, const Weighing *job, int64_t size, float *const *sums) {
+    const int width = queries < QUERIES_AT_ONCE ? 4 : 2; /* as many sums as there are registers */
+    int64_t d = 0;
+    for (; d + width * VEC_LANES <= size; d += width * VEC_LANES) add_span(queries, width, job, d, sums);
+    for (; d + VEC_LANES <= size; d += VEC_LANES) add_span(queries, 1, job, d, sums);
+    for (; d < size; d++) add_element(queries, job, d, sums);
+}
+
+static void add_values_of(int queries, const Weighing *job, int64_t size, float *const *sums) {
+    switch (queries) {
+        case 1: add_values(1, job, size, sums); return;
+        case 2: add_values(2, job, size, sums); return;
+        case 3: add_values(3, job, size, sums); return;
+        default: add_values(4, job, size, sums);
+    }
+}
+
+/* ---- one chunk ---- */
+
+static void score_all(const AttentionJob *job, Tile tile, int64_t kv_head, const int64_t *offsets, int count,
+                      float *scores) {
+    int64_t queries = tile.count * job->group, q = 0;
+    for (; q + 2 <= queries; q += 2) {
+        const float *pair[2] = {query_at(job, tile, kv_head, q), query_at(job, tile, kv_head, q + 1)};
+        score_pair(job, pair, offsets, count, scores + q * CHUNK);
+    }
+    if (q < queries) score_one(job, query_at(job, tile, kv_head, q), offsets, count, scores + q * CHUNK);
 }
 
 void chunk_attend(const AttentionJob *job, Tile tile, int64_t kv_head, int64_t chunk, Bench *bench, char *states) {
-    int64_t size = job->params->head_size, count = tile.count * job->group, begin = chunk * CHUNK;
-    int64_t stride = job->tile_queries * PANEL;
-    int panels = lay_out_chunk(job, tile, kv_head, chunk, bench);
-    for (int panel = 0; panel < panels; panel++)
-        for (int64_t query = 0; query < count; query += MAX_ROWS)
-            panel_product(FLOAT32, (int)least(MAX_ROWS, count - query), size, bench->queries + query * size,
-                          bench->keys + panel * PANEL * size, bench->scores + panel * stride + query * PANEL);
-    for (int64_t query = 0; query < count;) {
+    int64_t begin = chunk * CHUNK, offsets[CHUNK];
+    int count = (int)(least(CHUNK, tile_last(job, tile) + 1 - begin) + VEC_LANES - 1) / VEC_LANES * VEC_LANES;
+    fetch(job, tile, kv_head, begin + CHUNK);
+    locate(job, tile, kv_head, begin, count, offsets);
+    score_all(job, tile, kv_head, offsets, count, bench->scores);
+    for (int64_t query = 0, queries; query < tile.count * job->group; query += queries) {
         int64_t token = tile.first + query / job->group;
-        int64_t low = most(first_seen(job, token) - begin, 0);
-        int64_t high = least(job->batch->positions[token] - begin, CHUNK - 1);
-        int rows = (int)least(MAX_ROWS, job->group - query % job->group);
-        float factors[MAX_ROWS];
-        if (low <= high) {
-            for (int r = 0; r < rows; r++)
-                factors[r] = update_softmax(state_at(job, states, query + r), bench->scores + (query + r) * PANEL,
-                                            stride, panels, low, high);
-            add_values(job, bench, query, rows, factors, low, high, states);
+        queries = least(QUERIES_AT_ONCE, job->group - query % job->group);
+        float factors[QUERIES_AT_ONCE], *sums[QUERIES_AT_ONCE], *scores = bench->scores + query * CHUNK;
+        Weighing weighing = {.values = job->cache->values, .offsets = offsets, .weights = scores, .factors = factors,
+                             .low = most(first_seen(job, token) - begin, 0),
+                             .high = least(job->batch->positions[token] - begin, CHUNK - 1)};
+        if (weighing.low > weighing.high) continue;
+        for (int q = 0; q < queries; q++) {
+            State *state = state_at(job, states, query + q);
+            factors[q] = update_softmax(state, scores + q * CHUNK, count, weighing.low, weighing.high);
+            sums[q] = state->values;
         }
-        query += rows;
+        add_values_of((int)queries, &weighing, job->params->head_size, sums);
     }
 }
-

@@ -2,6 +2,7 @@
 
    A weight [out, in] is kept as ceil(out / PANEL) panels in one of panel.h's formats, the last one padded with zeros: a
    token's pass reads it once, in order. Threads share the panels out among themselves; no sum is ever split. */
+#include <stdbool.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -12,7 +13,8 @@
 enum {
     ITEMS_PER_THREAD = 8,       /* fine enough that no thread waits long for the last one */
     ITEM_BYTES = 384 * 1024,    /* weights of one item stay in a core's second-level cache */
-    EXPAND_TILES = 4,           /* from so many tiles on, a panel is expanded once */
+    STRETCH = 128,              /* of k: what several tiles read of a panel at a time, from the first-level cache */
+    TILES_AT_ONCE = 96 / MAX_ROWS, /* tiles that share a stretch */
     SERIAL_PACK_VALUES = 32768, /* fewer activations than this are packed by the calling thread */
 };
 
@@ -84,16 +86,10 @@ typedef struct {
     int64_t panels;     /* columns of the result, in panels */
     int64_t item_panels;
     int64_t up_panel;   /* gate and up: panels between the two; 0 for a plain product */
-    const Scratch *own; /* each thread's room for two expanded panels; NULL: panels are read as they are */
     float eps;
 } Job;
 
-/* A panel as the product reads it. */
-typedef struct {
-    const void *data;
-    Format format;
-} View;
-
+/* Tokens [first, first + rows). */
 typedef struct {
     int64_t first;
     int rows;
@@ -156,54 +152,97 @@ static void store_gated(const Job *job, int64_t panel, Tile tile, const float *g
         }
 }
 
-static void multiply_panel(const Job *job, int64_t panel, Tile tile, View view, View up_view) {
-    _Alignas(64) float product[MAX_ROWS * PANEL], up[MAX_ROWS * PANEL];
-    int64_t in = job->weight->in_features;
-    const float *x = job->packed + tile.first * in;
-    panel_product(view.format, tile.rows, in, x, view.data, product);
-    add_bias(job, panel, tile.rows, product);
-    if (job->up_panel == 0) {
-        store(job, panel, tile, product);
-        return;
-    }
-    panel_product(up_view.format, tile.rows, in, x, up_view.data, up);
-    add_bias(job, panel + job->up_panel, tile.rows, up);
-    store_gated(job, panel, tile, product, up);
+/* Whether weights are turned into floats before they are multiplied: once for all the tiles. */
+static bool is_expanded(const Job *job) {
+    Format format = job->weight->format;
+    return format != FLOAT32 && (job->tokens > MAX_ROWS || (format >= INT8 && job->tokens > MAX_CODE_ROWS));
 }
 
-/* The panel itself, or where many tiles read it, its expansion in one of the thread's two places. */
-static View view_panel(const Job *job, int64_t panel, int place, int thread) {
-    const Linear *weight = job->weight;
-    const char *data = weight->panels + panel * weight->panel_bytes;
-    if (job->own == NULL) return (View){.data = data, .format = weight->format};
-    float *expanded = (float *)job->own[thread].data + place * weight->in_features * PANEL;
-    panel_expand(weight->format, weight->in_features, data, expanded);
-    return (View){.data = expanded, .format = FLOAT32};
+/* sums[r][j] = one panel's product with every row of tiles [first, end), a stretch of k after the other. */
+static void multiply_tiles(const Job *job, const char *panel, int64_t first, int64_t end, float *sums) {
+    _Alignas(64) float expanded[STRETCH * PANEL];
+    int64_t in = job->weight->in_features, base = tile_at(job, first).first;
+    Format format = job->weight->format;
+    for (int64_t k = 0; k < in; k += STRETCH) {
+        int64_t depth = in - k < STRETCH ? in - k : STRETCH;
+        const char *weights = panel + panel_bytes(format, k);
+        if (is_expanded(job)) {
+            panel_expand(format, depth, weights, expanded);
+            weights = (const char *)expanded;
+        }
+        for (int64_t t = first; t < end; t++) {
+            Tile tile = tile_at(job, t);
+            const float *x = job->packed + tile.first * in + k * tile.rows;
+            panel_product(is_expanded(job) ? FLOAT32 : format, tile.rows, depth, x, &weights,
+                          sums + (tile.first - base) * PANEL);
+        }
+    }
+}
+
+/* sums[p][r][j] for `count` panels and the only tile, as many panels at once as it is good for. */
+static void multiply_panels(const Job *job, const char *const *panels, int count, float *sums) {
+    int rows = (int)job->tokens;
+    Format format = job->weight->format;
+    for (int p = 0; p < count; p += PANELS_AT_ONCE(format, rows))
+        panel_product(format, rows, job->weight->in_features, job->packed, panels + p, sums + p * rows * PANEL);
+}
+
+/* Columns of the result, in panels, that are computed together. */
+static int columns_at_once(const Job *job) {
+    if (num_tiles(job) > 1 || is_expanded(job)) return 1;
+    return job->up_panel ? MAX_PANELS / 2 : MAX_PANELS;
+}
+
+static void finish(const Job *job, int64_t column, Tile tile, float *sums) {
+    add_bias(job, column, tile.rows, sums);
+    if (job->up_panel == 0) {
+        store(job, column, tile, sums);
+        return;
+    }
+    float *up = sums + tile.rows * PANEL;
+    add_bias(job, column + job->up_panel, tile.rows, up);
+    store_gated(job, column, tile, sums, up);
+}
+
+/* A few columns of the result, for all tokens. A column is a panel, or one of gate and one of up. */
+static void multiply_columns(const Job *job, int64_t column, int count) {
+    _Alignas(64) float sums[2 * TILES_AT_ONCE * MAX_ROWS * PANEL]; /* or MAX_PANELS of one tile, which are fewer */
+    const char *panels[MAX_PANELS];
+    int per_column = job->up_panel ? 2 : 1;
+    for (int p = 0; p < MAX_PANELS; p++) { /* some may be multiplied for nothing, behind the last column */
+        int64_t at = column + (p / per_column < count ? p / per_column : count - 1);
+        panels[p] = job->weight->panels + (at + p % per_column * job->up_panel) * job->weight->panel_bytes;
+    }
+    for (int64_t first = 0, end; first < num_tiles(job); first = end) {
+        end = first + TILES_AT_ONCE < num_tiles(job) ? first + TILES_AT_ONCE : num_tiles(job);
+        Tile last = tile_at(job, end - 1), all = {.first = tile_at(job, first).first};
+        all.rows = (int)(last.first + last.rows - all.first);
+        memset(sums, 0, (columns_at_once(job) > 1 ? MAX_PANELS : per_column) * all.rows * PANEL * sizeof(float));
+        if (columns_at_once(job) > 1) {
+            multiply_panels(job, panels, count * per_column, sums);
+        } else {
+            for (int p = 0; p < per_column; p++)
+                multiply_tiles(job, panels[p], first, end, sums + p * all.rows * PANEL);
+        }
+        for (int i = 0; i < count; i++) finish(job, column + i, all, sums + i * per_column * all.rows * PANEL);
+    }
 }
 
 static void multiply_item(void *argument, int64_t item, int thread) {
+    (void)thread;
     const Job *job = argument;
     int64_t first = item * job->item_panels, end = first + job->item_panels;
     if (end > job->panels) end = job->panels;
-    for (int64_t panel = first; panel < end; panel++) {
-        View view = view_panel(job, panel, 0, thread), up = {0};
-        if (job->up_panel) up = view_panel(job, panel + job->up_panel, 1, thread);
-        for (int64_t t = 0; t < num_tiles(job); t++) multiply_panel(job, panel, tile_at(job, t), view, up);
-    }
+    int step = columns_at_once(job);
+    for (int64_t column = first; column < end; column += step)
+        multiply_columns(job, column, end - column < step ? (int)(end - column) : step);
 }
 
 static int64_t panels_per_item(const Job *job, int threads) {
-    int64_t even = job->panels / (threads * ITEMS_PER_THREAD);
+    int64_t even = job->panels / (threads * ITEMS_PER_THREAD), step = columns_at_once(job);
     int64_t cached = ITEM_BYTES / job->weight->panel_bytes;
-    int64_t panels = even < cached ? even : cached;
-    return panels > 1 ? panels : 1;
-}
-
-/* Expanding a panel once is cheaper than decoding it for every tile. */
-static int prepare_expansion(Context *context, Job *job) {
-    if (job->weight->format == FLOAT32 || num_tiles(job) < EXPAND_TILES) return OK;
-    job->own = context->own;
-    return context_reserve_own(context, 2 * job->weight->in_features * PANEL * sizeof(float));
+    int64_t panels = (even < cached ? even : cached) / step * step;
+    return panels > step ? panels : step;
 }
 
 static int run(Context *context, Job *job) {
@@ -211,7 +250,7 @@ static int run(Context *context, Job *job) {
     Pool *pool = context->pool;
     int64_t values = job->tokens * job->weight->in_features;
     job->packed = scratch_reserve(&context->shared, values * sizeof(float));
-    if (job->packed == NULL || prepare_expansion(context, job) != OK) return OUT_OF_MEMORY;
+    if (job->packed == NULL) return OUT_OF_MEMORY;
     if (values < SERIAL_PACK_VALUES)
         for (int64_t t = 0; t < num_tiles(job); t++) pack_tile(job, t, 0);
     else

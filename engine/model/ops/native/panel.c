@@ -12,12 +12,17 @@
 
 typedef uint32_t uvec __attribute__((vector_size(VEC_BYTES)));
 typedef uint32_t loose_uvec __attribute__((vector_size(VEC_BYTES), aligned(4), may_alias));
+typedef char bytes __attribute__((vector_size(VEC_BYTES)));
+typedef int16_t signed_half_vec __attribute__((vector_size(VEC_BYTES / 2), aligned(2), may_alias));
 typedef uint16_t half_vec __attribute__((vector_size(VEC_BYTES / 2), aligned(2), may_alias));
 
 /* ---- one value ---- */
 
 /* Exact, zero and subnormal numbers included: the bits of a half shifted into a float are 2^-112 of its value. */
 INLINE vec vec_from_halves(const void *p) {
+#if VEC_LANES == 8 && defined(__F16C__)
+    return __builtin_ia32_vcvtph2ps256(*(const signed_half_vec *)p);
+#endif
     uvec half = __builtin_convertvector(*(const half_vec *)p, uvec);
     uvec magnitude = (half & 0x7fff) << 13, sign = (half & 0x8000) << 16;
     vec value = (vec)magnitude * 0x1p112f;
@@ -142,15 +147,26 @@ INLINE const char *read_shared(const Format format, const char *at, Shared *shar
     return at + (format == INT4 ? 2 : 1) * HALVES_BYTES;
 }
 
+/* Byte i of every word. */
+INLINE ivec byte_of(uvec word, const int i) {
+#if VEC_LANES == 8 && defined(__AVX2__)
+    bytes place; /* of each byte; one with its top bit set gives zero */
+    for (int lane = 0; lane < VEC_BYTES; lane++) place[lane] = lane % 4 ? -1 : lane % 16 + i;
+    return (ivec)__builtin_ia32_pshufb256((bytes)word, place);
+#else
+    return (ivec)(word >> (8 * i) & 255);
+#endif
+}
+
 /* Weights of k + i, 0 <= i < span, from one word of every column. */
 INLINE vec weight_of(const Format format, uvec word, const int i, vec scale, vec minimum) {
-    const int bits = format == INT4 ? 4 : 8;
+    const uint32_t low_halves = 0x0f0f0f0f;
     switch (format) {
         case BFLOAT16: return (vec)(i == 0 ? word << 16 : word & 0xffff0000u);
-        case INT8:
+        case INT8: return __builtin_convertvector(byte_of(word, i), vec) * scale + minimum;
         case INT4: {
-            ivec code = (ivec)(word >> (bits * i) & ((1u << bits) - 1));
-            return __builtin_convertvector(code, vec) * scale + minimum;
+            uvec codes = i % 2 ? word >> 4 & low_halves : word & low_halves;
+            return __builtin_convertvector(byte_of(codes, i / 2), vec) * scale + minimum;
         }
         default: return (vec)word;
     }
@@ -161,33 +177,54 @@ INLINE int span_of(const Format format) {
     return format == INT4 ? 8 : format == INT8 ? 4 : format == BFLOAT16 ? 2 : 1;
 }
 
-INLINE void product(const Format format, const int rows, int64_t depth, const float *x, const char *at, float *out) {
+INLINE void product(const Format format, const int panels, const int rows, int64_t depth, const float *x,
+                    const char *const *starts, float *out) {
     const int span = span_of(format);
     const int64_t length = format >= INT8 ? BLOCK : span; /* of k between two looks at what a block shares */
-    vec sum[MAX_ROWS][PANEL_VECS] = {0};
-    Shared shared = {0};
-    for (int64_t begin = 0; begin < depth; begin += length) {
-        if (format >= INT8) at = read_shared(format, at, &shared);
-        for (int64_t k = 0; k < length; k += span, at += WORD_BYTES) {
-            const loose_uvec *words = (const loose_uvec *)at;
-            __builtin_prefetch(at + BYTES_AHEAD);
-#pragma GCC unroll 8
-            for (int i = 0; i < span; i++, x += rows) {
-                vec weights[PANEL_VECS];
+    vec sum[MAX_PANELS][MAX_ROWS][PANEL_VECS];
+    Shared shared[MAX_PANELS] = {0};
+    const char *at[MAX_PANELS];
 #pragma GCC unroll 4
-                for (int v = 0; v < PANEL_VECS; v++)
-                    weights[v] = weight_of(format, words[v], i, shared.scale[v], shared.minimum[v]);
+    for (int p = 0; p < panels; p++) {
+        at[p] = starts[p];
 #pragma GCC unroll 24
-                for (int r = 0; r < rows; r++)
+        for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
-                    for (int v = 0; v < PANEL_VECS; v++) sum[r][v] += x[r] * weights[v];
+            for (int v = 0; v < PANEL_VECS; v++) sum[p][r][v] = ((const vec *)(out + (p * rows + r) * PANEL))[v];
+    }
+    for (int64_t begin = 0; begin < depth; begin += length) {
+        if (format >= INT8)
+#pragma GCC unroll 4
+            for (int p = 0; p < panels; p++) at[p] = read_shared(format, at[p], &shared[p]);
+        for (int64_t k = 0; k < length; k += span) {
+            uvec words[MAX_PANELS][PANEL_VECS];
+#pragma GCC unroll 4
+            for (int p = 0; p < panels; p++, at[p - 1] += WORD_BYTES) {
+                __builtin_prefetch(at[p] + BYTES_AHEAD);
+#pragma GCC unroll 4
+                for (int v = 0; v < PANEL_VECS; v++) words[p][v] = ((const loose_uvec *)at[p])[v];
             }
+#pragma GCC unroll 8
+            for (int i = 0; i < span; i++, x += rows)
+#pragma GCC unroll 4
+                for (int p = 0; p < panels; p++) {
+                    vec weights[PANEL_VECS];
+#pragma GCC unroll 4
+                    for (int v = 0; v < PANEL_VECS; v++)
+                        weights[v] = vec_kept(weight_of(format, words[p][v], i, shared[p].scale[v], shared[p].minimum[v]));
+#pragma GCC unroll 24
+                    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+                        for (int v = 0; v < PANEL_VECS; v++) sum[p][r][v] += x[r] * weights[v];
+                }
         }
     }
-#pragma GCC unroll 24
-    for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
-        for (int v = 0; v < PANEL_VECS; v++) ((vec *)(out + r * PANEL))[v] = sum[r][v];
+    for (int p = 0; p < panels; p++)
+#pragma GCC unroll 24
+        for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < PANEL_VECS; v++) ((vec *)(out + (p * rows + r) * PANEL))[v] = sum[p][r][v];
 }
 
 INLINE void expand(const Format format, int64_t depth, const char *at, float *out) {
@@ -221,8 +258,8 @@ void panel_expand(Format format, int64_t depth, const void *panel, float *expand
 /* ---- one function per format and number of rows ---- */
 
 #define PRODUCT(format, rows)                                                                                      \
-    static void product_##format##_##rows(int64_t depth, const float *x, const void *panel, float *out) {          \
-        product(format, rows, depth, x, panel, out);                                                               \
+    static void product_##format##_##rows(int64_t depth, const float *x, const char *const *panels, float *sums) { \
+        product(format, PANELS_AT_ONCE(format, rows), rows, depth, x, panels, sums);                                       \
     }
 #define NAME(format, rows) product_##format##_##rows
 #define UP_TO_6(each, format, end) \
@@ -245,7 +282,7 @@ EVERY(PRODUCT, BFLOAT16, NOTHING)
 EVERY(PRODUCT, INT8, NOTHING)
 EVERY(PRODUCT, INT4, NOTHING)
 
-typedef void (*Product)(int64_t depth, const float *x, const void *panel, float *out);
+typedef void (*Product)(int64_t depth, const float *x, const char *const *panels, float *sums);
 
 static const Product PRODUCTS[FORMATS][MAX_ROWS] = {
     {EVERY(NAME, FLOAT32, COMMA)},
@@ -254,6 +291,6 @@ static const Product PRODUCTS[FORMATS][MAX_ROWS] = {
     {EVERY(NAME, INT4, COMMA)},
 };
 
-void panel_product(Format format, int rows, int64_t depth, const float *x, const void *panel, float *out) {
-    PRODUCTS[format][rows - 1](depth, x, panel, out);
+void panel_product(Format format, int rows, int64_t depth, const float *x, const char *const *panels, float *sums) {
+    PRODUCTS[format][rows - 1](depth, x, panels, sums);
 }

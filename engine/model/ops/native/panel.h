@@ -1,7 +1,8 @@
-/* The product every matrix in this backend is made of: a few rows times one panel of PANEL columns.
+/* The product every matrix in this backend is made of: a few rows times a few panels of PANEL columns.
 
-   Each of the results is one sum, taken strictly in order of k by fused multiply-adds into one register. The number
-   of rows only changes how many such sums run side by side: the bits of a row do not depend on its company.
+   Each of the results is one sum, taken strictly in order of k by fused multiply-adds into one register. The numbers
+   of rows and of panels only change how many such sums run side by side: the bits of a row do not depend on its
+   company.
 
    A panel is kept in one of several formats. Whatever the format, the product multiplies with the very float32 value
    that `panel_expand` gives: reading weights in a smaller form changes no bit of a result.
@@ -18,12 +19,26 @@
 
 #include "vector.h"
 
-/* As many rows as accumulators fit beside the panel's registers. */
+/* Accumulators that fit beside what a product reads, in vectors; as many rows of one panel as that makes. */
 #if VEC_LANES == 16
-#define MAX_ROWS 24
+#define ACCUMULATORS 24
+#elif VEC_LANES == 8
+#define ACCUMULATORS 12
 #else
-#define MAX_ROWS 6
+#define ACCUMULATORS 24
 #endif
+#define MAX_ROWS (ACCUMULATORS / PANEL_VECS)
+
+/* Beside the scales of codes fewer fit. */
+#define SUMS_AT_ONCE (ACCUMULATORS * 2 / 3)
+#define MAX_CODE_ROWS (SUMS_AT_ONCE / PANEL_VECS)
+
+/* Panels multiplied at once: with few rows one panel's sums would wait for themselves. */
+#define MAX_PANELS 4
+#define PANELS_AT_ONCE(format, rows)                                     \
+    ((format) >= INT8 ? ((rows) == 1 ? 2 : 1)                            \
+                      : 4 * (rows) * PANEL_VECS <= SUMS_AT_ONCE ? 4      \
+                      : 2 * (rows) * PANEL_VECS <= SUMS_AT_ONCE ? 2 : 1)
 
 #define BLOCK 32 /* values that share a scale */
 
@@ -46,12 +61,12 @@ void panel_fill(Format format, int64_t depth, SourceRow row, int column, void *p
 /* values[k] = the weight at (k, column). */
 void panel_column(Format format, int64_t depth, const void *panel, int column, float *values);
 
-/* The panel as floats [depth, PANEL]. */
+/* `depth` values of every column from `panel` on, as floats [depth, PANEL]. */
 void panel_expand(Format format, int64_t depth, const void *panel, float *expanded);
 
-/* out[r][j] = sum over k < depth of x[k][r] * panel[k][j].
+/* sums[p][r][j] += sum over k < depth of x[k][r] * panels[p][k][j], for PANELS_AT_ONCE(format, rows) panels.
 
-   x: [depth, rows], rows interleaved, 1 <= rows <= MAX_ROWS; out: [rows, PANEL], aligned. */
-void panel_product(Format format, int rows, int64_t depth, const float *x, const void *panel, float *out);
+   x: [depth, rows], rows interleaved, 1 <= rows <= MAX_ROWS (quick up to MAX_CODE_ROWS for codes); sums: [panels, rows, PANEL], aligned. */
+void panel_product(Format format, int rows, int64_t depth, const float *x, const char *const *panels, float *sums);
 
 #endif

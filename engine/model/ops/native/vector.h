@@ -34,6 +34,15 @@ typedef float loose_vec __attribute__((vector_size(VEC_BYTES), aligned(4), may_a
 
 INLINE vec vec_load(const float *p) { return *(const loose_vec *)p; }
 INLINE void vec_store(float *p, vec v) { *(loose_vec *)p = v; }
+/* The same value, in a register: compilers would load it again for every use. */
+INLINE vec vec_kept(vec v) {
+#if defined(__x86_64__)
+    __asm__("" : "+x"(v));
+#elif defined(__aarch64__)
+    __asm__("" : "+w"(v));
+#endif
+    return v;
+}
 INLINE vec vec_set(float x) { return x - (vec){0}; }
 /* a where the mask is all ones, b where it is zero. */
 INLINE vec vec_select(ivec mask, vec a, vec b) {
@@ -125,23 +134,23 @@ INLINE vec vec_silu(vec x) { return x / (1.0f + vec_exp(-x)); }
 #define HIGH_2 2, 3, 6, 7
 #endif
 
-#define TRANSPOSE_ROUND(rows, s)                                                      \
-    _Pragma("GCC unroll 16") for (int i = 0; i < VEC_LANES; i++) if (!(i & (s))) {    \
-        vec a = rows[i], b = rows[i + (s)];                                           \
-        rows[i] = __builtin_shufflevector(a, b, LOW_##s);                             \
-        rows[i + (s)] = __builtin_shufflevector(a, b, HIGH_##s);                      \
+#define SUM_ROUND(rows, s)                                                            \
+    _Pragma("GCC unroll 8") for (int i = 0; i < VEC_LANES / (2 * (s)); i++) {         \
+        vec a = rows[2 * i], b = rows[2 * i + 1];                                     \
+        rows[i] = __builtin_shufflevector(a, b, LOW_##s) + __builtin_shufflevector(a, b, HIGH_##s); \
     }
 
-/* Transpose a square of VEC_LANES rows in registers. */
-INLINE void vec_transpose(vec rows[VEC_LANES]) {
-    TRANSPOSE_ROUND(rows, 1)
-    TRANSPOSE_ROUND(rows, 2)
+/* Lane i of the result is the sum of row i's lanes, in one order. The rows are used up. */
+INLINE vec vec_sums(vec rows[VEC_LANES]) {
+    SUM_ROUND(rows, 1)
+    SUM_ROUND(rows, 2)
 #if VEC_LANES >= 8
-    TRANSPOSE_ROUND(rows, 4)
+    SUM_ROUND(rows, 4)
 #endif
 #if VEC_LANES >= 16
-    TRANSPOSE_ROUND(rows, 8)
+    SUM_ROUND(rows, 8)
 #endif
+    return rows[0];
 }
 
 #endif
