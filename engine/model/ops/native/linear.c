@@ -13,7 +13,8 @@
 enum {
     ITEMS_PER_THREAD = 8,       /* fine enough that no thread waits long for the last one */
     ITEM_BYTES = 384 * 1024,    /* weights of one item stay in a core's second-level cache */
-    STRETCH = 128,              /* of k: what several tiles read of a panel at a time, from the first-level cache */
+    EXPAND_TILES = 4,           /* from so many tiles on, BFLOAT16 is made floats once */
+    STRETCH = 256,              /* of k: what several tiles read of a panel at a time, from the first-level cache */
     TILES_AT_ONCE = 96 / MAX_ROWS, /* tiles that share a stretch */
     SERIAL_PACK_VALUES = 32768, /* fewer activations than this are packed by the calling thread */
 };
@@ -155,7 +156,8 @@ static void store_gated(const Job *job, int64_t panel, Tile tile, const float *g
 /* Whether weights are turned into floats before they are multiplied: once for all the tiles. */
 static bool is_expanded(const Job *job) {
     Format format = job->weight->format;
-    return format != FLOAT32 && (job->tokens > MAX_ROWS || (format >= INT8 && job->tokens > MAX_CODE_ROWS));
+    if (format == BFLOAT16) return num_tiles(job) >= EXPAND_TILES; /* quickly made a float, again and again */
+    return format != FLOAT32 && job->tokens > MAX_CODE_ROWS;
 }
 
 /* sums[r][j] = one panel's product with every row of tiles [first, end), a stretch of k after the other. */

@@ -261,34 +261,31 @@ void panel_expand(Format format, int64_t depth, const void *panel, float *expand
     static void product_##format##_##rows(int64_t depth, const float *x, const char *const *panels, float *sums) { \
         product(format, PANELS_AT_ONCE(format, rows), rows, depth, x, panels, sums);                                       \
     }
-#define NAME(format, rows) product_##format##_##rows
-#define UP_TO_6(each, format, end) \
-    each(format, 1) end each(format, 2) end each(format, 3) end each(format, 4) end each(format, 5) end each(format, 6) end
+#define NAME(format, rows) product_##format##_##rows,
+#define UP_TO_6(each, format) \
+    each(format, 1) each(format, 2) each(format, 3) each(format, 4) each(format, 5) each(format, 6)
 #if MAX_ROWS == 24
-#define EVERY(each, format, end)                                                                                   \
-    UP_TO_6(each, format, end)                                                                                     \
-    each(format, 7) end each(format, 8) end each(format, 9) end each(format, 10) end each(format, 11) end          \
-    each(format, 12) end each(format, 13) end each(format, 14) end each(format, 15) end each(format, 16) end       \
-    each(format, 17) end each(format, 18) end each(format, 19) end each(format, 20) end each(format, 21) end       \
-    each(format, 22) end each(format, 23) end each(format, 24) end
+#define EVERY(each, format)                                                                                        \
+    UP_TO_6(each, format) each(format, 7) each(format, 8) each(format, 9) each(format, 10) each(format, 11)        \
+    each(format, 12) each(format, 13) each(format, 14) each(format, 15) each(format, 16) each(format, 17)          \
+    each(format, 18) each(format, 19) each(format, 20) each(format, 21) each(format, 22) each(format, 23)          \
+    each(format, 24)
 #else
 #define EVERY UP_TO_6
 #endif
-#define COMMA ,
-#define NOTHING
 
-EVERY(PRODUCT, FLOAT32, NOTHING)
-EVERY(PRODUCT, BFLOAT16, NOTHING)
-EVERY(PRODUCT, INT8, NOTHING)
-EVERY(PRODUCT, INT4, NOTHING)
+EVERY(PRODUCT, FLOAT32)
+EVERY(PRODUCT, BFLOAT16)
+EVERY(PRODUCT, INT8)
+EVERY(PRODUCT, INT4)
 
 typedef void (*Product)(int64_t depth, const float *x, const char *const *panels, float *sums);
 
 static const Product PRODUCTS[FORMATS][MAX_ROWS] = {
-    {EVERY(NAME, FLOAT32, COMMA)},
-    {EVERY(NAME, BFLOAT16, COMMA)},
-    {EVERY(NAME, INT8, COMMA)},
-    {EVERY(NAME, INT4, COMMA)},
+    {EVERY(NAME, FLOAT32)},
+    {EVERY(NAME, BFLOAT16)},
+    {EVERY(NAME, INT8)},
+    {EVERY(NAME, INT4)},
 };
 
 void panel_product(Format format, int rows, int64_t depth, const float *x, const char *const *panels, float *sums) {

@@ -1,0 +1,24 @@
+"""The kernels' sources suit every width of vectors, also those this machine does not have."""
+
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from engine.model.ops import native
+
+COMPILER = next((c for c in ("cc", "gcc", "clang") if shutil.which(c)), None)
+SOURCES = sorted(map(str, Path(native.__file__).parent.glob("*.c")))
+FLAGS = ["-std=gnu11", "-fsyntax-only", "-Werror", "-Wall", "-Wno-psabi"]
+
+
+@pytest.mark.skipif(
+    COMPILER is None or platform.machine() not in ("x86_64", "AMD64"), reason="an x86 compiler"
+)
+@pytest.mark.parametrize("machine", ["x86-64", "haswell", "skylake-avx512"])
+def test_kernels_compile_for_every_width(machine: str) -> None:
+    command = [str(COMPILER), *FLAGS, f"-march={machine}", *SOURCES]
+    outcome = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert outcome.returncode == 0, outcome.stderr[:2000]
