@@ -38,6 +38,7 @@ class EngineInfo:
     max_model_len: int  # prompt and output of a request; never more than the KV cache holds
     vocab_size: int
     num_layers: int
+    hidden_size: int  # numbers in an embedding
     exit_layers: list[int]
     has_lookup: bool  # drafts from text that repeats
     max_draft_tokens: int
@@ -306,6 +307,7 @@ def _engine_info(info: WorkerInfo, limits: ModelLimits) -> EngineInfo:
         max_model_len=limits.max_model_len,
         vocab_size=info.vocab_size,
         num_layers=info.num_layers,
+        hidden_size=info.hidden_size,
         exit_layers=list(info.exit_layers),
         has_lookup=info.has_lookup,
         max_draft_tokens=info.max_draft_tokens,

@@ -100,6 +100,7 @@ class WorkerInfo:
     block_size: int
     vocab_size: int
     num_layers: int
+    hidden_size: int  # numbers in an embedding
     max_model_len: int  # tokens per sequence, prompt and output
     eos_token_ids: list[int]
     dtype: str

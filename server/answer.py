@@ -36,7 +36,7 @@ async def whole_answer(request: Request, outputs: IndexedOutputs, renderer: Rend
         EngineError: the generation failed.
         ClientDisconnect: nobody is there to answer.
     """
-    choices = await while_connected(request, _gather_choices(outputs))
+    choices = await while_connected(request, gather_choices(outputs))
     answer = renderer.answer(choices)
     return Response(answer.model_dump_json(), media_type="application/json")
 
@@ -154,7 +154,7 @@ def _event(chunk: Chunk) -> bytes:
     return b"%bdata: %b\n\n" % (name, chunk.model_dump_json().encode())
 
 
-async def _gather_choices(outputs: IndexedOutputs) -> list[RequestOutput]:
+async def gather_choices(outputs: IndexedOutputs) -> list[RequestOutput]:
     """Every choice's gathered output, by index."""
     pieces: dict[int, list[RequestOutput]] = {}
     try:

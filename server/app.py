@@ -25,7 +25,7 @@ from server.middleware import (
 )
 from server.observer import Observer
 from server.openapi import describe
-from server.routes import chat, completions, health, info, models, responses, tokenize
+from server.routes import chat, completions, embeddings, health, info, models, responses, tokenize
 from server.routes.ui import PAGE_PATHS, add_page
 from server.seeds import SeedSource
 from server.service import InferenceService
@@ -69,7 +69,7 @@ def create_app(service: InferenceService, settings: ServerSettings) -> FastAPI:
         settings, service, metrics, Observer(metrics, tracer), SeedSource(settings.seed)
     )
     app.openapi = partial(describe, app)  # type: ignore[method-assign]
-    for routes in (chat, completions, responses, tokenize, models, info, health):
+    for routes in (chat, completions, responses, embeddings, tokenize, models, info, health):
         app.include_router(routes.router)
     if settings.ui:
         add_page(app)

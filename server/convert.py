@@ -19,6 +19,7 @@ from server.protocol.common import (
     refuse_unsupported,
 )
 from server.protocol.completions import CompletionRequest
+from server.protocol.embeddings import EmbeddingsRequest
 from server.tools import check_tools
 
 _MAX_LOGIT_BIAS = 100.0
@@ -141,16 +142,24 @@ def truncated(
 ) -> Sequence[Sequence[int]]:
     """The prompts, cut to `truncate_prompt_tokens` where they are longer.
 
-    Cut to what the model takes, they leave room for the tokens asked for, or for one.
+    Cut to what the model takes, they leave room for the tokens asked for, or for one; embeddings
+    need none.
     """
     kept = body.truncate_prompt_tokens
     if kept is None:
         return prompts
     if kept == -1:
-        asked = _asked_max_tokens(body) if isinstance(body, CompletionRequestBase) else None
-        kept = max(1, limits.max_model_len - (asked or 1))
+        kept = max(1, limits.max_model_len - _num_tokens_to_come(body))
     is_right = body.truncation_side == "right"
     return [prompt[:kept] if is_right else prompt[-kept:] for prompt in prompts]
+
+
+def _num_tokens_to_come(body: TruncationFields) -> int:
+    """Output that a prompt leaves room for."""
+    if isinstance(body, EmbeddingsRequest):
+        return 0
+    asked = _asked_max_tokens(body) if isinstance(body, CompletionRequestBase) else None
+    return 1 if asked is None else asked
 
 
 def prompt_param(body: CompletionRequestBase) -> str:

@@ -11,10 +11,15 @@ Outputs = AsyncGenerator[RequestOutput, None]
 IndexedOutputs = AsyncGenerator[tuple[int, RequestOutput], None]
 
 
-async def fan_out(generations: Sequence[Outputs]) -> IndexedOutputs:
-    """Run all generations at once and yield their outputs as they come.
+async def fan_out(
+    generations: Sequence[Outputs], *, most_at_once: int | None = None
+) -> IndexedOutputs:
+    """Run generations at once and yield their outputs as they come.
 
     A failure of one ends all: an answer is given whole or not at all.
+
+    Args:
+        most_at_once: Run only so many at a time, in their order; None: all.
 
     Raises:
         EngineError: whatever a generation raised, or that it was aborted or failed.
@@ -24,7 +29,7 @@ async def fan_out(generations: Sequence[Outputs]) -> IndexedOutputs:
             async for output in only:
                 yield 0, _undisturbed(output)
         return
-    async with aclosing(_merge(generations)) as merged:
+    async with aclosing(_merge(generations, most_at_once or len(generations))) as merged:
         async for index, output in merged:
             yield index, _undisturbed(output)
 
@@ -37,14 +42,15 @@ def _undisturbed(output: RequestOutput) -> RequestOutput:
     return output
 
 
-async def _merge(generations: Sequence[Outputs]) -> IndexedOutputs:
+async def _merge(generations: Sequence[Outputs], most_at_once: int) -> IndexedOutputs:
     # Bounded, so that a slow reader stops the pumps and the engine coalesces what it has.
     queue: asyncio.Queue[tuple[int, RequestOutput | Exception | None]]
-    queue = asyncio.Queue(maxsize=len(generations))
+    queue = asyncio.Queue(maxsize=most_at_once)
+    turns = asyncio.Semaphore(most_at_once)
 
     async def pump(index: int, generation: Outputs) -> None:
         try:
-            async with aclosing(generation):
+            async with turns, aclosing(generation):
                 async for output in generation:
                     await queue.put((index, output))
             await queue.put((index, None))

@@ -79,7 +79,7 @@ async def generate_answer(
     )
     record = record_of(request)
     record.num_choices = body.n or 1
-    outputs = _generate(context, model.engine, requests, record)
+    outputs = generate(context, model.engine, requests, record)
     if body.stream:
         settings = context.settings
         return await streamed_answer(
@@ -93,26 +93,33 @@ async def generate_answer(
     return await whole_answer(request, outputs, renderer)
 
 
-async def _generate(
+async def generate(
     context: ServerContext,
     engine: AsyncEngine,
     requests: Sequence[GenerationRequest],
     record: RequestRecord,
+    *,
+    most_at_once: int | None = None,
 ) -> IndexedOutputs:
-    """Outputs of all requests: all are queued at once or none is, and none outlives this.
+    """Outputs of all requests, none of which outlives this.
+
+    Args:
+        most_at_once: Queue only so many at a time; None: all at once, or none.
 
     Raises:
         EngineError: the engine refused or failed, or it took too long.
     """
-    ids = [request.request_id for request in requests]
+    first = requests[:most_at_once]
+    ids = [request.request_id for request in first]
     try:
-        engine.admit(requests)
+        engine.admit(first)
     except EngineError:
         context.observer.note_refusal(requests, record)
         raise
     try:
         outputs = fan_out(
-            [context.observer.watch(engine.generate(each), each, record) for each in requests]
+            [context.observer.watch(engine.generate(each), each, record) for each in requests],
+            most_at_once=most_at_once,
         )
         deadlines = Deadlines(context.settings.queue_timeout, context.settings.request_timeout)
         if deadlines.are_set:

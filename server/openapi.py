@@ -9,6 +9,7 @@ from pydantic.json_schema import models_json_schema
 from server.errors import ErrorResponse
 from server.protocol.chat import ChatCompletionChunk, ChatCompletionRequest
 from server.protocol.completions import CompletionRequest
+from server.protocol.embeddings import EmbeddingsRequest
 from server.protocol.response_events import ResponseStreamEvent
 from server.protocol.responses import ResponsesRequest
 from server.protocol.tokenize import DetokenizeRequest, TokenizeRequest
@@ -49,6 +50,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
                 (ChatCompletionRequest, "validation"),
                 (CompletionRequest, "validation"),
                 (DetokenizeRequest, "validation"),
+                (EmbeddingsRequest, "validation"),
                 (ResponsesRequest, "validation"),
                 (TokenizeRequest, "validation"),
                 (ChatCompletionChunk, "serialization"),

@@ -100,8 +100,9 @@ async def encode_prompts(
     max_model_len: int,
     *,
     add_special_tokens: bool = True,
+    param: str = "prompt",
 ) -> list[list[int]]:
-    """Token ids of /v1/completions prompts; those given as ids pass.
+    """Token ids of prompts, which came as the field `param`; those given as ids pass.
 
     Raises:
         RequestError: a text is empty once encoded, or so long that it need not be encoded to know.
@@ -116,9 +117,9 @@ async def encode_prompts(
         ]
 
     texts = [each for each in prompts if isinstance(each, str)]
-    encoded = await _encode(encode, [len(text) for text in texts], max_model_len, "prompt")
+    encoded = await _encode(encode, [len(text) for text in texts], max_model_len, param)
     if not all(encoded):
-        raise RequestError("prompt: encodes to no tokens.", param="prompt")
+        raise RequestError(f"{param}: encodes to no tokens.", param=param)
     return encoded
 
 

@@ -238,6 +238,9 @@ class ServerSettings(BaseModel):
     )
     h11_max_header_count: int = _flag(256, "http", "Most headers of a request.", ge=1)
     max_logprobs: int = _flag(20, "http", "Most top log-probabilities per token.", ge=0, le=20)
+    pooling_type: Literal["mean", "last"] = _flag(
+        "mean", "http", "What an embedding is made of: all tokens' last states, or the last one's."
+    )
     tool_call_parser: Literal["auto", "hermes", "llama3_json", "mistral"] = _flag(
         "auto", "http", "Form of tool calls (default: the chat template's)."
     )

@@ -110,6 +110,7 @@ class ModelWorker:
             block_size=self._config.cache.block_size,
             vocab_size=spec.vocab_size,
             num_layers=spec.num_layers,
+            hidden_size=spec.hidden_size,
             max_model_len=self._max_model_len,
             eos_token_ids=list(spec.eos_token_ids),
             dtype=describe_numbers(ops, has_blocks=self._keeps_blocks),

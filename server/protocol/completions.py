@@ -20,8 +20,12 @@ from server.protocol.common import (
 MAX_PROMPTS = 1024
 
 
-def _as_prompts(value: object) -> list[str | list[int]]:
-    """All four ways to write a prompt, as a list of prompts."""
+def as_prompts(value: object, *, most: int = MAX_PROMPTS) -> list[str | list[int]]:
+    """All four ways to write a prompt, as a list of prompts.
+
+    Raises:
+        ValueError: it is none of them, empty, or more than `most`.
+    """
     if isinstance(value, str):
         prompts: list[object] = [value]
     elif isinstance(value, list) and value and all(type(item) is int for item in value):
@@ -32,8 +36,8 @@ def _as_prompts(value: object) -> list[str | list[int]]:
         prompts = []
     if not prompts or not all(prompts):
         raise ValueError("should not be empty")
-    if len(prompts) > MAX_PROMPTS:
-        raise ValueError(f"at most {MAX_PROMPTS} prompts are allowed")
+    if len(prompts) > most:
+        raise ValueError(f"at most {most} prompts are allowed")
     if all(isinstance(prompt, str) for prompt in prompts) or all(map(_is_token_ids, prompts)):
         return prompts  # type: ignore[return-value]
     raise ValueError("should be a string, token ids, or a list of either")
@@ -43,11 +47,9 @@ def _is_token_ids(prompt: object) -> bool:
     return isinstance(prompt, list) and all(type(token_id) is int for token_id in prompt)
 
 
+TextOrTokens = str | list[str] | list[int] | list[list[int]]
 Prompts = Annotated[
-    list[str | list[int]],
-    PlainValidator(
-        _as_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]
-    ),
+    list[str | list[int]], PlainValidator(as_prompts, json_schema_input_type=TextOrTokens)
 ]
 
 

@@ -22,6 +22,7 @@ from engine.stats import EngineStats
 from engine.tokenizer import TokenizerCard
 
 NUM_LAYERS = 4
+HIDDEN_SIZE = 4
 EXIT_LAYER = 2
 
 
@@ -92,6 +93,7 @@ class FakeEngine:
             max_model_len=256,
             vocab_size=ByteTokenizer.vocab_size,
             num_layers=NUM_LAYERS,
+            hidden_size=HIDDEN_SIZE,
             exit_layers=[EXIT_LAYER],
             has_lookup=False,
             max_draft_tokens=3,
@@ -204,6 +206,13 @@ class FakeEngine:
                 await asyncio.wait_for(self._ending.wait(), self.token_delay_s)
 
     def _outputs(self, request: GenerationRequest) -> Iterator[RequestOutput]:
+        if request.pooling is not None:
+            yield replace(
+                _nothing(request),
+                embedding=_embedding(request),
+                finish_reason=FinishReason.LENGTH,
+            )
+            return
         text = self.text if isinstance(self.text, str) else self.text(request)
         for stop in request.sampling.stop:
             text = text.partition(stop)[0]
@@ -232,6 +241,12 @@ class FakeEngine:
                 finish_reason=reason if is_last else None,
                 draft_figures=_figures(request) if is_last else None,
             )
+
+
+def _embedding(request: GenerationRequest) -> tuple[float, ...]:
+    """A vector that depends on the prompt and on how it is pooled, not of length 1."""
+    first = request.prompt_token_ids[-1 if request.pooling == "last" else 0]
+    return (float(first), 3.0, 4.0, 12.0)
 
 
 def _nothing(request: GenerationRequest) -> RequestOutput:

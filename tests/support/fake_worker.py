@@ -139,6 +139,7 @@ class FakeWorker:
             block_size=block_size,
             vocab_size=VOCAB_SIZE,
             num_layers=4,
+            hidden_size=1,
             max_model_len=max_model_len,
             eos_token_ids=[EOS_ID],
             dtype="float32",

@@ -42,6 +42,7 @@ class FastWorker:
             block_size=16,
             vocab_size=260,
             num_layers=4,
+            hidden_size=1,
             max_model_len=2048,
             eos_token_ids=[257],
             dtype="none",

@@ -180,3 +180,35 @@ async def test_the_async_client(server_url, model):
         text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
 
     assert text == whole.choices[0].message.content
+
+
+def test_what_evaluation_harnesses_send(client, model):
+    scored = client.completions.create(
+        model=model, prompt="One two three", max_tokens=0, echo=True, logprobs=1, temperature=0
+    )
+    (choice,) = scored.choices
+    assert (choice.text, choice.finish_reason) == ("One two three", "length")
+    logprobs = choice.logprobs
+    assert logprobs is not None
+    assert logprobs.token_logprobs[0] is None
+    assert all(value <= 0 for value in logprobs.token_logprobs[1:])
+    spelled = "".join(logprobs.tokens)
+    assert spelled == choice.text
+    assert [spelled[at:][:1] for at in logprobs.text_offset] == [t[:1] for t in logprobs.tokens]
+    assert scored.usage.completion_tokens == 0
+
+
+def test_embeddings(client, model):
+    texts = ["Grass is green.", "The sky is blue.", "Grass is green."]
+    default = client.embeddings.create(model=model, input=texts)
+    plain = client.embeddings.create(model=model, input=texts[0], encoding_format="float")
+    short = client.embeddings.create(model=model, input=texts[0], dimensions=3)
+
+    one, other, again = (entry.embedding for entry in default.data)
+    assert one == again
+    assert one != other
+    assert one == pytest.approx(plain.data[0].embedding, abs=1e-7)
+    for vector in (one, other, short.data[0].embedding):
+        assert sum(value * value for value in vector) == pytest.approx(1, abs=1e-5)
+    assert len(short.data[0].embedding) == 3
+    assert default.usage.prompt_tokens == default.usage.total_tokens > 0
