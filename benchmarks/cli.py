@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import faults, fuzz, prefix, serve, soak, traces
+from benchmarks import faults, fuzz, overload, prefix, serve, soak, traces
 from benchmarks.comparison import MODES
 from engine.errors import EngineError
 
@@ -18,6 +18,7 @@ _WITHOUT_TORCH = {
     "faults": (faults, "kill a server's worker under load: are streams lost, do texts change?"),
     "soak": (soak, "mixed traffic with aborts and worker kills: is anything lost or leaked?"),
     "traces": (traces, "requests alike, cancelled and repeated: is any answer not its own?"),
+    "overload": (overload, "idle connections and twice the load: how soon are probes answered?"),
     "fuzz": (fuzz, "requests with something wrong in them: does the server keep its poise?"),
 }
 

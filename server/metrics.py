@@ -4,6 +4,8 @@ So existing dashboards and tools work. The engine's counts are read when scraped
 (`engine_collector`); what the observer sees of requests is counted here.
 """
 
+import time
+
 from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, generate_latest
 
 from server.engine_collector import LABELS, TOKEN_COUNT_BUCKETS, EngineCollector
@@ -24,6 +26,9 @@ _REQUEST_BUCKETS = (
     15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0,
 )
 # fmt: on
+# A text takes 10 ms, in which nobody else is served. Scrapers want one in seconds.
+_TEXTS_PER_S = 5.0
+_MOST_TEXTS_AT_ONCE = 50.0
 _CHOICE_BUCKETS = (1.0, 2.0, 5.0, 10.0, 20.0, 128.0)
 _PREEMPTION_BUCKETS = (0.0, 1.0, 2.0, 5.0, 10.0, 100.0)
 
@@ -34,6 +39,9 @@ class ServerMetrics:
     def __init__(self, service: InferenceService) -> None:
         self._registry = CollectorRegistry()
         self._label_values = (service.model_names[0], "0")
+        self._text = b""
+        self._texts_left = _MOST_TEXTS_AT_ONCE
+        self._last_asked_s = time.monotonic()
         self._registry.register(EngineCollector(service, self._label_values))
         ProcessCollector(registry=self._registry)  # this process: CPU, memory, open files
         seconds, counts = self._seconds, self._counts
@@ -75,8 +83,15 @@ class ServerMetrics:
         )
 
     def text(self) -> bytes:
-        """Everything in Prometheus' text format."""
-        return generate_latest(self._registry)
+        """Everything in Prometheus' text format; to who asks too often, as it was a moment ago."""
+        now = time.monotonic()
+        earned = (now - self._last_asked_s) * _TEXTS_PER_S
+        self._texts_left = min(_MOST_TEXTS_AT_ONCE, self._texts_left + earned)
+        self._last_asked_s = now
+        if self._texts_left >= 1:
+            self._texts_left -= 1
+            self._text = generate_latest(self._registry)
+        return self._text
 
     def count_first_token(self, seconds: float) -> None:
         """A generation's first token came, so long after its start."""

@@ -1,6 +1,7 @@
 """Every metric by name: what dashboards rely on does not change unnoticed."""
 
 import re
+import time
 
 import pytest
 from fake_engine import FakeEngine
@@ -109,3 +110,19 @@ def test_the_servers_own_cpu_time_is_told(families):
     (sample,) = families["process_cpu_seconds"].samples
     assert re.fullmatch("process_cpu_seconds_total", sample.name)
     assert sample.value > 0
+
+
+def test_who_asks_too_often_gets_what_there_was(monkeypatch):
+    texts = []
+
+    def generate(_):
+        texts.append(b"text %d" % len(texts))
+        return texts[-1]
+
+    monkeypatch.setattr("server.metrics.generate_latest", generate)
+    with TestClient(fake_app(FakeEngine(), access_log="none")) as client:
+        answers = [client.get("/metrics").text for _ in range(100)]
+        assert answers[:50] == [f"text {number}" for number in range(50)], "fresh, now and then"
+        assert len(texts) < 90
+        time.sleep(0.25)
+        assert client.get("/metrics").text == f"text {len(texts) - 1}" != answers[-1]

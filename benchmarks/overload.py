@@ -1,0 +1,289 @@
+"""`adadecode bench overload`: thousands of idle connections, then twice what the server can take.
+
+Starts a server with room for few requests, opens connections that say nothing, and asks for /health
+and /metrics all the while; first with nothing else to do, then while twice as many clients ask as
+can run and wait. Says how long probes and refusals take. Ends with status 1 when an accepted
+request was lost or got another text than alone, a refusal did not say when to come again, or idle
+connections were closed.
+"""
+
+import argparse
+import asyncio
+import json
+import resource
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.own_server import ready_server
+from benchmarks.serve_client import Call, send
+from benchmarks.serve_figures import percentile_of
+
+if TYPE_CHECKING:
+    from httpx import AsyncClient
+
+_PROBES = ("/health", "/metrics")
+_PROBE_PAUSE_S = 0.05
+_RETRY_S = 0.2  # sooner than asked for: this is overload
+_OPENING_AT_ONCE = 100
+_SPARE_FILES = 256
+_NUM_TOKENS = 24
+
+
+@dataclass(slots=True, kw_only=True)
+class Phase:
+    """How long answers took, in milliseconds."""
+
+    name: str
+    idle_connections: int = 0  # still open at its end
+    probes_ms: dict[str, list[float]] = field(default_factory=dict)
+    refusals_ms: list[float] = field(default_factory=list)
+
+
+@dataclass(slots=True, kw_only=True)
+class OverloadReport:
+    """What came of it."""
+
+    idle_connections: int = 0  # asked for
+    phases: list[Phase] = field(default_factory=list)
+    accepted: int = 0
+    lost: int = 0
+    wrong: int = 0
+    curt: int = 0  # refusals that do not say when to come again
+    errors: list[str] = field(default_factory=list)
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether everybody got an answer, and the right one."""
+        are_open = all(phase.idle_connections == self.idle_connections for phase in self.phases)
+        has_refused = any(phase.refusals_ms for phase in self.phases)
+        return (
+            self.lost == self.wrong == self.curt == 0 < self.accepted and has_refused and are_open
+        )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument("model", metavar="MODEL", nargs="?", default="smollm2-135m-instruct")
+    parser.add_argument(
+        "--base-url", metavar="URL", help="a running server that runs and queues so many (its own)"
+    )
+    parser.add_argument(
+        "--idle", type=int, default=5000, metavar="N", help="idle connections (%(default)s)"
+    )
+    parser.add_argument("--seconds", type=float, default=20.0, metavar="S", help="(%(default)s)")
+    parser.add_argument(
+        "--max-num-seqs", type=int, default=4, metavar="N", help="run at once (%(default)s)"
+    )
+    parser.add_argument(
+        "--max-num-queued-requests", type=int, default=4, metavar="N", help="wait (%(default)s)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
+    parser.add_argument(
+        "--serve-flag", action="append", default=[], metavar="FLAG", help="for the server; repeat"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out the parsed command; returns the exit status.
+
+    Raises:
+        ValueError: the numbers make no sense, this process may not open so many files, or the
+            server ended.
+    """
+    if args.idle < 0 or args.seconds <= 0:
+        raise ValueError("--idle and --seconds should be positive")
+    _raise_file_limit(args.idle)
+    report = asyncio.run(_measure(args))
+    print(_format(report))
+    if args.json:
+        args.json.write_text(json.dumps(asdict(report), indent=1), encoding="utf-8")
+    return 0 if report.is_clean else 1
+
+
+async def _measure(args: argparse.Namespace) -> OverloadReport:
+    import httpx
+
+    if args.base_url:
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=args.base_url, timeout=300, limits=limits) as client:
+            return await _Overload(args, args.base_url, client).run()
+    flags = [
+        args.model,
+        *("--max-num-seqs", str(args.max_num_seqs)),
+        *("--max-num-queued-requests", str(args.max_num_queued_requests)),
+        *("--max-connections", str(args.idle + _SPARE_FILES)),
+        *("--timeout-keep-alive", str(int(10 * args.seconds) + 600)),
+        *args.serve_flag,
+    ]
+    async with ready_server(flags) as (server, client):
+        return await _Overload(args, server.url, client).run()
+
+
+class _Overload:
+    """One server under more and more load."""
+
+    def __init__(self, args: argparse.Namespace, url: str, client: "AsyncClient") -> None:
+        self.report = OverloadReport(idle_connections=args.idle)
+        self._args = args
+        self._url = url
+        self._client = client
+        self._call = Call(
+            path="/v1/completions",
+            body={
+                "model": args.model,
+                "prompt": "Rain falls because",
+                "max_tokens": _NUM_TOKENS,
+                "temperature": 0,
+                "ignore_eos": True,
+            },
+        )
+        self._phase = Phase(name="")
+
+    async def run(self) -> OverloadReport:
+        """The phases, one after the other."""
+        alone = await send(self._client, self._call)
+        if alone.error is not None:
+            raise ValueError(f"failed undisturbed: {alone.error}")
+        await self._run_phase("nothing to do", self._probe, [])
+        idle = await _open_idle(self._url, self._args.idle)
+        await self._run_phase("idle connections", self._probe, idle)
+        num_clients = 2 * (self._args.max_num_seqs + self._args.max_num_queued_requests)
+
+        async def crowd() -> None:
+            asking = (self._ask(alone.text) for _ in range(num_clients))
+            await asyncio.gather(self._probe(), *asking)
+
+        await self._run_phase("and twice the load", crowd, idle)
+        for connection in idle:
+            connection.close()
+        self.report.phases[0].idle_connections = self._args.idle  # it was not about them
+        return self.report
+
+    async def _run_phase(
+        self, name: str, work: Callable[[], Awaitable[None]], idle: "list[_Idle]"
+    ) -> None:
+        self._phase = Phase(name=name, probes_ms={path: [] for path in _PROBES})
+        self._until = time.monotonic() + self._args.seconds
+        await work()
+        self._phase.idle_connections = sum(connection.is_open for connection in idle)
+        self.report.phases.append(self._phase)
+
+    async def _probe(self) -> None:
+        while time.monotonic() < self._until:
+            for path in _PROBES:
+                started = time.perf_counter()
+                response = await self._client.get(path)
+                self._phase.probes_ms[path].append(1000 * (time.perf_counter() - started))
+                if response.status_code != 200:
+                    self.report.lost += 1
+                    self.report.errors.append(f"{path}: status {response.status_code}")
+            await asyncio.sleep(_PROBE_PAUSE_S)
+
+    async def _ask(self, expected: str) -> None:
+        """One client that never gives up."""
+        report = self.report
+        while time.monotonic() < self._until:
+            if not await self._is_refused():
+                outcome = await send(self._client, self._call)
+                is_refusal = outcome.error is not None and outcome.error.startswith("status 503")
+                if outcome.error is None:
+                    report.accepted += 1
+                    report.wrong += outcome.text != expected
+                elif not is_refusal:
+                    report.lost += 1
+                    report.errors.append(outcome.error)
+            await asyncio.sleep(_RETRY_S)
+
+    async def _is_refused(self) -> bool:
+        """Ask without a stream for one token; times it if it is a refusal."""
+        started = time.perf_counter()
+        body = {**self._call.body, "max_tokens": 1}
+        response = await self._client.post(self._call.path, json=body)
+        if response.status_code != 503:
+            return False
+        self._phase.refusals_ms.append(1000 * (time.perf_counter() - started))
+        self.report.curt += not response.headers.get("Retry-After", "").isdecimal()
+        return True
+
+
+class _Idle(asyncio.Protocol):
+    """A connection that has had an answer once and says nothing more."""
+
+    def __init__(self) -> None:
+        self.is_open = False
+        self.has_answer = asyncio.get_running_loop().create_future()
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self.is_open = True
+        transport.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+
+    def data_received(self, data: bytes) -> None:
+        if not self.has_answer.done():
+            self.has_answer.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.is_open = False
+        if not self.has_answer.done():
+            self.has_answer.set_result(None)
+
+    def close(self) -> None:
+        """Hang up."""
+        if self._transport is not None:
+            self._transport.abort()
+
+
+async def _open_idle(url: str, count: int) -> list[_Idle]:
+    """So many connections, each after an answer."""
+    loop = asyncio.get_running_loop()
+    host, _, port = url.rpartition("/")[2].partition(":")
+    idle: list[_Idle] = []
+    for start in range(0, count, _OPENING_AT_ONCE):
+        opening = (
+            loop.create_connection(_Idle, host, int(port))
+            for _ in range(min(_OPENING_AT_ONCE, count - start))
+        )
+        opened = [protocol for _, protocol in await asyncio.gather(*opening)]
+        await asyncio.gather(*(protocol.has_answer for protocol in opened))
+        idle += opened
+    return idle
+
+
+def _raise_file_limit(num_connections: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = num_connections + _SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        if hard != resource.RLIM_INFINITY and hard < wanted:
+            raise ValueError(
+                f"--idle {num_connections}: only {hard} files may be open (ulimit -Hn)"
+            )
+        with suppress(ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _format(report: OverloadReport) -> str:
+    lines = [f"{'ms, p50 / p99 / max':<20} {'/health':>22} {'/metrics':>22} {'refusals':>22}"]
+    for phase in report.phases:
+        columns = [*phase.probes_ms.values(), phase.refusals_ms]
+        cells = "".join(f" {_times(column):>22}" for column in columns)
+        lines.append(f"{phase.name:<20}{cells}")
+    lines += [
+        f"idle connections: {report.phases[-1].idle_connections} of {report.idle_connections} open",
+        f"refused: {sum(len(phase.refusals_ms) for phase in report.phases)}, of those without "
+        f"Retry-After: {report.curt}",
+        f"accepted: {report.accepted}, lost: {report.lost}, wrong: {report.wrong}",
+    ]
+    return "\n".join([*lines, *report.errors[:5]])
+
+
+def _times(values: list[float]) -> str:
+    if not values:
+        return "-"
+    times = sorted(values)
+    return f"{percentile_of(times, 50):.1f} / {percentile_of(times, 99):.1f} / {times[-1]:.1f}"
