@@ -7,6 +7,7 @@ Used by the exit policy only; an estimate that is off costs speed, never correct
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from engine.model.exit_head import ExitHeads, Head
 from engine.model.ops.interface import TokenBatch
+from engine.worker.device_errors import is_out_of_memory
 from engine.worker.segment_runner import SegmentRunner
 
 TOKEN_COUNTS = (1, 2, 4, 8, 16, 32, 64)
@@ -85,20 +87,41 @@ def profile(
 ) -> CostModel:
     """Time every part on this machine. Overwrites KV blocks: call before the first sequence."""
     all_heads = [] if heads is None else heads.heads
-    segment_times: list[list[float]] = [[] for _ in range(num_segments)]
-    head_times: list[list[float]] = [[] for _ in all_heads]
-    logit_times: list[float] = []
+    measured: list[_Measured] = []
     for count in TOKEN_COUNTS:
         batch = _dummy_batch(count, block_size, device)
-        hidden = runner.embed(batch.positions)
-        for index, times in enumerate(segment_times):
-            times.append(_seconds(partial(runner.run, index, hidden, batch)))
-        for times, head in zip(head_times, all_heads, strict=True):
-            times.append(_seconds(partial(_evaluate, head, hidden)))
-        logit_times.append(_seconds(partial(runner.logits, hidden)))
-    curves = [CostCurve(TOKEN_COUNTS, times) for times in segment_times]
-    head_curves = [CostCurve(TOKEN_COUNTS, times) for times in head_times]
-    return CostModel(curves, head_curves, CostCurve(TOKEN_COUNTS, logit_times))
+        try:
+            measured.append(_measure(runner, num_segments, all_heads, batch))
+        except (RuntimeError, MemoryError) as error:
+            if not measured or not is_out_of_memory(error):
+                raise
+            break  # steps of so many tokens will not fit either
+    counts = TOKEN_COUNTS[: len(measured)]
+    return CostModel(
+        [CostCurve(counts, times) for times in zip(*(m.segments for m in measured), strict=True)],
+        [CostCurve(counts, times) for times in zip(*(m.heads for m in measured), strict=True)],
+        CostCurve(counts, [m.logits for m in measured]),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """Seconds of every part for one number of tokens."""
+
+    segments: list[float]
+    heads: list[float]
+    logits: float
+
+
+def _measure(
+    runner: SegmentRunner, num_segments: int, heads: Sequence[Head], batch: TokenBatch
+) -> _Measured:
+    hidden = runner.embed(batch.positions)
+    return _Measured(
+        [_seconds(partial(runner.run, index, hidden, batch)) for index in range(num_segments)],
+        [_seconds(partial(_evaluate, head, hidden)) for head in heads],
+        _seconds(partial(runner.logits, hidden)),
+    )
 
 
 def _evaluate(head: Head, hidden: Tensor) -> Tensor:
