@@ -62,9 +62,10 @@ class ScriptedDrafter:
             if exit_of_position == exit_index and row.num_room:
                 self._append(row, exit_index)
 
-    def segment_cost(self, segment: int, num_tokens: int) -> float:
-        """See `Drafter.segment_cost`: a script counts no costs."""
-        return 0.0
+    def note_segment(
+        self, segment: int, num_tokens: int, seconds: float, estimate: StepEstimate
+    ) -> None:
+        """See `Drafter.note_segment`: a script counts no costs."""
 
     def learn(
         self, rows: Sequence[Row], results: Sequence[RowResult], estimate: StepEstimate

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import platform
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -94,6 +96,15 @@ def describe_numbers(ops: Ops, *, has_blocks: bool) -> str:
     return name
 
 
+def describe_machine(config: EngineConfig, ops: Ops) -> str:
+    """What computes, and how: two workers with the same text take the same time."""
+    if ops.device.type == "cuda":
+        return f"{torch.cuda.get_device_name()}, eager {config.model.enforce_eager}, {ops.name}"
+    kernels = ops.build if isinstance(ops, NativeOps) else f"torch {torch.__version__}"
+    threads = config.model.num_threads or os.cpu_count() or 1
+    return f"{_cpu_name()}, {threads} threads, {kernels}"
+
+
 def limit_torch_threads(config: EngineConfig, ops: Ops) -> None:
     """One pool of threads computes: the native kernels' own, or torch's.
 
@@ -108,3 +119,13 @@ def _torch_dtype(name: str) -> torch.dtype:
     dtype: Any = getattr(torch, name)
     assert isinstance(dtype, torch.dtype)
     return dtype
+
+
+def _cpu_name() -> str:
+    """From Linux's /proc, else what the platform says."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())

@@ -18,6 +18,7 @@ once.
 """
 
 import itertools
+import time
 from collections.abc import Sequence
 
 import torch
@@ -98,7 +99,9 @@ class DecodeStep:
             expected_tokens=float(sum(plan.is_decoding for plan in plans)),
         )
         refs, hidden = self._draft_and_descend(rows, batch, estimate)
+        started = time.perf_counter()
         results = self._verifier.verify(rows, refs, hidden)
+        estimate.last_seconds = time.perf_counter() - started
         if self._drafter is not None:
             self._drafter.learn(rows, results, estimate)
         return results
@@ -137,10 +140,12 @@ class DecodeStep:
         self, index: int, boundary: Boundary, batch: ForwardBatch, estimate: StepEstimate
     ) -> tuple[list[TokenRef], Tensor]:
         """Everything that waits at a boundary, through the segment behind it, as one batch."""
+        started = time.perf_counter()
         refs, hidden = boundary.take()
         hidden = self._runner.run(index, hidden, batch.tokens(refs))
         if self._drafter is not None:
-            estimate.seconds += self._drafter.segment_cost(index, len(refs))
+            seconds = time.perf_counter() - started
+            self._drafter.note_segment(index, len(refs), seconds, estimate)
         return refs, hidden
 
     def _look(

@@ -5,6 +5,7 @@ say in them: those it makes unlikely end there, and where it expects something b
 their place.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -51,8 +52,14 @@ class Drafter(Protocol):
             estimate: Updated with what this costs and promises.
         """
 
-    def segment_cost(self, segment: int, num_tokens: int) -> float:
-        """Modelled seconds of running a segment."""
+    def note_segment(
+        self, segment: int, num_tokens: int, seconds: float, estimate: StepEstimate
+    ) -> None:
+        """A segment has run for so many tokens, and the call took so long.
+
+        Args:
+            estimate: Updated with what that costs.
+        """
 
     def learn(
         self, rows: Sequence[Row], results: Sequence[RowResult], estimate: StepEstimate
@@ -117,6 +124,7 @@ class PolicyDrafter:
         lookers, offered = self._lookers(exit_index, able, estimate)
         if not lookers:
             return
+        started = time.perf_counter()
         views = self._exit_look.opinions(exit_index, lookers, hidden)
         num_tokens = sum(map(len, views))
         estimate.seconds += self._policy.head_cost(exit_index, num_tokens)
@@ -130,10 +138,14 @@ class PolicyDrafter:
         self._policy.observe_look(exit_index, offered, [candidates[i] for i in chosen], estimate)
         for index in chosen:
             _take(free[index], exit_index, estimate)
+        self._policy.observe_head(exit_index, num_tokens, time.perf_counter() - started)
 
-    def segment_cost(self, segment: int, num_tokens: int) -> float:
-        """Modelled seconds of running a segment."""
-        return self._policy.segment_cost(segment, num_tokens)
+    def note_segment(
+        self, segment: int, num_tokens: int, seconds: float, estimate: StepEstimate
+    ) -> None:
+        """See `Drafter.note_segment`."""
+        estimate.seconds += self._policy.segment_cost(segment, num_tokens)
+        self._policy.observe_segment(segment, num_tokens, seconds)
 
     def learn(
         self, rows: Sequence[Row], results: Sequence[RowResult], estimate: StepEstimate
@@ -141,8 +153,9 @@ class PolicyDrafter:
         """Calibrate on verified guesses; judge whether drafting pays on steps that only decode."""
         for row, result in zip(rows, results, strict=True):
             self._learn_row(row, result.token_ids)
+        pending = sum(len(row.sample_points()) for row in rows)
+        self._policy.observe_logits(pending, estimate.last_seconds)
         if all(row.is_draftable and self._fixed(row) is None for row in rows):
-            pending = sum(1 + len(row.drafts) for row in rows)
             self._policy.observe_step(
                 len(rows),
                 sum(len(result.token_ids) for result in results),

@@ -42,13 +42,19 @@ class StepEstimate:
     num_tokens: int  # tokens that will reach the last pass
     expected_tokens: float  # tokens the step is expected to commit
     seconds: float = 0.0  # modelled, of the parts already run
+    last_seconds: float = 0.0  # measured, from the last layer's states to the results
 
 
 class ExitPolicy:
     """Decides for the batch as a whole."""
 
-    def __init__(self, num_exits: int, cost: CostModel) -> None:
+    def __init__(self, num_exits: int, cost: CostModel, *, follows_cost: bool = False) -> None:
+        """Args:
+        follows_cost: Times measured while serving correct the costs; not where calls return
+            before the device has computed.
+        """
         self._cost = cost
+        self._follows_cost = follows_cost
         self._looks = [_LookAccount() for _ in range(num_exits)]
         self._gained = 0.0  # decayed: plain seconds that the committed tokens would have taken
         self._spent = 0.0  # decayed: seconds they took
@@ -206,6 +212,21 @@ class ExitPolicy:
             self._steps = 0
         else:
             self._pause = _FIRST_PAUSE
+
+    def observe_segment(self, segment: int, num_tokens: int, seconds: float) -> None:
+        """Learn what running a segment took."""
+        if self._follows_cost:
+            self._cost.observe(self._cost.segments[segment], num_tokens, seconds)
+
+    def observe_head(self, exit_index: int, num_tokens: int, seconds: float) -> None:
+        """Learn what looking at an exit took."""
+        if self._follows_cost:
+            self._cost.observe(self._cost.heads[exit_index], num_tokens, seconds)
+
+    def observe_logits(self, num_tokens: int, seconds: float) -> None:
+        """Learn what the end of a step took."""
+        if self._follows_cost and num_tokens:
+            self._cost.observe(self._cost.last_logits, num_tokens, seconds)
 
     def segment_cost(self, segment: int, num_tokens: int) -> float:
         """Modelled seconds of a segment."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from engine.checkpoint.cache import cache_root
 from engine.checkpoint.directory import has_blocks
 from engine.config import EngineConfig
 from engine.errors import HeadsMismatch, ModelLoadError
@@ -22,9 +23,14 @@ from engine.model.spec import ModelSpec
 from engine.plan import RowResult, StepPlan, StepResult, WorkerInfo
 from engine.request import Structure
 from engine.worker import memory
-from engine.worker.backend import describe_numbers, limit_torch_threads, select_ops
+from engine.worker.backend import (
+    describe_machine,
+    describe_numbers,
+    limit_torch_threads,
+    select_ops,
+)
 from engine.worker.chances import Chances
-from engine.worker.cost_model import profile
+from engine.worker.cost_profile import Profiler, cost_model
 from engine.worker.cuda_graph import CudaCapture
 from engine.worker.decode_step import DecodeStep, split_layers
 from engine.worker.drafter import Drafter, PolicyDrafter
@@ -161,8 +167,9 @@ class ModelWorker:
             progress("measuring what drafts cost", 0.0)
         layers = self._exit_layers
         block_size = self._config.cache.block_size
-        cost = profile(runner, len(layers) + 1, heads, block_size, ops.device)
-        self._policy = ExitPolicy(len(layers), cost)
+        profiler = Profiler(runner, len(layers) + 1, heads, block_size, ops.device)
+        cost = cost_model(profiler, cache_root() / "costs", self._cost_facts(heads))
+        self._policy = ExitPolicy(len(layers), cost, follows_cost=ops.device.type == "cpu")
         return PolicyDrafter(
             self._policy,
             Chances(layers, {} if heads is None else heads.calibration),
@@ -171,6 +178,16 @@ class ModelWorker:
             has_lookup=exits.lookup,
             threshold=exits.threshold,
         )
+
+    def _cost_facts(self, heads: ExitHeads | None) -> dict[str, str]:
+        """All that decides what the parts of a step cost."""
+        ops = self._decoder.ops
+        return {
+            "model": self._decoder.fingerprint,
+            "exits": f"{self._exit_layers}, {0 if heads is None else len(heads.token_ids)}",
+            "numbers": describe_numbers(ops, has_blocks=self._keeps_blocks),
+            "machine": describe_machine(self._config, ops),
+        }
 
     def _load_heads(self) -> ExitHeads | None:
         directory = self._config.exits.heads

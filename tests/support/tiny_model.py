@@ -14,7 +14,8 @@ from engine.model.exit_head import Calibration, ExitHeads, build_heads
 from engine.model.ops.interface import LayerCache, Ops
 from engine.plan import RowPlan, RowResult, SequenceStart
 from engine.worker.chances import Chances
-from engine.worker.cost_model import CostCurve, CostModel
+from engine.worker.cost_curve import CostCurve
+from engine.worker.cost_model import CostModel
 from engine.worker.decode_step import DecodeStep
 from engine.worker.drafter import PolicyDrafter
 from engine.worker.exit_look import ExitLook

@@ -104,6 +104,7 @@ class NativeOps:
         self.form = weights
         self._heads = heads
         self._library = load_library()
+        self.build = str(self._library._name)  # the file: its name says what it was made of
         self._context = self._library.context_new(num_threads)
         if not self._context:
             raise BuildError(f"{num_threads} threads cannot be started")

@@ -2,7 +2,8 @@
 
 import pytest
 
-from engine.worker.cost_model import CostCurve, CostModel
+from engine.worker.cost_curve import CostCurve
+from engine.worker.cost_model import CostModel
 from engine.worker.exit_policy import Candidate, ExitPolicy, StepEstimate
 
 pytestmark = pytest.mark.torch

@@ -1,0 +1,70 @@
+"""Seconds by number of tokens: measured at a few counts, then followed as the load changes.
+
+Between its points a curve is linear, beyond the last one it goes on as it was. What is seen while
+serving moves it: the points beside it most, all others a little, so that a count never tried does
+not keep the price of a busier hour.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from math import exp, log
+
+_POINT_RATE, _SHAPE_RATE = 0.05, 0.03  # of what was seen, for the points beside it and for all
+_MOST = 0.5  # logarithm of the factor that one observation may claim: a pause is no price
+_LEAST_S = 1e-9
+
+
+class CostCurve:
+    """One part's cost. Never falls as tokens are added: noise must not make drafts look free."""
+
+    def __init__(self, counts: Sequence[int], seconds: Sequence[float]) -> None:
+        self._counts = list(counts)
+        self._logs = [log(max(value, _LEAST_S)) for value in seconds]
+        self._seconds: list[float] = []
+        self._settle()
+
+    def __call__(self, num_tokens: int) -> float:
+        """Seconds for `num_tokens`; none for no tokens."""
+        if num_tokens <= 0:
+            return 0.0
+        counts, seconds = self._counts, self._seconds
+        if num_tokens <= counts[0] or len(counts) == 1:
+            return seconds[0]
+        right = min(bisect_left(counts, num_tokens), len(counts) - 1)
+        x0, x1, y0, y1 = counts[right - 1], counts[right], seconds[right - 1], seconds[right]
+        return y0 + (y1 - y0) * (num_tokens - x0) / (x1 - x0)
+
+    def observe(self, num_tokens: int, seconds: float) -> float:
+        """Learn what so many tokens took.
+
+        Returns:
+            The logarithm of how far off the curve was, within bounds; 0.0 beyond its points.
+        """
+        counts = self._counts
+        if not 0 < num_tokens <= counts[-1]:
+            return 0.0
+        error = log(max(seconds, _LEAST_S) / self(num_tokens))
+        error = min(max(error, -_MOST), _MOST)
+        right = bisect_left(counts, num_tokens)
+        left = right - 1 if right and counts[right] != num_tokens else right
+        for point in {left, right}:
+            self._logs[point] += _POINT_RATE * error
+        self.scale(_SHAPE_RATE * error)
+        return error
+
+    def scale(self, logarithm: float) -> None:
+        """All counts cost more, or less, by the same factor."""
+        self._logs = [value + logarithm for value in self._logs]
+        self._settle()
+
+    @property
+    def points(self) -> list[tuple[int, float]]:
+        """What it goes through: tokens and seconds."""
+        return list(zip(self._counts, self._seconds, strict=True))
+
+    def _settle(self) -> None:
+        seconds, most = [], 0.0
+        for value in self._logs:
+            most = max(most, exp(value))
+            seconds.append(most)
+        self._seconds = seconds

@@ -1,0 +1,173 @@
+"""Times every part of a step on this machine, once; later starts read what was measured.
+
+The file is named after everything that a cost depends on; one that is old is measured again. The
+parts take turns, and the fastest of a few rounds counts: what the machine can do, not what else it
+was doing.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from engine.model.exit_head import ExitHeads, Head
+from engine.model.ops.interface import TokenBatch
+from engine.worker.cost_curve import CostCurve
+from engine.worker.cost_model import CostModel
+from engine.worker.device_errors import is_out_of_memory
+from engine.worker.segment_runner import SegmentRunner
+
+logger = logging.getLogger(__name__)
+
+TOKEN_COUNTS = (1, 2, 4, 8, 16, 32, 64)
+_ROUNDS = 3
+_ENOUGH_S = 1.5  # no further round after so long
+_QUIET = 1.25  # the two fastest rounds differ by less where nothing else was going on
+_STALE_S = 14 * 24 * 3600.0
+
+Seconds = dict[str, dict[int, float]]  # part -> tokens -> seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Profiler:
+    """What is to be timed."""
+
+    runner: SegmentRunner
+    num_segments: int
+    heads: ExitHeads | None
+    block_size: int
+    device: torch.device
+
+    def measure(self) -> tuple[Seconds, bool]:
+        """Time every part. Overwrites KV blocks: call before the first sequence.
+
+        Returns:
+            The times, and whether the machine was quiet enough to keep them.
+        """
+        rounds: list[float] = []
+        stopwatch = _Stopwatch()
+        counts = list(TOKEN_COUNTS)
+        while len(rounds) < _ROUNDS and sum(rounds) < _ENOUGH_S:
+            started = time.perf_counter()
+            for count in list(counts):
+                try:
+                    self._time(count, stopwatch)
+                except (RuntimeError, MemoryError) as error:
+                    if count == counts[0] or not is_out_of_memory(error):
+                        raise
+                    counts = counts[: counts.index(count)]  # steps of so many will not fit either
+                    break
+            rounds.append(time.perf_counter() - started)
+        seconds = {
+            part: {count: times[count] for count in counts}
+            for part, times in stopwatch.best.items()
+        }
+        fastest = sorted(rounds)[:2]
+        return seconds, len(fastest) == 2 and fastest[1] < _QUIET * fastest[0]
+
+    def _time(self, count: int, stopwatch: "_Stopwatch") -> None:
+        batch = _dummy_batch(count, self.block_size, self.device)
+        hidden = self.runner.embed(batch.positions)
+        for index in range(self.num_segments):
+            call = partial(self.runner.run, index, hidden, batch)
+            stopwatch.time(f"segment {index}", count, call)
+        for index, head in enumerate(self.heads.heads if self.heads else ()):
+            stopwatch.time(f"head {index}", count, partial(_evaluate, head, hidden))
+        stopwatch.time("logits", count, partial(self.runner.logits, hidden))
+
+
+def cost_model(profiler: Profiler, directory: Path, facts: Mapping[str, str]) -> CostModel:
+    """What parts cost: as measured on an earlier start, or now.
+
+    Args:
+        directory: Where measurements are kept.
+        facts: All that costs depend on; a measurement with other ones does not count.
+    """
+    key = hashlib.sha256(json.dumps(sorted(facts.items())).encode()).hexdigest()[:32]
+    path = directory / f"costs-{key}.json"
+    seconds = _read(path, profiler)
+    if seconds is None:
+        seconds, is_quiet = profiler.measure()
+        if is_quiet:
+            _write(path, seconds)
+    heads = range(len(profiler.heads.heads) if profiler.heads else 0)
+    return CostModel(
+        [_curve(seconds[f"segment {index}"]) for index in range(profiler.num_segments)],
+        [_curve(seconds[f"head {index}"]) for index in heads],
+        _curve(seconds["logits"]),
+    )
+
+
+@dataclass(slots=True)
+class _Stopwatch:
+    """The shortest time of every part."""
+
+    best: Seconds = field(default_factory=dict)
+
+    def time(self, part: str, count: int, call: Callable[[], Tensor]) -> None:
+        """Call, and keep the time if it is the shortest."""
+        started = time.perf_counter()
+        if call().is_cuda:
+            torch.cuda.synchronize()
+        elapsed = time.perf_counter() - started
+        times = self.best.setdefault(part, {})
+        times[count] = min(elapsed, times.get(count, elapsed))
+
+
+def _curve(times: Mapping[int, float]) -> CostCurve:
+    return CostCurve(sorted(times), [times[count] for count in sorted(times)])
+
+
+def _read(path: Path, profiler: Profiler) -> Seconds | None:
+    """Measurements of an earlier start; None where there are none that are fresh and whole."""
+    try:
+        if time.time() - path.stat().st_mtime > _STALE_S:
+            return None
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        seconds = {
+            part: {int(count): float(value) for count, value in times.items()}
+            for part, times in raw.items()
+        }
+    except (OSError, ValueError, AttributeError, TypeError):
+        return None
+    num_heads = len(profiler.heads.heads) if profiler.heads else 0
+    parts = [f"segment {i}" for i in range(profiler.num_segments)]
+    parts += ["logits", *(f"head {i}" for i in range(num_heads))]
+    return seconds if all(seconds.get(part) for part in parts) else None
+
+
+def _write(path: Path, seconds: Seconds) -> None:
+    """Keep a measurement, whole or not at all; without it the next start takes a second more."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_suffix(f".{os.getpid()}.tmp")
+        fresh.write_text(json.dumps(seconds, indent=1), encoding="utf-8")
+        fresh.replace(path)
+    except OSError as error:
+        logger.warning("measured costs cannot be kept in %s: %s", path.parent, error)
+
+
+def _evaluate(head: Head, hidden: Tensor) -> Tensor:
+    """What a look does with a head: evaluate it, and see how sure it is."""
+    _, logits, _ = head(hidden, hidden)
+    return logits.log_softmax(-1).max(-1).values
+
+
+def _dummy_batch(count: int, block_size: int, device: torch.device) -> TokenBatch:
+    """`count` tokens, each alone in its row at the first position of block 0."""
+    zeros = torch.zeros(count, dtype=torch.int32, device=device)
+    return TokenBatch(
+        positions=zeros,
+        slots=zeros,
+        rows=torch.arange(count, dtype=torch.int32, device=device),
+        block_tables=torch.zeros((count, 1), dtype=torch.int32, device=device),
+        block_size=block_size,
+    )
