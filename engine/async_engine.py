@@ -137,6 +137,16 @@ class AsyncEngine:
         stats.recovery_time_s_total = self._supervisor.recovery_time_s_total
         return stats
 
+    @property
+    def num_unread(self) -> int:
+        """Requests whose outputs somebody reads, or is yet to read."""
+        return len(self._slots)
+
+    def check(self) -> None:
+        """Assert the invariants that hold between steps."""
+        if self._core is not None:
+            self._core.check()
+
     def check_room(self, num_requests: int = 1, num_tokens: int = 0) -> None:
         """Whether so many more requests, with so many prompt tokens in all, would be taken now.
 
@@ -242,7 +252,7 @@ class AsyncEngine:
                 if plan is None:
                     self._publish(core.render(committed))
                     committed = []
-                    await self._rest(core)
+                    await self._rest()
                 else:
                     committed = await self._step(core, plan, committed)
             except WorkerLost as loss:
@@ -264,12 +274,12 @@ class AsyncEngine:
             self._supervisor.note_progress()
         return committed
 
-    async def _rest(self, core: EngineCore) -> None:
+    async def _rest(self) -> None:
         """Wait for work; a worker that dies meanwhile is noticed at once."""
         now = asyncio.get_running_loop().time()
         if now - self._last_check > _CHECK_INTERVAL_S:
             self._last_check = now
-            core.check()
+            self.check()
         watching = asyncio.create_task(self._supervisor.watch())
         working = asyncio.create_task(self._work.wait())
         try:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
+from jinja2.exceptions import SecurityError
 
 from engine.checkpoint.directory import eos_token_ids
-from engine.errors import ModelLoadError, RequestError
+from engine.errors import ModelLoadError, RequestError, UnsafeCheckpoint
 from engine.vocabulary import byte_alphabet, is_byte_level, piece_bytes
 
 if TYPE_CHECKING:
@@ -152,6 +153,26 @@ class Tokenizer:
         assert isinstance(rendered, str), "one conversation gives one text"
         return rendered
 
+    def check_chat_template(self) -> None:
+        """Find out now rather than at the first chat what no chat could be rendered with.
+
+        Raises:
+            UnsafeCheckpoint: the template reaches for what its sandbox forbids.
+            ModelLoadError: it is no template.
+        """
+        if not self._tokenizer.chat_template:
+            return
+        turn = {"role": "user", "content": "Hello"}
+        try:
+            self._tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
+        except (SecurityError, OverflowError) as error:
+            message = f"The chat template does what its sandbox forbids: {error}"
+            raise UnsafeCheckpoint(message) from error
+        except TemplateSyntaxError as error:
+            raise ModelLoadError(f"The chat template is malformed: {error}") from error
+        except Exception:  # it may want other turns than this one
+            return
+
     def _special_texts_in(self, value: Any) -> list[str]:
         """The special tokens that a client's values spell out, longest first."""
         everything = json.dumps(value, ensure_ascii=False, default=str)
@@ -179,7 +200,7 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     """The tokenizer in a checkpoint directory.
 
     Raises:
-        ModelLoadError: if there is none that can be read.
+        ModelLoadError: if there is none that can be read, or its chat template cannot be used.
     """
     if not (directory / "tokenizer.json").is_file():
         raise ModelLoadError(f"{directory} has no tokenizer.json.")
@@ -189,7 +210,9 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
     except Exception as error:  # the Rust side raises bare Exception for a malformed file
         raise ModelLoadError(f"The tokenizer in {directory} cannot be read: {error}") from error
-    return Tokenizer(tokenizer, eos_token_ids(directory))
+    loaded = Tokenizer(tokenizer, eos_token_ids(directory))
+    loaded.check_chat_template()
+    return loaded
 
 
 def _refusal(error: Exception, *, continues: bool) -> RequestError:

@@ -100,6 +100,8 @@ class Failure:
             headers["x-should-retry"] = "false"  # OpenAI's clients try again after a 500
         if self.retry_after_s is not None:
             headers["Retry-After"] = str(self.retry_after_s)
+        if self.status == HTTPStatus.REQUEST_TIMEOUT:
+            headers["Connection"] = "close"  # the rest of the body may never come
         if self.status == HTTPStatus.UNAUTHORIZED:
             headers["WWW-Authenticate"] = "Bearer"
         return Response(self.body, self.status, headers, media_type="application/json")

@@ -206,8 +206,8 @@ def _turn(index: int, message: ChatMessage) -> dict[str, Any]:
     thought = message.reasoning_content or message.reasoning
     if message.role == "assistant" and thought:
         turn["reasoning_content"] = thought
-    if message.role == "tool" and message.tool_call_id is not None:
-        turn["tool_call_id"] = message.tool_call_id
+    if message.role == "tool":
+        turn["tool_call_id"] = _required(message.tool_call_id, f"messages[{index}].tool_call_id")
     if message.tool_calls:
         turn["tool_calls"] = [
             _call(call, f"messages[{index}].tool_calls[{place}]")
@@ -229,13 +229,19 @@ def _call(call: MessageToolCall, param: str) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": function}
 
 
+def _required(value: str | None, param: str) -> str:
+    if value is None:
+        message = f"{param}: field required."
+        raise RequestError(message, param=param, code="missing_required_parameter")
+    return value
+
+
 def _text(index: int, message: ChatMessage) -> str:
     if isinstance(message.content, str):
         return message.content
     if message.content is None:
         if not message.tool_calls:
-            param = f"messages[{index}].content"
-            raise RequestError(f"{param}: field required.", param=param)
+            return _required(None, f"messages[{index}].content")
         return ""
     texts = []
     for place, part in enumerate(message.content):

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers
 
-from engine.errors import ModelLoadError, RequestError
+from engine.errors import ModelLoadError, RequestError, UnsafeCheckpoint
 from engine.tokenizer import Tokenizer, load_tokenizer
 
 START, END = 1, 2  # <|im_start|>, <|im_end|>
@@ -190,6 +190,23 @@ def test_no_chat_template(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("template", "error", "words"),
+    [
+        ("{{ ''.__class__.__mro__ }}", UnsafeCheckpoint, "sandbox"),
+        ("{{ messages.append(1) }}", UnsafeCheckpoint, "sandbox"),
+        ("{{ cycler.__init__.__globals__.os.system('false') }}", UnsafeCheckpoint, "sandbox"),
+        ("{% for i in range(10 ** 9) %}x{% endfor %}", UnsafeCheckpoint, "sandbox"),
+        ("{% if %}", ModelLoadError, "malformed"),
+    ],
+)
+def test_templates_that_no_chat_can_use_are_refused_at_once(
+    tmp_path: Path, template: str, error: type[ModelLoadError], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        _sentencepiece(tmp_path, chat_template=template)
+
+
+@pytest.mark.parametrize(
     ("template", "message"),
     [
         (
@@ -201,9 +218,6 @@ def test_no_chat_template(tmp_path: Path) -> None:
             "The chat template cannot render these messages.",
         ),
         ("{{ 1 / 0 }}", "The chat template cannot render these messages."),
-        ("{{ range(10 ** 9) }}", "The chat template cannot render these messages."),
-        ("{{ ''.__class__.__mro__ }}", "The chat template cannot render these messages."),
-        ("{% for %}", "The chat template cannot render these messages."),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "The chat template cannot render"),
     ],
 )

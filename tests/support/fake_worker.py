@@ -105,14 +105,14 @@ def expected_embedding(request: GenerationRequest) -> tuple[float, ...] | None:
 
 
 def _score(context: Sequence[int], token_id: int) -> TokenLogprobs:
-    logprob = -crc32(bytes([token_id]), _context_hash(context)) / 2**32
+    logprob = -crc32(token_id.to_bytes(2), _context_hash(context)) / 2**32
     return TokenLogprobs(token_id=token_id, logprob=logprob)
 
 
 def _context_hash(context: Sequence[int]) -> int:
     value = 0
     for token_id in context:
-        value = crc32(bytes([token_id]), value)
+        value = crc32(token_id.to_bytes(2), value)
     return value
 
 
@@ -149,8 +149,8 @@ class FakeWorker:
             backend="fake",
         )
         self.plans: list[StepPlan] = []
-        self._acceptance = acceptance
-        self._step_time_s = step_time_s
+        self.acceptance = acceptance
+        self.step_time_s = step_time_s
         self._fails_at_step = fails_at_step
         self._random = random.Random(0)
         self.forget()
@@ -171,8 +171,8 @@ class FakeWorker:
 
     def execute(self, plan: StepPlan) -> StepResult:
         """See `SynchronousWorker.execute`."""
-        if self._step_time_s:  # sleeping for 0 s gives the CPU away on a busy machine
-            time.sleep(self._step_time_s)
+        if self.step_time_s:  # sleeping for 0 s gives the CPU away on a busy machine
+            time.sleep(self.step_time_s)
         self.plans.append(plan)
         if plan.step_id == self._fails_at_step:
             raise RuntimeError("this step was told to fail")
@@ -268,7 +268,7 @@ class FakeWorker:
         drafts: list[int] = []
         for position in range(end, end + self._random.randint(0, row.max_draft_tokens)):
             token = self._choose(row, start, position)
-            if self._random.random() > self._acceptance:
+            if self._random.random() > self.acceptance:
                 token = (token + 1) % VOCAB_SIZE
             self._write(row, position, token)
             drafts.append(token)
@@ -280,14 +280,18 @@ class FakeWorker:
 
     def _write(self, row: RowPlan, position: int, token_id: int) -> None:
         past = self._cache[self._slot(row, position - 1)][2] if position else 0
-        context_hash = crc32(bytes([token_id]), past)
+        context_hash = crc32(token_id.to_bytes(2), past)
         self._cache[self._slot(row, position)] = (position, token_id, context_hash)
 
     def _choose(self, row: RowPlan, start: SequenceStart, num_context: int) -> int:
         """The token after the first `num_context`, as the cache has them."""
         context = self._context(row, num_context)
         is_masked = num_context - start.num_prompt_tokens < start.min_tokens
-        return next_token(context, start.seed, start.stop_token_ids if is_masked else ())
+        return self.next_token(context, start.seed, start.stop_token_ids if is_masked else ())
+
+    def next_token(self, context: Sequence[int], seed: int, forbidden: Collection[int]) -> int:
+        """What this model says after `context`."""
+        return next_token(context, seed, forbidden)
 
     def _context(self, row: RowPlan, num_context: int) -> list[int]:
         """The first `num_context` tokens, as the cache has them."""
@@ -296,7 +300,7 @@ class FakeWorker:
         for position in range(num_context):
             written, token_id, written_hash = self._cache[self._slot(row, position)]
             assert written == position, "a slot holds another position"
-            context_hash = crc32(bytes([token_id]), context_hash)
+            context_hash = crc32(token_id.to_bytes(2), context_hash)
             assert written_hash == context_hash, "a slot was computed in another context"
             context.append(token_id)
         return context

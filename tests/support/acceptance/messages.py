@@ -1,0 +1,143 @@
+"""Rows 3, 16, 22, 32, 34 and 36: bodies that may neither cost much nor reach beyond the server."""
+
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from live_server import MODEL
+
+from acceptance import bad_bodies
+from acceptance.parrot import write_tokenizer
+from acceptance.refusals import Case, assert_envelope, assert_refused
+from acceptance.table_server import CHAT, COMPLETIONS, Serve
+
+_LONGEST_PAUSE_S = 0.05
+_LONGEST_VERDICT_S = 5
+_TRIES = 6  # other processes may take the CPU away: the best of them counts
+
+
+def deep_bodies(serve: Serve) -> None:
+    """Nesting stops nobody: the loop does not stand still over it."""
+    _refuses_quickly(serve, bad_bodies.DEEP)
+
+
+def huge_prompts(serve: Serve) -> None:
+    """Too long to be worth encoding, and 10 MB are not even read."""
+    _refuses_quickly(serve, bad_bodies.HUGE_PROMPTS)
+    body = b'{"model": "m", "prompt": "' + b"a" * 10_000_000 + b'"}'
+    with serve(max_request_bytes=4_000_000, limits={"head_timeout_s": 0.5}) as server:
+        case = Case(COMPLETIONS, body, code="request_too_large", status=413)
+        assert_refused(server.ask(COMPLETIONS, body), case)
+
+
+def many_choices(serve: Serve) -> None:
+    """A million choices are refused before one of them is made."""
+    with serve() as server:
+        times = []
+        for _ in range(_TRIES):
+            started = time.perf_counter()
+            assert server.complete("a", n=1_000_000).status_code == 400
+            times.append(time.perf_counter() - started)
+        assert min(times) < 0.05
+
+
+def no_connections(serve: Serve) -> None:
+    """Images, sounds and files are refused, and nobody is asked for them."""
+    with serve() as server, _outgoing() as addresses:
+        for case in bad_bodies.PARTS:
+            assert_refused(server.ask(case.path, case.body), case)
+    port = int(server.url.rpartition(":")[2])
+    assert {address for address in addresses if address != ("127.0.0.1", port)} == set()
+
+
+def injected_templates(serve: Serve) -> None:
+    """Template code in a message is text."""
+    code = "{{ ''.__class__.__mro__ }}{% for i in range(9) %}x{% endfor %}{{ config }}"
+    with serve() as server:
+        messages = [{"role": "user", "content": code}]
+        answer = server.ask(CHAT, {"model": MODEL, "messages": messages, "max_tokens": 2})
+        assert answer.status_code == 200
+        assert code.encode() in bytes(token for token in server.prompts()[-1] if token < 256)
+
+
+def structures(serve: Serve) -> None:
+    """Structures that cannot be compiled, or not in time, are refused by name; others go on."""
+    with tempfile.TemporaryDirectory() as name:
+        write_tokenizer(Path(name))
+        with serve(directory=Path(name), structure_timeout=1.0) as server:
+            good = server.ask(CHAT, _structured({"type": "json_object"}))  # starts the compiler
+            assert good.status_code == 200, good.text
+            server.note_baseline()
+            with server.company():
+                for asked in _STRUCTURES:
+                    started = time.perf_counter()
+                    answer = server.ask(CHAT, _structured(asked))
+                    assert time.perf_counter() - started < _LONGEST_VERDICT_S
+                    assert answer.status_code == 400, (str(asked)[:99], answer.text)
+                    error = assert_envelope(answer)
+                    assert str(error["param"]).startswith("response_format"), error
+
+
+def _structured(asked: dict[str, object]) -> dict[str, object]:
+    return {"model": MODEL, "messages": bad_bodies.USER, "max_tokens": 4, "response_format": asked}
+
+
+def _schema(schema: object) -> dict[str, object]:
+    return {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}
+
+
+def _nested(depth: int) -> dict[str, object]:
+    schema: dict[str, object] = {"type": "integer"}
+    for _ in range(depth):
+        schema = {"oneOf": [schema, {"type": "array", "items": schema}]}
+    return schema
+
+
+_STRUCTURES: tuple[dict[str, object], ...] = (
+    {"type": "json_schema"},
+    {"type": "no_such_type"},
+    _schema({"type": "object", "description": "x" * 1_000_000}),
+    _schema({"type": "string", "pattern": "(a+"}),
+    _schema({"type": "string", "pattern": "*"}),
+    _schema({"type": "string", "pattern": f"({'(a{1,99}){1,99}' * 9})" + "{1,999}"}),
+    _schema({"type": "no-such-type"}),
+    _schema({"$ref": "#"}),
+    _schema({"$ref": "#/definitions/nowhere"}),
+    _schema({"$ref": "https://127.0.0.1:1/schema"}),
+    _schema(_nested(14)),
+)
+
+
+def _refuses_quickly(serve: Serve, cases: tuple[Case, ...]) -> None:
+    with serve() as server:
+        for case in cases:
+            pauses = []
+            for _ in range(_TRIES):
+                pauses.append(
+                    server.longest_pause_s(
+                        lambda c=case: assert_refused(server.ask(c.path, c.body), c)  # type: ignore[misc]
+                    )
+                )
+                if pauses[-1] < _LONGEST_PAUSE_S:
+                    break
+            assert min(pauses) < _LONGEST_PAUSE_S, pauses
+
+
+@contextmanager
+def _outgoing() -> Iterator[list[object]]:
+    """Addresses that this process connects to meanwhile."""
+    addresses: list[object] = []
+    is_watching = [True]
+
+    def note(event: str, args: tuple[object, ...]) -> None:
+        if is_watching and event in ("socket.connect", "socket.getaddrinfo"):
+            addresses.append(args[1] if event == "socket.connect" else args[:2])
+
+    sys.addaudithook(note)  # for good: there is no way to take it away again
+    try:
+        yield addresses
+    finally:
+        is_watching.clear()

@@ -1,0 +1,109 @@
+"""A model that says what it is told to, one token per byte: any text, cut anywhere, on demand."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from zlib import crc32
+
+from fake_engine import ByteTokenizer
+from fake_worker import FakeWorker
+from tokenizers import Tokenizer, decoders, models
+
+from engine.plan import RowResult, StepPlan, StepResult, WorkerInfo
+from engine.vocabulary import byte_alphabet
+
+_BEGIN, _END = 2, 3  # bytes around what is to be said
+EOS_ID = ByteTokenizer.eos_token_ids[0]
+UNLIKELY = ord("~")  # a token with no probability at all
+
+
+def say(text: str | bytes) -> str | list[int]:
+    """A prompt that makes the parrot say this and stop; bytes make a prompt of token ids."""
+    if isinstance(text, str):
+        return f"\x02{text}\x03"
+    return [_BEGIN, *text, _END]
+
+
+def write_tokenizer(directory: Path) -> None:
+    """The parrot's tokens as a tokenizer.json, for those who compile structures for them."""
+    tokenizer = Tokenizer(models.BPE(vocab=byte_alphabet(), merges=[]))
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([f"<{number}>" for number in range(256, ByteTokenizer.vocab_size)])
+    tokenizer.save(str(directory / "tokenizer.json"))
+
+
+class Speller(ByteTokenizer):
+    """Bytes, for the detokenizer too."""
+
+    strips_first_space = False
+
+
+class Parrot(FakeWorker):
+    """Says what stands between the marks, else letters that are a hash of all tokens so far."""
+
+    def __init__(
+        self,
+        *,
+        num_blocks: int = 96,
+        acceptance: float = 0.5,
+        max_draft_tokens: int = 3,
+        step_time_s: float = 0.0,
+        max_model_len: int = 512,
+        block_size: int = 8,
+    ) -> None:
+        super().__init__(
+            num_blocks=num_blocks,
+            block_size=block_size,
+            max_model_len=max_model_len,
+            max_draft_tokens=max_draft_tokens,
+            acceptance=acceptance,
+            step_time_s=step_time_s,
+        )
+        self.started: list[tuple[int, ...]] = []  # prompts that it was ever given
+
+    @property
+    def info(self) -> WorkerInfo:
+        """Facts of this model."""
+        return self._info
+
+    @info.setter
+    def info(self, info: WorkerInfo) -> None:
+        vocabulary = {"vocab_size": ByteTokenizer.vocab_size, "eos_token_ids": [EOS_ID]}
+        fields = {name: getattr(info, name) for name in WorkerInfo.__dataclass_fields__}
+        self._info = WorkerInfo(**{**fields, **vocabulary})
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """See `FakeWorker.execute`."""
+        self.started += [
+            tuple(start.token_ids[: start.num_prompt_tokens]) for start in plan.started
+        ]
+        result = super().execute(plan)
+        for row in result.rows:
+            _make_unlikely(row)
+        return result
+
+    def text_after(self, prompt: str, max_tokens: int, seed: int = 7) -> str:
+        """What it says to a prompt that tells it nothing, in so many tokens."""
+        context = list(prompt.encode())
+        for _ in range(max_tokens):
+            context.append(self.next_token(context, seed, ()))
+        return bytes(context[-max_tokens:]).decode()
+
+    def next_token(self, context: Sequence[int], seed: int, forbidden: Collection[int]) -> int:
+        """See `FakeWorker.next_token`."""
+        if _BEGIN in context and _END in context:
+            begin, end = context.index(_BEGIN), context.index(_END)
+            script = context[begin + 1 : end]
+            said = [token for token in context[end + 1 :] if token < 256]
+            token = script[len(said)] if len(said) < len(script) else EOS_ID
+            return ord(".") if token in forbidden else token
+        digest = crc32(b"".join(token.to_bytes(2) for token in context), seed & 0xFFFFFFFF)
+        return ord("a") + digest % 26
+
+
+def _make_unlikely(row: RowResult) -> None:
+    for place, entry in enumerate(row.logprobs):
+        if entry.token_id == UNLIKELY:
+            top = ((UNLIKELY, float("-inf")),)
+            row.logprobs[place] = type(entry)(
+                token_id=entry.token_id, logprob=float("-inf"), top=top
+            )

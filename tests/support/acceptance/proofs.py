@@ -1,0 +1,65 @@
+"""How tests have ended that rows of the table point to; those that were not run are run now."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Collection
+from pathlib import Path
+
+import pytest
+
+PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
+_ROOT = Path(__file__).parents[3]
+_FILE = "ADADECODE_TEST_OUTCOMES"  # where a run that was started here writes its outcomes
+
+
+class Outcomes:
+    """A plugin that notes how every test of this run ends. A test is named as pytest names it."""
+
+    def __init__(self) -> None:
+        self._by_test: dict[str, str] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Called for set-up, call and end of each test: the worst counts."""
+        if report.failed or report.skipped:
+            self._by_test[report.nodeid] = FAILED if report.failed else SKIPPED
+        else:
+            self._by_test.setdefault(report.nodeid, PASSED)
+
+    def pytest_sessionfinish(self) -> None:
+        """Tell whoever started this run."""
+        if file := os.environ.get(_FILE):
+            Path(file).write_text(json.dumps(self._by_test))
+
+    def of(self, proof: str) -> list[str]:
+        """Outcomes of a test, one per set of parameters; none: it has not run."""
+        return [
+            outcome for name, outcome in self._by_test.items() if name.partition("[")[0] == proof
+        ]
+
+    def run_missing(self, proofs: Collection[str]) -> None:
+        """Run, in one process of their own, those that have no outcome yet.
+
+        Raises:
+            AssertionError: a test does not exist.
+        """
+        missing = sorted({proof for proof in proofs if not self.of(proof)})
+        if not missing:
+            return
+        with tempfile.TemporaryDirectory() as directory:
+            file = Path(directory) / "outcomes.json"
+            run = subprocess.run(
+                [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *missing],
+                cwd=_ROOT,
+                env={**os.environ, "PYTHONPATH": str(_ROOT), _FILE: str(file)},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert run.returncode in (0, 1), run.stdout + run.stderr
+            self._by_test |= json.loads(file.read_text())
+
+
+OUTCOMES = pytest.StashKey[Outcomes]()

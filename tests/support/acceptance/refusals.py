@@ -1,0 +1,113 @@
+"""Requests that are refused: what about each is said, and that it goes no further."""
+
+import json
+import re
+from dataclasses import dataclass
+
+import httpx
+from live_server import MODEL
+
+from acceptance.row import Check
+from acceptance.table_server import CHAT, COMPLETIONS, SECRET, Serve
+
+USER = [{"role": "user", "content": "a"}]
+INVALID_JSON, MISSING = "invalid_json", "missing_required_parameter"
+UNSUPPORTED, TOO_LONG = "unsupported_parameter", "context_length_exceeded"
+# Paths, addresses and names of the inside have no place in an answer.
+_INTERNAL = re.compile(
+    r"Traceback|\.py\b|0x[0-9a-f]{4,}|/(?:home|usr|tmp|root|secret|proc)\b|<class|object at"
+    r"|pydantic|starlette|fastapi|jinja|Error\b.*\(|Exception|asyncio|ValidationError"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A body and what is said to it."""
+
+    path: str
+    body: bytes
+    param: str | None = None
+    code: str | None = None  # None: any
+    status: int = 400
+
+
+def raw(body: str | bytes, param: str | None = None, code: str | None = None) -> Case:
+    """A body for completions."""
+    return Case(COMPLETIONS, body.encode() if isinstance(body, str) else body, param, code)
+
+
+def ask(fields: str, param: str, code: str | None = None) -> Case:
+    """A good completion request but for some fields, written as JSON."""
+    return raw(f'{{"model": "{MODEL}", "prompt": "a", {fields}}}', param, code)
+
+
+def values(name: str, *texts: object, code: str | None = None) -> tuple[Case, ...]:
+    """Values of one field, written as JSON, each of them refused by its name."""
+    return tuple(ask(f'"{name}": {text}', name, code) for text in texts)
+
+
+def prompt(value: object, param: str = "prompt", code: str | None = None) -> Case:
+    """A completion of something that is no prompt."""
+    return raw(json.dumps({"model": MODEL, "prompt": value}), param, code)
+
+
+def chat(messages: object, param: str, *, code: str | None = None, **fields: object) -> Case:
+    """A chat request."""
+    body = json.dumps({"model": MODEL, "messages": messages} | fields)
+    return Case(CHAT, body.encode(), param, code)
+
+
+def turn(param: str, code: str | None = None, **fields: object) -> Case:
+    """A chat whose second turn is wrong."""
+    return chat([*USER, fields], f"messages[1]{param}", code=code)
+
+
+def refuses(*cases: Case) -> Check:
+    """Every case is refused by name, and nothing of it reaches the engine."""
+
+    def check(serve: Serve) -> None:
+        with serve() as server:
+            before = len(server.prompts())
+            for case in cases:
+                answer = server.ask(case.path, case.body)
+                assert_refused(answer, case)
+            assert len(server.prompts()) == before
+
+    return check
+
+
+def serves(*bodies: tuple[str, dict[str, object]]) -> Check:
+    """What looks odd and is fine."""
+
+    def check(serve: Serve) -> None:
+        with serve() as server:
+            for path, fields in bodies:
+                base = {"prompt": "a"} if path == COMPLETIONS else {"messages": USER}
+                answer = server.ask(path, {"model": MODEL, "max_tokens": 4, **base, **fields})
+                assert answer.status_code == 200, (fields, answer.text)
+
+    return check
+
+
+def assert_refused(answer: httpx.Response, case: Case) -> None:
+    """Status, parameter and code are right, and the error is one as every client expects it."""
+    shown = case.body[-80:]
+    assert answer.status_code == case.status, (shown, answer.text)
+    error = assert_envelope(answer)
+    assert error["param"] == case.param, (shown, error)
+    assert case.code is None or error["code"] == case.code, (shown, error)
+    assert error["type"] == "invalid_request_error"
+
+
+def assert_envelope(answer: httpx.Response) -> dict[str, str | None]:
+    """OpenAI's envelope, without anything of the inside or of the input in it."""
+    assert answer.headers["content-type"] == "application/json"
+    body = answer.json()
+    assert set(body) == {"error"}
+    error: dict[str, str | None] = body["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"]
+    assert error["code"]
+    assert not _INTERNAL.search(answer.text), answer.text
+    assert SECRET not in answer.text
+    return error
