@@ -1,6 +1,10 @@
-"""A structure's mask follows drafts and takes them back; what was said before is replayed."""
+"""A structure's mask follows drafts and takes them back; what was said before is replayed.
+
+Equal outputs are equal to the token and to the bit of every log-probability.
+"""
 
 import re
+from collections.abc import Sequence
 
 import pytest
 from backends import available_ops
@@ -20,8 +24,8 @@ from benchmarks.scripted import Agreement, ScriptedDrafter
 from engine.errors import StructureError
 from engine.grammar.compiler import GrammarCompiler
 from engine.model.decoder import Decoder
-from engine.plan import SequenceStart
-from engine.request import Structure
+from engine.plan import RowResult, SequenceStart
+from engine.request import Structure, TokenLogprobs
 from engine.worker.structure import StructureState
 
 pytestmark = pytest.mark.torch
@@ -128,12 +132,31 @@ class Driver(StepDriver):
         super().__init__(decoder, 16, drafter, open_structure)  # type: ignore[arg-type]
 
 
-def plainly(decoder: Decoder, compiler: GrammarCompiler, options: dict) -> dict[int, list[int]]:
-    outputs: dict[int, list[int]] = {}
+Outputs = dict[int, tuple[list[int], list[TokenLogprobs]]]  # by sequence: tokens, log-probabilities
+
+
+def starts(options: dict, **more: object) -> list[SequenceStart]:
+    return [
+        sequence_start(i, prompt, num_logprobs=2, **options, **more)
+        for i, prompt in PROMPTS.items()
+    ]
+
+
+def outputs(tokens: dict[int, list[int]], results: Sequence[RowResult]) -> Outputs:
+    """The output tokens, as many as were asked for."""
+    found: Outputs = {}
     for i, prompt in PROMPTS.items():
-        starts = [sequence_start(i, prompt, **options)]
-        outputs |= Driver(decoder, compiler).generate(starts, NUM_TOKENS)[0]
-    return outputs
+        if i in tokens:
+            logprobs = [each for r in results if r.sequence_id == i for each in r.logprobs]
+            found[i] = (tokens[i][len(prompt) :][:NUM_TOKENS], logprobs[:NUM_TOKENS])
+    return found
+
+
+def plainly(decoder: Decoder, compiler: GrammarCompiler, options: dict) -> Outputs:
+    alone: Outputs = {}
+    for start in starts(options):
+        alone |= outputs(*Driver(decoder, compiler).generate([start], NUM_TOKENS))
+    return alone
 
 
 @pytest.mark.parametrize("agreement", ["always", "never", "sometimes"])
@@ -144,15 +167,14 @@ def test_scripted_drafts_change_nothing_under_a_structure(
     options = SAMPLING[sampling]
     plain = plainly(decoder, tiny_compiler, options)
     for i in (0, 2):
-        text = bytes(30 + token for token in plain[i][len(PROMPTS[i]) :]).decode()
+        text = bytes(30 + token for token in plain[i][0]).decode()
         assert re.fullmatch(r"([A-Z][a-z]{1,3} )*([A-Z][a-z]{0,3})?", text), text
-    script = {tuple(prompt): plain[i] for i, prompt in PROMPTS.items()}
-    starts = [sequence_start(i, prompt, **options) for i, prompt in PROMPTS.items()]
+    script = {tuple(prompt): [*prompt, *plain[i][0]] for i, prompt in PROMPTS.items()}
     for exits in ([1], [1, 3], [2, 3, 5]):
         drafter = ScriptedDrafter(exits, script, agreement, VOCAB)
         driver = Driver(decoder, tiny_compiler, drafter)
-        tokens, results = driver.generate(starts, NUM_TOKENS, chunk=7)
-        assert {i: t[: len(plain[i])] for i, t in tokens.items()} == plain
+        tokens, results = driver.generate(starts(options), NUM_TOKENS, chunk=7)
+        assert outputs(tokens, results) == plain
         assert any(result.drafts for result in results)
 
 
@@ -162,10 +184,10 @@ def test_heads_draft_what_the_structure_allows(
 ) -> None:
     options = SAMPLING[sampling]
     plain = plainly(decoder, tiny_compiler, options)
-    starts = [sequence_start(i, prompt, **options, threshold=0.0) for i, prompt in PROMPTS.items()]
     drafter = policy_drafter(decoder, random_heads(decoder, [1, 3], VOCAB))
-    tokens, results = Driver(decoder, tiny_compiler, drafter).generate(starts, NUM_TOKENS)
-    assert tokens == plain
+    driver = Driver(decoder, tiny_compiler, drafter)
+    tokens, results = driver.generate(starts(options, threshold=0.0), NUM_TOKENS)
+    assert outputs(tokens, results) == plain
     drafts = [d for result in results if result.sequence_id == 0 for d in result.drafts]
     assert drafts
     allowed = re.compile("[A-Za-z ]")

@@ -1,0 +1,90 @@
+"""Structures through scheduler and worker: preempted, found in the prefix cache, ended by a token;
+and every output is that of plain decoding, to the bit of its log-probabilities.
+"""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny_model import VOCAB, load_tiny, policy_drafter, random_heads, write_tiny_llama
+
+from engine.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
+from engine.model.ops.torch_ops import TorchOps
+from engine.offline import GenerationResult, OfflineEngine
+from engine.request import (
+    EarlyExitOptions,
+    FinishReason,
+    GenerationRequest,
+    SamplingParams,
+    Structure,
+)
+from engine.worker import grammars
+from engine.worker.worker import ModelWorker
+
+pytestmark = pytest.mark.torch
+
+FIRST = 30  # the character of token 0, which is the end
+WORDS = Structure(kind="regex", source=r"([A-Z][a-z]{1,3} ){3,5}!")
+NUMBERS = Structure(kind="json_schema", source='{"type": "array", "items": {"type": "integer"}}')
+PROMPT = tuple(range(5, 45))
+
+
+@pytest.fixture(autouse=True)
+def vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token of the tiny model is a character."""
+    characters = [b"", *(bytes([FIRST + i]) for i in range(1, VOCAB))]
+    monkeypatch.setattr(grammars, "load_vocabulary", lambda *_: characters)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> EngineConfig:
+    directory = write_tiny_llama(tmp_path_factory.mktemp("tiny"))
+    return EngineConfig(
+        model=ModelConfig(directory=directory, backend="torch", num_threads=1),
+        scheduler=SchedulerConfig(max_num_batched_tokens=24),
+        cache=CacheConfig(block_size=4, num_blocks=256),
+    )
+
+
+def make_worker(config: EngineConfig, directory: Path) -> ModelWorker:
+    """With heads that draft whatever they think of it, and are mostly wrong."""
+    decoder = load_tiny(directory, TorchOps("cpu"))
+    heads = random_heads(decoder, [1, 3], VOCAB)
+    return ModelWorker(config, drafter=policy_drafter(decoder, heads, threshold=0.0))
+
+
+def requests(*, early_exit: bool) -> list[GenerationRequest]:
+    sampling = SamplingParams(temperature=1.2, max_tokens=26, num_logprobs=2, logit_bias={65: 3.0})
+    return [
+        GenerationRequest(
+            request_id=str(index),
+            prompt_token_ids=PROMPT[: 20 + 4 * (index % 3)],
+            sampling=replace(sampling, structure=structure, seed=index),
+            early_exit=EarlyExitOptions(enabled=early_exit),
+        )
+        for index, structure in enumerate([WORDS, None, NUMBERS, WORDS])
+    ]
+
+
+def said(results: list[GenerationResult]) -> list[object]:
+    return [(r.token_ids, r.logprobs, r.finish_reason) for r in results]
+
+
+def test_whatever_happens_on_the_way_outputs_are_those_of_plain_decoding(
+    config: EngineConfig,
+) -> None:
+    directory = config.model.directory
+    alone = OfflineEngine(config, make_worker(config, directory))
+    plain = [alone.generate([request])[0] for request in requests(early_exit=False)]
+    for result, request in zip(plain, requests(early_exit=False), strict=True):
+        if request.sampling.structure == WORDS and result.finish_reason is FinishReason.STOP:
+            text = bytes(FIRST + token for token in result.token_ids[:-1]).decode()
+            assert re.fullmatch(WORDS.source, text)
+    # 25 blocks: no more than two of four at their full length, so that some are preempted.
+    tight = replace(config, cache=replace(config.cache, num_blocks=25))
+    engine = OfflineEngine(tight, make_worker(tight, directory))
+    for _ in range(2):  # the second time prompts are in the prefix cache
+        results = engine.generate(requests(early_exit=True))
+        assert said(results) == said(plain)
+    assert sum(result.draft_figures.num_draft_tokens for result in results) > 20

@@ -1,0 +1,132 @@
+"""Structured output on the default model, as the OpenAI client asks for it; and no schema, however
+bad, disturbs anybody else.
+"""
+
+import re
+import threading
+import time
+from collections.abc import Iterator
+from typing import Literal
+
+import httpx
+import openai
+import pytest
+from openai import OpenAI
+from pydantic import BaseModel, Field
+
+pytestmark = [pytest.mark.torch, pytest.mark.model]
+
+MODEL = "smollm2-135m-instruct"
+ASKED = [{"role": "user", "content": "Describe Anna, who is 30 and likes chess."}]
+SLOW = {"structured_outputs": {"regex": ".{0,50000}"}}
+
+
+class Hobby(BaseModel):
+    """Something to do."""
+
+    name: str = Field(max_length=16)
+    kind: Literal["sport", "game", "craft"]
+
+
+class Person(BaseModel):
+    """Somebody."""
+
+    name: str = Field(max_length=20)
+    age: int = Field(ge=0, le=120)
+    hobbies: list[Hobby] = Field(min_length=1, max_length=2)
+
+
+@pytest.fixture(scope="module")
+def client(real_server_url: str) -> Iterator[OpenAI]:
+    url = f"{real_server_url}/v1"
+    with OpenAI(base_url=url, api_key="none", max_retries=0, timeout=300) as client:
+        yield client
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_clients_parse_helper(client: OpenAI, temperature: float) -> None:
+    def ask(**extra: object) -> openai.types.chat.ParsedChatCompletion[Person]:
+        return client.chat.completions.parse(
+            model=MODEL,
+            messages=ASKED,  # type: ignore[arg-type]
+            response_format=Person,
+            temperature=temperature,
+            seed=3,
+            max_tokens=300,
+            extra_body=extra,
+        )
+
+    drafted = ask(early_exit={"threshold": 0.2})
+    assert isinstance(drafted.choices[0].message.parsed, Person)
+    plain = ask(early_exit={"enabled": False})
+    assert plain.choices[0].message.content == drafted.choices[0].message.content
+
+
+def test_a_forced_call_streams_arguments_that_parse(client: OpenAI) -> None:
+    with client.chat.completions.stream(
+        model=MODEL,
+        messages=ASKED,  # type: ignore[arg-type]
+        tools=[openai.pydantic_function_tool(Person)],
+        tool_choice="required",
+        parallel_tool_calls=False,
+        temperature=0,
+        max_tokens=300,
+    ) as stream:
+        kinds = [event.type for event in stream]
+        final = stream.get_final_completion()
+    assert kinds.count("tool_calls.function.arguments.delta") > 5
+    (call,) = final.choices[0].message.tool_calls or []
+    assert isinstance(call.function.parsed_arguments, Person)
+    assert final.choices[0].finish_reason == "tool_calls"
+
+
+def test_responses_parse(client: OpenAI) -> None:
+    response = client.responses.parse(
+        model=MODEL, input="Anna, 30, chess", text_format=Person, max_output_tokens=300
+    )
+    assert isinstance(response.output_parsed, Person)
+
+
+@pytest.mark.parametrize(
+    ("asked", "pattern"),
+    [
+        ({"choice": ["yes", "no"]}, "yes|no"),
+        ({"regex": "[0-9]{3}-[0-9]{4}"}, "[0-9]{3}-[0-9]{4}"),
+        ({"grammar": 'root ::= [a-c] ("+" [a-c])? "."'}, r"[a-c](\+[a-c])?\."),
+        ({"grammar": 'start: "a" | "b"'}, "a|b"),
+    ],
+)
+def test_other_structures(client: OpenAI, asked: dict[str, object], pattern: str) -> None:
+    answer = client.completions.create(
+        model=MODEL, prompt="1", seed=2, extra_body={"structured_outputs": asked}
+    )
+    assert re.fullmatch(pattern, answer.choices[0].text)
+    assert answer.choices[0].finish_reason == "stop"
+
+
+def test_a_slow_structure_is_refused_while_others_go_on(
+    client: OpenAI, real_server_url: str
+) -> None:
+    refusals: list[openai.BadRequestError] = []
+
+    def ask() -> None:
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.completions.create(model=MODEL, prompt="1", extra_body=SLOW)
+        refusals.append(caught.value)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    longest_s, num_asked = 0.0, 0
+    while asking.is_alive():
+        started = time.monotonic()
+        assert httpx.get(f"{real_server_url}/health").status_code == 200
+        longest_s = max(longest_s, time.monotonic() - started)
+        answer = client.completions.create(model=MODEL, prompt="1", max_tokens=3)
+        assert answer.usage is not None
+        assert answer.usage.completion_tokens == 3
+        num_asked += 1
+    (refusal,) = refusals
+    assert refusal.param == "structured_outputs.regex"
+    assert "longer than" in refusal.message
+    assert num_asked > 2
+    assert longest_s < 5
