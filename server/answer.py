@@ -7,7 +7,7 @@ leaves early closes the outputs, which aborts the generation.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import suppress
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
@@ -26,6 +26,8 @@ _SEPARATOR = "\n"
 _LONGEST_WAIT_S = 15.0  # for the first output, before a stream's status is sent
 _LONGEST_WAIT_IN_QUEUE_S = 45.0  # proxies break off what is silent for longer
 
+_INLINE_LOGPROBS = 1000  # a few milliseconds of rendering; more is done on a thread
+
 logger = logging.getLogger(__name__)
 
 
@@ -37,8 +39,22 @@ async def whole_answer(request: Request, outputs: IndexedOutputs, renderer: Rend
         ClientDisconnect: nobody is there to answer.
     """
     choices = await while_connected(request, gather_choices(outputs))
-    answer = renderer.answer(choices)
-    return Response(answer.model_dump_json(), media_type="application/json")
+    num_logprobs = sum(_num_logprobs(choice) for choice in choices)
+    is_long = num_logprobs > _INLINE_LOGPROBS
+    body = (
+        await asyncio.to_thread(_json, renderer, choices) if is_long else _json(renderer, choices)
+    )
+    return Response(body, media_type="application/json")
+
+
+def _json(renderer: Renderer, choices: Sequence[RequestOutput]) -> str:
+    return renderer.answer(choices).model_dump_json()
+
+
+def _num_logprobs(choice: RequestOutput) -> int:
+    """Log-probabilities to be rendered, which is what long answers take their time for."""
+    lists = (choice.prompt_logprobs, choice.logprobs)
+    return sum(len(tokens) * (1 + len(tokens[0].top)) for tokens in lists if tokens)
 
 
 async def streamed_answer(

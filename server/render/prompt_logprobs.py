@@ -1,8 +1,9 @@
 """Log-probabilities of prompts, in the shape that vLLM's clients know."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from engine import Tokenizer
 from engine.request import RequestOutput, TokenLogprobs
 from server.protocol.common import PromptLogprob
 from server.render.common import MIN_LOGPROB, AnswerFrame
@@ -26,16 +27,30 @@ def prompt_logprobs(
     num_top = frame.num_prompt_logprobs
     if num_top is None:
         return None
-    return [None, *(_entry(frame, token, num_top) for token in output.prompt_logprobs)]
+    texts = _Texts(frame.tokenizer)
+    return [None, *(_entry(texts, token, num_top) for token in output.prompt_logprobs)]
 
 
-def _entry(frame: AnswerFrame, token: TokenLogprobs, num_top: int) -> dict[int, PromptLogprob]:
-    entry = {token.token_id: _logprob(frame, token.token_id, token.logprob, token.rank)}
+class _Texts(dict[int, str]):
+    """Texts of token ids, each spelled once: the likeliest are the same ones again and again."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def __missing__(self, token_id: int) -> str:
+        text = self[token_id] = self._tokenizer.token_text(token_id)
+        return text
+
+
+def _entry(
+    text_of: Mapping[int, str], token: TokenLogprobs, num_top: int
+) -> dict[int, PromptLogprob]:
+    entry = {token.token_id: _logprob(text_of[token.token_id], token.logprob, token.rank)}
     for rank, (token_id, logprob) in enumerate(token.top[:num_top], start=1):
-        entry.setdefault(token_id, _logprob(frame, token_id, logprob, rank))
+        if token_id != token.token_id:
+            entry[token_id] = _logprob(text_of[token_id], logprob, rank)
     return entry
 
 
-def _logprob(frame: AnswerFrame, token_id: int, logprob: float, rank: int) -> PromptLogprob:
-    text = frame.tokenizer.token_text(token_id)
+def _logprob(text: str, logprob: float, rank: int) -> PromptLogprob:
     return PromptLogprob(logprob=max(logprob, MIN_LOGPROB), rank=rank, decoded_token=text)

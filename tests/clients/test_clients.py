@@ -122,7 +122,6 @@ def test_lm_eval_generates(url, tmp_path):
     assert 0 <= got["results"]["exact_match,none"] <= 1
 
 
-@pytest.mark.xfail(reason="needs echo with logprobs, which is refused by name so far", strict=True)
 @needs("lm_eval")
 def test_lm_eval_weighs_choices(url, tmp_path):
     got = evaluate(url, tmp_path, "colours", CHOICES, COLOURS)

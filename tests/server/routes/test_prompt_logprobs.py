@@ -1,7 +1,12 @@
 """`prompt_logprobs` on both endpoints, in vLLM's shape."""
 
+import threading
+
+import httpx
 import pytest
 from live_server import MODEL
+
+from server.render import prompt_logprobs
 
 PATHS = ["/v1/completions", "/v1/chat/completions"]
 
@@ -80,3 +85,21 @@ def test_refusals_name_the_field(client, path, fields):
 
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "prompt_logprobs"
+
+
+def test_long_ones_are_rendered_off_the_loop(engine, live_url, monkeypatch):
+    """The same answer comes of it, and other requests are served meanwhile."""
+    threads = []
+    render = prompt_logprobs.prompt_logprobs
+
+    def noting(*arguments):
+        threads.append(threading.current_thread())
+        return render(*arguments)
+
+    monkeypatch.setattr("server.render.completions.prompt_logprobs", noting)
+    for length in (3, 250):
+        with httpx.Client(base_url=live_url) as client:
+            fields = {"prompt": "x" * length, "prompt_logprobs": 20}
+            choice = post(client, PATHS[0], **fields).json()["choices"][0]
+        assert len(choice["prompt_logprobs"]) == length
+    assert threads[0] is not threads[1]
