@@ -53,23 +53,31 @@ def check_options(body: CompletionRequestBase) -> None:
     if extra and logger.isEnabledFor(logging.DEBUG):
         logger.debug("ignored unknown fields: %s", ", ".join(map(ascii, sorted(extra))))
     check_truncation(body)
-    if body.prompt_logprobs is not None and body.stream:
-        raise RequestError("prompt_logprobs are not streamed.", param="prompt_logprobs")
-    if body.stream_options is not None and not body.stream:
-        raise RequestError("stream_options needs stream: true.", param="stream_options")
-    num_choices = body.n or 1
+    _check_streaming(body)
     if isinstance(body, CompletionRequest):
-        if body.num_candidates < num_choices:
-            raise RequestError("best_of is smaller than n.", param="best_of")
-        if body.has_rivals and body.stream:
-            raise RequestError("best_of larger than n cannot be streamed.", param="best_of")
-        if len(body.prompt) * body.num_candidates > MAX_TOTAL_CHOICES:
-            message = f"At most {MAX_TOTAL_CHOICES} choices are allowed in all."
-            raise RequestError(message, param="best_of" if body.has_rivals else "n")
+        _check_choices(body)
     if isinstance(body, ChatCompletionRequest):
         if body.top_logprobs and not body.logprobs:
             raise RequestError("top_logprobs needs logprobs: true.", param="top_logprobs")
         check_tools(body)
+
+
+def _check_streaming(body: CompletionRequestBase) -> None:
+    if body.prompt_logprobs is not None and body.stream:
+        raise RequestError("prompt_logprobs are not streamed.", param="prompt_logprobs")
+    for name in ("stream_options", "stream_interval"):
+        if getattr(body, name) is not None and not body.stream:
+            raise RequestError(f"{name} needs stream: true.", param=name)
+
+
+def _check_choices(body: CompletionRequest) -> None:
+    if body.num_candidates < (body.n or 1):
+        raise RequestError("best_of is smaller than n.", param="best_of")
+    if body.has_rivals and body.stream:
+        raise RequestError("best_of larger than n cannot be streamed.", param="best_of")
+    if len(body.prompt) * body.num_candidates > MAX_TOTAL_CHOICES:
+        message = f"At most {MAX_TOTAL_CHOICES} choices are allowed in all."
+        raise RequestError(message, param="best_of" if body.has_rivals else "n")
 
 
 def to_generation_requests(
@@ -120,7 +128,7 @@ def to_generation_requests(
                     early_exit=early_exit,
                     priority=body.priority or 0,
                     cache_salt=body.cache_salt or "",
-                    output_interval=limits.stream_interval if body.stream else 0,
+                    output_interval=_output_interval(body, limits),
                 )
             )
     return requests
@@ -199,6 +207,11 @@ def _sampling(
         allowed_token_ids=tuple(sorted(set(body.allowed_token_ids or ()))),
         num_logprobs=_num_logprobs(body, limits),
     )
+
+
+def _output_interval(body: CompletionRequestBase, limits: RequestLimits) -> int:
+    """Tokens per output; a whole answer is wanted in one."""
+    return (body.stream_interval or limits.stream_interval) if body.stream else 0
 
 
 def _early_exit(body: CompletionRequestBase, limits: RequestLimits) -> EarlyExitOptions:

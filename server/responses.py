@@ -5,7 +5,7 @@ name in it is said to have; errors about the chat request name this API's fields
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,6 +48,7 @@ _ELSEWHERE: Mapping[str, str | None] = {
     "max_tokens": "max_output_tokens",
     "messages": "input",
     "n": None,
+    "prompt_logprobs": None,
     "reasoning_effort": "reasoning.effort",
     "response_format": "text.format",
     "return_token_ids": None,
@@ -63,6 +64,11 @@ _PARAMS = {
 _FIELD = re.compile(r"^([a-z_]+)((?:\[\d+\]|\.\w+)*)")
 _TOOL_FIELD = re.compile(r"^(tools\[\d+\]|tool_choice)\.function\b")  # flat here
 _TEXT_PARTS = frozenset({"input_text", "output_text", "text", "reasoning_text"})
+
+
+def not_offered_names() -> Collection[str]:
+    """Names of this API's options that are not offered."""
+    return _UNSUPPORTED.keys()
 
 
 def check_responses_options(body: ResponsesRequest) -> None:

@@ -41,12 +41,16 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "include_reasoning": (True,),
     "length_penalty": (1, 1.0),
     "logits_processors": ([],),
+    "logprob_token_ids": ([],),
     "max_completion_tokens": (),
     "modalities": (["text"], []),
     "parallel_tool_calls": (True,),
     "prompt_embeds": (),
     "prompt_logprobs": (),
     "reasoning_effort": ("none",),
+    "repetition_detection": (),
+    "request_id": (),  # the header X-Request-Id is echoed
+    "return_prompt_text": (False,),
     "spaces_between_special_tokens": (True,),
     "service_tier": ("auto", "default"),
     "store": (False,),
@@ -57,6 +61,7 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "top_logprobs": (),
     "use_beam_search": (False,),
     "verbosity": ("medium",),
+    "vllm_xargs": ({},),
     "web_search_options": (),
 }
 
@@ -171,6 +176,7 @@ class CompletionRequestBase(TruncationFields):
     skip_special_tokens: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    stream_interval: int | None = Field(None, ge=1, le=_INT32_MAX)  # tokens per event
     prompt_logprobs: int | None = Field(None, ge=0, le=20)  # of every prompt token; not streamed
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None  # log-probabilities name tokens "token_id:7"

@@ -139,3 +139,6 @@ def test_streams_come_in_intervals_and_whole_answers_in_one(stream, interval):
     (request,) = convert(stream=stream, limits=replace(LIMITS, stream_interval=4))
 
     assert request.output_interval == interval
+    if stream:
+        (request,) = convert(stream=True, stream_interval=7)
+        assert request.output_interval == 7

@@ -4,11 +4,11 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from parameter_cases import CASES, Case
+from parameter_cases import CASES, RESPONSES_CASES, TOKENIZE_CASES, Case
 from parameter_table import (
     DOCUMENT,
     HONOURED,
-    PATHS,
+    RESPONSES_WAYS,
     WAYS,
     WITHOUT_EFFECT,
     Prober,
@@ -19,9 +19,17 @@ from parameter_table import (
 from server.protocol.chat import ChatCompletionRequest
 from server.protocol.common import unsupported_names
 from server.protocol.completions import CompletionRequest
+from server.protocol.responses import ResponsesRequest
+from server.protocol.tokenize import TokenizeRequest
+from server.responses import not_offered_names
 
 ON_PURPOSE = {"metadata", "prediction", "prompt_cache_key", "safety_identifier", "user"}
-FRAME = {"model", "prompt", "messages", "stream"}  # every request has them
+ASKS_FOR_NOTHING = {  # as this server is: the value is taken, others of the field are refused
+    ("completions", "tool_choice"),
+    ("responses", "reasoning"),
+    ("responses", "stream_options"),
+}
+FRAME = {"model", "prompt", "messages", "input", "stream"}  # every request has them
 
 
 @pytest.fixture(scope="module")
@@ -39,29 +47,40 @@ def test_the_document_is_up_to_date(asked: Prober) -> None:
 
 def test_no_parameter_is_missing() -> None:
     declared = {*CompletionRequest.model_fields, *ChatCompletionRequest.model_fields}
+    known = {*declared, *unsupported_names(), "prediction"} - FRAME
+    of_responses = {*ResponsesRequest.model_fields} - FRAME | {*not_offered_names()}
 
-    assert {case.name for case in CASES} == {*declared, *unsupported_names(), "prediction"} - FRAME
+    assert {case.name for case in CASES} == known
+    assert {case.name for case in RESPONSES_CASES} == known | of_responses
+    assert {case.name for case in TOKENIZE_CASES} >= {*TokenizeRequest.model_fields} - FRAME
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name}={case.value}"[:40])
-def test_nothing_is_ignored_silently_and_exits_change_no_answer(asked: Prober, case: Case) -> None:
-    for endpoint in PATHS:
-        for stream in (False, True):
-            with_exits, without = ((endpoint, stream, has) for has in (True, False))
-            outcome = asked.outcome(case, with_exits)
-            assert outcome == asked.outcome(case, without)
-            if outcome == WITHOUT_EFFECT:
-                asks_for_nothing = (case.name, endpoint) == ("tool_choice", "completions")
-                assert case.name in ON_PURPOSE or asks_for_nothing
-            if outcome == HONOURED:
-                texts = [
-                    _without_figures(asked.seen(case, way).answer) for way in (with_exits, without)
-                ]
-                assert texts[0] == texts[1]
+@pytest.mark.parametrize(
+    ("endpoint", "case"),
+    [
+        *((endpoint, case) for endpoint in ("completions", "chat") for case in CASES),
+        *(("responses", case) for case in RESPONSES_CASES),
+    ],
+    ids=lambda each: each if isinstance(each, str) else f"{each.name}={each.value}"[:40],
+)
+def test_nothing_is_ignored_silently_and_exits_change_no_answer(
+    asked: Prober, endpoint: str, case: Case
+) -> None:
+    for stream in (False, True):
+        with_exits, without = ((endpoint, stream, has) for has in (True, False))
+        outcome = asked.outcome(case, with_exits)
+        assert outcome == asked.outcome(case, without)
+        if outcome == WITHOUT_EFFECT:
+            assert case.name in ON_PURPOSE or (endpoint, case.name) in ASKS_FOR_NOTHING
+        if outcome == HONOURED:
+            texts = [
+                _without_figures(asked.seen(case, way).answer) for way in (with_exits, without)
+            ]
+            assert texts[0] == texts[1]
 
 
 def test_every_way_is_sent() -> None:
-    assert len(set(WAYS)) == 8
+    assert len({*WAYS, *RESPONSES_WAYS}) == 12
 
 
 def _without_figures(answer: str) -> list[object]:
@@ -69,8 +88,9 @@ def _without_figures(answer: str) -> list[object]:
     lines = [line.removeprefix("data: ") for line in answer.splitlines()]
     objects = [json.loads(line) for line in lines if line.startswith("{")]
     for each in objects:
-        each.pop("metrics", None)
-        for choice in each["choices"]:
-            choice.pop("early_exit_trace", None)
+        answer = each.get("response", each)
+        for part in (answer, *answer.get("choices", ())):
+            part.pop("metrics", None)
+            part.pop("early_exit_trace", None)
     assert objects
     return objects

@@ -1,4 +1,4 @@
-"""Every parameter of both endpoints, each with a value that asks for something."""
+"""Every parameter of the endpoints that generate or tokenize, each with values that ask."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -61,6 +61,7 @@ CASES = (
     _case("length_penalty", 0.5),
     _case("logit_bias", {"5": 1.0}),
     _case("logits_processors", ["x"]),
+    _case("logprob_token_ids", [5]),
     _case("logprobs", 2, chat_value=True),
     _case("max_completion_tokens", 3),
     _case("max_tokens", 3),
@@ -79,8 +80,11 @@ CASES = (
     _case("prompt_logprobs", 1),
     _case("reasoning_effort", "low"),
     _case("repetition_penalty", 1.1),
+    _case("repetition_detection", {"max_pattern_size": 2}),
+    _case("request_id", "mine"),
     _case("response_format", {"type": "json_object"}),
     _case("response_format", {"type": "json_schema", "json_schema": _SCHEMA}),
+    _case("return_prompt_text", True),
     _case("return_token_ids", True),
     _case(
         "return_tokens_as_token_ids",
@@ -95,6 +99,7 @@ CASES = (
     _case("stop", ["w"]),
     _case("stop_token_ids", [5]),
     _case("store", True),
+    _case("stream_interval", 2),
     _case("stream_options", {"include_usage": True}),
     _case("structured_outputs", {"regex": "a+"}),
     _case("structured_outputs", {"choice": ["a", "b"]}),
@@ -116,5 +121,69 @@ CASES = (
     _case("use_beam_search", True),
     _case("user", "u"),
     _case("verbosity", "low"),
+    _case("vllm_xargs", {"a": 1}),
     _case("web_search_options", {"search_context_size": "low"}),
+)
+
+_FLAT_TOOL = {"type": "function", "name": "f", "parameters": {"type": "object"}}
+_TEXT_LOGPROBS = {"include": ["message.output_text.logprobs"]}
+_OF_RESPONSES = (
+    _case("access_programs", {"cyber": "standard"}),
+    _case("background", True),
+    _case("background_options", {"x": 1}),
+    _case("context_management", [{"type": "compaction"}]),
+    _case("conversation", "conv_1"),
+    _case("image", {"context_compression": "enabled"}),
+    _case("include", ["message.output_text.logprobs"]),
+    _case("include", ["reasoning.encrypted_content"]),
+    _case("instructions", "Be brief."),
+    _case("max_output_tokens", 3),
+    _case("max_tool_calls", 2),
+    _case("metadata", {"a": "b"}),
+    _case("moderation", {"x": 1}),
+    _case("parallel_tool_calls", False, beside={"tools": [_FLAT_TOOL]}, text=CALL * 2),
+    _case("previous_response_id", "resp_1"),
+    _case("prompt", {"id": "pmpt_1"}),
+    _case("prompt_cache_options", {"mode": "explicit"}),
+    _case("prompt_cache_retention", "24h"),
+    _case("reasoning", {"effort": "low"}),
+    _case("reasoning", {"summary": "auto"}),
+    _case("reasoning", {"summary": "detailed"}),
+    _case("service_tier", "flex"),
+    _case("store", True),
+    _case("stream_options", {"include_obfuscation": False}),
+    _case("stream_options", {"include_obfuscation": True}),
+    _case("text", {"format": {"type": "json_object"}}),
+    _case("text", {"format": {"type": "json_schema", **_SCHEMA}}),
+    _case("text", {"verbosity": "low"}),
+    _case("tool_choice", "none", beside={"tools": [_FLAT_TOOL]}, text=CALL),
+    _case("tool_choice", "required", beside={"tools": [_FLAT_TOOL]}, text=CALL),
+    _case(
+        "tool_choice", {"type": "function", "name": "f"}, beside={"tools": [_FLAT_TOOL]}, text=CALL
+    ),
+    _case("tools", [_FLAT_TOOL], text=CALL),
+    _case("tools", [{"type": "web_search"}]),
+    _case("top_logprobs", 2, beside=_TEXT_LOGPROBS),
+    _case("truncation", "auto"),
+)
+_OWN_NAMES = {case.name for case in _OF_RESPONSES}
+# What the chat API has besides: honoured here as there, or refused.
+RESPONSES_CASES = tuple(
+    sorted(
+        (*_OF_RESPONSES, *(case for case in CASES if case.name not in _OWN_NAMES)),
+        key=lambda case: case.name,
+    )
+)
+
+TOKENIZE_CASES = (
+    _case("add_generation_prompt", False),
+    _case("add_special_tokens", True),
+    _case("chat_template", "{{ messages }}"),
+    _case("chat_template_kwargs", {"enable_thinking": False}),
+    _case("continue_final_message", True),
+    _case("return_token_strs", True),
+    _case("tool_choice", "none", beside={"tools": [TOOL]}),
+    _case("tools", [TOOL]),
+    _case("truncate_prompt_tokens", 2),
+    _case("truncation_side", "right", beside={"truncate_prompt_tokens": 2}),
 )

@@ -1,48 +1,80 @@
 """docs/parameters.md: what really happens to every parameter. Run this to write it anew.
 
-Each parameter is sent to a server around a fake engine: to both endpoints, whole and streamed, with
-early exits on and off. A parameter is honoured where the engine's request, the template's variables
-or the answer differ from those of a request without it.
+Each parameter is sent to a server around a fake engine: to every endpoint that generates, whole and
+streamed, with early exits on and off, and to /tokenize. A parameter is honoured where the engine's
+request, the template's variables or the answer differ from those of a request without it.
 """
 
-import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from fake_engine import ByteTokenizer, FakeEngine
 from live_server import MODEL, fake_app
-from parameter_cases import CASES, Case
+from parameter_cases import CASES, RESPONSES_CASES, TOKENIZE_CASES, Case
 from starlette.testclient import TestClient
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "parameters.md"
 HONOURED, WITHOUT_EFFECT, REFUSED = "honoured", "without effect", "refused by name"
-PATHS = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
-WAYS = tuple(itertools.product(PATHS, (False, True), (True, False)))  # endpoint, stream, exits
+PATHS = {
+    "completions": "/v1/completions",
+    "chat": "/v1/chat/completions",
+    "responses": "/v1/responses",
+    "tokenize": "/tokenize",
+}
+Way: TypeAlias = tuple[str, bool, bool]  # endpoint, stream, exits
+_FLAGS = ((False, True), (False, False), (True, True), (True, False))
+WAYS: tuple[Way, ...] = tuple(
+    (endpoint, *flags) for endpoint in ("completions", "chat") for flags in _FLAGS
+)
+RESPONSES_WAYS: tuple[Way, ...] = tuple(("responses", *flags) for flags in _FLAGS)
+TOKENIZE_WAYS: tuple[Way, ...] = (("tokenize", False, True),)
 
-_OF_THIS_ANSWER = re.compile(r'(?<="id":)"[^"]+"|(?<="created":)\d+')
+_OF_THIS_ANSWER = re.compile(
+    r'(?<="id":)"[^"]+"|(?<="(?:item|call)_id":)"[^"]+"|(?<="created":)\d+|(?<="created_at":)\d+'
+)
 _HEAD = """\
 # Parameters
 
-Every parameter of `/v1/completions` and `/v1/chat/completions`, and what the server does with it. \
-This file is written by `make parameters`, which really sends each, and a test keeps it true.
+Every parameter of the endpoints that generate and of `/tokenize`, and what the server does with \
+it. This file is written by `make parameters`, which really sends each, and a test keeps it true.
 
 - **honoured**: it changes the request or the answer as its documentation says.
 - **without effect**: taken on purpose, for clients that send it; it could not change the answer.
 - **refused by name**: status 400 with OpenAI's error envelope, whose `param` is the parameter.
 
 A value that asks for nothing (`echo: false`) is taken everywhere. An answer with early exits on \
-equals the one with them off, draft figures and traces aside. `model`, `prompt`, `messages` and \
-`stream` go without saying. `priority` asks for `--scheduling-policy priority`, and is refused by \
-name without.
+equals the one with them off, draft figures and traces aside. `model`, `prompt`, `messages`, \
+`input` and `stream` go without saying. `priority` asks for `--scheduling-policy priority`, and is \
+refused by name without.
+
+## `/v1/completions` and `/v1/chat/completions`
 
 | parameter | value sent | completions, exits on | exits off | streamed, on | streamed, off \
 | chat, exits on | exits off | streamed, on | streamed, off |
 |---|---|---|---|---|---|---|---|---|---|
+"""
+_RESPONSES_HEAD = """
+## `/v1/responses`
+
+What only the chat API has is refused here where this API says it otherwise, or not at all. What \
+is said again in the answer (`metadata`, `prompt_cache_key`, …) is honoured with that alone.
+
+| parameter | value sent | exits on | exits off | streamed, on | streamed, off |
+|---|---|---|---|---|---|
+"""
+_TOKENIZE_HEAD = """
+## `/tokenize`, with messages
+
+A `prompt` takes `add_special_tokens`, `truncate_prompt_tokens`, `truncation_side` and \
+`return_token_strs`; what a chat template is told needs `messages`.
+
+| parameter | value sent | |
+|---|---|---|
 """
 
 
@@ -81,7 +113,7 @@ class Prober:
         self._engine = engine
         self._seen: dict[str, Seen] = {}  # by body and the model's text
 
-    def outcome(self, case: Case, way: tuple[str, bool, bool]) -> str:
+    def outcome(self, case: Case, way: Way) -> str:
         """What becomes of a parameter.
 
         Raises:
@@ -95,18 +127,15 @@ class Prober:
         assert seen.status == 200, f"{case.name}: {seen.answer}"
         return WITHOUT_EFFECT if seen == without else HONOURED
 
-    def seen(self, case: Case, way: tuple[str, bool, bool], *, has_it: bool = True) -> Seen:
+    def seen(self, case: Case, way: Way, *, has_it: bool = True) -> Seen:
         """Send it, or the same request without it."""
         endpoint, stream, has_exits = way
-        is_chat = endpoint == "chat"
-        turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "you"}]
-        body: dict[str, Any] = {"model": MODEL, "max_tokens": 80, "seed": 5, "stream": stream}
-        body |= {"messages": turns} if is_chat else {"prompt": "hello"}
-        body |= _beside(case, is_chat=is_chat)
+        body = _body(endpoint, stream) | _beside(case, endpoint)
         if case.name.startswith("max_"):
-            del body["max_tokens"]
+            body.pop("max_tokens", None)
+            body.pop("max_output_tokens", None)
         if has_it:
-            body |= case.fields(is_chat=is_chat)
+            body |= case.fields(is_chat=endpoint != "completions")
         if not has_exits:
             body["early_exit"] = {**body.get("early_exit", {}), "enabled": False}
         key = json.dumps([case.text, endpoint, body])
@@ -138,24 +167,48 @@ def prober() -> Iterator[Prober]:
 
 def document(asked: Prober) -> str:
     """The whole of docs/parameters.md."""
-    return _HEAD + "".join(_row(asked, case) for case in CASES)
+    tables = (
+        (_HEAD, CASES, WAYS),
+        (_RESPONSES_HEAD, RESPONSES_CASES, RESPONSES_WAYS),
+        (_TOKENIZE_HEAD, TOKENIZE_CASES, TOKENIZE_WAYS),
+    )
+    return "".join(
+        head + "".join(_row(asked, case, ways) for case in cases) for head, cases, ways in tables
+    )
 
 
-def _row(asked: Prober, case: Case) -> str:
+def _row(asked: Prober, case: Case, ways: Sequence[Way]) -> str:
     value = f"`{json.dumps(case.value)}`"
     if case.chat_value is not None:
-        value += f", chat: `{json.dumps(case.chat_value)}`"
-    cells = [f"`{case.name}`", value, *(asked.outcome(case, way) for way in WAYS)]
+        is_both = ways == WAYS
+        value = (
+            f"{value}, chat: `{json.dumps(case.chat_value)}`"
+            if is_both
+            else f"`{json.dumps(case.chat_value)}`"
+        )
+    cells = [f"`{case.name}`", value, *(asked.outcome(case, way) for way in ways)]
     return f"| {' | '.join(cells)} |\n"
 
 
-def _beside(case: Case, *, is_chat: bool) -> Mapping[str, Any]:
-    """Completions count the log-probabilities they want."""
+def _body(endpoint: str, stream: bool) -> dict[str, Any]:
+    """What every request to an endpoint has."""
+    turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "you"}]
+    if endpoint == "tokenize":
+        return {"model": MODEL, "messages": turns}
+    shared = {"model": MODEL, "seed": 5, "stream": stream}
+    if endpoint == "responses":
+        return {**shared, "input": turns, "max_output_tokens": 80}
+    prompt = {"messages": turns} if endpoint == "chat" else {"prompt": "hello"}
+    return {**shared, **prompt, "max_tokens": 80}
+
+
+def _beside(case: Case, endpoint: str) -> Mapping[str, Any]:
+    """Completions count the log-probabilities they want; responses ask for them otherwise."""
     beside = dict(case.beside)
-    if not is_chat:
+    if endpoint == "completions":
         beside.pop("tools", None)
-        if "logprobs" in beside:
-            beside["logprobs"] = 1
+    if endpoint in ("completions", "responses") and beside.pop("logprobs", None):
+        beside |= {"logprobs": 1} if endpoint == "completions" else {}
     return beside
 
 
