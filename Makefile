@@ -15,7 +15,7 @@ COMPILE := uv pip compile -q --universal --generate-hashes --no-emit-index-url -
 
 .DEFAULT_GOAL := help
 .SILENT:
-.PHONY: help setup serve chat bench bench-overhead parameters test test-fast nightly soak traces fuzz test-api lint format lock clean
+.PHONY: help setup serve chat bench bench-overhead parameters acceptance test test-fast nightly soak traces fuzz test-api lint format lock clean
 
 help: ## show this
 	awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ bench-overhead: setup ## what a streamed request costs the server process beside
 
 parameters: setup ## write docs/parameters.md: what becomes of every request parameter
 	PYTHONPATH=.:tests/support $(BIN)/python tests/support/parameter_table.py
+
+acceptance: setup ## try every row of the acceptance table and write docs/acceptance.md
+	PYTHONPATH=.:tests/support $(BIN)/python tests/support/acceptance/document.py
 
 test: lint ## everything CI runs
 	echo "pytest"

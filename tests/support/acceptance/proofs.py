@@ -36,7 +36,9 @@ class Outcomes:
     def of(self, proof: str) -> list[str]:
         """Outcomes of a test, one per set of parameters; none: it has not run."""
         return [
-            outcome for name, outcome in self._by_test.items() if name.partition("[")[0] == proof
+            outcome
+            for name, outcome in self._by_test.items()
+            if proof in (name, name.partition("[")[0])
         ]
 
     def run_missing(self, proofs: Collection[str]) -> None:

@@ -73,6 +73,7 @@ def refuses(*cases: Case) -> Check:
                 assert_refused(answer, case)
             assert len(server.prompts()) == before
 
+    check.label = f"{len(cases)} bodies refused"  # type: ignore[attr-defined]
     return check
 
 
@@ -86,6 +87,7 @@ def serves(*bodies: tuple[str, dict[str, object]]) -> Check:
                 answer = server.ask(path, {"model": MODEL, "max_tokens": 4, **base, **fields})
                 assert answer.status_code == 200, (fields, answer.text)
 
+    check.label = f"{len(bodies)} bodies served"  # type: ignore[attr-defined]
     return check
 
 
