@@ -6,6 +6,7 @@ from pathlib import Path
 
 from benchmarks import faults, fuzz, overload, prefix, serve, soak, traces
 from benchmarks.comparison import MODES
+from benchmarks.peer_files import PRECISIONS
 from engine.errors import EngineError
 
 # But for the engine itself, which imports it when it is made.
@@ -33,6 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_contest_arguments(latency)
     latency.add_argument("--json", type=Path, metavar="FILE", help="write every figure and run")
     latency.add_argument("--plot", type=Path, metavar="FILE", help="write a bar chart (PNG, SVG)")
+    peers = commands.add_parser(
+        "peers", help="one stream beside llama.cpp and transformers, precision by precision (CPU)"
+    )
+    _add_peers_arguments(peers)
     lossless = commands.add_parser(
         "lossless", help="whether early exits ever change a token, over every way of drafting"
     )
@@ -55,11 +60,12 @@ def run(args: argparse.Namespace) -> int:
     if args.bench_command in _WITHOUT_TORCH:
         commands = {name: command.run for name, (command, _) in _WITHOUT_TORCH.items()}
     else:
-        from benchmarks import latency, lossless, structured
+        from benchmarks import latency, lossless, peers, structured
 
         commands = {
             "latency": latency.run,
             "lossless": lossless.run,
+            "peers": peers.run,
             "structured": structured.run,
         }
     try:
@@ -89,6 +95,42 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="CPU weights; auto: a GGUF file's own blocks (%(default)s)",
     )
     parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (all cores)")
+
+
+def _add_peers_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        default="smollm2-135m-instruct",
+        help=".gguf file or built-in alias; without llama.cpp any model (%(default)s)",
+    )
+    parser.add_argument("--heads", type=Path, metavar="DIR", help="exit heads (the model's own)")
+    parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (all cores)")
+    parser.add_argument(
+        "--llama-bench",
+        type=Path,
+        metavar="FILE",
+        help="llama.cpp's llama-bench (the one on PATH; none: without llama.cpp)",
+    )
+    parser.add_argument(
+        "--precisions",
+        type=_precisions,
+        default=PRECISIONS,
+        metavar="P,P",
+        help=f"({','.join(PRECISIONS)})",
+    )
+    parser.add_argument("--rounds", type=_positive, default=5, metavar="N", help="(%(default)s)")
+    parser.add_argument(
+        "--max-tokens", type=_positive, default=96, metavar="N", help="decoded (%(default)s)"
+    )
+    parser.add_argument(
+        "--prompt-tokens", type=_positive, default=256, metavar="N", help="(%(default)s)"
+    )
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="JSON lines (built in)")
+    parser.add_argument("--no-transformers", action="store_true", help="leave transformers out")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure and run")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="write a bar chart (PNG, SVG)")
 
 
 def _add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
@@ -151,6 +193,14 @@ def _concurrencies(text: str) -> tuple[int, ...]:
 
 def _temperatures(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split(","))
+
+
+def _precisions(text: str) -> tuple[str, ...]:
+    names = tuple(part.strip() for part in text.split(","))
+    for name in names:
+        if name not in PRECISIONS:
+            raise argparse.ArgumentTypeError(f"unknown precision {name!r}: {', '.join(PRECISIONS)}")
+    return names
 
 
 def _modes(text: str) -> tuple[str, ...]:

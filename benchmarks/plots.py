@@ -1,11 +1,17 @@
 """Pictures of a comparison. Needs matplotlib, which is asked for before anything is measured."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.comparison import TaskComparison
 
-_COLOURS = {"plain": "#9aa0a6", "early-exit": "#1a73e8", "transformers": "#e8a33d"}
+_COLOURS = {
+    "plain": "#9aa0a6",
+    "early-exit": "#1a73e8",
+    "early exits": "#1a73e8",
+    "transformers": "#e8a33d",
+    "llama.cpp": "#7a5195",
+}
 
 
 def require_matplotlib() -> None:
@@ -60,3 +66,29 @@ def _draw_panel(axis: object, panel: Sequence[TaskComparison]) -> None:
         axis.bar_label(bars, fmt="%.0f", fontsize=7)
     axis.set_xticks(range(len(panel)), [entry.task for entry in panel])
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def plot_peers(speeds: Mapping[tuple[str, str], float], path: Path, title: str) -> None:
+    """Bars grouped by precision: tokens per second by (precision, contestant)."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    precisions = list(dict.fromkeys(precision for precision, _ in speeds))
+    contestants = list(dict.fromkeys(name for _, name in speeds))
+    width = 0.8 / len(contestants)
+    figure, axis = pyplot.subplots(figsize=(2 + 1.6 * len(precisions), 4), layout="constrained")
+    for number, name in enumerate(contestants):
+        groups = [group for group, p in enumerate(precisions) if (p, name) in speeds]
+        places = [group + (number - (len(contestants) - 1) / 2) * width for group in groups]
+        heights = [speeds[precisions[group], name] for group in groups]
+        bars = axis.bar(places, heights, width, label=name, color=_COLOURS[name])
+        axis.bar_label(bars, fmt="%.0f", fontsize=7)
+    axis.set_xticks(range(len(precisions)), precisions)
+    axis.set_ylabel("decoded tokens per second, one stream")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)

@@ -1,0 +1,97 @@
+"""llama.cpp beside our engine: its program scripted, our own side on a tiny model."""
+
+import json
+import stat
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
+
+from benchmarks.llama_bench import LlamaBench, Speed, find_llama_bench, parse
+from benchmarks.peer_files import in_precision, source_file
+
+PROMPT = {"n_prompt": 256, "n_gen": 0, "avg_ts": 812.5}
+DECODE = {"n_prompt": 0, "n_gen": 96, "avg_ts": 48.25}
+
+
+def program(tmp_path, text):
+    file = tmp_path / "llama-bench"
+    file.write_text(f"#!/bin/sh\n{text}\n")
+    file.chmod(file.stat().st_mode | stat.S_IXUSR)
+    return file
+
+
+def bench(file):
+    return LlamaBench(program=str(file), num_threads=3, num_prompt_tokens=256, num_output_tokens=96)
+
+
+def test_what_it_prints_is_read_and_it_is_asked_for_the_same_lengths(tmp_path):
+    output = json.dumps([PROMPT, DECODE])
+    file = program(tmp_path, f"echo \"$@\" > {tmp_path}/asked; echo '{output}'")
+
+    assert bench(file).run(tmp_path / "model.gguf") == Speed(prompt=812.5, decode=48.25)
+    asked = (tmp_path / "asked").read_text().split()
+    assert asked[asked.index("-t") + 1] == "3"
+    assert asked[asked.index("-p") + 1] == "256"
+    assert asked[asked.index("-n") + 1] == "96"
+
+
+def test_its_failure_is_told(tmp_path):
+    file = program(tmp_path, "echo 'no such model' >&2; exit 1")
+
+    with pytest.raises(ValueError, match="no such model"):
+        bench(file).run(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize("output", ["", "[]", "{}", "[1]", json.dumps([PROMPT])])
+def test_what_is_not_understood_is_told(output):
+    with pytest.raises(ValueError, match="unexpected"):
+        parse(output)
+
+
+def test_the_program_given_has_to_be_there(tmp_path):
+    with pytest.raises(ValueError, match="is not a file"):
+        find_llama_bench(tmp_path / "llama-bench")
+
+
+def write_source(path):
+    writer = GGUFWriter(path, "llama")
+    writer.add_uint32("llama.block_count", 1)
+    writer.add_array("tokenizer.ggml.tokens", ["a", "b"])
+    writer.add_tensor("norm", np.ones(64, dtype=np.float32))
+    writer.add_tensor("matrix", np.linspace(-1, 1, 4 * 64, dtype=np.float32).reshape(4, 64))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize("precision", ["bf16", "q8_0", "q4_1"])
+def test_a_file_is_written_in_other_precisions_once(tmp_path, monkeypatch, precision):
+    monkeypatch.setenv("ADADECODE_CACHE", str(tmp_path / "cache"))
+    source = write_source(tmp_path / "model.gguf")
+
+    file = in_precision(source, precision)
+    reader = GGUFReader(file)
+    kinds = {tensor.name: tensor.tensor_type for tensor in reader.tensors}
+    assert kinds == {
+        "norm": GGMLQuantizationType.F32,
+        "matrix": GGMLQuantizationType[precision.upper()],
+    }
+    assert reader.fields["llama.block_count"].contents() == 1
+    assert reader.fields["tokenizer.ggml.tokens"].contents() == ["a", "b"]
+    written = file.stat().st_mtime_ns
+    assert in_precision(source, precision).stat().st_mtime_ns == written
+
+
+def test_a_file_that_is_in_the_precision_is_taken_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("ADADECODE_CACHE", str(tmp_path / "cache"))
+    source = write_source(tmp_path / "model.gguf")
+
+    assert in_precision(source, "f32") == source
+
+
+def test_llama_cpp_needs_a_gguf_file(tmp_path):
+    with pytest.raises(ValueError, match="no GGUF file"):
+        source_file(str(tmp_path))
