@@ -39,7 +39,7 @@ _OURS = {
     "q4_1": ("auto", "q4"),
 }
 _RATIOS = ((PLAIN, LLAMA_CPP), (EARLY_EXIT, LLAMA_CPP), (EARLY_EXIT, PLAIN), (PLAIN, TRANSFORMERS))
-_PROMPT_TOKEN = 100  # any token that is not special
+_PROMPT_TOKEN = 50  # any token that is not special
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,11 +4,9 @@ import json
 
 import pytest
 import torch
+from character_tokenizer import write_character_tokenizer
 from safetensors.torch import save_file
 from tiny_model import HIDDEN, VOCAB, write_tiny_llama
-from tokenizers import Regex, Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Split
 
 from benchmarks.cli import main
 from engine.model.exit_head import FORMAT_VERSION
@@ -33,16 +31,6 @@ def prompts(tmp_path):
     rows = [("greet", "hello there"), ("greet", "good day"), ("ask", "why?")]
     file.write_text("".join(json.dumps({"task": t, "prompt": p}) + "\n" for t, p in rows))
     return file
-
-
-def write_character_tokenizer(directory):
-    from transformers import PreTrainedTokenizerFast
-
-    characters = [chr(code) for code in range(0x20, 0x20 + VOCAB - 2)]
-    vocabulary = {text: index for index, text in enumerate(["<end>", "<unknown>", *characters])}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unknown>"))
-    tokenizer.pre_tokenizer = Split(Regex("."), behavior="isolated")
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(str(directory))
 
 
 def write_logit_lens(model, directory):

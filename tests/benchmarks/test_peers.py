@@ -5,8 +5,11 @@ import stat
 
 import numpy as np
 import pytest
+from character_tokenizer import write_character_tokenizer
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
+from tiny_model import write_tiny_llama
 
+from benchmarks.cli import main
 from benchmarks.llama_bench import LlamaBench, Speed, find_llama_bench, parse
 from benchmarks.peer_files import in_precision, source_file
 
@@ -95,3 +98,34 @@ def test_a_file_that_is_in_the_precision_is_taken_as_it_is(tmp_path, monkeypatch
 def test_llama_cpp_needs_a_gguf_file(tmp_path):
     with pytest.raises(ValueError, match="no GGUF file"):
         source_file(str(tmp_path))
+
+
+@pytest.mark.torch
+def test_the_whole_command_on_a_tiny_model(tmp_path, monkeypatch, capsys):
+    model = write_tiny_llama(tmp_path / "model")
+    write_character_tokenizer(model)
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"task": "greet", "prompt": "hello"}) + "\n")
+    report = tmp_path / "report.json"
+    flags = ["--llama-bench", "none", "--precisions", "f32", "--rounds", "2", "--threads", "1"]
+    flags += ["--max-tokens", "4", "--prompt-tokens", "8"]
+    monkeypatch.setattr(
+        "sys.argv",
+        ["bench", "peers", str(model), *flags, "--prompts", str(prompts), "--json", str(report)],
+    )
+
+    assert main() == 0
+    assert "f32: plain / transformers: decode" in capsys.readouterr().out
+    runs = {run["contestant"]: run["speeds"] for run in json.loads(report.read_text())["runs"]}
+    assert {name: len(speeds) for name, speeds in runs.items()} == {"plain": 2, "transformers": 2}
+
+
+def test_llama_cpp_cannot_take_part_without_a_file_for_it(tmp_path, monkeypatch, capsys):
+    model = write_tiny_llama(tmp_path / "model")
+    write_character_tokenizer(model)
+    file = program(tmp_path, "exit 1")
+    flags = ["--llama-bench", str(file), "--precisions", "f32", "--threads", "1"]
+    monkeypatch.setattr("sys.argv", ["bench", "peers", str(model), *flags])
+
+    assert main() == 2
+    assert "no GGUF file" in capsys.readouterr().err
