@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Literal
 
 import torch
 
@@ -32,7 +33,9 @@ from engine.request import EarlyExitOptions
 
 PLAIN, EARLY_EXIT, LLAMA_CPP, TRANSFORMERS = "plain", "early exits", "llama.cpp", "transformers"
 # How our engine is asked for the precision of a GGUF type: (data type, quantization).
-_OURS = {
+_OURS: Mapping[
+    str, tuple[Literal["auto", "float32", "bfloat16"], Literal["none", "int8", "q4"]]
+] = {
     "f32": ("float32", "none"),
     "bf16": ("bfloat16", "none"),
     "q8_0": ("auto", "int8"),
