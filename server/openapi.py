@@ -15,6 +15,18 @@ from server.protocol.responses import ResponsesRequest
 from server.protocol.tokenize import DetokenizeRequest, TokenizeRequest
 
 _REF_TEMPLATE = "#/components/schemas/{model}"
+_ERRORS = {
+    400: "The request cannot be honoured; `param` names the field",
+    401: "No key, or a wrong one (`--api-key`)",
+    404: "No such model or response",
+    408: "The body took too long to arrive",
+    413: "The body is too large (`--max-request-bytes`)",
+    415: "The body is not JSON, or compressed",
+    429: "The key has too many requests open (`--max-concurrent-per-key`)",
+    500: "The server failed",
+    503: "Loading, overloaded or shutting down; try again after `Retry-After` seconds",
+    504: "It took longer than `--request-timeout` allows",
+}
 
 
 def accepts(body_type: type[BaseModel]) -> dict[str, Any]:
@@ -23,22 +35,31 @@ def accepts(body_type: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-def streams(chunk_type: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+def streams(
+    chunk_type: type[BaseModel], *, end: str = ", then `[DONE]`"
+) -> dict[int | str, dict[str, Any]]:
     """`responses` of a route that can also answer with events of `chunk_type`, and with errors."""
-    description = "The answer; with `stream: true` events of these chunks, then `[DONE]`"
+    description = f"The answer; with `stream: true` events of these chunks{end}"
     return {
         200: {
             "description": description,
             "content": {"text/event-stream": {"schema": _ref(chunk_type)}},
         },
-        **errors(400, 401, 404, 408, 413, 415, 500, 503),
+        **computes(),
     }
+
+
+def computes() -> dict[int | str, dict[str, Any]]:
+    """`responses` of a route that the model computes for: its errors."""
+    return errors(400, 404, 408, 413, 415, 429, 500, 503, 504)
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """`responses` of a route that can fail so, in the envelope; 401 with --api-key."""
-    error = {"description": "An error", "model": ErrorResponse}
-    return dict.fromkeys((401, *statuses), error)
+    return {
+        status: {"description": _ERRORS[status], "model": ErrorResponse}
+        for status in (401, *statuses)
+    }
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
@@ -73,13 +94,9 @@ def describe(app: FastAPI) -> dict[str, Any]:
 def _complete_errors(responses: dict[str, Any], *, has_parameters: bool) -> None:
     """What every operation can answer, where it has not declared it; never FastAPI's own 422."""
     responses.pop("422", None)
-    statuses = (401, 500, 503, *((404,) if has_parameters else ()))
-    error = {
-        "description": "An error",
-        "content": {"application/json": {"schema": _ref(ErrorResponse)}},
-    }
-    for status in statuses:
-        responses.setdefault(str(status), error)
+    for status in (401, 500, 503, *((404,) if has_parameters else ())):
+        content = {"application/json": {"schema": _ref(ErrorResponse)}}
+        responses.setdefault(str(status), {"description": _ERRORS[status], "content": content})
 
 
 def _ref(model: type[BaseModel]) -> dict[str, str]:

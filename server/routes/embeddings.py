@@ -14,7 +14,7 @@ from server.connection import while_connected
 from server.context import Context, ServerContext
 from server.convert import check_token_ids, check_truncation, truncated
 from server.generation import generate
-from server.openapi import accepts, errors
+from server.openapi import accepts, computes
 from server.prompts import encode_prompts
 from server.protocol.common import refuse_unsupported
 from server.protocol.embeddings import Embeddings, EmbeddingsRequest
@@ -30,7 +30,7 @@ _MOST_AT_ONCE = 16  # inputs of one request in the engine, lest it fill the queu
 @router.post(
     "/v1/embeddings",
     response_model=Embeddings,
-    responses=errors(400, 404, 408, 413, 415, 500, 503),
+    responses=computes(),
     openapi_extra=accepts(EmbeddingsRequest),
 )
 async def create_embeddings(request: Request, context: Context) -> Response:

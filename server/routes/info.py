@@ -1,10 +1,10 @@
 """GET /load and /server_info: how busy the server is and how it is set up."""
 
-from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter
 
+from engine import EngineInfo
 from server.context import Context
 from server.openapi import errors
 from server.protocol.common import ResponseModel
@@ -26,6 +26,7 @@ class ServedModelInfo(ResponseModel):
     max_model_len: int
     vocab_size: int
     num_layers: int
+    hidden_size: int
     exit_layers: list[int]
     has_lookup: bool  # drafts are also looked up in the text itself
     max_draft_tokens: int
@@ -66,5 +67,10 @@ async def server_info(context: Context) -> ServerInfo:
         state=service.state,
         model_names=list(service.model_names),
         settings=public_settings(context.settings),
-        model=ServedModelInfo(**asdict(model.info)) if model else None,
+        model=_shown(model.info) if model else None,
     )
+
+
+def _shown(info: EngineInfo) -> ServedModelInfo:
+    """What is told of a model; the engine may know more."""
+    return ServedModelInfo(**{name: getattr(info, name) for name in ServedModelInfo.model_fields})

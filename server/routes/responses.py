@@ -23,7 +23,7 @@ _STORED = "/v1/responses/{response_id}"
 @router.post(
     "/v1/responses",
     response_model=Response,
-    responses=streams(ResponseStreamEvent),
+    responses=streams(ResponseStreamEvent, end=""),
     openapi_extra=accepts(ResponsesRequest),
 )
 async def create_response(request: Request, context: Context) -> HttpResponse:

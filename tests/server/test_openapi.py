@@ -20,6 +20,8 @@ from schemathesis.checks import (
     status_code_conformance,
 )
 
+from server.errors import _FIXED, failure_of
+
 pytestmark = pytest.mark.slow
 
 NUM_EXAMPLES = int(os.environ.get("ADADECODE_API_EXAMPLES", "8"))
@@ -40,6 +42,21 @@ def url() -> Iterator[str]:
     """The address of an application around a fake engine."""
     with serving(fake_app(FakeEngine(), access_log="none")) as url:
         yield url
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/embeddings"]
+)
+def test_every_error_that_an_exception_becomes_is_declared(path):
+    declared = fake_app(FakeEngine()).openapi()["paths"][path]["post"]["responses"]
+    raised = {failure_of(error("x")).status for error in _FIXED}
+
+    assert {str(status) for status in raised} <= declared.keys()
+    assert all(
+        response["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorResponse")
+        for status, response in declared.items()
+        if status != "200"
+    )
 
 
 @schema.parametrize()
