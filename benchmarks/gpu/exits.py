@@ -89,7 +89,10 @@ def scripted_heads(bench: Bench, exit_layers: list[int]) -> ScriptedHeads:
     heads = load_heads(bench.heads(model, exit_layers), model.decoder)
     if bench.is_cuda:
         like, capture = model.decoder.final_norm[None], CudaCapture()
-        heads = replace(heads, heads=[HeadGraph(h, like, capture) for h in heads.heads])
+        graphs = [HeadGraph(head, like, capture) for head in heads.heads]
+        for graph in graphs:
+            graph.prepare()
+        heads = replace(heads, heads=graphs)
     return ScriptedHeads(heads, Sampler(model.ops), model.shape.vocabulary)
 
 

@@ -27,7 +27,7 @@ _TYPES = {
     "table_stride": "i32", "num_chunks": "i32", "window": "i32", "row_stride": "i32",
     "num_columns": "i32", "num_blocks": "i32", "scale": "fp32", "eps": "fp32",
 }  # fmt: skip
-_DIVISIBLE = ("out_features", "in_features", "size", "table_stride")
+_DIVISIBLE = ("out_features", "in_features", "size")
 
 
 def _compile(name, kernel, constants, *, num_warps=4, num_stages=3, **types):  # type: ignore[no-untyped-def]

@@ -1,12 +1,15 @@
 """The CUDA backend against plain torch: on a GPU, or on a CPU in Triton's interpreter."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
 from cuda_backend import DEVICE, HALF, cuda_ops, needs_gpu, needs_kernels
+from tiny_model import StepDriver, load_tiny, sequence_start, write_tiny_llama
 from torch import Tensor
 
+from benchmarks.scripted import ScriptedDrafter
 from engine.model.ops.interface import AttentionParams, LayerCache, TokenBatch
 from engine.model.ops.torch_ops import TorchOps
 
@@ -200,3 +203,14 @@ def test_half_of_the_rows_may_be_greedy() -> None:
     keys = torch.tensor([1, 2], device=DEVICE)
     expected = TorchOps(DEVICE).sample(logits, scales, keys)
     assert cuda_ops().sample(logits, scales, keys).tolist() == expected.tolist()
+
+
+def test_early_exits_change_no_token_of_a_whole_model(tmp_path: Path) -> None:
+    """Through the decode step, in half precision."""
+    decoder = load_tiny(write_tiny_llama(tmp_path), cuda_ops(HALF))
+    starts = [sequence_start(0, [5, 9], temperature=0.8)]
+    plain, _ = StepDriver(decoder, BLOCK).generate(starts, 5)
+    drafter = ScriptedDrafter([3], {(5, 9): plain[0]}, "sometimes", decoder.spec.vocab_size)
+    drafted, results = StepDriver(decoder, BLOCK, drafter).generate(starts, 5)
+    assert drafted == plain
+    assert any(result.drafts for result in results)

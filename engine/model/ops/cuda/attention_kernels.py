@@ -56,7 +56,8 @@ def _head(source, norm, eps, low, mask, SIZE: tl.constexpr, HAS_NORM: tl.constex
     return first, second
 
 
-@triton.jit
+# One binary for any batch: slices may be aligned or not, and compiling takes seconds.
+@triton.jit(do_not_specialize_on_alignment=["positions", "slots"])
 def _rotate_and_write_kernel(
     qkv,  # [T, (H + 2 Hkv) D]
     query,  # [T, H, D], written
@@ -102,7 +103,10 @@ def _rotate_and_write_kernel(
         tl.store(target + half + low, (second * cosine + first * sine).to(kind), mask=mask)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["table_stride", "num_chunks"],
+    do_not_specialize_on_alignment=["positions", "rows", "block_tables", "part_max", "part_sum"],
+)
 def _attend_kernel(
     query,  # [T, H, D]
     keys,  # [N B, Hkv, D]
@@ -180,7 +184,10 @@ def _attend_kernel(
         tl.store(part_at, gathered, mask=is_head[:, None] & is_column[None, :])
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["num_chunks"],
+    do_not_specialize_on_alignment=["positions", "part_max", "part_sum"],
+)
 def _combine_kernel(
     part_values,
     part_max,
