@@ -20,7 +20,7 @@ from engine.worker.chances import LOOKUP, Chance, Chances
 from engine.worker.exit_look import Arrival, ExitLook, Opinion, first_unseen
 from engine.worker.exit_policy import Candidate, ExitPolicy, StepEstimate
 from engine.worker.row import Draft, Guess, Row
-from engine.worker.sampler import SamplePoint
+from engine.worker.sample_point import SamplePoint
 
 _LEAST_SURVIVAL = 0.02  # of a look-up draft; what follows is not looked at
 

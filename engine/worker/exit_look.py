@@ -15,7 +15,8 @@ from torch import Tensor
 from engine.model.exit_head import ExitHeads, Head
 from engine.model.noise import gumbel, noise_key
 from engine.worker.row import Row
-from engine.worker.sampler import ReducedVocabulary, SamplePoint, Sampler
+from engine.worker.sample_point import ReducedVocabulary, SamplePoint
+from engine.worker.sampler import Sampler
 
 _MEAN_GUMBEL = 0.5772  # of the noise a token outside the reduced vocabulary would have had
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from engine.plan import RowPlan
 from engine.worker.chances import Chance
-from engine.worker.sampler import SamplePoint
+from engine.worker.sample_point import SamplePoint
 from engine.worker.sequence_state import SequenceState
 
 

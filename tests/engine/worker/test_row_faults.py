@@ -12,8 +12,8 @@ from engine.config import CacheConfig, EngineConfig, ExitsConfig, ModelConfig, S
 from engine.model.decoder import Decoder
 from engine.offline import GenerationResult, OfflineEngine
 from engine.request import FinishReason, GenerationRequest
-from engine.worker import sampler, verifier
-from engine.worker.sampler import SamplePoint
+from engine.worker import processors, verifier
+from engine.worker.sample_point import SamplePoint
 
 pytestmark = pytest.mark.torch
 
@@ -94,14 +94,14 @@ def test_only_the_row_that_never_fits_fails(
 def test_a_fault_in_one_rows_processors_is_its_own(
     config: EngineConfig, expected: list[GenerationResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = sampler._process
+    real = processors._wishes
 
-    def process(logits: Tensor, point: SamplePoint, reduced: object) -> Tensor:
+    def wishes(point: SamplePoint, *args: object) -> object:
         if point.state.start.logit_bias and point.state.num_output_tokens() == 4:
             raise IndexError("no such column")
-        return real(logits, point, reduced)  # type: ignore[arg-type]
+        return real(point, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(sampler, "_process", process)
+    monkeypatch.setattr(processors, "_wishes", wishes)
     *others, ill = generate(config, ILL)
     assert others == expected
     assert ill.finish_reason is FinishReason.ERROR
@@ -128,10 +128,10 @@ def test_a_fault_in_one_rows_result_is_its_own(
 def test_a_broken_device_is_nobodys_row_fault(
     config: EngineConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def process(*_: object) -> Tensor:
+    def wishes(*_: object) -> None:
         raise RuntimeError("CUDA error: device-side assert triggered")
 
-    monkeypatch.setattr(sampler, "_process", process)
+    monkeypatch.setattr(processors, "_wishes", wishes)
     with pytest.raises(RuntimeError, match="device-side assert"):
         generate(config, ILL)
 

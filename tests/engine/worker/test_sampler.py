@@ -6,7 +6,8 @@ from tiny_model import sequence_start
 from torch import Tensor
 
 from engine.model.ops.torch_ops import TorchOps
-from engine.worker.sampler import ReducedVocabulary, SamplePoint, Sampler, top_logprobs
+from engine.worker.sample_point import ReducedVocabulary, SamplePoint
+from engine.worker.sampler import Sampler, top_logprobs
 from engine.worker.sequence_state import SequenceState
 
 pytestmark = pytest.mark.torch
@@ -136,6 +137,33 @@ def test_row_does_not_depend_on_its_batch(sampler: Sampler) -> None:
         sampler.choose(sampler.scores(logits[i : i + 1], [p]), [p])[0] for i, p in enumerate(points)
     ]
     assert together == alone
+
+
+def test_scores_do_not_depend_on_the_batch_to_the_bit(sampler: Sampler) -> None:
+    """Sizes that no vector width divides, and every processor in some row."""
+    logits = torch.randn(7, 1001, generator=torch.Generator().manual_seed(3)) * 4
+    points = [
+        point(temperature=0.9, top_p=0.8),
+        point(temperature=1.3, top_k=7, top_p=0.95, min_p=0.02),
+        point([3], frequency_penalty=1.0, logit_bias={5: 1.5}),
+        point(),
+        point([8, 8], temperature=0.7, repetition_penalty=1.2, min_p=0.1),
+        point(temperature=0.5, top_k=3, allowed_token_ids=[4, 5, 6, 7, 900]),
+        point(temperature=1.0, min_tokens=4, stop_token_ids=[0, 1]),
+    ]
+    together = sampler.scores(logits, points)
+    for row, one in enumerate(points):
+        assert torch.equal(sampler.scores(logits[row : row + 1], [one])[0], together[row])
+
+
+@pytest.mark.parametrize("options", [{"top_k": 1}, {"top_k": 5, "top_p": 0.5}, {"min_p": 0.5}])
+def test_truncation_hides_no_nan(
+    sampler: Sampler, logits: Tensor, options: dict[str, float]
+) -> None:
+    bad = logits.clone()
+    bad[0, 3] = float("nan")
+    asked = point(temperature=1.0, **options)
+    assert sampler.choose(sampler.scores(bad, [asked]), [asked]) == [-1]
 
 
 def test_nan_is_reported(sampler: Sampler, logits: Tensor) -> None:
