@@ -10,9 +10,10 @@ import logging
 import sys
 from collections import OrderedDict
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 
-from engine.errors import EngineOverloaded, StructureError
+from engine.errors import EngineOverloaded, EngineStopped, StructureError
 from engine.request import Structure
 
 _MAX_REMEMBERED = 1024
@@ -33,7 +34,8 @@ class Approver:
         """
         self._arguments = [str(directory), str(vocab_size), *map(str, eos_token_ids)]
         self._timeout_s = timeout_s
-        self._verdicts: OrderedDict[Structure, asyncio.Future[str | None]] = OrderedDict()
+        self._verdicts: OrderedDict[bytes, asyncio.Future[str | None]] = OrderedDict()
+        self._is_closed = False
         self._slots = asyncio.Semaphore(_MAX_AT_ONCE)
         self._starting = asyncio.Lock()
         self._process: asyncio.subprocess.Process | None = None
@@ -52,13 +54,15 @@ class Approver:
         Raises:
             StructureError: it cannot, and why.
             EngineOverloaded: it cannot be found out now.
+            EngineStopped: it was closed.
         """
-        verdict = self._verdicts.get(structure)
+        key = sha256(f"{structure.kind} {structure.source}".encode()).digest()
+        verdict = self._verdicts.get(key)
         if verdict is None:
             verdict = asyncio.ensure_future(self._find_out(structure))
-            self._verdicts[structure] = verdict
-            verdict.add_done_callback(lambda done: self._forget_failure(structure, done))
-        self._verdicts.move_to_end(structure)
+            self._verdicts[key] = verdict
+            verdict.add_done_callback(lambda done: self._forget_failure(key, done))
+        self._verdicts.move_to_end(key)
         if len(self._verdicts) > _MAX_REMEMBERED:
             self._verdicts.popitem(last=False)
         error = await asyncio.shield(verdict)  # others may wait for the same
@@ -66,7 +70,11 @@ class Approver:
             raise StructureError(error)
 
     async def close(self) -> None:
-        """End the process. Idempotent."""
+        """End the process for good. Idempotent."""
+        self._is_closed = True
+        await self._end()
+
+    async def _end(self) -> None:
         process, self._process = self._process, None
         if process is not None and process.returncode is None:
             process.kill()
@@ -74,9 +82,9 @@ class Approver:
         if self._reader is not None:
             await asyncio.gather(self._reader, return_exceptions=True)
 
-    def _forget_failure(self, structure: Structure, done: "asyncio.Future[str | None]") -> None:
+    def _forget_failure(self, key: bytes, done: "asyncio.Future[str | None]") -> None:
         if done.cancelled() or done.exception() is not None:
-            self._verdicts.pop(structure, None)
+            self._verdicts.pop(key, None)
 
     async def _find_out(self, structure: Structure) -> str | None:
         async with self._slots:
@@ -86,11 +94,13 @@ class Approver:
                         return await self._ask(structure)
                 except (OSError, TimeoutError) as error:
                     logger.warning("the process that tries structures out is lost: %r", error)
-                    await self.close()
+                    await self._end()
         raise EngineOverloaded("structures cannot be tried out now")
 
     async def _ask(self, structure: Structure) -> str | None:
         async with self._starting:
+            if self._is_closed:
+                raise EngineStopped("the server is shutting down")
             if self._process is None:
                 await self._start()
         process = self._process

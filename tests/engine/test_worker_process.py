@@ -26,7 +26,7 @@ from engine.config import (
 from engine.errors import HeadsMismatch, ModelLoadError, WorkerLost
 from engine.offline import OfflineEngine
 from engine.plan import RowPlan, StepPlan
-from engine.request import FinishReason, GenerationRequest
+from engine.request import FinishReason, GenerationRequest, Structure
 from engine.worker_process import WorkerProcess
 
 pytestmark = pytest.mark.torch
@@ -156,6 +156,21 @@ async def test_a_step_that_never_ends_is_ended_though_the_heart_beats(
     with pytest.raises(WorkerLost, match="busy for more than 8 s"):
         await worker.execute(StepPlan(step_id=HANG_STEP_ID))
     await worker.close()
+
+
+async def test_structures_are_prepared_or_given_up_beside_steps(worker: WorkerProcess) -> None:
+    """The tiny model has no tokenizer, so none can be compiled: who waits is told all the same."""
+    structure = Structure(kind="regex", source="a")
+    await worker.prepare(structure)
+    await worker.start()
+    await asyncio.wait_for(worker.prepare(structure), DEADLINE_S)
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGSTOP)
+    waiting = asyncio.create_task(worker.prepare(structure))
+    await asyncio.sleep(0.1)
+    assert not waiting.done()
+    os.kill(worker.pid, signal.SIGKILL)
+    await asyncio.wait_for(waiting, DEADLINE_S)
 
 
 async def test_a_step_that_raises_is_an_engine_failure(worker: WorkerProcess) -> None:

@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from engine.checkpoint import resolve_model
-from engine.errors import StructureError
+from engine.errors import EngineStopped, StructureError
 from engine.grammar.approver import Approver
 from engine.request import Structure
 
@@ -81,5 +81,9 @@ async def test_a_lost_process_is_replaced(approver: Approver) -> None:
 
 async def test_it_ends_with_its_server(approver: Approver) -> None:
     pid = approver.pid
+    waiting = asyncio.create_task(approver.approve(Structure(kind="regex", source=".{0,30000}")))
+    await asyncio.sleep(0.1)
     await approver.close()
     assert not Path(f"/proc/{pid}").exists()
+    with pytest.raises(EngineStopped):
+        await waiting
