@@ -292,7 +292,7 @@ class AsyncEngine:
 
     async def _recover(self, core: EngineCore, plan: StepPlan | None, loss: WorkerLost) -> None:
         """A new worker, which computes again what the lost one had."""
-        guilty = core.lose_worker(plan)
+        guilty = core.lose_worker(plan, is_crash=loss.is_crash)
         self._publish(guilty)
         if guilty:
             self._supervisor.note_progress()

@@ -129,16 +129,20 @@ class EngineCore:
                 outputs.append(self._render(entry, item))
         return outputs
 
-    def lose_worker(self, plan: StepPlan | None) -> list[RequestOutput]:
+    def lose_worker(self, plan: StepPlan | None, *, is_crash: bool = False) -> list[RequestOutput]:
         """The worker is gone, with `plan` in flight: everything is computed again by the next.
 
         What was committed has to be rendered first.
+
+        Args:
+            plan: The step in flight; None: the worker was idle.
+            is_crash: See `WorkerLost`.
 
         Returns:
             Last outputs of requests that kill every worker that computes them.
         """
         error = "the worker dies whenever it computes this"
-        guilty = self._scheduler.lose_worker(plan)
+        guilty = self._scheduler.lose_worker(plan, is_crash=is_crash)
         return [self._end(sequence, FinishReason.ERROR, error) for sequence in guilty]
 
     def adapt(self, limits: ModelLimits) -> list[RequestOutput]:

@@ -86,7 +86,16 @@ class RequestFailed(EngineError):
 
 
 class WorkerLost(EngineError):
-    """The worker died, hangs or failed a step. Nothing is lost with it; see `engine.supervisor`."""
+    """The worker died, hangs or failed a step. Nothing is lost with it; see `engine.supervisor`.
+
+    Attributes:
+        is_crash: It came down over what it computed (a fault, an exception, a step without end),
+            and was not ended or stopped from outside (`kill -9`, want of memory, SIGSTOP).
+    """
+
+    def __init__(self, message: str, *, is_crash: bool = False) -> None:
+        super().__init__(message)
+        self.is_crash = is_crash
 
 
 class EngineFailed(EngineError):

@@ -40,6 +40,8 @@ class Heartbeat:
 class Watchdog:
     """The server's end: calls back when the worker is silent, or busy, for too long.
 
+    It tells why, and whether it was busy: then what it computes is to blame.
+
     Counts its own ticks instead of reading a clock, so that a server that was itself stopped or
     starved does not blame its worker. Silence counts from the first beat on.
     """
@@ -47,7 +49,7 @@ class Watchdog:
     def __init__(
         self,
         pipe: int,
-        on_hang: Callable[[str], None],
+        on_hang: Callable[[str, bool], None],
         *,
         step_timeout_s: float,
         heartbeat_timeout_s: float,
@@ -93,12 +95,13 @@ class Watchdog:
             if self._silent_s is not None:
                 self._silent_s += self._tick_s
                 if self._silent_s > self._heartbeat_timeout_s:
-                    self._on_hang(f"it gave no sign of life for {self._heartbeat_timeout_s:g} s")
+                    reason = f"it gave no sign of life for {self._heartbeat_timeout_s:g} s"
+                    self._on_hang(reason, False)
                     return
             if self._busy_s is not None:
                 self._busy_s += self._tick_s
                 if self._busy_s > self._step_timeout_s:
-                    self._on_hang(f"it was busy for more than {self._step_timeout_s:g} s")
+                    self._on_hang(f"it was busy for more than {self._step_timeout_s:g} s", True)
                     return
 
 

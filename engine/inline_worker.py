@@ -35,7 +35,7 @@ class InlineWorker:
         try:
             return await loop.run_in_executor(self._thread, self._worker.execute, plan)
         except Exception as error:
-            raise WorkerLost(f"step {plan.step_id} failed: {error!r}") from error
+            raise WorkerLost(f"step {plan.step_id} failed: {error!r}", is_crash=True) from error
 
     async def prepare(self, structure: Structure) -> None:
         """See `Worker.prepare`."""

@@ -1,10 +1,20 @@
 """Who may be what kills workers: suspects run alone until they get further, the guilty are named.
 
-A worker's death is blamed on every sequence of the step it died in. A new token clears a sequence,
-so streams that go on between two deaths are never suspected, however many workers somebody kills.
+A worker's end is blamed on every sequence of the step it ended in. A new token clears a sequence,
+so streams that go on between two ends are never suspected, however many workers somebody kills.
 
-    in one death ─ again, no token between ─▶ suspect: runs alone ─ dies alone thrice ─▶ guilty
-         ◀──────────────── any new token ────────────────┘
+A worker that crashed came down over what it computed, so two are enough: after the first all are
+suspects, and who then crashes another alone is guilty.
+
+    in one crash ─▶ suspect: runs alone ─ crashes another alone ─▶ guilty
+         ◀──────────── any new token ───────┘
+
+One that was ended from outside (`kill -9`) says little of what it computed, though want of memory
+looks the same: it takes two to be a suspect, and three more alone. With less a stream that waited
+long for its turn was blamed for a storm of kills.
+
+    in one end ─ another, no token between ─▶ suspect: runs alone ─ ends three alone ─▶ guilty
+         ◀──────────────────── any new token ───────────┘
 """
 
 from collections.abc import Iterable
@@ -12,25 +22,38 @@ from dataclasses import dataclass
 
 from engine.sequence import Sequence
 
-_DEATHS_OF_A_SUSPECT = 2  # in whatever company
-_DEATHS_OF_THE_GUILTY = 3  # alone in the step; with two, a starved stream was blamed for `kill -9`
+_CRASHES_OF_THE_GUILTY = 2  # the last one alone
+_ENDS_OF_A_SUSPECT = 2  # in whatever company
+_ENDS_OF_THE_GUILTY = 3  # alone
 
 
 @dataclass(slots=True)
 class _Record:
-    """Deaths since a sequence's last new token."""
+    """Workers lost since a sequence's last new token."""
 
     sequence: Sequence
-    num_deaths: int = 0
-    num_deaths_alone: int = 0
+    num_crashes: int = 0
+    num_ends: int = 0  # from outside
+    num_ends_alone: int = 0
 
     @property
     def is_suspect(self) -> bool:
-        return self.num_deaths >= _DEATHS_OF_A_SUSPECT or self.num_deaths_alone > 0
+        return (
+            self.num_crashes > 0 or self.num_ends >= _ENDS_OF_A_SUSPECT or self.num_ends_alone > 0
+        )
+
+    def note(self, *, is_alone: bool, is_crash: bool) -> bool:
+        """Another worker is lost; returns whether that makes it guilty."""
+        if is_crash:
+            self.num_crashes += 1
+            return is_alone and self.num_crashes >= _CRASHES_OF_THE_GUILTY
+        self.num_ends += 1
+        self.num_ends_alone += is_alone
+        return self.num_ends_alone >= _ENDS_OF_THE_GUILTY
 
 
 class Quarantine:
-    """Deaths of workers by sequence. Empty, and free of cost, while workers live."""
+    """Lost workers by sequence. Empty, and free of cost, while workers live."""
 
     def __init__(self) -> None:
         self._records: dict[int, _Record] = {}
@@ -43,11 +66,14 @@ class Quarantine:
         suspects = (record.sequence for record in self._records.values() if record.is_suspect)
         return min(suspects, key=lambda sequence: sequence.sequence_id, default=None)
 
-    def blame(self, sequences: Iterable[Sequence], *, is_alone: bool) -> list[Sequence]:
-        """Note that a worker died computing these.
+    def blame(
+        self, sequences: Iterable[Sequence], *, is_alone: bool, is_crash: bool
+    ) -> list[Sequence]:
+        """Note that a worker was lost computing these.
 
         Args:
             is_alone: Nothing else was in the step.
+            is_crash: See `WorkerLost`.
 
         Returns:
             Those that are guilty; they are forgotten here.
@@ -55,9 +81,7 @@ class Quarantine:
         guilty = []
         for sequence in sequences:
             record = self._records.setdefault(sequence.sequence_id, _Record(sequence))
-            record.num_deaths += 1
-            record.num_deaths_alone += is_alone
-            if record.num_deaths_alone >= _DEATHS_OF_THE_GUILTY:
+            if record.note(is_alone=is_alone, is_crash=is_crash):
                 guilty.append(sequence)
                 self.clear(sequence)
         return guilty

@@ -110,11 +110,12 @@ class Roster:
         if self._quarantine.clear(sequence):
             self._preempt(sequence)
 
-    def lose_worker(self, plan: StepPlan | None) -> list[Sequence]:
+    def lose_worker(self, plan: StepPlan | None, *, is_crash: bool) -> list[Sequence]:
         """Preempt all, and find out who kills workers.
 
         Args:
             plan: The step that was in flight; None: the worker was idle.
+            is_crash: See `WorkerLost`.
 
         Returns:
             Sequences that have to be ended for it. The caller finishes and retires them.
@@ -123,7 +124,7 @@ class Roster:
         in_flight = {row.sequence_id for row in rows}
         blamed = [sequence for sequence in self._running if sequence.sequence_id in in_flight]
         self.preempt_all()
-        return self._quarantine.blame(blamed, is_alone=len(rows) == 1)
+        return self._quarantine.blame(blamed, is_alone=len(rows) == 1, is_crash=is_crash)
 
     def preempt_all(self) -> None:
         """The worker is gone: whatever it computed has to be computed again by another."""

@@ -126,9 +126,9 @@ class Scheduler:
         """See `Roster.preempt_all`."""
         self._roster.preempt_all()
 
-    def lose_worker(self, plan: StepPlan | None) -> list[Sequence]:
+    def lose_worker(self, plan: StepPlan | None, *, is_crash: bool = False) -> list[Sequence]:
         """See `Roster.lose_worker`."""
-        return self._roster.lose_worker(plan)
+        return self._roster.lose_worker(plan, is_crash=is_crash)
 
     def adapt(self, limits: ModelLimits) -> list[Sequence]:
         """Go on with a worker that has other blocks than the lost one; nothing runs.

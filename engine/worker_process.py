@@ -21,6 +21,8 @@ from engine.wire import HEADER, Failure, Message, Progress, Wire, frame_length
 
 logger = logging.getLogger(__name__)
 
+# What people, supervisors and a kernel short of memory send; no fault of a computation does.
+_SIGNALS_FROM_OUTSIDE = frozenset((signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
 _GRACE_S = 5.0  # for a worker to finish its step and end once its socket is closed
 
 
@@ -47,7 +49,7 @@ class WorkerProcess:
         self._writer: asyncio.StreamWriter | None = None
         self._watchdog: Watchdog | None = None
         self._preparation: Preparation | None = None
-        self._hang: str | None = None  # what the watchdog killed it for
+        self._hang: errors.WorkerLost | None = None  # what the watchdog killed it for
         self._is_loaded = False
 
     @property
@@ -85,9 +87,8 @@ class WorkerProcess:
         message = await self._receive()
         self._watchdog.end()
         if isinstance(message, Failure):
-            raise errors.WorkerLost(
-                f"step {plan.step_id} failed: {message.kind}: {message.message}"
-            )
+            reason = f"step {plan.step_id} failed: {message.kind}: {message.message}"
+            raise errors.WorkerLost(reason, is_crash=True)
         assert isinstance(message, StepResult), "a plan is answered by its result"
         return message
 
@@ -151,8 +152,9 @@ class WorkerProcess:
             their_preparations.close()
             os.close(beat_pipe)
 
-    def _kill_hanging(self, reason: str) -> None:
-        self._hang = reason
+    def _kill_hanging(self, reason: str, is_busy: bool) -> None:
+        message = f"the worker process was killed, because {reason}"
+        self._hang = errors.WorkerLost(message, is_crash=is_busy)
         if self._process is not None:
             with suppress(ProcessLookupError):
                 self._process.kill()
@@ -175,11 +177,12 @@ class WorkerProcess:
 
     def _died(self, status: int) -> errors.WorkerLost:
         if self._hang is not None:
-            return errors.WorkerLost(f"the worker process was killed, because {self._hang}")
+            return self._hang
         how = f"exit status {status}" if status >= 0 else signal.Signals(-status).name
         if status == -signal.SIGKILL:
             how += ", perhaps for want of memory"
-        return errors.WorkerLost(f"the worker process ended ({how})")
+        is_crash = -status not in _SIGNALS_FROM_OUTSIDE
+        return errors.WorkerLost(f"the worker process ended ({how})", is_crash=is_crash)
 
     async def _end(self, grace_s: float) -> int:
         """Give the process a while to end by itself, then kill it; returns its exit status."""

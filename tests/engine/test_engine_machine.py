@@ -3,8 +3,8 @@
 Hypothesis adds, aborts, asks again, steps, renders and kills the worker. Prompts begin alike, some
 under a salt of their own, some requests go first, some fail and leave rubbish in their blocks.
 Memory is tight enough that sequences are preempted and blocks evicted all the time. Every request
-that was not aborted ends once, with its one right output, unless the worker died thrice while it
-ran alone, or came back with too little memory for it: then it may end with an error.
+that was not aborted ends once, with its one right output, unless the worker was killed thrice
+while it ran alone, or came back with too little memory for it: then it may end with an error.
 
 ADADECODE_MACHINE_EXAMPLES sets how many runs of up to 40 steps there are (`make nightly`), and lets
 them differ from day to day.
@@ -242,8 +242,8 @@ class EngineMachine(RuleBasedStateMachine):
                 assert self.driver.finish_reasons(request_id) == [FinishReason.ERROR]
                 continue
             if self.driver.finish_reasons(request_id) == [FinishReason.ERROR]:
-                is_guilty = self.driver.num_deaths_alone[request_id] >= 3
-                assert is_guilty or request_id in self.outgrowing
+                is_guilty = self.driver.num_kills_alone[request_id] >= 3
+                assert is_guilty or request_id in self.outgrowing | self.killers
                 continue
             assert request_id not in self.killers
             tokens = self.expected[request_id]

@@ -56,11 +56,51 @@ def test_killers_are_ended_by_name_and_the_others_get_their_text(num_killers: in
     driver.core.check()
 
 
-def test_a_killer_alone_on_the_server_kills_three_workers_and_no_more() -> None:
+@pytest.mark.parametrize("num_others", [0, 4])
+def test_a_killer_kills_two_workers_and_no_more(num_others: int) -> None:
     driver = driver_on()
-    driver.run([killer()])
+    requests = [make_request(number) for number in range(num_others)]
+    driver.run([*requests[:2], killer(), *requests[2:]])
     assert driver.finish_reasons("killer") == [FinishReason.ERROR]
-    assert driver.num_deaths_alone == {"killer": 3}
+    assert driver.num_crashes == 2
+    assert_all_right(driver, requests)
+
+
+def test_kills_from_outside_count_less_than_crashes() -> None:
+    driver = driver_on()
+    request = make_request(0)
+    driver.add(request)
+    for _ in range(2):  # alone: it is a suspect, and no more
+        driver.send()
+        driver.crash()
+    driver.run_to_the_end()
+    assert_all_right(driver, [request])
+
+
+@pytest.mark.parametrize("num_kills", [1, 2])
+def test_a_crash_in_company_and_kills_alone_do_not_add_up(num_kills: int) -> None:
+    driver = driver_on()
+    requests = [make_request(0), make_request(1)]
+    driver.add(requests[0])
+    driver.add(killer())
+    driver.send()
+    driver.receive()  # both are suspects now; the innocent runs first
+    for _ in range(num_kills):
+        driver.send()
+        driver.crash()
+    driver.run([requests[1]])
+    assert_all_right(driver, requests)
+    assert driver.finish_reasons("killer") == [FinishReason.ERROR]
+
+
+def test_who_is_killed_alone_thrice_without_a_token_is_ended() -> None:
+    driver = driver_on()  # a request that takes all memory looks like this
+    driver.add(make_request(0))
+    for _ in range(3):
+        driver.send()
+        driver.crash()
+    assert driver.finish_reasons("request-0") == [FinishReason.ERROR]
+    assert driver.core.num_open == 0
 
 
 def test_a_suspect_runs_alone_until_it_gets_further_and_newcomers_wait() -> None:

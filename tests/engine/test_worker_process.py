@@ -109,10 +109,21 @@ async def test_a_killed_worker_is_noticed_by_step_and_watch(worker: WorkerProces
     await worker.execute(StepPlan(step_id=1))
     assert worker.pid is not None
     os.kill(worker.pid, signal.SIGKILL)
-    with pytest.raises(WorkerLost, match="SIGKILL"):
+    with pytest.raises(WorkerLost, match="SIGKILL") as lost:
         await worker.execute(StepPlan(step_id=2))
+    assert not lost.value.is_crash
     with pytest.raises(WorkerLost, match="SIGKILL"):
         await watching
+
+
+@pytest.mark.parametrize("how", [signal.SIGABRT, signal.SIGSEGV])
+async def test_a_worker_that_faults_has_crashed(worker: WorkerProcess, how: signal.Signals) -> None:
+    await worker.start()
+    assert worker.pid is not None
+    os.kill(worker.pid, how)
+    with pytest.raises(WorkerLost, match=how.name) as lost:
+        await worker.watch()
+    assert lost.value.is_crash
 
 
 async def test_a_lost_worker_starts_again_and_serves_the_same(worker: WorkerProcess) -> None:
@@ -140,8 +151,9 @@ async def test_a_stopped_worker_is_killed_for_its_silence(
     os.kill(pid, signal.SIGSTOP)
     started = time.monotonic()
     waiting = worker.execute(StepPlan(step_id=1)) if is_busy else worker.watch()
-    with pytest.raises(WorkerLost, match="no sign of life"):
+    with pytest.raises(WorkerLost, match="no sign of life") as lost:
         await asyncio.wait_for(waiting, DEADLINE_S)
+    assert not lost.value.is_crash
     assert time.monotonic() - started > 1.0
     await worker.close()
     assert not is_alive(pid)
@@ -153,8 +165,9 @@ async def test_a_step_that_never_ends_is_ended_though_the_heart_beats(
     supervision = SupervisionConfig(step_timeout_s=8.0, heartbeat_timeout_s=4.0)
     worker = WorkerProcess(replace(config, supervision=supervision), module=faulty_module)
     await worker.start()
-    with pytest.raises(WorkerLost, match="busy for more than 8 s"):
+    with pytest.raises(WorkerLost, match="busy for more than 8 s") as lost:
         await worker.execute(StepPlan(step_id=HANG_STEP_ID))
+    assert lost.value.is_crash
     await worker.close()
 
 
@@ -176,8 +189,9 @@ async def test_structures_are_prepared_or_given_up_beside_steps(worker: WorkerPr
 async def test_a_step_that_raises_is_an_engine_failure(worker: WorkerProcess) -> None:
     await worker.start()
     unknown = make_unknown_row_plan()
-    with pytest.raises(WorkerLost, match="step 7 failed"):
+    with pytest.raises(WorkerLost, match="step 7 failed") as lost:
         await worker.execute(unknown)
+    assert lost.value.is_crash
 
 
 async def test_killed_while_loading_is_a_load_error(worker: WorkerProcess) -> None:

@@ -20,7 +20,8 @@ class EngineDriver:
         info = worker.info
         self.core = EngineCore(config, ModelLimits.of(info), Letters(), info.num_layers)
         self.outputs: defaultdict[str, list[RequestOutput]] = defaultdict(list)
-        self.num_deaths_alone: defaultdict[str, int] = defaultdict(int)
+        self.num_crashes = 0
+        self.num_kills_alone: defaultdict[str, int] = defaultdict(int)  # by request
         self._in_flight: tuple[StepPlan, StepResult | None] | None = None  # None: it will die
         self._committed: list[Committed] = []
         self._added: list[str] = []
@@ -38,14 +39,16 @@ class EngineDriver:
                 self._in_flight = plan, self._execute(plan)
 
     def crash(self, num_blocks: int | None = None) -> None:
-        """The worker dies, with whatever step is in flight; the next may have other memory."""
+        """The worker is killed, or dies of the step in flight; the next may have other memory."""
         self.render()
-        plan = None if self._in_flight is None else self._in_flight[0]
+        plan, result = self._in_flight or (None, None)
+        is_crash = plan is not None and result is None
         self._in_flight = None
         self.worker.forget()
-        if plan is not None and len(plan.rows) == 1:
-            self.num_deaths_alone[self.request_id(plan.rows[0].sequence_id)] += 1
-        self.keep(self.core.lose_worker(plan))
+        self.num_crashes += is_crash
+        if plan is not None and len(plan.rows) == 1 and not is_crash:
+            self.num_kills_alone[self.request_id(plan.rows[0].sequence_id)] += 1
+        self.keep(self.core.lose_worker(plan, is_crash=is_crash))
         if num_blocks is not None:
             self.worker.resize(num_blocks)
             self.keep(self.core.adapt(ModelLimits.of(self.worker.info)))
