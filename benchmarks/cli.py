@@ -46,6 +46,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     lossless.add_argument(
         "--temperatures", type=_temperatures, default=(0.0, 0.8), metavar="T,T", help="(0,0.8)"
     )
+    ablation = commands.add_parser(
+        "ablation", help="early exits with one part taken away at a time, against plain decoding"
+    )
+    _add_model_arguments(ablation)
+    _add_prompt_arguments(ablation)
+    _add_clock_argument(ablation)
+    ablation.add_argument("--temperature", type=float, default=0.0, help="(%(default)s: greedy)")
+    ablation.add_argument("--markdown", type=Path, metavar="FILE", help="write the table")
+    ablation.add_argument("--plot", type=Path, metavar="FILE", help="write a picture (PNG, SVG)")
+    calibration = commands.add_parser(
+        "calibration", help="are the policy's chances of acceptance true, after some traffic?"
+    )
+    _add_model_arguments(calibration)
+    _add_prompt_arguments(calibration)
+    calibration.add_argument(
+        "--temperatures", type=_temperatures, default=(0.0, 0.8), metavar="T,T", help="(0,0.8)"
+    )
+    calibration.add_argument(
+        "--warm-up", type=int, default=500, metavar="N", help="tokens of traffic (%(default)s)"
+    )
     structures = commands.add_parser(
         "structured", help="answers that follow a schema: do they, and do early exits change any?"
     )
@@ -60,9 +80,11 @@ def run(args: argparse.Namespace) -> int:
     if args.bench_command in _WITHOUT_TORCH:
         commands = {name: command.run for name, (command, _) in _WITHOUT_TORCH.items()}
     else:
-        from benchmarks import latency, lossless, peers, structured
+        from benchmarks import ablation, calibration, latency, lossless, peers, structured
 
         commands = {
+            "ablation": ablation.run,
+            "calibration": calibration.run,
             "latency": latency.run,
             "lossless": lossless.run,
             "peers": peers.run,
@@ -145,8 +167,19 @@ def _add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_clock_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="cpu: the process's CPU seconds, for machines that do other work; with --threads 1 "
+        "(%(default)s)",
+    )
+
+
 def _add_contest_arguments(parser: argparse.ArgumentParser) -> None:
     _add_prompt_arguments(parser)
+    _add_clock_argument(parser)
     parser.add_argument("--temperature", type=float, default=0.0, help="(%(default)s: greedy)")
     parser.add_argument(
         "--concurrency",

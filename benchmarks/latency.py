@@ -18,7 +18,7 @@ from benchmarks.comparison import (
     compare,
 )
 from benchmarks.contest import Contest, Contestant
-from benchmarks.contestants import EngineContestant, TransformersContestant
+from benchmarks.contestants import CLOCKS, EngineContestant, TransformersContestant
 from benchmarks.machine import describe_machine, print_facts
 from benchmarks.plots import plot_latency, require_matplotlib
 from benchmarks.prompts import choose_prompts, encode_prompts
@@ -47,10 +47,6 @@ def run(args: argparse.Namespace) -> int:
     prompts = choose_prompts(args.prompts, args.num_prompts)
     directory = resolve_model(args.model)
     heads = args.heads or find_heads(args.model, directory)
-    if EARLY_EXIT in args.modes and heads is None:
-        raise ValueError(
-            f"no exit heads for {args.model}: give --heads, or --modes without early-exit"
-        )
     engine = OfflineEngine(_engine_config(args, directory, heads))
     settings = _describe_settings(args, engine, heads)
     machine = describe_machine()
@@ -113,7 +109,7 @@ def _contestants(
             )
             continue
         early_exit = EarlyExitOptions(enabled=mode != PLAIN, threshold=args.threshold)
-        contestants[mode] = EngineContestant(engine, early_exit, **common)
+        contestants[mode] = EngineContestant(engine, early_exit, clock=CLOCKS[args.clock], **common)
     return contestants
 
 
@@ -126,9 +122,10 @@ def _describe_settings(
         "computed": f"{info.dtype} on {info.device} by {info.backend}",
         "generation": f"{args.max_tokens} tokens per prompt, temperature {args.temperature:g}",
     }
-    if info.exit_layers:
+    settings["clock"] = args.clock
+    if info.max_draft_tokens:
         gate = "cost-aware" if args.threshold is None else f"threshold {args.threshold:g}"
-        layers = ", ".join(map(str, info.exit_layers))
+        layers = ", ".join(map(str, info.exit_layers)) or "none"
         settings["exits"] = f"at {layers}, at most {info.max_draft_tokens} drafts, {gate}, {heads}"
     if TRANSFORMERS in args.modes and args.concurrency != (1,):
         settings["transformers"] = "one prompt at a time only"

@@ -53,6 +53,24 @@ def plot_latency(comparisons: Sequence[TaskComparison], path: Path, title: str) 
     pyplot.close(figure)
 
 
+def plot_ratios(bars: Sequence[tuple[str, float]], path: Path, title: str) -> None:
+    """One horizontal bar per (name, ratio), the first at the top, and a line at 1."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(7, 1 + 0.4 * len(bars)), layout="constrained")
+    drawn = axis.barh([name for name, _ in bars], [ratio for _, ratio in bars], color="#1a73e8")
+    axis.bar_label(drawn, fmt="%.2f", fontsize=8, padding=2)
+    axis.axvline(1.0, color="#9aa0a6", linewidth=1)
+    axis.invert_yaxis()
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_title(title)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
 def _draw_panel(axis: object, panel: Sequence[TaskComparison]) -> None:
     from matplotlib.axes import Axes
 

@@ -193,6 +193,12 @@ class ServerSettings(BaseModel):
     exit_threshold: float | None = _flag(
         None, "early exit", "Fixed confidence threshold (default: cost-aware policy).", ge=0, le=1
     )
+    target_itl_ms: float | None = _flag(
+        None,
+        "early exit",
+        "Even rather than bursty: drafts never make a step longer than this (default: any).",
+        gt=0,
+    )
     max_draft_tokens: int = _flag(
         15, "early exit", "Longest run of drafts before verification.", ge=0, le=16
     )
@@ -350,6 +356,7 @@ class ServerSettings(BaseModel):
                 heads=heads if self.early_exit else None,
                 lookup=self.lookup_drafts,
                 threshold=self.exit_threshold,
+                target_itl_s=None if self.target_itl_ms is None else self.target_itl_ms / 1000,
                 max_draft_tokens=self.max_draft_tokens,
             ),
         )

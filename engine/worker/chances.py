@@ -5,7 +5,7 @@ every guess whose predecessors turned out right, sent or not, so nothing is lear
 few only.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import log, log2
 
@@ -38,6 +38,7 @@ class Chances:
     """All calibrators of a model: one per kind of guess, greedy rows and sampled ones apart."""
 
     def __init__(self, exit_layers: Sequence[int], calibration: Mapping[int, Calibration]) -> None:
+        self.on_verdict: Callable[[Chance, bool], None] | None = None  # told before learning
         self._seeds = [calibration[layer] for layer in exit_layers]
         self._calibrators: dict[tuple[str | int, bool], Calibrator] = {}
         for is_greedy in (True, False):
@@ -102,6 +103,8 @@ class Chances:
 
     def learn(self, chance: Chance, *, accepted: bool) -> None:
         """Take in the verdict on a guess."""
+        if self.on_verdict is not None:
+            self.on_verdict(chance, accepted)
         self._calibrators[chance.kind, chance.is_greedy].observe(chance.features, accepted)
 
     def _chance(self, kind: str | int, is_greedy: bool, features: tuple[float, ...]) -> Chance:

@@ -14,6 +14,7 @@ rejection so far).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 
 from engine.worker.cost_model import CostModel
 
@@ -48,12 +49,21 @@ class StepEstimate:
 class ExitPolicy:
     """Decides for the batch as a whole."""
 
-    def __init__(self, num_exits: int, cost: CostModel, *, follows_cost: bool = False) -> None:
+    def __init__(
+        self,
+        num_exits: int,
+        cost: CostModel,
+        *,
+        follows_cost: bool = False,
+        longest_step_s: float | None = None,
+    ) -> None:
         """Args:
         follows_cost: Times measured while serving correct the costs; not where calls return
             before the device has computed.
+        longest_step_s: Drafts never make a step longer than this; None: as long as it pays.
         """
         self._cost = cost
+        self._longest_step_s = inf if longest_step_s is None else longest_step_s
         self._follows_cost = follows_cost
         self._looks = [_LookAccount() for _ in range(num_exits)]
         self._gained = 0.0  # decayed: plain seconds that the committed tokens would have taken
@@ -97,7 +107,7 @@ class ExitPolicy:
             down = self._cost.segment(0, num_waiting + count)
             return step.seconds + down + self._cost.rest(1, step.num_tokens + count)
 
-        return _best_prefixes(runs, step.expected_tokens, seconds_with)
+        return _best_prefixes(runs, step.expected_tokens, seconds_with, self._longest_step_s)
 
     def keep(
         self, exit_index: int, runs: Sequence[Sequence[float]], step: StepEstimate
@@ -111,7 +121,7 @@ class ExitPolicy:
         def seconds_with(count: int) -> float:
             return step.seconds + self._cost.rest(exit_index + 1, step.num_tokens + count)
 
-        return _best_prefixes(runs, step.expected_tokens, seconds_with)
+        return _best_prefixes(runs, step.expected_tokens, seconds_with, self._longest_step_s)
 
     def rows_to_look_at(
         self, exit_index: int, chances: Sequence[tuple[float, int]], step: StepEstimate
@@ -125,6 +135,8 @@ class ExitPolicy:
         if not self.is_drafting or not chances:
             return []
         account = self._looks[exit_index]
+        if self._seconds_with(exit_index, step, 1, 0) > self._longest_step_s:
+            return []
         if account.is_due:
             return list(range(len(chances)))
         rate = self._rate(exit_index, step)
@@ -161,7 +173,7 @@ class ExitPolicy:
             expected += candidates[index].gain
             num_replaced += candidates[index].num_replaced
             seconds = self._seconds_with(exit_index, step, count + num_fixed, num_replaced)
-            if expected / seconds > best_rate:
+            if seconds <= self._longest_step_s and expected / seconds > best_rate:
                 best_rate, best_count = expected / seconds, count
         return ranked[:best_count]
 
@@ -280,7 +292,10 @@ class _LookAccount:
 
 
 def _best_prefixes(
-    runs: Sequence[Sequence[float]], expected: float, seconds_with: Callable[[int], float]
+    runs: Sequence[Sequence[float]],
+    expected: float,
+    seconds_with: Callable[[int], float],
+    longest_s: float,
 ) -> list[int]:
     """Length of every run's share among the drafts that raise expected tokens per second most.
 
@@ -296,7 +311,10 @@ def _best_prefixes(
         if survival < _NEGLIGIBLE:
             break
         expected += survival
-        rate = expected / seconds_with(count)
+        seconds = seconds_with(count)
+        if seconds > longest_s:
+            break
+        rate = expected / seconds
         if rate > best_rate:
             best_rate, best_count = rate, count
     counts = [0] * len(runs)

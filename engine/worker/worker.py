@@ -58,6 +58,8 @@ class ModelWorker:
         progress: Progress | None = None,
         drafter: Drafter | None = None,
         decoder: Decoder | None = None,
+        *,
+        verifies: bool = True,
     ) -> None:
         """Load everything.
 
@@ -65,6 +67,7 @@ class ModelWorker:
             progress: Called with (what is being done, fraction done).
             drafter: Drafts instead of the exit heads the configuration names (tests, benchmarks).
             decoder: The model, if it is loaded already (benchmarks); of the directory's shape.
+            verifies: False: drafts are taken as they are, and change the output (benchmarks).
 
         Raises:
             ModelLoadError: if the model, its heads or the memory for them cannot be had.
@@ -78,7 +81,7 @@ class ModelWorker:
         self._keeps_blocks = (
             ops.name == "native" and model.quantization != "none" and has_blocks(model.directory)
         )
-        self._decoder = decoder or Decoder.load(
+        self.decoder = decoder or Decoder.load(
             config.model.directory,
             ops,
             max_positions=self._max_model_len,
@@ -99,10 +102,13 @@ class ModelWorker:
         )
         runner = self._make_runner(cache, progress)
         self._policy: ExitPolicy | None = None
+        self.chances: Chances | None = None  # of whoever drafts
         if drafter is None and config.exits.enabled:
             drafter = self._make_drafter(runner, heads, progress)
         self._has_drafter = drafter is not None
-        step = DecodeStep(self._decoder, cache, block_size, drafter=drafter, runner=runner)
+        step = DecodeStep(self.decoder, cache, block_size, drafter=drafter, runner=runner)
+        if not verifies:
+            step.take_drafts_as_they_are()
         self._step = StepGuard(step)
         self._states: dict[int, SequenceState] = {}
         self._grammars = Grammars(config.model.directory, spec.vocab_size, spec.eos_token_ids)
@@ -110,7 +116,7 @@ class ModelWorker:
     @property
     def info(self) -> WorkerInfo:
         """What the control plane needs to know."""
-        spec, ops = self._decoder.spec, self._decoder.ops
+        spec, ops = self.decoder.spec, self.decoder.ops
         return WorkerInfo(
             num_blocks=self._num_blocks,
             block_size=self._config.cache.block_size,
@@ -158,7 +164,7 @@ class ModelWorker:
         self, runner: SegmentRunner, heads: ExitHeads | None, progress: Progress | None
     ) -> Drafter | None:
         """Whoever makes drafts as the configuration says; None: nobody."""
-        exits, ops = self._config.exits, self._decoder.ops
+        exits, ops = self._config.exits, self.decoder.ops
         if heads is None and not exits.lookup:
             return None
         if heads is not None and isinstance(runner, GraphRunner):
@@ -169,10 +175,16 @@ class ModelWorker:
         block_size = self._config.cache.block_size
         profiler = Profiler(runner, len(layers) + 1, heads, block_size, ops.device)
         cost = cost_model(profiler, cache_root() / "costs", self._cost_facts(heads))
-        self._policy = ExitPolicy(len(layers), cost, follows_cost=ops.device.type == "cpu")
+        self._policy = ExitPolicy(
+            len(layers),
+            cost,
+            follows_cost=ops.device.type == "cpu",
+            longest_step_s=exits.target_itl_s,
+        )
+        self.chances = Chances(layers, {} if heads is None else heads.calibration)
         return PolicyDrafter(
             self._policy,
-            Chances(layers, {} if heads is None else heads.calibration),
+            self.chances,
             exit_layers=layers,
             exit_look=None if heads is None else ExitLook(heads, Sampler(ops)),
             has_lookup=exits.lookup,
@@ -181,9 +193,9 @@ class ModelWorker:
 
     def _cost_facts(self, heads: ExitHeads | None) -> dict[str, str]:
         """All that decides what the parts of a step cost."""
-        ops = self._decoder.ops
+        ops = self.decoder.ops
         return {
-            "model": self._decoder.fingerprint,
+            "model": self.decoder.fingerprint,
             "exits": f"{self._exit_layers}, {0 if heads is None else len(heads.token_ids)}",
             "numbers": describe_numbers(ops, has_blocks=self._keeps_blocks),
             "machine": describe_machine(self._config, ops),
@@ -196,13 +208,13 @@ class ModelWorker:
             return None
         if not directory.is_dir():
             raise HeadsMismatch(f"exit heads: {directory} is not a directory")
-        return load_heads(directory, self._decoder)
+        return load_heads(directory, self.decoder)
 
     def _check_exact_rows(self) -> None:
         """Find out on a GPU whether rows keep their bits, where that is promised."""
-        if self._decoder.ops.device.type != "cuda" or not self._config.model.exact:
+        if self.decoder.ops.device.type != "cuda" or not self._config.model.exact:
             return
-        uneven = uneven_counts(self._decoder)
+        uneven = uneven_counts(self.decoder)
         if uneven:
             raise ModelLoadError(
                 f"--exact: on this GPU a token's bits change when {uneven} tokens share a call, so "
@@ -212,7 +224,7 @@ class ModelWorker:
 
     def _make_runner(self, cache: Sequence[LayerCache], progress: Progress | None) -> SegmentRunner:
         """Graphs on a GPU, unless they are not wanted."""
-        decoder, config = self._decoder, self._config
+        decoder, config = self.decoder, self._config
         segments = split_layers(decoder.spec.num_layers, self._exit_layers)
         if decoder.ops.name != "cuda" or config.model.enforce_eager:
             return EagerRunner(decoder, segments, cache)
@@ -230,7 +242,7 @@ class ModelWorker:
 
     def _count_blocks(self) -> int:
         """Blocks the memory budget buys, at most what all sequences at full length could use."""
-        config, spec, ops = self._config, self._decoder.spec, self._decoder.ops
+        config, spec, ops = self._config, self.decoder.spec, self.decoder.ops
         block_size = config.cache.block_size
         per_block = block_size_bytes(spec, block_size, ops.dtype)
         as_before = config.cache.num_blocks
@@ -251,7 +263,7 @@ class ModelWorker:
 
     def _memory_budget(self) -> int:
         """Bytes for the KV cache."""
-        cache, decoder = self._config.cache, self._decoder
+        cache, decoder = self._config.cache, self.decoder
         utilization = cache.gpu_memory_utilization
         if decoder.ops.device.type != "cuda":
             if utilization is not None:

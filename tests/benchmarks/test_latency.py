@@ -81,6 +81,7 @@ def test_every_mode_gives_the_same_tokens(monkeypatch, capsys, tmp_path, model, 
     assert "early-exit = plain: 6 of 6" in capsys.readouterr().out
 
 
-def test_without_heads_early_exits_cannot_be_measured(monkeypatch, capsys, model):
-    assert bench(monkeypatch, model) == 2
-    assert "give --heads, or --modes without early-exit" in capsys.readouterr().err
+def test_without_heads_drafts_are_looked_up(monkeypatch, capsys, model, prompts):
+    flags = ("--modes", "plain,early-exit", "--concurrency", "1", "--prompts", prompts)
+    assert bench(monkeypatch, model, *flags, "--clock", "cpu") == 0
+    assert "early-exit = plain: 3 of 3" in capsys.readouterr().out

@@ -10,8 +10,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from engine.model.decoder import Decoder
-from engine.model.exit_head import Calibration, ExitHeads, build_heads
+from engine.model.exit_head import FORMAT_VERSION, Calibration, ExitHeads, build_heads
 from engine.model.ops.interface import LayerCache, Ops
+from engine.model.spec import ModelSpec
+from engine.model.weights import WeightReader
 from engine.plan import RowPlan, RowResult, SequenceStart
 from engine.worker.chances import Chances
 from engine.worker.cost_curve import CostCurve
@@ -80,21 +82,41 @@ def write_tiny_llama(directory: Path, seed: int = 0) -> Path:
 
 def random_heads(decoder: Decoder, exit_layers: Sequence[int], vocabulary_size: int) -> ExitHeads:
     """Untrained heads on a random reduced vocabulary: they run, and are mostly wrong."""
-    generator = torch.Generator().manual_seed(7)
-    size = decoder.spec.hidden_size
-    ids = torch.randperm(decoder.spec.vocab_size, generator=generator)[:vocabulary_size]
-    tensors: dict[str, Tensor] = {}
-    for layer in exit_layers:
-        prefix = f"exits.{layer}."
-        tensors[f"{prefix}norm"] = torch.ones(size)
-        tensors[f"{prefix}previous_norm"] = torch.ones(size)
-        tensors[f"{prefix}other"] = torch.randn(size, generator=generator) * 0.1
-        for name in ("project", "project_previous"):
-            weight = torch.randn(size, size, generator=generator) * size**-0.5
-            tensors[f"{prefix}{name}"] = weight
+    tensors = _random_head_tensors(exit_layers, vocabulary_size)
     edges, rates = (0.5, 1.0), (0.5, 0.9)
     calibration = {n: Calibration(edges=edges, greedy=rates, sampled=rates) for n in exit_layers}
-    return build_heads(decoder, ids.sort().values.int(), tensors, exit_layers, calibration)
+    return build_heads(decoder, tensors["vocabulary"], tensors, exit_layers, calibration)
+
+
+def write_tiny_heads(model: Path, directory: Path, exit_layers: Sequence[int]) -> Path:
+    """Such heads on disk, for the tiny model in another directory."""
+    directory.mkdir()
+    save_file(_random_head_tensors(exit_layers, 40), str(directory / "heads.safetensors"))
+    calibration = {"edges": [0.5, 1.0], "greedy": [0.5, 0.9], "sampled": [0.5, 0.9]}
+    facts = {
+        "format_version": FORMAT_VERSION,
+        "fingerprint": WeightReader(model, ModelSpec.from_directory(model)).fingerprint(),
+        "hidden_size": HIDDEN,
+        "exit_layers": list(exit_layers),
+        "calibration": {str(layer): calibration for layer in exit_layers},
+    }
+    (directory / "heads.json").write_text(json.dumps(facts))
+    return directory
+
+
+def _random_head_tensors(exit_layers: Sequence[int], vocabulary_size: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    ids = torch.randperm(VOCAB, generator=generator)[:vocabulary_size]
+    tensors = {"vocabulary": ids.sort().values.int()}
+    for layer in exit_layers:
+        prefix = f"exits.{layer}."
+        tensors[f"{prefix}norm"] = torch.ones(HIDDEN)
+        tensors[f"{prefix}previous_norm"] = torch.ones(HIDDEN)
+        tensors[f"{prefix}other"] = torch.randn(HIDDEN, generator=generator) * 0.1
+        for name in ("project", "project_previous"):
+            weight = torch.randn(HIDDEN, HIDDEN, generator=generator) * HIDDEN**-0.5
+            tensors[f"{prefix}{name}"] = weight
+    return tensors
 
 
 def policy_drafter(decoder: Decoder, heads: ExitHeads | None, **options: Any) -> PolicyDrafter:

@@ -9,11 +9,11 @@ from engine.worker.exit_policy import Candidate, ExitPolicy, StepEstimate
 pytestmark = pytest.mark.torch
 
 
-def policy(per_token: float = 0.01) -> ExitPolicy:
+def policy(per_token: float = 0.01, longest_step_s: float | None = None) -> ExitPolicy:
     """Segment 0 and its head cost a tenth of a pass, every further token `per_token`."""
     segments = [CostCurve([1, 64], [0.08, 0.10]), CostCurve([1, 64], [0.7, 0.7 + 63 * per_token])]
     cost = CostModel(segments, [CostCurve([1, 64], [0.02, 0.03])], CostCurve([1, 64], [0.2, 0.2]))
-    return ExitPolicy(1, cost)
+    return ExitPolicy(1, cost, longest_step_s=longest_step_s)
 
 
 def at_exit(rows: int = 1, survivals: tuple[float, ...] = ()) -> StepEstimate:
@@ -52,6 +52,16 @@ def test_free_drafts_enter_as_far_as_they_are_likely_enough() -> None:
     assert policy().extend([run], 1, before()) == [3]
     assert policy(per_token=0.5).extend([run], 1, before()) == [2]
     assert policy(per_token=2.0).extend([run], 1, before()) == [0]
+
+
+@pytest.mark.parametrize(("longest_s", "count"), [(None, 3), (1.5, 3), (1.25, 2), (0.5, 0)])
+def test_drafts_never_make_a_step_longer_than_asked(longest_s: float | None, count: int) -> None:
+    p = policy(per_token=0.12, longest_step_s=longest_s)
+    assert p.extend([[0.9, 0.88, 0.86]], 1, before()) == [count]
+    assert p.keep(0, [[0.9, 0.88, 0.86]], at_exit()) == [count]
+    may_draft = longest_s is None or longest_s > 1.0
+    assert bool(p.select(0, [Candidate(0.9)], at_exit())) is may_draft
+    assert bool(p.rows_to_look_at(0, [(1.0, 1)], at_exit())) is may_draft
 
 
 def test_free_drafts_of_a_batch_compete() -> None:

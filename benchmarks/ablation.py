@@ -1,0 +1,209 @@
+"""`adadecode bench ablation`: what each part is worth. Early exits whole, and with one part taken
+away at a time, against plain decoding.
+
+All rows run the same prompts, turn by turn, on one copy of the weights. Prints a table, and writes
+it with a picture where asked to. Ends with status 1 if a row that verifies its drafts changed an
+output.
+"""
+
+import argparse
+import gc
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from pathlib import Path
+
+from benchmarks.comparison import PLAIN, DraftTotals, Run, mean_ratio
+from benchmarks.contest import Contest, Contestant
+from benchmarks.contestants import CLOCKS, EngineContestant
+from benchmarks.machine import describe_machine, print_facts
+from benchmarks.plots import plot_ratios, require_matplotlib
+from benchmarks.prompts import choose_prompts, encode_prompts
+from benchmarks.variants import (
+    noise,
+    untrained,
+    with_full_vocabulary,
+    without_previous_token,
+    write_variant,
+)
+from engine.checkpoint import find_heads, resolve_model
+from engine.config import CacheConfig, EngineConfig, ExitsConfig, ModelConfig, SchedulerConfig
+from engine.model.decoder import Decoder
+from engine.offline import OfflineEngine
+from engine.request import EarlyExitOptions
+from engine.worker.worker import ModelWorker
+
+_THRESHOLD = 0.75  # the paper's
+_FIXED_DRAFTS = 3
+_CACHE_BYTES = 64 << 20  # of every row's engine
+
+_CHANGES = {
+    "no previous-token feature": (without_previous_token, "trained with it, not anew without"),
+    "full vocabulary": (with_full_vocabulary, ""),
+    "original LM head, untrained": (untrained, "logit lens"),
+    "heads of noise": (noise, ""),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One row: how it differs from plain decoding."""
+
+    name: str
+    exits: ExitsConfig
+    options: EarlyExitOptions = EarlyExitOptions()  # noqa: RUF009 - frozen
+    verifies: bool = True
+    remark: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row's figures."""
+
+    variant: Variant
+    ratio: float  # mean over prompts of plain's time over its own
+    drafts: DraftTotals
+    num_changed: int  # outputs that differ from plain decoding's
+    num_outputs: int
+
+    def cells(self) -> list[str]:
+        """As the table says it."""
+        rate, length = self.drafts.acceptance_rate, self.drafts.mean_acceptance_length
+        return [
+            self.variant.name,
+            f"{self.ratio:.2f}",
+            "-" if rate is None else f"{rate:.0%}",
+            "-" if length is None else f"{length:.2f}",
+            f"{self.num_changed} of {self.num_outputs}",
+            self.variant.remark,
+        ]
+
+
+HEADER = ["row", "speed-up", "drafts accepted", "mean length", "outputs changed", "remark"]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out the parsed command; returns the exit status.
+
+    Raises:
+        ValueError: when the options do not fit together.
+        EngineError: when the model cannot be loaded.
+    """
+    if args.plot:
+        require_matplotlib()
+    directory = resolve_model(args.model)
+    heads = args.heads or find_heads(args.model, directory)
+    if heads is None:
+        raise ValueError(f"no exit heads for {args.model}: give --heads")
+    entries = encode_prompts(choose_prompts(args.prompts, args.num_prompts), directory)
+    print_facts(describe_machine() | {"model": args.model, "clock": args.clock})
+    with tempfile.TemporaryDirectory() as scratch:
+        engines = _Engines(args, directory)
+        variants = _variants(heads, Path(scratch), engines.vocab_size)
+        common = {"max_tokens": args.max_tokens, "temperature": args.temperature}
+        clock = CLOCKS[args.clock]
+        plain = EarlyExitOptions(enabled=False)
+        first = engines.make(variants[0])
+        contestants: dict[str, Contestant] = {
+            PLAIN: EngineContestant(first, plain, clock=clock, **common)
+        }
+        for variant in variants:
+            engine = first if variant is variants[0] else engines.make(variant)
+            contestants[variant.name] = EngineContestant(
+                engine, variant.options, clock=clock, **common
+            )
+        runs = Contest(contestants=contestants, entries=entries, concurrencies=(1,)).measure()
+    rows = [_row(variant, runs) for variant in variants]
+    table = format_table(rows)
+    print(f"\n{table}")
+    if args.markdown:
+        args.markdown.write_text(table + "\n", encoding="utf-8")
+    if args.plot:
+        bars = [(row.variant.name, row.ratio) for row in rows]
+        plot_ratios(bars, args.plot, f"{args.model}: times plain decoding's speed")
+    return int(any(row.num_changed and row.variant.verifies for row in rows))
+
+
+def format_table(rows: Sequence[Row]) -> str:
+    """As Markdown."""
+    lines = [HEADER, ["---"] * len(HEADER), *(row.cells() for row in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+class _Engines:
+    """Engines that share one copy of the weights."""
+
+    def __init__(self, args: argparse.Namespace, directory: Path) -> None:
+        self._config = EngineConfig(
+            model=ModelConfig(
+                directory=directory,
+                device=args.device,
+                dtype=args.dtype,
+                num_threads=args.threads,
+                backend=args.backend,
+                quantization=args.quantization,
+            ),
+            cache=CacheConfig(kv_cache_memory_bytes=_CACHE_BYTES),
+            scheduler=SchedulerConfig(max_num_seqs=1),
+            exits=ExitsConfig(enabled=False),
+            worker="inline",
+        )
+        worker = ModelWorker(self._config)
+        self.vocab_size = worker.info.vocab_size
+        self._decoder: Decoder = worker.decoder
+        del worker
+        gc.collect()
+
+    def make(self, variant: Variant) -> OfflineEngine:
+        """An engine that drafts as the variant says."""
+        config = replace(self._config, exits=variant.exits)
+        worker = ModelWorker(config, decoder=self._decoder, verifies=variant.verifies)
+        return OfflineEngine(config, worker)
+
+
+def _variants(heads: Path, scratch: Path, vocab_size: int) -> list[Variant]:
+    full, no_lookup = ExitsConfig(heads=heads), EarlyExitOptions(lookup=False)
+    fixed = EarlyExitOptions(threshold=0.0, max_draft_tokens=_FIXED_DRAFTS, lookup=False)
+    changed = [
+        Variant(
+            name,
+            ExitsConfig(heads=write_variant(heads, scratch / str(number), change, vocab_size)),
+            remark=remark,
+        )
+        for number, (name, (change, remark)) in enumerate(_CHANGES.items())
+    ]
+    return [
+        Variant("full", full),
+        Variant("no verification", full, verifies=False, remark="drafts are taken as they are"),
+        Variant(
+            "fixed single exit",
+            full,
+            fixed,
+            remark=f"every token leaves at the first exit, {_FIXED_DRAFTS} drafts a step",
+        ),
+        *changed,
+        Variant(
+            "no policy",
+            full,
+            EarlyExitOptions(threshold=_THRESHOLD, max_draft_tokens=5),
+            remark=f"fixed threshold {_THRESHOLD}, at most 5 drafts, as in the paper",
+        ),
+        Variant("no free drafts", full, no_lookup, remark="heads alone"),
+        Variant("no heads", ExitsConfig(), remark="free drafts alone"),
+    ]
+
+
+def _row(variant: Variant, runs: Sequence[Run]) -> Row:
+    ratio = mean_ratio(runs, variant.name, PLAIN, 1)
+    assert ratio is not None
+    plain = {run.prompt_indices: run.token_ids for run in runs if run.mode == PLAIN}
+    mine = [run for run in runs if run.mode == variant.name]
+    figures = [one for run in mine for one in run.figures]
+    return Row(
+        variant,
+        ratio,
+        reduce(DraftTotals.add, figures, DraftTotals()),
+        sum(run.token_ids != plain[run.prompt_indices] for run in mine),
+        len(mine),
+    )

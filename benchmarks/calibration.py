@@ -1,0 +1,122 @@
+"""`adadecode bench calibration`: are the chances that the policy believes in true?
+
+Serves prompts that the heads were not trained on, and after the first tokens of that traffic
+compares every chance with its verdict: the expected calibration error (ECE), the mean distance
+between what was said and what happened, over ten equal bins of what was said. Ends with status 1
+where an error is above the limit.
+"""
+
+import argparse
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.contest import Entry
+from benchmarks.machine import describe_machine, print_facts
+from benchmarks.prompts import choose_prompts, encode_prompts
+from engine.checkpoint import find_heads, resolve_model
+from engine.config import EngineConfig, ExitsConfig, ModelConfig, SchedulerConfig
+from engine.offline import OfflineEngine
+from engine.request import GenerationRequest, SamplingParams
+from engine.worker.chances import Chance
+from engine.worker.worker import ModelWorker
+from training.progress import ProgressReport
+
+LIMIT = 0.05
+_BINS = 10
+
+
+@dataclass(slots=True)
+class Verdicts:
+    """What was said of guesses, and what came of them."""
+
+    outcomes: dict[tuple[str, bool], list[tuple[float, bool]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+
+    def add(self, chance: Chance, accepted: bool) -> None:
+        """One guess. Several chances of one guess count apart, each for its own calibrator."""
+        kind = chance.kind if isinstance(chance.kind, str) else f"exit {chance.kind}"
+        self.outcomes[kind, chance.is_greedy].append((chance.probability, accepted))
+
+
+def expected_calibration_error(outcomes: Sequence[tuple[float, bool]]) -> float:
+    """Over ten bins of equal width, weighted by what is in them."""
+    bins: dict[int, list[tuple[float, bool]]] = defaultdict(list)
+    for chance, accepted in outcomes:
+        bins[min(int(chance * _BINS), _BINS - 1)].append((chance, accepted))
+    gaps = (abs(sum(c for c, _ in part) - sum(a for _, a in part)) for part in bins.values())
+    return sum(gaps) / len(outcomes) if outcomes else 0.0
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out the parsed command; returns the exit status.
+
+    Raises:
+        ValueError: when there is nothing to measure.
+        EngineError: when the model cannot be loaded.
+    """
+    directory = resolve_model(args.model)
+    heads = args.heads or find_heads(args.model, directory)
+    entries = encode_prompts(choose_prompts(args.prompts, args.num_prompts), directory)
+    print_facts(describe_machine() | {"model": args.model, "warm-up": f"{args.warm_up} tokens"})
+    worst = 0.0
+    for temperature in args.temperatures:
+        verdicts = _serve(args, _config(args, directory, heads), temperature, entries)
+        for (kind, _), outcomes in sorted(verdicts.outcomes.items()):
+            error = expected_calibration_error(outcomes)
+            worst = max(worst, error)
+            said = sum(chance for chance, _ in outcomes) / len(outcomes)
+            came = sum(accepted for _, accepted in outcomes) / len(outcomes)
+            print(
+                f"temperature {temperature:<4g} {kind:<8} {len(outcomes):>6} guesses  "
+                f"said {said:.3f}  came {came:.3f}  ECE {error:.3f}"
+            )
+    return int(worst > LIMIT)
+
+
+def _serve(
+    args: argparse.Namespace, config: EngineConfig, temperature: float, entries: Sequence[Entry]
+) -> Verdicts:
+    """Everything after the warm-up, one prompt at a time."""
+    worker = ModelWorker(config)
+    if worker.chances is None:
+        raise ValueError("nothing drafts here: no exit heads, no look-ups")
+    verdicts, num_tokens = Verdicts(), 0
+    engine = OfflineEngine(config, worker)
+
+    def count(new: int) -> None:
+        nonlocal num_tokens
+        num_tokens += new
+        if num_tokens >= args.warm_up and worker.chances is not None:
+            worker.chances.on_verdict = verdicts.add
+
+    with ProgressReport(f"calibration, {temperature:g}", len(entries), "prompts") as report:
+        for index, entry in enumerate(entries):
+            request = GenerationRequest(
+                request_id=str(index),
+                prompt_token_ids=entry.token_ids,
+                sampling=SamplingParams(
+                    temperature=temperature, seed=index, max_tokens=args.max_tokens, ignore_eos=True
+                ),
+            )
+            engine.generate([request], on_tokens=count)
+            report.update(index + 1)
+    return verdicts
+
+
+def _config(args: argparse.Namespace, directory: Path, heads: Path | None) -> EngineConfig:
+    return EngineConfig(
+        model=ModelConfig(
+            directory=directory,
+            device=args.device,
+            dtype=args.dtype,
+            num_threads=args.threads,
+            backend=args.backend,
+            quantization=args.quantization,
+        ),
+        scheduler=SchedulerConfig(max_num_seqs=1),
+        exits=ExitsConfig(heads=heads),
+        worker="inline",
+    )

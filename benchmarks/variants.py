@@ -1,0 +1,73 @@
+"""Exit heads with something taken away, as directories like those that `heads train` writes.
+
+What would need training anew is not trained anew: a variant says what the trained heads lose.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+Tensors = dict[str, Tensor]
+Facts = Mapping[str, object]
+
+
+def without_previous_token(tensors: Tensors, facts: Facts) -> Tensors:
+    """The input that reads the last hidden state of the token before is cut off."""
+    return {
+        name: torch.zeros_like(tensor) if name.endswith(".project_previous") else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def with_full_vocabulary(tensors: Tensors, facts: Facts) -> Tensors:
+    """Every token has a logit, so that nothing is "other"."""
+    size = int(str(facts["vocab_size"]))
+    changed = {
+        name: torch.zeros_like(tensor) if name.endswith(".other") else tensor
+        for name, tensor in tensors.items()
+    }
+    return changed | {"vocabulary": torch.arange(size, dtype=tensors["vocabulary"].dtype)}
+
+
+def untrained(tensors: Tensors, facts: Facts) -> Tensors:
+    """The model's own final norm and LM head on the hidden state as it is (logit lens)."""
+    changed = without_previous_token(with_full_vocabulary(tensors, facts), facts)
+    for name, tensor in changed.items():
+        if name.endswith(".project"):
+            changed[name] = torch.eye(len(tensor), dtype=tensor.dtype)
+        elif name.endswith(".norm"):
+            changed[name] = torch.ones_like(tensor)
+    return changed
+
+
+def noise(tensors: Tensors, facts: Facts) -> Tensors:
+    """Matrices of the same size, of random numbers."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: torch.randn(tensor.shape, generator=generator).to(tensor.dtype) * float(tensor.std())
+        if "project" in name
+        else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def write_variant(
+    heads: Path, target: Path, change: Callable[[Tensors, Facts], Tensors], vocab_size: int
+) -> Path:
+    """Write changed heads.
+
+    Returns:
+        `target`, which `load_heads` takes.
+    """
+    target.mkdir(parents=True)
+    shutil.copy(heads / "heads.json", target)
+    facts = json.loads((heads / "heads.json").read_text()) | {"vocab_size": vocab_size}
+    changed = change(load_file(str(heads / "heads.safetensors")), facts)
+    contiguous = {name: tensor.contiguous() for name, tensor in changed.items()}
+    save_file(contiguous, str(target / "heads.safetensors"))
+    return target
