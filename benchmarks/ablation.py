@@ -149,6 +149,7 @@ class _Engines:
             exits=ExitsConfig(enabled=False),
             worker="inline",
         )
+        self._clock = CLOCKS[args.clock]
         worker = ModelWorker(self._config)
         self.vocab_size = worker.info.vocab_size
         self._decoder: Decoder = worker.decoder
@@ -158,7 +159,9 @@ class _Engines:
     def make(self, variant: Variant) -> OfflineEngine:
         """An engine that drafts as the variant says."""
         config = replace(self._config, exits=variant.exits)
-        worker = ModelWorker(config, decoder=self._decoder, verifies=variant.verifies)
+        worker = ModelWorker(
+            config, decoder=self._decoder, verifies=variant.verifies, clock=self._clock
+        )
         return OfflineEngine(config, worker)
 
 

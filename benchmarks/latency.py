@@ -33,6 +33,7 @@ from engine.checkpoint import find_heads, resolve_model
 from engine.config import EngineConfig, ExitsConfig, ModelConfig, SchedulerConfig
 from engine.offline import OfflineEngine
 from engine.request import EarlyExitOptions
+from engine.worker.worker import ModelWorker
 
 
 def run(args: argparse.Namespace) -> int:
@@ -47,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
     prompts = choose_prompts(args.prompts, args.num_prompts)
     directory = resolve_model(args.model)
     heads = args.heads or find_heads(args.model, directory)
-    engine = OfflineEngine(_engine_config(args, directory, heads))
+    config = _engine_config(args, directory, heads)
+    engine = OfflineEngine(config, ModelWorker(config, clock=CLOCKS[args.clock]))
     settings = _describe_settings(args, engine, heads)
     machine = describe_machine()
     print_facts(machine | settings)

@@ -45,6 +45,7 @@ class Profiler:
     heads: ExitHeads | None
     block_size: int
     device: torch.device
+    clock: Callable[[], float] = time.perf_counter
 
     def measure(self) -> tuple[Seconds, bool]:
         """Time every part. Overwrites KV blocks: call before the first sequence.
@@ -53,10 +54,10 @@ class Profiler:
             The times, and whether the machine was quiet enough to keep them.
         """
         rounds: list[float] = []
-        stopwatch = _Stopwatch()
+        stopwatch = _Stopwatch(self.clock)
         counts = list(TOKEN_COUNTS)
         while len(rounds) < _ROUNDS and sum(rounds) < _ENOUGH_S:
-            started = time.perf_counter()
+            started = self.clock()
             for count in list(counts):
                 try:
                     self._time(count, stopwatch)
@@ -65,7 +66,7 @@ class Profiler:
                         raise
                     counts = counts[: counts.index(count)]  # steps of so many will not fit either
                     break
-            rounds.append(time.perf_counter() - started)
+            rounds.append(self.clock() - started)
         seconds = {
             part: {count: times[count] for count in counts}
             for part, times in stopwatch.best.items()
@@ -110,14 +111,15 @@ def cost_model(profiler: Profiler, directory: Path, facts: Mapping[str, str]) ->
 class _Stopwatch:
     """The shortest time of every part."""
 
+    clock: Callable[[], float]
     best: Seconds = field(default_factory=dict)
 
     def time(self, part: str, count: int, call: Callable[[], Tensor]) -> None:
         """Call, and keep the time if it is the shortest."""
-        started = time.perf_counter()
+        started = self.clock()
         if call().is_cuda:
             torch.cuda.synchronize()
-        elapsed = time.perf_counter() - started
+        elapsed = self.clock() - started
         times = self.best.setdefault(part, {})
         times[count] = min(elapsed, times.get(count, elapsed))
 

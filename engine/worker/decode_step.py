@@ -19,7 +19,7 @@ once.
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -35,6 +35,8 @@ from engine.worker.row import Row
 from engine.worker.segment_runner import EagerRunner, SegmentRunner
 from engine.worker.sequence_state import SequenceState
 from engine.worker.verifier import Verifier
+
+Clock = Callable[[], float]
 
 
 class Boundary:
@@ -73,12 +75,15 @@ class DecodeStep:
         *,
         drafter: Drafter | None = None,
         runner: SegmentRunner | None = None,
+        clock: Clock = time.perf_counter,
     ) -> None:
         """Args:
         runner: Runs the segments between the drafter's exits; None: they are simply called.
+        clock: In seconds: tells the drafter what parts take.
         """
         self._decoder = decoder
         self._block_size = block_size
+        self._clock = clock
         self._drafter = drafter
         exit_layers = [] if drafter is None else drafter.exit_layers
         self._segments = split_layers(decoder.spec.num_layers, exit_layers)
@@ -103,9 +108,9 @@ class DecodeStep:
             expected_tokens=float(sum(plan.is_decoding for plan in plans)),
         )
         refs, hidden = self._draft_and_descend(rows, batch, estimate)
-        started = time.perf_counter()
+        started = self._clock()
         results = self._verifier.verify(rows, refs, hidden)
-        estimate.last_seconds = time.perf_counter() - started
+        estimate.last_seconds = self._clock() - started
         if self._drafter is not None:
             self._drafter.learn(rows, results, estimate)
         return results
@@ -144,11 +149,11 @@ class DecodeStep:
         self, index: int, boundary: Boundary, batch: ForwardBatch, estimate: StepEstimate
     ) -> tuple[list[TokenRef], Tensor]:
         """Everything that waits at a boundary, through the segment behind it, as one batch."""
-        started = time.perf_counter()
+        started = self._clock()
         refs, hidden = boundary.take()
         hidden = self._runner.run(index, hidden, batch.tokens(refs))
         if self._drafter is not None:
-            seconds = time.perf_counter() - started
+            seconds = self._clock() - started
             self._drafter.note_segment(index, len(refs), seconds, estimate)
         return refs, hidden
 

@@ -6,7 +6,7 @@ their place.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import isnan
@@ -79,10 +79,12 @@ class PolicyDrafter:
         exit_look: ExitLook | None = None,
         has_lookup: bool = True,
         threshold: float | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Args:
         exit_look: The heads at `exit_layers`; None: there are none.
         threshold: Fixed threshold of rows that ask for none; None: the policy decides.
+        clock: In seconds: what a look takes.
         """
         self.exit_layers = list(exit_layers)
         self._policy = policy
@@ -90,6 +92,7 @@ class PolicyDrafter:
         self._exit_look = exit_look
         self._has_lookup = has_lookup
         self._threshold = threshold
+        self._clock = clock
 
     def look_up(self, rows: Sequence[Row], estimate: StepEstimate) -> None:
         """See `Drafter.look_up`."""
@@ -124,7 +127,7 @@ class PolicyDrafter:
         lookers, offered = self._lookers(exit_index, able, estimate)
         if not lookers:
             return
-        started = time.perf_counter()
+        started = self._clock()
         views = self._exit_look.opinions(exit_index, lookers, hidden)
         num_tokens = sum(map(len, views))
         estimate.seconds += self._policy.head_cost(exit_index, num_tokens)
@@ -138,7 +141,7 @@ class PolicyDrafter:
         self._policy.observe_look(exit_index, offered, [candidates[i] for i in chosen], estimate)
         for index in chosen:
             _take(free[index], exit_index, estimate)
-        self._policy.observe_head(exit_index, num_tokens, time.perf_counter() - started)
+        self._policy.observe_head(exit_index, num_tokens, self._clock() - started)
 
     def note_segment(
         self, segment: int, num_tokens: int, seconds: float, estimate: StepEstimate

@@ -32,7 +32,7 @@ from engine.worker.backend import (
 from engine.worker.chances import Chances
 from engine.worker.cost_profile import Profiler, cost_model
 from engine.worker.cuda_graph import CudaCapture
-from engine.worker.decode_step import DecodeStep, split_layers
+from engine.worker.decode_step import Clock, DecodeStep, split_layers
 from engine.worker.drafter import Drafter, PolicyDrafter
 from engine.worker.exit_look import ExitLook
 from engine.worker.exit_policy import ExitPolicy
@@ -60,6 +60,7 @@ class ModelWorker:
         decoder: Decoder | None = None,
         *,
         verifies: bool = True,
+        clock: Clock = time.perf_counter,
     ) -> None:
         """Load everything.
 
@@ -68,11 +69,13 @@ class ModelWorker:
             drafter: Drafts instead of the exit heads the configuration names (tests, benchmarks).
             decoder: The model, if it is loaded already (benchmarks); of the directory's shape.
             verifies: False: drafts are taken as they are, and change the output (benchmarks).
+            clock: In seconds, for what drafts cost (benchmarks may count CPU time).
 
         Raises:
             ModelLoadError: if the model, its heads or the memory for them cannot be had.
         """
         self._config = config
+        self._clock = clock
         spec = ModelSpec.from_directory(config.model.directory)
         self._max_model_len = config.model.max_model_len or spec.max_position_embeddings
         ops = select_ops(config, spec) if decoder is None else decoder.ops
@@ -106,7 +109,9 @@ class ModelWorker:
         if drafter is None and config.exits.enabled:
             drafter = self._make_drafter(runner, heads, progress)
         self._has_drafter = drafter is not None
-        step = DecodeStep(self.decoder, cache, block_size, drafter=drafter, runner=runner)
+        step = DecodeStep(
+            self.decoder, cache, block_size, drafter=drafter, runner=runner, clock=clock
+        )
         if not verifies:
             step.take_drafts_as_they_are()
         self._step = StepGuard(step)
@@ -173,7 +178,7 @@ class ModelWorker:
             progress("measuring what drafts cost", 0.0)
         layers = self._exit_layers
         block_size = self._config.cache.block_size
-        profiler = Profiler(runner, len(layers) + 1, heads, block_size, ops.device)
+        profiler = Profiler(runner, len(layers) + 1, heads, block_size, ops.device, self._clock)
         cost = cost_model(profiler, cache_root() / "costs", self._cost_facts(heads))
         self._policy = ExitPolicy(
             len(layers),
@@ -189,6 +194,7 @@ class ModelWorker:
             exit_look=None if heads is None else ExitLook(heads, Sampler(ops)),
             has_lookup=exits.lookup,
             threshold=exits.threshold,
+            clock=self._clock,
         )
 
     def _cost_facts(self, heads: ExitHeads | None) -> dict[str, str]:
@@ -199,6 +205,7 @@ class ModelWorker:
             "exits": f"{self._exit_layers}, {0 if heads is None else len(heads.token_ids)}",
             "numbers": describe_numbers(ops, has_blocks=self._keeps_blocks),
             "machine": describe_machine(self._config, ops),
+            "clock": getattr(self._clock, "__name__", ""),
         }
 
     def _load_heads(self) -> ExitHeads | None:
