@@ -1,7 +1,8 @@
-"""The whole server around a worker that computes nothing: fast_worker_serve.py PORT STEP_S.
+"""The whole server around a worker that computes nothing.
 
-Every step takes STEP_S and gives each decoding row a token; whatever CPU time the process uses is
-the server's own. `make bench-overhead` puts load on it.
+fast_worker_serve.py PORT STEP_S [STREAM_INTERVAL]: every step takes STEP_S and gives each decoding
+row a token; whatever CPU time the process uses is the server's own. `make bench-overhead` puts load
+on it.
 """
 
 import asyncio
@@ -69,7 +70,7 @@ def _result(row: RowPlan) -> RowResult:
     return RowResult(sequence_id=row.sequence_id, token_ids=token_ids)
 
 
-def main(port: int, step_s: float) -> None:
+def main(port: int, step_s: float, stream_interval: int = 1) -> None:
     """Serve until a signal."""
     config = EngineConfig(model=ModelConfig(directory=Path()))
     engine = AsyncEngine(config, FastWorker(step_s), Speller())  # type: ignore[arg-type]
@@ -80,10 +81,12 @@ def main(port: int, step_s: float) -> None:
         return ServedModel(engine, Speller())  # type: ignore[arg-type]
 
     service = InferenceService((MODEL,), load)
-    settings = ServerSettings(model=MODEL, access_log="none", shutdown_timeout=0)
+    settings = ServerSettings(
+        model=MODEL, access_log="none", shutdown_timeout=0, stream_interval=stream_interval
+    )
     server = DrainingServer(create_app(service, settings), service, settings)
     server.run(sockets=[listen("127.0.0.1", port)])
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), float(sys.argv[2]))
+    main(int(sys.argv[1]), float(sys.argv[2]), *map(int, sys.argv[3:]))
