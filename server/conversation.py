@@ -36,8 +36,9 @@ async def prepare_chat(
     """
     check_options(body)
     check_template_options(body)
+    template = template_options(body, model.tokenizer)
     prompt = await encode_messages(
-        model.tokenizer, body.messages, model.info.max_model_len, template_options(body)
+        model.tokenizer, body.messages, model.info.max_model_len, template
     )
     expected = output_format(body, model.tokenizer, prompt, context.settings)
     if expected.marks_are_special:

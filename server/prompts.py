@@ -11,6 +11,7 @@ from pydantic import JsonValue
 
 from engine import Tokenizer
 from engine.errors import PromptTooLong, RequestError, UnsupportedOption
+from server.parsing.reasoning import END
 from server.protocol.chat import ChatMessage, MessageToolCall, TemplateFields, Tool
 from server.tools import told_of_tools, tools_in_use
 
@@ -65,15 +66,37 @@ class TemplateOptions:
 _PLAIN = TemplateOptions()
 
 
-def template_options(body: TemplateFields) -> TemplateOptions:
-    """What a checked body asks of the template."""
+def template_options(body: TemplateFields, tokenizer: Tokenizer) -> TemplateOptions:
+    """What a checked body asks of the model's template.
+
+    Raises:
+        UnsupportedOption: naming what the template does not know.
+    """
     continues = bool(body.continue_final_message)
     return TemplateOptions(
         add_generation_prompt=not continues and body.add_generation_prompt is not False,
         continue_final_message=continues,
         tools=tools_in_use(body),
-        variables=body.chat_template_kwargs or {},
+        variables={
+            **_effort(body.reasoning_effort, tokenizer.card.chat_template or ""),
+            **(body.chat_template_kwargs or {}),
+        },
     )
+
+
+def _effort(asked: str | None, template: str) -> Mapping[str, JsonValue]:
+    """How a template is told how much to think."""
+    if asked is None:
+        return {}
+    if "reasoning_effort" in template:
+        return {"reasoning_effort": asked}
+    if asked == "none":
+        if "enable_thinking" in template:
+            return {"enable_thinking": False}
+        if END not in template:
+            return {}  # it does not think anyway
+    message = "reasoning_effort: this model's chat template does not know it."
+    raise UnsupportedOption(message, param="reasoning_effort")
 
 
 def check_template_options(body: TemplateFields) -> None:

@@ -94,6 +94,8 @@ class TemplateFields(RequestModel):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, JsonValue] | None = Field(None, max_length=64)
+    # Where the template knows it; "none" also where thinking can be turned off, or is not done.
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
 
 
 class ChatCompletionRequest(CompletionRequestBase, TemplateFields):

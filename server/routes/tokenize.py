@@ -91,5 +91,5 @@ async def _tokens(model: ServedModel, body: TokenizeRequest) -> list[int]:
         raise RequestError(message, param="add_special_tokens", code="unsupported_parameter")
     assert body.messages is not None
     check_template_options(body)
-    template = template_options(body)
+    template = template_options(body, model.tokenizer)
     return await encode_messages(model.tokenizer, body.messages, max_model_len, template)

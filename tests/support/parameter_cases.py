@@ -181,6 +181,7 @@ TOKENIZE_CASES = (
     _case("chat_template", "{{ messages }}"),
     _case("chat_template_kwargs", {"enable_thinking": False}),
     _case("continue_final_message", True),
+    _case("reasoning_effort", "low"),
     _case("return_token_strs", True),
     _case("tool_choice", "none", beside={"tools": [TOOL]}),
     _case("tools", [TOOL]),

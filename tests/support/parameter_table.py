@@ -37,6 +37,7 @@ TOKENIZE_WAYS: tuple[Way, ...] = (("tokenize", False, True),)
 _OF_THIS_ANSWER = re.compile(
     r'(?<="id":)"[^"]+"|(?<="(?:item|call)_id":)"[^"]+"|(?<="created":)\d+|(?<="created_at":)\d+'
 )
+_TEMPLATE = "{{ messages }}{{ reasoning_effort }}<think></think>"
 _HEAD = """\
 # Parameters
 
@@ -49,8 +50,8 @@ it. This file is written by `make parameters`, which really sends each, and a te
 
 A value that asks for nothing (`echo: false`) is taken everywhere. An answer with early exits on \
 equals the one with them off, draft figures and traces aside. `model`, `prompt`, `messages`, \
-`input` and `stream` go without saying. `priority` asks for `--scheduling-policy priority`, and is \
-refused by name without.
+`input` and `stream` go without saying. `priority` asks for `--scheduling-policy priority` and \
+`reasoning_effort` for a chat template that knows it; both are refused by name without.
 
 ## `/v1/completions` and `/v1/chat/completions`
 
@@ -87,8 +88,8 @@ class TableTokenizer(ByteTokenizer):
 
     @property
     def card(self) -> Any:
-        """Its template knows thoughts."""
-        return replace(super().card, chat_template="{{ messages }}<think></think>")
+        """Its template knows thoughts, and efforts."""
+        return replace(super().card, chat_template=_TEMPLATE)
 
 
 @dataclass(frozen=True)

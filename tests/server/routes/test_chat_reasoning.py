@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 from fake_engine import ByteTokenizer, FakeEngine
-from live_server import MODEL
+from live_server import MODEL, fake_app
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from starlette.testclient import TestClient
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "n": 2}
 
@@ -79,3 +80,44 @@ def test_a_thought_sent_back_goes_to_the_template(client, engine, name):
     client.post("/v1/chat/completions", json=CHAT | {"messages": turns})
 
     assert [turn.get("reasoning_content") for turn in engine.tokenizer.turns] == ["Hm.", None]
+
+
+class TemplatedTokenizer(ByteTokenizer):
+    """Of a model with this chat template."""
+
+    def __init__(self, template: str) -> None:
+        super().__init__()
+        self._template = template
+
+    @property
+    def card(self):
+        return replace(super().card, chat_template=self._template)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/tokenize"])
+@pytest.mark.parametrize(
+    ("template", "effort", "variables"),
+    [
+        ("{{ reasoning_effort }}", "low", {"reasoning_effort": "low"}),
+        ("{{ reasoning_effort }}", "none", {"reasoning_effort": "none"}),
+        ("{{ enable_thinking }}<think></think>", "none", {"enable_thinking": False}),
+        ("{{ enable_thinking }}<think></think>", "high", None),
+        ("<think></think>", "none", None),
+        ("", "none", {}),
+        ("", "low", None),
+    ],
+)
+def test_an_effort_reaches_the_template_or_is_refused_by_name(path, template, effort, variables):
+    engine = FakeEngine(tokenizer=TemplatedTokenizer("{{ messages }}" + template))
+    body = {"model": MODEL, "messages": CHAT["messages"], "reasoning_effort": effort}
+    if path == "/v1/responses":
+        body = {"model": MODEL, "input": "hi", "reasoning": {"effort": effort}}
+    with TestClient(fake_app(engine)) as client:
+        response = client.post(path, json=body)
+
+    if variables is None:
+        name = "reasoning.effort" if path == "/v1/responses" else "reasoning_effort"
+        assert (response.status_code, response.json()["error"]["param"]) == (400, name)
+    else:
+        assert response.status_code == 200
+        assert engine.tokenizer.variables == variables
