@@ -4,7 +4,7 @@ For benchmarks, training and tests. What it does is what the server does, step f
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from engine.config import EngineConfig
@@ -49,6 +49,7 @@ class GenerationResult:
     trace: tuple[TokenTrace, ...]
     draft_figures: DraftFigures
     num_cached_tokens: int  # of the prompt, found in the prefix cache
+    num_preemptions: int = field(compare=False)  # says something of the others
     error: str | None  # with FinishReason.ERROR: why
 
 
@@ -115,5 +116,6 @@ class OfflineEngine:
             ),
             draft_figures=sequence.figures(),
             num_cached_tokens=sequence.num_cached_tokens,
+            num_preemptions=sequence.num_preemptions,
             error=sequence.error,
         )
