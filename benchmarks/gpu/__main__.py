@@ -3,21 +3,23 @@
     python -m benchmarks.gpu [--model DIR] [--prompts FILE] [--json FILE]
 
 The 8B model's weights are random, and which of its drafts are right is scripted: such figures say
-what an acceptance is worth, not which one heads reach. `--device cpu --quick` only shows that it
-runs.
+what an acceptance is worth, not which one heads reach. SmolLM2-135M, if `--model` has it, decodes
+with its trained heads; see `parcel` for how to send it. `--device cpu --quick` only shows that all
+of it runs.
 """
 
 import argparse
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from benchmarks.gpu import exits, kernels, plain, rows, small
+from benchmarks.gpu import exits, kernels, parcel, plain, rows, small
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.report import Part, Report
 from benchmarks.machine import describe_machine, print_facts
@@ -28,12 +30,21 @@ _TESTS = Path(__file__).parents[2] / "tests"
 def main() -> int:
     """Run all parts; status 1 if any failed."""
     args = _parse()
-    bench = Bench(
-        device=torch.device(args.device),
-        is_quick=args.quick,
-        model=args.model,
-        prompts=args.prompts,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        model = args.model
+        if model is not None and parcel.is_parcel(model):
+            model = parcel.unpack(model, Path(folder) / "model")
+        bench = Bench(
+            device=torch.device(args.device),
+            is_quick=args.quick,
+            model=model,
+            prompts=args.prompts,
+            folder=Path(folder),
+        )
+        return _run(bench, args)
+
+
+def _run(bench: Bench, args: argparse.Namespace) -> int:
     report = Report(describe_machine() | _gpu_facts(), args.json, args.time_limit)
     print_facts(report.facts)
     for name, (budget_s, measure) in _parts(bench).items():
@@ -104,7 +115,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, few tokens")
     parser.add_argument(
-        "--model", type=Path, metavar="DIR", help="SmolLM2-135M in Hugging Face's layout (random)"
+        "--model",
+        type=Path,
+        metavar="DIR",
+        help="SmolLM2-135M in Hugging Face's layout, or in pieces (random)",
     )
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="JSON lines (built in)")
     parser.add_argument("--json", type=Path, metavar="FILE", default=Path("gpu.json"))

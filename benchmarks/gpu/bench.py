@@ -1,9 +1,8 @@
 """What the parts of the benchmark share: the device, the models, and workers on them."""
 
 import random
-import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -67,7 +66,7 @@ class Bench:
     is_quick: bool  # tiny shapes, few tokens: does it run?
     model: Path | None  # SmolLM2-135M's directory, where it is
     prompts: Path | None
-    folder: tempfile.TemporaryDirectory = field(default_factory=tempfile.TemporaryDirectory)
+    folder: Path  # for what is made on the way
 
     @property
     def is_cuda(self) -> bool:
@@ -118,7 +117,7 @@ class Bench:
     def heads(self, model: Model, exit_layers: Sequence[int]) -> Path:
         """Untrained heads for a random model."""
         name = "-".join(map(str, (model.shape.name, *exit_layers)))
-        return write_heads(model.shape, exit_layers, Path(self.folder.name) / f"heads-{name}")
+        return write_heads(model.shape, exit_layers, self.folder / f"heads-{name}")
 
     def engine(
         self,
@@ -142,7 +141,7 @@ class Bench:
             torch.cuda.empty_cache()
 
     def _random(self, shape: Shape) -> Model:
-        directory = shape.write(Path(self.folder.name) / shape.name)
+        directory = shape.write(self.folder / shape.name)
         config = self.config(directory)
         return Model(
             shape=shape,

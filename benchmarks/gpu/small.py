@@ -31,7 +31,7 @@ def measure(bench: Bench, part: Part) -> None:
         layers = [2] if bench.is_quick else [3]
         engine = bench.engine(model, heads=bench.heads(model, layers))
     else:
-        heads = find_heads(str(bench.model), bench.model)
+        heads = find_heads(bench.model.name, bench.model)
         part.add("weights", bench.model.name if heads else f"{bench.model.name}, no heads")
         prompts = _real_prompts(bench)
         config = bench.config(bench.model, exits=ExitsConfig(heads=heads, lookup=False))
