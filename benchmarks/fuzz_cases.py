@@ -129,6 +129,8 @@ def _bodies(path: str, model: str) -> list[dict[str, Any]]:
         "/v1/completions": [
             {**plain, "prompt": "It rains", "temperature": 0},
             {**plain, "prompt": [5, 6, 7], "stream": True, "logprobs": 2, "seed": 3},
+            {**plain, "prompt": "It rains", "max_tokens": 0, "echo": True, "logprobs": 1},
+            {**plain, "prompt": [[5], [6, 7]], "prompt_logprobs": 2, "allowed_token_ids": [5, 6]},
             {**plain, "prompt": ["a", "b"], "n": 2, "stop": ["."], "logit_bias": {"9": -5}},
         ],
         "/v1/chat/completions": [
@@ -155,6 +157,10 @@ def _bodies(path: str, model: str) -> list[dict[str, Any]]:
         "/v1/responses": [
             {"model": model, "input": "Rain?", "max_output_tokens": 16, "store": False},
             {"model": model, "input": [_USER], "max_output_tokens": 16, "stream": True},
+        ],
+        "/v1/embeddings": [
+            {"model": model, "input": "Rain"},
+            {"model": model, "input": [[5, 6], [7]], "encoding_format": "base64", "dimensions": 8},
         ],
         "/tokenize": [
             {"model": model, "prompt": "It rains"},

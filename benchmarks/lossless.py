@@ -142,7 +142,9 @@ class _Asker:
                 max_tokens=self.max_tokens,
                 ignore_eos=True,
                 num_logprobs=0,
+                num_prompt_logprobs=0,
             ),
+            pooling="mean",
             early_exit=EarlyExitOptions(enabled=early_exit),
         )
 
@@ -153,11 +155,11 @@ def _judge(
     expected: Sequence[GenerationResult],
     results: Sequence[GenerationResult],
 ) -> Verdict:
-    """Tokens and their log-probabilities, to the bit."""
+    """Tokens, their log-probabilities, and what was read of the prompts, to the bit."""
     different = [
         index
         for index, (a, b) in enumerate(zip(expected, results, strict=True))
-        if a.token_ids != b.token_ids or a.logprobs != b.logprobs
+        if _bits(a) != _bits(b)
     ]
     return Verdict(
         temperature=temperature,
@@ -167,6 +169,10 @@ def _judge(
         num_drafts=sum(result.draft_figures.num_draft_tokens for result in results),
         num_accepted=sum(result.draft_figures.num_accepted_tokens for result in results),
     )
+
+
+def _bits(result: GenerationResult) -> tuple[object, ...]:
+    return result.token_ids, result.logprobs, result.prompt_logprobs, result.embedding
 
 
 def _config(args: argparse.Namespace, directory: Path, heads: Path) -> EngineConfig:
