@@ -53,6 +53,8 @@ def _json(renderer: Renderer, choices: Sequence[RequestOutput]) -> str:
 
 def _num_logprobs(choice: RequestOutput) -> int:
     """Log-probabilities to be rendered, which is what long answers take their time for."""
+    if not (choice.prompt_logprobs or choice.logprobs):
+        return 0
     lists = (choice.prompt_logprobs, choice.logprobs)
     return sum(len(tokens) * (1 + len(tokens[0].top)) for tokens in lists if tokens)
 
@@ -136,13 +138,13 @@ async def _events(
             yield ready
             ready = b""
         index, output = await first
-        ready += _encode(renderer.chunks(index, output))
+        ready += await _piece(renderer, index, output)
         num_open -= output.finish_reason is not None
         if ready and num_open:
             yield ready
             ready = b""
         async for index, output in outputs:
-            ready += _encode(renderer.chunks(index, output))
+            ready += await _piece(renderer, index, output)
             num_open -= output.finish_reason is not None
             if ready and num_open:  # the last piece goes out with the stream's end
                 yield ready
@@ -156,6 +158,13 @@ async def _events(
         ready += _event(renderer.end_mark.encode())
     if ready:
         yield ready
+
+
+async def _piece(renderer: Renderer, index: int, output: RequestOutput) -> bytes:
+    """The events of one piece of a choice."""
+    if _num_logprobs(output) <= _INLINE_LOGPROBS:
+        return _encode(renderer.chunks(index, output))
+    return await asyncio.to_thread(lambda: _encode(renderer.chunks(index, output)))
 
 
 def _encode(chunks: Iterable[Chunk]) -> bytes:

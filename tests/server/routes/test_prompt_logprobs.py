@@ -6,7 +6,7 @@ import httpx
 import pytest
 from live_server import MODEL
 
-from server.render import prompt_logprobs
+from server.render.completions import CompletionRenderer
 
 PATHS = ["/v1/completions", "/v1/chat/completions"]
 
@@ -87,19 +87,19 @@ def test_refusals_name_the_field(client, path, fields):
     assert response.json()["error"]["param"] == "prompt_logprobs"
 
 
-def test_long_ones_are_rendered_off_the_loop(engine, live_url, monkeypatch):
-    """The same answer comes of it, and other requests are served meanwhile."""
+@pytest.mark.parametrize("stream", [False, True])
+def test_long_ones_are_rendered_off_the_loop(live_url, monkeypatch, stream):
     threads = []
-    render = prompt_logprobs.prompt_logprobs
+    render = CompletionRenderer._choice
 
-    def noting(*arguments):
+    def noting(self, *arguments, **options):
         threads.append(threading.current_thread())
-        return render(*arguments)
+        return render(self, *arguments, **options)
 
-    monkeypatch.setattr("server.render.completions.prompt_logprobs", noting)
+    monkeypatch.setattr(CompletionRenderer, "_choice", noting)
     for length in (3, 250):
         with httpx.Client(base_url=live_url) as client:
-            fields = {"prompt": "x" * length, "prompt_logprobs": 20}
-            choice = post(client, PATHS[0], **fields).json()["choices"][0]
-        assert len(choice["prompt_logprobs"]) == length
+            fields = {"prompt": "y" * length, "echo": True, "logprobs": 20, "stream": stream}
+            text = post(client, PATHS[0], **fields).text
+        assert text.count('"y":') == length - 1
     assert threads[0] is not threads[1]
