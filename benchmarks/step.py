@@ -1,0 +1,192 @@
+"""Where a plain decode step's time goes: `python -m benchmarks.step`.
+
+A model through scheduler and worker in this process, native kernels, for each form of
+weights, number of rows and length of context: milliseconds per step by part (medians over the
+steps), and the bytes of weights a step reads against the memory's own speed, measured in the same
+run. Needs torch only.
+"""
+
+import argparse
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from benchmarks.machine import describe_machine, print_facts
+from engine.checkpoint import resolve_model
+from engine.config import EngineConfig, ExitsConfig, ModelConfig, SchedulerConfig
+from engine.model.decoder import Decoder
+from engine.model.ops.native_ops import Format, NativeOps
+from engine.offline import OfflineEngine
+from engine.plan import StepPlan, StepResult, WorkerInfo
+from engine.request import GenerationRequest, SamplingParams
+from engine.worker.worker import ModelWorker
+
+_PARTS = ("embed", "layers", "head", "sampling")
+_TOKEN = 50  # any that is not special
+
+
+@dataclass
+class StepTimes:
+    """Seconds by part of the step under way, and the weights read."""
+
+    parts: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    weight_bytes: int = 0
+
+    def watch(self, target: object, name: str, part: str, size: Callable[..., int]) -> None:
+        """Time a method's calls as a part; `size` tells the weights it reads by its arguments."""
+        method = getattr(target, name)
+
+        def timed(*args: Any, **options: Any) -> Any:
+            started = time.perf_counter()
+            result = method(*args, **options)
+            self.parts[part] += time.perf_counter() - started
+            self.weight_bytes += size(*args)
+            return result
+
+        setattr(target, name, timed)
+
+
+class TimedWorker:
+    """A worker whose steps are kept, part by part."""
+
+    def __init__(self, worker: ModelWorker, ops: NativeOps) -> None:
+        self.info: WorkerInfo = worker.info
+        self.steps: list[tuple[int, StepTimes]] = []  # tokens computed, and their times
+        self._worker = worker
+        self._times = StepTimes()
+        watch = self._times.watch
+        watch(ops, "embed", "embed", lambda *_: 0)
+        watch(ops, "run_layers", "layers", lambda _, layers, *rest: sum(map(_layer_bytes, layers)))
+        watch(ops, "linear", "head", lambda _, weight, *rest: weight.num_bytes)
+        watch(ops, "sample", "sampling", lambda *_: 0)
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """See `Worker.execute`."""
+        self._times.parts.clear()
+        self._times.weight_bytes = 0
+        started = time.perf_counter()
+        result = self._worker.execute(plan)
+        step = StepTimes(dict(self._times.parts), self._times.weight_bytes)
+        step.parts["worker"] = time.perf_counter() - started
+        self.steps.append((sum(row.num_tokens for row in plan.rows), step))
+        return result
+
+    def prepare(self, structure: Any) -> None:
+        """See `SynchronousWorker.prepare`."""
+        self._worker.prepare(structure)
+
+
+def _layer_bytes(layer: Any) -> int:
+    weights = (layer.qkv, layer.output, layer.gate_up, layer.down)
+    return sum(weight.num_bytes for weight in weights)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("model", metavar="MODEL", nargs="?", default="smollm2-135m-instruct")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--forms", default="float32,bfloat16,int8,int4", help="(%(default)s)")
+    parser.add_argument("--rows", default="1,4,8", help="at the shortest context (%(default)s)")
+    parser.add_argument("--contexts", default="64,4000", help="tokens (%(default)s)")
+    parser.add_argument("--steps", type=int, default=48, help="(%(default)s)")
+    args = parser.parse_args()
+    if reason := NativeOps.unavailable_reason():
+        raise SystemExit(f"native kernels are not available: {reason}")
+    print_facts(describe_machine() | {"threads": str(args.threads)})
+    torch.set_num_threads(args.threads)
+    gigabytes = _read_bandwidth()
+    print(f"{'memory':<12} {gigabytes:.1f} GB/s read by torch's sum\n")
+    torch.set_num_threads(1)
+    columns = ("form", "rows", "context", "ms/step", *_PARTS, "worker's rest", "scheduler")
+    print("".join(name.rjust(14) for name in (*columns, "GB/s", "share", "prompt tok/s")))
+    contexts = sorted(_numbers(args.contexts))
+    directory = resolve_model(args.model)
+    for form in args.forms.split(","):
+        most_rows = max(_numbers(args.rows))
+        engine, worker = _engine(directory, Format[form.upper()], args.threads, most_rows)
+        cases = [(rows, contexts[0]) for rows in _numbers(args.rows)]
+        cases += [(1, context) for context in contexts[1:]]
+        for rows, context in cases:
+            _print_case(engine, worker, form, rows, context, args.steps, gigabytes)
+
+
+def _engine(
+    directory: Path, form: Format, threads: int, rows: int
+) -> tuple[OfflineEngine, TimedWorker]:
+    config = EngineConfig(
+        model=ModelConfig(directory=directory, device="cpu", num_threads=threads),
+        scheduler=SchedulerConfig(max_num_seqs=rows),
+        exits=ExitsConfig(enabled=False),
+    )
+    ops = NativeOps(threads, form)
+    worker = TimedWorker(ModelWorker(config, decoder=Decoder.load(directory, ops)), ops)
+    return OfflineEngine(config, worker), worker
+
+
+def _print_case(
+    engine: OfflineEngine,
+    worker: TimedWorker,
+    form: str,
+    rows: int,
+    context: int,
+    steps: int,
+    gigabytes: float,
+) -> None:
+    requests = [
+        GenerationRequest(
+            request_id=str(index),
+            prompt_token_ids=(_TOKEN + index,) * context,
+            sampling=SamplingParams(temperature=0.0, max_tokens=steps, ignore_eos=True),
+        )
+        for index in range(rows)
+    ]
+    worker.steps.clear()
+    moments = [time.perf_counter()]
+    engine.generate(requests, on_tokens=lambda _: moments.append(time.perf_counter()))
+    gaps = [later - earlier for earlier, later in pairwise(moments)]
+    prompt = [gap for (tokens, _), gap in zip(worker.steps, gaps, strict=True) if tokens > rows]
+    decode = [
+        (gap, step)
+        for (tokens, step), gap in zip(worker.steps, gaps, strict=True)
+        if tokens == rows
+    ]
+    whole = median(gap for gap, _ in decode)
+    parts = [_middle(step.parts.get(part, 0.0) for _, step in decode) for part in _PARTS]
+    in_worker = _middle(step.parts["worker"] for _, step in decode)
+    read = decode[0][1].weight_bytes / whole / 1e9
+    milliseconds = [whole, *parts, in_worker - sum(parts), whole - in_worker]
+    cells = [form, str(rows), str(context), *(f"{seconds * 1e3:.2f}" for seconds in milliseconds)]
+    cells += [f"{read:.1f}", f"{read / gigabytes:.0%}", f"{rows * context / sum(prompt):.0f}"]
+    print("".join(cell.rjust(14) for cell in cells), flush=True)
+
+
+def _middle(seconds: Iterable[float]) -> float:
+    return median(list(seconds))
+
+
+def _read_bandwidth() -> float:
+    """GB/s, the best of a few."""
+    values = torch.ones(2**26)
+    best = float("inf")
+    for _ in range(9):
+        started = time.perf_counter()
+        values.sum()
+        best = min(best, time.perf_counter() - started)
+    return values.numel() * 4 / best / 1e9
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+if __name__ == "__main__":
+    main()
