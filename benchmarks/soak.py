@@ -195,7 +195,7 @@ class _Soak:
         while True:
             await asyncio.sleep(self._args.kill_every)
             pid = self._server.worker_pid
-            if pid is None:
+            if pid is None or self._is_over:  # the last requests are left in peace
                 continue
             os.kill(pid, signal.SIGKILL)
             killed = time.monotonic()

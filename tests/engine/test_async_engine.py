@@ -9,9 +9,10 @@ import pytest
 from fake_worker import KILLER_ID, FakeWorker, Letters, expected_output, make_request
 from mortal_worker import MortalWorker
 
-from engine import supervisor
+from engine import async_engine, supervisor
 from engine.async_engine import AsyncEngine
 from engine.config import EngineConfig, ModelConfig, SchedulerConfig
+from engine.core import EngineCore
 from engine.errors import (
     EngineFailed,
     EngineOverloaded,
@@ -225,6 +226,23 @@ async def test_while_a_worker_loads_requests_queue_and_leave() -> None:
     assert text_of(await newcomer) == Letters().text(expected_output(make_request(2)))
     assert not engine.is_recovering
     await engine.stop()
+
+
+async def test_whoever_rests_looks_whether_all_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(async_engine, "_CHECK_INTERVAL_S", 0.0)
+    num_checks, real = 0, EngineCore.check
+
+    def check(self: EngineCore) -> None:
+        nonlocal num_checks
+        num_checks += 1
+        real(self)
+
+    monkeypatch.setattr(EngineCore, "check", check)
+    async with running() as engine:
+        await until(lambda: num_checks > 0)
+        before = num_checks
+        await collect(engine, make_request(0))
+        await until(lambda: num_checks > before)
 
 
 async def test_a_new_worker_with_fewer_blocks_serves_what_fits_them() -> None:
