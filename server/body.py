@@ -16,9 +16,10 @@ from engine.errors import RequestError
 from server.errors import BodyError
 
 _RECEIVE_TIMEOUT_S = 30.0
+_MEAN_VALUE_BYTES = 16  # of a body as large as allowed: a value costs far more time than a byte
 # Components of an error's location that name a branch of a union, not a field.
 _UNION_BRANCH = re.compile(r"(str|int|float|bool|none|list\[.*|dict\[.*|function-.*)")
-_FIELD = re.compile(r"[a-z][a-z0-9_]{0,39}")
+FIELD_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")  # others may be anything a client made up
 
 WireType = TypeVar("WireType", bound=BaseModel)
 
@@ -33,6 +34,7 @@ async def parse_body(request: Request, wire_type: type[WireType], max_bytes: int
     """
     _check_headers(request, max_bytes)
     raw = await _read(request, max_bytes)
+    _check_num_values(raw, max_bytes)
     try:
         return wire_type.model_validate_json(raw)
     except ValidationError as error:
@@ -66,6 +68,23 @@ async def _read(request: Request, max_bytes: int) -> bytes:
     return bytes(raw)
 
 
+def _check_num_values(raw: bytes, max_bytes: int) -> None:
+    """Refuse what is made of so many values that to parse it would hold everybody up.
+
+    There is a comma between two values; those in texts count only where there are many in all.
+    """
+    most = max_bytes // _MEAN_VALUE_BYTES
+    if raw.count(b",") <= most:
+        return
+    plain = raw.replace(rb"\\", b"").replace(rb"\"", b"")  # every quote left begins or ends a text
+    if plain.count(b'"') <= 2 * most:
+        outside = b"".join(plain.split(b'"')[::2])
+        if outside.count(b",") <= most:
+            return
+    message = f"The request body holds more than {most} JSON values."
+    raise BodyError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "request_too_large", message)
+
+
 def _too_large(max_bytes: int) -> BodyError:
     message = f"The request body is larger than {max_bytes} bytes."
     return BodyError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "request_too_large", message)
@@ -90,7 +109,7 @@ def _path(location: tuple[int | str, ...]) -> str | None:
     for part in location:
         if isinstance(part, int):
             path += f"[{part}]"
-        elif _FIELD.fullmatch(part) and not _UNION_BRANCH.fullmatch(part):
+        elif FIELD_NAME.fullmatch(part) and not _UNION_BRANCH.fullmatch(part):
             path += f".{part}" if path else part
         elif not _UNION_BRANCH.fullmatch(part):
             break

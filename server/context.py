@@ -1,10 +1,13 @@
 """What the routes of one application share; there are no globals."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
 
+from engine.errors import RequestError
+from server.body import FIELD_NAME
 from server.convert import RequestLimits
 from server.metrics import ServerMetrics
 from server.observer import Observer
@@ -33,6 +36,22 @@ class ServerContext:
             max_logprobs=self.settings.max_logprobs,
             stream_interval=self.settings.stream_interval,
         )
+
+    def note_unknown_fields(self, names: Sequence[str]) -> None:
+        """Count a request's fields that nobody knows; refuse them where the settings say so.
+
+        Raises:
+            RequestError: naming the first one.
+        """
+        if not names:
+            return
+        self.metrics.count_unknown_fields(len(names))
+        if self.settings.reject_unknown_fields:
+            param = names[0] if FIELD_NAME.fullmatch(names[0]) else None
+            message = "The request has a field that this server does not know."
+            if param is not None:
+                message = f"{param} is not a field that this server knows."
+            raise RequestError(message, param=param, code="unknown_parameter")
 
 
 async def _context_of(request: Request) -> ServerContext:

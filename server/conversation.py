@@ -34,7 +34,7 @@ async def prepare_chat(
     Raises:
         RequestError: naming the field that cannot be honoured.
     """
-    check_options(body)
+    context.note_unknown_fields(check_options(body))
     check_template_options(body)
     template = template_options(body, model.tokenizer)
     prompt = await encode_messages(

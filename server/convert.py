@@ -4,7 +4,6 @@ This is the last check of every number and id: the engine and the kernels behind
 unchecked.
 """
 
-import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -28,8 +27,6 @@ _GREEDY_BELOW = 1e-5  # a temperature this low is greedy in effect, and dividing
 _DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default of /v1/completions
 _TOKEN_ID_KEY = re.compile(r"[0-9]{1,9}")
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestLimits:
@@ -42,16 +39,16 @@ class RequestLimits:
     stream_interval: int = 1  # tokens per event of a stream
 
 
-def check_options(body: CompletionRequestBase) -> None:
+def check_options(body: CompletionRequestBase) -> list[str]:
     """Refuse combinations and options that need nothing but the body to be judged.
+
+    Returns:
+        Names of fields that nobody knows; they have no effect.
 
     Raises:
         RequestError: naming the field.
     """
-    extra = body.model_extra or {}
-    refuse_unsupported(extra)
-    if extra and logger.isEnabledFor(logging.DEBUG):
-        logger.debug("ignored unknown fields: %s", ", ".join(map(ascii, sorted(extra))))
+    unknown = refuse_unsupported(body.model_extra or {})
     check_truncation(body)
     _check_streaming(body)
     if isinstance(body, CompletionRequest):
@@ -60,6 +57,7 @@ def check_options(body: CompletionRequestBase) -> None:
         if body.top_logprobs and not body.logprobs:
             raise RequestError("top_logprobs needs logprobs: true.", param="top_logprobs")
         check_tools(body)
+    return unknown
 
 
 def _check_streaming(body: CompletionRequestBase) -> None:

@@ -6,7 +6,13 @@ So existing dashboards and tools work. The engine's counts are read when scraped
 
 import time
 
-from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 
 from server.engine_collector import LABELS, TOKEN_COUNT_BUCKETS, EngineCollector
 from server.records import GenerationRecord, RequestRecord
@@ -81,6 +87,16 @@ class ServerMetrics:
         self._preemptions = self._histogram(
             "request_num_preemptions", "How often a request had to give way.", _PREEMPTION_BUCKETS
         )
+        self._unknown_fields = Counter(
+            "adadecode:unknown_request_fields",
+            "Fields of requests that nobody knows.",
+            LABELS,
+            registry=self._registry,
+        ).labels(*self._label_values)
+
+    def count_unknown_fields(self, count: int) -> None:
+        """A request had so many fields that nobody knows."""
+        self._unknown_fields.inc(count)
 
     def text(self) -> bytes:
         """Everything in Prometheus' text format; to who asks too often, as it was a moment ago."""

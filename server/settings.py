@@ -218,6 +218,9 @@ class ServerSettings(BaseModel):
     max_request_bytes: Size = _flag(
         "4M", "http", "Largest request body.", ge=1, validate_default=True
     )
+    reject_unknown_fields: bool = _flag(
+        False, "http", "Refuse requests with fields that nobody knows; else they are only counted."
+    )
     max_concurrent_per_key: int | None = _flag(
         None,
         "http",

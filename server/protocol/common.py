@@ -83,19 +83,26 @@ def unsupported_names() -> Collection[str]:
     return _UNSUPPORTED.keys()
 
 
-def refuse_unsupported(fields: Mapping[str, Any]) -> None:
+def refuse_unsupported(fields: Mapping[str, Any]) -> list[str]:
     """Refuse known options that are not offered.
+
+    Returns:
+        Names that are no known option's.
 
     Raises:
         UnsupportedOption: naming the first one.
     """
+    unknown = []
     for name, value in fields.items():
         neutral = _UNSUPPORTED.get(name)
-        if neutral is not None and value is not None and value not in neutral:
+        if neutral is None:
+            unknown.append(name)
+        elif value is not None and value not in neutral:
             message = f"{name} is not supported by this server"
             if name.startswith("guided_"):
                 message += f"; it is structured_outputs.{name.removeprefix('guided_')} there"
             raise UnsupportedOption(f"{message}.", param=name)
+    return unknown
 
 
 def _not_zero(value: int) -> int:

@@ -28,7 +28,7 @@ def as_prompts(value: object, *, most: int = MAX_PROMPTS) -> list[str | list[int
     """
     if isinstance(value, str):
         prompts: list[object] = [value]
-    elif isinstance(value, list) and value and all(type(item) is int for item in value):
+    elif isinstance(value, list) and set(map(type, value)) == {int}:
         prompts = [value]
     elif isinstance(value, list):
         prompts = value
@@ -44,7 +44,7 @@ def as_prompts(value: object, *, most: int = MAX_PROMPTS) -> list[str | list[int
 
 
 def _is_token_ids(prompt: object) -> bool:
-    return isinstance(prompt, list) and all(type(token_id) is int for token_id in prompt)
+    return isinstance(prompt, list) and set(map(type, prompt)) <= {int}
 
 
 TextOrTokens = str | list[str] | list[int] | list[list[int]]

@@ -28,7 +28,7 @@ async def create_completion(request: Request, context: Context) -> Response:
     """Continue one or several prompts, given as text or token ids."""
     body = await parse_body(request, CompletionRequest, context.settings.max_request_bytes)
     model = context.service.model(body.model)
-    check_options(body)
+    context.note_unknown_fields(check_options(body))
     structure = asked_structure(body)
     prompts = await encode_prompts(
         model.tokenizer,

@@ -39,7 +39,7 @@ async def create_embeddings(request: Request, context: Context) -> Response:
     """
     body = await parse_body(request, EmbeddingsRequest, context.settings.max_request_bytes)
     model = context.service.model(body.model)
-    _check_options(body, model)
+    context.note_unknown_fields(_check_options(body, model))
     inputs = await _inputs(context, model, body)
     requests = _pooling_requests(body, inputs, body.pooling or context.settings.pooling_type)
     outputs = generate(
@@ -49,17 +49,21 @@ async def create_embeddings(request: Request, context: Context) -> Response:
     return Response(answer.model_dump_json(), media_type="application/json")
 
 
-def _check_options(body: EmbeddingsRequest, model: ServedModel) -> None:
+def _check_options(body: EmbeddingsRequest, model: ServedModel) -> list[str]:
     """Refuse what needs nothing but the body and the model to be judged.
+
+    Returns:
+        Names of fields that nobody knows.
 
     Raises:
         RequestError: naming the field.
     """
-    refuse_unsupported(body.model_extra or {})
+    unknown = refuse_unsupported(body.model_extra or {})
     check_truncation(body)
     size = model.info.hidden_size
     if body.dimensions is not None and body.dimensions > size:
         raise RequestError(f"dimensions: this model's embeddings have {size}.", param="dimensions")
+    return unknown
 
 
 async def _inputs(

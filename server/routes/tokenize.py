@@ -39,7 +39,7 @@ async def tokenize(request: Request, context: Context) -> Tokenization:
     """Token ids of a text, or of a conversation in the model's chat template."""
     body = await parse_body(request, TokenizeRequest, context.settings.max_request_bytes)
     model = context.service.model(body.model)
-    refuse_unsupported(body.model_extra or {})
+    context.note_unknown_fields(refuse_unsupported(body.model_extra or {}))
     check_truncation(body)
     (tokens,) = truncated(body, [await _tokens(model, body)], context.limits(model))
     piece = model.tokenizer.token_piece
@@ -60,7 +60,7 @@ async def detokenize(request: Request, context: Context) -> Detokenization:
     """Text of token ids."""
     body = await parse_body(request, DetokenizeRequest, context.settings.max_request_bytes)
     model = context.service.model(body.model)
-    refuse_unsupported(body.model_extra or {})
+    context.note_unknown_fields(refuse_unsupported(body.model_extra or {}))
     check_token_ids(body.tokens, context.limits(model), "tokens")
     return Detokenization(prompt=await decode_tokens(model.tokenizer, body.tokens))
 

@@ -87,9 +87,10 @@ def test_at_sigterm_open_requests_finish_and_new_ones_are_refused():
     assert status == 0
 
 
-def test_what_outlives_the_drain_ends_with_an_error():
+@pytest.mark.parametrize("drain_s", [0, 0.2])
+def test_what_outlives_the_drain_ends_with_an_error(drain_s):
     with (
-        server_process(drain_s=0.2, token_delay_s=0.2) as (process, url),
+        server_process(drain_s, token_delay_s=0.2) as (process, url),
         httpx.stream("POST", f"{url}/v1/completions", json=BODY) as response,
     ):
         lines = response.iter_lines()

@@ -33,6 +33,7 @@ COUNTERS = {
     "adadecode:worker_seconds",
     "adadecode:exit_draft_tokens",
     "adadecode:exit_accepted_tokens",
+    "adadecode:unknown_request_fields",
 }
 HISTOGRAMS = {
     "vllm:time_to_first_token_seconds",

@@ -13,6 +13,7 @@ from acceptance.refusals import (
     Case,
     ask,
     chat,
+    embed,
     prompt,
     raw,
     turn,
@@ -102,6 +103,7 @@ LENGTHS = (
     *values("max_tokens", -1, "1e18", _BIG, 2**31),
     ask(f'"max_tokens": {2**31 - 1}', "prompt", TOO_LONG),
     chat(USER, "max_tokens", max_tokens=3, max_completion_tokens=4),
+    chat(USER, "max_tokens", max_tokens=0),
     *(chat(USER, "max_completion_tokens", max_completion_tokens=n) for n in (-1, 2**31)),
     ask('"min_tokens": 9, "max_tokens": 8', "min_tokens"),
 )
@@ -119,20 +121,28 @@ NO_TOKENS = (
     *(prompt(ids) for ids in ([-1], [260], [10**12], [1, "a"], [[1], "a"], ["1", [2]], [[[1]]])),
     *(Case("/detokenize", f'{{"tokens": {ids}}}'.encode(), "tokens") for ids in _IDS),
     Case("/detokenize", b'{"tokens": ["1"]}', "tokens[0]"),
+    *(embed(ids) for ids in ([-1], [260], [10**12], [[1], "a"], [True])),
 )
 NO_PROMPTS = (
     *(prompt(empty) for empty in ("", [], None, [[]], ["a", ""], {}, 3)),
     chat([], "messages"),
     chat(None, "messages"),
     Case(CHAT, json.dumps({"model": MODEL}).encode(), "messages", MISSING),
+    *(embed(empty) for empty in ("", [], None, [[]], 3)),
 )
-TOO_MANY_PROMPTS = (prompt(["a"] * 10_000), prompt([[1]] * 10_000))
+TOO_MANY_PROMPTS = (
+    prompt(["a"] * 10_000),
+    prompt([[1]] * 10_000),
+    embed(["a"] * 10_000),
+)
 STOPS = values(
     "stop", '""', json.dumps(list("abcde")), json.dumps("a" * 10_000), 5, "[5]", '["a", ""]'
 )
 TOKEN_IDS = (
     *values("stop_token_ids", *_IDS, [1] * 129),
     ask('"stop_token_ids": ["a"]', "stop_token_ids[0]"),
+    *values("allowed_token_ids", *_IDS, "[]"),
+    ask('"allowed_token_ids": ["a"]', "allowed_token_ids[0]"),
     *values("logit_bias", '{"abc": 1}', '{"-1": 1}', '{"260": 1}', '{"1": 101}', '{"1": -100.5}'),
     ask(f'"logit_bias": {json.dumps({str(i): 0 for i in range(1025)})}', "logit_bias"),
 )
@@ -140,6 +150,8 @@ LOGPROBS = (
     *(chat(USER, "top_logprobs", logprobs=True, top_logprobs=n) for n in (21, -1)),
     chat(USER, "top_logprobs", top_logprobs=2),
     *values("logprobs", 21, -1, "true"),
+    *values("prompt_logprobs", 21, -1, "true"),
+    ask('"prompt_logprobs": 1, "stream": true', "prompt_logprobs"),
 )
 SEEDS = values("seed", 1.5, 2**64, -(2**63) - 1)
 STREAMS = (

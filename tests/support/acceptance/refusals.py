@@ -51,6 +51,12 @@ def prompt(value: object, param: str = "prompt", code: str | None = None) -> Cas
     return raw(json.dumps({"model": MODEL, "prompt": value}), param, code)
 
 
+def embed(value: object) -> Case:
+    """An embedding of something that has none."""
+    body = json.dumps({"model": MODEL, "input": value}).encode()
+    return Case("/v1/embeddings", body, "input")
+
+
 def chat(messages: object, param: str, *, code: str | None = None, **fields: object) -> Case:
     """A chat request."""
     body = json.dumps({"model": MODEL, "messages": messages} | fields)

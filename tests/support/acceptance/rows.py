@@ -21,6 +21,7 @@ _PROCESS = "tests/engine/test_worker_process.py::"
 _ROW_FAULTS = "tests/engine/worker/test_row_faults.py::"
 _SCHEDULER = "tests/engine/test_scheduler.py::"
 _APPROVER = "tests/engine/grammar/test_approver.py::"
+_BOTH = "tests/system/test_processes.py::"
 _CORE = "tests/engine/test_core.py::"
 
 
@@ -71,9 +72,10 @@ ROWS: tuple[Row, ...] = (
     ),
     _row(
         8,
-        "body beyond the limit, with a length and chunked",
+        "body beyond the limit, with a length and chunked; of a quarter million values and more",
         "413 `request_too_large`; memory grows by less than twice the limit",
         heads.large_bodies,
+        proofs=("tests/server/test_body.py::test_bodies_of_too_many_values_are_refused",),
     ),
     _row(
         9,
@@ -157,9 +159,11 @@ ROWS: tuple[Row, ...] = (
     ),
     _row(
         20,
-        "`max_tokens` -1, 2^31-1, 1e18, or other than `max_completion_tokens`",
-        "400 that names it; 2^31-1: `context_length_exceeded`",
+        "`max_tokens` -1, 2^31-1, 1e18, or other than `max_completion_tokens`; 0",
+        "400 that names it; 2^31-1: `context_length_exceeded`; 0: 400 in chats",
         refuses(*bad.LENGTHS),
+        serves((COMPLETIONS, {"max_tokens": 0})),
+        note="In /v1/completions 0 computes the prompt alone, for its log-probabilities.",
     ),
     _row(
         21,
@@ -253,10 +257,12 @@ ROWS: tuple[Row, ...] = (
     _row(
         35,
         "an unknown field; a known one that is not offered",
-        "unknown: ignored; known: 400 `unsupported_parameter`, never ignored silently",
+        "unknown: ignored and counted, or 400 with `--reject-unknown-fields`; known: 400 "
+        "`unsupported_parameter`, never ignored silently",
         refuses(*bad.NOT_OFFERED),
         serves((COMPLETIONS, {"no_such_field": 1}), (CHAT, {"no_such_field": {"a": [1]}})),
         proofs=(
+            "tests/server/test_body.py::test_unknown_fields_are_counted_or_refused",
             "tests/server/test_parameters.py::"
             "test_nothing_is_ignored_silently_and_exits_change_no_answer",
         ),
@@ -419,6 +425,7 @@ ROWS: tuple[Row, ...] = (
             f"{_PROCESS}test_streams_survive_kills_and_killers_are_named",
             f"{_PROCESS}test_a_step_that_raises_is_an_engine_failure",
             f"{_ROW_FAULTS}test_a_broken_device_is_nobodys_row_fault",
+            f"{_BOTH}test_workers_that_die_at_every_start_end_the_server_and_it_says_why",
             "tests/system/test_recovery.py::test_no_stream_notices_two_kills",
         ),
         marks=("torch", "model", "slow"),
@@ -440,8 +447,11 @@ ROWS: tuple[Row, ...] = (
         56,
         "the server is killed",
         "the worker ends too, and with it the memory of its device",
-        proofs=(f"{_PROCESS}test_a_worker_does_not_outlive_its_server",),
-        marks=("torch",),
+        proofs=(
+            f"{_PROCESS}test_a_worker_does_not_outlive_its_server",
+            f"{_BOTH}test_a_worker_that_loads_does_not_outlive_a_killed_server",
+        ),
+        marks=("torch", "model", "slow"),
     ),
     _row(
         57,
@@ -452,8 +462,9 @@ ROWS: tuple[Row, ...] = (
             f"{_SERVER}test_what_outlives_the_drain_ends_with_an_error",
             f"{_SERVER}test_a_second_signal_does_not_wait",
             f"{_SERVER}test_an_idle_server_stops_at_once",
+            f"{_BOTH}test_sigterm_ends_both",
         ),
-        marks=("slow",),
+        marks=("model", "slow"),
     ),
     _row(
         58,
@@ -524,7 +535,8 @@ ROWS: tuple[Row, ...] = (
         "mixed requests, a third given up",
         "nothing leaks, nothing hangs, no status is unexplained",
         hygiene.mixed_traffic,
-        note="300 requests here; hours of them, with worker kills, by `make soak`.",
+        note="300 requests here; hours of them, with worker kills, by `make soak`; ten thousand "
+        "odd ones by `make fuzz`.",
     ),
     _row(
         68,
@@ -548,6 +560,6 @@ ROWS: tuple[Row, ...] = (
         "503 in the envelope; probes and `/metrics` are answered at once",
         overload.idle_connections,
         proofs=(f"{_HTTP}test_beyond_the_limit_only_probes_are_answered",),
-        note="100 connections here.",
+        note="100 connections here, 5,000 by `adadecode bench overload`.",
     ),
 )
