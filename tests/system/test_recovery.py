@@ -17,6 +17,8 @@ MODEL = "smollm2-135m-instruct"
 
 
 def call(index: int) -> Call:
+    """Greedy or sampled; the last has a structure to follow."""
+    structure = {"response_format": {"type": "json_object"}} if index == 3 else {}
     return Call(
         path="/v1/chat/completions",
         body={
@@ -26,6 +28,7 @@ def call(index: int) -> Call:
             "temperature": 0.8 * (index % 2),
             "seed": index,
             "ignore_eos": True,
+            **structure,
         },
     )
 

@@ -104,6 +104,20 @@ def test_other_structures(client: OpenAI, asked: dict[str, object], pattern: str
     assert answer.choices[0].finish_reason == "stop"
 
 
+def test_stop_strings_end_a_structure_early_and_alike(client: OpenAI) -> None:
+    def ask(**early_exit: object) -> openai.types.CompletionChoice:
+        asked = {"structured_outputs": {"regex": "([a-z]{1,7} ){20}"}, "early_exit": early_exit}
+        return client.completions.create(
+            model=MODEL, prompt="once", seed=1, stop=["e"], max_tokens=40, extra_body=asked
+        ).choices[0]
+
+    drafted, plain = ask(threshold=0.2), ask(enabled=False)
+    assert drafted.finish_reason == "stop"
+    assert (drafted.text, drafted.finish_reason) == (plain.text, plain.finish_reason)
+    assert re.fullmatch("([a-z]{1,7} )*[a-z]*", drafted.text)
+    assert "e" not in drafted.text
+
+
 def test_a_slow_structure_is_refused_while_others_go_on(
     client: OpenAI, real_server_url: str
 ) -> None:
