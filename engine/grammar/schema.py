@@ -178,24 +178,15 @@ class _Lowering:
             given.append("maxLength")
         if not given:
             return {"type": "string"}
-        if given[0] in ("pattern", "format"):
+        if given[0] == "format":
+            return {"type": "string"} | _formatted(schema, given, path)
+        if given[0] == "pattern":
             if len(given) > 1:
-                message = f"{given[1]} beside {given[0]} is not supported"
+                message = f"{given[1]} beside pattern is not supported"
                 raise refusal((*path, given[1]), message)
-            return {"type": "string"} | self._spelled(given[0], schema[given[0]], path)
+            pattern = _whole_pattern(schema["pattern"], (*path, "pattern"))
+            return {"type": "string", "pattern": pattern}
         return {"type": "string", "pattern": length_pattern(shortest, longest)}
-
-    def _spelled(self, word: str, value: Any, path: Path) -> Schema:
-        if not isinstance(value, str):
-            raise refusal((*path, word), f"{word} should be a string")
-        if word == "pattern":
-            return {"pattern": _whole_pattern(value, (*path, word))}
-        if value in XGRAMMAR_FORMATS:
-            return {"format": value}
-        if value not in FORMATS:
-            known = ", ".join(sorted((*FORMATS, *XGRAMMAR_FORMATS)))
-            raise refusal((*path, word), f"this format is not supported; those are {known}")
-        return {"pattern": whole_pattern(f"^{FORMATS[value]}$")}
 
     def _number(self, schema: Schema, path: Path) -> Schema:
         if "multipleOf" in schema:
@@ -383,7 +374,30 @@ def _check_writable(value: Any, path: Path) -> None:
         _check_writable(part, path)
 
 
-def _whole_pattern(pattern: str, path: Path) -> str:
+def _formatted(schema: Schema, given: Sequence[str], path: Path) -> Schema:
+    """A string's format; beside it, lengths that every string of the format has."""
+    name = schema["format"]
+    if not isinstance(name, str) or name not in (*FORMATS, *XGRAMMAR_FORMATS):
+        known = ", ".join(sorted((*FORMATS, *XGRAMMAR_FORMATS)))
+        message = f"this format is not supported; those are {known}"
+        raise refusal((*path, "format"), message)
+    spelling = FORMATS.get(name)
+    for word in given[1:]:
+        is_met = spelling is not None and (
+            schema[word] <= spelling.shortest
+            if word == "minLength"
+            else schema[word] >= spelling.longest
+        )
+        if not is_met:
+            raise refusal((*path, word), f"{word} beside format is not supported")
+    if spelling is None:
+        return {"format": name}
+    return {"pattern": whole_pattern(f"^{spelling.pattern}$")}
+
+
+def _whole_pattern(pattern: Any, path: Path) -> str:
+    if not isinstance(pattern, str):
+        raise refusal(path, "a pattern should be a string")
     try:
         return whole_pattern(pattern)
     except StructureError as error:

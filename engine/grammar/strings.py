@@ -7,6 +7,7 @@ within a pattern count for nothing, and so does whatever looks around. Such patt
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from engine.errors import StructureError
 
@@ -20,21 +21,42 @@ _TIME = (
     r"(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
 )
 _OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
-_LABEL = r"[a-zA-Z0-9]{1,20}(?:-[a-zA-Z0-9]{1,20}){0,2}"
+_LABEL = r"[a-zA-Z0-9]{1,16}(?:-[a-zA-Z0-9]{1,16})?"  # every state costs xgrammar milliseconds
+_HOST = rf"{_LABEL}(?:\.{_LABEL}){{0,3}}"
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A format's spelling, and how many characters it may have."""
+
+    pattern: str
+    shortest: int
+    longest: int
+
 
 # Each matches nothing but its format, and all of it that is in common use: xgrammar's own let pass
-# February 30, octets with leading zeros and longer names than there may be.
-FORMATS: Mapping[str, str] = {
-    "date": _DATE,
-    "time": _TIME,
-    "date-time": f"{_DATE}T{_TIME}",
-    "ipv4": rf"{_OCTET}(?:\.{_OCTET}){{3}}",
-    "uuid": r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}",
-    "hostname": rf"{_LABEL}(?:\.{_LABEL}){{0,3}}",
-    "email": rf"[a-zA-Z0-9_+-]{{1,20}}(?:\.[a-zA-Z0-9_+-]{{1,20}}){{0,2}}@(?:{_LABEL}\.){{1,3}}"
-    r"[a-zA-Z]{2,20}",
+# February 30, octets with leading zeros and longer names than there may be. URIs are a web's.
+FORMATS: Mapping[str, Format] = {
+    "date": Format(_DATE, 10, 10),
+    "time": Format(_TIME, 9, 21),
+    "date-time": Format(f"{_DATE}T{_TIME}", 20, 32),
+    "ipv4": Format(rf"{_OCTET}(?:\.{_OCTET}){{3}}", 7, 15),
+    "uuid": Format(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", 36, 36),
+    "hostname": Format(_HOST, 1, 135),
+    "email": Format(
+        r"[a-zA-Z0-9_+-]{1,16}(?:\.[a-zA-Z0-9_+-]{1,16})?"
+        rf"@(?:{_LABEL}\.){{1,2}}[a-zA-Z]{{2,10}}",
+        6,
+        112,
+    ),
+    "uri": Format(
+        r"https?://[a-zA-Z0-9][a-zA-Z0-9.-]{0,150}(?::[1-9][0-9]{0,3})?"
+        r"(?:/[a-zA-Z0-9/?&=._~-]{0,250})?",
+        8,
+        415,
+    ),
 }
-XGRAMMAR_FORMATS = frozenset(("duration", "ipv6", "uri"))  # those it has right
+XGRAMMAR_FORMATS = frozenset(("duration", "ipv6"))  # those it has right
 
 _ESCAPED_CONTROLS = frozenset("nrtfv0c")
 _UNWRITABLE = "can match a quote, a backslash or a control character, which JSON escapes"

@@ -69,6 +69,7 @@ FOLLOWED: list[Any] = [
         for name in ("date", "time", "date-time", "duration", "ipv4", "ipv6", "uuid")
     ),
     *(string(format=name) for name in ("email", "hostname", "uri")),
+    string(format="uri", minLength=1, maxLength=2083),
     integer(minimum=3.5, maximum=12),
     integer(minimum=3, exclusiveMinimum=4.5, exclusiveMaximum=7),
     integer(multipleOf=7, minimum=-50, maximum=50),
@@ -115,7 +116,9 @@ REFUSED: dict[str, Any] = {
     "#/not": {"not": {}},
     "#/properties/a/if": thing(properties={"a": {"if": {}}}),
     "#/maxLength": string(pattern="a", maxLength=2),
-    "#/minLength": string(format="date", minLength=2),
+    "#/minLength": string(format="date", minLength=11),
+    "#/maxLength  ": string(format="uri", maxLength=100),
+    "#/format ": string(format=["date"]),
     "#/format": string(pattern="^a$", format="date"),
     "#/items/format": array(items=string(format="phone")),
     "#/pattern": string(pattern=r"^\n$"),
