@@ -1,5 +1,6 @@
 """The composition root: configuration → worker → engine. Where the two planes meet."""
 
+import asyncio
 from collections.abc import Callable
 
 from engine.async_engine import AsyncEngine
@@ -10,10 +11,10 @@ from engine.tokenizer import load_tokenizer
 from engine.worker_process import WorkerProcess
 
 
-def build_engine(
+async def build_engine(
     config: EngineConfig, on_progress: Callable[[str, float], None] | None = None
 ) -> AsyncEngine:
-    """An engine that is not started yet.
+    """An engine that is not started yet; its worker's process imports what it needs meanwhile.
 
     Args:
         on_progress: Called with (what is being done, fraction done) while the worker loads.
@@ -21,9 +22,17 @@ def build_engine(
     Raises:
         ModelLoadError: if the tokenizer cannot be read.
     """
-    worker: Worker
     if config.worker == "inline":
-        worker = inline_model_worker(config)
-    else:
-        worker = WorkerProcess(config, on_progress)
-    return AsyncEngine(config, worker, load_tokenizer(config.model.directory))
+        return await _with_tokenizer(config, inline_model_worker(config))
+    worker = WorkerProcess(config, on_progress)
+    await worker.spawn()
+    try:
+        return await _with_tokenizer(config, worker)
+    except BaseException:  # also when a signal cancels the load: no worker may stay behind
+        await worker.close()
+        raise
+
+
+async def _with_tokenizer(config: EngineConfig, worker: Worker) -> AsyncEngine:
+    tokenizer = await asyncio.to_thread(load_tokenizer, config.model.directory)
+    return AsyncEngine(config, worker, tokenizer)

@@ -57,9 +57,46 @@ class WorkerProcess:
         """The worker's process id while it lives."""
         return None if self._process is None else self._process.pid
 
+    async def spawn(self) -> None:
+        """Start the process, which imports its modules before it listens; `start` does it too."""
+        level = logging.getLevelName(logger.getEffectiveLevel())
+        limits = self._config.supervision
+        timeouts_s = limits.step_timeout_s, limits.heartbeat_timeout_s
+        self._hang = None
+        ours, theirs = socket.socketpair()
+        self._reader, self._writer = await asyncio.open_unix_connection(sock=ours)
+        our_preparations, their_preparations = socket.socketpair()
+        self._preparation = Preparation(our_preparations)
+        pipe, beat_pipe = os.pipe()
+        os.set_blocking(pipe, False)
+        self._watchdog = Watchdog(
+            pipe,
+            self._kill_hanging,
+            step_timeout_s=limits.step_timeout_s,
+            heartbeat_timeout_s=limits.heartbeat_timeout_s,
+        )
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                self._module,
+                str(theirs.fileno()),
+                str(beat_pipe),
+                str(tick_s(*timeouts_s)),
+                str(their_preparations.fileno()),
+                pass_fds=[theirs.fileno(), beat_pipe, their_preparations.fileno()],
+                stdin=asyncio.subprocess.DEVNULL,
+                env={**os.environ, "ADADECODE_LOG_LEVEL": level},
+            )
+        finally:
+            theirs.close()
+            their_preparations.close()
+            os.close(beat_pipe)
+
     async def start(self) -> WorkerInfo:
         """See `Worker.start`."""
-        await self._spawn()
+        if self._process is None:
+            await self.spawn()
         assert self._watchdog is not None
         try:
             await self._send(self._config)
@@ -116,41 +153,6 @@ class WorkerProcess:
             self._preparation.close()
         self._process = self._reader = self._writer = self._watchdog = self._preparation = None
         self._is_loaded = False
-
-    async def _spawn(self) -> None:
-        level = logging.getLevelName(logger.getEffectiveLevel())
-        limits = self._config.supervision
-        timeouts_s = limits.step_timeout_s, limits.heartbeat_timeout_s
-        self._hang = None
-        ours, theirs = socket.socketpair()
-        self._reader, self._writer = await asyncio.open_unix_connection(sock=ours)
-        our_preparations, their_preparations = socket.socketpair()
-        self._preparation = Preparation(our_preparations)
-        pipe, beat_pipe = os.pipe()
-        os.set_blocking(pipe, False)
-        self._watchdog = Watchdog(
-            pipe,
-            self._kill_hanging,
-            step_timeout_s=limits.step_timeout_s,
-            heartbeat_timeout_s=limits.heartbeat_timeout_s,
-        )
-        try:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                self._module,
-                str(theirs.fileno()),
-                str(beat_pipe),
-                str(tick_s(*timeouts_s)),
-                str(their_preparations.fileno()),
-                pass_fds=[theirs.fileno(), beat_pipe, their_preparations.fileno()],
-                stdin=asyncio.subprocess.DEVNULL,
-                env={**os.environ, "ADADECODE_LOG_LEVEL": level},
-            )
-        finally:
-            theirs.close()
-            their_preparations.close()
-            os.close(beat_pipe)
 
     def _kill_hanging(self, reason: str, is_busy: bool) -> None:
         message = f"the worker process was killed, because {reason}"

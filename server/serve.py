@@ -65,7 +65,7 @@ async def _load(settings: ServerSettings, url: str) -> ServedModel:
         directory = await asyncio.to_thread(resolve_model, settings.model, progress=progress)
         heads = settings.heads or find_heads(settings.model, directory)
         config = settings.engine_config(directory, heads)
-        engine = await asyncio.to_thread(build_engine, config, progress)
+        engine = await build_engine(config, progress)
         try:
             await engine.start()
         except BaseException:  # also when a signal cancels the load: no worker may stay behind

@@ -16,6 +16,7 @@ from faults import HANG_STEP_ID, KILLER_TOKEN_ID, RAISING_TOKEN_ID
 from tiny_model import write_tiny_llama
 
 from engine.async_engine import AsyncEngine
+from engine.build import build_engine
 from engine.config import (
     CacheConfig,
     EngineConfig,
@@ -91,6 +92,31 @@ async def test_outputs_equal_those_of_a_worker_in_this_process(config: EngineCon
         assert tuple(tokens) == result.token_ids
     await engine.stop()
     assert not is_alive(pid)
+
+
+async def test_a_process_spawned_early_is_the_one_that_loads(worker: WorkerProcess) -> None:
+    await worker.spawn()
+    pid = worker.pid
+    assert pid is not None
+    await worker.start()
+    assert worker.pid == pid
+
+
+async def test_no_process_stays_behind_where_there_is_no_tokenizer(
+    config: EngineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spawned = []
+    spawn = WorkerProcess.spawn
+
+    async def noting_spawn(self: WorkerProcess) -> None:
+        await spawn(self)
+        spawned.append(self.pid)
+
+    monkeypatch.setattr(WorkerProcess, "spawn", noting_spawn)
+    with pytest.raises(ModelLoadError, match="tokenizer"):
+        await build_engine(config)
+    assert len(spawned) == 1
+    assert not is_alive(spawned[0])
 
 
 async def test_what_cannot_be_loaded_is_told_by_its_name(
