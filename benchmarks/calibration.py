@@ -3,7 +3,7 @@
 Serves prompts that the heads were not trained on, and after the first tokens of that traffic
 compares every chance with its verdict: the expected calibration error (ECE), the mean distance
 between what was said and what happened, over ten equal bins of what was said. Ends with status 1
-where an error is above the limit.
+where that of an exit is above the limit.
 """
 
 import argparse
@@ -66,7 +66,8 @@ def run(args: argparse.Namespace) -> int:
         verdicts = _serve(args, _config(args, directory, heads), temperature, entries)
         for (kind, _), outcomes in sorted(verdicts.outcomes.items()):
             error = expected_calibration_error(outcomes)
-            worst = max(worst, error)
+            if kind.startswith("exit"):
+                worst = max(worst, error)
             said = sum(chance for chance, _ in outcomes) / len(outcomes)
             came = sum(accepted for _, accepted in outcomes) / len(outcomes)
             print(

@@ -5,7 +5,7 @@ Synchronous and single-threaded: no asyncio, no locks. Whoever drives it execute
 
 from collections.abc import Sequence as Many
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.config import SchedulerConfig
 from engine.detokenizer import Detokenizer, TokenSpeller
@@ -13,6 +13,7 @@ from engine.errors import EngineError, EngineOverloaded
 from engine.limits import ModelLimits
 from engine.plan import StepPlan, StepResult
 from engine.request import (
+    DraftFigures,
     FinishReason,
     GenerationRequest,
     RequestOutput,
@@ -230,9 +231,12 @@ class EngineCore:
             stop_reason=sequence.stop_reason,
             queue_s=sequence.queue_s or 0.0,
             num_preemptions=sequence.num_preemptions,
-            draft_figures=sequence.figures() if sequence.is_finished else None,
+            draft_figures=self._figures(sequence) if sequence.is_finished else None,
             error=sequence.error,
         )
+
+    def _figures(self, sequence: Sequence) -> DraftFigures:
+        return replace(sequence.figures(), policy_reason=self._stats.policy_reason)
 
     def _close(self, sequence: Sequence) -> None:
         self._open.pop(sequence.request.request_id, None)

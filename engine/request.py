@@ -134,6 +134,7 @@ class DraftFigures:
     acceptance_histogram: tuple[int, ...]  # [j] = steps with exactly j accepted drafts
     accepted_by_layer: Mapping[int, int]  # exit layer (0: looked up) -> accepted drafts from there
     drafted_by_layer: Mapping[int, int]
+    policy_reason: str = field(default="", compare=False)  # why the policy drafts, or does not
 
     @property
     def mean_acceptance_length(self) -> float:

@@ -240,6 +240,7 @@ class EarlyExitMetrics(ResponseModel):
 
     accepted_by_layer: dict[int, int]
     drafted_by_layer: dict[int, int]
+    policy: str  # why the exit policy drafts at present, or does not; of all requests together
 
 
 class RequestMetrics(ResponseModel):
