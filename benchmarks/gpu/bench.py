@@ -98,7 +98,7 @@ class Bench:
         """SmolLM2-135M's shape."""
         return self._random(TINY if self.is_quick else SMOLLM_135M)
 
-    def config(self, directory: Path, **changes: object) -> EngineConfig:
+    def config(self, directory: Path, *, max_rows: int = 64, **changes: object) -> EngineConfig:
         """Of a worker on this device."""
         model: dict[str, object] = {
             "directory": directory,
@@ -110,7 +110,7 @@ class Bench:
         return EngineConfig(
             model=ModelConfig(**(model | changes)),  # type: ignore[arg-type]
             cache=CacheConfig(kv_cache_memory_bytes=1 << 24 if self.is_quick else _CACHE_BYTES),
-            scheduler=SchedulerConfig(max_num_seqs=64, prefix_caching=False),
+            scheduler=SchedulerConfig(max_num_seqs=max_rows, prefix_caching=False),
             exits=exits,
         )
 
@@ -126,12 +126,19 @@ class Bench:
         *,
         decoder: Decoder | None = None,
         heads: Path | None = None,
+        max_rows: int = 64,
         enforce_eager: bool = False,
         exact: bool = True,
     ) -> OfflineEngine:
         """An engine on a random model; plain without a drafter or heads."""
         exits = ExitsConfig(heads=heads, lookup=False)
-        config = self.config(model.directory, exits=exits, enforce_eager=enforce_eager, exact=exact)
+        config = self.config(
+            model.directory,
+            max_rows=max_rows,
+            exits=exits,
+            enforce_eager=enforce_eager,
+            exact=exact,
+        )
         worker = ModelWorker(config, drafter=drafter, decoder=decoder or model.decoder)
         return OfflineEngine(config, worker)
 

@@ -21,7 +21,7 @@ def measure(bench: Bench, part: Part) -> None:
     """One stream: speed-up by exit layer, acceptance, and share of positions that draft."""
     model = bench.big
     prompt = model.prompt(bench.context)
-    engine = bench.engine(model)
+    engine = bench.engine(model, max_rows=1)
     generate(engine, [prompt], 4, early_exit=False)
     plain = generate(engine, [prompt], bench.length, early_exit=False)
     part.add("plain", plain.tokens_per_s, "tok/s")
@@ -30,7 +30,7 @@ def measure(bench: Bench, part: Part) -> None:
     for layer in bench.exit_layers:
         drafter = scripted_heads(bench, [layer])
         drafter.outputs = {prompt: prompt + plain.token_ids[0]}
-        engine = bench.engine(model, drafter)
+        engine = bench.engine(model, drafter, max_rows=1)
         generate(engine, [prompt], 4, early_exit=True)
         for coverage, acceptance in _grid(bench):
             drafter.coverage, drafter.acceptance = coverage, acceptance

@@ -19,7 +19,7 @@ def measure(bench: Bench, part: Part) -> None:
     """One prompt of the benchmark's context."""
     model = bench.big
     prompts = [model.prompt(bench.context)]
-    engine = bench.engine(model)
+    engine = bench.engine(model, max_rows=1)
     generate(engine, prompts, 4, early_exit=False)
     timed = generate(engine, prompts, bench.length, early_exit=False)
     part.add("plain, one stream", timed.tokens_per_s, "tok/s")
@@ -35,9 +35,9 @@ def measure(bench: Bench, part: Part) -> None:
         )
     del engine
     bench.release()
-    eager = generate(
-        bench.engine(model, enforce_eager=True), prompts, bench.length // 2, early_exit=False
-    )
+    engine = bench.engine(model, max_rows=1, enforce_eager=True)
+    eager = generate(engine, prompts, bench.length // 2, early_exit=False)
+    del engine
     part.add("graphs / launched one by one", timed.tokens_per_s / eager.tokens_per_s, "x")
     if isinstance(model.ops, CudaOps):
         _without_exact_rows(bench, part, timed.tokens_per_s)
@@ -65,7 +65,7 @@ def against_transformers(bench: Bench, part: Part) -> None:
     """The same weights and prompt in transformers, eager and compiled with a static cache."""
     model = bench.big
     prompt = model.prompt(bench.context)
-    engine = bench.engine(model)
+    engine = bench.engine(model, max_rows=1)
     generate(engine, [prompt], 4, early_exit=False)
     ours = generate(engine, [prompt], bench.length, early_exit=False)
     del engine

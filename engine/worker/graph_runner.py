@@ -234,6 +234,12 @@ class HeadGraph:
         return self._replays[count]
 
 
+def token_counts_for(most: int) -> Sequence[int]:
+    """Numbers of tokens to capture where steps that only decode have at most so many."""
+    enough = fitting(TOKEN_COUNTS, most) or TOKEN_COUNTS[-1]
+    return [count for count in TOKEN_COUNTS if count <= enough]
+
+
 def fitting(sizes: Sequence[int], wanted: int) -> int | None:
     """The smallest of ascending sizes that holds what is wanted; None: none does."""
     return next((size for size in sizes if size >= wanted), None)

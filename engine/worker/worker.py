@@ -37,7 +37,7 @@ from engine.worker.drafter import Drafter, PolicyDrafter
 from engine.worker.exit_look import ExitLook
 from engine.worker.exit_policy import ExitPolicy
 from engine.worker.grammars import Grammars
-from engine.worker.graph_runner import BatchLimits, GraphRunner
+from engine.worker.graph_runner import BatchLimits, GraphRunner, token_counts_for
 from engine.worker.kv_cache import allocate_cache, block_size_bytes
 from engine.worker.sampler import Sampler
 from engine.worker.segment_runner import EagerRunner, SegmentRunner
@@ -237,11 +237,13 @@ class ModelWorker:
             return EagerRunner(decoder, segments, cache)
         if progress is not None:
             progress("capturing graphs", 0.0)
+        max_rows, drafts = config.scheduler.max_num_seqs, config.exits.max_draft_tokens
         limits = BatchLimits(
-            max_rows=config.scheduler.max_num_seqs,
-            max_positions=self._max_model_len + config.exits.max_draft_tokens,
+            max_rows=max_rows,
+            max_positions=self._max_model_len + drafts,
             block_size=config.cache.block_size,
             spare_slot=self._num_blocks * config.cache.block_size,
+            token_counts=token_counts_for(max_rows * (1 + drafts)),
         )
         runner = GraphRunner(decoder, segments, cache, limits, CudaCapture())
         runner.prepare()

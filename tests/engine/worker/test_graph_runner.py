@@ -13,7 +13,14 @@ from engine.model.decoder import Decoder
 from engine.model.ops.interface import LayerCache, TokenBatch
 from engine.model.ops.torch_ops import TorchOps
 from engine.worker.decode_step import split_layers
-from engine.worker.graph_runner import BatchLimits, GraphRunner, HeadGraph, fitting
+from engine.worker.graph_runner import (
+    TOKEN_COUNTS,
+    BatchLimits,
+    GraphRunner,
+    HeadGraph,
+    fitting,
+    token_counts_for,
+)
 from engine.worker.kv_cache import allocate_cache
 from engine.worker.segment_runner import EagerRunner
 
@@ -207,3 +214,5 @@ def test_early_exits_on_graphs_change_no_token(
 def test_fitting() -> None:
     assert [fitting((1, 4), wanted) for wanted in (1, 2, 4, 5)] == [1, 4, 4, None]
     assert limits(max_positions=100).widths == [7]
+    assert token_counts_for(6) == [1, 2, 4, 8]
+    assert token_counts_for(384)[-1] == TOKEN_COUNTS[-1]
