@@ -24,6 +24,7 @@ from engine.vocabulary import load_vocabulary
 
 _EXTRA_MEMORY_BYTES = 1 << 30  # that a child may take beyond what the forge has
 _MAX_COMPILED_BYTES = 64 << 20  # a worker keeps many
+_MAX_TOLD = 400  # characters of an error: it may quote its source
 _WARNING = "Warning: "  # xgrammar drops something then
 _LIMIT_SIGNALS = {signal.SIGALRM, signal.SIGXCPU}
 
@@ -77,7 +78,7 @@ class Forge:
             error = _TOO_MUCH
         except BaseException as unexpected:
             error = f"it cannot be compiled: {type(unexpected).__name__}"
-        os.write(pipe, json.dumps(error).encode()[:4096])
+        os.write(pipe, json.dumps(error and error[:_MAX_TOLD]).encode())
         os._exit(0)
 
     def _verdict(self, structure: Structure) -> str | None:
@@ -92,7 +93,7 @@ class Forge:
             told.seek(0)
             _, warning, dropped = told.read().decode(errors="replace").partition(_WARNING)
         if warning:
-            return dropped.splitlines()[0][:500]
+            return dropped.splitlines()[0]
         if grammar.memory_size_bytes > _MAX_COMPILED_BYTES:
             return _TOO_MUCH
         words = xgrammar.allocate_token_bitmask(1, self._vocab_size)
@@ -102,7 +103,7 @@ class Forge:
     def _end(self, pipe: int, pid: int, order: dict[str, Any]) -> None:
         """A child has spoken, or died."""
         self._selector.unregister(pipe)
-        verdict = os.read(pipe, 4096)
+        verdict = os.read(pipe, 16 * _MAX_TOLD)
         os.close(pipe)
         _, status = os.waitpid(pid, 0)
         if verdict:

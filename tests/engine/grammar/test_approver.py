@@ -46,6 +46,8 @@ async def refusal(approver: Approver, structure: Structure) -> str:
         (Structure(kind="regex", source="["), "Unclosed"),
         (Structure(kind="grammar", source="root ::= nope"), ""),
         (Structure(kind="structural_tag", source='{"type": "nope"}'), ""),
+        (Structure(kind="grammar", source="root ::= " + "é" * 9000), ""),
+        (Structure(kind="json_schema", source='{"$ref": "#/' + "é" * 9000 + '"}'), "nowhere"),
         (Structure(kind="json_schema", source='{"a":' * 5000 + "1" + "}" * 5000), ""),
     ],
 )
