@@ -43,22 +43,35 @@ async def within(
     turn = now + deadlines.queue_s if deadlines.queue_s else None
     end = now + deadlines.total_s if deadlines.total_s else None
     async with aclosing(outputs):
-        upcoming = asyncio.ensure_future(anext(outputs, None))
-        try:
-            if turn is not None:
-                await asyncio.wait({upcoming}, timeout=turn - loop.time())
-                if not upcoming.done() and not has_started():
-                    raise QueuedTooLong
-            while True:
-                left = None if end is None else max(0.0, end - loop.time())
-                await asyncio.wait({upcoming}, timeout=left)
-                if not upcoming.done():
-                    raise DeadlinePassed
-                item = upcoming.result()
-                if item is None:
-                    return
-                yield item
-                upcoming = asyncio.ensure_future(anext(outputs, None))
-        finally:
-            upcoming.cancel()
-            await asyncio.gather(upcoming, return_exceptions=True)
+        item = await _first(outputs, turn, end, has_started)
+        while item is not None:
+            yield item
+            try:
+                async with asyncio.timeout_at(end):
+                    item = await anext(outputs, None)
+            except TimeoutError:
+                raise DeadlinePassed from None
+
+
+async def _first(
+    outputs: AsyncGenerator[Item, None],
+    turn: float | None,
+    end: float | None,
+    has_started: Callable[[], bool],
+) -> Item | None:
+    """The first output, for which a request may have to wait its turn: until `turn`, no longer."""
+    loop = asyncio.get_running_loop()
+    upcoming = asyncio.ensure_future(anext(outputs, None))
+    try:
+        if turn is not None:
+            await asyncio.wait({upcoming}, timeout=turn - loop.time())
+            if not upcoming.done() and not has_started():
+                raise QueuedTooLong
+        left = None if end is None else max(0.0, end - loop.time())
+        await asyncio.wait({upcoming}, timeout=left)
+        if not upcoming.done():
+            raise DeadlinePassed
+        return upcoming.result()
+    finally:
+        upcoming.cancel()
+        await asyncio.gather(upcoming, return_exceptions=True)
