@@ -49,7 +49,8 @@ RUN apt-get update \
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build /opt/adadecode /opt/adadecode
 
-ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 ADADECODE_PORT=8000
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 ADADECODE_PORT=8000 \
+    TRITON_CACHE_DIR=/home/adadecode/.cache/triton
 USER 10001
 WORKDIR /home/adadecode
 

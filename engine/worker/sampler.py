@@ -66,13 +66,18 @@ class Sampler:
 def top_logprobs(logits: Tensor, token_id: int, num_top: int) -> TokenLogprobs:
     """Log-probabilities of one position from its unprocessed logits [V]."""
     logprobs = logits.log_softmax(-1)
-    top: tuple[tuple[int, float], ...] = ()
-    if num_top > 0:
-        values, ids = logprobs.topk(min(num_top, len(logprobs)))
-        top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
     logprob = logprobs[token_id]
-    rank = int((logprobs >= logprob).sum())
-    return TokenLogprobs(token_id=token_id, logprob=float(logprob), top=top, rank=rank)
+    values, ids = logprobs.topk(min(num_top, len(logprobs)))
+    # One read, because a GPU is waited for each time; doubles hold all of it as it is.
+    own = torch.stack((logprob.double(), (logprobs >= logprob).sum().double()))
+    own_logprob, rank, *rest = torch.cat((own, ids.double(), values.double())).tolist()
+    top_ids, top_values = rest[: len(ids)], rest[len(ids) :]
+    return TokenLogprobs(
+        token_id=token_id,
+        logprob=own_logprob,
+        top=tuple((int(i), value) for i, value in zip(top_ids, top_values, strict=True)),
+        rank=int(rank),
+    )
 
 
 def _inverse_temperature(state: SequenceState) -> float:
