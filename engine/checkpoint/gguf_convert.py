@@ -20,6 +20,8 @@ from engine.checkpoint.safetensors_writer import write_safetensors
 from engine.errors import ModelLoadError
 
 _ROPE_FACTORS = "rope_freqs.weight"
+# What reading raises where numbers, names and shapes in a file contradict each other.
+_SIGNS_OF_DAMAGE = (ValueError, IndexError, KeyError, TypeError, ArithmeticError)
 _CONFIG_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 
 
@@ -35,6 +37,8 @@ def convert_gguf(file: Path, directory: Path, progress: Progress) -> None:
         metadata = _convert_model(file, directory, progress)
         progress("converting the tokenizer", 1.0)
         tokenizer.finish(metadata.get("tokenizer.ggml.pre"))
+    except _SIGNS_OF_DAMAGE as error:
+        raise ModelLoadError(f"{file} is damaged: {error}") from error
     finally:
         tokenizer.stop()
 
@@ -43,7 +47,7 @@ def _convert_model(file: Path, directory: Path, progress: Progress) -> dict[str,
     """Write config and weights; returns the file's metadata."""
     try:
         reader = GGUFReader(file)
-    except (ValueError, OSError, IndexError, KeyError) as error:
+    except (*_SIGNS_OF_DAMAGE, OSError) as error:
         raise ModelLoadError(f"{file} is not a readable GGUF file: {error}") from error
     metadata = {name: _value(field) for name, field in reader.fields.items() if _is_small(field)}
     if metadata.get("split.count", 0) > 1:

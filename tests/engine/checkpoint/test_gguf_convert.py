@@ -1,6 +1,8 @@
 """Weights and configuration of GGUF files against what went into them."""
 
 import json
+import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +137,26 @@ def test_other_families_are_refused_by_name(tmp_path: Path, family: str) -> None
 def test_experts_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedArchitecture, match="experts"):
         _converted(tmp_path, TinyGguf(metadata=(("expert_count", 8),)))
+
+
+def test_files_with_wrong_bytes_are_read_or_refused_and_nothing_else(tmp_path: Path) -> None:
+    write_tiny_gguf(tmp_path / "tiny.gguf", TinyGguf())
+    whole = (tmp_path / "tiny.gguf").read_bytes()
+    chances = random.Random(0)
+    num_refused = 0
+    for number in range(80):
+        content = bytearray(whole)
+        for _ in range(chances.choice((1, 2, 4))):
+            content[chances.randrange(6000)] = chances.choice((0, 1, 127, 255))
+        (tmp_path / "wrong.gguf").write_bytes(content)
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        try:
+            convert_gguf(tmp_path / "wrong.gguf", directory, lambda text, fraction: None)
+        except ModelLoadError:
+            num_refused += 1
+        shutil.rmtree(directory)
+    assert 0 < num_refused < 80
 
 
 @pytest.mark.parametrize("keep", [0, 3, 100, 20_000])
