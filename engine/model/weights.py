@@ -17,9 +17,11 @@ from torch import Tensor
 from engine.checkpoint.directory import BLOCKS_FILE, has_blocks, read_json
 from engine.errors import ModelLoadError
 from engine.model.block_weight import BlockWeight
+from engine.model.file_pages import let_go
 from engine.model.spec import ModelSpec
 
 _FINGERPRINT_ELEMENTS = 1024
+_MOST_READ_BYTES = 32 << 20  # whose pages are kept; most of it is packed by then
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
 
@@ -39,11 +41,14 @@ class WeightReader:
         # Opened once: a file's header names every tensor, and to read it for each takes half a
         # second for a small model. Tensors outlive the handles.
         self._files: dict[str, Any] = {}
-        for path in _weight_files(directory):
+        self._paths = _weight_files(directory)
+        self._read_bytes = 0  # since pages were let go
+        for path in self._paths:
             file = _open(path)
             self._files |= dict.fromkeys(file.keys(), file)
         self._blocks: dict[str, Any] = {}
         if keep_blocks and has_blocks(directory):
+            self._paths.append(directory / BLOCKS_FILE)
             file = _open(directory / BLOCKS_FILE)
             self._blocks = dict.fromkeys(file.keys(), file)
         self._shapes = dict(expected_shapes(spec))
@@ -116,6 +121,10 @@ class WeightReader:
             tensor: Tensor = files[name].get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise ModelLoadError(f"{self._directory}: {name} cannot be read: {error}") from error
+        if self._read_bytes > _MOST_READ_BYTES:
+            let_go(self._paths)
+            self._read_bytes = 0
+        self._read_bytes += tensor.nbytes
         return tensor
 
 
