@@ -5,6 +5,7 @@ import asyncio
 import os
 import signal
 
+import httpx
 import pytest
 
 from benchmarks import faults
@@ -14,6 +15,7 @@ from benchmarks.serve_client import Call, send
 pytestmark = [pytest.mark.torch, pytest.mark.model, pytest.mark.slow]
 
 MODEL = "smollm2-135m-instruct"
+TEXT = "Rain falls on the hills, and the river carries it to the sea. " * 15
 
 
 def call(index: int) -> Call:
@@ -33,13 +35,26 @@ def call(index: int) -> Call:
     )
 
 
+async def read_prompts(client: httpx.AsyncClient) -> list[object]:
+    """A long text's scores, and its embedding."""
+    prompt = {"model": MODEL, "prompt": TEXT, "max_tokens": 0, "echo": True, "logprobs": 1}
+    scores, embedding = await asyncio.gather(
+        client.post("/v1/completions", json=prompt, timeout=60),
+        client.post("/v1/embeddings", json={"model": MODEL, "input": TEXT}, timeout=60),
+    )
+    return [scores.json()["choices"], embedding.json()["data"]]
+
+
 async def test_a_stopped_worker_costs_a_pause_and_no_token() -> None:
     flags = [MODEL, "--heartbeat-timeout", "3", "--sse-keep-alive-interval", "1"]
     async with ready_server(flags) as (server, client):
         calls = [call(index) for index in range(4)]
         expected = await asyncio.gather(*(send(client, each) for each in calls))
+        expected_of_prompts = await read_prompts(client)
         streams = [asyncio.create_task(send(client, each)) for each in calls]
-        await asyncio.sleep(0.7)
+        await asyncio.sleep(0.6)
+        reading = asyncio.create_task(read_prompts(client))
+        await asyncio.sleep(0.1)
         pid = server.worker_pid
         assert pid is not None
         os.kill(pid, signal.SIGSTOP)
@@ -49,6 +64,7 @@ async def test_a_stopped_worker_costs_a_pause_and_no_token() -> None:
         assert (await client.get("/health")).status_code == 200
         late = await send(client, calls[0])  # queued, not refused
         outcomes = await asyncio.gather(*streams)
+        assert await reading == expected_of_prompts
         assert server.worker_pid not in (None, pid)
     for outcome, right in zip([*outcomes, late], [*expected, expected[0]], strict=True):
         assert outcome.error is None
