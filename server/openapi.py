@@ -84,11 +84,23 @@ def describe(app: FastAPI) -> dict[str, Any]:
             schemas.pop(unused, None)
         for name, schema in definitions["$defs"].items():
             schemas.setdefault(name, schema)
+        served = list(app.state.context.service.model_names)
+        for name, schema in schemas.items():
+            if name.endswith("Request") and "model" in schema["properties"]:
+                _name_models(schema["properties"]["model"], served)
         for path, methods in document["paths"].items():
             for operation in methods.values():
                 _complete_errors(operation["responses"], has_parameters="{" in path)
         app.openapi_schema = document
     return app.openapi_schema
+
+
+def _name_models(field: dict[str, Any], names: list[str]) -> None:
+    """A model is one of those served; clients may choose from them."""
+    for branch in field.get("anyOf", [field]):
+        if branch.get("type") == "string":
+            branch.pop("maxLength", None)
+            branch["enum"] = names
 
 
 def _complete_errors(responses: dict[str, Any], *, has_parameters: bool) -> None:

@@ -11,7 +11,7 @@ import pytest
 import schemathesis
 from fake_engine import FakeEngine
 from hypothesis import HealthCheck, Phase, settings
-from live_server import fake_app, serving
+from live_server import MODEL, fake_app, serving
 from schemathesis.checks import (
     content_type_conformance,
     not_a_server_error,
@@ -57,6 +57,14 @@ def test_every_error_that_an_exception_becomes_is_declared(path):
         for status, response in declared.items()
         if status != "200"
     )
+
+
+def test_requests_name_the_models_that_are_served():
+    """So that what is generated from the document is not all refused for its model."""
+    schemas = fake_app(FakeEngine()).openapi()["components"]["schemas"]
+
+    assert schemas["ChatCompletionRequest"]["properties"]["model"]["enum"] == [MODEL]
+    assert schemas["TokenizeRequest"]["properties"]["model"]["anyOf"][0]["enum"] == [MODEL]
 
 
 @schema.parametrize()
