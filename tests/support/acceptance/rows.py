@@ -548,7 +548,7 @@ ROWS: tuple[Row, ...] = (
     _row(
         69,
         "a replica of Ray Serve dies, its queue is full, its proxy cancels",
-        "retried elsewhere; 503 with Retry-After; nothing goes on for nobody",
+        "does not apply",
         note="This server does not run inside Ray Serve: it has no replicas and no router. What a "
         "router in front of it needs is there: refusals with Retry-After before any header "
         "(rows 39 and 42), `/ready` for draining (57), streams that go on when a worker dies "
