@@ -119,7 +119,6 @@ class GraphRunner:
         replay()
         return self._logits[:num_tokens]
 
-    @torch.inference_mode()
     def heads(self, heads: ExitHeads) -> ExitHeads:
         """The same exit heads, captured."""
         counts = self._limits.token_counts
@@ -182,7 +181,9 @@ class HeadGraph:
         self._head = head
         self._token_counts = token_counts
         self._capture = capture
-        self._inputs = like.new_zeros(2, token_counts[-1], like.shape[1])
+        # Buffers are ordinary tensors, whatever mode they are made in: any call may write them.
+        with torch.inference_mode(False):
+            self._inputs = like.new_zeros(2, token_counts[-1], like.shape[1])
         self._replays: dict[int, tuple[Replay, tuple[Tensor, Tensor, Tensor]]] = {}
 
     @property
@@ -220,7 +221,6 @@ class HeadGraph:
     def _captured(self, count: int) -> tuple[Replay, tuple[Tensor, Tensor, Tensor]]:
         if count not in self._replays:
             hidden, previous = self._inputs[:, :count]
-            # Buffers are ordinary tensors, whatever mode the first call comes in.
             with torch.inference_mode(False), torch.no_grad():
                 shapes = self._head(hidden, previous)
                 results = tuple(torch.empty_like(result) for result in shapes)

@@ -177,6 +177,20 @@ def test_heads_are_replayed(decoder: Decoder) -> None:
     assert (capture.num_captures, capture.num_replays) == (2, 2)
 
 
+@pytest.mark.parametrize("makes_in_inference_mode", [False, True])
+def test_heads_can_be_called_in_any_mode(decoder: Decoder, makes_in_inference_mode: bool) -> None:
+    """Costs are measured outside inference mode, steps run in it."""
+    runner = GraphRunner(decoder, SEGMENTS, new_cache(decoder), limits(), CallAgain())
+    with torch.inference_mode(makes_in_inference_mode):
+        heads = runner.heads(random_heads(decoder, [2], 40))
+    hidden = hidden_of(3)
+    with torch.no_grad():
+        outside = heads.heads[0](hidden, hidden)
+    with torch.inference_mode():
+        inside = heads.heads[0](hidden, hidden)
+    assert all(torch.equal(a, b) for a, b in zip(outside, inside, strict=True))
+
+
 def test_a_states_estimate_outlives_the_next_replay(decoder: Decoder) -> None:
     (head,) = random_heads(decoder, [2], 40).heads
     graph = HeadGraph(head, hidden_of(1), CallAgain(), (2,))
