@@ -20,6 +20,7 @@ class CostCurve:
     def __init__(self, counts: Sequence[int], seconds: Sequence[float]) -> None:
         self._counts = list(counts)
         self._logs = [log(max(value, _LEAST_S)) for value in seconds]
+        self._factor = 1.0  # on all of them: many more observations move it than any point
         self._seconds: list[float] = []
         self._settle()
 
@@ -29,10 +30,10 @@ class CostCurve:
             return 0.0
         counts, seconds = self._counts, self._seconds
         if num_tokens <= counts[0] or len(counts) == 1:
-            return seconds[0]
+            return seconds[0] * self._factor
         right = min(bisect_left(counts, num_tokens), len(counts) - 1)
         x0, x1, y0, y1 = counts[right - 1], counts[right], seconds[right - 1], seconds[right]
-        return y0 + (y1 - y0) * (num_tokens - x0) / (x1 - x0)
+        return (y0 + (y1 - y0) * (num_tokens - x0) / (x1 - x0)) * self._factor
 
     def observe(self, num_tokens: int, seconds: float) -> float:
         """Learn what so many tokens took.
@@ -49,18 +50,18 @@ class CostCurve:
         left = right - 1 if right and counts[right] != num_tokens else right
         for point in {left, right}:
             self._logs[point] += _POINT_RATE * error
+        self._settle()
         self.scale(_SHAPE_RATE * error)
         return error
 
     def scale(self, logarithm: float) -> None:
         """All counts cost more, or less, by the same factor."""
-        self._logs = [value + logarithm for value in self._logs]
-        self._settle()
+        self._factor *= exp(logarithm)
 
     @property
     def points(self) -> list[tuple[int, float]]:
         """What it goes through: tokens and seconds."""
-        return list(zip(self._counts, self._seconds, strict=True))
+        return [(count, self(count)) for count in self._counts]
 
     def _settle(self) -> None:
         seconds, most = [], 0.0
