@@ -29,9 +29,11 @@ _ERRORS = {
 }
 
 
-def accepts(body_type: type[BaseModel]) -> dict[str, Any]:
-    """`openapi_extra` of a route whose body is `body_type`."""
-    content = {"application/json": {"schema": _ref(body_type)}}
+def accepts(body_type: type[BaseModel], **example: Any) -> dict[str, Any]:
+    """`openapi_extra` of a route whose body is `body_type`, such as `example`."""
+    content: dict[str, Any] = {"application/json": {"schema": _ref(body_type)}}
+    if example:
+        content["application/json"]["example"] = example
     return {"requestBody": {"required": True, "content": content}}
 
 
@@ -43,7 +45,7 @@ def streams(
     return {
         200: {
             "description": description,
-            "content": {"text/event-stream": {"schema": _ref(chunk_type)}},
+            "content": {"text/event-stream": {"schema": _event(chunk_type, is_marked=bool(end))}},
         },
         **computes(),
     }
@@ -90,6 +92,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
                 _name_models(schema["properties"]["model"], served)
         for path, methods in document["paths"].items():
             for operation in methods.values():
+                _name_model(operation, served)
                 _complete_errors(operation["responses"], has_parameters="{" in path)
         app.openapi_schema = document
     return app.openapi_schema
@@ -103,12 +106,35 @@ def _name_models(field: dict[str, Any], names: list[str]) -> None:
             branch["enum"] = names
 
 
+def _name_model(operation: dict[str, Any], names: list[str]) -> None:
+    """An operation's example is one that this very server answers."""
+    content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
+    if "example" in content:
+        content["example"] = {"model": names[0], **content["example"]}
+
+
 def _complete_errors(responses: dict[str, Any], *, has_parameters: bool) -> None:
     """What every operation can answer, where it has not declared it; never FastAPI's own 422."""
     responses.pop("422", None)
     for status in (401, 500, 503, *((404,) if has_parameters else ())):
         content = {"application/json": {"schema": _ref(ErrorResponse)}}
         responses.setdefault(str(status), {"description": _ERRORS[status], "content": content})
+
+
+def _event(chunk_type: type[BaseModel], *, is_marked: bool) -> dict[str, Any]:
+    """A server-sent event, as OpenAPI 3.2 describes one: its data is a chunk's JSON, or the mark of
+    the end.
+    """
+    chunk = {"anyOf": [_ref(chunk_type), _ref(ErrorResponse)]} if is_marked else _ref(chunk_type)
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": chunk}
+    return {
+        "type": "object",
+        "required": ["data"],
+        "properties": {
+            "event": {"type": "string"},
+            "data": {"anyOf": [{"const": "[DONE]"}, data]} if is_marked else data,
+        },
+    }
 
 
 def _ref(model: type[BaseModel]) -> dict[str, str]:

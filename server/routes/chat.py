@@ -19,7 +19,9 @@ router = APIRouter(tags=["chat"])
     "/v1/chat/completions",
     response_model=ChatCompletion,
     responses=streams(ChatCompletionChunk),
-    openapi_extra=accepts(ChatCompletionRequest),
+    openapi_extra=accepts(
+        ChatCompletionRequest, messages=[{"role": "user", "content": "Hi"}], max_tokens=16
+    ),
 )
 async def create_chat_completion(request: Request, context: Context) -> Response:
     """Answer a conversation."""

@@ -22,7 +22,7 @@ router = APIRouter(tags=["completions"])
     "/v1/completions",
     response_model=Completion,
     responses=streams(Completion),
-    openapi_extra=accepts(CompletionRequest),
+    openapi_extra=accepts(CompletionRequest, prompt="Hi", max_tokens=16),
 )
 async def create_completion(request: Request, context: Context) -> Response:
     """Continue one or several prompts, given as text or token ids."""

@@ -31,7 +31,7 @@ _MOST_AT_ONCE = 16  # inputs of one request in the engine, lest it fill the queu
     "/v1/embeddings",
     response_model=Embeddings,
     responses=computes(),
-    openapi_extra=accepts(EmbeddingsRequest),
+    openapi_extra=accepts(EmbeddingsRequest, input="Hi"),
 )
 async def create_embeddings(request: Request, context: Context) -> Response:
     """Embed one or several inputs, given as text or token ids: the model's last hidden states,

@@ -24,7 +24,7 @@ _STORED = "/v1/responses/{response_id}"
     "/v1/responses",
     response_model=Response,
     responses=streams(ResponseStreamEvent, end=""),
-    openapi_extra=accepts(ResponsesRequest),
+    openapi_extra=accepts(ResponsesRequest, input="Hi", max_output_tokens=16),
 )
 async def create_response(request: Request, context: Context) -> HttpResponse:
     """Answer an input: a text, or the items of a conversation."""

@@ -33,7 +33,7 @@ router = APIRouter(tags=["tokens"])
 @router.post(
     "/tokenize",
     responses=errors(400, 404, 408, 413, 415, 500, 503),
-    openapi_extra=accepts(TokenizeRequest),
+    openapi_extra=accepts(TokenizeRequest, prompt="Hi"),
 )
 async def tokenize(request: Request, context: Context) -> Tokenization:
     """Token ids of a text, or of a conversation in the model's chat template."""
@@ -54,7 +54,7 @@ async def tokenize(request: Request, context: Context) -> Tokenization:
 @router.post(
     "/detokenize",
     responses=errors(400, 404, 408, 413, 415, 500, 503),
-    openapi_extra=accepts(DetokenizeRequest),
+    openapi_extra=accepts(DetokenizeRequest, tokens=[1, 2]),
 )
 async def detokenize(request: Request, context: Context) -> Detokenization:
     """Text of token ids."""

@@ -7,6 +7,7 @@ number of examples per operation is small here; `make test-api` asks for 200.
 import os
 from collections.abc import Iterator
 
+import httpx
 import pytest
 import schemathesis
 from fake_engine import FakeEngine
@@ -65,6 +66,15 @@ def test_requests_name_the_models_that_are_served():
 
     assert schemas["ChatCompletionRequest"]["properties"]["model"]["enum"] == [MODEL]
     assert schemas["TokenizeRequest"]["properties"]["model"]["anyOf"][0]["enum"] == [MODEL]
+
+
+def test_the_examples_work(url):
+    document = fake_app(FakeEngine()).openapi()
+    for path, methods in document["paths"].items():
+        content = methods.get("post", {}).get("requestBody", {}).get("content", {})
+        if content:
+            example = content["application/json"]["example"]
+            assert httpx.post(url + path, json=example).status_code == 200, path
 
 
 @schema.parametrize()
