@@ -4,9 +4,10 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from parameter_cases import CASES, RESPONSES_CASES, TOKENIZE_CASES, Case
+from parameter_cases import CASES, EMBEDDINGS_CASES, RESPONSES_CASES, TOKENIZE_CASES, Case
 from parameter_table import (
     DOCUMENT,
+    EMBEDDINGS_WAYS,
     HONOURED,
     RESPONSES_WAYS,
     WAYS,
@@ -19,6 +20,7 @@ from parameter_table import (
 from server.protocol.chat import ChatCompletionRequest
 from server.protocol.common import unsupported_names
 from server.protocol.completions import CompletionRequest
+from server.protocol.embeddings import EmbeddingsRequest
 from server.protocol.responses import ResponsesRequest
 from server.protocol.tokenize import TokenizeRequest
 from server.responses import not_offered_names
@@ -52,6 +54,7 @@ def test_no_parameter_is_missing() -> None:
 
     assert {case.name for case in CASES} == known
     assert {case.name for case in RESPONSES_CASES} == known | of_responses
+    assert {case.name for case in EMBEDDINGS_CASES} == {*EmbeddingsRequest.model_fields} - FRAME
     assert {case.name for case in TOKENIZE_CASES} >= {*TokenizeRequest.model_fields} - FRAME
 
 
@@ -77,6 +80,13 @@ def test_nothing_is_ignored_silently_and_exits_change_no_answer(
                 _without_figures(asked.seen(case, way).answer) for way in (with_exits, without)
             ]
             assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("case", EMBEDDINGS_CASES, ids=lambda case: case.name)
+def test_embeddings_ignore_nothing_silently(asked: Prober, case: Case) -> None:
+    outcome = asked.outcome(case, EMBEDDINGS_WAYS[0])
+
+    assert outcome != WITHOUT_EFFECT or case.name in ON_PURPOSE
 
 
 def test_every_way_is_sent() -> None:

@@ -1,4 +1,4 @@
-"""Every parameter of the endpoints that generate or tokenize, each with values that ask."""
+"""Every parameter of the endpoints that generate, embed or tokenize, each with values that ask."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -187,4 +187,17 @@ TOKENIZE_CASES = (
     _case("tools", [TOOL]),
     _case("truncate_prompt_tokens", 2),
     _case("truncation_side", "right", beside={"truncate_prompt_tokens": 2}),
+)
+
+EMBEDDINGS_CASES = (
+    _case("add_special_tokens", False),
+    _case("cache_salt", "pepper"),
+    _case("dimensions", 2),
+    _case("encoding_format", "base64"),
+    _case("normalize", False),
+    _case("pooling", "last"),
+    _case("priority", 1),
+    _case("truncate_prompt_tokens", 2),
+    _case("truncation_side", "right", beside={"truncate_prompt_tokens": 2}),
+    _case("user", "somebody"),
 )

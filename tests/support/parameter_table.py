@@ -1,7 +1,7 @@
 """docs/parameters.md: what really happens to every parameter. Run this to write it anew.
 
 Each parameter is sent to a server around a fake engine: to every endpoint that generates, whole and
-streamed, with early exits on and off, and to /tokenize. A parameter is honoured where the engine's
+streamed, with early exits on and off, to /v1/embeddings and to /tokenize. A parameter is honoured where the engine's
 request, the template's variables or the answer differ from those of a request without it.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 from fake_engine import ByteTokenizer, FakeEngine
 from live_server import MODEL, fake_app
-from parameter_cases import CASES, RESPONSES_CASES, TOKENIZE_CASES, Case
+from parameter_cases import CASES, EMBEDDINGS_CASES, RESPONSES_CASES, TOKENIZE_CASES, Case
 from starlette.testclient import TestClient
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "parameters.md"
@@ -24,6 +24,7 @@ PATHS = {
     "completions": "/v1/completions",
     "chat": "/v1/chat/completions",
     "responses": "/v1/responses",
+    "embeddings": "/v1/embeddings",
     "tokenize": "/tokenize",
 }
 Way: TypeAlias = tuple[str, bool, bool]  # endpoint, stream, exits
@@ -32,6 +33,7 @@ WAYS: tuple[Way, ...] = tuple(
     (endpoint, *flags) for endpoint in ("completions", "chat") for flags in _FLAGS
 )
 RESPONSES_WAYS: tuple[Way, ...] = tuple(("responses", *flags) for flags in _FLAGS)
+EMBEDDINGS_WAYS: tuple[Way, ...] = (("embeddings", False, True),)
 TOKENIZE_WAYS: tuple[Way, ...] = (("tokenize", False, True),)
 
 _OF_THIS_ANSWER = re.compile(
@@ -41,8 +43,8 @@ _TEMPLATE = "{{ messages }}{{ reasoning_effort }}<think></think>"
 _HEAD = """\
 # Parameters
 
-Every parameter of the endpoints that generate and of `/tokenize`, and what the server does with \
-it. This file is written by `make parameters`, which really sends each, and a test keeps it true.
+Every parameter of the endpoints that generate, of `/v1/embeddings` and of `/tokenize`, and what the \
+server does with it. This file is written by `make parameters`, which really sends each, and a test keeps it true.
 
 - **honoured**: it changes the request or the answer as its documentation says.
 - **without effect**: taken on purpose, for clients that send it; it could not change the answer.
@@ -67,6 +69,14 @@ is said again in the answer (`metadata`, `prompt_cache_key`, …) is honoured wi
 
 | parameter | value sent | exits on | exits off | streamed, on | streamed, off |
 |---|---|---|---|---|---|
+"""
+_EMBEDDINGS_HEAD = """
+## `/v1/embeddings`
+
+Nothing is generated here, so early exits have no part in it.
+
+| parameter | value sent | |
+|---|---|---|
 """
 _TOKENIZE_HEAD = """
 ## `/tokenize`, with messages
@@ -171,6 +181,7 @@ def document(asked: Prober) -> str:
     tables = (
         (_HEAD, CASES, WAYS),
         (_RESPONSES_HEAD, RESPONSES_CASES, RESPONSES_WAYS),
+        (_EMBEDDINGS_HEAD, EMBEDDINGS_CASES, EMBEDDINGS_WAYS),
         (_TOKENIZE_HEAD, TOKENIZE_CASES, TOKENIZE_WAYS),
     )
     return "".join(
@@ -196,6 +207,8 @@ def _body(endpoint: str, stream: bool) -> dict[str, Any]:
     turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "you"}]
     if endpoint == "tokenize":
         return {"model": MODEL, "messages": turns}
+    if endpoint == "embeddings":
+        return {"model": MODEL, "input": "hello"}
     shared = {"model": MODEL, "seed": 5, "stream": stream}
     if endpoint == "responses":
         return {**shared, "input": turns, "max_output_tokens": 80}
