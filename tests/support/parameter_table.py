@@ -1,8 +1,9 @@
 """docs/parameters.md: what really happens to every parameter. Run this to write it anew.
 
 Each parameter is sent to a server around a fake engine: to every endpoint that generates, whole and
-streamed, with early exits on and off, to /v1/embeddings and to /tokenize. A parameter is honoured where the engine's
-request, the template's variables or the answer differ from those of a request without it.
+streamed, with early exits on and off, to /v1/embeddings and to /tokenize. A parameter is honoured
+where the engine's request, the template's variables or the answer differ from those of a request
+without it.
 """
 
 import json
@@ -43,8 +44,9 @@ _TEMPLATE = "{{ messages }}{{ reasoning_effort }}<think></think>"
 _HEAD = """\
 # Parameters
 
-Every parameter of the endpoints that generate, of `/v1/embeddings` and of `/tokenize`, and what the \
-server does with it. This file is written by `make parameters`, which really sends each, and a test keeps it true.
+Every parameter of the endpoints that generate, of `/v1/embeddings` and of `/tokenize`, and what \
+the server does with it. This file is written by `make parameters`, which really sends each, and a \
+test keeps it true.
 
 - **honoured**: it changes the request or the answer as its documentation says.
 - **without effect**: taken on purpose, for clients that send it; it could not change the answer.
