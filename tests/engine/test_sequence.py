@@ -5,7 +5,7 @@ from fake_worker import EOS_ID, make_request
 
 from engine.plan import RowResult
 from engine.request import ExitRecord, FinishReason
-from engine.sequence import Sequence, SequenceStatus
+from engine.sequence import OUTGROWN, Sequence, SequenceStatus
 
 
 def sequence_of(num_prompt: int = 4, max_len: int = 64, **sampling: object) -> Sequence:
@@ -57,10 +57,11 @@ def test_where_the_output_ends(
     assert sequence.is_finished == (reason is not None)
 
 
-def test_the_context_ends_the_output_too() -> None:
-    sequence = sequence_of(num_prompt=4, max_len=7, max_tokens=20)
+def test_a_cache_that_has_shrunk_ends_the_output_by_name() -> None:
+    sequence = sequence_of(num_prompt=4, max_tokens=20)
+    assert sequence.adapt(7)
     assert sequence.commit(4, result(5, 6, 7, 8)) == 3
-    assert sequence.finish_reason is FinishReason.LENGTH
+    assert (sequence.finish_reason, sequence.error) == (FinishReason.ERROR, OUTGROWN)
 
 
 def test_an_error_ends_it_with_its_message() -> None:
