@@ -6,10 +6,8 @@ Nothing of llama.cpp is needed but that program, found on PATH or given.
 import json
 import shutil
 import subprocess
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 _TIMEOUT_S = 900
 
@@ -31,15 +29,26 @@ class LlamaBench:
     num_prompt_tokens: int
     num_output_tokens: int
 
-    def run(self, file: Path) -> Speed:
+    def run(self, file: Path, num_before: int) -> Speed:
         """One run on a GGUF file.
+
+        Args:
+            num_before: Tokens that decoding follows: what is in the cache costs every step.
 
         Raises:
             ValueError: when it fails, or prints what we do not understand.
         """
+        return Speed(
+            prompt=self._measure(file, "-p", str(self.num_prompt_tokens), "-n", "0"),
+            decode=self._measure(
+                file, "-p", "0", "-n", str(self.num_output_tokens), "-d", str(num_before)
+            ),
+        )
+
+    def _measure(self, file: Path, *what: str) -> float:
+        """Tokens per second of one test."""
         command = [self.program, "-m", str(file), "-t", str(self.num_threads), "-r", "1"]
-        command += ["-p", str(self.num_prompt_tokens), "-n", str(self.num_output_tokens)]
-        command += ["-o", "json"]
+        command += [*what, "-o", "json"]
         try:
             outcome = subprocess.run(
                 command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
@@ -65,16 +74,14 @@ def find_llama_bench(given: Path | None) -> str | None:
     return str(given)
 
 
-def parse(output: str) -> Speed:
-    """What it printed with `-o json`: one test of the prompt, one of decoding.
+def parse(output: str) -> float:
+    """Tokens per second of the one test that it printed with `-o json`.
 
     Raises:
         ValueError: it is something else.
     """
     try:
-        tests: Sequence[dict[str, Any]] = json.loads(output)
-        prompt = next(test["avg_ts"] for test in tests if test["n_prompt"] and not test["n_gen"])
-        decode = next(test["avg_ts"] for test in tests if test["n_gen"] and not test["n_prompt"])
-    except (ValueError, TypeError, KeyError, StopIteration) as error:
+        (test,) = json.loads(output)
+        return float(test["avg_ts"])
+    except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"llama-bench printed something unexpected: {error!r}") from error
-    return Speed(prompt=float(prompt), decode=float(decode))

@@ -3,7 +3,7 @@
 One stream. In every round each contestant runs once, in an order that turns, so that whatever else
 the machine does hits all alike; figures are medians over the rounds. Decoding is timed from the
 first token on. Ours decodes answers to the benchmark's prompts, as early exits need text;
-llama-bench decodes whatever its tokens lead to, which costs it the same.
+llama-bench decodes whatever its tokens lead to, behind as many tokens, which costs it the same.
 """
 
 import argparse
@@ -124,7 +124,7 @@ def _contest(args: argparse.Namespace, threads: int) -> dict[tuple[str, str], _T
                 num_output_tokens=args.max_tokens,
             )
             file = in_precision(source_file(args.model), precision)
-            contest[precision, LLAMA_CPP] = partial(_llama_speed, bench, file)
+            contest[precision, LLAMA_CPP] = partial(_llama_speed, bench, file, prompts)
     if not args.no_transformers and "f32" in args.precisions:
         torch.set_num_threads(threads)
         contest["f32", TRANSFORMERS] = partial(
@@ -190,8 +190,10 @@ def _speed(
     )
 
 
-def _llama_speed(bench: LlamaBench, file: Path, number: int) -> Speed:
-    return bench.run(file)
+def _llama_speed(
+    bench: LlamaBench, file: Path, prompts: Sequence[tuple[int, ...]], number: int
+) -> Speed:
+    return bench.run(file, len(prompts[number % len(prompts)]))
 
 
 def _measure(

@@ -13,8 +13,7 @@ from benchmarks.cli import main
 from benchmarks.llama_bench import LlamaBench, Speed, find_llama_bench, parse
 from benchmarks.peer_files import in_precision, source_file
 
-PROMPT = {"n_prompt": 256, "n_gen": 0, "avg_ts": 812.5}
-DECODE = {"n_prompt": 0, "n_gen": 96, "avg_ts": 48.25}
+TEST = {"n_prompt": 256, "n_gen": 0, "avg_ts": 812.5}
 
 
 def program(tmp_path, text):
@@ -29,24 +28,23 @@ def bench(file):
 
 
 def test_what_it_prints_is_read_and_it_is_asked_for_the_same_lengths(tmp_path):
-    output = json.dumps([PROMPT, DECODE])
-    file = program(tmp_path, f"echo \"$@\" > {tmp_path}/asked; echo '{output}'")
+    output = json.dumps([TEST])
+    file = program(tmp_path, f"echo \"$@\" >> {tmp_path}/asked; echo '{output}'")
 
-    assert bench(file).run(tmp_path / "model.gguf") == Speed(prompt=812.5, decode=48.25)
-    asked = (tmp_path / "asked").read_text().split()
-    assert asked[asked.index("-t") + 1] == "3"
-    assert asked[asked.index("-p") + 1] == "256"
-    assert asked[asked.index("-n") + 1] == "96"
+    assert bench(file).run(tmp_path / "model.gguf", 40) == Speed(prompt=812.5, decode=812.5)
+    prompt, decode = (tmp_path / "asked").read_text().splitlines()
+    assert "-t 3 -r 1 -p 256 -n 0 " in prompt
+    assert "-t 3 -r 1 -p 0 -n 96 -d 40 " in decode
 
 
 def test_its_failure_is_told(tmp_path):
     file = program(tmp_path, "echo 'no such model' >&2; exit 1")
 
     with pytest.raises(ValueError, match="no such model"):
-        bench(file).run(tmp_path / "model.gguf")
+        bench(file).run(tmp_path / "model.gguf", 1)
 
 
-@pytest.mark.parametrize("output", ["", "[]", "{}", "[1]", json.dumps([PROMPT])])
+@pytest.mark.parametrize("output", ["", "[]", "{}", "[1]", json.dumps([TEST, TEST])])
 def test_what_is_not_understood_is_told(output):
     with pytest.raises(ValueError, match="unexpected"):
         parse(output)
