@@ -120,7 +120,7 @@ def listen(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        listener = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             reason = f"port {port} on {host} is in use; choose another with --port"
@@ -129,3 +129,7 @@ def listen(host: str, port: int) -> socket.socket:
         else:
             reason = f"cannot listen on {host}:{port}: {error.strerror or error}"
         raise CannotListen(reason) from None
+    # Connections inherit it. Without, a second small piece of an answer waits until the client has
+    # acknowledged the first, which it may put off for 40 ms; asyncio leaves such sockets alone.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener

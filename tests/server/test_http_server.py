@@ -126,6 +126,13 @@ def test_an_idle_server_stops_at_once():
         assert process.wait(timeout=30) == 0
 
 
+def test_small_pieces_of_an_answer_are_sent_at_once() -> None:
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_a_port_in_use_is_said_so():
     with listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
