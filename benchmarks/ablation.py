@@ -18,6 +18,7 @@ from benchmarks.comparison import PLAIN, DraftTotals, Run, mean_ratio
 from benchmarks.contest import Contest, Contestant
 from benchmarks.contestants import CLOCKS, EngineContestant
 from benchmarks.machine import describe_machine, print_facts
+from benchmarks.model_flags import model_config
 from benchmarks.plots import plot_ratios, require_matplotlib
 from benchmarks.prompts import choose_prompts, encode_prompts
 from benchmarks.variants import (
@@ -28,7 +29,7 @@ from benchmarks.variants import (
     write_variant,
 )
 from engine.checkpoint import find_heads, resolve_model
-from engine.config import CacheConfig, EngineConfig, ExitsConfig, ModelConfig, SchedulerConfig
+from engine.config import CacheConfig, EngineConfig, ExitsConfig, SchedulerConfig
 from engine.model.decoder import Decoder
 from engine.offline import OfflineEngine
 from engine.request import EarlyExitOptions
@@ -136,14 +137,7 @@ class _Engines:
 
     def __init__(self, args: argparse.Namespace, directory: Path) -> None:
         self._config = EngineConfig(
-            model=ModelConfig(
-                directory=directory,
-                device=args.device,
-                dtype=args.dtype,
-                num_threads=args.threads,
-                backend=args.backend,
-                quantization=args.quantization,
-            ),
+            model=model_config(args, directory),
             cache=CacheConfig(kv_cache_memory_bytes=_CACHE_BYTES),
             scheduler=SchedulerConfig(max_num_seqs=1),
             exits=ExitsConfig(enabled=False),

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from benchmarks.contest import Entry
 from benchmarks.machine import describe_machine, print_facts
+from benchmarks.model_flags import model_config
 from benchmarks.prompts import choose_prompts, encode_prompts
 from engine.checkpoint import find_heads, resolve_model
-from engine.config import EngineConfig, ExitsConfig, ModelConfig, SchedulerConfig
+from engine.config import EngineConfig, ExitsConfig, SchedulerConfig
 from engine.offline import OfflineEngine
 from engine.request import GenerationRequest, SamplingParams
 from engine.worker.chances import Chance
@@ -109,14 +110,7 @@ def _serve(
 
 def _config(args: argparse.Namespace, directory: Path, heads: Path | None) -> EngineConfig:
     return EngineConfig(
-        model=ModelConfig(
-            directory=directory,
-            device=args.device,
-            dtype=args.dtype,
-            num_threads=args.threads,
-            backend=args.backend,
-            quantization=args.quantization,
-        ),
+        model=model_config(args, directory),
         scheduler=SchedulerConfig(max_num_seqs=1),
         exits=ExitsConfig(heads=heads),
         worker="inline",

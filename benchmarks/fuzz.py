@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,7 +21,7 @@ from tqdm import tqdm
 
 from benchmarks.fuzz_answers import Answer, troubles_of
 from benchmarks.fuzz_cases import Case, Route, make_case, routes_of
-from benchmarks.own_server import ready_server
+from benchmarks.own_server import add_server_flags, ready_server
 
 _HANGS_AFTER_S = 60.0
 _PATIENCE_S = 0.3  # with an answer to something that may be waiting for its rest
@@ -57,10 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--first", type=int, default=0, metavar="N", help="case number (0)")
     parser.add_argument("--concurrency", type=int, default=16, metavar="N", help="(%(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of all cases")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
-    parser.add_argument(
-        "--serve-flag", action="append", default=[], metavar="FLAG", help="for the server; repeat"
-    )
+    add_server_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -20,6 +20,7 @@ from benchmarks.comparison import (
 from benchmarks.contest import Contest, Contestant
 from benchmarks.contestants import CLOCKS, EngineContestant, TransformersContestant
 from benchmarks.machine import describe_machine, print_facts
+from benchmarks.model_flags import model_config
 from benchmarks.plots import plot_latency, require_matplotlib
 from benchmarks.prompts import choose_prompts, encode_prompts
 from benchmarks.report import (
@@ -30,7 +31,7 @@ from benchmarks.report import (
     to_json,
 )
 from engine.checkpoint import find_heads, resolve_model
-from engine.config import EngineConfig, ExitsConfig, ModelConfig, SchedulerConfig
+from engine.config import EngineConfig, ExitsConfig, SchedulerConfig
 from engine.offline import OfflineEngine
 from engine.request import EarlyExitOptions
 from engine.worker.worker import ModelWorker
@@ -81,14 +82,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _engine_config(args: argparse.Namespace, directory: Path, heads: Path | None) -> EngineConfig:
     return EngineConfig(
-        model=ModelConfig(
-            directory=directory,
-            device=args.device,
-            dtype=args.dtype,
-            num_threads=args.threads,
-            backend=args.backend,
-            quantization=args.quantization,
-        ),
+        model=model_config(args, directory),
         scheduler=SchedulerConfig(max_num_seqs=max(args.concurrency)),
         exits=ExitsConfig(
             enabled=EARLY_EXIT in args.modes, heads=heads, max_draft_tokens=args.max_draft_tokens

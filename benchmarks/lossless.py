@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.machine import describe_machine, print_facts
+from benchmarks.model_flags import model_config
 from benchmarks.prompts import choose_prompts, encode_prompts
 from benchmarks.scripted import ScriptedDrafter
 from engine.checkpoint import find_heads, resolve_model
-from engine.config import EngineConfig, ExitsConfig, ModelConfig, SchedulerConfig
+from engine.config import EngineConfig, ExitsConfig, SchedulerConfig
 from engine.offline import GenerationResult, OfflineEngine
 from engine.request import EarlyExitOptions, GenerationRequest, SamplingParams
 from engine.worker.worker import ModelWorker
@@ -177,14 +178,7 @@ def _bits(result: GenerationResult) -> tuple[object, ...]:
 
 def _config(args: argparse.Namespace, directory: Path, heads: Path) -> EngineConfig:
     return EngineConfig(
-        model=ModelConfig(
-            directory=directory,
-            device=args.device,
-            dtype=args.dtype,
-            num_threads=args.threads,
-            backend=args.backend,
-            quantization=args.quantization,
-        ),
+        model=model_config(args, directory),
         scheduler=SchedulerConfig(max_num_seqs=_BATCH),
         exits=ExitsConfig(heads=heads),
         worker="inline",

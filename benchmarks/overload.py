@@ -15,10 +15,9 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.own_server import ready_server
+from benchmarks.own_server import add_server_flags, ready_server
 from benchmarks.serve_client import Call, send
 from benchmarks.serve_figures import percentile_of
 
@@ -81,10 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-num-queued-requests", type=int, default=4, metavar="N", help="wait (%(default)s)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
-    parser.add_argument(
-        "--serve-flag", action="append", default=[], metavar="FLAG", help="for the server; repeat"
-    )
+    add_server_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:

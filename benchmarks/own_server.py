@@ -1,5 +1,6 @@
 """A server of one's own to do harm to: `adadecode serve` on a free port, and its worker."""
 
+import argparse
 import os
 import signal
 import socket
@@ -137,3 +138,11 @@ async def until_ready(client: "AsyncClient", server: OwnServer) -> bool:
             pass
         await asyncio.sleep(0.02)
     raise ValueError(f"the server was not ready after {_READY_TIMEOUT_S:g} s")
+
+
+def add_server_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare what every benchmark with a server of its own takes beside its sizes."""
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
+    parser.add_argument(
+        "--serve-flag", action="append", default=[], metavar="FLAG", help="for the server; repeat"
+    )

@@ -14,11 +14,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, TypeAlias
 
-from benchmarks.own_server import ready_server
+from benchmarks.own_server import add_server_flags, ready_server
 from benchmarks.serve_client import Call, send
 from engine.async_engine import AsyncEngine
 from engine.checkpoint import find_heads, resolve_model
@@ -73,10 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ways", type=_ways, default=WAYS, metavar="W,W", help="(engine,http)")
     parser.add_argument("--base-url", help="a running server (one of its own)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
-    parser.add_argument(
-        "--serve-flag", action="append", default=[], metavar="FLAG", help="for the server; repeat"
-    )
+    add_server_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:

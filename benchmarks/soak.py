@@ -15,10 +15,9 @@ import signal
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.own_server import OwnServer, ready_server, until_ready
+from benchmarks.own_server import OwnServer, add_server_flags, ready_server, until_ready
 from benchmarks.prompts import choose_prompts
 from benchmarks.serve_client import Call, send
 from benchmarks.serve_figures import percentile_of
@@ -84,10 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--kill-every", type=float, default=60.0, metavar="S", help="0 = never (%(default)s s)"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
-    parser.add_argument(
-        "--serve-flag", action="append", default=[], metavar="FLAG", help="for the server; repeat"
-    )
+    add_server_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe_machine, print_facts
+from benchmarks.model_flags import model_config
 from benchmarks.prompts import encode_prompts
 from benchmarks.schemas import TASKS, Task
 from engine.checkpoint import find_heads, resolve_model
-from engine.config import EngineConfig, ExitsConfig, ModelConfig, SchedulerConfig
+from engine.config import EngineConfig, ExitsConfig, SchedulerConfig
 from engine.offline import GenerationResult, OfflineEngine
 from engine.request import (
     EarlyExitOptions,
@@ -173,14 +174,7 @@ def _decoder(directory: Path) -> Callable[[Sequence[int]], str]:
 
 def _config(args: argparse.Namespace, directory: Path, heads: Path) -> EngineConfig:
     return EngineConfig(
-        model=ModelConfig(
-            directory=directory,
-            device=args.device,
-            dtype=args.dtype,
-            num_threads=args.threads,
-            backend=args.backend,
-            quantization=args.quantization,
-        ),
+        model=model_config(args, directory),
         scheduler=SchedulerConfig(max_num_seqs=_BATCH),
         exits=ExitsConfig(heads=heads),
         worker="inline",

@@ -16,12 +16,11 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from benchmarks.own_server import ready_server
+from benchmarks.own_server import add_server_flags, ready_server
 from benchmarks.server_gauges import gauge, until_idle
 
 if TYPE_CHECKING:
@@ -78,10 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--traces", type=int, default=40, metavar="N", help="(%(default)s)")
     parser.add_argument("--bodies", type=int, default=24, metavar="N", help="(%(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
-    parser.add_argument(
-        "--serve-flag", action="append", default=[], metavar="FLAG", help="for the server; repeat"
-    )
+    add_server_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
