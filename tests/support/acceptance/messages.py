@@ -72,10 +72,12 @@ def structures(serve: Serve) -> None:
             assert good.status_code == 200, good.text
             server.note_baseline()
             with server.company():
-                for asked in _STRUCTURES:
+                for asked in _STRUCTURES + _EXPLODING:
                     started = time.perf_counter()
                     answer = server.ask(CHAT, _structured(asked))
                     assert time.perf_counter() - started < _LONGEST_VERDICT_S
+                    if asked in _EXPLODING and answer.status_code == 200:
+                        continue
                     assert answer.status_code == 400, (str(asked)[:99], answer.text)
                     error = assert_envelope(answer)
                     assert str(error["param"]).startswith("response_format"), error
@@ -102,12 +104,15 @@ _STRUCTURES: tuple[dict[str, object], ...] = (
     _schema({"type": "object", "description": "x" * 1_000_000}),
     _schema({"type": "string", "pattern": "(a+"}),
     _schema({"type": "string", "pattern": "*"}),
-    _schema({"type": "string", "pattern": f"({'(a{1,99}){1,99}' * 9})" + "{1,999}"}),
     _schema({"type": "no-such-type"}),
     _schema({"$ref": "#"}),
     _schema({"$ref": "#/definitions/nowhere"}),
     _schema({"$ref": "https://127.0.0.1:1/schema"}),
     _schema(_nested(14)),
+)
+_EXPLODING = (  # as an automaton; which of them a machine has compiled in time is its own affair
+    _schema({"type": "string", "pattern": f"({'(a{1,99}){1,99}' * 9})" + "{1,999}"}),
+    _schema({"type": "string", "pattern": "([a-z]|[0-9]b)" * 40_000}),
 )
 
 

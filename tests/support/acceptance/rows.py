@@ -270,7 +270,7 @@ ROWS: tuple[Row, ...] = (
     _row(
         36,
         "schemas that are missing, of 1 MB, endless, deeply nested, with patterns that explode",
-        "400 that names `response_format` within 5 s; other streams go on",
+        "400 that names `response_format`, or an answer, within 5 s; other streams go on",
         messages.structures,
         proofs=(
             f"{_APPROVER}test_what_cannot_be_followed_is_refused",
