@@ -72,6 +72,15 @@ _CODE_REQUESTS = (
     'Complete this Python function:\n\n```python\ndef {signature}:\n    """{doc}"""\n```',
     "Explain what the Python function `{name}` does and show an example of its use.\n\n{doc}",
 )
+FOLLOW_UPS = (  # a second question to any answer
+    "Can you explain that in more detail?",
+    "Give me an example.",
+    "Now say it in one short paragraph.",
+    "Are you sure? Check it once more, step by step.",
+    "Thanks! What should I keep in mind when I use this?",
+    "Write it again for a ten-year-old.",
+    "Turn that into a bulleted list.",
+)
 _LONGEST_SIGNATURE = 200
 _LONGEST_DOC = 600
 _SHORTEST_DOC = 40
