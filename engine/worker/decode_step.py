@@ -34,6 +34,7 @@ from engine.worker.forward_batch import ForwardBatch, TokenRef
 from engine.worker.row import Row
 from engine.worker.segment_runner import EagerRunner, SegmentRunner
 from engine.worker.sequence_state import SequenceState
+from engine.worker.upload import upload
 from engine.worker.verifier import Verifier
 
 Clock = Callable[[], float]
@@ -188,4 +189,4 @@ def _still_pending(
     kept = [i for i, ref in enumerate(refs) if ref.position <= rows[ref.row].newest_position]
     if len(kept) == len(refs):
         return refs, hidden
-    return [refs[i] for i in kept], hidden[torch.tensor(kept, device=hidden.device)]
+    return [refs[i] for i in kept], hidden[upload(kept, torch.int64, hidden.device)]

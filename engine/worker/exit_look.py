@@ -17,6 +17,7 @@ from engine.model.noise import gumbel, noise_key
 from engine.worker.row import Row
 from engine.worker.sample_point import ReducedVocabulary, SamplePoint
 from engine.worker.sampler import Sampler
+from engine.worker.upload import upload
 
 _MEAN_GUMBEL = 0.5772  # of the noise a token outside the reduced vocabulary would have had
 
@@ -94,7 +95,7 @@ class ExitLook:
                 for count in _counts(arrival, start)
             ]
         best = scores.max(-1)
-        index = torch.tensor(followers, device=scores.device)[:, None]
+        index = upload(followers, torch.int64, scores.device)[:, None]
         facts = (best.indices, best.values.exp(), scores.gather(1, index)[:, 0])
         # One read, because a GPU is waited for each time; doubles hold all three as they are.
         winners, confidences, shares = torch.stack([fact.double() for fact in facts]).tolist()
@@ -123,9 +124,9 @@ class ExitLook:
         """Temperature and the target's own Gumbel noise; rows at temperature 0 stay as they are."""
         temperatures = [point.state.start.temperature for point in points]
         device = scores.device
-        temperature = torch.tensor(temperatures, dtype=torch.float32, device=device)[:, None]
+        temperature = upload(temperatures, torch.float32, device)[:, None]
         keys = [noise_key(point.state.start.seed, point.position) for point in points]
-        noise = gumbel(torch.tensor(keys, device=device), self._reduced.token_ids)
+        noise = gumbel(upload(keys, torch.int64, device), self._reduced.token_ids)
         is_sampled = temperature > 0
         divisor = torch.where(is_sampled, temperature, 1.0)
         scores = scores / divisor + noise * is_sampled
@@ -156,14 +157,14 @@ def _follow(
     for known, start in zip(estimates, starts, strict=True):
         del known[start + 1 :]
     if all(len(run) == 1 for run in runs):
-        places = torch.tensor([place for (place,) in runs], device=hidden.device)
+        places = upload([place for (place,) in runs], torch.int64, hidden.device)
         states, logits, other = head(hidden[places], torch.stack([e[-1] for e in estimates]))
         for known, state in zip(estimates, states, strict=True):
             known.append(state)
         return logits, other
     for depth in range(max(map(len, runs))):
         going = [i for i, run in enumerate(runs) if depth < len(run)]
-        places = torch.tensor([runs[i][depth] for i in going], device=hidden.device)
+        places = upload([runs[i][depth] for i in going], torch.int64, hidden.device)
         states = head.estimate(hidden[places], torch.stack([estimates[i][-1] for i in going]))
         for i, state in zip(going, states, strict=True):
             estimates[i].append(state)

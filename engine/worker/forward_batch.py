@@ -12,6 +12,7 @@ from torch import Tensor
 
 from engine.model.ops.interface import TokenBatch
 from engine.plan import RowPlan
+from engine.worker.upload import upload
 
 
 class TokenRef(NamedTuple):
@@ -30,7 +31,7 @@ class ForwardBatch:
         self._device = device
         width = max(len(table) for table in self._tables)
         padded = [table + [0] * (width - len(table)) for table in self._tables]
-        self._block_tables = torch.tensor(padded, dtype=torch.int32, device=device)
+        self._block_tables = upload(padded, torch.int32, device)
 
     def tokens(self, refs: Sequence[TokenRef]) -> TokenBatch:
         """Positions, slots and rows of the given tokens."""
@@ -39,10 +40,10 @@ class ForwardBatch:
             self._tables[row][position // size] * size + position % size for row, position in refs
         ]
         # One tensor, so that a GPU is sent one.
-        places = torch.tensor(
+        places = upload(
             [[position for _, position in refs], slots, [row for row, _ in refs]],
-            dtype=torch.int32,
-            device=self._device,
+            torch.int32,
+            self._device,
         )
         return TokenBatch(
             positions=places[0],
@@ -54,4 +55,4 @@ class ForwardBatch:
 
     def int32(self, values: Sequence[int]) -> Tensor:
         """A list as an int32 tensor on the device."""
-        return torch.tensor(values, dtype=torch.int32, device=self._device)
+        return upload(values, torch.int32, self._device)

@@ -1,28 +1,30 @@
 """What requests ask of their logits, for all rows at once.
 
 Order: the structure's mask, the allowed tokens, repetition, frequency and presence penalties, logit
-bias, min_tokens mask, temperature, top-k, top-p, min-p. What a row asks for is gathered on the host
-and applied on the device, a few operations for all rows together, whose results for a row do not
-depend on the others: sums, where there are any, are of integers. A fault in a row's own wishes is
-that row's: its logits become NaN.
+bias, min_tokens mask, temperature, top-k, top-p, min-p. What rows ask for lies in arrays that grow
+with them; a step joins the arrays, sends them to the device in one piece, and applies them there, a
+few operations for all rows together. A row's results do not depend on the others. A fault in a
+row's own wishes is that row's: its logits become NaN.
 """
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from engine.worker.device_errors import is_row_fault
-from engine.worker.sample_point import ReducedVocabulary, SamplePoint, columns_of
+from engine.worker.sample_point import ReducedVocabulary, SamplePoint
 from engine.worker.sequence_state import SequenceState
+from engine.worker.token_wishes import TokenValues
+from engine.worker.truncation import truncate, truncates
+from engine.worker.upload import send, upload
 
 logger = logging.getLogger(__name__)
 
-# Masses of tokens are integers of this many per greatest mass: sums of them are the same in any
-# order, and what is smaller never reaches a nucleus.
-_UNIT = 1 << 40
+_NOTHING = TokenValues(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32))
 
 
 def has_processors(state: SequenceState) -> bool:
@@ -30,33 +32,31 @@ def has_processors(state: SequenceState) -> bool:
     s = state.start
     return bool(
         state.structure is not None
-        or s.repetition_penalty != 1.0
-        or s.frequency_penalty
-        or s.presence_penalty
+        or state.counts is not None
         or s.logit_bias
         or s.allowed_token_ids
         or s.min_tokens > state.num_output_tokens()
-        or _truncates(state)
+        or truncates(state)
     )
 
 
 def process(
     logits: Tensor, points: Sequence[SamplePoint], reduced: ReducedVocabulary | None
 ) -> Tensor:
-    """Processed logits [T, V'], the input left as it is; all of a row are NaN if it can have no
-    token, or its own wishes raised.
+    """Processed logits [T, V'] float32, the input left as it is; all of a row are NaN if it can
+    have no token, or its own wishes raised.
     """
     logits = logits.clone()
     vocab_size = logits.shape[1] if reduced is None else reduced.vocab_size
     wishes = [_wishes_alone(point, vocab_size, reduced) for point in points]
     _mask(logits, wishes, reduced)
     _edit(logits, wishes)
-    truncated = [row for row, point in enumerate(points) if _truncates(point.state)]
+    truncated = [row for row, point in enumerate(points) if truncates(point.state)]
     if truncated:
-        _truncate(logits, truncated, [points[row].state for row in truncated])
+        truncate(logits, truncated, [points[row].state for row in truncated])
     dead = [row for row, wish in enumerate(wishes) if wish is None or wish.is_dead]
     if dead:
-        logits[torch.tensor(dead, device=logits.device)] = float("nan")
+        logits[upload(dead, torch.int64, logits.device)] = float("nan")
     return logits
 
 
@@ -66,10 +66,10 @@ class _Wishes:
 
     allowed: Tensor | None = None  # [V] bool on the CPU
     is_dead: bool = False  # nothing is allowed
-    repeated: list[tuple[int, float]] = field(default_factory=list)  # and the penalty
-    added: list[tuple[int, float]] = field(default_factory=list)  # penalties
-    biased: list[tuple[int, float]] = field(default_factory=list)
-    excluded: list[tuple[int, float]] = field(default_factory=list)  # the value has no meaning
+    repeated: TokenValues = _NOTHING  # and the penalty
+    added: TokenValues = _NOTHING  # penalties
+    biased: TokenValues = _NOTHING
+    excluded: TokenValues = _NOTHING
 
 
 def _wishes_alone(
@@ -93,47 +93,33 @@ def _wishes(point: SamplePoint, vocab_size: int, reduced: ReducedVocabulary | No
     wishes = _Wishes()
     if not has_processors(state):
         return wishes
+
+    def placed(asked: TokenValues) -> TokenValues:
+        return asked if reduced is None else reduced.placed(asked)
+
     wishes.allowed = point.allowed
     wishes.is_dead = wishes.allowed is not None and not wishes.allowed.any()
-    if start.allowed_token_ids:
-        _allow_only(wishes, start.allowed_token_ids, vocab_size, is_reduced=reduced is not None)
-    if start.repetition_penalty != 1.0:
-        seen = sorted(state.seen_ids(point.drafts))
-        wishes.repeated = columns_of(((i, start.repetition_penalty) for i in seen), reduced)
-    if start.frequency_penalty or start.presence_penalty:
-        amounts = (
-            (i, -(count * start.frequency_penalty + start.presence_penalty))
-            for i, count in sorted(state.output_counts(point.drafts).items())
-        )
-        wishes.added = columns_of(amounts, reduced)
+    listed = state.wishes.allowed(vocab_size)
+    if listed is not None:
+        wishes.allowed = listed if wishes.allowed is None else wishes.allowed & listed
+        if reduced is None:
+            wishes.is_dead = not wishes.allowed.any()
+    if state.counts is not None:
+        ids, counts = state.counts.behind(point.drafts)
+        if start.repetition_penalty != 1.0:
+            penalties = np.full(len(ids), start.repetition_penalty, dtype=np.float32)
+            wishes.repeated = placed(TokenValues(ids, penalties))
+        if start.frequency_penalty or start.presence_penalty:
+            is_output = counts > 0
+            amounts = -(counts[is_output] * start.frequency_penalty + start.presence_penalty)
+            wishes.added = placed(TokenValues(ids[is_output], amounts.astype(np.float32)))
     if start.logit_bias:
-        wishes.biased = columns_of(sorted(start.logit_bias.items()), reduced)
-    if point.is_too_short and _may_go_on(state):
-        wishes.excluded = columns_of(((i, 0.0) for i in start.stop_token_ids), reduced)
+        wishes.biased = placed(state.wishes.bias)
+    # A structure sees to it itself that the end is put off; where nothing else is allowed it comes.
+    may_go_on = state.structure is None and not state.wishes.allows_ends_only
+    if point.is_too_short and may_go_on:
+        wishes.excluded = placed(state.wishes.ends)
     return wishes
-
-
-def _allow_only(
-    wishes: _Wishes, token_ids: Sequence[int], vocab_size: int, *, is_reduced: bool
-) -> None:
-    """Narrow what is allowed to these tokens."""
-    listed = torch.zeros(vocab_size, dtype=torch.bool)
-    listed[torch.tensor(token_ids)] = True
-    wishes.allowed = listed if wishes.allowed is None else wishes.allowed & listed
-    if not is_reduced:
-        wishes.is_dead = not wishes.allowed.any()
-
-
-def _may_go_on(state: SequenceState) -> bool:
-    """Whether min_tokens can put the end off: a structure sees to that itself, and where nothing
-    but the end is allowed it comes.
-    """
-    start = state.start
-    if state.structure is not None:
-        return False
-    return not start.allowed_token_ids or not set(start.allowed_token_ids) <= set(
-        start.stop_token_ids
-    )
 
 
 def _mask(
@@ -143,84 +129,49 @@ def _mask(
     masks = {i: wish.allowed for i, wish in enumerate(wishes) if wish and wish.allowed is not None}
     if not masks:
         return
-    allowed = torch.stack(list(masks.values())).to(logits.device)
+    allowed = send(torch.stack(list(masks.values())), logits.device)
     if reduced is not None:
         allowed = allowed[:, reduced.token_ids.long()]
-    rows = torch.tensor(list(masks), device=logits.device)
+    rows = upload(list(masks), torch.int64, logits.device)
     logits[rows] = logits[rows].masked_fill(~allowed, float("-inf"))
 
 
 def _edit(logits: Tensor, wishes: Sequence[_Wishes | None]) -> None:
     """Penalties, biases and exclusions, in place."""
     given = [wish or _Wishes() for wish in wishes]
-    at, penalties = _pairs([wish.repeated for wish in given], logits)
-    if at is not None:
-        values = logits[at]
-        logits[at] = torch.where(values > 0, values / penalties, values * penalties)
-    for lists in ([wish.added for wish in given], [wish.biased for wish in given]):
-        at, amounts = _pairs(lists, logits)
-        if at is not None:
-            logits[at] += amounts
-    at, _ = _pairs([wish.excluded for wish in given], logits)
-    if at is not None:
-        logits[at] = float("-inf")
+    kinds = (
+        [wish.repeated for wish in given],
+        [wish.added for wish in given],
+        [wish.biased for wish in given],
+        [wish.excluded for wish in given],
+    )
+    sizes = [sum(len(asked.ids) for asked in kind) for kind in kinds]
+    if not any(sizes):
+        return
+    rows, columns, values = (part.split(sizes) for part in _sent(kinds, logits.device))
+    places = list(zip(rows, columns, strict=True))
+    if sizes[0]:
+        before = logits[places[0]]
+        logits[places[0]] = torch.where(before > 0, before / values[0], before * values[0])
+    for kind in (1, 2):
+        if sizes[kind]:
+            logits[places[kind]] += values[kind]
+    if sizes[3]:
+        logits[places[3]] = values[3]
 
 
-def _pairs(
-    lists: Sequence[Sequence[tuple[int, float]]], like: Tensor
-) -> tuple[tuple[Tensor, Tensor] | None, Tensor]:
-    """(rows, columns) of all rows' pairs, and their values; no pair comes twice."""
-    rows = [row for row, pairs in enumerate(lists) for _ in pairs]
-    if not rows:
-        return None, like
-    columns = [column for pairs in lists for column, _ in pairs]
-    values = [value for pairs in lists for _, value in pairs]
-    at = torch.tensor([rows, columns], device=like.device)
-    return (at[0], at[1]), torch.tensor(values, dtype=like.dtype, device=like.device)
-
-
-def _truncates(state: SequenceState) -> bool:
-    s = state.start
-    return not state.is_greedy and bool(s.top_k or s.top_p < 1.0 or s.min_p > 0.0)
-
-
-def _truncate(logits: Tensor, rows: Sequence[int], states: Sequence[SequenceState]) -> None:
-    """Top-k, top-p, min-p on the tempered distributions of some rows, in place."""
-    starts = [state.start for state in states]
-
-    def numbers(values: Sequence[float], dtype: torch.dtype = logits.dtype) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=logits.device)[:, None]
-
-    at = torch.tensor(rows, device=logits.device)
-    raw = logits[at]
-    size = raw.shape[1]
-    tempered = raw / numbers([start.temperature for start in starts])
-    most = [start.top_k if 0 < start.top_k < size else size for start in starts]
-    if min(most) < size:
-        largest = max(k for k in most if k < size)
-        ranked = tempered.topk(largest).values
-        last = ranked.gather(1, numbers([min(k, largest) for k in most], torch.int64) - 1)
-        is_open = numbers([k == size for k in most], torch.bool)
-        tempered = tempered.masked_fill((tempered < last) & ~is_open, float("-inf"))
-    if any(start.top_p < 1.0 for start in starts):
-        keep = _nucleus(tempered, numbers([start.top_p for start in starts], torch.float64))
-        tempered = tempered.masked_fill(~keep, float("-inf"))
-    if any(start.min_p > 0.0 for start in starts):
-        share = (tempered - tempered.amax(-1, keepdim=True)).exp()
-        least = numbers([start.min_p for start in starts])
-        tempered = tempered.masked_fill(share < least, float("-inf"))
-    logits[at] = raw.masked_fill(tempered.isneginf(), float("-inf"))
-
-
-def _nucleus(tempered: Tensor, top_p: Tensor) -> Tensor:
-    """Of every row the smallest set of most likely tokens whose mass reaches top_p; at least one.
-
-    Args:
-        top_p: [T, 1] float64; 1 keeps all.
-    """
-    ranked, order = tempered.sort(dim=-1, descending=True, stable=True)
-    mass = ((ranked - ranked[:, :1]).exp().double() * _UNIT).round().to(torch.int64)
-    before = mass.cumsum(-1) - mass
-    enough = top_p * before[:, -1:].add(mass[:, -1:]).double()
-    in_order = (before.double() < enough) | (top_p >= 1.0) | tempered.isnan().any(-1, keepdim=True)
-    return torch.zeros_like(in_order).scatter(1, order, in_order)
+def _sent(
+    kinds: Sequence[Sequence[TokenValues]], device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows, columns and values on the device, kind after kind; sent as one tensor."""
+    lists = [asked for kind in kinds for asked in kind]
+    rows = [row for kind in kinds for row in range(len(kind))]
+    packed = np.stack(
+        (
+            np.repeat(np.array(rows, dtype=np.int32), [len(asked.ids) for asked in lists]),
+            np.concatenate([asked.ids for asked in lists], dtype=np.int32, casting="same_kind"),
+            np.concatenate([asked.values for asked in lists]).view(np.int32),
+        )
+    )
+    sent = send(torch.from_numpy(packed), device)
+    return sent[0].long(), sent[1].long(), sent[2].view(torch.float32)

@@ -12,7 +12,7 @@ from torch import Tensor
 from engine.model.decoder import Decoder
 from engine.plan import RowPlan
 from engine.request import TokenLogprobs
-from engine.worker.sampler import top_logprobs
+from engine.worker.logprobs import Wanted, read_logprobs
 from engine.worker.sequence_state import SequenceState
 
 _PIECE = 32  # positions whose logits exist at once
@@ -68,9 +68,9 @@ class PromptReader:
                 raise NotNumbers
             after = plan.start + first + 1
             token_ids = state.token_ids[after : after + len(logits)]
-            entries += [
-                top_logprobs(row, i, num_top) for row, i in zip(logits, token_ids, strict=True)
-            ]
+            entries += read_logprobs(
+                logits, [Wanted(place, i, num_top) for place, i in enumerate(token_ids)]
+            )
         return entries
 
     def _pool(

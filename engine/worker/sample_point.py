@@ -1,11 +1,12 @@
 """Where a token is to be chosen, and among which columns."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from engine.worker.sequence_state import SequenceState
+from engine.worker.token_wishes import TokenValues
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,24 +45,15 @@ class ReducedVocabulary:
         columns: [V] int64, -1 outside.
         """
         self.token_ids = token_ids
-        self._columns: list[int] = columns.tolist()
+        self._columns = columns.cpu().numpy()
 
     @property
     def vocab_size(self) -> int:
         """V, of the whole vocabulary."""
         return len(self._columns)
 
-    def column(self, token_id: int) -> int | None:
-        """A token's column, if it has one."""
-        column = self._columns[token_id]
-        return None if column < 0 else column
-
-
-def columns_of(
-    items: Iterable[tuple[int, float]], reduced: ReducedVocabulary | None
-) -> list[tuple[int, float]]:
-    """(token id, value) pairs as (column, value), without those that have no column."""
-    if reduced is None:
-        return list(items)
-    placed = ((reduced.column(token_id), value) for token_id, value in items)
-    return [(column, value) for column, value in placed if column is not None]
+    def placed(self, asked: TokenValues) -> TokenValues:
+        """Values by column in place of token id, without those that have no column."""
+        columns = self._columns[asked.ids]
+        has_column = columns >= 0
+        return TokenValues(columns[has_column], asked.values[has_column])

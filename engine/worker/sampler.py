@@ -13,10 +13,10 @@ from torch import Tensor
 
 from engine.model.noise import noise_key
 from engine.model.ops.interface import Ops
-from engine.request import TokenLogprobs
 from engine.worker.processors import has_processors, process
 from engine.worker.sample_point import ReducedVocabulary, SamplePoint
 from engine.worker.sequence_state import SequenceState
+from engine.worker.upload import upload
 
 
 class Sampler:
@@ -39,7 +39,7 @@ class Sampler:
             return logits
         if len(asking) == len(points):
             return process(logits, points, reduced)
-        rows = torch.tensor(asking, device=logits.device)
+        rows = upload(asking, torch.int64, logits.device)
         scores = logits.clone()
         scores[rows] = process(logits[rows], [points[row] for row in asking], reduced)
         return scores
@@ -56,28 +56,11 @@ class Sampler:
         keys = [noise_key(point.state.start.seed, point.position) for point in points]
         chosen = self._ops.sample(
             scores,
-            torch.tensor(inverse, dtype=torch.float32, device=device),
-            torch.tensor(keys, dtype=torch.int64, device=device),
+            upload(inverse, torch.float32, device),
+            upload(keys, torch.int64, device),
             None if reduced is None else reduced.token_ids,
         )
         return chosen.tolist()
-
-
-def top_logprobs(logits: Tensor, token_id: int, num_top: int) -> TokenLogprobs:
-    """Log-probabilities of one position from its unprocessed logits [V]."""
-    logprobs = logits.log_softmax(-1)
-    logprob = logprobs[token_id]
-    values, ids = logprobs.topk(min(num_top, len(logprobs)))
-    # One read, because a GPU is waited for each time; doubles hold all of it as it is.
-    own = torch.stack((logprob.double(), (logprobs >= logprob).sum().double()))
-    own_logprob, rank, *rest = torch.cat((own, ids.double(), values.double())).tolist()
-    top_ids, top_values = rest[: len(ids)], rest[len(ids) :]
-    return TokenLogprobs(
-        token_id=token_id,
-        logprob=own_logprob,
-        top=tuple((int(i), value) for i, value in zip(top_ids, top_values, strict=True)),
-        rank=int(rank),
-    )
 
 
 def _inverse_temperature(state: SequenceState) -> float:

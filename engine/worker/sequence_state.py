@@ -5,7 +5,6 @@ Everything here comes from `SequenceStart` and the worker's own results, so it c
 time.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -13,6 +12,8 @@ from torch import Tensor
 from engine.plan import SequenceStart
 from engine.worker.lookup import Lookup
 from engine.worker.structure import StructureState
+from engine.worker.token_counts import TokenCounts
+from engine.worker.token_wishes import TokenWishes
 
 
 class SequenceState:
@@ -29,8 +30,11 @@ class SequenceState:
         self.last_hidden: Tensor | None = None  # [E]
         self.hidden_sum: Tensor | None = None  # [E] float64: of the prompt so far, to be pooled
         self.lookup = Lookup(self.token_ids)
-        self._output_counts = Counter(self.token_ids[start.num_prompt_tokens :])
-        self._prompt_ids = set(start.token_ids[: start.num_prompt_tokens])
+        self.wishes = TokenWishes(start)
+        self.counts: TokenCounts | None = None  # where penalties ask for them
+        if _has_penalties(start):
+            count = start.num_prompt_tokens
+            self.counts = TokenCounts(self.token_ids[:count], self.token_ids[count:])
 
     @property
     def sequence_id(self) -> int:
@@ -49,14 +53,13 @@ class SequenceState:
     def append(self, token_ids: Sequence[int]) -> None:
         """Commit tokens that verification accepted."""
         self.token_ids.extend(token_ids)
-        self._output_counts.update(token_ids)
+        if self.counts is not None:
+            self.counts.append(token_ids)
         if self.structure is not None:
             self.structure.append(token_ids)
 
-    def output_counts(self, drafts: Sequence[int] = ()) -> Counter[int]:
-        """How often each token occurs in the output, drafts before the position included."""
-        return self._output_counts + Counter(drafts) if drafts else self._output_counts
 
-    def seen_ids(self, drafts: Sequence[int] = ()) -> set[int]:
-        """Every token of prompt and output, drafts before the position included."""
-        return self._prompt_ids | set(self._output_counts) | set(drafts)
+def _has_penalties(start: SequenceStart) -> bool:
+    return bool(
+        start.repetition_penalty != 1.0 or start.frequency_penalty or start.presence_penalty
+    )

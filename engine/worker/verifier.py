@@ -9,6 +9,7 @@ Knows nothing of exit heads or of how the states came to be.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -19,14 +20,17 @@ from engine.request import ExitRecord
 from engine.worker.acceptance import num_accepted
 from engine.worker.device_errors import is_row_fault
 from engine.worker.forward_batch import TokenRef
+from engine.worker.logprobs import Wanted, read_for_rows
 from engine.worker.prompt_reader import NotNumbers, PromptReader, PromptReading, wants_reading
 from engine.worker.row import Draft, Row
-from engine.worker.sampler import Sampler, top_logprobs
+from engine.worker.sampler import Sampler
 from engine.worker.segment_runner import SegmentRunner
+from engine.worker.upload import upload
 
 logger = logging.getLogger(__name__)
 
 _NOT_NUMBERS = "the model's logits are not numbers"
+_NO_RESULT = "the row's result could not be made"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,6 @@ class _Outcome:
     """What a row's client gets, and what its state takes over."""
 
     result: RowResult
-    last_hidden: Tensor | None = None  # [E], with new tokens
     hidden_sum: Tensor | None = None  # [E], of a prompt to be pooled
 
 
@@ -70,22 +73,23 @@ class Verifier:
         ]
         last_hidden = _gather(hidden, [place for mine in pending for place in mine])
         choices, logits = self._choose(rows, last_hidden)
-        outcomes, offset = [], 0
-        for index, (row, row_places) in enumerate(zip(rows, pending, strict=True)):
-            mine = slice(offset, offset + len(row_places))
-            offset = mine.stop
+        firsts = [0, *accumulate(map(len, pending))]
+        outcomes = []
+        for index, row in enumerate(rows):
+            mine = slice(firsts[index], firsts[index + 1])
             known = _known_states(index, row, places, hidden)
-            outcomes.append(
-                self._outcome_alone(row, choices[mine], logits[mine], last_hidden[mine], known)
-            )
-        # Nothing raises from here on: a step changes all its states or none.
-        for row, outcome in zip(rows, outcomes, strict=True):
-            row.state.hidden_sum = outcome.hidden_sum
-            if outcome.last_hidden is not None:
-                row.state.append(outcome.result.token_ids)
-                row.state.last_hidden = outcome.last_hidden
+            outcomes.append(self._outcome_alone(row, choices[mine], logits[mine], known))
+        outcomes = _with_logprobs(rows, outcomes, firsts, logits)
+        newest = _newest_states(outcomes, firsts, last_hidden)
         results = [outcome.result for outcome in outcomes]
-        return _without_broken_prompts(rows, refs, hidden, results)
+        results = _without_broken_prompts(rows, refs, hidden, results)
+        # Nothing raises from here on: a step changes all its states or none.
+        for index, (row, outcome) in enumerate(zip(rows, outcomes, strict=True)):
+            row.state.hidden_sum = outcome.hidden_sum
+            if index in newest:
+                row.state.append(outcome.result.token_ids)
+                row.state.last_hidden = newest[index]
+        return results
 
     def _choose(self, rows: Sequence[Row], last_hidden: Tensor) -> tuple[list[int], Tensor]:
         """Tokens chosen and logits [P, V] for the states [P, E] of all pending tokens."""
@@ -100,32 +104,30 @@ class Verifier:
         row: Row,
         targets: Sequence[int],
         logits: Tensor,
-        last_hidden: Tensor,
         known: Tensor | None,
     ) -> _Outcome:
         """`_outcome`; a fault in it is the row's own."""
         try:
-            return self._outcome(row, targets, logits, last_hidden, known)
+            return self._outcome(row, targets, logits, known)
         except NotNumbers:
             return _Outcome(_failed(row, _NOT_NUMBERS))
         except Exception as error:
             if not is_row_fault(error):
                 raise
-            logger.exception("sequence %d: its result cannot be made", row.state.sequence_id)
-            return _Outcome(_failed(row, "the row's result could not be made"))
+            logger.exception("sequence %d: %s", row.state.sequence_id, _NO_RESULT)
+            return _Outcome(_failed(row, _NO_RESULT))
 
     def _outcome(
         self,
         row: Row,
         targets: Sequence[int],
         logits: Tensor,
-        last_hidden: Tensor,
         known: Tensor | None,
     ) -> _Outcome:
         """What a row's states say.
 
         Args:
-            targets, logits, last_hidden: One entry per pending token.
+            targets, logits: One entry per pending token.
             known: [plan.num_tokens, E], where something is asked of the prompt.
         """
         reading = PromptReading()
@@ -136,12 +138,7 @@ class Verifier:
             prompt_logprobs=reading.logprobs,
             embedding=reading.embedding,
         )
-        num_new = len(result.token_ids)
-        return _Outcome(
-            result,
-            last_hidden=last_hidden[num_new - 1].clone() if num_new else None,
-            hidden_sum=reading.hidden_sum,
-        )
+        return _Outcome(result, hidden_sum=reading.hidden_sum)
 
     def _accept(self, row: Row, targets: Sequence[int], logits: Tensor) -> RowResult:
         """A row's accepted drafts and the target's own token."""
@@ -153,13 +150,9 @@ class Verifier:
         token_ids = [*ids[:accepted], targets[accepted]]
         if -1 in token_ids:
             return _failed(row, _why_no_token(row, logits))
-        num_top = row.state.start.num_logprobs
         return RowResult(
             sequence_id=sequence_id,
             token_ids=token_ids,
-            logprobs=[]
-            if num_top is None
-            else [top_logprobs(logits[i], token, num_top) for i, token in enumerate(token_ids)],
             drafts=[
                 ExitRecord(
                     token_id=draft.token_id,
@@ -177,7 +170,52 @@ class Verifier:
 
 def _gather(hidden: Tensor, places: Sequence[int]) -> Tensor:
     """Some of the states [T, E]."""
-    return hidden[torch.tensor(places, dtype=torch.int64, device=hidden.device)]
+    return hidden[upload(places, torch.int64, hidden.device)]
+
+
+def _newest_states(
+    outcomes: Sequence[_Outcome], firsts: Sequence[int], last_hidden: Tensor
+) -> dict[int, Tensor]:
+    """By row with new tokens, the state [E] that its newest one was chosen from.
+
+    Args:
+        firsts: Of every row, its first pending token's index in last_hidden [P, E].
+    """
+    places = {
+        index: firsts[index] + len(outcome.result.token_ids) - 1
+        for index, outcome in enumerate(outcomes)
+        if outcome.result.token_ids
+    }
+    if not places:
+        return {}
+    # A copy: what the step computed need not outlive it.
+    return dict(zip(places, _gather(last_hidden, list(places.values())), strict=True))
+
+
+def _with_logprobs(
+    rows: Sequence[Row], outcomes: Sequence[_Outcome], firsts: Sequence[int], logits: Tensor
+) -> list[_Outcome]:
+    """Outcomes with the log-probabilities that their rows want.
+
+    Args:
+        firsts: Of every row, its first pending token's index in logits [P, V].
+    """
+    wanted: dict[int, list[Wanted]] = {}
+    for index, (row, outcome) in enumerate(zip(rows, outcomes, strict=True)):
+        num_top = row.state.start.num_logprobs
+        if num_top is not None and outcome.result.token_ids:
+            wanted[index] = [
+                Wanted(firsts[index] + i, token_id, num_top)
+                for i, token_id in enumerate(outcome.result.token_ids)
+            ]
+    completed = list(outcomes)
+    for index, logprobs in read_for_rows(logits, wanted).items():
+        outcome = completed[index]
+        if logprobs is None:
+            completed[index] = _Outcome(_failed(rows[index], _NO_RESULT))
+        else:
+            completed[index] = replace(outcome, result=replace(outcome.result, logprobs=logprobs))
+    return completed
 
 
 def _known_states(
@@ -204,8 +242,7 @@ def _without_broken_prompts(
     }
     if not last:
         return results
-    places = torch.tensor(list(last.values()), device=hidden.device)
-    are_sound = hidden[places].isfinite().all(dim=-1).tolist()
+    are_sound = _gather(hidden, list(last.values())).isfinite().all(dim=-1).tolist()
     broken = {row for row, is_sound in zip(last, are_sound, strict=True) if not is_sound}
     return [
         replace(result, error="the model's states are not numbers") if row in broken else result

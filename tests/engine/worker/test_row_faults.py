@@ -1,5 +1,6 @@
 """Memory that runs out, and rows that fail: the others get exactly what they would have had."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,8 @@ from engine.config import CacheConfig, EngineConfig, ExitsConfig, ModelConfig, S
 from engine.model.decoder import Decoder
 from engine.offline import GenerationResult, OfflineEngine
 from engine.request import FinishReason, GenerationRequest
-from engine.worker import processors, verifier
+from engine.worker import logprobs, processors
+from engine.worker.logprobs import Wanted
 from engine.worker.sample_point import SamplePoint
 
 pytestmark = pytest.mark.torch
@@ -111,18 +113,18 @@ def test_a_fault_in_one_rows_processors_is_its_own(
 def test_a_fault_in_one_rows_result_is_its_own(
     config: EngineConfig, expected: list[GenerationResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, asked = verifier.top_logprobs, {"num": 0}
+    real = logprobs.read_logprobs
 
-    def top_logprobs(logits: Tensor, token_id: int, num_top: int) -> object:
-        if num_top == 2:
-            asked["num"] += 1
+    def read_logprobs(logits: Tensor, wanted: Sequence[Wanted]) -> object:
+        if any(one.num_top == 2 for one in wanted):
             raise ValueError("a fault")
-        return real(logits, token_id, num_top)
+        return real(logits, wanted)
 
-    monkeypatch.setattr(verifier, "top_logprobs", top_logprobs)
+    monkeypatch.setattr(logprobs, "read_logprobs", read_logprobs)
     *others, ill = generate(config, make_request(9, num_logprobs=2))
     assert others == expected
-    assert (ill.finish_reason, asked["num"]) == (FinishReason.ERROR, 1)
+    assert ill.finish_reason is FinishReason.ERROR
+    assert ill.token_ids == ()
 
 
 def test_a_broken_device_is_nobodys_row_fault(

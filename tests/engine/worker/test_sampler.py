@@ -1,5 +1,7 @@
 """Processors do what their names say, on the full and on a reduced vocabulary, row by row."""
 
+from collections import Counter
+
 import pytest
 import torch
 from tiny_model import sequence_start
@@ -7,7 +9,7 @@ from torch import Tensor
 
 from engine.model.ops.torch_ops import TorchOps
 from engine.worker.sample_point import ReducedVocabulary, SamplePoint
-from engine.worker.sampler import Sampler, top_logprobs
+from engine.worker.sampler import Sampler
 from engine.worker.sequence_state import SequenceState
 
 pytestmark = pytest.mark.torch
@@ -112,6 +114,31 @@ def test_truncation_is_off_at_temperature_zero(sampler: Sampler, logits: Tensor)
     assert sampler.scores(logits, [point(top_k=1, top_p=0.1)]) is logits
 
 
+def test_penalties_are_those_of_counting_token_by_token(sampler: Sampler) -> None:
+    """Long prompts, drafts both new and seen, and several rows, to the bit."""
+    size = 200
+    logits = torch.randn(3, size, generator=torch.Generator().manual_seed(2)) * 3
+    output, drafts = [7 * i % size for i in range(150)] + [5, 5, 9], [5, 199, 199, 3]
+    options = {"repetition_penalty": 1.3, "frequency_penalty": 0.31, "presence_penalty": -0.7}
+    state = SequenceState(sequence_start(1, list(range(40, 110)), **options))
+    for token_id in output:
+        state.append([token_id])
+    points = [SamplePoint(state, drafts[:count]) for count in (0, 2, 4)]
+
+    scores = sampler.scores(logits, points)
+
+    for row, count in enumerate((0, 2, 4)):
+        told = Counter([*output, *drafts[:count]])
+        expected = logits[row].clone()
+        for token_id in {*range(40, 110), *told}:
+            value = expected[token_id]
+            penalty = torch.tensor(1.3)
+            expected[token_id] = value / penalty if value > 0 else value * penalty
+            if told[token_id]:
+                expected[token_id] += -(told[token_id] * 0.31 - 0.7)
+        assert torch.equal(scores[row], expected)
+
+
 def test_reduced_columns_get_what_their_tokens_get(sampler: Sampler, logits: Tensor) -> None:
     ids = torch.tensor([1, 4, 7], dtype=torch.int32)
     columns = torch.full((VOCAB,), -1)
@@ -170,11 +197,3 @@ def test_nan_is_reported(sampler: Sampler, logits: Tensor) -> None:
     bad = logits.clone()
     bad[0, 3] = float("nan")
     assert sampler.choose(torch.cat((bad, logits)), [point(), point()])[0] == -1
-
-
-def test_logprobs_come_from_unprocessed_logits(logits: Tensor) -> None:
-    entry = top_logprobs(logits[0], 5, 3)
-    expected = logits[0].log_softmax(-1)
-    assert entry.logprob == pytest.approx(float(expected[5]))
-    assert [i for i, _ in entry.top] == expected.topk(3).indices.tolist()
-    assert top_logprobs(logits[0], 5, 0).top == ()

@@ -1,0 +1,131 @@
+"""Log-probabilities of chosen tokens from unprocessed logits, for all positions that want them at
+once, with one read of the device for all.
+
+A position's numbers do not depend on who is read beside it. Knows logits and token ids only.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.request import TokenLogprobs
+from engine.worker.device_errors import is_row_fault
+from engine.worker.upload import upload
+
+logger = logging.getLogger(__name__)
+
+_PIECE = 32  # positions whose log-probabilities exist at once
+_ALIGNED = 4  # floats that a GPU reads together
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One position's: of its token, and of the most likely ones."""
+
+    place: int  # row of the logits
+    token_id: int
+    num_top: int
+
+
+def read_logprobs(logits: Tensor, wanted: Sequence[Wanted]) -> list[TokenLogprobs]:
+    """Log-probabilities at some rows of the logits [T, V], in the order they are wanted."""
+    pieces = list(_pieces(wanted))
+    if not pieces:
+        return []
+    facts = [_facts(logits, [wanted[i] for i in piece]).flatten() for piece in pieces]
+    flat = iter(torch.cat(facts).tolist())
+    found: dict[int, TokenLogprobs] = {}
+    for piece in pieces:
+        for index in piece:
+            one = wanted[index]
+            count = min(one.num_top, logits.shape[1])
+            logprob, rank, *top = (next(flat) for _ in range(2 + 2 * count))
+            ids, values = top[:count], top[count:]
+            found[index] = TokenLogprobs(
+                token_id=one.token_id,
+                logprob=logprob,
+                top=tuple((int(i), value) for i, value in zip(ids, values, strict=True)),
+                rank=int(rank),
+            )
+    return [found[index] for index in range(len(wanted))]
+
+
+def read_for_rows(
+    logits: Tensor, wanted: Mapping[int, Sequence[Wanted]]
+) -> dict[int, list[TokenLogprobs] | None]:
+    """By row of a step what it wants, read at once; after a fault row by row, and None for whose
+    fault it is.
+    """
+    try:
+        read = iter(read_logprobs(logits, [one for mine in wanted.values() for one in mine]))
+        return {row: list(islice(read, len(mine))) for row, mine in wanted.items()}
+    except Exception as error:
+        if not is_row_fault(error):
+            raise
+        if len(wanted) == 1:
+            logger.exception("log-probabilities cannot be read")
+            return dict.fromkeys(wanted)
+    alone: dict[int, list[TokenLogprobs] | None] = {}
+    for row, mine in wanted.items():
+        alone |= read_for_rows(logits, {row: mine})
+    return alone
+
+
+def _pieces(wanted: Sequence[Wanted]) -> Iterator[list[int]]:
+    """Indices of positions that want equally many: among equals, which are listed minds that."""
+    for num_top in dict.fromkeys(one.num_top for one in wanted):
+        mine = [index for index, one in enumerate(wanted) if one.num_top == num_top]
+        for start in range(0, len(mine), _PIECE):
+            yield mine[start : start + _PIECE]
+
+
+def _facts(logits: Tensor, wanted: Sequence[Wanted]) -> Tensor:
+    """[T', 2 + 2 k] float64, which holds all of it as it is: the token's log-probability and rank,
+    the ids of the k most likely tokens, their log-probabilities.
+    """
+    logprobs = _log_softmax(_rows(logits, [one.place for one in wanted]))
+    token_ids = upload([one.token_id for one in wanted], torch.int64, logits.device)
+    own = logprobs.gather(1, token_ids[:, None])
+    rank = (logprobs >= own).sum(-1, keepdim=True)
+    values, ids = most_likely(logprobs, min(wanted[0].num_top, logprobs.shape[1]))
+    return torch.cat([fact.double() for fact in (own, rank, ids, values)], dim=1)
+
+
+def _rows(logits: Tensor, places: Sequence[int]) -> Tensor:
+    first, last = places[0], places[-1]
+    if list(places) == list(range(first, last + 1)):
+        return logits[first : last + 1]
+    return logits[upload(places, torch.int64, logits.device)]
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    rest = -logits.shape[1] % _ALIGNED
+    if not logits.is_cuda or not rest:
+        return logits.log_softmax(-1)
+    # A GPU sums a row that begins between two of its reads in another order: let none begin there.
+    padded = F.pad(logits, (0, rest), value=float("-inf"))
+    return padded.log_softmax(-1)[:, : logits.shape[1]]
+
+
+def most_likely(logprobs: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Values and indices [T, count], the greatest first.
+
+    Which of equals a GPU takes minds how many rows there are; so there every key is another.
+    """
+    if not logprobs.is_cuda:
+        best = logprobs.topk(count)
+        return best.values, best.indices
+    ids = _distinct_keys(logprobs).topk(count).indices
+    return logprobs.gather(1, ids), ids
+
+
+def _distinct_keys(values: Tensor) -> Tensor:
+    """int64 in the order of the float32 values [T, V], and among equals the lower index greater."""
+    bits = values.contiguous().view(torch.int32)
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # floats are stored as sign and magnitude
+    return (ordered.long() << 32) - torch.arange(values.shape[1], device=values.device)

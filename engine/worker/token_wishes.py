@@ -1,0 +1,56 @@
+"""What a request asks of single tokens, whatever came before: made once, used at every position.
+
+Knows the request's parameters and token ids; applies nothing.
+"""
+
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engine.plan import SequenceStart
+
+
+class TokenValues(NamedTuple):
+    """A value for each of some tokens, none of which comes twice with another value."""
+
+    ids: NDArray[np.int64]
+    values: NDArray[np.float32]
+
+
+class TokenWishes:
+    """One request's."""
+
+    def __init__(self, start: SequenceStart) -> None:
+        self._start = start
+        self._allowed: Tensor | None = None
+
+    @cached_property
+    def bias(self) -> TokenValues:
+        """To be added."""
+        given = self._start.logit_bias
+        ids = np.fromiter(given.keys(), dtype=np.int64, count=len(given))
+        return TokenValues(ids, np.fromiter(given.values(), dtype=np.float32, count=len(given)))
+
+    @cached_property
+    def ends(self) -> TokenValues:
+        """Tokens that end the sequence, to be excluded while it is too short."""
+        ids = np.array(self._start.stop_token_ids, dtype=np.int64)
+        return TokenValues(ids, np.full(len(ids), -np.inf, dtype=np.float32))
+
+    @cached_property
+    def allows_ends_only(self) -> bool:
+        """Whether the list of allowed tokens leaves nothing but an end."""
+        allowed = self._start.allowed_token_ids
+        return bool(allowed) and set(allowed) <= set(self._start.stop_token_ids)
+
+    def allowed(self, vocab_size: int) -> Tensor | None:
+        """[V] bool on the CPU: the tokens that are listed; None: there is no list."""
+        listed = self._start.allowed_token_ids
+        if self._allowed is None and listed:
+            self._allowed = torch.zeros(vocab_size, dtype=torch.bool)
+            self._allowed[torch.tensor(listed)] = True
+        return self._allowed

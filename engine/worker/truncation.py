@@ -1,0 +1,69 @@
+"""Top-k, top-p and min-p on the tempered distributions of many rows at once.
+
+What is left of a row does not depend on the others: sums are of integers.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from engine.worker.sequence_state import SequenceState
+from engine.worker.upload import upload
+
+# Masses of tokens are integers of this many per greatest mass: sums of them are the same in any
+# order, and what is smaller never reaches a nucleus.
+_UNIT = 1 << 40
+
+
+def truncates(state: SequenceState) -> bool:
+    """Whether a sequence's distributions are cut at all."""
+    s = state.start
+    return not state.is_greedy and bool(s.top_k or s.top_p < 1.0 or s.min_p > 0.0)
+
+
+def truncate(logits: Tensor, rows: Sequence[int], states: Sequence[SequenceState]) -> None:
+    """Exclude what the rows' parameters cut off, in place.
+
+    Args:
+        rows: Those of the logits [T, V'] that `states` are of.
+    """
+    starts = [state.start for state in states]
+    device = logits.device
+
+    def numbers(values: Sequence[float], dtype: torch.dtype = logits.dtype) -> Tensor:
+        return upload(values, dtype, device)[:, None]
+
+    at = upload(rows, torch.int64, device)
+    raw = logits[at]
+    size = raw.shape[1]
+    tempered = raw / numbers([start.temperature for start in starts])
+    most = [start.top_k if 0 < start.top_k < size else size for start in starts]
+    if min(most) < size:
+        largest = max(k for k in most if k < size)
+        ranked = tempered.topk(largest).values
+        last = ranked.gather(1, numbers([min(k, largest) for k in most], torch.int64) - 1)
+        is_open = numbers([k == size for k in most], torch.bool)
+        tempered = tempered.masked_fill((tempered < last) & ~is_open, float("-inf"))
+    if any(start.top_p < 1.0 for start in starts):
+        keep = _nucleus(tempered, numbers([start.top_p for start in starts], torch.float64))
+        tempered = tempered.masked_fill(~keep, float("-inf"))
+    if any(start.min_p > 0.0 for start in starts):
+        share = (tempered - tempered.amax(-1, keepdim=True)).exp()
+        least = numbers([start.min_p for start in starts])
+        tempered = tempered.masked_fill(share < least, float("-inf"))
+    logits[at] = raw.masked_fill(tempered.isneginf(), float("-inf"))
+
+
+def _nucleus(tempered: Tensor, top_p: Tensor) -> Tensor:
+    """Of every row the smallest set of most likely tokens whose mass reaches top_p; at least one.
+
+    Args:
+        top_p: [T, 1] float64; 1 keeps all.
+    """
+    ranked, order = tempered.sort(dim=-1, descending=True, stable=True)
+    mass = ((ranked - ranked[:, :1]).exp().double() * _UNIT).round().to(torch.int64)
+    before = mass.cumsum(-1) - mass
+    enough = top_p * before[:, -1:].add(mass[:, -1:]).double()
+    in_order = (before.double() < enough) | (top_p >= 1.0) | tempered.isnan().any(-1, keepdim=True)
+    return torch.zeros_like(in_order).scatter(1, order, in_order)

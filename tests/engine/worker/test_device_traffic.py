@@ -1,0 +1,133 @@
+"""How often a step waits for the device: once per look of an exit, once for the tokens, once for
+log-probabilities; and nothing it sends makes it wait.
+"""
+
+import ast
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_model import (
+    StepDriver,
+    load_tiny,
+    policy_drafter,
+    random_heads,
+    sequence_start,
+    write_tiny_llama,
+)
+from torch import Tensor
+
+import engine.worker
+from engine.model.ops.torch_ops import TorchOps
+from engine.worker import upload as upload_module
+from engine.worker.exit_look import ExitLook
+from engine.worker.upload import send, upload
+from engine.worker.verifier import Verifier
+
+pytestmark = pytest.mark.torch
+
+_READS = ("tolist", "item", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__")
+_OWN = ("engine.worker.structure",)  # reads masks, which never leave the CPU
+_ALL = {
+    "temperature": 0.8,
+    "top_p": 0.9,
+    "top_k": 20,
+    "min_p": 0.01,
+    "repetition_penalty": 1.2,
+    "frequency_penalty": 0.3,
+    "logit_bias": {3: 1.0},
+    "min_tokens": 4,
+    "stop_token_ids": [0],
+    "num_logprobs": 2,
+}
+
+
+class Reads:
+    """Counts what code of the worker's reads from tensors."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.counts: Counter[str] = Counter()
+        for name in _READS:
+            monkeypatch.setattr(Tensor, name, self._counting(name, getattr(Tensor, name)))
+
+    def _counting(self, name: str, real: Any) -> Any:
+        def read(tensor: Tensor, *args: Any, **options: Any) -> Any:
+            caller = sys._getframe(1).f_globals.get("__name__", "")
+            if caller.startswith("engine.worker") and caller not in _OWN:
+                self.counts[f"{caller}.{name}"] += 1
+            return real(tensor, *args, **options)
+
+        return read
+
+
+@pytest.mark.parametrize("options", [{}, _ALL], ids=["greedy", "everything"])
+def test_a_step_reads_once_per_look_and_once_at_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object]
+) -> None:
+    decoder = load_tiny(write_tiny_llama(tmp_path), TorchOps("cpu"))
+    drafter = policy_drafter(decoder, random_heads(decoder, [2, 4], 40), threshold=0.0)
+    driver = StepDriver(decoder, 16, drafter)
+    starts = [sequence_start(i, [5 + i, 9, 2], **options) for i in range(3)]
+    looks, steps = [], []
+    real_look, real_verify = ExitLook.opinions, Verifier.verify
+
+    def opinions(self: ExitLook, *args: Any) -> Any:
+        looks.append(1)
+        return real_look(self, *args)
+
+    def verify(self: Verifier, *args: Any) -> Any:
+        steps.append(1)
+        return real_verify(self, *args)
+
+    monkeypatch.setattr(ExitLook, "opinions", opinions)
+    monkeypatch.setattr(Verifier, "verify", verify)
+    reads = Reads(monkeypatch)
+
+    _, results = driver.generate(starts, 8)
+
+    assert sum(len(result.drafts) for result in results) > 0
+    expected = {
+        "engine.worker.exit_look.tolist": len(looks),
+        "engine.worker.sampler.tolist": len(steps),
+    }
+    if "num_logprobs" in options:
+        expected["engine.worker.logprobs.tolist"] = len(steps)
+    assert reads.counts == expected
+
+
+def test_no_list_goes_to_the_device_but_through_upload() -> None:
+    """`torch.tensor(…, device=…)` waits for everything that was launched before."""
+    found = {
+        path.name
+        for path in Path(engine.worker.__path__[0]).glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) == "torch.tensor"
+        and any(keyword.arg == "device" for keyword in node.keywords)
+    }
+    assert found == {Path(upload_module.__file__).name}
+
+
+def test_what_is_uploaded_to_a_gpu_is_pinned_and_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    moved = []
+
+    class Pinned:
+        def to(self, device: torch.device, *, non_blocking: bool) -> str:
+            moved.append((device.type, non_blocking))
+            return "there"
+
+    def tensor(values: list[int], *, dtype: torch.dtype, pin_memory: bool) -> Pinned:
+        assert pin_memory
+        return Pinned()
+
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch, "tensor", tensor)
+    assert upload([1], torch.int64, gpu) == "there"
+    monkeypatch.setattr(Tensor, "pin_memory", lambda _: Pinned())
+    assert send(torch.zeros(1), gpu) == "there"
+    assert moved == [("cuda", True)] * 2
