@@ -12,7 +12,8 @@ from engine.checkpoint import find_heads, resolve_model
 from engine.config import ModelConfig
 from engine.errors import EngineError
 from engine.model.spec import ModelSpec
-from training.pipeline import GenerationOptions, TrainOptions, evaluate, train
+from training.generate import GenerationOptions
+from training.pipeline import TrainOptions, evaluate, train
 from training.prompts import Prompt, code_prompts, read_prompts, shuffled
 from training.train_head import TrainingConfig
 
@@ -40,7 +41,10 @@ def _add_common_arguments(parser: argparse.ArgumentParser, *, default_tokens: in
     )
     parser.add_argument("--max-new-tokens", type=int, default=192, help="per prompt (%(default)s)")
     parser.add_argument(
-        "--memory-gib", type=float, default=2.0, help="hidden states held at once (%(default)s)"
+        "--memory-gib",
+        type=float,
+        default=2.0,
+        help="states, keys and values held at once (%(default)s)",
     )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     dtypes = ["auto", "float32", "bfloat16", "float16"]
@@ -54,6 +58,12 @@ def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vocabulary-size", type=int, default=4096, help="(%(default)s)")
     parser.add_argument("--epochs", type=int, default=4, help="(%(default)s)")
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="(%(default)s)")
+    parser.add_argument(
+        "--start-from", type=Path, metavar="DIR", help="heads to train further instead of anew"
+    )
+    parser.add_argument(
+        "--no-previous-token", action="store_true", help="without that input (for comparisons)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -77,7 +87,12 @@ def _train(args: argparse.Namespace) -> int:
         output=output,
         exit_layers=_exit_layers(args.exit_layers, directory),
         vocabulary_size=args.vocabulary_size,
-        training=TrainingConfig(epochs=args.epochs, learning_rate=args.learning_rate),
+        training=TrainingConfig(
+            epochs=args.epochs,
+            learning_rate=args.learning_rate,
+            reads_previous=not args.no_previous_token,
+        ),
+        start_from=args.start_from,
     )
     train(_generation_options(args, directory, output / "work"), options, _prompts(args))
     print(f"exit heads written to {output}")

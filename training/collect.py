@@ -1,18 +1,9 @@
-"""Hidden states of the model's own generations: at every exit layer, and the last. One
-teacher-forced pass.
-
-Written in shards (safetensors, float16, scaled to unit RMS), each atomically, so that a killed run
-goes on where it stopped and memory stays bounded by one shard. What heads are trained for is
-decided elsewhere.
-"""
+"""Hidden states of generations by one teacher-forced pass: whatever generating has not recorded."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from engine.model.decoder import Decoder
@@ -20,22 +11,11 @@ from engine.model.ops.interface import LayerCache, TokenBatch
 from engine.worker.decode_step import split_layers
 from engine.worker.kv_cache import allocate_cache
 from training.generations import Generation
+from training.states import LAST, ROWS_PER_SHARD, Part, RowStates, StateShards, parts_of
 
 _BLOCK_SIZE = 16
-_ROWS_PER_SHARD = 64
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HiddenStates:
-    """Consecutive positions of many sequences, flat. Position i predicts the token after it."""
-
-    exit: Tensor  # [N, E] float16, unit RMS: at the exit layer
-    last: Tensor  # [N, E] float16, unit RMS: the last layer, before the final norm
-    log_normalizer: Tensor  # [N] float32: logsumexp of the final logits
-    target: Tensor  # [N] int32: the last layer's top-1 token
-    is_first: (
-        Tensor  # [N] bool: first position of its sequence: only a `previous`, never trained on
-    )
+ShardPaths = list[dict[Part, Path]]
 
 
 def collect(
@@ -46,91 +26,47 @@ def collect(
     *,
     max_tokens_per_call: int = 512,
     progress: Callable[[int, int], None] | None = None,
-) -> list[Path]:
-    """Write one shard per group of generations; existing shards are kept.
+) -> ShardPaths:
+    """Write one shard per group of generations; what exists is kept.
 
     Args:
         progress: Called with (rows done, rows in all).
 
     Returns:
-        The shards, in the order of the rows.
+        The parts of every shard, in the order of the rows.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    longest = max(len(row.prompt_ids) + len(row.output_ids) for row in rows)
-    num_blocks = 2 * -(-(longest + max_tokens_per_call) // _BLOCK_SIZE) + _ROWS_PER_SHARD
-    cache = allocate_cache(
-        decoder.spec,
-        num_blocks,
-        _BLOCK_SIZE,
-        dtype=decoder.ops.dtype,
-        device=decoder.ops.device,
-    )
-    shards = []
-    for start in range(0, len(rows), _ROWS_PER_SHARD):
-        group = rows[start : start + _ROWS_PER_SHARD]
-        # The count is part of the name: a last, shorter shard is made anew once generations were
-        # added.
-        number = start // _ROWS_PER_SHARD
-        path = directory / f"shard-{number:05d}-{len(group)}.safetensors"
-        shards.append(path)
-        if not path.exists():
+    store = StateShards(directory)
+    cache: Sequence[LayerCache] | None = None
+    paths: ShardPaths = []
+    for start in range(0, len(rows), ROWS_PER_SHARD):
+        group = rows[start : start + ROWS_PER_SHARD]
+        number = start // ROWS_PER_SHARD
+        missing = store.missing(number, len(group), exit_layers)
+        if missing:
+            cache = cache or _cache(decoder, rows, max_tokens_per_call)
             parts = [
-                _forward(decoder, pack, exit_layers, cache)
+                _forward(decoder, pack, missing, cache)
                 for pack in _packs(group, max_tokens_per_call)
             ]
-            partial = path.with_suffix(".partial")
-            save_file(_joined(parts), str(partial))
-            partial.rename(path)
+            store.write(number, parts, len(group))
+        paths.append({part: store.path(number, len(group), part) for part in parts_of(exit_layers)})
         if progress is not None:
-            progress(min(start + _ROWS_PER_SHARD, len(rows)), len(rows))
-    return shards
+            progress(min(start + ROWS_PER_SHARD, len(rows)), len(rows))
+    return paths
 
 
-class Shards:
-    """Collected shards, read a bounded number of positions at a time."""
-
-    def __init__(self, paths: Sequence[Path], exit_layer: int, max_bytes: int) -> None:
-        self._paths = list(paths)
-        self._exit_layer = exit_layer
-        lengths, width = [], 0
-        for path in self._paths:
-            with safe_open(str(path), framework="pt") as file:
-                length, width = file.get_slice("last").get_shape()
-                lengths.append(length)
-        self.num_positions = sum(lengths)
-        per_group = max(1, max_bytes // (2 * 2 * width))
-        self._shards_per_group = max(1, per_group // max(lengths))
-
-    def groups(self, generator: torch.Generator | None = None) -> Iterator[HiddenStates]:
-        """All shards, group by group; in random order if a generator is given."""
-        order = list(range(len(self._paths)))
-        if generator is not None:
-            order = torch.randperm(len(order), generator=generator).tolist()
-        for start in range(0, len(order), self._shards_per_group):
-            picked = order[start : start + self._shards_per_group]
-            yield read_shards([self._paths[i] for i in picked], self._exit_layer)
+def kept_positions(row: Generation) -> range:
+    """Those whose states are kept: all that predict output, and the one before."""
+    num_prompt = len(row.prompt_ids)
+    return range(max(0, num_prompt - 2), num_prompt + len(row.output_ids) - 1)
 
 
-def read_shards(paths: Sequence[Path], exit_layer: int) -> HiddenStates:
-    """Shards as one flat run of positions, with one exit layer."""
-    names = {
-        "exit": f"exit.{exit_layer}",
-        "last": "last",
-        "log_normalizer": "log_normalizer",
-        "target": "target",
-        "is_first": "is_first",
-    }
-    parts: dict[str, list[Tensor]] = {name: [] for name in names}
-    for path in paths:
-        with safe_open(str(path), framework="pt") as file:
-            for name, key in names.items():
-                parts[name].append(file.get_tensor(key))
-    return HiddenStates(**{name: torch.cat(tensors) for name, tensors in parts.items()})
-
-
-def unit_rms(x: Tensor) -> Tensor:
-    """x [..., E] scaled to root-mean-square 1 along the last dimension."""
-    return x * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + 1e-6)
+def _cache(decoder: Decoder, rows: Sequence[Generation], max_tokens: int) -> Sequence[LayerCache]:
+    """Blocks for any pack of the rows."""
+    longest = max(len(row.prompt_ids) + len(row.output_ids) for row in rows)
+    num_blocks = 2 * -(-(longest + max_tokens) // _BLOCK_SIZE) + ROWS_PER_SHARD
+    ops = decoder.ops
+    return allocate_cache(decoder.spec, num_blocks, _BLOCK_SIZE, dtype=ops.dtype, device=ops.device)
 
 
 def _packs(rows: Sequence[Generation], max_tokens: int) -> Iterator[list[Generation]]:
@@ -152,25 +88,24 @@ def _packs(rows: Sequence[Generation], max_tokens: int) -> Iterator[list[Generat
 def _forward(
     decoder: Decoder,
     pack: Sequence[Generation],
-    exit_layers: Sequence[int],
+    parts: Sequence[Part],
     cache: Sequence[LayerCache],
-) -> dict[str, Tensor]:
-    """One call over whole sequences; keeps the positions that predict output tokens and the one
-    before.
-    """
+) -> RowStates:
+    """One call over whole sequences, down to the deepest part that is wanted."""
     token_ids, batch, kept, is_first = _whole_sequences(pack, decoder.ops.device)
+    exit_layers = sorted(part for part in parts if isinstance(part, int))
     hidden = decoder.embed(token_ids)
-    tensors: dict[str, Tensor] = {"is_first": is_first}
+    exits: dict[int, Tensor] = {}
     for segment in split_layers(decoder.spec.num_layers, exit_layers):
+        is_last = segment.end == decoder.spec.num_layers
+        if is_last and LAST not in parts:
+            return RowStates.of(exits, None, None, is_first)
         hidden = decoder.run(hidden, segment, cache, batch)
-        if segment.end != decoder.spec.num_layers:
-            tensors[f"exit.{segment.end}"] = unit_rms(hidden[kept]).half().cpu()
+        if not is_last:
+            exits[segment.end] = hidden[kept]
     last = hidden[kept]
     logits = decoder.logits(last)
-    tensors["last"] = unit_rms(last).half().cpu()
-    tensors["log_normalizer"] = logits.logsumexp(-1).cpu()
-    tensors["target"] = logits.argmax(-1).int().cpu()
-    return tensors
+    return RowStates.of(exits, last, (logits.logsumexp(-1), logits.argmax(-1)), is_first)
 
 
 def _whole_sequences(
@@ -188,9 +123,9 @@ def _whole_sequences(
     next_block = 0
     for index, row in enumerate(pack):
         ids = row.prompt_ids + row.output_ids[:-1]
-        first = max(0, len(row.prompt_ids) - 2)
-        kept.extend(range(len(token_ids) + first, len(token_ids) + len(ids)))
-        is_first.extend([True] + [False] * (len(ids) - first - 1))
+        mine = kept_positions(row)
+        kept.extend(len(token_ids) + position for position in mine)
+        is_first.extend([True] + [False] * (len(mine) - 1))
         token_ids.extend(ids)
         positions.extend(range(len(ids)))
         rows.extend([index] * len(ids))
@@ -214,8 +149,5 @@ def _whole_sequences(
         block_tables=block_tables.to(device),
         block_size=_BLOCK_SIZE,
     )
-    return int32(token_ids), batch, torch.tensor(kept, device=device), torch.tensor(is_first)
-
-
-def _joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    places = torch.tensor(kept, device=device)
+    return int32(token_ids), batch, places, torch.tensor(is_first, device=device)

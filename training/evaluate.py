@@ -12,9 +12,9 @@ from torch import Tensor
 
 from engine.model.exit_head import Calibration
 from engine.model.noise import gumbel
-from training.collect import HiddenStates, Shards, unit_rms
 from training.head_module import HeadModule
-from training.train_head import teacher_probs
+from training.states import HiddenStates, Shards
+from training.train_head import teacher_probs, unrolled
 
 BIN_EDGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 _SAMPLED_TEMPERATURE = 0.8
@@ -104,23 +104,19 @@ def _unrolled(
     log_normalizer = states.log_normalizer[start:end].to(device)
     columns = torch.cat((token_ids.to(device), token_ids.new_full((1,), -1).to(device)))
     count = end - start - depth
-    previous, alive = last[:count], torch.ones(count, dtype=torch.bool, device=device)
+    alive = torch.ones(count, dtype=torch.bool, device=device)
     greedy = sampled = None
-    by_draft = []
-    for draft in range(1, depth + 1):
-        here = slice(draft, draft + count)
+    by_draft: list[Tensor] = []
+    for here, logits in unrolled(head, hidden, last, depth):
         alive = alive & ~is_first[here]
-        state = head.state(hidden[here], previous)
-        logits = head.logits(state)
         confidence, best = logits.softmax(-1).max(-1)
         is_right = columns[best] == target[here]
-        if draft == 1:
+        if not by_draft:
             greedy = torch.stack((confidence, is_right.float()), 1)[alive]
             probs = teacher_probs(head, last[here], log_normalizer[here])
             sampled = _coupled(logits, probs, token_ids.to(device), start)[alive]
         by_draft.append(is_right[alive].float())
         alive = alive & is_right
-        previous = unit_rms(state)
     assert greedy is not None
     assert sampled is not None
     return _Part(greedy, sampled, by_draft)

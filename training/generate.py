@@ -1,5 +1,5 @@
-"""The model's own output, generated plainly in large batches through the offline engine; resumes by
-counting tokens.
+"""The model's own output, generated plainly in large batches through the offline engine, with its
+hidden states recorded on the way; resumes by counting tokens.
 
 Heads must know the text people get, so the groups of prompts differ: each has one temperature of a
 fixed list, greedy most often; every fourth is answered at length; and some answers that ended by
@@ -8,28 +8,32 @@ themselves get a second question, so that later turns of a chat are seen, too.
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from engine.config import CacheConfig, EngineConfig, ExitsConfig, ModelConfig, SchedulerConfig
+from engine.model.spec import ModelSpec
 from engine.offline import OfflineEngine
 from engine.request import FinishReason, GenerationRequest, SamplingParams
 from training.generations import (
     Generation,
     append_generations,
+    is_held_out,
     num_output_tokens,
     read_generations,
 )
 from training.progress import ProgressReport
 from training.prompts import FOLLOW_UPS, Prompt
+from training.record import RecordingWorker
+from training.states import RowStates, ShardWriter, StateShards
 
 TEMPERATURES = (0.0, 0.8, 0.0, 0.5, 1.0)
 _LENGTHS = (1, 1, 1, 3)  # times max_new_tokens; no common divisor with the temperatures' number
 _SECOND_TURN_EVERY = 4
 _BATCH = 64
-_GROUP = 4 * _BATCH
+_GROUP = 2 * _BATCH
 _LONGEST_PROMPT = 1024
 
 Messages = list[dict[str, str]]
@@ -49,55 +53,132 @@ class _Question:
         return len(self.messages) == 1
 
 
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What the model said."""
+
+    question: _Question
+    row: Generation
+    is_over: bool  # it ended by itself
+    states: RowStates | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationOptions:
+    """What is generated and collected, and where."""
+
+    model: ModelConfig
+    work: Path
+    num_tokens: int  # self-generated
+    max_new_tokens: int  # per prompt; every fourth group may have three times as many
+    max_bytes: int  # in memory at once: states, with keys and values while generating
+
+    @property
+    def generations(self) -> Path:
+        """The file of what was generated."""
+        return self.work / "generations.jsonl"
+
+    @property
+    def states(self) -> Path:
+        """Directory of the states of what heads are trained on."""
+        return self.work / "hidden"
+
+    @property
+    def held_out_states(self) -> Path:
+        """Directory of the states of what they are measured on."""
+        return self.work / "held-out"
+
+
 def generate(
-    model: ModelConfig,
-    prompts: Sequence[Prompt],
-    path: Path,
-    num_tokens: int,
-    max_new_tokens: int,
+    options: GenerationOptions, prompts: Sequence[Prompt], exit_layers: Sequence[int]
 ) -> None:
-    """Append generations to `path` until it holds `num_tokens` output tokens or the prompts are
-    used up.
+    """Append generations until there are as many tokens as wanted or the prompts are used up.
+
+    Args:
+        exit_layers: Where states are recorded; what is missing is left to `collect`.
+
+    Raises:
+        ModelLoadError: if the model cannot be run.
+        ValueError: if its context leaves no room for a prompt.
     """
+    options.work.mkdir(parents=True, exist_ok=True)
+    path, max_new_tokens = options.generations, options.max_new_tokens
     rows = read_generations(path)
     done = num_output_tokens(rows)
-    if done >= num_tokens:
+    if done >= options.num_tokens:
         return
     used = {_key(row.prompt_ids) for row in rows}
-    engine = OfflineEngine(
-        EngineConfig(
-            model=model,
-            cache=CacheConfig(),
-            scheduler=SchedulerConfig(max_num_seqs=_BATCH),
-            exits=ExitsConfig(enabled=False),
-            worker="inline",
-        )
-    )
+    config = _engine_config(options, exit_layers)
+    worker = RecordingWorker(config, exit_layers)
+    engine = OfflineEngine(config, worker)
+    recorder = _Recorder(options, len(rows))
     interviewer = _Interviewer(
-        AutoTokenizer.from_pretrained(str(model.directory)),
+        AutoTokenizer.from_pretrained(str(options.model.directory)),
         engine.info.max_model_len - max_new_tokens * max(_LENGTHS),
     )
     asked = [question for prompt in prompts for question in interviewer.first_turn(prompt)]
     waiting = [question for question in asked if _key(question.prompt_ids) not in used]
     num_groups = len(rows) // _GROUP  # a resumed run goes on in the cycle
-    with ProgressReport("generating", num_tokens, "tokens") as report:
+    with ProgressReport("generating", options.num_tokens, "tokens") as report:
         report.update(done)
         follow_ups: list[_Question] = []
-        while (waiting or follow_ups) and done < num_tokens:
+        while (waiting or follow_ups) and done < options.num_tokens:
             group, waiting = follow_ups + waiting[:_GROUP], waiting[_GROUP:]
             temperature = TEMPERATURES[num_groups % len(TEMPERATURES)]
             length = max_new_tokens * _LENGTHS[num_groups % len(_LENGTHS)]
-            new, follow_ups = [], []
-            for number, (question, row, is_over) in enumerate(
-                _answered(engine, group, temperature, length)
-            ):
-                new.append(row)
-                if is_over and question.is_first_turn and number % _SECOND_TURN_EVERY == 0:
-                    follow_ups += interviewer.second_turn(question, row)
-            append_generations(path, new)
+            answers = list(_answered(engine, worker, group, temperature, length))
+            follow_ups = [
+                follow_up
+                for answer in answers[::_SECOND_TURN_EVERY]
+                if answer.is_over and answer.question.is_first_turn
+                for follow_up in interviewer.second_turn(answer.question, answer.row)
+            ]
+            append_generations(path, [answer.row for answer in answers])
+            recorder.add([answer.states for answer in answers])
             num_groups += 1
-            done += num_output_tokens(new)
+            done += num_output_tokens([answer.row for answer in answers])
             report.update(done)
+    recorder.flush()
+
+
+class _Recorder:
+    """Sorts states into those to train on and those held out."""
+
+    def __init__(self, options: GenerationOptions, num_rows: int) -> None:
+        num_held_out = sum(is_held_out(index) for index in range(num_rows))
+        self._next = num_rows
+        self._writers = {
+            False: ShardWriter(StateShards(options.states), num_rows - num_held_out),
+            True: ShardWriter(StateShards(options.held_out_states), num_held_out),
+        }
+
+    def add(self, states: Sequence[RowStates | None]) -> None:
+        """Of the next generations."""
+        for each in states:
+            self._writers[is_held_out(self._next)].add(each)
+            self._next += 1
+
+    def flush(self) -> None:
+        """Nothing more will come."""
+        for writer in self._writers.values():
+            writer.flush()
+
+
+def _engine_config(options: GenerationOptions, exit_layers: Sequence[int]) -> EngineConfig:
+    """Plain decoding, with no more keys and values than the longest chats can need."""
+    model = options.model
+    longest = _LONGEST_PROMPT + options.max_new_tokens * max(_LENGTHS)
+    spec = ModelSpec.from_directory(model.directory)
+    # States lie beside keys and values, token by token: the memory is for both.
+    num_values = 2 * spec.num_layers * spec.num_kv_heads * spec.head_size
+    share = num_values / (num_values + (len(exit_layers) + 1) * spec.hidden_size)
+    return EngineConfig(
+        model=replace(model, max_model_len=min(longest, spec.max_position_embeddings)),
+        cache=CacheConfig(kv_cache_memory_bytes=int(options.max_bytes * share)),
+        scheduler=SchedulerConfig(max_num_seqs=_BATCH),
+        exits=ExitsConfig(enabled=False, max_draft_tokens=0),
+        worker="inline",
+    )
 
 
 class _Interviewer:
@@ -140,9 +221,13 @@ class _Interviewer:
 
 
 def _answered(
-    engine: OfflineEngine, group: Sequence[_Question], temperature: float, max_new_tokens: int
-) -> Iterator[tuple[_Question, Generation, bool]]:
-    """Each question, the model's answer, and whether that ended by itself."""
+    engine: OfflineEngine,
+    worker: RecordingWorker,
+    group: Sequence[_Question],
+    temperature: float,
+    max_new_tokens: int,
+) -> Iterator[_Answer]:
+    """What the model says to each question; one token is no answer."""
     requests = [
         GenerationRequest(
             request_id=str(index),
@@ -151,12 +236,13 @@ def _answered(
         )
         for index, question in enumerate(group)
     ]
-    for question, result in zip(group, engine.generate(requests), strict=True):
+    results = engine.generate(requests)
+    for question, result, states in zip(group, results, worker.take_states(), strict=True):
         if len(result.token_ids) > 1:
             row = Generation(
                 question.task, question.prompt_ids, list(result.token_ids), temperature
             )
-            yield question, row, result.finish_reason is FinishReason.STOP
+            yield _Answer(question, row, result.finish_reason is FinishReason.STOP, states)
 
 
 def _key(prompt_ids: Sequence[int]) -> str:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+_HELD_OUT_EVERY = 25
+
 
 @dataclass(frozen=True, slots=True)
 class Generation:
@@ -50,13 +52,15 @@ def append_generations(path: Path, rows: Sequence[Generation]) -> None:
         file.flush()
 
 
-def split_held_out(
-    rows: Sequence[Generation], share: float
-) -> tuple[list[Generation], list[Generation]]:
-    """(training, held out): every 1/share-th row is held out, the same ones on every run."""
-    every = max(2, round(1 / share))
-    training = [row for i, row in enumerate(rows) if i % every]
-    return training, [row for i, row in enumerate(rows) if i % every == 0]
+def is_held_out(index: int) -> bool:
+    """Whether the generation in this place is kept from training; the same ones on every run."""
+    return index % _HELD_OUT_EVERY == 0
+
+
+def split_held_out(rows: Sequence[Generation]) -> tuple[list[Generation], list[Generation]]:
+    """(training, held out)."""
+    training = [row for i, row in enumerate(rows) if not is_held_out(i)]
+    return training, [row for i, row in enumerate(rows) if is_held_out(i)]
 
 
 def num_output_tokens(rows: Sequence[Generation]) -> int:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.collect import unit_rms
+from training.states import unit_rms
 
 
 class HeadModule(nn.Module):
@@ -57,6 +57,10 @@ class HeadModule(nn.Module):
     def logits(self, state: Tensor) -> Tensor:
         """[T, E] -> [T, V' + 1], "other" last."""
         return F.linear(unit_rms(state), torch.cat((self.lm_head, self.other[None])))
+
+    def trained_tensors(self) -> dict[str, Tensor]:
+        """Everything but the frozen rows of the LM head: what a checkpoint holds."""
+        return {name: tensor for name, tensor in self.state_dict().items() if name != "lm_head"}
 
     def tensors(self, exit_layer: int) -> dict[str, Tensor]:
         """What `heads.safetensors` holds of this head."""

@@ -10,17 +10,20 @@ tensors only; no files, no engine.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.collect import HiddenStates, Shards, unit_rms
 from training.head_module import HeadModule
+from training.states import HiddenStates, Shards, unit_rms
 
 _RIDGE = 1e-3  # of the mean squared input
 _FIT_CHUNK = 8192
 _AFTER_WRONG = 0.1  # weight of a draft behind a wrong one
+
+OnStep = Callable[[int, int, float], None]  # steps done, steps in all, loss
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,64 +36,125 @@ class TrainingConfig:
     depth: int = 3  # unrolled drafts
     warmup_share: float = 0.03
     seed: int = 0
+    reads_previous: bool = True  # the last state of the token before is an input
+
+
+class HeadTrainer:
+    """Trains a head in place, epoch by epoch. What it is between two of them can be kept."""
+
+    def __init__(self, head: HeadModule, shards: Shards, config: TrainingConfig) -> None:
+        self._head = head
+        self._shards = shards
+        self._config = config
+        self._generator = torch.Generator().manual_seed(config.seed)
+        self._trained = [head.project, head.other]
+        if config.reads_previous:
+            self._trained.append(head.project_previous)
+        self._optimizer = torch.optim.AdamW(
+            self._trained, lr=config.learning_rate, weight_decay=0.0
+        )
+        self._num_epochs = 0
+        self._num_steps = 0
+        self._total = max(1, shards.num_positions // config.batch_tokens) * config.epochs
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all epochs are over."""
+        return self._num_epochs >= self._config.epochs
+
+    def run_epoch(self, on_step: OnStep | None = None) -> None:
+        """Learn from all shards once."""
+        config = self._config
+        for states in self._shards.groups(self._generator):
+            for start in _chunks(len(states.last), config.batch_tokens, self._generator):
+                self._set_learning_rate()
+                loss = unrolled_loss(self._head, states, start, config)
+                self._optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(self._trained, 1.0)
+                self._optimizer.step()
+                self._num_steps += 1
+                if on_step is not None:
+                    on_step(min(self._num_steps, self._total), self._total, float(loss.detach()))
+        self._num_epochs += 1
+
+    def state(self) -> dict[str, Any]:
+        """All that a trainer of the same head, shards and configuration needs to go on."""
+        return {
+            "head": self._head.trained_tensors(),
+            "optimizer": self._optimizer.state_dict(),
+            "generator": self._generator.get_state(),
+            "num_epochs": self._num_epochs,
+            "num_steps": self._num_steps,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._head.load_state_dict(state["head"], strict=False)
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._generator.set_state(state["generator"])
+        self._num_epochs, self._num_steps = state["num_epochs"], state["num_steps"]
+
+    def _set_learning_rate(self) -> None:
+        config = self._config
+        share = _cosine(self._num_steps, self._total, config.warmup_share)
+        for group in self._optimizer.param_groups:
+            group["lr"] = config.learning_rate * share
 
 
 def train_head(
-    head: HeadModule,
-    shards: Shards,
-    config: TrainingConfig,
-    *,
-    on_step: Callable[[int, int, float], None] | None = None,
+    head: HeadModule, shards: Shards, config: TrainingConfig, *, on_step: OnStep | None = None
 ) -> None:
-    """Train in place.
-
-    Args:
-        on_step: Called with (steps done, steps in all, loss).
-    """
-    generator = torch.Generator().manual_seed(config.seed)
-    fit_linear(head, next(shards.groups()))
-    trained = [head.project, head.project_previous, head.other]
-    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=0.0)
-    steps_per_epoch = max(1, shards.num_positions // config.batch_tokens)
-    total = steps_per_epoch * config.epochs
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: _cosine(step, total, config.warmup_share)
-    )
-    done = 0
-    for states in _epochs(shards, config.epochs, generator):
-        for start in _chunks(len(states.last), config.batch_tokens, generator):
-            loss = unrolled_loss(head, states, start, config)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(trained, 1.0)
-            optimizer.step()
-            schedule.step()
-            done += 1
-            if on_step is not None:
-                on_step(min(done, total), total, float(loss.detach()))
+    """From the linear fit to the last epoch, in place."""
+    fit_linear(head, next(shards.groups()), reads_previous=config.reads_previous)
+    trainer = HeadTrainer(head, shards, config)
+    while not trainer.is_done:
+        trainer.run_epoch(on_step)
 
 
 @torch.no_grad()
-def fit_linear(head: HeadModule, states: HiddenStates) -> None:
+def fit_linear(head: HeadModule, states: HiddenStates, *, reads_previous: bool = True) -> None:
     """Start from the ridge regression of the last hidden state on both inputs.
 
     It takes seconds and leaves the gradient steps only what least squares cannot see.
     """
     device, size = head.project.device, head.project.shape[0]
-    gram = torch.zeros(2 * size, 2 * size, device=device)
-    moment = torch.zeros(2 * size, size, device=device)
+    width = 2 * size if reads_previous else size
+    gram = torch.zeros(width, width, device=device)
+    moment = torch.zeros(width, size, device=device)
     is_used = ~states.is_first
     is_used[0] = False
     for places in is_used.nonzero().flatten().split(_FIT_CHUNK):
-        hidden = states.exit[places].to(device).float() * head.norm
-        previous = states.last[places - 1].to(device).float() * head.previous_norm
-        inputs = torch.cat((hidden, previous), dim=1)
+        inputs = states.exit[places].to(device).float() * head.norm
+        if reads_previous:
+            previous = states.last[places - 1].to(device).float() * head.previous_norm
+            inputs = torch.cat((inputs, previous), dim=1)
         gram += inputs.T @ inputs
         moment += inputs.T @ states.last[places].to(device).float()
     gram.diagonal().add_(_RIDGE * gram.diagonal().mean())
     weights = torch.linalg.solve(gram, moment)
     head.project.copy_(weights[:size].T)
-    head.project_previous.copy_(weights[size:].T)
+    if reads_previous:
+        head.project_previous.copy_(weights[size:].T)
+
+
+def unrolled(
+    head: HeadModule, hidden: Tensor, last: Tensor, depth: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """Drafts as they follow one another: where the draft number 1, 2, … `depth` of the runs that
+    begin behind each position stands, and its logits [T - depth, V' + 1].
+
+    Args:
+        hidden: [T, E] at the exit, consecutive positions.
+        last: [T, E], the last layer's: only the first draft of a run reads it.
+    """
+    count = len(hidden) - depth
+    previous = last[:count]
+    for draft in range(1, depth + 1):
+        here = slice(draft, draft + count)
+        state = head.state(hidden[here], previous)
+        yield here, head.logits(state)
+        previous = unit_rms(state)
 
 
 def unrolled_loss(
@@ -103,25 +167,16 @@ def unrolled_loss(
     last = states.last[start:end].to(device).float()
     is_first = states.is_first[start:end].to(device)
     probs = teacher_probs(head, last, states.log_normalizer[start:end].to(device))
-
-    # Draft number d of the run that began at position i stands at position i + d: shift as the run
-    # unrolls.
-    count = end - start - config.depth
-    previous = last[:count]
-    weight = torch.ones(count, device=device)
+    weight = torch.ones(end - start - config.depth, device=device)
     total, weights = hidden.new_zeros(()), hidden.new_zeros(())
-    for draft in range(1, config.depth + 1):
-        here = slice(draft, draft + count)
+    for here, logits in unrolled(head, hidden, last, config.depth):
         weight = weight * ~is_first[here]
-        state = head.state(hidden[here], previous)
-        logits = head.logits(state)
         losses = F.cross_entropy(logits, probs[here], reduction="none")
         total = total + (losses * weight).sum()
         weights = weights + weight.sum()
         with torch.no_grad():
             is_right = logits.argmax(-1) == probs[here].argmax(-1)
             weight = weight * torch.where(is_right, 1.0, _AFTER_WRONG)
-        previous = unit_rms(state)
     return total / weights.clamp_min(1.0)
 
 
@@ -134,11 +189,6 @@ def teacher_probs(head: HeadModule, last: Tensor, log_normalizer: Tensor) -> Ten
     probs = (logits - log_normalizer[:, None]).exp()
     other = (1.0 - probs.sum(-1, keepdim=True)).clamp_min(0.0)
     return torch.cat((probs, other), dim=1)
-
-
-def _epochs(shards: Shards, count: int, generator: torch.Generator) -> Iterator[HiddenStates]:
-    for _ in range(count):
-        yield from shards.groups(generator)
 
 
 def _chunks(length: int, size: int, generator: torch.Generator) -> Iterator[int]:
@@ -155,4 +205,4 @@ def _cosine(step: int, total: int, warmup_share: float) -> float:
     warmup = max(1, int(total * warmup_share))
     if step < warmup:
         return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))

@@ -24,6 +24,18 @@ class SegmentRunner(Protocol):
         """Last hidden states [T, E] -> logits [T, V] float32, valid until the next call."""
 
 
+class PassObserver(Protocol):
+    """Sees what passes compute, and keeps what it wants (training does)."""
+
+    layers: list[int]  # it sees the states there, ascending, and the last layer's
+
+    def see_states(self, layer: int, hidden: Tensor, batch: TokenBatch) -> None:
+        """Hidden states [T, E] after a layer."""
+
+    def see_logits(self, logits: Tensor) -> None:
+        """Logits [T, V] of the tokens that are chosen for next."""
+
+
 class EagerRunner:
     """Calls the decoder."""
 
@@ -45,3 +57,35 @@ class EagerRunner:
     def logits(self, hidden: Tensor) -> Tensor:
         """See `SegmentRunner.logits`."""
         return self._decoder.logits(hidden)
+
+
+class ObservedRunner:
+    """One segment to whoever calls it, cut where an observer wants to see the states."""
+
+    def __init__(
+        self, runner: SegmentRunner, segments: Sequence[Segment], observer: PassObserver
+    ) -> None:
+        """Args:
+        segments: The runner's, all layers together.
+        """
+        self._runner = runner
+        self._ends = [segment.end for segment in segments]
+        self._observer = observer
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """See `SegmentRunner.embed`."""
+        return self._runner.embed(token_ids)
+
+    def run(self, index: int, hidden: Tensor, batch: TokenBatch) -> Tensor:
+        """See `SegmentRunner.run`."""
+        assert index == 0, "there is one segment"
+        for inner, end in enumerate(self._ends):
+            hidden = self._runner.run(inner, hidden, batch)
+            self._observer.see_states(end, hidden, batch)
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """See `SegmentRunner.logits`."""
+        logits = self._runner.logits(hidden)
+        self._observer.see_logits(logits)
+        return logits

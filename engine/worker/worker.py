@@ -15,7 +15,7 @@ from engine.checkpoint.cache import cache_root
 from engine.checkpoint.directory import has_blocks
 from engine.config import EngineConfig
 from engine.errors import HeadsMismatch, ModelLoadError
-from engine.model.decoder import Decoder
+from engine.model.decoder import Decoder, Segment
 from engine.model.exact_rows import TOKEN_COUNTS, uneven_counts
 from engine.model.exit_head import ExitHeads, load_heads
 from engine.model.ops.interface import LayerCache
@@ -40,7 +40,12 @@ from engine.worker.grammars import Grammars
 from engine.worker.graph_runner import BatchLimits, GraphRunner, token_counts_for
 from engine.worker.kv_cache import allocate_cache, block_size_bytes
 from engine.worker.sampler import Sampler
-from engine.worker.segment_runner import EagerRunner, SegmentRunner
+from engine.worker.segment_runner import (
+    EagerRunner,
+    ObservedRunner,
+    PassObserver,
+    SegmentRunner,
+)
 from engine.worker.sequence_state import SequenceState
 from engine.worker.step_guard import StepGuard
 
@@ -59,6 +64,7 @@ class ModelWorker:
         drafter: Drafter | None = None,
         decoder: Decoder | None = None,
         *,
+        observer: PassObserver | None = None,
         verifies: bool = True,
         clock: Clock = time.perf_counter,
     ) -> None:
@@ -68,6 +74,7 @@ class ModelWorker:
             progress: Called with (what is being done, fraction done).
             drafter: Drafts instead of the exit heads the configuration names (tests, benchmarks).
             decoder: The model, if it is loaded already (benchmarks); of the directory's shape.
+            observer: Sees every pass; without drafts only (training).
             verifies: False: drafts are taken as they are, and change the output (benchmarks).
             clock: In seconds, for what drafts cost (benchmarks may count CPU time).
 
@@ -103,7 +110,12 @@ class ModelWorker:
         cache = allocate_cache(
             spec, self._num_blocks + 1, block_size, dtype=ops.dtype, device=ops.device
         )
-        runner = self._make_runner(cache, progress)
+        assert observer is None or not self._exit_layers, "passes are observed without exits"
+        layers = self._exit_layers if observer is None else observer.layers
+        segments = split_layers(spec.num_layers, layers)
+        runner = self._make_runner(segments, cache, progress)
+        if observer is not None:
+            runner = ObservedRunner(runner, segments, observer)
         self._policy: ExitPolicy | None = None
         self.chances: Chances | None = None  # of whoever drafts
         if drafter is None and config.exits.enabled:
@@ -229,10 +241,14 @@ class ModelWorker:
             )
         logger.info("exact rows: a token's bits are the same alone and among %s", TOKEN_COUNTS)
 
-    def _make_runner(self, cache: Sequence[LayerCache], progress: Progress | None) -> SegmentRunner:
+    def _make_runner(
+        self,
+        segments: Sequence[Segment],
+        cache: Sequence[LayerCache],
+        progress: Progress | None,
+    ) -> SegmentRunner:
         """Graphs on a GPU, unless they are not wanted."""
         decoder, config = self.decoder, self._config
-        segments = split_layers(decoder.spec.num_layers, self._exit_layers)
         if decoder.ops.name != "cuda" or config.model.enforce_eager:
             return EagerRunner(decoder, segments, cache)
         if progress is not None:

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from engine.config import ModelConfig
 from training import generate as generating
-from training.generate import generate
+from training.generate import GenerationOptions, generate
 from training.generations import num_output_tokens, read_generations
 from training.prompts import FOLLOW_UPS, Prompt
 
@@ -45,17 +45,23 @@ def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generating, "_GROUP", 4)
 
 
+def options(model: ModelConfig, work: Path, num_tokens: int = 10_000, max_new: int = MAX_NEW):
+    return GenerationOptions(
+        model=model, work=work, num_tokens=num_tokens, max_new_tokens=max_new, max_bytes=1 << 24
+    )
+
+
 def test_lengths_and_temperatures_vary_and_a_second_run_goes_on(
     model: ModelConfig, tmp_path: Path
 ) -> None:
     path = tmp_path / "generations.jsonl"
-    generate(model, PROMPTS, path, 60, MAX_NEW)
+    generate(options(model, tmp_path, 60), PROMPTS, [])
     first = path.read_text()
     assert num_output_tokens(read_generations(path)) >= 60
-    generate(model, PROMPTS, path, 60, MAX_NEW)
+    generate(options(model, tmp_path, 60), PROMPTS, [])
     assert path.read_text() == first, "enough is there"
 
-    generate(model, PROMPTS, path, 10_000, MAX_NEW)
+    generate(options(model, tmp_path), PROMPTS, [])
     rows = read_generations(path)
     assert path.read_text().startswith(first)
     assert len({tuple(row.prompt_ids) for row in rows}) == len(rows), "no prompt is used twice"
@@ -70,7 +76,7 @@ def test_some_answers_that_ended_get_a_second_question(
     monkeypatch.setattr(generating, "_SECOND_TURN_EVERY", 1)
     path = tmp_path / "generations.jsonl"
     prompts = [Prompt("chat", prompt.text) for prompt in PROMPTS]  # a task of that name, too
-    generate(chat_model, prompts, path, 10_000, 40)
+    generate(options(chat_model, tmp_path, max_new=40), prompts, [])
     tokenizer = AutoTokenizer.from_pretrained(str(chat_model.directory))
     texts = [tokenizer.decode(row.prompt_ids).replace(" ", "") for row in read_generations(path)]
     seconds = [text for text in texts if text.count("u:") == 2]
@@ -82,7 +88,7 @@ def test_some_answers_that_ended_get_a_second_question(
 
 def test_a_context_without_room_for_a_prompt_is_named(model: ModelConfig, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--max-new-tokens"):
-        generate(model, PROMPTS, tmp_path / "generations.jsonl", 60, 100)
+        generate(options(model, tmp_path, max_new=100), PROMPTS, [])
 
 
 def test_chats_that_grow_too_long_end_there(
@@ -91,5 +97,5 @@ def test_chats_that_grow_too_long_end_there(
     monkeypatch.setattr(generating, "_SECOND_TURN_EVERY", 1)
     monkeypatch.setattr(generating, "_LONGEST_PROMPT", 20)
     path = tmp_path / "generations.jsonl"
-    generate(chat_model, PROMPTS, path, 10_000, 40)
+    generate(options(chat_model, tmp_path, max_new=40), PROMPTS, [])
     assert {row.task for row in read_generations(path)} == {"qa"}

@@ -27,10 +27,10 @@ def test_round_trip_and_a_line_cut_short(tmp_path: Path) -> None:
 
 
 def test_held_out_rows_stay_held_out_as_more_come() -> None:
-    training, held_out = split_held_out(ROWS, 0.1)
-    assert len(held_out) == 5
+    training, held_out = split_held_out(ROWS)
+    assert len(held_out) == 2
     assert not {id(row) for row in training} & {id(row) for row in held_out}
-    _, fewer = split_held_out(ROWS[:31], 0.1)
+    _, fewer = split_held_out(ROWS[:31])
     assert held_out[: len(fewer)] == fewer
 
 

@@ -12,10 +12,11 @@ from engine.errors import HeadsMismatch
 from engine.model.decoder import Decoder
 from engine.model.exit_head import FORMAT_VERSION, load_heads
 from engine.model.ops.torch_ops import TorchOps
-from training.collect import Shards, collect, unit_rms
+from training.collect import collect
 from training.evaluate import evaluate_head
 from training.generations import Generation
 from training.head_module import HeadModule, feature_scale
+from training.states import LAST, Shards, unit_rms
 from training.train_head import TrainingConfig, fit_linear, train_head, unrolled_loss
 
 pytestmark = pytest.mark.torch
@@ -42,7 +43,7 @@ def shards(
     decoder: Decoder, rows: list[Generation], tmp_path_factory: pytest.TempPathFactory
 ) -> Shards:
     paths = collect(decoder, rows, [2, EXIT], tmp_path_factory.mktemp("hidden"))
-    return Shards(paths, EXIT, 1 << 20)
+    return Shards([(shard[LAST], shard[EXIT]) for shard in paths], 1 << 20)
 
 
 def new_head(decoder: Decoder, shards: Shards) -> tuple[HeadModule, torch.Tensor]:
@@ -70,8 +71,10 @@ def test_collected_states_are_those_of_decoding(
 
 def test_collection_resumes(decoder: Decoder, rows: list[Generation], tmp_path: Path) -> None:
     paths = collect(decoder, rows[:5], [EXIT], tmp_path)
-    stamp = paths[0].stat().st_mtime_ns
-    assert collect(decoder, rows[:5], [EXIT], tmp_path)[0].stat().st_mtime_ns == stamp
+    stamps = {part: path.stat().st_mtime_ns for part, path in paths[0].items()}
+    further = collect(decoder, rows[:5], [2, EXIT], tmp_path)[0]
+    assert {part: further[part].stat().st_mtime_ns for part in stamps} == stamps
+    assert 2 in further, "a further layer costs a further part"
     longer = collect(decoder, rows, [EXIT], tmp_path)
     assert longer != paths, "a shard that was short is made anew once rows were added"
 

@@ -1,0 +1,104 @@
+"""Heads from collected states: made anew or taken from a checkpoint, trained, measured."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from engine.model.decoder import Decoder
+from training.collect import ShardPaths
+from training.head_module import HeadModule, feature_scale
+from training.progress import ProgressReport
+from training.states import LAST, Shards
+from training.train_head import HeadTrainer, TrainingConfig, fit_linear
+
+_SCALE_SAMPLE = 65536  # positions that feature scales are measured on
+
+
+class HeadFactory:
+    """Makes heads of one model on one reduced vocabulary."""
+
+    def __init__(self, decoder: Decoder, token_ids: Sequence[int], max_bytes: int) -> None:
+        """Args:
+        max_bytes: Of hidden states in memory at once.
+        """
+        self.token_ids = torch.tensor(token_ids, dtype=torch.int32)
+        self.lm_head = lm_head_rows(decoder, self.token_ids)
+        self._max_bytes = max_bytes
+
+    def shards(self, paths: ShardPaths, layer: int) -> Shards:
+        """States at an exit layer, and the last."""
+        return Shards([(shard[LAST], shard[layer]) for shard in paths], self._max_bytes)
+
+    def fitted(self, shards: Shards, *, reads_previous: bool = True) -> HeadModule:
+        """By ridge regression on the first shards."""
+        sample = next(shards.groups())
+        device = self.lm_head.device
+        head = HeadModule(
+            feature_scale(sample.exit[:_SCALE_SAMPLE]).to(device),
+            feature_scale(sample.last[:_SCALE_SAMPLE]).to(device),
+            self.lm_head,
+        ).to(device)
+        fit_linear(head, sample, reads_previous=reads_previous)
+        return head
+
+    def loaded(self, directory: Path, layer: int) -> HeadModule:
+        """As it was trained before.
+
+        Raises:
+            ValueError: if there is none at that layer.
+        """
+        tensors = load_file(str(directory / "heads.safetensors"))
+        if f"exits.{layer}.project" not in tensors:
+            raise ValueError(f"--start-from: {directory} has no head at layer {layer}")
+        return HeadModule.from_tensors(tensors, layer, self.lm_head)
+
+    def trained(
+        self,
+        name: str,
+        shards: Shards,
+        config: TrainingConfig,
+        work: Path,
+        start_from: tuple[Path, int] | None = None,
+    ) -> HeadModule:
+        """Trained to the end; a killed run goes on with the epoch it was in.
+
+        Args:
+            work: Where checkpoints are kept; another configuration, vocabulary or set of shards
+                has checkpoints of its own.
+            start_from: Heads, and the layer of the one to train further.
+        """
+        if start_from is None:
+            head = self.fitted(shards, reads_previous=config.reads_previous)
+        else:
+            head = self.loaded(*start_from)
+        trainer = HeadTrainer(head, shards, config)
+        facts = [asdict(config), [str(path) for path in shards.paths], self.token_ids.tolist()]
+        facts.append(str(start_from))
+        key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+        checkpoint = work / f"{name}-{key}.pt"
+        if checkpoint.is_file():
+            trainer.load_state(torch.load(checkpoint, weights_only=True))
+        with ProgressReport(name, 0, "steps") as report:
+
+            def on_step(done: int, total: int, loss: float) -> None:
+                report.total = total
+                report.update(done, f"loss {loss:.3f}")
+
+            while not trainer.is_done:
+                trainer.run_epoch(on_step)
+                partial = checkpoint.with_suffix(".partial")
+                torch.save(trainer.state(), partial)
+                partial.replace(checkpoint)
+        return head
+
+
+def lm_head_rows(decoder: Decoder, token_ids: Tensor) -> Tensor:
+    """The LM head's rows [V', E] with the final norm's weight folded in."""
+    rows = decoder.lm_head_rows(token_ids.to(decoder.ops.device))
+    return (rows * decoder.final_norm).float()

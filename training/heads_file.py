@@ -1,0 +1,90 @@
+"""What `heads train` writes: heads.safetensors and heads.json, which `engine.model.exit_head`
+loads.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from engine.model.decoder import Decoder
+from engine.model.exit_head import FORMAT_VERSION
+from training.evaluate import HeadFigures
+from training.generations import Generation, num_output_tokens
+from training.head_module import HeadModule
+
+Facts = dict[str, Any]
+
+
+def write_heads(
+    directory: Path,
+    heads: Mapping[int, HeadModule],
+    figures: Mapping[int, HeadFigures],
+    token_ids: Tensor,
+    facts: Facts,
+) -> None:
+    """Write heads by exit layer.
+
+    Args:
+        token_ids: [V'], the reduced vocabulary.
+        facts: What else `heads.json` says.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = {"vocabulary": token_ids}
+    for layer, head in heads.items():
+        tensors |= head.tensors(layer)
+    cpu = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+    save_file(cpu, str(directory / "heads.safetensors"))
+    content = {
+        "format_version": FORMAT_VERSION,
+        "exit_layers": sorted(heads),
+        "calibration": {str(n): asdict(f.calibration) for n, f in figures.items()},
+        "figures": {
+            str(n): {k: v for k, v in asdict(f).items() if k != "calibration"}
+            for n, f in figures.items()
+        },
+        "torch": torch.__version__,
+        **facts,
+    }
+    (directory / "heads.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def model_facts(name: str, decoder: Decoder) -> Facts:
+    """What heads are for."""
+    return {
+        "model": name,
+        "fingerprint": decoder.fingerprint,
+        "hidden_size": decoder.spec.hidden_size,
+    }
+
+
+def data_facts(rows: Sequence[Generation]) -> Facts:
+    """What heads have seen."""
+    tasks = sorted({row.task for row in rows})
+    return {
+        "num_generations": len(rows),
+        "num_tokens": num_output_tokens(rows),
+        "tokens_by_task": {
+            task: num_output_tokens([row for row in rows if row.task == task]) for task in tasks
+        },
+        "temperatures": sorted({row.temperature for row in rows}),
+        "longest": max((len(row.output_ids) for row in rows), default=0),
+    }
+
+
+def read_facts(directory: Path) -> Facts:
+    """What `heads.json` says.
+
+    Raises:
+        ValueError: if it is not there.
+    """
+    path = directory / "heads.json"
+    if not path.is_file():
+        raise ValueError(f"{directory} has no heads.json")
+    facts: Facts = json.loads(path.read_text(encoding="utf-8"))
+    return facts

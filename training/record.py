@@ -1,0 +1,137 @@
+"""Hidden states recorded while text is generated, so that no second pass is needed.
+
+States lie beside the keys and values, by KV slot: every pass leaves those of its tokens where their
+keys are, with one operation per layer and no copy off the device; sequences that share a prefix's
+blocks share its states. When a sequence ends its slots are read, before others are given them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.config import EngineConfig
+from engine.model.ops.interface import TokenBatch
+from engine.plan import RowPlan, StepPlan, StepResult, WorkerInfo
+from engine.request import Structure
+from engine.worker.worker import ModelWorker
+from training.states import RowStates
+
+
+class SlotStates:
+    """States at some layers and the last one, and what the final logits say, by KV slot."""
+
+    def __init__(self, exit_layers: Sequence[int]) -> None:
+        self.layers = list(exit_layers)
+        self._hidden: dict[int, Tensor] = {}
+        self._log_normalizer = self._target = torch.empty(0)
+        self._chosen: list[int] = []
+
+    def allocate(self, num_slots: int, num_layers: int, like: Tensor) -> None:
+        """Make room.
+
+        Args:
+            like: [E], in the type and on the device of hidden states.
+        """
+        self._hidden = {
+            layer: like.new_empty(num_slots, len(like)) for layer in (*self.layers, num_layers)
+        }
+        self._log_normalizer = torch.empty(num_slots, device=like.device)
+        self._target = torch.empty(num_slots, dtype=torch.int64, device=like.device)
+
+    def expect(self, slots: list[int]) -> None:
+        """The next logits will be those of the tokens in these slots."""
+        self._chosen = slots
+
+    def see_states(self, layer: int, hidden: Tensor, batch: TokenBatch) -> None:
+        """See `PassObserver`."""
+        self._hidden[layer].index_copy_(0, batch.slots.long(), hidden)
+
+    def see_logits(self, logits: Tensor) -> None:
+        """See `PassObserver`."""
+        slots = torch.tensor(self._chosen, device=logits.device)
+        self._log_normalizer.index_copy_(0, slots, logits.logsumexp(-1))
+        self._target.index_copy_(0, slots, logits.argmax(-1))
+
+    def read(self, slots: Sequence[int]) -> RowStates:
+        """What one sequence has left in its slots."""
+        places = torch.tensor(slots, device=self._target.device)
+        *exits, (_, last) = ((layer, kept[places]) for layer, kept in self._hidden.items())
+        is_first = torch.zeros(len(slots), dtype=torch.bool, device=places.device)
+        is_first[0] = True
+        logits = (self._log_normalizer[places], self._target[places])
+        return RowStates.of(dict(exits), last, logits, is_first)
+
+
+@dataclass(slots=True)
+class _Sequence:
+    """What is known of a sequence that runs."""
+
+    num_prompt_tokens: int
+    is_restarted: bool  # its blocks were taken from it: logits of before are lost
+    block_table: list[int]
+    num_computed: int = 0
+
+
+class RecordingWorker:
+    """A worker without early exits that leaves the states of every sequence it has finished."""
+
+    def __init__(self, config: EngineConfig, exit_layers: Sequence[int]) -> None:
+        """Load the model.
+
+        Raises:
+            ModelLoadError: if the model cannot be served.
+        """
+        self._states = SlotStates(exit_layers)
+        self._worker = ModelWorker(config, observer=self._states)
+        self.info: WorkerInfo = self._worker.info
+        decoder, self._block_size = self._worker.decoder, self.info.block_size
+        num_slots = (self.info.num_blocks + 1) * self._block_size
+        self._states.allocate(num_slots, decoder.spec.num_layers, decoder.final_norm)
+        self._running: dict[int, _Sequence] = {}
+        self._finished: dict[int, RowStates | None] = {}
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Run one step."""
+        for sequence_id in plan.ended:
+            self._finish(sequence_id)
+        for start in plan.started:
+            is_known = start.sequence_id in self._finished
+            self._running[start.sequence_id] = _Sequence(start.num_prompt_tokens, is_known, [])
+        self._states.expect([self._slot(row) for row in plan.rows if row.is_decoding])
+        result = self._worker.execute(plan)
+        for row in plan.rows:
+            sequence = self._running[row.sequence_id]
+            sequence.block_table = list(row.block_table)
+            sequence.num_computed = row.start + row.num_tokens
+        return result
+
+    def prepare(self, structure: Structure) -> None:
+        """See `ModelWorker.prepare`."""
+        self._worker.prepare(structure)
+
+    def take_states(self) -> list[RowStates | None]:
+        """Of all sequences so far, which have ended, in the order they came; None for one that was
+        interrupted.
+        """
+        for sequence_id in list(self._running):
+            self._finish(sequence_id)
+        finished, self._finished = self._finished, {}
+        return [finished[sequence_id] for sequence_id in sorted(finished)]
+
+    @torch.inference_mode()
+    def _finish(self, sequence_id: int) -> None:
+        sequence = self._running.pop(sequence_id, None)
+        if sequence is None:
+            return
+        size, table = self._block_size, sequence.block_table
+        kept = range(max(0, sequence.num_prompt_tokens - 2), sequence.num_computed)
+        is_whole = not sequence.is_restarted and len(kept) > 1
+        slots = [table[position // size] * size + position % size for position in kept]
+        self._finished[sequence_id] = self._states.read(slots) if is_whole else None
+
+    def _slot(self, row: RowPlan) -> int:
+        """Of the token whose logits choose the next one."""
+        position, size = row.start + row.num_tokens - 1, self._block_size
+        return row.block_table[position // size] * size + position % size

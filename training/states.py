@@ -1,0 +1,194 @@
+"""Hidden states on disk: what heads learn from, in shards of a fixed number of generations.
+
+    <directory>/shard-00003-64.last.safetensors      the last layer's states, and what it predicts
+    <directory>/shard-00003-64.exit-4.safetensors    the states at an exit layer
+
+A shard's parts are written one by one, each atomically, so that a killed run goes on where it
+stopped and a further exit layer costs a further part only. States are float16, scaled to unit RMS.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+ROWS_PER_SHARD = 64
+LAST = "last"  # the part every shard has
+Part = str | int  # that, or an exit layer
+
+
+def parts_of(exit_layers: Sequence[int]) -> list[Part]:
+    """All parts of a shard with these exit layers."""
+    return [LAST, *exit_layers]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HiddenStates:
+    """Consecutive positions of many sequences, flat. Position i predicts the token after it.
+
+    The first position kept of a sequence is only the `previous` of the next one: it is never
+    trained on, has no target (-1) and an infinite normalizer.
+    """
+
+    exit: Tensor  # [N, E] float16, unit RMS: at the exit layer
+    last: Tensor  # [N, E] float16, unit RMS: the last layer, before the final norm
+    log_normalizer: Tensor  # [N] float32: logsumexp of the final logits
+    target: Tensor  # [N] int32: the last layer's top-1 token
+    is_first: Tensor  # [N] bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowStates:
+    """One generation's positions, from the one before the first that predicts output; or several
+    generations', one after the other.
+    """
+
+    exits: dict[int, Tensor]  # exit layer -> [n, E], as in `HiddenStates`
+    last: Tensor | None = None
+    log_normalizer: Tensor | None = None
+    target: Tensor | None = None
+    is_first: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls,
+        exits: dict[int, Tensor],
+        last: Tensor | None,
+        logits: tuple[Tensor, Tensor] | None,
+        is_first: Tensor,
+    ) -> "RowStates":
+        """From a pass as it was.
+
+        Args:
+            exits, last: [n, E], of any scale and type.
+            logits: The final logits' logsumexp and top-1 token, [n] each.
+        """
+        scaled = {layer: unit_rms(hidden).half() for layer, hidden in exits.items()}
+        if last is None or logits is None:
+            return cls(exits=scaled)
+        return cls(
+            exits=scaled,
+            last=unit_rms(last).half(),
+            log_normalizer=logits[0].masked_fill(is_first, torch.inf),
+            target=logits[1].int().masked_fill(is_first, -1),
+            is_first=is_first,
+        )
+
+
+class StateShards:
+    """The shards in one directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def path(self, number: int, num_rows: int, part: Part) -> Path:
+        """One part of a shard: `LAST`, or an exit layer.
+
+        The count is part of the name: a last, shorter shard is made anew once generations were
+        added.
+        """
+        name = part if isinstance(part, str) else f"exit-{part}"
+        return self._directory / f"shard-{number:05d}-{num_rows}.{name}.safetensors"
+
+    def missing(self, number: int, num_rows: int, exit_layers: Sequence[int]) -> list[Part]:
+        """Parts of a shard that are not there yet."""
+        return [
+            part
+            for part in parts_of(exit_layers)
+            if not self.path(number, num_rows, part).is_file()
+        ]
+
+    def write(self, number: int, rows: Sequence[RowStates], num_rows: int) -> None:
+        """Write the parts that the rows have; they are of one shard, and all of it."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        for layer in rows[0].exits:
+            exits = torch.cat([row.exits[layer] for row in rows])
+            self._save({"exit": exits}, self.path(number, num_rows, layer))
+        if rows[0].last is not None:
+            names = ("last", "log_normalizer", "target", "is_first")
+            tensors = {name: torch.cat([getattr(row, name) for row in rows]) for name in names}
+            self._save(tensors, self.path(number, num_rows, LAST))
+
+    def _save(self, tensors: dict[str, Tensor], path: Path) -> None:
+        partial = path.with_suffix(".partial")
+        save_file({name: tensor.cpu() for name, tensor in tensors.items()}, str(partial))
+        partial.replace(path)
+
+
+class ShardWriter:
+    """Takes the states of one generation after the other, and writes every shard that is full."""
+
+    def __init__(self, shards: StateShards, num_rows: int) -> None:
+        """Args:
+        num_rows: Generations before the first that will be added. What belongs into one shard
+            with the last of them is left to `collect`.
+        """
+        self._shards = shards
+        self._number, num_unknown = divmod(num_rows, ROWS_PER_SHARD)
+        self._rows: list[RowStates | None] = [None] * num_unknown
+
+    def add(self, states: RowStates | None) -> None:
+        """The next generation's; None: unknown, so that its whole shard is left to `collect`."""
+        self._rows.append(states)
+        if len(self._rows) == ROWS_PER_SHARD:
+            self.flush()
+            self._rows = []
+            self._number += 1
+
+    def flush(self) -> None:
+        """Write what has come, be it a whole shard or not."""
+        known = [row for row in self._rows if row is not None]
+        if known and len(known) == len(self._rows):
+            self._shards.write(self._number, known, len(known))
+
+
+class Shards:
+    """Collected shards, read a bounded number of positions at a time."""
+
+    def __init__(self, paths: Sequence[tuple[Path, Path]], max_bytes: int) -> None:
+        """Args:
+        paths: The `LAST` part of every shard, and the exit's.
+        """
+        self._paths = list(paths)
+        lengths, width = [], 0
+        for last, _ in self._paths:
+            with safe_open(str(last), framework="pt") as file:
+                length, width = file.get_slice("last").get_shape()
+                lengths.append(length)
+        self.num_positions = sum(lengths)
+        per_group = max(1, max_bytes // (2 * 2 * width))
+        self._shards_per_group = max(1, per_group // max(lengths))
+
+    @property
+    def paths(self) -> list[tuple[Path, Path]]:
+        """The files they are read from."""
+        return self._paths
+
+    def groups(self, generator: torch.Generator | None = None) -> Iterator[HiddenStates]:
+        """All shards, group by group; in random order if a generator is given."""
+        order = list(range(len(self._paths)))
+        if generator is not None:
+            order = torch.randperm(len(order), generator=generator).tolist()
+        for start in range(0, len(order), self._shards_per_group):
+            picked = order[start : start + self._shards_per_group]
+            yield read_shards([self._paths[i] for i in picked])
+
+
+def read_shards(paths: Sequence[tuple[Path, Path]]) -> HiddenStates:
+    """Shards as one flat run of positions, with one exit layer."""
+    parts: dict[str, list[Tensor]] = {}
+    for pair in paths:
+        for path in pair:
+            with safe_open(str(path), framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - not a mapping
+                    parts.setdefault(name, []).append(file.get_tensor(name))
+    return HiddenStates(**{name: torch.cat(tensors) for name, tensors in parts.items()})
+
+
+def unit_rms(x: Tensor) -> Tensor:
+    """x [..., E] scaled to root-mean-square 1 along the last dimension."""
+    return x * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + 1e-6)
