@@ -110,3 +110,28 @@ def plot_peers(speeds: Mapping[tuple[str, str], float], path: Path, title: str) 
     figure.suptitle(title)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
+
+
+def plot_curves(
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    path: Path,
+    title: str,
+    labels: tuple[str, str],
+) -> None:
+    """A line of points (x, y) for every name, and a level one at 1; labels of both axes."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    for name, points in curves.items():
+        axis.plot([x for x, _ in points], [y for _, y in points], marker="o", label=name)
+    axis.axhline(1.0, color="#9aa0a6", linewidth=1)
+    axis.set_xlabel(labels[0])
+    axis.set_ylabel(labels[1])
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
+    axis.set_title(title)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)

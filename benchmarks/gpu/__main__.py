@@ -1,6 +1,6 @@
 """Everything the product should show on a GPU, within eight minutes; a table last, JSON beside it.
 
-    python -m benchmarks.gpu [--model DIR] [--prompts FILE] [--json FILE]
+    python -m benchmarks.gpu [--model DIR] [--prompts FILE] [--json FILE] [--parts P,P]
 
 The 8B model's weights are random, and which of its drafts are right is scripted: such figures say
 what an acceptance is worth, not which one heads reach. SmolLM2-135M, if `--model` has it, decodes
@@ -13,23 +13,68 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from benchmarks.gpu import exits, kernels, parcel, plain, rows, small
+from benchmarks.gpu import exits, kernels, parcel, plain, rows, small, tune
+from benchmarks.gpu.attempts import DEVICE_BROKEN, run_parts
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.report import Part, Report
 from benchmarks.machine import describe_machine, print_facts
+from engine.model.ops.cuda.tiles import TABLE
+from engine.worker.device_errors import is_device_broken
 
 _TESTS = Path(__file__).parents[2] / "tests"
+
+
+# Seconds each part may take at most, and are kept for it whatever those before it take; the most
+# telling first.
+_PARTS: dict[str, tuple[Callable[[Bench, Part], None], float, float]] = {
+    "rows": (rows.measure, 60, 0),
+    "tune": (tune.measure, 75, 0),
+    "plain": (plain.measure, 70, 45),
+    "exits": (exits.measure, 80, 50),
+    "transformers": (plain.against_transformers, 130, 60),
+    "small": (small.measure, 90, 50),
+    "batches": (exits.batches, 60, 40),
+    "kernels": (kernels.measure, 50, 20),
+}
 
 
 def main() -> int:
     """Run all parts; status 1 if any failed."""
     args = _parse()
+    deadline = args.deadline or time.time() + args.time_limit
+    chosen = list(_parts()) if args.parts is None else args.parts
+    if args.deadline is not None:
+        return _run_here(args, chosen, deadline)
+
+    def command(parts: Sequence[str]) -> list[str]:
+        options = [*sys.argv[1:], *_own_options(parts, deadline)]
+        return [sys.executable, "-m", "benchmarks.gpu", *options]
+
+    report = run_parts(command, chosen, args.json, deadline)
+    report.print_table()
+    return 1 if report.failures else 0
+
+
+def _own_options(parts: Sequence[str], deadline: float) -> list[str]:
+    """What makes a command that of a process of its own."""
+    return ["--parts", ",".join(parts), "--deadline", str(deadline)]
+
+
+def _run_here(args: argparse.Namespace, chosen: Sequence[str], deadline: float) -> int:
+    """Run parts in this process until one breaks the device."""
+    report = Report.read(args.json, deadline)
+    if not report.facts:
+        report.facts = describe_machine() | _gpu_facts()
+        own = sys.argv[1 : -len(_own_options([], 0.0))]
+        report.facts["command"] = " ".join(["python -m benchmarks.gpu", *own])
+        print_facts(report.facts)
     with tempfile.TemporaryDirectory() as folder:
         model = args.model
         if model is not None and parcel.is_parcel(model):
@@ -40,34 +85,22 @@ def main() -> int:
             model=model,
             prompts=args.prompts,
             folder=Path(folder),
+            tiles=args.tiles,
         )
-        return _run(bench, args)
-
-
-def _run(bench: Bench, args: argparse.Namespace) -> int:
-    report = Report(describe_machine() | _gpu_facts(), args.json, args.time_limit)
-    print_facts(report.facts)
-    for name, (budget_s, measure) in _parts(bench).items():
-        if args.parts is None or name in args.parts:
-            report.run(name, budget_s, measure)
+        parts = _parts()
+        for name in chosen:
+            measure, budget_s, _ = parts[name]
+            later = chosen[chosen.index(name) + 1 :]
+            kept_s = 0.0 if args.quick else sum(parts[other][2] for other in later)
+            error = report.run(name, budget_s, partial(measure, bench), kept_s=kept_s)
+            if isinstance(error, Exception) and is_device_broken(error):
+                return DEVICE_BROKEN
             bench.release()
-    report.print_table()
-    return 1 if report.failures else 0
+    return 0
 
 
-def _parts(bench: Bench) -> dict[str, tuple[float, Callable[[Part], None]]]:
-    """Seconds each may take at most, and what it is, the most telling first."""
-    parts: dict[str, tuple[float, Callable[[Bench, Part], None]]] = {
-        "rows": (60, rows.measure),
-        "plain": (70, plain.measure),
-        "exits": (80, exits.measure),
-        "kernels": (50, kernels.measure),
-        "small": (90, small.measure),
-        "batches": (60, exits.batches),
-        "tests": (100, _tests),
-        "transformers": (150, plain.against_transformers),
-    }
-    return {name: (budget_s, partial(call, bench)) for name, (budget_s, call) in parts.items()}
+def _parts() -> dict[str, tuple[Callable[[Bench, Part], None], float, float]]:
+    return _PARTS | {"tests": (_tests, 100, 10)}
 
 
 def _tests(bench: Bench, part: Part) -> None:
@@ -122,9 +155,20 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="JSON lines (built in)")
     parser.add_argument("--json", type=Path, metavar="FILE", default=Path("gpu.json"))
-    parser.add_argument("--parts", type=lambda text: text.split(","), metavar="P,P", help="(all)")
-    parser.add_argument("--time-limit", type=float, default=470.0, metavar="S", help="(470)")
+    parser.add_argument("--parts", type=_names, metavar="P,P", help="(all)")
+    parser.add_argument("--time-limit", type=float, default=450.0, metavar="S", help="(450)")
+    parser.add_argument(
+        "--tiles", type=Path, default=TABLE, metavar="FILE", help="for `tune` (where it is read)"
+    )
+    parser.add_argument("--deadline", type=float, help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def _names(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := set(names) - set(_parts()):
+        raise argparse.ArgumentTypeError(f"no such parts: {', '.join(sorted(unknown))}")
+    return names
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What the parts of the benchmark share: the device, the models, and workers on them."""
 
+import gc
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,11 +47,22 @@ class Model:
     @property
     def pass_bytes(self) -> int:
         """Weights that one pass reads: all but the embedding, of which it reads one row."""
+        sizes = {name: out * inner for name, (out, inner) in self.linears.items()}
+        head = sizes.pop("lm_head")
+        return (self.shape.layers * sum(sizes.values()) + head) * self.ops.dtype.itemsize
+
+    @property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """Weights [out, in] of a layer, and the head's."""
         s = self.shape
         size = s.hidden // s.heads
-        attention = s.hidden * size * (2 * s.heads + 2 * s.kv_heads)
-        layer = attention + 3 * s.hidden * s.feed_forward
-        return (s.layers * layer + s.vocabulary * s.hidden) * self.ops.dtype.itemsize
+        return {
+            "gate_up": (2 * s.feed_forward, s.hidden),
+            "down": (s.hidden, s.feed_forward),
+            "qkv": ((s.heads + 2 * s.kv_heads) * size, s.hidden),
+            "output": (s.hidden, s.heads * size),
+            "lm_head": (s.vocabulary, s.hidden),
+        }
 
     def prompt(self, num_tokens: int, number: int = 0) -> Prompt:
         """Random token ids, other ones for every number."""
@@ -67,6 +79,7 @@ class Bench:
     model: Path | None  # SmolLM2-135M's directory, where it is
     prompts: Path | None
     folder: Path  # for what is made on the way
+    tiles: Path  # where measured ones are written
 
     @property
     def is_cuda(self) -> bool:
@@ -144,6 +157,7 @@ class Bench:
 
     def release(self) -> None:
         """Give back what nobody holds any more."""
+        gc.collect()
         if self.is_cuda:
             torch.cuda.empty_cache()
 

@@ -42,6 +42,7 @@ def measure(bench: Bench, part: Part) -> None:
                 speedup,
                 "x" if changed == 0 else "x, CHANGED",
                 is_met=None if changed == 0 else False,
+                at={"exit": layer, "coverage": coverage, "acceptance": acceptance},
             )
             if acceptance == _PAPERS_ACCEPTANCE:
                 best = max(best, speedup)

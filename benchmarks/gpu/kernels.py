@@ -7,37 +7,29 @@ import torch.nn.functional as F
 
 from benchmarks.gpu.bench import Bench, Model
 from benchmarks.gpu.report import Part
-from benchmarks.gpu.timing import copy_bandwidth, seconds
+from benchmarks.gpu.timing import copies_for, copy_bandwidth, seconds
 from engine.model.decoder import Segment
 from engine.model.ops.interface import LayerCache, TokenBatch
 
-_COLD_BYTES = 512 * 2**20  # of weights to go round, more than any cache holds
 _BLOCK = 16
 
 
 def measure(bench: Bench, part: Part) -> None:
-    """Bandwidth, linears of the big model, attention, sampling."""
+    """Bandwidth, linears of the big model, norm, attention, sampling."""
     bandwidth = copy_bandwidth(bench.device, 1 << 22 if bench.is_quick else 1 << 31)
     part.add("copy, bytes read and written", bandwidth / 1e9, "GB/s")
     with torch.inference_mode():
         _linears(bench, part, bench.big, bandwidth)
+        _norm(bench, part, bench.big)
         _attention(bench, part, bench.big)
         _sampling(bench, part, bench.big)
 
 
 def _linears(bench: Bench, part: Part, model: Model, bandwidth: float) -> None:
-    shape, ops = model.shape, model.ops
-    size = shape.hidden // shape.heads
-    linears = {
-        "qkv": ((shape.heads + 2 * shape.kv_heads) * size, shape.hidden),
-        "output": (shape.hidden, shape.heads * size),
-        "gate_up": (2 * shape.feed_forward, shape.hidden),
-        "down": (shape.hidden, shape.feed_forward),
-        "lm_head": (shape.vocabulary, shape.hidden),
-    }
-    for name, (rows, columns) in linears.items():
+    ops = model.ops
+    for name, (rows, columns) in model.linears.items():
         num_bytes = rows * columns * ops.dtype.itemsize
-        copies = 1 if bench.is_quick else max(1, min(12, -(-_COLD_BYTES // num_bytes)))
+        copies = 1 if bench.is_quick else copies_for(num_bytes)
         raw = [
             torch.randn(rows, columns, device=bench.device, dtype=ops.dtype) for _ in range(copies)
         ]
@@ -55,6 +47,18 @@ def _linears(bench: Bench, part: Part, model: Model, bandwidth: float) -> None:
                 f"{name}, {count} tokens: us, share of copy, library's time / ours",
                 f"{ours * 1e6:.1f} {num_bytes / ours / bandwidth:.0%} {library / ours:.2f}",
             )
+
+
+def _norm(bench: Bench, part: Part, model: Model) -> None:
+    """What a product with a norm takes longer: a launch, as the norm is none of its own."""
+    weight = model.ops.pack(torch.randn(16, model.shape.hidden, device=bench.device))
+    norm = torch.ones(model.shape.hidden, device=bench.device, dtype=model.ops.dtype)
+    for count in (1, 6):
+        x = torch.randn(count, model.shape.hidden, device=bench.device).to(model.ops.dtype)
+        normed = partial(model.ops.linear, x, weight, norm=norm, eps=1e-5)
+        bare = partial(model.ops.linear, x, weight)
+        took = seconds([normed] * 8, bench.device) - seconds([bare] * 8, bench.device)
+        part.add(f"a norm before a product, {count} tokens", took * 1e6, "us")
 
 
 def _attention(bench: Bench, part: Part, model: Model) -> None:

@@ -17,7 +17,8 @@ from engine.config import ExitsConfig
 from engine.offline import OfflineEngine
 from engine.worker.worker import ModelWorker
 
-_PROMPTS = 20
+_PROMPTS = 20  # that are timed, one by one
+_AT_ONCE = 16
 _TEMPERATURES = (0.0, 0.8)
 _BATCHES = (1, 4, 16, 64)
 
@@ -33,7 +34,7 @@ def measure(bench: Bench, part: Part) -> None:
     else:
         heads = find_heads(bench.model.name, bench.model)
         part.add("weights", bench.model.name if heads else f"{bench.model.name}, no heads")
-        prompts = _real_prompts(bench)
+        prompts = _real_prompts(bench, _PROMPTS)
         config = bench.config(bench.model, exits=ExitsConfig(heads=heads, lookup=False))
         engine = OfflineEngine(config, ModelWorker(config))
     plain_rate = 0.0
@@ -48,12 +49,29 @@ def measure(bench: Bench, part: Part) -> None:
         rate = _rate(plain)
         plain_rate = plain_rate or rate
         part.add(f"plain, temperature {temperature:g}", rate, "tok/s")
+        part.add(f"early exits, temperature {temperature:g}", _rate(early), "tok/s")
         part.add(f"early exits / plain, temperature {temperature:g}", _rate(early) / rate, "x")
         _judge(part, f"alone, temperature {temperature:g}", _outputs(plain), _outputs(early))
         if bench.model is None:
             _scripted(bench, part, engine, prompts, temperature)
     _against_transformers(bench, part, plain_rate, prompts[0])
     _batches(bench, part, engine, prompts)
+    if bench.model is not None:
+        _all_prompts(bench, part, engine)
+
+
+def _all_prompts(bench: Bench, part: Part, engine: OfflineEngine) -> None:
+    """Every prompt there is, many at once: the same tokens with early exits on and off."""
+    prompts = _real_prompts(bench, None)
+    for temperature in _TEMPERATURES:
+        plain: list[tuple[int, ...]] = []
+        early: list[tuple[int, ...]] = []
+        for start in range(0, len(prompts), _AT_ONCE):
+            some = prompts[start : start + _AT_ONCE]
+            for on, outputs in ((False, plain), (True, early)):
+                timed = generate(engine, some, bench.length, early_exit=on, temperature=temperature)
+                outputs += timed.token_ids
+        _judge(part, f"{_AT_ONCE} at once, temperature {temperature:g}", plain, early)
 
 
 def _scripted(
@@ -92,11 +110,12 @@ def _outputs(runs: Sequence[Timed]) -> list[tuple[int, ...]]:
     return [ids for run in runs for ids in run.token_ids]
 
 
-def _real_prompts(bench: Bench) -> list[Prompt]:
+def _real_prompts(bench: Bench, count: int | None) -> list[Prompt]:
+    """So many of them; None: all."""
     from benchmarks.prompts import choose_prompts, encode_prompts
 
     assert bench.model is not None
-    texts = choose_prompts(bench.prompts, None)[: 2 if bench.is_quick else _PROMPTS]
+    texts = choose_prompts(bench.prompts, None)[: 2 if bench.is_quick else count]
     return [entry.token_ids for entry in encode_prompts(texts, bench.model)]
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+_COLD_BYTES = 512 * 2**20  # more than any cache holds
+
 
 def synchronize(device: torch.device) -> None:
     """Wait for what was launched."""
@@ -44,6 +46,11 @@ def seconds(
         end.synchronize()
         times.append(begin.elapsed_time(end) / 1e3)
     return statistics.median(times[1:]) / len(calls)
+
+
+def copies_for(num_bytes: int) -> int:
+    """How many weights of that size to go round, so that no cache holds them."""
+    return max(1, min(12, -(-_COLD_BYTES // num_bytes)))
 
 
 def copy_bandwidth(device: torch.device, num_bytes: int) -> float:

@@ -5,6 +5,7 @@ A process of its own: kernels are either compiled or interpreted, and tests inte
 
 import json
 from collections.abc import Iterator
+from itertools import product
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -16,6 +17,7 @@ from engine.model.ops.cuda import (
     norm_kernel,
     sample_kernels,
 )
+from engine.model.ops.cuda.tiles import CANDIDATES
 
 _HOPPER = GPUTarget("cuda", 90, 32)
 _TYPES = {
@@ -57,28 +59,27 @@ def _compile(name, kernel, constants, *, num_warps=4, num_stages=3, **types):  #
 
 
 def _linears() -> Iterator[dict[str, object]]:
-    for shape in ((4096, 4096), (28672, 4096)):
-        tiles = linear_kernel.Tiles.of(*shape)
-        for name, tile in (("few", tiles.few), ("some", tiles.some), ("many", tiles.many)):
-            for is_gated in (False, True):
-                constants = {
-                    "bias": None,
-                    "HAS_BIAS": False,
-                    "HAS_RESIDUAL": not is_gated,
-                    "IS_GATED": is_gated,
-                    "IS_EVEN": True,
-                    "PRECISION": "ieee",
-                    "BLOCK_M": tile.rows,
-                    "BLOCK_N": max(16, tile.columns // 2) if is_gated else tile.columns,
-                    "BLOCK_K": tile.inner,
-                }
-                yield _compile(
-                    f"linear {shape[0]} {name}{' gated' if is_gated else ''}",
-                    linear_kernel._linear_kernel,
-                    constants,
-                    num_warps=tile.num_warps,
-                    num_stages=tile.num_stages,
-                )
+    """Every tile that a weight can have: the candidates are all."""
+    for kind, candidates in CANDIDATES.items():
+        for tile, is_gated in product(candidates, (False, True)):
+            constants = {
+                "bias": None,
+                "HAS_BIAS": False,
+                "HAS_RESIDUAL": not is_gated,
+                "IS_GATED": is_gated,
+                "IS_EVEN": True,
+                "PRECISION": "ieee",
+                "BLOCK_M": tile.rows,
+                "BLOCK_N": max(16, tile.columns // 2) if is_gated else tile.columns,
+                "BLOCK_K": tile.inner,
+            }
+            yield _compile(
+                f"linear {kind} {tile}{' gated' if is_gated else ''}",
+                linear_kernel._linear_kernel,
+                constants,
+                num_warps=tile.num_warps,
+                num_stages=tile.num_stages,
+            )
 
 
 def _others() -> Iterator[dict[str, object]]:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.model.block_weight import BlockWeight
+from engine.model.ops.cuda.tiles import Tile, TileTable
 from engine.model.ops.interface import AttentionParams, DecoderLayer, LayerCache, TokenBatch
 from engine.model.ops.layers import run_layers
 
@@ -23,13 +24,10 @@ class CudaLinear:
     """A weight [out, in] and bias [out] on the device."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, out_dtype: torch.dtype) -> None:
-        from engine.model.ops.cuda.linear_kernel import Tiles
-
         self.out_features, self.in_features = weight.shape
         self.weight = weight
         self.bias = bias
         self.out_dtype = out_dtype
-        self.tiles = Tiles.of(self.out_features, self.in_features)
 
 
 class CudaOps:
@@ -57,6 +55,10 @@ class CudaOps:
         self.device = torch.device(device)
         self.dtype = dtype
         self.is_exact = exact
+        is_gpu = self.device.type == "cuda" and torch.cuda.is_available()
+        self.tiles = (
+            TileTable.read(torch.cuda.get_device_name(self.device)) if is_gpu else TileTable()
+        )
         self._attention: Any = attention_kernels
         self._linear: Any = linear_kernel
         self._norm: Any = norm_kernel
@@ -104,7 +106,12 @@ class CudaOps:
             x = self._norm.rms_norm(x, norm, eps)
         if self.is_exact:
             return self._linear.linear(
-                x, weight.weight, weight.bias, residual, weight.tiles, out_dtype=weight.out_dtype
+                x,
+                weight.weight,
+                weight.bias,
+                residual,
+                self._tile(weight, len(x)),
+                out_dtype=weight.out_dtype,
             )
         out = F.linear(x, weight.weight, weight.bias).to(weight.out_dtype)
         return out if residual is None else residual + out
@@ -114,7 +121,7 @@ class CudaOps:
         x = self._norm.rms_norm(x, norm, eps)
         if self.is_exact:
             return self._linear.linear(
-                x, weight.weight, weight.bias, None, weight.tiles, is_gated=True
+                x, weight.weight, weight.bias, None, self._tile(weight, len(x)), is_gated=True
             )
         gate, up = F.linear(x, weight.weight, weight.bias).chunk(2, dim=-1)
         return F.silu(gate) * up
@@ -146,3 +153,7 @@ class CudaOps:
     ) -> Tensor:
         """See `Ops.sample`."""
         return self._sample.sample(logits, inverse_temperature, keys, token_ids)
+
+    def _tile(self, weight: CudaLinear, num_tokens: int) -> Tile:
+        shape = (weight.out_features, weight.in_features)
+        return self.tiles.tiles(shape).for_tokens(num_tokens)

@@ -8,55 +8,12 @@ machine. Source of the rule: vLLM RFC #54506, where verification and decoding to
 kernels and no longer agreed.
 """
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """How one program's share of a product is cut; changes speed, never bits."""
-
-    rows: int
-    columns: int
-    inner: int
-    num_warps: int
-    num_stages: int
-
-
-@dataclass(frozen=True, slots=True)
-class Tiles:
-    """The tiles of one weight, by how many tokens share a call."""
-
-    few: Tile  # at most 16 tokens: bound by the weight's bytes
-    some: Tile  # at most 64
-    many: Tile
-
-    @classmethod
-    def of(cls, out_features: int, in_features: int) -> "Tiles":
-        """Tiles for a weight [out, in], with programs enough for a GPU of some 130 processors."""
-        few_columns = next((n for n in (64, 32) if out_features // n >= 256), 16)
-        inner = {64: 128, 32: 128, 16: 256}[few_columns]
-        return cls(
-            few=Tile(16, few_columns, _fitting(inner, in_features), 4, 4),
-            some=Tile(64, 32, _fitting(128, in_features), 2, 3),
-            many=Tile(64, 128, _fitting(64, in_features), 2, 3),
-        )
-
-    def for_tokens(self, count: int) -> Tile:
-        """The tile of a call."""
-        if count <= self.few.rows:
-            return self.few
-        return self.some if count <= self.some.rows else self.many
-
-
-def _fitting(most: int, in_features: int) -> int:
-    """The widest inner step that leaves no rest, if there is one; else the widest."""
-    steps = [step for step in (256, 128, 64, 32, 16) if step <= most]
-    return next((step for step in steps if in_features % step == 0), steps[0])
+from engine.model.ops.cuda.tiles import Tile
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -121,7 +78,7 @@ def linear(
     weight: Tensor,
     bias: Tensor | None,
     residual: Tensor | None,
-    tiles: Tiles,
+    tile: Tile,
     *,
     is_gated: bool = False,
     out_dtype: torch.dtype | None = None,
@@ -138,7 +95,6 @@ def linear(
     out = x.new_empty(num_tokens, out_features, dtype=out_dtype or x.dtype)
     if num_tokens == 0:
         return out
-    tile = tiles.for_tokens(num_tokens)
     columns = max(16, tile.columns // 2) if is_gated else tile.columns
     grid = (triton.cdiv(num_tokens, tile.rows), triton.cdiv(out_features, columns))
     _linear_kernel[grid](

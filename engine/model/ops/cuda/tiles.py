@@ -1,0 +1,145 @@
+"""How products on CUDA are cut into programs; changes speed, never bits.
+
+A weight has one tile for each class of calls, by how many tokens share them. Tiles are chosen by
+reasoning, unless `tiles.json` beside this file has measured ones for the GPU at hand and the
+weight's shape: `python -m benchmarks.gpu --parts tune` writes it. Why no choice changes bits:
+`linear_kernel`. Needs no Triton.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+TABLE = Path(__file__).with_name("tiles.json")
+
+Shape = tuple[int, int]  # of a weight: out, in
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """How one program's share of a product is cut."""
+
+    rows: int
+    columns: int
+    inner: int
+    num_warps: int
+    num_stages: int
+
+    @property
+    def keeps_order(self) -> bool:
+        """Whether the compiler is left no wider instruction, which would sum otherwise."""
+        return self.rows < 64 or self.num_warps < 4
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """The tiles of one weight."""
+
+    few: Tile  # at most 16 tokens: bound by the weight's bytes
+    some: Tile  # at most 64
+    many: Tile
+
+    @classmethod
+    def of(cls, out_features: int, in_features: int) -> "Tiles":
+        """Tiles for a weight [out, in], with programs enough for a GPU of some 130 processors."""
+        few_columns = next((n for n in (64, 32) if out_features // n >= 256), 16)
+        inner = {64: 128, 32: 128, 16: 256}[few_columns]
+        return cls(
+            few=_fitted(Tile(16, few_columns, inner, 4, 4), in_features),
+            some=_fitted(Tile(64, 32, 128, 2, 3), in_features),
+            many=_fitted(Tile(64, 128, 64, 2, 3), in_features),
+        )
+
+    def for_tokens(self, count: int) -> Tile:
+        """The tile of a call."""
+        if count <= MOST_FEW:
+            return self.few
+        return self.some if count <= MOST_SOME else self.many
+
+
+MOST_FEW, MOST_SOME = 16, 64  # tokens
+
+CANDIDATES: Mapping[str, tuple[Tile, ...]] = {
+    "few": (
+        Tile(16, 16, 256, 4, 4),
+        Tile(16, 16, 128, 4, 5),
+        Tile(16, 16, 256, 2, 4),
+        Tile(16, 32, 128, 4, 4),
+        Tile(16, 32, 256, 4, 3),
+        Tile(16, 32, 128, 2, 5),
+        Tile(16, 64, 128, 4, 4),
+        Tile(16, 64, 64, 4, 5),
+    ),
+    "some": (
+        Tile(64, 32, 128, 2, 3),
+        Tile(64, 64, 64, 2, 3),
+        Tile(32, 64, 64, 4, 4),
+        Tile(32, 32, 128, 4, 3),
+    ),
+    "many": (
+        Tile(64, 128, 64, 2, 3),
+        Tile(64, 64, 64, 2, 4),
+        Tile(32, 128, 64, 4, 3),
+    ),
+}
+"""What is worth timing, by class."""
+
+
+class TileTable:
+    """Tiles by shape of weight, on one kind of GPU."""
+
+    def __init__(self, measured: Mapping[Shape, Tiles] | None = None) -> None:
+        self._tiles = dict(measured or {})
+
+    @classmethod
+    def read(cls, gpu: str, file: Path = TABLE) -> "TileTable":
+        """What was measured on such a GPU, if anything was."""
+        entries = _read(file).get(gpu, {})
+        return cls(
+            {
+                _shape(text): Tiles(**{kind: Tile(*sizes) for kind, sizes in tiles.items()})
+                for text, tiles in entries.items()
+            }
+        )
+
+    def tiles(self, shape: Shape) -> Tiles:
+        """Of a weight [out, in]."""
+        if shape not in self._tiles:
+            self._tiles[shape] = Tiles.of(*shape)
+        return self._tiles[shape]
+
+    def put(self, shape: Shape, kind: str, tile: Tile) -> None:
+        """Use a tile for a shape from now on."""
+        fitted = _fitted(tile, shape[1])
+        self._tiles[shape] = replace(self.tiles(shape), **{kind: fitted})
+
+    def write(self, gpu: str, file: Path = TABLE) -> None:
+        """Add to the file what this table holds, as measured on such a GPU."""
+        content = _read(file)
+        content[gpu] = content.get(gpu, {}) | {
+            f"{out}x{inner}": {
+                kind: list(asdict(getattr(tiles, kind)).values()) for kind in CANDIDATES
+            }
+            for (out, inner), tiles in sorted(self._tiles.items())
+        }
+        file.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _read(file: Path) -> dict[str, dict[str, dict[str, list[int]]]]:
+    if not file.is_file():
+        return {}
+    content: dict[str, dict[str, dict[str, list[int]]]] = json.loads(file.read_text())
+    return content
+
+
+def _shape(text: str) -> Shape:
+    out, inner = map(int, text.split("x"))
+    return out, inner
+
+
+def _fitted(tile: Tile, in_features: int) -> Tile:
+    """With the widest inner step that leaves no rest, if there is one; else the widest."""
+    steps = [step for step in (256, 128, 64, 32, 16) if step <= tile.inner]
+    inner = next((step for step in steps if in_features % step == 0), steps[0])
+    return replace(tile, inner=inner)
