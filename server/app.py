@@ -54,6 +54,7 @@ def create_app(service: InferenceService, settings: ServerSettings) -> FastAPI:
         service.start()
         yield
         await service.stop()
+        metrics.close()
         if tracer is not None:
             await asyncio.to_thread(tracer.close)
 

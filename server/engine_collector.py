@@ -1,4 +1,7 @@
-"""The engine's own counts as Prometheus metrics, read from `EngineStats` at each scrape."""
+"""The engine's own counts as Prometheus metrics, read from `EngineStats` at each scrape.
+
+They are read in the event loop, where they change (`look`), and told wherever the text is written.
+"""
 
 from collections.abc import Iterator, Mapping
 
@@ -26,6 +29,12 @@ class EngineCollector(Collector):
     def __init__(self, service: InferenceService, label_values: tuple[str, ...]) -> None:
         self._service = service
         self._label_values = label_values
+        self._seen: tuple[EngineStats, EngineInfo] | None = None  # by the last look
+
+    def look(self) -> None:
+        """Note the engine's state as of now; in the event loop."""
+        model = self._service.loaded_model
+        self._seen = None if model is None else (model.engine.stats(), model.info)
 
     def describe(self) -> list[Metric]:
         """Nothing: names appear with their first values."""
@@ -33,12 +42,11 @@ class EngineCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """One family per count."""
-        model = self._service.loaded_model
-        if model is None:
+        if self._seen is None:
             return
-        stats = model.engine.stats()
+        stats, info = self._seen
         yield from self._gauges(stats)
-        yield from self._states(stats, model.info)
+        yield from self._states(stats, info)
         yield from self._counters(stats)
         yield from self._labelled_counters(stats)
         yield self._step_tokens(stats.steps_by_num_tokens)

@@ -14,6 +14,7 @@ from engine.errors import EngineError
 from server.app import create_app
 from server.http_server import CannotListen, DrainingServer, listen
 from server.logs import set_up_logging
+from server.pauses import limit_pauses, spare_what_is_loaded
 from server.progress import LoadProgress
 from server.service import InferenceService, ServedModel
 from server.settings import ServerSettings
@@ -36,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
     except SettingsError as error:
         return _refuse(error, 2)
     set_up_logging(settings.log_level, has_json_access=settings.access_log == "json")
+    limit_pauses()
     try:
         tls = tls_context(settings)
         listener = listen(settings.host, settings.port)
@@ -72,6 +74,7 @@ async def _load(settings: ServerSettings, url: str) -> ServedModel:
             await engine.stop()
             raise
     assert engine.info is not None, "a started engine knows its model"
+    spare_what_is_loaded()
     print(start_up_summary(settings, engine.info, config.exits.heads, url), flush=True)
     return ServedModel(engine, engine.tokenizer)
 

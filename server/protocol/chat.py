@@ -47,7 +47,7 @@ class ChatMessage(RequestModel):
     """One turn of the conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[ContentPart] | None = None
+    content: str | Annotated[list[ContentPart], Field(fail_fast=True)] | None = None
     name: str | None = None
     tool_calls: list[MessageToolCall] | None = Field(None, max_length=256)
     tool_call_id: str | None = Field(None, max_length=256)

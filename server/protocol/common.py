@@ -3,7 +3,14 @@
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+)
 
 from engine.errors import UnsupportedOption
 from engine.request import DraftSource
@@ -12,6 +19,7 @@ from server.protocol.structures import ResponseFormat, StructuredOutputs
 
 MAX_CHOICES = 128  # per prompt
 MAX_TOTAL_CHOICES = 1024  # per request, over all its prompts
+_MAX_BIASES = 1024
 _MAX_STOPS = 4
 _MAX_STOP_CHARS = 1024
 _INT32_MAX = 2**31 - 1
@@ -125,6 +133,13 @@ def _as_tuple(value: object) -> object:
     return tuple(stops)
 
 
+def _not_too_many(value: object) -> object:
+    """Before the entries are looked at, each of which may be an error of its own."""
+    if isinstance(value, dict) and len(value) > _MAX_BIASES:
+        raise ValueError(f"at most {_MAX_BIASES} tokens can be biased")
+    return value
+
+
 Stop = Annotated[
     tuple[str, ...], PlainValidator(_as_tuple, json_schema_input_type=str | list[str] | None)
 ]
@@ -173,11 +188,16 @@ class CompletionRequestBase(TruncationFields):
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
-    logit_bias: dict[str, float] | None = Field(None, max_length=1024)
+    logit_bias: Annotated[dict[str, float] | None, BeforeValidator(_not_too_many)] = Field(
+        None, max_length=_MAX_BIASES
+    )
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: Stop = ()
     stop_token_ids: list[int] | None = Field(None, max_length=128)
-    allowed_token_ids: list[int] | None = Field(None, min_length=1)  # no others are chosen
+    # No others are chosen.
+    allowed_token_ids: Annotated[list[int], Field(fail_fast=True)] | None = Field(
+        None, min_length=1
+    )
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None

@@ -1,6 +1,6 @@
 """Wire types of POST /v1/responses: the request, the response and its items."""
 
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, JsonValue
 
@@ -33,11 +33,11 @@ class InputItem(RequestModel):
 
     type: str | None = Field(None, max_length=64)  # none: a message
     role: Literal["system", "developer", "user", "assistant"] | None = None
-    content: str | list[InputPart] | None = None
+    content: str | Annotated[list[InputPart], Field(fail_fast=True)] | None = None
     call_id: str | None = None
     name: str | None = None
     arguments: str | None = None
-    output: str | list[InputPart] | None = None
+    output: str | Annotated[list[InputPart], Field(fail_fast=True)] | None = None
 
 
 class FunctionTool(RequestModel):
@@ -94,7 +94,7 @@ class ResponsesRequest(RequestModel):
     """
 
     model: str = Field(max_length=512)
-    input: str | list[InputItem]
+    input: str | Annotated[list[InputItem], Field(fail_fast=True, max_length=4096)]
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, ge=1, lt=2**31)
     temperature: float | None = Field(None, ge=0, le=2)

@@ -35,7 +35,7 @@ class DetokenizeRequest(RequestModel):
     """The body of POST /detokenize."""
 
     model: str | None = Field(None, max_length=512)
-    tokens: list[int]
+    tokens: Annotated[list[int], Field(fail_fast=True)]
 
 
 class Detokenization(ResponseModel):

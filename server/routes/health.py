@@ -67,4 +67,4 @@ async def version() -> Version:
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(context: Context) -> Response:
     """Prometheus metrics."""
-    return Response(context.metrics.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+    return Response(await context.metrics.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)

@@ -6,7 +6,13 @@ import re
 import pytest
 from fake_engine import FakeEngine
 from live_server import MODEL, fake_app
+from pydantic import ValidationError
 from starlette.testclient import TestClient
+
+from server.protocol.chat import ChatCompletionRequest
+from server.protocol.completions import CompletionRequest
+from server.protocol.responses import ResponsesRequest
+from server.protocol.tokenize import DetokenizeRequest
 
 SECRET = "s3cret-input"
 
@@ -248,6 +254,31 @@ def test_bodies_of_too_many_values_are_refused(value):
 
     assert response.status_code == 413
     assert response.json()["error"]["code"] == "request_too_large"
+
+
+@pytest.mark.parametrize("ids", [range(3000), [[each] * 300 for each in range(9)]])
+def test_token_ids_in_lists_may_be_many(ids):
+    body = {"model": MODEL, "prompt": list(ids), "max_tokens": 1}
+    with TestClient(fake_app(FakeEngine(), max_request_bytes=65536)) as client:
+        assert client.post("/v1/completions", json=body).status_code != 413
+
+
+@pytest.mark.parametrize(
+    ("wire_type", "body"),
+    [
+        (ChatCompletionRequest, {"messages": [{"role": "user", "content": [1] * 5000}]}),
+        (CompletionRequest, {"prompt": "a", "allowed_token_ids": [1.5] * 5000}),
+        (CompletionRequest, {"prompt": "a", "logit_bias": {str(i): "x" for i in range(5000)}}),
+        (ResponsesRequest, {"input": [1] * 5000}),
+        (ResponsesRequest, {"input": [{"content": [1] * 5000}]}),
+        (DetokenizeRequest, {"tokens": [1.5] * 5000}),
+    ],
+)
+def test_a_list_of_wrong_entries_is_one_error(wire_type, body):
+    with pytest.raises(ValidationError) as caught:  # each error costs ten times what an entry does
+        wire_type.model_validate_json(json.dumps({"model": MODEL, **body}))
+
+    assert caught.value.error_count() < 4
 
 
 @pytest.mark.parametrize("text", ["," * 9000, '",\\' * 5000, "a\\\\"])

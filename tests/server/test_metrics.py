@@ -1,13 +1,18 @@
 """Every metric by name: what dashboards rely on does not change unnoticed."""
 
+import asyncio
 import re
+import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from fake_engine import FakeEngine
 from live_server import MODEL, fake_app
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
+
+from server.metrics import ServerMetrics
 
 GAUGES = {
     "vllm:num_requests_running",
@@ -127,3 +132,17 @@ def test_who_asks_too_often_gets_what_there_was(monkeypatch):
         assert len(texts) < 90
         time.sleep(0.25)
         assert client.get("/metrics").text == f"text {len(texts) - 1}" != answers[-1]
+
+
+def test_the_loop_goes_on_while_the_text_is_written(monkeypatch):
+    may_end = threading.Event()
+    monkeypatch.setattr("server.metrics.generate_latest", lambda _: may_end.wait(10) and b"text")
+
+    async def ask() -> bytes:
+        metrics = ServerMetrics(SimpleNamespace(model_names=[MODEL], loaded_model=None))
+        asking = asyncio.create_task(metrics.text())
+        await asyncio.sleep(0.01)
+        may_end.set()
+        return await asking
+
+    assert asyncio.run(ask()) == b"text"

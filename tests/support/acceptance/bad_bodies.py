@@ -57,6 +57,24 @@ DEEP = (
     raw(f'{{"model": "a", "x": {_DEEP}}}', code=INVALID_JSON),
     Case(CHAT, _DEEP_TOOL.encode(), code=INVALID_JSON),
 )
+_MANY = 250_000
+MANY_VALUES = (
+    *(
+        Case(path, body.encode(), code="request_too_large", status=413)
+        for path, body in (
+            (COMPLETIONS, f'{{"model": "{MODEL}", "prompt": [{"[]," * _MANY}[1]]}}'),
+            (COMPLETIONS, f'{{"model": "{MODEL}", "prompt": "a", "x": [{"null," * _MANY}1]}}'),
+            (CHAT, f'{{"messages": [{{"role": "user", "content": [{"{}," * _MANY}1]}}]}}'),
+            (RESPONSES, f'{{"model": "{MODEL}", "input": [{"{}," * _MANY}1]}}'),
+        )
+    ),
+    Case(
+        CHAT,
+        f'{{"messages": [{{"role": "user", "content": [{"1," * _MANY}1]}}]}}'.encode(),
+        "messages[0].content[0]",
+    ),
+    Case("/detokenize", f'{{"tokens": [{"1.5," * _MANY}1]}}'.encode(), "tokens[0]"),
+)
 NO_TEXT = (
     raw(b'{"model": "\\ud800"}', code=INVALID_JSON),
     raw(b'{"model": "\\udc00\\ud800"}', code=INVALID_JSON),

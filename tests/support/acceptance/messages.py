@@ -24,6 +24,11 @@ def deep_bodies(serve: Serve) -> None:
     _refuses_quickly(serve, bad_bodies.DEEP)
 
 
+def many_values(serve: Serve) -> None:
+    """A quarter of a million values cost no more than a look at the bytes, or end at the first."""
+    _refuses_quickly(serve, bad_bodies.MANY_VALUES)
+
+
 def huge_prompts(serve: Serve) -> None:
     """Too long to be worth encoding, and 10 MB are not even read."""
     _refuses_quickly(serve, bad_bodies.HUGE_PROMPTS)

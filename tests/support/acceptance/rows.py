@@ -72,9 +72,11 @@ ROWS: tuple[Row, ...] = (
     ),
     _row(
         8,
-        "body beyond the limit, with a length and chunked; of a quarter million values and more",
-        "413 `request_too_large`; memory grows by less than twice the limit",
+        "body beyond the limit, with a length and chunked; of a quarter million values",
+        "413 `request_too_large`; memory grows by less than twice the limit; the event loop never "
+        "stands still for 50 ms",
         heads.large_bodies,
+        messages.many_values,
         proofs=("tests/server/test_body.py::test_bodies_of_too_many_values_are_refused",),
     ),
     _row(
