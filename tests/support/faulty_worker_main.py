@@ -5,9 +5,8 @@ The product has no switch for faults; this wraps its worker.
 
 import os
 import sys
-import time
 
-from faults import HANG_STEP_ID, KILLER_TOKEN_ID, RAISING_TOKEN_ID
+from faults import KILLER_TOKEN_ID, RAISING_TOKEN_ID
 
 from engine.plan import StepPlan, StepResult
 from engine.worker import main as worker_main
@@ -19,8 +18,6 @@ class FaultyWorker(ModelWorker):
 
     def execute(self, plan: StepPlan) -> StepResult:
         """See `ModelWorker.execute`."""
-        if plan.step_id == HANG_STEP_ID:
-            time.sleep(1000)
         first_ids = {start.token_ids[0] for start in plan.started}
         if KILLER_TOKEN_ID in first_ids:
             os.abort()

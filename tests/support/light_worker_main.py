@@ -1,8 +1,8 @@
 """A worker process without a model: `python -m light_worker_main SOCKET PIPE SECONDS`.
 
-Computes nothing and leaves its process id in the file LIGHT_WORKER_PID. Where that file is there
-already it ends before it has loaded: such a worker lives only once. Loading takes
-LIGHT_WORKER_LOADS_S.
+Computes nothing: a plan is never answered. Leaves its process id in the file LIGHT_WORKER_PID.
+Where that file is there already it ends before it has loaded: such a worker lives only once.
+Loading takes LIGHT_WORKER_LOADS_S.
 """
 
 import os
@@ -32,7 +32,7 @@ def main() -> int:
         file.read(frame_length(file.read(HEADER.size))[0])  # the configuration
         file.write(wire.encode(worker.info))
         file.flush()
-        file.read(HEADER.size)  # nobody asks for anything
+        file.read()  # whatever is asked
     return 0
 
 
