@@ -15,6 +15,7 @@ from engine.model.spec import ModelSpec
 from training.generate import GenerationOptions
 from training.pipeline import TrainOptions, evaluate, train
 from training.prompts import Prompt, code_prompts, read_prompts, shuffled
+from training.search import SearchOptions
 from training.train_head import TrainingConfig
 
 
@@ -55,7 +56,20 @@ def _add_common_arguments(parser: argparse.ArgumentParser, *, default_tokens: in
 def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, help="default: <model directory>/exit_heads")
     parser.add_argument("--exit-layers", help="comma-separated; default: a tenth of the depth")
-    parser.add_argument("--vocabulary-size", type=int, default=4096, help="(%(default)s)")
+    parser.add_argument(
+        "--search", action="store_true", help="find exit layers by forecasts and timed runs instead"
+    )
+    parser.add_argument(
+        "--search-tokens", type=int, default=40_000, help="of them, searched on (%(default)s)"
+    )
+    parser.add_argument(
+        "--candidates", type=int, default=3, help="choices of exits that are timed (%(default)s)"
+    )
+    parser.add_argument(
+        "--vocabulary-size",
+        metavar="N|auto",
+        help="reduced vocabulary of the heads (4096; with --search auto, found by forecasts)",
+    )
     parser.add_argument("--epochs", type=int, default=4, help="(%(default)s)")
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="(%(default)s)")
     parser.add_argument(
@@ -82,11 +96,13 @@ def run(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace) -> int:
     directory = resolve_model(args.model)
     output = args.output or directory / "exit_heads"
+    size = _vocabulary_size(args)
     options = TrainOptions(
         name=args.model,
         output=output,
         exit_layers=_exit_layers(args.exit_layers, directory),
-        vocabulary_size=args.vocabulary_size,
+        vocabulary_size=size,
+        search=_search_options(args, size),
         training=TrainingConfig(
             epochs=args.epochs,
             learning_rate=args.learning_rate,
@@ -116,7 +132,11 @@ def _generation_options(
 ) -> GenerationOptions:
     return GenerationOptions(
         model=ModelConfig(
-            directory=directory, device=args.device, dtype=args.dtype, num_threads=args.threads
+            directory=directory,
+            device=args.device,
+            dtype=args.dtype,
+            quantization="none",
+            num_threads=args.threads,
         ),
         work=args.work or default_work,
         num_tokens=args.tokens,
@@ -143,6 +163,34 @@ def _exit_layers(text: str | None, directory: Path) -> list[int]:
     if not all(0 < layer < num_layers for layer in layers):
         raise ValueError(f"--exit-layers: between 1 and {num_layers - 1}, got {text}")
     return layers
+
+
+def _vocabulary_size(args: argparse.Namespace) -> int | None:
+    """As asked for; None: to be found."""
+    text = args.vocabulary_size or ("auto" if args.search else "4096")
+    if text == "auto":
+        if not args.search:
+            raise ValueError("--vocabulary-size auto needs --search")
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"--vocabulary-size: a number or auto, got {text}")
+    return int(text)
+
+
+def _search_options(args: argparse.Namespace, vocabulary_size: int | None) -> SearchOptions | None:
+    if not args.search:
+        return None
+    if args.exit_layers is not None:
+        raise ValueError("--search finds the exit layers: leave out --exit-layers")
+    if args.start_from is not None:
+        raise ValueError("--start-from needs the exit layers of those heads, not --search")
+    if args.candidates < 1:
+        raise ValueError("--candidates: at least 1")
+    return SearchOptions(
+        num_tokens=args.search_tokens,
+        num_candidates=args.candidates,
+        vocabulary_size=vocabulary_size,
+    )
 
 
 def main() -> int:

@@ -69,7 +69,7 @@ def evaluate_head(
         confident_share=len(confident) / max(1, len(greedy_all)),
         confident_agreement=_mean(confident[:, 1]),
         calibration=Calibration(
-            edges=BIN_EDGES, greedy=_rates(greedy_all), sampled=_rates(sampled_all)
+            edges=BIN_EDGES, greedy=rates(greedy_all), sampled=rates(sampled_all)
         ),
         num_positions=len(greedy_all),
     )
@@ -137,16 +137,20 @@ def _coupled(logits: Tensor, probs: Tensor, token_ids: Tensor, seed: int) -> Ten
     return torch.stack((confidence, is_right.float()), 1)
 
 
-def _rates(outcomes: Tensor) -> list[float]:
-    """Share right per confidence bin, a bin without outcomes taking its middle confidence."""
-    rates = []
+def rates(outcomes: Tensor) -> list[float]:
+    """Share right per confidence bin, a bin without outcomes taking its middle confidence.
+
+    Args:
+        outcomes: [N, 2]: confidence, and whether it was right.
+    """
+    shares = []
     lower = 0.0
     for upper in BIN_EDGES:
         inside = outcomes[(outcomes[:, 0] > lower) & (outcomes[:, 0] <= upper)]
         middle = (lower + upper) / 2
-        rates.append(round((float(inside[:, 1].sum()) + middle) / (len(inside) + 1), 4))
+        shares.append(round((float(inside[:, 1].sum()) + middle) / (len(inside) + 1), 4))
         lower = upper
-    return rates
+    return shares
 
 
 def _mean(values: Tensor) -> float:

@@ -14,6 +14,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from engine.config import CacheConfig, EngineConfig, ExitsConfig, ModelConfig, SchedulerConfig
+from engine.model.decoder import Decoder
 from engine.model.spec import ModelSpec
 from engine.offline import OfflineEngine
 from engine.request import FinishReason, GenerationRequest, SamplingParams
@@ -90,12 +91,16 @@ class GenerationOptions:
 
 
 def generate(
-    options: GenerationOptions, prompts: Sequence[Prompt], exit_layers: Sequence[int]
+    options: GenerationOptions,
+    prompts: Sequence[Prompt],
+    exit_layers: Sequence[int],
+    decoder: Decoder | None = None,
 ) -> None:
     """Append generations until there are as many tokens as wanted or the prompts are used up.
 
     Args:
         exit_layers: Where states are recorded; what is missing is left to `collect`.
+        decoder: The model, if it is loaded already.
 
     Raises:
         ModelLoadError: if the model cannot be run.
@@ -109,7 +114,7 @@ def generate(
         return
     used = {_key(row.prompt_ids) for row in rows}
     config = _engine_config(options, exit_layers)
-    worker = RecordingWorker(config, exit_layers)
+    worker = RecordingWorker(config, exit_layers, decoder)
     engine = OfflineEngine(config, worker)
     recorder = _Recorder(options, len(rows))
     interviewer = _Interviewer(

@@ -2,16 +2,16 @@
 Every stage resumes.
 
 work directory:  generations.jsonl, hidden/, held-out/ → head-<layer>-<what it was made of>.pt
-output:          heads.safetensors, heads.json
+search:          search/ (see `search`), with states of a sample at every layer until it is over
+output:          heads.safetensors, heads.json, report.html
 """
 
 import logging
-import os
+import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file
 
 from engine.config import EngineConfig, ModelConfig
@@ -33,9 +33,17 @@ from training.head_module import HeadModule
 from training.heads_file import data_facts, model_facts, read_facts, write_heads
 from training.progress import ProgressReport
 from training.prompts import Prompt
+from training.report import write_report
+from training.search import Sample, Search, SearchOptions, choose_prompts, choose_sample
+from training.search_result import SearchResult
+from training.states import StateShards
+from training.threads import torch_threads
+from training.timing import Stopwatch
 from training.train_head import TrainingConfig
 
 logger = logging.getLogger(__name__)
+
+_REPORTED_PROMPTS, _REPORTED_LENGTH = 8, 96
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,9 +52,10 @@ class TrainOptions:
 
     name: str  # the model as the user named it
     output: Path
-    exit_layers: Sequence[int]
-    vocabulary_size: int
+    exit_layers: Sequence[int]  # unless they are searched for
+    vocabulary_size: int | None  # None: searched for
     training: TrainingConfig
+    search: SearchOptions | None = None
     start_from: Path | None = None  # heads to train further
 
 
@@ -57,35 +66,102 @@ def train(
 
     Raises:
         EngineError: if the model cannot be run.
-        ValueError: if the options do not fit together.
+        ValueError: if the options do not fit together, or the disk is too small.
     """
-    generate(generation, prompts, options.exit_layers)
-    training, held_out = split_held_out(read_generations(generation.generations))
     decoder = load_decoder(generation.model)
-    paths = _collect(decoder, training, options.exit_layers, generation.states)
-    held_out_paths = _collect(decoder, held_out, options.exit_layers, generation.held_out_states)
+    found = None
+    if options.search is not None:
+        found = _search(generation, options.search, decoder, prompts)
+        options = replace(
+            options, exit_layers=found.exit_layers, vocabulary_size=found.vocabulary_size
+        )
+    layers = options.exit_layers
+    check_disk(generation, decoder.spec.hidden_size, len(layers))
+    generate(generation, prompts, layers, decoder)
+    training, held_out = split_held_out(read_generations(generation.generations))
+    paths = _collect(decoder, training, layers, generation.states)
+    held_out_paths = _collect(decoder, held_out, layers, generation.held_out_states)
+    assert options.vocabulary_size is not None
     ids, covered = reduced_vocabulary(training, options.vocabulary_size)
     factory = HeadFactory(decoder, ids, generation.max_bytes)
     heads: dict[int, HeadModule] = {}
     figures: dict[int, HeadFigures] = {}
-    torch.set_num_threads(generation.model.num_threads or os.cpu_count() or 1)
-    for layer in options.exit_layers:
+    for layer in layers:
         start_from = None if options.start_from is None else (options.start_from, layer)
-        shards = factory.shards(paths, layer)
-        heads[layer] = factory.trained(
-            f"head-{layer}", shards, options.training, generation.work, start_from
-        )
-        held_out_shards = factory.shards(held_out_paths, layer)
-        figures[layer] = evaluate_head(heads[layer], held_out_shards, factory.token_ids)
+        with torch_threads(generation.model):
+            shards = factory.shards(paths, layer)
+            heads[layer] = factory.trained(
+                f"head-{layer}", shards, options.training, generation.work, start_from
+            )
+            held_out_shards = factory.shards(held_out_paths, layer)
+            figures[layer] = evaluate_head(heads[layer], held_out_shards, factory.token_ids)
         logger.info("exit %d: %s", layer, figures[layer].summary())
     facts = model_facts(options.name, decoder) | {
         "training": data_facts(training) | asdict(options.training),
         "vocabulary": {"size": len(ids), "coverage": round(covered, 4)},
     }
+    if found is not None:
+        facts["search"] = found.facts()
     if options.start_from is not None:
-        facts["training"]["trained_further"] = read_facts(options.start_from)["training"]
+        facts["training"]["started_from"] = read_facts(options.start_from)["training"]
     write_heads(options.output, heads, figures, factory.token_ids, facts)
+    prompt_ids = choose_prompts(held_out or training, _REPORTED_PROMPTS)
+    stopwatch = Stopwatch(generation.model, decoder, prompt_ids, _REPORTED_LENGTH)
+    [timed] = stopwatch.run({"heads": options.output}).values()
+    logger.info("early exits: %.2f times plain decoding", timed.speedup)
+    write_report(options.output, generation.model.directory, figures, found, timed)
     return figures
+
+
+def check_disk(generation: GenerationOptions, hidden_size: int, num_exits: int) -> None:
+    """Refuse to begin what the disk cannot hold.
+
+    Raises:
+        ValueError: naming what is needed.
+    """
+    needed = generation.num_tokens * hidden_size * 2 * (1 + num_exits)
+    logger.info("hidden states take %.1f GiB in %s", needed / 2**30, generation.work)
+    generation.work.mkdir(parents=True, exist_ok=True)
+    have = sum(path.stat().st_size for path in generation.work.rglob("shard-*"))
+    free = shutil.disk_usage(generation.work).free
+    if needed > free + have:
+        raise ValueError(
+            f"--tokens {generation.num_tokens}: their hidden states take {needed / 2**30:.1f} GiB, "
+            f"and {generation.work} has {free / 2**30:.1f} GiB free"
+        )
+
+
+def _search(
+    generation: GenerationOptions,
+    options: SearchOptions,
+    decoder: Decoder,
+    prompts: Sequence[Prompt],
+) -> SearchResult:
+    """Exits and the size of the reduced vocabulary, as found by an earlier run or now."""
+    work = generation.work / "search"
+    path = work / "result.json"
+    if path.is_file():
+        return SearchResult.read(path)
+    layers = list(range(1, decoder.spec.num_layers))
+    if not layers:
+        raise ValueError("--search: a model of one layer has no exits")
+    small = replace(generation, num_tokens=min(options.num_tokens, generation.num_tokens))
+    check_disk(small, decoder.spec.hidden_size, len(layers))
+    generate(small, prompts, layers, decoder)
+    rows = choose_sample(read_generations(generation.generations), options.num_tokens)
+    training, held_out = split_held_out(rows)
+    sample = Sample(
+        training=training,
+        held_out=held_out,
+        training_paths=_collect(decoder, training, layers, generation.states),
+        held_out_paths=_collect(decoder, held_out, layers, generation.held_out_states),
+    )
+    search = Search(generation.model, decoder, sample, options, work, generation.max_bytes)
+    result = search.run()
+    result.write(path)
+    for directory in (generation.states, generation.held_out_states):
+        StateShards(directory).keep_only(result.exit_layers)
+    return result
 
 
 def evaluate(
@@ -98,7 +174,7 @@ def evaluate(
     """
     decoder = load_decoder(generation.model)
     exit_layers = load_heads(heads, decoder).exit_layers
-    generate(generation, prompts, exit_layers)
+    generate(generation, prompts, exit_layers, decoder)
     training, held_out = split_held_out(read_generations(generation.generations))
     paths = _collect(decoder, training, exit_layers, generation.states)
     paths += _collect(decoder, held_out, exit_layers, generation.held_out_states)

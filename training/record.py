@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from engine.config import EngineConfig
+from engine.model.decoder import Decoder
 from engine.model.ops.interface import TokenBatch
 from engine.plan import RowPlan, StepPlan, StepResult, WorkerInfo
 from engine.request import Structure
@@ -77,14 +78,16 @@ class _Sequence:
 class RecordingWorker:
     """A worker without early exits that leaves the states of every sequence it has finished."""
 
-    def __init__(self, config: EngineConfig, exit_layers: Sequence[int]) -> None:
-        """Load the model.
+    def __init__(
+        self, config: EngineConfig, exit_layers: Sequence[int], decoder: Decoder | None = None
+    ) -> None:
+        """Load the model, unless it is there.
 
         Raises:
             ModelLoadError: if the model cannot be served.
         """
         self._states = SlotStates(exit_layers)
-        self._worker = ModelWorker(config, observer=self._states)
+        self._worker = ModelWorker(config, decoder=decoder, observer=self._states)
         self.info: WorkerInfo = self._worker.info
         decoder, self._block_size = self._worker.decoder, self.info.block_size
         num_slots = (self.info.num_blocks + 1) * self._block_size

@@ -113,10 +113,20 @@ class StateShards:
             tensors = {name: torch.cat([getattr(row, name) for row in rows]) for name in names}
             self._save(tensors, self.path(number, num_rows, LAST))
 
+    def keep_only(self, exit_layers: Sequence[int]) -> None:
+        """Delete the parts of all other exit layers."""
+        for path in self._directory.glob("shard-*.exit-*.safetensors"):
+            if int(path.name.split(".")[1].removeprefix("exit-")) not in exit_layers:
+                path.unlink()
+
     def _save(self, tensors: dict[str, Tensor], path: Path) -> None:
         partial = path.with_suffix(".partial")
         save_file({name: tensor.cpu() for name, tensor in tensors.items()}, str(partial))
         partial.replace(path)
+        shard, _, part = path.name.partition(".")
+        for other in self._directory.glob(f"{shard.rpartition('-')[0]}-*.{part}"):
+            if other != path:
+                other.unlink()  # of the same shard, when it had fewer rows
 
 
 class ShardWriter:

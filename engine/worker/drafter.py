@@ -17,7 +17,7 @@ from torch import Tensor
 from engine.model.noise import gumbel_of, noise_key
 from engine.plan import RowResult
 from engine.worker.chances import LOOKUP, Chance, Chances
-from engine.worker.exit_look import Arrival, ExitLook, Opinion, first_unseen
+from engine.worker.exit_look import Arrival, Opinion, first_unseen
 from engine.worker.exit_policy import Candidate, ExitPolicy, StepEstimate
 from engine.worker.row import Draft, Guess, Row
 from engine.worker.sample_point import SamplePoint
@@ -67,6 +67,15 @@ class Drafter(Protocol):
         """See how a step's drafts fared."""
 
 
+class Look(Protocol):
+    """What exits expect: an `ExitLook`, or what was recorded of one (training)."""
+
+    def opinions(
+        self, exit_index: int, arrivals: Sequence[Arrival], hidden: Tensor
+    ) -> list[list[Opinion]]:
+        """See `ExitLook.opinions`."""
+
+
 class PolicyDrafter:
     """Look-up and exit heads at work, as the policy wants it."""
 
@@ -76,7 +85,7 @@ class PolicyDrafter:
         chances: Chances,
         *,
         exit_layers: Sequence[int] = (),
-        exit_look: ExitLook | None = None,
+        exit_look: Look | None = None,
         has_lookup: bool = True,
         threshold: float | None = None,
         clock: Callable[[], float] = time.perf_counter,

@@ -1,0 +1,166 @@
+"""`heads train` from prompts to a page, on a tiny model: searched for, killed again and again, and
+the same heads in the end.
+"""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from itertools import accumulate
+from pathlib import Path
+
+import pytest
+import torch
+from character_tokenizer import write_character_tokenizer
+from safetensors.torch import load_file
+from tiny_model import LAYERS, write_tiny_llama
+
+from training import generate as generating
+from training.cli import main
+from training.progress import ProgressReport
+
+pytestmark = pytest.mark.torch
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = write_tiny_llama(tmp_path_factory.mktemp("tiny"))
+    write_character_tokenizer(directory)
+    rows = [{"task": "ab"[n % 2], "prompt": f"number {n} {n * 7 % 13}?"} for n in range(300)]
+    lines = [json.dumps(row) + "\n" for row in rows]
+    (directory / "prompts.jsonl").write_text("".join(lines))
+    return directory
+
+
+@pytest.fixture(autouse=True)
+def few_timed_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("training.search._TIMED", "training.pipeline._REPORTED"):
+        monkeypatch.setattr(f"{name}_PROMPTS", 2)
+        monkeypatch.setattr(f"{name}_LENGTH", 12)
+    monkeypatch.setattr("engine.worker.cost_profile._ROUNDS", 1)
+
+
+def command(model: Path, output: Path, *flags: str) -> list[str]:
+    return [
+        "train", str(model), "--prompts", str(model / "prompts.jsonl"), "--no-code-prompts",
+        "--output", str(output), "--max-new-tokens", "8", "--threads", "1", "--epochs", "2",
+        "--tokens", "1800", "--device", "cpu", *flags,
+    ]  # fmt: skip
+
+
+def train(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
+    monkeypatch.setattr("sys.argv", ["heads", *args])
+    return main()
+
+
+class Killed(BaseException):
+    """Nothing catches it, and nothing is tidied up."""
+
+
+def test_a_run_killed_everywhere_ends_with_the_same_heads(
+    monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(generating, "_GROUP", 100)
+    args = command(model, tmp_path / "out", "--search", "--search-tokens", "900")
+    left = 0
+    update = ProgressReport.update
+
+    def update_or_die(report: ProgressReport, done: int, note: str = "") -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Killed
+        update(report, done, note)
+
+    killed = 0
+    with monkeypatch.context() as patched:
+        patched.setattr(ProgressReport, "update", update_or_die)
+        for left in accumulate(range(1, 40)):  # noqa: B007 - counts down while it runs
+            try:
+                assert train(monkeypatch, *args) == 0
+                break
+            except Killed:
+                killed += 1
+    assert killed > 5
+
+    work, again = tmp_path / "out" / "work", tmp_path / "again" / "work"
+    (again / "search").mkdir(parents=True)
+    shutil.copy(work / "generations.jsonl", again)
+    shutil.copy(work / "search" / "result.json", again / "search")
+    flags = ("--search", "--search-tokens", "900")
+    assert train(monkeypatch, *command(model, tmp_path / "again", *flags)) == 0
+    heads = [load_file(str(tmp_path / n / "heads.safetensors")) for n in ("out", "again")]
+    assert heads[0].keys() == heads[1].keys()
+    assert all(torch.equal(tensor, heads[1][name]) for name, tensor in heads[0].items())
+    check_output(tmp_path / "out")
+
+
+def check_output(output: Path) -> None:
+    facts = json.loads((output / "heads.json").read_text())
+    layers = facts["exit_layers"]
+    assert 0 < len(layers) <= 2
+    assert all(0 < layer < LAYERS for layer in layers)
+    assert facts["training"]["num_tokens"] > 1500
+    assert len(facts["search"]["candidates"]) == 3
+    fastest = max(facts["search"]["candidates"], key=lambda each: each["measured"])
+    assert fastest["exit_layers"] == layers
+    states = {path.name.split(".")[1] for path in (output / "work" / "hidden").iterdir()}
+    assert states == {"last", *(f"exit-{layer}" for layer in layers)}, "nothing else is kept"
+    page = (output / "report.html").read_text()
+    assert page.count("<svg") == 5
+    assert "no output changed" in page
+    assert "http" not in page, "nothing is fetched"
+
+
+def test_a_run_that_was_killed_by_a_signal_goes_on(
+    monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path
+) -> None:
+    args = command(model, tmp_path, "--exit-layers", "2", "--no-previous-token")
+    run = subprocess.Popen(
+        [sys.executable, "-m", "training.cli", *args], cwd=ROOT, stderr=subprocess.DEVNULL
+    )
+    generations = tmp_path / "work" / "generations.jsonl"
+    deadline = time.monotonic() + 120
+    while not generations.is_file() and run.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    assert train(monkeypatch, *args) == 0
+    tensors = load_file(str(tmp_path / "heads.safetensors"))
+    assert not tensors["exits.2.project_previous"].any()
+    assert tensors["exits.2.project"].any()
+
+    first = json.loads((tmp_path / "heads.json").read_text())["training"]
+    further = command(model, tmp_path / "on", "--exit-layers", "2", "--start-from", str(tmp_path))
+    assert train(monkeypatch, *further, "--work", str(tmp_path / "work")) == 0
+    facts = json.loads((tmp_path / "on" / "heads.json").read_text())["training"]
+    assert facts["started_from"] == first
+    assert (tmp_path / "on" / "report.html").read_text().count("<svg") == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (("--search", "--exit-layers", "2"), "--exit-layers"),
+        (("--search", "--start-from", "x"), "--start-from"),
+        (("--search", "--candidates", "0"), "--candidates"),
+        (("--vocabulary-size", "auto"), "--search"),
+        (("--vocabulary-size", "-3"), "--vocabulary-size"),
+        (("--tokens", str(10**12)), "--tokens"),
+        (("--max-new-tokens", "100"), "--max-new-tokens"),
+    ],
+)
+def test_what_does_not_fit_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    model: Path,
+    tmp_path: Path,
+    flags: tuple[str, ...],
+    named: str,
+) -> None:
+    assert train(monkeypatch, *command(model, tmp_path), *flags) == 1
+    assert named in capsys.readouterr().err

@@ -1,0 +1,100 @@
+"""What the parts of a step cost on this machine, for any exits: from the time of one layer, of the
+other ones, of the LM head, and of exit heads by size of the reduced vocabulary.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from engine.model.decoder import Decoder
+from engine.model.exit_head import ExitHeads, build_heads
+from engine.worker.cost_curve import CostCurve
+from engine.worker.cost_model import CostModel
+from engine.worker.cost_profile import Profiler, Seconds
+from engine.worker.cuda_graph import CudaCapture
+from engine.worker.decode_step import split_layers
+from engine.worker.graph_runner import BatchLimits, GraphRunner
+from engine.worker.kv_cache import allocate_cache
+from engine.worker.segment_runner import EagerRunner, SegmentRunner
+
+_BLOCK_SIZE = 16
+_SPLIT = [1]  # one layer, and the others
+
+
+@dataclass(frozen=True, slots=True)
+class PartCosts:
+    """Seconds by number of tokens."""
+
+    num_layers: int
+    layer: Mapping[int, float]  # one layer, with what a call costs
+    further_layer: Mapping[int, float]  # each layer after the first of a segment
+    logits: Mapping[int, float]
+    heads: Mapping[int, Mapping[int, float]]  # reduced vocabulary's size -> an exit's look
+
+    def model(self, exit_layers: Sequence[int], vocabulary_size: int) -> CostModel:
+        """For a choice of exits, with heads of a size that was measured."""
+        segments = split_layers(self.num_layers, exit_layers)
+        heads = [_curve(self.heads[vocabulary_size])] * len(exit_layers)
+        curves = [self._segment(segment.end - segment.start) for segment in segments]
+        return CostModel(curves, heads, _curve(self.logits))
+
+    def _segment(self, num_layers: int) -> CostCurve:
+        return _curve(
+            {
+                count: seconds + (num_layers - 1) * self.further_layer[count]
+                for count, seconds in self.layer.items()
+            }
+        )
+
+
+def measure_costs(decoder: Decoder, vocabulary_sizes: Sequence[int]) -> PartCosts:
+    """Time everything, for seconds."""
+    runner = _runner(decoder)
+    device = decoder.ops.device
+    best: Seconds = {}
+    heads: dict[int, dict[int, float]] = {}
+    for size in vocabulary_sizes:
+        exits = _random_heads(decoder, size)
+        if isinstance(runner, GraphRunner):
+            exits = runner.heads(exits)
+        seconds, _ = Profiler(runner, len(_SPLIT) + 1, exits, _BLOCK_SIZE, device).measure()
+        heads[size] = seconds.pop("head 0")
+        for part, times in seconds.items():
+            mine = best.setdefault(part, dict(times))
+            for count, value in times.items():
+                mine[count] = min(value, mine.get(count, value))
+    num_layers = decoder.spec.num_layers
+    one, rest = best["segment 0"], best["segment 1"]
+    num_further = max(1, num_layers - 2)
+    further = {count: max(0.0, (rest[count] - one[count]) / num_further) for count in one}
+    return PartCosts(num_layers, one, further, best["logits"], heads)
+
+
+def _runner(decoder: Decoder) -> SegmentRunner:
+    """As a worker runs it."""
+    segments = split_layers(decoder.spec.num_layers, _SPLIT)
+    ops = decoder.ops
+    cache = allocate_cache(decoder.spec, 2, _BLOCK_SIZE, dtype=ops.dtype, device=ops.device)
+    if ops.name != "cuda":
+        return EagerRunner(decoder, segments, cache)
+    limits = BatchLimits(
+        max_rows=1, max_positions=_BLOCK_SIZE, block_size=_BLOCK_SIZE, spare_slot=_BLOCK_SIZE
+    )
+    runner = GraphRunner(decoder, segments, cache, limits, CudaCapture())
+    runner.prepare()
+    return runner
+
+
+def _random_heads(decoder: Decoder, size: int) -> ExitHeads:
+    """One head that computes as any other does."""
+    width = decoder.spec.hidden_size
+    tensors = {f"exits.1.{name}": torch.ones(width) for name in ("norm", "previous_norm", "other")}
+    for name in ("project", "project_previous"):
+        tensors[f"exits.1.{name}"] = torch.randn(width, width)
+    token_ids = torch.arange(min(size, decoder.spec.vocab_size), dtype=torch.int32)
+    return build_heads(decoder, token_ids, tensors, [1], {})
+
+
+def _curve(times: Mapping[int, float]) -> CostCurve:
+    return CostCurve(sorted(times), [times[count] for count in sorted(times)])

@@ -1,0 +1,286 @@
+"""What exits would bring: the engine's own decode step, drafter and policy on recorded text.
+
+Instead of computing, the model's tokens and the heads' opinions are looked up; what a step would
+have taken is what the policy itself reckons with. So a forecast is the policy's own, for exits that
+nobody has served yet.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.model.decoder import Decoder
+from engine.model.exit_head import Calibration
+from engine.model.ops.interface import TokenBatch
+from engine.model.ops.torch_ops import TorchOps
+from engine.model.spec import ModelSpec
+from engine.plan import RowPlan, RowResult, SequenceStart
+from engine.worker.chances import Chances
+from engine.worker.cost_model import CostModel
+from engine.worker.decode_step import DecodeStep
+from engine.worker.drafter import PolicyDrafter
+from engine.worker.exit_look import Arrival, Opinion, first_unseen
+from engine.worker.exit_policy import ExitPolicy, StepEstimate
+from engine.worker.row import Row
+from engine.worker.sequence_state import SequenceState
+from training.evaluate import BIN_EDGES, rates
+from training.head_module import HeadModule
+from training.states import HiddenStates
+from training.train_head import unrolled
+
+MOST_DRAFTS = 6  # per step; more hardly ever pay without look-ups
+_CHUNK = 1024
+_BLOCK_SIZE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Opinions:
+    """What a head at one exit expects, for every position and every number of drafts before it.
+
+    Entry [i, d]: behind d drafts, all of them right, that follow the token behind position i.
+    """
+
+    token_ids: Tensor  # [N, MOST_DRAFTS + 1] int64; -1: something outside the reduced vocabulary
+    confidence: Tensor  # [N, MOST_DRAFTS + 1] float32
+
+    def agreement(self, states: HiddenStates) -> list[float]:
+        """Share of right tokens by number of drafts before, where those are right."""
+        shares = []
+        alive = torch.ones(len(states.target), dtype=torch.bool)
+        for draft in range(self.token_ids.shape[1]):
+            alive, is_right = self._outcomes(states, draft, alive)
+            shares.append(float(is_right[alive].float().mean()) if alive.any() else 0.0)
+            alive &= is_right
+        return shares
+
+    def calibration(self, states: HiddenStates) -> Calibration:
+        """Of first drafts, at temperature 0."""
+        alive, is_right = self._outcomes(
+            states, 0, torch.ones(len(states.target), dtype=torch.bool)
+        )
+        outcomes = torch.stack((self.confidence[alive, 0], is_right[alive].float()), 1)
+        greedy = rates(outcomes)
+        return Calibration(edges=BIN_EDGES, greedy=greedy, sampled=greedy)
+
+    def _outcomes(self, states: HiddenStates, draft: int, alive: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the draft still stands in the same sequence, and where it is right."""
+        shift = draft + 1
+        target = torch.roll(states.target.long(), -shift)
+        is_inside = ~torch.roll(states.is_first, -shift)
+        is_inside[len(target) - shift :] = False
+        return alive & is_inside, self.token_ids[:, draft] == target
+
+
+@torch.inference_mode()
+def form_opinions(head: HeadModule, states: HiddenStates, token_ids: Tensor) -> Opinions:
+    """Evaluate a head on every position, drafts unrolled.
+
+    Args:
+        token_ids: [V'], the reduced vocabulary.
+    """
+    device, depth = head.project.device, MOST_DRAFTS + 1
+    columns = torch.cat((token_ids.long(), torch.tensor([-1]))).to(device)
+    ids: list[Tensor] = []
+    confidences: list[Tensor] = []
+    for start in range(0, len(states.last), _CHUNK):
+        end = min(start + _CHUNK, len(states.last))
+        hidden = _padded(states.exit, start, end + depth, device)
+        last = _padded(states.last, start, end + depth, device)
+        best = [logits.softmax(-1).max(-1) for _, logits in unrolled(head, hidden, last, depth)]
+        ids.append(torch.stack([columns[each.indices] for each in best], 1).cpu())
+        confidences.append(torch.stack([each.values for each in best], 1).cpu())
+    return Opinions(torch.cat(ids), torch.cat(confidences))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """What a choice of exits is expected to bring."""
+
+    exit_layers: list[int]
+    threshold: float | None  # None: the policy decides
+    speedup: float  # expected committed tokens per second, over plain decoding's
+
+
+class Replay:
+    """Texts whose greedy decoding is played again with other exits."""
+
+    def __init__(self, spec: ModelSpec, states: HiddenStates) -> None:
+        """Args:
+        states: Of greedy text; the exit's own are not read.
+        """
+        self._spec = spec
+        self._target = states.target.tolist()
+        starts = states.is_first.nonzero().flatten().tolist()
+        ends = [*starts[1:], len(self._target)]
+        self._spans = [(a, b) for a, b in zip(starts, ends, strict=True) if b - a > 1]
+        nothing = torch.empty(0)
+        self._decoder = Decoder(
+            spec, TorchOps("cpu"), embedding=None, layers=[], final_norm=nothing, lm_head=None
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that are decoded."""
+        return sum(end - start - 1 for start, end in self._spans)
+
+    @torch.inference_mode()
+    def forecast(
+        self,
+        opinions: Mapping[int, Opinions],
+        calibration: Mapping[int, Calibration],
+        cost: CostModel,
+        plain_step_s: float,
+        threshold: float | None = None,
+    ) -> Forecast:
+        """Decode everything once.
+
+        Args:
+            opinions, calibration: By exit layer; these are the exits.
+            plain_step_s: What a step takes without exits.
+            threshold: Fixed, of all exits; None: the policy decides.
+        """
+        layers = sorted(opinions)
+        look = _RecordedLook([opinions[layer] for layer in layers])
+        drafter = _TimedDrafter(
+            ExitPolicy(len(layers), cost),
+            Chances(layers, calibration),
+            exit_layers=layers,
+            exit_look=look,
+            has_lookup=False,
+            threshold=threshold,
+        )
+        runner = _RecordedRunner(self._spec.vocab_size)
+        step = DecodeStep(self._decoder, [], _BLOCK_SIZE, drafter=drafter, runner=runner)
+        seconds = 0.0
+        for number, (start, end) in enumerate(self._spans):
+            look.begin(start)
+            runner.target = self._target[start:end]
+            pending = self._decode(step, number, end - start)
+            seconds += drafter.take_seconds() + sum(map(cost.logits, pending))
+        speedup = self.num_tokens * plain_step_s / seconds
+        return Forecast(exit_layers=layers, threshold=threshold, speedup=round(speedup, 4))
+
+    def _decode(self, step: DecodeStep, number: int, length: int) -> list[int]:
+        """One text; returns how many tokens reached the end of each step."""
+        state = SequenceState(_start(number))
+        state.last_hidden = torch.zeros(1)
+        table = list(range(-(-length // _BLOCK_SIZE)))
+        pending = []
+        while (known := len(state.token_ids)) <= length:
+            plan = RowPlan(
+                sequence_id=number,
+                start=known - 1,
+                num_tokens=1,
+                block_table=table,
+                max_draft_tokens=min(MOST_DRAFTS, length - known),
+                is_decoding=True,
+            )
+            result = step.run([plan], [state])[0]
+            pending.append(1 + len(result.drafts))
+        return pending
+
+
+class _RecordedLook:
+    """Stands in for `ExitLook`."""
+
+    def __init__(self, opinions: Sequence[Opinions]) -> None:
+        self._token_ids = [each.token_ids.tolist() for each in opinions]
+        self._confidence = [each.confidence.tolist() for each in opinions]
+        self._start = 0
+        self._estimate = torch.zeros(1)
+
+    def begin(self, start: int) -> None:
+        """A text begins at this place of the recorded states."""
+        self._start = start
+
+    def opinions(
+        self, exit_index: int, arrivals: Sequence[Arrival], hidden: Tensor
+    ) -> list[list[Opinion]]:
+        """See `ExitLook.opinions`."""
+        return [self._view(exit_index, arrival) for arrival in arrivals]
+
+    def _view(self, exit_index: int, arrival: Arrival) -> list[Opinion]:
+        row, first = arrival.row, first_unseen(arrival)
+        place = self._start + row.first_pending - 1
+        ids, confidence = self._token_ids[exit_index][place], self._confidence[exit_index][place]
+        del row.estimates[first + 1 :]
+        view = []
+        for count in range(first, len(row.drafts) + 1):
+            row.estimates.append(self._estimate)
+            token_id = ids[count] if ids[count] >= 0 else None
+            view.append(Opinion(count, token_id, confidence[count]))
+        return view
+
+
+class _RecordedRunner:
+    """Stands in for the model: a token's hidden state is its position."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+        self.target: list[int] = []
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """See `SegmentRunner.embed`."""
+        return torch.zeros(len(token_ids), 1)
+
+    def run(self, index: int, hidden: Tensor, batch: TokenBatch) -> Tensor:
+        """See `SegmentRunner.run`."""
+        return batch.positions[:, None].float()
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """See `SegmentRunner.logits`."""
+        logits = torch.zeros(len(hidden), self._vocab_size)
+        for row, position in enumerate(hidden[:, 0].tolist()):
+            logits[row, self.target[int(position)]] = 1.0
+        return logits
+
+
+class _TimedDrafter(PolicyDrafter):
+    """Adds up what its steps would have taken until their last layer."""
+
+    _seconds = 0.0
+
+    def learn(
+        self, rows: Sequence[Row], results: Sequence[RowResult], estimate: StepEstimate
+    ) -> None:
+        """See `Drafter.learn`."""
+        super().learn(rows, results, estimate)
+        self._seconds += estimate.seconds
+
+    def take_seconds(self) -> float:
+        """Since the last time."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+
+def _padded(tensor: Tensor, start: int, end: int, device: torch.device) -> Tensor:
+    """Rows [start, end), zeros beyond the last."""
+    rows = tensor[start:end].to(device).float()
+    missing = end - start - len(rows)
+    return torch.cat((rows, rows.new_zeros(missing, rows.shape[1])))
+
+
+def _start(number: int) -> SequenceStart:
+    """Greedy text behind two tokens nobody reads."""
+    return SequenceStart(
+        sequence_id=number,
+        token_ids=[0, 0],
+        num_prompt_tokens=2,
+        temperature=0.0,
+        top_p=1.0,
+        top_k=0,
+        min_p=0.0,
+        seed=0,
+        presence_penalty=0.0,
+        frequency_penalty=0.0,
+        repetition_penalty=1.0,
+        logit_bias={},
+        min_tokens=0,
+        stop_token_ids=[],
+        num_logprobs=None,
+        early_exit=True,
+        threshold=None,
+        lookup=False,
+    )

@@ -1,0 +1,320 @@
+"""`heads train --search`: which exits, and how large a reduced vocabulary.
+
+On a sample of the model's output, states at every layer:
+
+    heads by ridge regression → what each expects → forecasts of every exit and of pairs, with the
+    measured costs of segments and heads → the best few, trained a little → timed runs → the fastest
+
+Forecasts are the policy's own (see `replay`). Every stage leaves a file; a killed run goes on.
+"""
+
+import logging
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import accumulate, zip_longest
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from engine.config import ModelConfig
+from engine.model.decoder import Decoder
+from engine.model.exit_head import Calibration
+from training.collect import ShardPaths
+from training.costs import PartCosts, measure_costs
+from training.evaluate import evaluate_head
+from training.generations import Generation, reduced_vocabulary
+from training.head_factory import HeadFactory
+from training.heads_file import model_facts, write_heads
+from training.progress import ProgressReport
+from training.replay import Forecast, Opinions, Replay, form_opinions
+from training.search_result import Candidate, LayerCurve, SearchResult
+from training.states import LAST, ROWS_PER_SHARD, HiddenStates, read_shards
+from training.threads import torch_threads
+from training.timing import Stopwatch
+from training.train_head import TrainingConfig
+
+logger = logging.getLogger(__name__)
+
+VOCABULARY_SIZES = (2048, 4096, 8192, 16384)
+_FIRST_SIZE = 4096  # that exits are compared with
+_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+_FIT_SHARE = 0.75  # of the sample's shards; the others are replayed
+_PAIRED = 3  # the best single exits get a second one
+_SECOND_EXITS = 6  # tried with each of them
+_TIMED_PROMPTS, _TIMED_LENGTH = 8, 96
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchOptions:
+    """How much is tried."""
+
+    num_tokens: int  # of the sample
+    num_candidates: int = 3  # trained and timed
+    epochs: int = 2
+    vocabulary_size: int | None = None  # None: found, too
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """What is searched on: generations, and their states at every layer."""
+
+    training: Sequence[Generation]
+    held_out: Sequence[Generation]
+    training_paths: ShardPaths
+    held_out_paths: ShardPaths
+
+
+class Search:
+    """One search on one model."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        decoder: Decoder,
+        sample: Sample,
+        options: SearchOptions,
+        work: Path,
+        max_bytes: int,
+    ) -> None:
+        self._model = model
+        self._decoder = decoder
+        self._sample = sample
+        self._options = options
+        self._work = work
+        self._max_bytes = max_bytes
+        num_fit = max(1, round(_FIT_SHARE * len(sample.training_paths)))
+        self._fit_paths = sample.training_paths[:num_fit]
+        self._texts = _Texts(sample, num_fit)
+        work.mkdir(parents=True, exist_ok=True)
+
+    def run(self) -> SearchResult:
+        """Find exits, and the size of the reduced vocabulary."""
+        sizes = self._sizes()
+        forecaster = _Forecaster(
+            Replay(self._decoder.spec, self._texts.states), measure_costs(self._decoder, sizes)
+        )
+        first_size = min(sizes, key=lambda size: abs(size - _FIRST_SIZE))
+        cheap = self._cheap_heads(first_size)
+        forecasts = _all_forecasts(forecaster, cheap)
+        singles = [forecast for forecast in forecasts if len(forecast.exit_layers) == 1]
+        best = max(singles, key=lambda forecast: forecast.speedup).exit_layers[0]
+        vocabularies = self._vocabularies(forecaster, best, sizes)
+        size = max(vocabularies, key=lambda size: vocabularies[size][1])
+        ranked = sorted(forecasts, key=lambda forecast: forecast.speedup, reverse=True)
+        chosen = ranked[: self._options.num_candidates]
+        candidates = [
+            _candidate(forecaster, cheap, forecast, speedup)
+            for forecast, speedup in zip(chosen, self._timed(chosen, size), strict=True)
+        ]
+        return SearchResult(
+            exit_layers=max(candidates, key=lambda each: each.measured).exit_layers,
+            vocabulary_size=size,
+            curves=[self._curve(cheap, single) for single in singles],
+            vocabularies=vocabularies,
+            candidates=candidates,
+        )
+
+    def _sizes(self) -> list[int]:
+        most = self._decoder.spec.vocab_size
+        if self._options.vocabulary_size is not None:
+            return [min(self._options.vocabulary_size, most)]
+        return [size for size in VOCABULARY_SIZES if size < most] or [most]
+
+    def _factory(self, size: int) -> HeadFactory:
+        ids, _ = reduced_vocabulary(self._sample.training, size)
+        return HeadFactory(self._decoder, ids, self._max_bytes)
+
+    def _cheap_heads(self, size: int) -> "_CheapHeads":
+        """Fitted at every layer."""
+        factory = self._factory(size)
+        layers = range(1, self._decoder.spec.num_layers)
+        opinions: dict[int, Opinions] = {}
+        name, total = "cheap heads", len(layers)
+        with ProgressReport(name, total, "layers") as report, torch_threads(self._model):
+            for layer in layers:
+                path = self._work / f"opinions-{layer}.safetensors"
+                if path.is_file():
+                    opinions[layer] = Opinions(**load_file(str(path)))
+                else:
+                    opinions[layer] = self._opinions(factory, layer)
+                    partial = path.with_suffix(".partial")
+                    save_file(asdict(opinions[layer]), str(partial))
+                    partial.replace(path)
+                report.update(layer)
+        return _CheapHeads.of(opinions, self._texts.states, size)
+
+    def _opinions(self, factory: HeadFactory, layer: int) -> Opinions:
+        head = factory.fitted(factory.shards(self._fit_paths, layer))
+        return form_opinions(head, self._texts.at(layer), factory.token_ids)
+
+    def _curve(self, cheap: "_CheapHeads", single: Forecast) -> LayerCurve:
+        [layer] = single.exit_layers
+        agreement = cheap.opinions[layer].agreement(self._texts.states)
+        return LayerCurve(
+            layer=layer,
+            agreement=[round(share, 4) for share in agreement],
+            calibration=cheap.calibration[layer],
+            speedup=single.speedup,
+        )
+
+    def _vocabularies(
+        self, forecaster: "_Forecaster", layer: int, sizes: Sequence[int]
+    ) -> dict[int, tuple[float, float]]:
+        """Coverage and forecast of every size, with an exit at `layer`."""
+        found = {}
+        for size in sizes:
+            with torch_threads(self._model):
+                opinions = {layer: self._opinions(self._factory(size), layer)}
+            cheap = _CheapHeads.of(opinions, self._texts.states, size)
+            speedup = forecaster.forecast([layer], cheap).speedup
+            _, covered = reduced_vocabulary(self._sample.training, size)
+            found[size] = (round(covered, 4), speedup)
+            logger.info("vocabulary of %d: covers %.3f, %.3fx", size, covered, speedup)
+        return found
+
+    def _timed(self, forecasts: Sequence[Forecast], size: int) -> list[float]:
+        """Measured speed-up of heads trained on the sample."""
+        sample, factory = self._sample, self._factory(size)
+        config = TrainingConfig(epochs=self._options.epochs)
+        heads, figures = {}, {}
+        with torch_threads(self._model):
+            for layer in sorted({layer for each in forecasts for layer in each.exit_layers}):
+                shards = factory.shards(sample.training_paths, layer)
+                heads[layer] = factory.trained(f"candidate-{layer}", shards, config, self._work)
+                held_out = factory.shards(sample.held_out_paths, layer)
+                figures[layer] = evaluate_head(heads[layer], held_out, factory.token_ids)
+        directories = {}
+        for forecast in forecasts:
+            layers = forecast.exit_layers
+            directory = self._work / ("exits-" + "-".join(map(str, layers)))
+            write_heads(
+                directory,
+                {layer: heads[layer] for layer in layers},
+                {layer: figures[layer] for layer in layers},
+                factory.token_ids,
+                model_facts("", self._decoder),
+            )
+            directories[directory.name] = directory
+        prompts = choose_prompts([*sample.held_out, *sample.training], _TIMED_PROMPTS)
+        stopwatch = Stopwatch(self._model, self._decoder, prompts, _TIMED_LENGTH)
+        runs = stopwatch.run(directories)
+        for name, timed in runs.items():
+            logger.info("%s: %.3fx measured", name, timed.speedup)
+        return [timed.speedup for timed in runs.values()]
+
+
+class _Texts:
+    """Greedy texts that no cheap head was fitted on, as far as there are any."""
+
+    def __init__(self, sample: Sample, num_fit: int) -> None:
+        rows = [*sample.training[num_fit * ROWS_PER_SHARD :], *sample.held_out]
+        self._paths = [*sample.training_paths[num_fit:], *sample.held_out_paths]
+        is_greedy = [row.temperature == 0.0 for row in rows]
+        self._kept = torch.tensor(is_greedy if any(is_greedy) else [True] * len(rows))
+        self.states = self.at(min(layer for layer in self._paths[0] if isinstance(layer, int)))
+
+    def at(self, layer: int) -> HiddenStates:
+        """Their states at a layer."""
+        states = read_shards([(shard[LAST], shard[layer]) for shard in self._paths])
+        kept = self._kept[states.is_first.long().cumsum(0) - 1]
+        names = [field.name for field in fields(HiddenStates)]
+        return HiddenStates(**{name: getattr(states, name)[kept] for name in names})
+
+
+@dataclass(frozen=True, slots=True)
+class _CheapHeads:
+    """What heads that nobody has trained expect, by exit layer."""
+
+    opinions: Mapping[int, Opinions]
+    calibration: Mapping[int, Calibration]
+    vocabulary_size: int
+
+    @classmethod
+    def of(cls, opinions: Mapping[int, Opinions], states: HiddenStates, size: int) -> "_CheapHeads":
+        """Calibrated on the texts themselves."""
+        return cls(opinions, {n: each.calibration(states) for n, each in opinions.items()}, size)
+
+
+@dataclass(frozen=True, slots=True)
+class _Forecaster:
+    """Forecasts with the costs of this machine."""
+
+    replay: Replay
+    costs: PartCosts
+
+    def forecast(
+        self, exit_layers: Sequence[int], cheap: _CheapHeads, threshold: float | None = None
+    ) -> Forecast:
+        """Of exits at some of the layers that have heads."""
+        size = cheap.vocabulary_size
+        return self.replay.forecast(
+            {layer: cheap.opinions[layer] for layer in exit_layers},
+            {layer: cheap.calibration[layer] for layer in exit_layers},
+            self.costs.model(exit_layers, size),
+            self.costs.model([], size).plain(1),
+            threshold,
+        )
+
+
+def _all_forecasts(forecaster: _Forecaster, cheap: _CheapHeads) -> list[Forecast]:
+    """Of every single exit, and of pairs that begin with one of the best."""
+    layers = list(cheap.opinions)
+    with ProgressReport("forecasts", len(layers), "choices") as report:
+        forecasts: list[Forecast] = []
+        for layer in layers:
+            forecasts.append(forecaster.forecast([layer], cheap))
+            report.update(len(forecasts))
+        best = sorted(forecasts, key=lambda each: each.speedup, reverse=True)[:_PAIRED]
+        firsts = [forecast.exit_layers[0] for forecast in best]
+        pairs = [
+            [first, second]
+            for first in firsts
+            for second in _spread([layer for layer in layers if layer > first], _SECOND_EXITS)
+        ]
+        report.total += len(pairs)
+        for pair in pairs:
+            forecasts.append(forecaster.forecast(pair, cheap))
+            report.update(len(forecasts))
+    return forecasts
+
+
+def _candidate(
+    forecaster: _Forecaster, cheap: _CheapHeads, forecast: Forecast, measured: float
+) -> Candidate:
+    """With the best of some fixed thresholds."""
+    fixed = [
+        (forecaster.forecast(forecast.exit_layers, cheap, threshold).speedup, threshold)
+        for threshold in _THRESHOLDS
+    ]
+    speedup, threshold = max(fixed)
+    return Candidate(
+        exit_layers=forecast.exit_layers,
+        forecast=forecast.speedup,
+        threshold=threshold,
+        threshold_forecast=speedup,
+        measured=measured,
+    )
+
+
+def _spread(values: Sequence[int], count: int) -> list[int]:
+    """At most so many of them, evenly spaced, the first included."""
+    step = max(1, -(-len(values) // count))
+    return list(values[::step])
+
+
+def choose_sample(rows: Sequence[Generation], num_tokens: int) -> list[Generation]:
+    """The first generations that have so many tokens."""
+    ends = list(accumulate(len(row.output_ids) for row in rows))
+    return list(rows[: bisect_left(ends, num_tokens) + 1])
+
+
+def choose_prompts(rows: Sequence[Generation], count: int) -> list[list[int]]:
+    """Prompts of different tasks, as far as there are any."""
+    by_task: dict[str, list[list[int]]] = {}
+    for row in rows:
+        by_task.setdefault(row.task, []).append(row.prompt_ids)
+    turns = zip_longest(*by_task.values())
+    picked = [prompt for turn in turns for prompt in turn if prompt is not None]
+    return picked[:count]

@@ -1,0 +1,68 @@
+"""What a search for exits has found, as a file."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.model.exit_head import Calibration
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerCurve:
+    """What a cheap head at a layer achieves."""
+
+    layer: int
+    agreement: list[float]  # by drafts before
+    calibration: Calibration
+    speedup: float  # forecast, with it as the only exit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A choice of exits that was timed."""
+
+    exit_layers: list[int]
+    forecast: float  # of cheap heads, without look-ups
+    threshold: float  # the best fixed one
+    threshold_forecast: float
+    measured: float  # of heads trained a little, with look-ups
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchResult:
+    """What was found."""
+
+    exit_layers: list[int]
+    vocabulary_size: int
+    curves: list[LayerCurve]
+    vocabularies: dict[int, tuple[float, float]]  # size -> coverage, forecast at the best exit
+    candidates: list[Candidate]
+
+    def facts(self) -> dict[str, Any]:
+        """What `heads.json` says of it."""
+        return {
+            "candidates": [asdict(candidate) for candidate in self.candidates],
+            "vocabularies": {
+                str(size): {"coverage": coverage, "forecast": forecast}
+                for size, (coverage, forecast) in self.vocabularies.items()
+            },
+        }
+
+    def write(self, path: Path) -> None:
+        """Keep it, whole or not at all."""
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+        partial.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> "SearchResult":
+        """What `write` has written."""
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw["curves"] = [
+            LayerCurve(**curve | {"calibration": Calibration(**curve["calibration"])})
+            for curve in raw["curves"]
+        ]
+        raw["vocabularies"] = {int(size): tuple(v) for size, v in raw["vocabularies"].items()}
+        raw["candidates"] = [Candidate(**candidate) for candidate in raw["candidates"]]
+        return cls(**raw)
