@@ -83,6 +83,10 @@ class TimedWorker:
         """See `SynchronousWorker.prepare`."""
         self._worker.prepare(structure)
 
+    def rest(self, *, is_idle: bool) -> bool:
+        """See `SynchronousWorker.rest`."""
+        return self._worker.rest(is_idle=is_idle)
+
 
 def _layer_bytes(layer: Any) -> int:
     weights = (layer.qkv, layer.output, layer.gate_up, layer.down)

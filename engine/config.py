@@ -57,6 +57,9 @@ class ExitsConfig:
     threshold: float | None = None  # fixed confidence threshold; None: the cost-aware policy
     target_itl_s: float | None = None  # drafts never make a step longer; None: as long as it pays
     max_draft_tokens: int = 15  # pending drafts per row and step; the policy mostly wants fewer
+    learn: bool = False  # heads learn from verified traffic
+    learn_share: float = 0.1  # of the worker's time, at most
+    learn_directory: Path | None = None  # of learned heads; None: in the cache, by model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

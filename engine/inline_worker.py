@@ -33,9 +33,11 @@ class InlineWorker:
         assert self._worker is not None, "start the worker first"
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._thread, self._worker.execute, plan)
+            result = await loop.run_in_executor(self._thread, self._worker.execute, plan)
         except Exception as error:
             raise WorkerLost(f"step {plan.step_id} failed: {error!r}", is_crash=True) from error
+        self._thread.submit(self._worker.rest, is_idle=False)
+        return result
 
     async def prepare(self, structure: Structure) -> None:
         """See `Worker.prepare`."""

@@ -36,6 +36,9 @@ class SynchronousWorker(Protocol):
     def prepare(self, structure: Structure) -> None:
         """Have a structure ready; called in a thread of its own."""
 
+    def rest(self, *, is_idle: bool) -> bool:
+        """Between steps: whatever else the worker does; True if there was anything."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationResult:
@@ -92,6 +95,7 @@ class OfflineEngine:
         outputs: dict[int, list[Committed]] = {s.sequence_id: [] for s in sequences}
         while (plan := scheduler.schedule()) is not None:
             committed = scheduler.commit(plan, self._worker.execute(plan))
+            self._worker.rest(is_idle=False)
             for item in committed:
                 outputs[item.sequence.sequence_id].append(item)
             if on_tokens is not None:

@@ -81,6 +81,20 @@ class RowResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Learning:
+    """What heads that learn have done since the result before."""
+
+    num_updates: int = 0  # of weights in training
+    num_adopted: int = 0  # weights that serve from now on
+    num_dropped: int = 0  # weights that serve no more, because they did worse
+    seconds: float = 0.0
+    # Shares of held-out drafts that weights were right about, in the last trial; 0 before any.
+    candidate_agreement: float = 0.0
+    serving_agreement: float = 0.0
+    shipped_agreement: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
     """The outcome of a `StepPlan`; `rows` in the plan's order."""
 
@@ -90,6 +104,7 @@ class StepResult:
     is_drafting: bool = False  # whether the exit policy is switched on
     policy_reason: str = ""  # why it is on or off, for people
     speedup: float = 1.0  # recent steps against the model of plain ones, as the policy has it
+    learning: Learning | None = None  # None: heads do not learn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

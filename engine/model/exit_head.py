@@ -29,6 +29,7 @@ from engine.model.decoder import Decoder
 from engine.model.ops.interface import Ops
 
 FORMAT_VERSION = 1
+WEIGHT_NAMES = ("project", "project_previous", "other")
 
 
 class Head(Protocol):
@@ -46,6 +47,24 @@ class Head(Protocol):
 
     def logits(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """See `ExitHead.logits`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadWeights:
+    """What is trained of a head, as numbers that can be computed with."""
+
+    project: Tensor  # [E, E], T
+    project_previous: Tensor  # [E, E], U
+    other: Tensor  # [E], o
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], exit_layer: int) -> "HeadWeights":
+        """One exit's, by their names in `heads.safetensors`."""
+        return cls(**{name: tensors[f"exits.{exit_layer}.{name}"] for name in WEIGHT_NAMES})
+
+    def named(self, exit_layer: int) -> dict[str, Tensor]:
+        """The inverse of `of`."""
+        return {f"exits.{exit_layer}.{name}": getattr(self, name) for name in WEIGHT_NAMES}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +108,13 @@ class ExitHead:
         other = ops.linear(state, self.other, norm=self.unit_norm, eps=self.eps)
         return logits.float(), other.float()
 
+    def adopt(self, weights: HeadWeights) -> None:
+        """Go on with other weights, in the place of those it has."""
+        ops = self.ops
+        ops.repack_head(self.project, weights.project)
+        ops.repack_head(self.project_previous, weights.project_previous)
+        ops.repack_head(self.other, weights.other[None])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
@@ -120,11 +146,16 @@ def load_heads(directory: Path, decoder: Decoder) -> ExitHeads:
     Raises:
         HeadsMismatch: if files are missing, or the heads were trained for other weights.
     """
-    facts = _read_facts(directory, decoder)
-    with safe_open(str(directory / "heads.safetensors"), framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    facts = read_facts(directory, decoder)
+    tensors = read_tensors(directory)
     token_ids = tensors["vocabulary"].to(torch.int32)
     return build_heads(decoder, token_ids, tensors, facts["exit_layers"], _calibration(facts))
+
+
+def read_tensors(directory: Path) -> dict[str, Tensor]:
+    """What `heads.safetensors` holds, by name."""
+    with safe_open(str(directory / "heads.safetensors"), framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def build_heads(
@@ -165,11 +196,18 @@ def build_heads(
     return ExitHeads(heads=heads, token_ids=token_ids, columns=columns, calibration=calibration)
 
 
-def _read_facts(directory: Path, decoder: Decoder) -> dict[str, Any]:
+def read_facts(directory: Path, decoder: Decoder) -> dict[str, Any]:
+    """What `heads.json` says, checked against the decoder's weights.
+
+    Raises:
+        HeadsMismatch: if files are missing, or the heads were trained for other weights.
+    """
     for name in ("heads.json", "heads.safetensors"):
         if not (directory / name).is_file():
             raise HeadsMismatch(f"exit heads: {directory} has no {name}")
     facts: dict[str, Any] = json.loads((directory / "heads.json").read_text())
+    if not isinstance(facts, dict):
+        raise HeadsMismatch(f"exit heads: {directory / 'heads.json'} says nothing of heads")
     if facts.get("format_version") != FORMAT_VERSION:
         raise HeadsMismatch(
             f"exit heads: format {facts.get('format_version')!r}, "

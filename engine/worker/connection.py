@@ -1,5 +1,6 @@
 """Blocking frames over a socket: the worker's side of the wire."""
 
+import select
 import socket
 
 from engine.wire import HEADER, Message, Wire, frame_length
@@ -24,6 +25,10 @@ class Connection:
         length, kind = frame_length(header)
         body = self._read(length)
         return None if body is None else self._wire.decode(kind, body)
+
+    def is_readable(self, timeout_s: float) -> bool:
+        """Whether something has come, or comes within the time; so does the end."""
+        return bool(select.select([self._socket], [], [], timeout_s)[0])
 
     def _read(self, count: int) -> bytes | None:
         chunks = bytearray()

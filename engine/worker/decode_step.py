@@ -31,6 +31,7 @@ from engine.worker.drafter import Drafter
 from engine.worker.exit_look import Arrival
 from engine.worker.exit_policy import StepEstimate
 from engine.worker.forward_batch import ForwardBatch, TokenRef
+from engine.worker.learning.recorder import Recorder
 from engine.worker.row import Row
 from engine.worker.segment_runner import EagerRunner, SegmentRunner
 from engine.worker.sequence_state import SequenceState
@@ -76,10 +77,12 @@ class DecodeStep:
         *,
         drafter: Drafter | None = None,
         runner: SegmentRunner | None = None,
+        recorder: Recorder | None = None,
         clock: Clock = time.perf_counter,
     ) -> None:
         """Args:
         runner: Runs the segments between the drafter's exits; None: they are simply called.
+        recorder: Watches, for heads that learn.
         clock: In seconds: tells the drafter what parts take.
         """
         self._decoder = decoder
@@ -89,7 +92,8 @@ class DecodeStep:
         exit_layers = [] if drafter is None else drafter.exit_layers
         self._segments = split_layers(decoder.spec.num_layers, exit_layers)
         self._runner = runner or EagerRunner(decoder, self._segments, cache)
-        self._verifier = Verifier(decoder, self._runner, exit_layers)
+        self._recorder = recorder
+        self._verifier = Verifier(decoder, self._runner, exit_layers, recorder)
 
     def take_drafts_as_they_are(self) -> None:
         """From now on every draft stands, right or wrong: shows what verification is for."""
@@ -108,6 +112,8 @@ class DecodeStep:
             num_tokens=sum(plan.num_tokens for plan in plans),
             expected_tokens=float(sum(plan.is_decoding for plan in plans)),
         )
+        if self._recorder is not None:
+            self._recorder.begin()
         refs, hidden = self._draft_and_descend(rows, batch, estimate)
         started = self._clock()
         results = self._verifier.verify(rows, refs, hidden)
@@ -131,6 +137,8 @@ class DecodeStep:
             refs, hidden = self._run_segment(segment, boundaries[segment], batch, estimate)
             if segment == last:
                 return refs, hidden
+            if self._recorder is not None:
+                self._recorder.see_exit(segment, rows, refs, hidden)
             self._look(segment, rows, refs, hidden, estimate)
             boundaries[segment + 1].put(*_still_pending(rows, refs, hidden))
             segment = 0 if any(row.num_waiting for row in rows) else segment + 1

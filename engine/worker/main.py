@@ -22,6 +22,8 @@ from engine.worker.worker import ModelWorker
 
 logger = logging.getLogger("engine.worker")
 
+_IDLE_S = 0.02  # without a plan
+
 
 def serve(connection: Connection, preparations: Connection) -> None:
     """Load what the first frame says, then execute plans until the socket closes."""
@@ -38,6 +40,15 @@ def serve(connection: Connection, preparations: Connection) -> None:
     while (plan := connection.receive()) is not None:
         assert isinstance(plan, StepPlan), "after loading, every frame is a plan"
         connection.send(execute(worker, plan))
+        rest(worker, connection)
+    worker.close()
+
+
+def rest(worker: ModelWorker, connection: Connection) -> None:
+    """What there is to do between steps: little while plans come, more once they do not."""
+    worker.rest(is_idle=False)
+    while not connection.is_readable(_IDLE_S) and worker.rest(is_idle=True):
+        pass
 
 
 def execute(worker: ModelWorker, plan: StepPlan) -> Message:

@@ -20,6 +20,7 @@ from engine.request import ExitRecord
 from engine.worker.acceptance import num_accepted
 from engine.worker.device_errors import is_row_fault
 from engine.worker.forward_batch import TokenRef
+from engine.worker.learning.recorder import Recorder
 from engine.worker.logprobs import Wanted, read_for_rows
 from engine.worker.prompt_reader import NotNumbers, PromptReader, PromptReading, wants_reading
 from engine.worker.row import Draft, Row
@@ -44,8 +45,15 @@ class _Outcome:
 class Verifier:
     """Ends steps on one model."""
 
-    def __init__(self, decoder: Decoder, runner: SegmentRunner, exit_layers: Sequence[int]) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        runner: SegmentRunner,
+        exit_layers: Sequence[int],
+        recorder: Recorder | None = None,
+    ) -> None:
         self._runner = runner
+        self._recorder = recorder
         self._exit_layers = exit_layers
         self._sampler = Sampler(decoder.ops)
         self.accepts_all = False  # benchmarks of what verification is worth
@@ -83,6 +91,8 @@ class Verifier:
         newest = _newest_states(outcomes, firsts, last_hidden)
         results = [outcome.result for outcome in outcomes]
         results = _without_broken_prompts(rows, refs, hidden, results)
+        if self._recorder is not None:
+            self._recorder.see_verified(rows, results, last_hidden, logits)
         # Nothing raises from here on: a step changes all its states or none.
         for index, (row, outcome) in enumerate(zip(rows, outcomes, strict=True)):
             row.state.hidden_sum = outcome.hidden_sum

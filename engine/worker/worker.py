@@ -39,6 +39,7 @@ from engine.worker.exit_policy import ExitPolicy
 from engine.worker.grammars import Grammars
 from engine.worker.graph_runner import BatchLimits, GraphRunner, token_counts_for
 from engine.worker.kv_cache import allocate_cache, block_size_bytes
+from engine.worker.learning.school import School
 from engine.worker.sampler import Sampler
 from engine.worker.segment_runner import (
     EagerRunner,
@@ -102,6 +103,7 @@ class ModelWorker:
         heads = None
         if drafter is None and config.exits.enabled:
             heads = self._load_heads()
+        self._school = self._open_school(heads)
         exit_layers = heads.exit_layers if heads is not None else []
         self._exit_layers = exit_layers if drafter is None else drafter.exit_layers
         block_size = config.cache.block_size
@@ -122,7 +124,13 @@ class ModelWorker:
             drafter = self._make_drafter(runner, heads, progress)
         self._has_drafter = drafter is not None
         step = DecodeStep(
-            self.decoder, cache, block_size, drafter=drafter, runner=runner, clock=clock
+            self.decoder,
+            cache,
+            block_size,
+            drafter=drafter,
+            runner=runner,
+            recorder=None if self._school is None else self._school.recorder,
+            clock=clock,
         )
         if not verifies:
             step.take_drafts_as_they_are()
@@ -163,15 +171,33 @@ class ModelWorker:
         if plan.rows:
             states = [self._states[row.sequence_id] for row in plan.rows]
             results = self._step.run(plan.rows, states)
-        policy = self._policy
+        policy, school = self._policy, self._school
+        duration_s = time.perf_counter() - started
         return StepResult(
             step_id=plan.step_id,
             rows=results,
-            duration_s=time.perf_counter() - started,
+            duration_s=duration_s,
             is_drafting=policy is not None and policy.is_drafting,
             policy_reason="no drafts: decoding plainly" if policy is None else policy.reason,
             speedup=1.0 if policy is None else policy.speedup,
+            learning=None if school is None else school.note_step(duration_s),
         )
+
+    def rest(self, *, is_idle: bool) -> bool:
+        """Between steps: let the heads learn for a few milliseconds, if it is their turn.
+
+        Args:
+            is_idle: No step waits, as far as can be seen.
+
+        Returns:
+            Whether anything was done.
+        """
+        return self._school is not None and self._school.learn(is_idle=is_idle)
+
+    def close(self) -> None:
+        """No step comes any more: keep what is to be kept."""
+        if self._school is not None:
+            self._school.close()
 
     def prepare(self, structure: Structure) -> None:
         """Compile a structure ahead of the sequence that brings it; safe beside steps."""
@@ -228,6 +254,16 @@ class ModelWorker:
         if not directory.is_dir():
             raise HeadsMismatch(f"exit heads: {directory} is not a directory")
         return load_heads(directory, self.decoder)
+
+    def _open_school(self, heads: ExitHeads | None) -> School | None:
+        """For heads that learn; None: they do not."""
+        exits = self._config.exits
+        if not exits.learn:
+            return None
+        if heads is None or exits.heads is None:
+            raise ModelLoadError("--learn-heads: no exit heads serve here that could learn")
+        where = exits.learn_directory or cache_root() / "heads"
+        return School(heads, self.decoder, exits.heads, where, exits.learn_share)
 
     def _check_exact_rows(self) -> None:
         """Find out on a GPU whether rows keep their bits, where that is promised."""

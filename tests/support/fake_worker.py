@@ -194,6 +194,10 @@ class FakeWorker:
     def prepare(self, structure: Structure) -> None:
         """Takes any."""
 
+    def rest(self, *, is_idle: bool) -> bool:
+        """Has nothing to do."""
+        return False
+
     def _run(self, row: RowPlan) -> RowResult:
         start, known = self.starts[row.sequence_id], self._tokens[row.sequence_id]
         end = row.start + row.num_tokens

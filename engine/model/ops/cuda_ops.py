@@ -88,6 +88,10 @@ class CudaOps:
         """See `Ops.pack_head`."""
         return self.pack(weight)
 
+    def repack_head(self, packed: CudaLinear, weight: Tensor) -> None:
+        """See `Ops.repack_head`."""
+        packed.weight.copy_(weight)
+
     def embed(self, token_ids: Tensor, table: CudaLinear) -> Tensor:
         """See `Ops.embed`."""
         return F.embedding(token_ids, table.weight)

@@ -97,6 +97,11 @@ class Ops(Protocol):
     def pack_head(self, weight: Tensor) -> Any:
         """`pack` for exit heads, whose weights may be rounded: they steer drafts, not output."""
 
+    def repack_head(self, packed: Any, weight: Tensor) -> None:
+        """Put another weight of the same shape into what `pack_head` returned, where it lies:
+        graphs that read it need not be captured again.
+        """
+
     def embed(self, token_ids: Tensor, table: Any) -> Tensor:
         """Rows of a packed [V, E] table: [T] int32 -> [T, E]."""
 

@@ -143,9 +143,9 @@ class NativeOps:
         """See `Ops.pack_head`."""
         return self._pack_floats(weight, None, self._heads)
 
-    def _pack_floats(self, weight: Tensor, bias: Tensor | None, wanted: Format) -> NativeLinear:
-        fmt = _fitting(wanted, weight.shape[1])
-        packed = NativeLinear(self._library, weight.shape, fmt, bias)
+    def repack_head(self, packed: NativeLinear, weight: Tensor) -> None:
+        """See `Ops.repack_head`."""
+        fmt = packed.format
         for first in range(0, packed.out_features, _PACK_ROWS):
             rows = weight[first : first + _PACK_ROWS]
             if fmt in (Format.INT8, Format.INT4):
@@ -153,6 +153,11 @@ class NativeOps:
             else:
                 values = rows.to(torch.float32).contiguous()
                 self._library.linear_pack(packed.reference, values.data_ptr(), first, len(values))
+
+    def _pack_floats(self, weight: Tensor, bias: Tensor | None, wanted: Format) -> NativeLinear:
+        fmt = _fitting(wanted, weight.shape[1])
+        packed = NativeLinear(self._library, weight.shape, fmt, bias)
+        self.repack_head(packed, weight)
         return packed
 
     def _pack_blocks(self, weight: BlockWeight, bias: Tensor | None) -> NativeLinear:

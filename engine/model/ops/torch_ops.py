@@ -27,6 +27,14 @@ class TorchLinear:
         self.bias = bias
         self.prepacked = _prepack(weight) if weight.device.type == "cpu" else None
 
+    def fill(self, weight: Tensor) -> None:
+        """Another weight in the place of this one."""
+        if self.prepacked is None:
+            self.weight.copy_(weight)
+        else:
+            self.weight = weight.to(self.weight)
+            self.prepacked = _prepack(self.weight)
+
     def __call__(self, x: Tensor) -> Tensor:
         if self.prepacked is None:
             return F.linear(x, self.weight, self.bias)
@@ -82,6 +90,10 @@ class TorchOps:
     def pack_head(self, weight: Tensor) -> TorchLinear:
         """See `Ops.pack_head`."""
         return self.pack(weight)
+
+    def repack_head(self, packed: TorchLinear, weight: Tensor) -> None:
+        """See `Ops.repack_head`."""
+        packed.fill(weight)
 
     def embed(self, token_ids: Tensor, table: TorchLinear) -> Tensor:
         """See `Ops.embed`."""

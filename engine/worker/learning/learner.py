@@ -1,0 +1,212 @@
+"""Heads that learn while they serve: what verified drafts teach, within a share of the time.
+
+Runs between steps, a piece of a few milliseconds at a time, so that no step waits long. Changes
+drafts, never the output. A fault in it ends the learning and nothing else.
+"""
+
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from engine.model.exit_head import ExitHead, ExitHeads, HeadWeights
+from engine.plan import Learning, RowResult
+from engine.worker.learning.budget import Budget
+from engine.worker.learning.checkpoints import Learned
+from engine.worker.learning.examples import Examples
+from engine.worker.learning.pupil import Change, Pupil
+from engine.worker.learning.recorder import Recorder
+from engine.worker.learning.trainee import Lens
+from engine.worker.row import Row
+
+logger = logging.getLogger(__name__)
+
+_PIECE = 32  # examples that are computed at a time
+_PIECES = 4  # of an update
+_DEPTHS, _DEPTH_WEIGHTS = (1, 2, 3), (0.6, 0.25, 0.15)  # of the drafts that are studied
+_FIRST = 128  # examples before anything is studied
+_LEAST_HELD_OUT, _MOST_HELD_OUT = 128, 384  # examples of a trial
+_UPDATES_PER_TRIAL = 24
+_MOST_DEBT_S = 0.1
+_MOST_UPDATES = 96  # without a trial, for want of traffic
+
+
+class HeadLearner:
+    """All exits of a model."""
+
+    def __init__(
+        self,
+        heads: ExitHeads,
+        weights: Mapping[int, HeadWeights],
+        rows: Tensor,
+        share: float,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """Args:
+        heads: Those that serve.
+        weights: What is trained of them, by exit layer.
+        rows: [V', E] of the LM head: the reduced vocabulary's.
+        share: Of the worker's time.
+        """
+        first = heads.heads[0]
+        assert isinstance(first, ExitHead), "heads as they are loaded"
+        lens = Lens.of(first, rows)
+        self._device = first.norm.device
+        self._pupils = [
+            Pupil(head, index, lens, weights[head.exit_layer])
+            for index, head in enumerate(heads.heads)
+            if isinstance(head, ExitHead)
+        ]
+        self._examples = Examples(len(heads.heads), rows.shape[1], len(rows) + 1, self._device)
+        self.recorder = Recorder(self._examples, heads, self._observe, clock)
+        self.on_change: Callable[[], None] = lambda: None  # told when serving weights have changed
+        self._budget = Budget(share)
+        self._clock = clock
+        self._random = random.Random(0)
+        self._num_held_out_before = 0  # examples that are studied: those before this one
+        self._updates_since_trial = 0
+        self._course = self._pieces()
+        self._news = _News()
+
+    def resume(self, learned: Learned) -> None:
+        """Go on with what an earlier worker had learned."""
+        for pupil in self._pupils:
+            version = learned.versions[pupil.exit_layer]
+            if version:
+                pupil.resume(learned.weights[pupil.exit_layer], version)
+
+    def learned(self) -> Learned:
+        """What serves now."""
+        return Learned(
+            versions={pupil.exit_layer: pupil.version for pupil in self._pupils},
+            weights={pupil.exit_layer: pupil.serving for pupil in self._pupils},
+        )
+
+    @property
+    def pupils(self) -> list[Pupil]:
+        """One per exit, in the order of the layers."""
+        return self._pupils
+
+    def note_step(self, seconds: float) -> None:
+        """A step took so long; what was recorded in it is learning's."""
+        recorded = self.recorder.take_seconds()
+        self._budget.earn(seconds - recorded)
+        self._budget.spend(recorded)
+        self._news.seconds += recorded
+        # Where recording alone takes more than the share, some steps pass unseen.
+        is_affordable = self._budget.saved_s > -_MOST_DEBT_S
+        self.recorder.is_open = is_affordable and not self.recorder.is_broken
+
+    @torch.inference_mode()
+    def learn(self, *, is_idle: bool) -> bool:
+        """One piece of work, if there is any and it may be done now.
+
+        Returns:
+            Whether there was.
+        """
+        if self.recorder.is_broken or not self._budget.allows(is_idle=is_idle):
+            return False
+        started = self._clock()
+        try:
+            did_something = next(self._course)
+        except Exception:  # no request is to suffer for it
+            logger.exception("heads learn no more")
+            self.recorder.is_broken = True
+            return False
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = self._clock() - started
+        self._budget.spend(seconds)
+        self._news.seconds += seconds
+        return did_something
+
+    def take_news(self) -> Learning:
+        """What was learned since the last call."""
+        news, self._news = self._news, _News()
+        agreements = [pupil.agreement for pupil in self._pupils]
+        count = len(agreements)
+        return Learning(
+            num_updates=news.num_updates,
+            num_adopted=news.num_adopted,
+            num_dropped=news.num_dropped,
+            seconds=news.seconds,
+            candidate_agreement=sum(each.candidate for each in agreements) / count,
+            serving_agreement=sum(each.serving for each in agreements) / count,
+            shipped_agreement=sum(each.shipped for each in agreements) / count,
+        )
+
+    def _observe(self, row: Row, result: RowResult) -> None:
+        """What heads expected behind the newest known token, against what came."""
+        for guess in row.guesses:
+            if isinstance(guess.chance.kind, int) and not guess.path and result.token_ids:
+                was_right = guess.token_id == result.token_ids[0]
+                self._pupils[guess.chance.kind].watch.observe(was_right=was_right)
+
+    def _pieces(self) -> Iterator[bool]:
+        """Learning without end; stops behind every piece, and says whether there was any."""
+        while True:
+            for pupil in self._pupils:
+                self._note(pupil.check_acceptance())
+            num_held_out = self._examples.num_written - self._num_held_out_before
+            is_trial_due = self._updates_since_trial >= _UPDATES_PER_TRIAL
+            if is_trial_due and num_held_out >= _LEAST_HELD_OUT:
+                yield from self._trial()
+            elif not self._num_held_out_before and num_held_out >= _FIRST:
+                self._num_held_out_before = self._examples.num_written
+            elif self._num_held_out_before and self._updates_since_trial < _MOST_UPDATES:
+                yield from self._update()
+            else:
+                yield False
+
+    def _update(self) -> Iterator[bool]:
+        """One change of the weights in training, at every exit."""
+        self._updates_since_trial += 1
+        for pupil in self._pupils:
+            num_studied = 0
+            for _ in range(_PIECES):
+                (depth,) = self._random.choices(_DEPTHS, _DEPTH_WEIGHTS)
+                runs = self._examples.runs(0, self._num_held_out_before, depth)
+                if not runs.shape[1]:
+                    yield False
+                    continue
+                chosen = torch.randint(runs.shape[1], (_PIECE,))
+                pupil.study(self._examples, runs[:, chosen])
+                num_studied += 1
+                yield True
+            if num_studied:
+                pupil.step()
+                self._news.num_updates += 1
+                yield True
+
+    def _trial(self) -> Iterator[bool]:
+        """Examples held out so far decide who serves; they are studied from then on."""
+        end = self._examples.num_written
+        first = max(self._num_held_out_before, end - _MOST_HELD_OUT)
+        for pupil in self._pupils:
+            for depth in _DEPTHS[:2]:
+                for runs in self._examples.runs(first, end, depth).split(_PIECE, dim=1):
+                    if runs.shape[1]:
+                        pupil.sit(self._examples, runs)
+                        yield True
+            self._note(pupil.judge())
+            yield True
+        self._num_held_out_before = end
+        self._updates_since_trial = 0
+
+    def _note(self, change: Change) -> None:
+        if change is Change.NONE:
+            return
+        self._news.num_adopted += change is Change.ADOPTED
+        self._news.num_dropped += change is Change.DROPPED
+        self.on_change()
+
+
+class _News:
+    """What `take_news` takes."""
+
+    def __init__(self) -> None:
+        self.num_updates = self.num_adopted = self.num_dropped = 0
+        self.seconds = 0.0

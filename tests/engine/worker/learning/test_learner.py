@@ -1,0 +1,95 @@
+"""Learning keeps to its share, and a fault in it stays its own."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from learning import Teacher, first_head, weights_of
+from tiny_model import load_tiny, random_heads, write_tiny_llama
+
+from engine.model.decoder import Decoder
+from engine.model.ops.torch_ops import TorchOps
+from engine.worker.learning.learner import HeadLearner
+
+pytestmark = pytest.mark.torch
+
+
+class TickingClock:
+    """Every look at it takes so long."""
+
+    def __init__(self, seconds: float) -> None:
+        self.now = 0.0
+        self._seconds = seconds
+
+    def __call__(self) -> float:
+        self.now += self._seconds
+        return self.now
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+    directory: Path = tmp_path_factory.mktemp("tiny")
+    return load_tiny(write_tiny_llama(directory), TorchOps("cpu"))
+
+
+def learner_of(decoder: Decoder, share: float, clock: TickingClock) -> HeadLearner:
+    heads = random_heads(decoder, [2], 40)
+    rows = decoder.lm_head_rows(heads.token_ids)
+    learner = HeadLearner(heads, {2: weights_of(first_head(heads))}, rows, share, clock)
+    Teacher(decoder, heads).fill(learner._examples, 512)
+    return learner
+
+
+def test_pieces_take_their_share_of_the_time(decoder: Decoder) -> None:
+    clock = TickingClock(0.004)
+    learner = learner_of(decoder, 0.1, clock)
+    learned = 0.0
+    for _ in range(400):
+        learner.note_step(0.01)
+        learner.learn(is_idle=False)
+        learned += learner.take_news().seconds
+    assert 0.05 * 4.0 < learned <= 0.112 * 4.0, "a tenth of all, a ninth of the steps' four seconds"
+
+
+def test_nothing_is_done_before_there_is_something_to_learn_from(decoder: Decoder) -> None:
+    learner = learner_of(decoder, 0.5, TickingClock(0.001))
+    learner._examples.num_written = 100
+    learner.note_step(10.0)
+    assert not learner.learn(is_idle=True)
+    assert learner.take_news().num_updates == 0
+
+
+def test_updates_stop_where_no_traffic_says_whether_they_help(decoder: Decoder) -> None:
+    learner = learner_of(decoder, 0.5, TickingClock(0.0))
+    learner.note_step(10.0)
+    num_pieces = 0
+    while learner.learn(is_idle=True):
+        num_pieces += 1
+        assert num_pieces < 10_000, "goes on for ever"
+    assert learner.take_news().num_updates > 0
+
+
+def test_a_fault_ends_the_learning_and_nothing_else(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    learner = learner_of(decoder, 0.5, TickingClock(0.001))
+    learner.note_step(10.0)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(learner.pupils[0], "study", fail)
+    assert not learner.learn(is_idle=True)
+    assert "heads learn no more" in caplog.text
+    learner.note_step(1.0)
+    assert not learner.recorder.is_open
+    assert not learner.learn(is_idle=True)
+
+
+@torch.inference_mode()
+def test_a_step_that_cannot_be_recorded_goes_on(decoder: Decoder) -> None:
+    learner = learner_of(decoder, 0.5, TickingClock(0.001))
+    nothing = torch.empty(0)
+    learner.recorder.begin()
+    learner.recorder.see_verified([], [None], nothing, nothing)  # type: ignore[list-item]
+    assert learner.recorder.is_broken

@@ -1,0 +1,130 @@
+"""Heads that change while sequences run change nothing: not a token, not a bit of a logprob; nor
+does a new worker in the middle of them, which goes on with what the one before had learned.
+"""
+
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fake_worker import make_request
+from tiny_model import write_tiny_heads, write_tiny_llama
+
+from engine.config import CacheConfig, EngineConfig, ExitsConfig, ModelConfig, SchedulerConfig
+from engine.limits import ModelLimits
+from engine.model.ops.native_ops import NativeOps
+from engine.request import GenerationRequest, TokenLogprobs
+from engine.scheduler import Scheduler
+from engine.worker.learning import learner, pupil
+from engine.worker.worker import ModelWorker
+
+pytestmark = pytest.mark.torch
+
+NUM_TOKENS = 60
+BACKEND = "torch" if NativeOps.unavailable_reason() else "native"
+Output = tuple[list[int], list[TokenLogprobs]]
+
+
+@pytest.fixture(scope="module")
+def exits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A model and heads that have learned nothing yet."""
+    root = tmp_path_factory.mktemp("learning")
+    model = write_tiny_llama(root / "model")
+    return model, write_tiny_heads(model, root / "heads", [1, 3])
+
+
+class Run:
+    """Requests to their end, with new workers and changes of heads on the way."""
+
+    def __init__(self, config: EngineConfig, restarts: tuple[int, ...] = ()) -> None:
+        self.num_adopted = self.num_preempted = self.num_drafts = 0
+        self.first_versions: list[int] = []  # of every worker
+        self._config = config
+        self._restarts = restarts
+        self._worker = self._start()
+        self._scheduler = Scheduler(config.scheduler, ModelLimits.of(self._worker.info))
+
+    def outputs(self, requests: list[GenerationRequest]) -> list[Output]:
+        sequences = [self._scheduler.add(request) for request in requests]
+        logprobs: dict[int, list[TokenLogprobs]] = defaultdict(list)
+        num_steps = 0
+        while (plan := self._scheduler.schedule()) is not None:
+            num_steps += 1
+            if num_steps in self._restarts:
+                self._worker.close()
+                self._scheduler.lose_worker(plan, is_crash=False)
+                self._worker = self._start()
+                continue
+            result = self._worker.execute(plan)
+            if result.learning is not None:
+                self.num_adopted += result.learning.num_adopted
+            self.num_drafts += sum(len(row.drafts) for row in result.rows)
+            for item in self._scheduler.commit(plan, result):
+                kept = item.result.logprobs[: item.num_new_tokens]
+                logprobs[item.sequence.sequence_id] += kept
+            while self._worker.rest(is_idle=True):
+                pass
+        self._worker.close()
+        self.num_preempted = self._scheduler.num_preemptions
+        return [
+            (sequence.token_ids[sequence.num_prompt_tokens :], logprobs[sequence.sequence_id])
+            for sequence in sequences
+        ]
+
+    def _start(self) -> ModelWorker:
+        worker = ModelWorker(self._config)
+        school = worker._school
+        if school is not None:
+            self.first_versions.append(max(p.version for p in school.learner.pupils))
+        return worker
+
+
+def config_of(model: Path, heads: Path, directory: Path) -> EngineConfig:
+    return EngineConfig(
+        model=ModelConfig(directory=model, backend=BACKEND, num_threads=1),
+        # Not enough for all of them at once.
+        cache=CacheConfig(block_size=16, num_blocks=11),
+        scheduler=SchedulerConfig(max_num_seqs=4),
+        exits=ExitsConfig(
+            heads=heads,
+            threshold=0.1,
+            lookup=False,
+            learn=True,
+            learn_share=0.5,
+            learn_directory=directory,
+        ),
+    )
+
+
+def test_changing_heads_change_nothing(
+    exits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"_FIRST": 16, "_LEAST_HELD_OUT": 16, "_UPDATES_PER_TRIAL": 2}.items():
+        monkeypatch.setattr(learner, name, value)
+    # Whatever a trial says, its weights serve: as many changes as possible.
+    monkeypatch.setattr(pupil, "_ADOPTED", -100.0)
+    monkeypatch.setattr(pupil, "_LEAST_GAIN", -1.0)
+    monkeypatch.setattr(pupil, "_SURE", 100.0)
+    config = config_of(*exits, tmp_path)
+    requests = [
+        make_request(
+            i,
+            temperature=0.7 * (i % 2),
+            seed=i,
+            max_tokens=NUM_TOKENS,
+            ignore_eos=True,
+            num_logprobs=1,
+        )
+        for i in range(4)
+    ]
+    plain = Run(replace(config, exits=ExitsConfig(enabled=False))).outputs(requests)
+
+    learning = Run(config, restarts=(50, 80))
+    outputs = learning.outputs(requests)
+
+    assert outputs == plain
+    assert learning.num_adopted > 1, "heads that stay as they are prove nothing"
+    assert learning.num_drafts > 0
+    assert learning.num_preempted > 0
+    first, second, third = learning.first_versions
+    assert first == 0 < second <= third, "a new worker goes on with what was learned"

@@ -1,0 +1,72 @@
+"""Examples made up for heads that learn: what the last layer does is a function of the exit."""
+
+import torch
+from tiny_model import HIDDEN, VOCAB
+
+from engine.model.decoder import Decoder
+from engine.model.exit_head import ExitHead, ExitHeads, HeadWeights
+from engine.worker.learning.examples import Examples, Verified
+from engine.worker.learning.trainee import unit_rms
+
+COLUMNS = 40
+
+
+def weights_of(head: ExitHead) -> HeadWeights:
+    """The float weights of a head of plain torch."""
+    return HeadWeights(
+        project=head.project.weight.clone(),
+        project_previous=head.project_previous.weight.clone(),
+        other=head.other.weight[0].clone(),
+    )
+
+
+def faint(weights: HeadWeights) -> HeadWeights:
+    """Almost nothing, which a few steps make something else of."""
+    return HeadWeights(
+        project=weights.project * 0.02,
+        project_previous=weights.project_previous * 0.02,
+        other=weights.other * 0.02,
+    )
+
+
+def first_head(heads: ExitHeads) -> ExitHead:
+    """The head at the first exit."""
+    head = heads.heads[0]
+    assert isinstance(head, ExitHead)
+    return head
+
+
+class Teacher:
+    """A last layer that turns what the exit sees by a fixed matrix."""
+
+    def __init__(self, decoder: Decoder, heads: ExitHeads, seed: int = 0) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+        self._turn = torch.randn(HIDDEN, HIDDEN, generator=self._generator) * HIDDEN**-0.5
+        self._decoder = decoder
+        self._token_ids = heads.token_ids.long()
+
+    @torch.inference_mode()
+    def positions(self, count: int) -> Verified:
+        """Consecutive positions, none of them outside the reduced vocabulary."""
+        exits = torch.randn(1, count, HIDDEN, generator=self._generator)
+        last = exits[0] @ self._turn.T
+        logits = self._decoder.logits(last)[:, self._token_ids]
+        assert logits.shape[1] == COLUMNS < VOCAB
+        probs = torch.cat((logits.softmax(-1), torch.zeros(count, 1)), dim=1)
+        return Verified(
+            exits=unit_rms(exits),
+            last=unit_rms(last),
+            probs=probs,
+            targets=logits.argmax(-1).tolist(),
+        )
+
+    def fill(self, examples: Examples, count: int) -> None:
+        """So many positions of one sequence."""
+        before = None
+        for _ in range(count // 16):
+            before = examples.add(self.positions(16), before)
+
+
+def no_examples() -> Examples:
+    """For one exit of the tiny model."""
+    return Examples(1, HIDDEN, COLUMNS + 1, torch.device("cpu"))
