@@ -114,6 +114,10 @@ class RecordingWorker:
         """See `ModelWorker.prepare`."""
         self._worker.prepare(structure)
 
+    def rest(self, *, is_idle: bool) -> bool:
+        """See `ModelWorker.rest`."""
+        return self._worker.rest(is_idle=is_idle)
+
     def take_states(self) -> list[RowStates | None]:
         """Of all sequences so far, which have ended, in the order they came; None for one that was
         interrupted.
