@@ -39,11 +39,12 @@ _THRESHOLD = 0.75  # the paper's
 _FIXED_DRAFTS = 3
 _CACHE_BYTES = 64 << 20  # of every row's engine
 
+_NOISE = "heads of noise"
 _CHANGES = {
     "no previous-token feature": (without_previous_token, "trained with it, not anew without"),
     "full vocabulary": (with_full_vocabulary, ""),
     "original LM head, untrained": (untrained, "logit lens"),
-    "heads of noise": (noise, ""),
+    _NOISE: (noise, ""),
 }
 
 
@@ -170,6 +171,7 @@ def _variants(heads: Path, scratch: Path, vocab_size: int) -> list[Variant]:
         )
         for number, (name, (change, remark)) in enumerate(_CHANGES.items())
     ]
+    of_noise = changed[list(_CHANGES).index(_NOISE)].exits
     return [
         Variant("full", full),
         Variant("no verification", full, verifies=False, remark="drafts are taken as they are"),
@@ -180,6 +182,7 @@ def _variants(heads: Path, scratch: Path, vocab_size: int) -> list[Variant]:
             remark=f"every token leaves at the first exit, {_FIXED_DRAFTS} drafts a step",
         ),
         *changed,
+        Variant(f"{_NOISE}, no free drafts", of_noise, no_lookup, remark="nothing to gain"),
         Variant(
             "no policy",
             full,

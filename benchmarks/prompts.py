@@ -2,10 +2,11 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import chain, zip_longest
+from itertools import chain, cycle, zip_longest
 from pathlib import Path
 from typing import Any
 
+from benchmarks.chats import CHATS
 from benchmarks.contest import Entry
 from training.prompts import Prompt, read_prompts
 
@@ -90,6 +91,7 @@ def choose_prompts(file: Path | None, per_task: int | None) -> list[Prompt]:
     """
     if file is None:
         prompts = [Prompt(task, text) for task, texts in _BUILT_IN.items() for text in texts]
+        prompts += [Prompt("chat", chat[-1], history=chat[:-1]) for chat in CHATS]
     else:
         try:
             prompts = read_prompts(file)
@@ -104,22 +106,27 @@ def choose_prompts(file: Path | None, per_task: int | None) -> list[Prompt]:
 
 
 def encode_prompts(prompts: Sequence[Prompt], directory: Path) -> tuple[Entry, ...]:
-    """As user messages in the model's chat template; as they are when it has none."""
+    """As conversations in the model's chat template; the text alone when it has none."""
     from transformers import AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(str(directory))
 
-    def encode(text: str) -> tuple[int, ...]:
+    def encode(prompt: Prompt) -> tuple[int, ...]:
         if not tokenizer.chat_template:
-            return tuple(tokenizer(text)["input_ids"])
-        message = [{"role": "user", "content": text}]
+            return tuple(tokenizer(prompt.text)["input_ids"])
+        messages = [
+            {"role": role, "content": content}
+            for role, content in zip(
+                cycle(("user", "assistant")), (*prompt.history, prompt.text), strict=False
+            )
+        ]
         encoded = tokenizer.apply_chat_template(
-            message, add_generation_prompt=True, return_dict=True
+            messages, add_generation_prompt=True, return_dict=True
         )
         return tuple(encoded["input_ids"])
 
     return tuple(
-        Entry(index=index, task=prompt.task, token_ids=encode(prompt.text))
+        Entry(index=index, task=prompt.task, token_ids=encode(prompt))
         for index, prompt in enumerate(prompts)
     )
 

@@ -88,10 +88,11 @@ _SHORTEST_DOC = 40
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One user message."""
+    """One user message, and what was said before it."""
 
     task: str
     text: str
+    history: tuple[str, ...] = ()  # user and assistant in turns
 
 
 def read_prompts(path: Path) -> list[Prompt]:
