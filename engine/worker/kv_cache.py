@@ -1,11 +1,17 @@
 """The paged KV pool: tensors by layer. Who owns which block is the control plane's affair."""
 
+import math
+import mmap
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
+from torch import Tensor
 
 from engine.model.ops.interface import LayerCache
 from engine.model.spec import ModelSpec
+
+_HUGE_PAGE = 2 << 20  # bytes
 
 
 def block_size_bytes(spec: ModelSpec, block_size: int, dtype: torch.dtype) -> int:
@@ -21,6 +27,10 @@ def allocate_cache(
     are first used.
     """
     shape = (num_blocks * block_size, spec.num_kv_heads, spec.head_size)
+    whole = (spec.num_layers, 2, *shape)
+    if device.type == "cpu":
+        pool = _map_memory(math.prod(whole) * dtype.itemsize).view(dtype).view(whole)
+        return [LayerCache(keys=keys, values=values) for keys, values in pool]
     return [
         LayerCache(
             keys=torch.empty(shape, dtype=dtype, device=device),
@@ -28,3 +38,16 @@ def allocate_cache(
         )
         for _ in range(spec.num_layers)
     ]
+
+
+def _map_memory(num_bytes: int) -> Tensor:
+    """Memory in huge pages where the system has them: attention walks through all of a context, and
+    in small pages it spends a third of its time on their addresses.
+    """
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    memory = mmap.mmap(-1, num_bytes + _HUGE_PAGE, flags=flags)
+    with suppress(AttributeError, OSError):  # a system, or a kernel, without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    raw = torch.frombuffer(memory, dtype=torch.uint8)
+    skip = -raw.data_ptr() % _HUGE_PAGE
+    return raw[skip : skip + num_bytes]

@@ -3,7 +3,17 @@
 
 #include "attention.h"
 
-enum { QUERIES_AT_ONCE = 4 }; /* that share the values they read */
+enum {
+    QUERIES_AT_ONCE = 3, /* that share the keys and values they read: as many as leave registers for sums */
+    KEYS_AT_ONCE = 4,
+    VECS_AT_ONCE = 4, /* of a value */
+};
+
+/* How many of the queries that are left go side by side: even shares. */
+static int64_t next_share(int64_t left) {
+    int64_t shares = (left + QUERIES_AT_ONCE - 1) / QUERIES_AT_ONCE;
+    return (left + shares - 1) / shares;
+}
 
 /* ---- keys and values in the cache ---- */
 
@@ -42,46 +52,45 @@ static const float *query_at(const AttentionJob *job, Tile tile, int64_t kv_head
 
 /* ---- scores ---- */
 
-/* scores[q][i] = queries[q] . key i, for VEC_LANES / count keys. A product is summed lane by lane, then over the
-   lanes in one order, then over what is left of the head: alike however many are computed side by side. */
+/* scores[q][i] = queries[q] . key i, for KEYS_AT_ONCE keys. A product is summed lane by lane, then over the lanes in
+   one order, then over what is left of the head: alike however many are computed side by side. */
 INLINE void score(const int count, const float *const *queries, const float *keys, const int64_t *offsets,
-                  int64_t size, float *const *scores) {
-    const int num_keys = VEC_LANES / count;
-    vec sums[VEC_LANES] = {0};
+                  int64_t size, float *scores) {
+    vec sums[QUERIES_AT_ONCE][KEYS_AT_ONCE] = {0};
     int64_t d = 0;
     for (; d + VEC_LANES <= size; d += VEC_LANES) {
-        vec query[2];
-#pragma GCC unroll 2
-        for (int q = 0; q < count; q++) query[q] = vec_load(queries[q] + d);
-#pragma GCC unroll 16
-        for (int i = 0; i < num_keys; i++) {
-            vec key = vec_kept(vec_load(keys + offsets[i] + d));
-#pragma GCC unroll 2
-            for (int q = 0; q < count; q++) sums[q * num_keys + i] += query[q] * key;
+        vec query[QUERIES_AT_ONCE];
+#pragma GCC unroll 4
+        for (int q = 0; q < count; q++) query[q] = vec_kept(vec_load(queries[q] + d));
+#pragma GCC unroll 4
+        for (int i = 0; i < KEYS_AT_ONCE; i++) {
+            vec key = vec_load(keys + offsets[i] + d);
+#pragma GCC unroll 4
+            for (int q = 0; q < count; q++) sums[q][i] += query[q] * key;
         }
     }
-    vec products = vec_sums(sums);
-    for (int q = 0; q < count; q++)
-        for (int i = 0; i < num_keys; i++) {
-            float product = products[q * num_keys + i];
-            for (int64_t rest = d; rest < size; rest++)
-                product = FMA(queries[q][rest], keys[offsets[i] + rest], product);
-            scores[q][i] = product;
-        }
-}
-
-static void score_pair(const AttentionJob *job, const float *const *queries, const int64_t *offsets, int count,
-                       float *scores) {
-    for (int i = 0; i < count; i += VEC_LANES / 2) {
-        float *at[2] = {scores + i, scores + CHUNK + i};
-        score(2, queries, job->cache->keys, offsets + i, job->params->head_size, at);
+#pragma GCC unroll 4
+    for (int q = 0; q < count; q++) {
+        quad products = vec_sums(sums[q]);
+        for (int64_t rest = d; rest < size; rest++)
+            for (int i = 0; i < KEYS_AT_ONCE; i++)
+                products[i] = FMA(queries[q][rest], keys[offsets[i] + rest], products[i]);
+        quad_store(scores + q * CHUNK, products);
     }
 }
 
-static void score_one(const AttentionJob *job, const float *query, const int64_t *offsets, int count, float *scores) {
-    for (int i = 0; i < count; i += VEC_LANES) {
-        float *at[1] = {scores + i};
-        score(1, &query, job->cache->keys, offsets + i, job->params->head_size, at);
+INLINE void score_keys(const int queries, const float *const *query, const AttentionJob *job, const int64_t *offsets,
+                       int count, float *scores) {
+    for (int i = 0; i < count; i += KEYS_AT_ONCE)
+        score(queries, query, job->cache->keys, offsets + i, job->params->head_size, scores + i);
+}
+
+static void score_keys_of(int queries, const float *const *query, const AttentionJob *job, const int64_t *offsets,
+                          int count, float *scores) {
+    switch (queries) {
+        case 1: score_keys(1, query, job, offsets, count, scores); return;
+        case 2: score_keys(2, query, job, offsets, count, scores); return;
+        default: score_keys(3, query, job, offsets, count, scores);
     }
 }
 
@@ -93,15 +102,17 @@ static ivec lanes_between(int64_t begin, int64_t low, int64_t high) {
     return (lane >= (int32_t)(low - begin)) & (lane <= (int32_t)(high - begin));
 }
 
+static void hide(float *scores, int count, int64_t low, int64_t high) {
+    for (int at = 0; at < count; at += VEC_LANES)
+        vec_store(scores + at, vec_select(lanes_between(at, low, high), vec_load(scores + at), vec_set(-INFINITY)));
+}
+
 /* Turn one query's scores of a chunk into weights e^(score - top), zero outside offsets [low, high], and bring the
    state's top and sum up to date. Returns the factor for what the state has summed before. */
 static float update_softmax(State *state, float *scores, int count, int64_t low, int64_t high) {
+    if (low > 0 || high < count - 1) hide(scores, count, low, high);
     vec tops = vec_set(-INFINITY), sums = {0};
-    for (int at = 0; at < count; at += VEC_LANES) {
-        vec value = vec_select(lanes_between(at, low, high), vec_load(scores + at), vec_set(-INFINITY));
-        vec_store(scores + at, value);
-        tops = vec_max(value, tops);
-    }
+    for (int at = 0; at < count; at += VEC_LANES) tops = vec_max(vec_load(scores + at), tops);
     float top = vec_top(tops);
     if (state->top > top) top = state->top;
     for (int at = 0; at < count; at += VEC_LANES) {
@@ -109,7 +120,7 @@ static float update_softmax(State *state, float *scores, int count, int64_t low,
         vec_store(scores + at, weight);
         sums += weight;
     }
-    float factor = exponential(state->top - top);
+    float factor = state->top == top ? 1.0f : exponential(state->top - top);
     state->top = top;
     state->sum = FMA(state->sum, factor, vec_sum(sums));
     return factor;
@@ -129,14 +140,17 @@ typedef struct {
 
 /* sums[q] = sums[q] * factor + weighted values, for elements [d, d + width vectors) of the head. */
 INLINE void add_span(const int queries, const int width, const Weighing *job, int64_t d, float *const *sums) {
-    vec added[QUERIES_AT_ONCE][4] = {0};
+    vec added[QUERIES_AT_ONCE][VECS_AT_ONCE] = {0};
     for (int64_t i = job->low; i <= job->high; i++) {
         const float *value = job->values + job->offsets[i] + d;
+        vec weights[QUERIES_AT_ONCE];
+#pragma GCC unroll 4
+        for (int q = 0; q < queries; q++) weights[q] = vec_kept(vec_set(job->weights[q * CHUNK + i]));
 #pragma GCC unroll 4
         for (int v = 0; v < width; v++) {
-            vec part = vec_kept(vec_load(value + v * VEC_LANES));
+            vec part = vec_load(value + v * VEC_LANES);
 #pragma GCC unroll 4
-            for (int q = 0; q < queries; q++) added[q][v] += job->weights[q * CHUNK + i] * part;
+            for (int q = 0; q < queries; q++) added[q][v] += weights[q] * part;
         }
     }
 #pragma GCC unroll 4
@@ -158,9 +172,9 @@ static void add_element(int queries, const Weighing *job, int64_t d, float *cons
 }
 
 INLINE void add_values(const int queries, const Weighing *job, int64_t size, float *const *sums) {
-    const int width = queries < QUERIES_AT_ONCE ? 4 : 2; /* as many sums as there are registers */
+    const int span = VECS_AT_ONCE * VEC_LANES;
     int64_t d = 0;
-    for (; d + width * VEC_LANES <= size; d += width * VEC_LANES) add_span(queries, width, job, d, sums);
+    for (; d + span <= size; d += span) add_span(queries, VECS_AT_ONCE, job, d, sums);
     for (; d + VEC_LANES <= size; d += VEC_LANES) add_span(queries, 1, job, d, sums);
     for (; d < size; d++) add_element(queries, job, d, sums);
 }
@@ -169,8 +183,7 @@ static void add_values_of(int queries, const Weighing *job, int64_t size, float 
     switch (queries) {
         case 1: add_values(1, job, size, sums); return;
         case 2: add_values(2, job, size, sums); return;
-        case 3: add_values(3, job, size, sums); return;
-        default: add_values(4, job, size, sums);
+        default: add_values(3, job, size, sums);
     }
 }
 
@@ -178,12 +191,13 @@ static void add_values_of(int queries, const Weighing *job, int64_t size, float 
 
 static void score_all(const AttentionJob *job, Tile tile, int64_t kv_head, const int64_t *offsets, int count,
                       float *scores) {
-    int64_t queries = tile.count * job->group, q = 0;
-    for (; q + 2 <= queries; q += 2) {
-        const float *pair[2] = {query_at(job, tile, kv_head, q), query_at(job, tile, kv_head, q + 1)};
-        score_pair(job, pair, offsets, count, scores + q * CHUNK);
+    int64_t queries = tile.count * job->group;
+    for (int64_t first = 0, share; first < queries; first += share) {
+        const float *query[QUERIES_AT_ONCE];
+        share = next_share(queries - first);
+        for (int q = 0; q < share; q++) query[q] = query_at(job, tile, kv_head, first + q);
+        score_keys_of((int)share, query, job, offsets, count, scores + first * CHUNK);
     }
-    if (q < queries) score_one(job, query_at(job, tile, kv_head, q), offsets, count, scores + q * CHUNK);
 }
 
 void chunk_attend(const AttentionJob *job, Tile tile, int64_t kv_head, int64_t chunk, Bench *bench, char *states) {
@@ -194,7 +208,7 @@ void chunk_attend(const AttentionJob *job, Tile tile, int64_t kv_head, int64_t c
     score_all(job, tile, kv_head, offsets, count, bench->scores);
     for (int64_t query = 0, queries; query < tile.count * job->group; query += queries) {
         int64_t token = tile.first + query / job->group;
-        queries = least(QUERIES_AT_ONCE, job->group - query % job->group);
+        queries = next_share(job->group - query % job->group);
         float factors[QUERIES_AT_ONCE], *sums[QUERIES_AT_ONCE], *scores = bench->scores + query * CHUNK;
         Weighing weighing = {.values = job->cache->values, .offsets = offsets, .weights = scores, .factors = factors,
                              .low = most(first_seen(job, token) - begin, 0),

@@ -51,16 +51,17 @@ INLINE vec vec_select(ivec mask, vec a, vec b) {
 /* The greater one; b where either is NaN. */
 INLINE vec vec_max(vec a, vec b) { return vec_select(a > b, a, b); }
 
+/* Halves are folded onto each other, so that few steps wait for one another. */
 INLINE float vec_sum(vec v) {
-    float sum = v[0];
-    for (int lane = 1; lane < VEC_LANES; lane++) sum += v[lane];
-    return sum;
+    for (int half = VEC_LANES / 2; half > 0; half /= 2)
+        for (int lane = 0; lane < half; lane++) v[lane] += v[lane + half];
+    return v[0];
 }
 
 INLINE float vec_top(vec v) {
-    float top = v[0];
-    for (int lane = 1; lane < VEC_LANES; lane++) top = v[lane] > top ? v[lane] : top;
-    return top;
+    for (int half = VEC_LANES / 2; half > 0; half /= 2)
+        for (int lane = 0; lane < half; lane++) v[lane] = v[lane] > v[lane + half] ? v[lane] : v[lane + half];
+    return v[0];
 }
 
 /* 2^n for n in [-126, 127], by its exponent bits. */
@@ -110,47 +111,48 @@ INLINE vec vec_log(vec x) {
 /* x * sigmoid(x). */
 INLINE vec vec_silu(vec x) { return x / (1.0f + vec_exp(-x)); }
 
-/* Rounds of a butterfly: lane l of row i is exchanged with lane l^s of row i^s where exactly one has bit s set. */
+typedef float quad __attribute__((vector_size(16)));
+typedef float loose_quad __attribute__((vector_size(16), aligned(4), may_alias));
+
+INLINE void quad_store(float *p, quad v) { *(loose_quad *)p = v; }
+
+/* Two rows become one: in every four lanes, two for each row (PAIR), then one for each of four rows (FOUR). */
 #if VEC_LANES == 16
-#define LOW_1 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30
-#define HIGH_1 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31
-#define LOW_2 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29
-#define HIGH_2 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31
-#define LOW_4 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27
-#define HIGH_4 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31
-#define LOW_8 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23
-#define HIGH_8 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31
+#define PAIR_LOW 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29
+#define PAIR_HIGH 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31
+#define FOUR_LOW 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29
+#define FOUR_HIGH 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31
 #elif VEC_LANES == 8
-#define LOW_1 0, 8, 2, 10, 4, 12, 6, 14
-#define HIGH_1 1, 9, 3, 11, 5, 13, 7, 15
-#define LOW_2 0, 1, 8, 9, 4, 5, 12, 13
-#define HIGH_2 2, 3, 10, 11, 6, 7, 14, 15
-#define LOW_4 0, 1, 2, 3, 8, 9, 10, 11
-#define HIGH_4 4, 5, 6, 7, 12, 13, 14, 15
+#define PAIR_LOW 0, 8, 1, 9, 4, 12, 5, 13
+#define PAIR_HIGH 2, 10, 3, 11, 6, 14, 7, 15
+#define FOUR_LOW 0, 1, 8, 9, 4, 5, 12, 13
+#define FOUR_HIGH 2, 3, 10, 11, 6, 7, 14, 15
 #else
-#define LOW_1 0, 4, 2, 6
-#define HIGH_1 1, 5, 3, 7
-#define LOW_2 0, 1, 4, 5
-#define HIGH_2 2, 3, 6, 7
+#define PAIR_LOW 0, 4, 1, 5
+#define PAIR_HIGH 2, 6, 3, 7
+#define FOUR_LOW 0, 1, 4, 5
+#define FOUR_HIGH 2, 3, 6, 7
 #endif
 
-#define SUM_ROUND(rows, s)                                                            \
-    _Pragma("GCC unroll 8") for (int i = 0; i < VEC_LANES / (2 * (s)); i++) {         \
-        vec a = rows[2 * i], b = rows[2 * i + 1];                                     \
-        rows[i] = __builtin_shufflevector(a, b, LOW_##s) + __builtin_shufflevector(a, b, HIGH_##s); \
-    }
+INLINE vec vec_add_pair(vec a, vec b) {
+    return __builtin_shufflevector(a, b, PAIR_LOW) + __builtin_shufflevector(a, b, PAIR_HIGH);
+}
 
-/* Lane i of the result is the sum of row i's lanes, in one order. The rows are used up. */
-INLINE vec vec_sums(vec rows[VEC_LANES]) {
-    SUM_ROUND(rows, 1)
-    SUM_ROUND(rows, 2)
-#if VEC_LANES >= 8
-    SUM_ROUND(rows, 4)
+INLINE vec vec_add_four(vec a, vec b) {
+    return __builtin_shufflevector(a, b, FOUR_LOW) + __builtin_shufflevector(a, b, FOUR_HIGH);
+}
+
+/* Element i of the result is the sum of row i's lanes, in one order. */
+INLINE quad vec_sums(const vec rows[4]) {
+    vec four = vec_add_four(vec_add_pair(rows[0], rows[1]), vec_add_pair(rows[2], rows[3]));
+#if VEC_LANES == 16
+    return __builtin_shufflevector(four, four, 0, 1, 2, 3) + __builtin_shufflevector(four, four, 4, 5, 6, 7) +
+           (__builtin_shufflevector(four, four, 8, 9, 10, 11) + __builtin_shufflevector(four, four, 12, 13, 14, 15));
+#elif VEC_LANES == 8
+    return __builtin_shufflevector(four, four, 0, 1, 2, 3) + __builtin_shufflevector(four, four, 4, 5, 6, 7);
+#else
+    return four;
 #endif
-#if VEC_LANES >= 16
-    SUM_ROUND(rows, 8)
-#endif
-    return rows[0];
 }
 
 #endif
