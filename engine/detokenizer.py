@@ -24,7 +24,7 @@ class TokenSpeller(Protocol):
         """The bytes it stands for."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # made for every token; frozen, it would take twice as long
 class DetokenizedText:
     """What one push brought."""
 

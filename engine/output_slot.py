@@ -20,7 +20,8 @@ class OutputSlot:
         self._num_pending_tokens = 0
         self._is_first = True
         self._error: EngineError | None = None
-        self._arrived = asyncio.Event()
+        self._reader: asyncio.Future[None] | None = None  # who waits for enough to come
+        self._is_worth_taking = False
 
     def put(self, output: RequestOutput) -> None:
         """Add an output to those that wait."""
@@ -28,12 +29,12 @@ class OutputSlot:
         self._num_pending_tokens += len(output.token_ids)
         is_enough = 0 < self._interval <= self._num_pending_tokens
         if is_enough or self._is_first or output.finish_reason is not None:
-            self._arrived.set()
+            self._wake()
 
     def fail(self, error: EngineError) -> None:
         """Nothing more will come, for this reason."""
         self._error = error
-        self._arrived.set()
+        self._wake()
 
     async def take(self) -> RequestOutput:
         """All that has come since the last call, as one; waits until it is worth it.
@@ -41,16 +42,22 @@ class OutputSlot:
         Raises:
             EngineError: what `fail` was told, once everything that came before it is taken.
         """
-        await self._arrived.wait()
+        if not self._is_worth_taking:
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
         if not self._pending:
             assert self._error is not None
             raise self._error
-        if self._error is None:
-            self._arrived.clear()
+        self._is_worth_taking = self._error is not None
         output = self._pending[0] if len(self._pending) == 1 else merged(self._pending)
         self._pending = []
         self._num_pending_tokens, self._is_first = 0, False
         return output
+
+    def _wake(self) -> None:
+        self._is_worth_taking = True
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
 
 
 def merged(outputs: Sequence[RequestOutput]) -> RequestOutput:

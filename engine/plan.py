@@ -44,7 +44,7 @@ class SequenceStart:
     pooling: Literal["mean", "last"] | None = None  # wanted: one vector for the whole prompt
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # made for every token; frozen, it would take twice as long
 class RowPlan:
     """One sequence's share of a step: compute known tokens [start, start + num_tokens)."""
 

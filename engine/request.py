@@ -147,7 +147,7 @@ class DraftFigures:
         return self.num_accepted_tokens / self.num_draft_tokens if self.num_draft_tokens else 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # made for every token; frozen, it would take twice as long
 class RequestOutput:
     """The next piece of a request's output. The last one has a `finish_reason`."""
 

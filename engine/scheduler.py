@@ -18,7 +18,7 @@ from engine.roster import Roster
 from engine.sequence import Sequence, SequenceStatus
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # made for every token; frozen, it would take twice as long
 class Committed:
     """A sequence that moved in a step."""
 
@@ -27,7 +27,7 @@ class Committed:
     num_new_tokens: int  # of the result's tokens, those that became output
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Share:
     """How many of a sequence's known tokens the step computes."""
 

@@ -34,6 +34,7 @@ class Sequence:
         self.request = request
         self.status = SequenceStatus.WAITING
         self.token_ids = list(request.prompt_token_ids)
+        self.num_prompt_tokens = len(self.token_ids)
         self.num_computed_tokens = 0
         self.num_cached_tokens = 0  # of the prompt, found computed when the sequence first ran
         self.block_hashes = BlockHashes(request.cache_salt)
@@ -59,14 +60,9 @@ class Sequence:
         return len(self.token_ids)
 
     @property
-    def num_prompt_tokens(self) -> int:
-        """Tokens of the prompt."""
-        return len(self.request.prompt_token_ids)
-
-    @property
     def num_output_tokens(self) -> int:
         """Tokens generated so far."""
-        return self.num_tokens - self.num_prompt_tokens
+        return len(self.token_ids) - self.num_prompt_tokens
 
     @property
     def generates(self) -> bool:

@@ -9,20 +9,19 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 
-from sse_starlette import EventSourceResponse, ServerSentEvent
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
 
 from engine.request import RequestOutput
-from server.connection import while_connected
+from server.connection import disconnected, while_connected
 from server.errors import failure_of
 from server.fan_out import IndexedOutputs
 from server.protocol.common import NamedEvent
 from server.render.common import Chunk, Renderer, gather
+from server.stream import AnswerStream
 
-_SEPARATOR = "\n"
 _LONGEST_WAIT_S = 15.0  # for the first output, before a stream's status is sent
 _LONGEST_WAIT_IN_QUEUE_S = 45.0  # proxies break off what is silent for longer
 
@@ -78,50 +77,23 @@ async def streamed_answer(
         ClientDisconnect: the client left before the stream began.
     """
     first = asyncio.ensure_future(anext(outputs))
+    leaving = asyncio.ensure_future(disconnected(request))
+    wait_s = min(keep_alive_s or _LONGEST_WAIT_S, _LONGEST_WAIT_S)
+    if queue_timeout_s:
+        wait_s = max(wait_s, min(queue_timeout_s + 1, _LONGEST_WAIT_IN_QUEUE_S))
     try:
-        wait_s = min(keep_alive_s or _LONGEST_WAIT_S, _LONGEST_WAIT_S)
-        if queue_timeout_s:
-            wait_s = max(wait_s, min(queue_timeout_s + 1, _LONGEST_WAIT_IN_QUEUE_S))
-        await while_connected(request, _wait(first, wait_s))
+        both = {first, leaving}
+        await asyncio.wait(both, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
         if first.done():
             first.result()
+        elif leaving.done():
+            raise ClientDisconnect
     except BaseException:
+        leaving.cancel()
         await _close(first, outputs)
         raise
     events = _events(first, outputs, renderer, num_choices)
-    return _AnswerStream(first, outputs, events, keep_alive_s)
-
-
-class _AnswerStream(EventSourceResponse):
-    """A stream of chunks that closes its outputs however it ends."""
-
-    def __init__(
-        self,
-        first: asyncio.Future[tuple[int, RequestOutput]],
-        outputs: IndexedOutputs,
-        events: AsyncIterator[bytes],
-        keep_alive_s: float,
-    ) -> None:
-        super().__init__(
-            events,
-            sep=_SEPARATOR,
-            ping=keep_alive_s,
-            ping_message_factory=lambda: ServerSentEvent(comment="keep-alive", sep=_SEPARATOR),
-        )
-        self._first = first
-        self._outputs = outputs
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:  # also when the client left before the first event was asked for
-            await _close(self._first, self._outputs)
-
-    async def _send_with_timeout(self, send: Send, message: Message) -> None:
-        """The library's own puts a cancel scope around every send, which costs as much as all that
-        is rendered. Who stops reading is given up by the connection: `server.http_protocol`.
-        """
-        await send(message)
+    return AnswerStream(events, leaving, partial(_close, first, outputs), keep_alive_s)
 
 
 async def _events(
@@ -188,10 +160,6 @@ async def gather_choices(outputs: IndexedOutputs) -> list[RequestOutput]:
     finally:
         await outputs.aclose()
     return [gather(pieces[index]) for index in sorted(pieces)]
-
-
-async def _wait(future: asyncio.Future[tuple[int, RequestOutput]], timeout_s: float) -> None:
-    await asyncio.wait({future}, timeout=timeout_s)
 
 
 async def _close(first: asyncio.Future[tuple[int, RequestOutput]], outputs: IndexedOutputs) -> None:

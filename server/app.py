@@ -64,6 +64,8 @@ def create_app(service: InferenceService, settings: ServerSettings) -> FastAPI:
         summary="OpenAI-compatible inference with verified early exits.",
         description=_DESCRIPTION,
         lifespan=lifespan,
+        # Ours is `server.tracing`: no prompt, no exception's text ever leaves in a trace.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.root_path = settings.root_path
     app.state.context = ServerContext(

@@ -178,6 +178,16 @@ class _BoundedConnection(h11.Connection):
         self._limits = limits
         self._num_chunks = 0
         self._num_body_bytes = 0
+        self._sends_chunks = False
+
+    def send(self, event: Any) -> Any:
+        """See h11; a further piece of a stream changes no state, so it is only framed."""
+        if type(event) is h11.Data and self._sends_chunks and self.our_state is h11.SEND_BODY:
+            return b"%x\r\n%b\r\n" % (len(event.data), event.data) if event.data else b""
+        sent = super().send(event)
+        if isinstance(event, h11.Response):
+            self._sends_chunks = b"\r\ntransfer-encoding: chunked\r\n" in sent.lower()
+        return sent
 
     def next_event(self) -> Any:
         """See h11.

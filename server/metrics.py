@@ -17,6 +17,7 @@ from prometheus_client import (
 )
 
 from server.engine_collector import LABELS, TOKEN_COUNT_BUCKETS, EngineCollector
+from server.histogram import TokenHistogram
 from server.records import GenerationRecord, RequestRecord
 from server.service import InferenceService
 
@@ -58,11 +59,14 @@ class ServerMetrics:
         self._first_token = self._histogram(
             "time_to_first_token_seconds", "Time to the first token.", _FIRST_TOKEN_BUCKETS
         )
-        self._between_tokens = self._histogram(
-            "inter_token_latency_seconds",
+        self._between_tokens = TokenHistogram(
+            "vllm:inter_token_latency_seconds",
             "Time between tokens; tokens that came together share it.",
+            LABELS,
+            self._label_values,
             _BETWEEN_TOKENS_BUCKETS,
         )
+        self._registry.register(self._between_tokens)
         self._per_token = self._histogram(
             "request_time_per_output_token_seconds",
             "A request's mean time per output token after the first.",
@@ -130,8 +134,7 @@ class ServerMetrics:
 
     def count_more_tokens(self, num_tokens: int, seconds: float) -> None:
         """Tokens came together, so long after the ones before."""
-        for _ in range(num_tokens):
-            self._between_tokens.observe(seconds / num_tokens)
+        self._between_tokens.observe(seconds / num_tokens, num_tokens)
 
     def count_generation(self, seen: GenerationRecord) -> None:
         """A generation came to its natural end."""
