@@ -2,9 +2,10 @@
 
 Starts a server with room for few requests, opens connections that say nothing, and asks for /health
 and /metrics all the while; first with nothing else to do, then while twice as many clients ask as
-can run and wait. Says how long probes and refusals take. Ends with status 1 when an accepted
-request was lost or got another text than alone, a refusal did not say when to come again, or idle
-connections were closed.
+can run and wait. Says how long probes and refusals take, refusals as the crowd sees them and as a
+client sees them that has nothing else to do (`benchmarks.knocker`). Ends with status 1 when an
+accepted request was lost or got another text than alone, a refusal did not say when to come again,
+or idle connections were closed.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
+from benchmarks.knocker import knock
 from benchmarks.own_server import add_server_flags, ready_server
 from benchmarks.serve_client import Call, send
 from benchmarks.serve_figures import percentile_of
@@ -40,6 +42,7 @@ class Phase:
     idle_connections: int = 0  # still open at its end
     probes_ms: dict[str, list[float]] = field(default_factory=dict)
     refusals_ms: list[float] = field(default_factory=list)
+    crowds_refusals_ms: list[float] = field(default_factory=list)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -58,7 +61,7 @@ class OverloadReport:
     def is_clean(self) -> bool:
         """Whether everybody got an answer, and the right one."""
         are_open = all(phase.idle_connections == self.idle_connections for phase in self.phases)
-        has_refused = any(phase.refusals_ms for phase in self.phases)
+        has_refused = any(map(_num_refusals, self.phases))
         return (
             self.lost == self.wrong == self.curt == 0 < self.accepted and has_refused and are_open
         )
@@ -151,7 +154,7 @@ class _Overload:
 
         async def crowd() -> None:
             asking = (self._ask(alone.text) for _ in range(num_clients))
-            await asyncio.gather(self._probe(), *asking)
+            await asyncio.gather(self._probe(), self._knock(), *asking)
 
         await self._run_phase("and twice the load", crowd, idle)
         for connection in idle:
@@ -179,6 +182,14 @@ class _Overload:
                     self.report.errors.append(f"{path}: status {response.status_code}")
             await asyncio.sleep(_PROBE_PAUSE_S)
 
+    async def _knock(self) -> None:
+        body = {**self._call.body, "max_tokens": 1}
+        knocks = await knock(self._url, self._call.path, body, self._args.seconds)
+        self._phase.refusals_ms += knocks.refusals_ms
+        self.report.curt += knocks.curt
+        self.report.lost += len(knocks.errors)
+        self.report.errors += knocks.errors
+
     async def _ask(self, expected: str) -> None:
         """One client that never gives up."""
         report = self.report
@@ -201,7 +212,7 @@ class _Overload:
         response = await self._client.post(self._call.path, json=body)
         if response.status_code != 503:
             return False
-        self._phase.refusals_ms.append(1000 * (time.perf_counter() - started))
+        self._phase.crowds_refusals_ms.append(1000 * (time.perf_counter() - started))
         self.report.curt += not response.headers.get("Retry-After", "").isdecimal()
         return True
 
@@ -264,18 +275,23 @@ def _raise_file_limit(num_connections: int) -> None:
 
 
 def _format(report: OverloadReport) -> str:
-    lines = [f"{'ms, p50 / p99 / max':<20} {'/health':>22} {'/metrics':>22} {'refusals':>22}"]
+    names = ("/health", "/metrics", "refusals", "seen by the crowd")
+    lines = [f"{'ms, p50 / p99 / max':<20}" + "".join(f" {name:>22}" for name in names)]
     for phase in report.phases:
-        columns = [*phase.probes_ms.values(), phase.refusals_ms]
+        columns = [*phase.probes_ms.values(), phase.refusals_ms, phase.crowds_refusals_ms]
         cells = "".join(f" {_times(column):>22}" for column in columns)
         lines.append(f"{phase.name:<20}{cells}")
     lines += [
         f"idle connections: {report.phases[-1].idle_connections} of {report.idle_connections} open",
-        f"refused: {sum(len(phase.refusals_ms) for phase in report.phases)}, of those without "
+        f"refused: {sum(map(_num_refusals, report.phases))}, of those without "
         f"Retry-After: {report.curt}",
         f"accepted: {report.accepted}, lost: {report.lost}, wrong: {report.wrong}",
     ]
     return "\n".join([*lines, *report.errors[:5]])
+
+
+def _num_refusals(phase: Phase) -> int:
+    return len(phase.refusals_ms) + len(phase.crowds_refusals_ms)
 
 
 def _times(values: list[float]) -> str:

@@ -19,14 +19,17 @@ from typing import TYPE_CHECKING
 
 from benchmarks.own_server import OwnServer, add_server_flags, ready_server, until_ready
 from benchmarks.prompts import choose_prompts
-from benchmarks.serve_client import Call, send
+from benchmarks.serve_client import Call, Outcome, send
 from benchmarks.serve_figures import percentile_of
-from benchmarks.server_gauges import until_idle
+from benchmarks.server_gauges import HELD, gauge, until_idle
 
 if TYPE_CHECKING:
     from httpx import AsyncClient
 
-_HUNG_AFTER_S = 900.0
+_HUNG_AFTER_S = 900.0  # with no answer to anybody, or with more than one's share of overtaking
+_MOST_OVERTAKING = (
+    10  # answers to others, per client; the server's queue is first come, first served
+)
 _WARM_UP_SHARE = 1 / 3  # of the memory samples, which the slope leaves out
 _NUM_CALLS = 16
 _SHARED_PREFIX = "You are asked many questions that begin with these very words. " * 4
@@ -174,8 +177,7 @@ class _Soak:
                     await asyncio.wait({asking})
                     report.aborted += 1
                     continue
-            await asyncio.wait({asking}, timeout=_HUNG_AFTER_S)
-            if not asking.done():
+            if not await self._is_answered(asking):
                 asking.cancel()
                 report.hung += 1
                 continue
@@ -186,6 +188,23 @@ class _Soak:
             else:
                 report.finished += 1
                 report.wrong += outcome.text != self._expected[index]
+
+    async def _is_answered(self, asking: "asyncio.Task[Outcome]") -> bool:
+        """Wait for an answer as long as there is hope; a slow machine alone is no reason to go."""
+        report, answers_before = self.report, self.report.finished
+        while True:
+            latest = report.finished
+            await asyncio.wait({asking}, timeout=_HUNG_AFTER_S)
+            if asking.done():
+                return True
+            overtaking = report.finished - answers_before
+            if report.finished == latest or overtaking > _MOST_OVERTAKING * self._args.concurrency:
+                held = {name: gauge(await self._metrics(), name) for name in HELD}
+                report.errors.append(f"hung while {overtaking} others were answered: {held}")
+                return False
+
+    async def _metrics(self) -> str:
+        return (await self._client.get("/metrics")).text
 
     async def _kill(self) -> None:
         while True:

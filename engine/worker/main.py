@@ -20,6 +20,10 @@ from engine.worker.connection import Connection
 from engine.worker.preparing import Preparing
 from engine.worker.worker import ModelWorker
 
+# What the server does between steps takes microseconds, and somebody waits for it. With as many
+# threads computing as there are cores it would get its turn only when one of them has had its own.
+_NICENESS = 3
+
 logger = logging.getLogger("engine.worker")
 
 _IDLE_S = 0.02  # without a plan
@@ -66,6 +70,7 @@ def main() -> int:
     # the server may want to let open requests finish.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.nice(_NICENESS)
     logging.basicConfig(
         level=os.environ.get("ADADECODE_LOG_LEVEL", "info").upper(), format="%(message)s"
     )
