@@ -1,8 +1,8 @@
 """What the engine counts: plain numbers. Knows no metric names."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from engine.plan import RowResult, StepPlan, StepResult
+from engine.plan import Learning, RowResult, StepPlan, StepResult
 from engine.request import FinishReason
 
 
@@ -37,6 +37,7 @@ class EngineStats:
     speedup: float = 1.0  # recent steps against the model of plain ones
     steps_by_num_tokens: dict[int, int] = field(default_factory=dict)  # known tokens computed
     refused_total: int = 0  # requests that found the queue full
+    learning: Learning = field(default_factory=Learning)  # totals, and the latest trial
 
     def count_step(self, plan: StepPlan, result: StepResult) -> None:
         """Add a step's outcome."""
@@ -46,8 +47,21 @@ class EngineStats:
         self.worker_time_s_total += result.duration_s
         self.is_drafting, self.policy_reason = result.is_drafting, result.policy_reason
         self.speedup = result.speedup
+        if result.learning is not None:
+            self._count_learning(result.learning)
         for row in result.rows:
             self._count_drafts(row)
+
+    def _count_learning(self, news: Learning) -> None:
+        """Totals outlive the worker; a new one has had no trial."""
+        before = self.learning
+        self.learning = replace(
+            news,
+            num_updates=before.num_updates + news.num_updates,
+            num_adopted=before.num_adopted + news.num_adopted,
+            num_dropped=before.num_dropped + news.num_dropped,
+            seconds=before.seconds + news.seconds,
+        )
 
     def _count_drafts(self, row: RowResult) -> None:
         if not row.drafts:

@@ -14,6 +14,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from engine import EngineInfo
+from engine.plan import Learning
 from engine.stats import EngineStats
 from server.service import InferenceService
 from server.version import VERSION
@@ -49,6 +50,7 @@ class EngineCollector(Collector):
         yield from self._states(stats, info)
         yield from self._counters(stats)
         yield from self._labelled_counters(stats)
+        yield from self._learning(stats.learning)
         yield self._step_tokens(stats.steps_by_num_tokens)
 
     def _gauges(self, stats: EngineStats) -> Iterator[Metric]:
@@ -181,6 +183,30 @@ class EngineCollector(Collector):
             for key, value in values.items():
                 family.add_metric((*self._label_values, str(key)), value)
             yield family
+
+    def _learning(self, learning: Learning) -> Iterator[Metric]:
+        """What heads that learn have done; zeros where they do not."""
+        for name, text, value in (
+            ("updates", "Changes of exit heads in training.", learning.num_updates),
+            ("adopted", "Learned exit heads that came to serve.", learning.num_adopted),
+            ("dropped", "Learned exit heads that did worse, and went.", learning.num_dropped),
+            ("seconds", "Time the worker spent on learning.", learning.seconds),
+        ):
+            counter = CounterMetricFamily(f"adadecode:learned_head_{name}", text, labels=LABELS)
+            counter.add_metric(self._label_values, value)
+            yield counter
+        agreement = GaugeMetricFamily(
+            "adadecode:learned_head_agreement",
+            "Share of held-out drafts that exit heads were right about in the latest trial.",
+            labels=(*LABELS, "heads"),
+        )
+        for kind, share in (
+            ("shipped", learning.shipped_agreement),
+            ("serving", learning.serving_agreement),
+            ("candidate", learning.candidate_agreement),
+        ):
+            agreement.add_metric((*self._label_values, kind), share)
+        yield agreement
 
 
 def _count_until(bound: float, counts: Mapping[int, int]) -> int:

@@ -202,6 +202,17 @@ class ServerSettings(BaseModel):
     max_draft_tokens: int = _flag(
         15, "early exit", "Longest run of drafts before verification.", ge=0, le=16
     )
+    learn_heads: bool = _flag(
+        False,
+        "early exit",
+        "Exit heads learn from what verification says of live traffic; never changes the output.",
+    )
+    learn_heads_share: float = _flag(
+        0.1, "early exit", "Share of the worker's time that learning may take.", gt=0, le=0.5
+    )
+    learn_heads_dir: Path | None = _flag(
+        None, "early exit", "Where learned heads are kept (default: the cache)."
+    )
 
     host: str = _flag("127.0.0.1", "http", "Address to listen on.")
     port: int = _flag(8000, "http", "Port to listen on; 0 picks a free one.", ge=0, le=65535)
@@ -311,6 +322,14 @@ class ServerSettings(BaseModel):
             raise ValueError("--ssl-cert-reqs needs --ssl-ca-certs")
         return self
 
+    @model_validator(mode="after")
+    def _check_learning(self) -> "ServerSettings":
+        if self.learn_heads and not self.early_exit:
+            raise ValueError("--learn-heads: there is nothing to learn for with --no-early-exit")
+        if self.learn_heads_dir is not None and not self.learn_heads:
+            raise ValueError("--learn-heads-dir needs --learn-heads")
+        return self
+
     @property
     def api_keys(self) -> tuple[str, ...]:
         """Every key that opens the API; none: no key is asked for."""
@@ -361,5 +380,8 @@ class ServerSettings(BaseModel):
                 threshold=self.exit_threshold,
                 target_itl_s=None if self.target_itl_ms is None else self.target_itl_ms / 1000,
                 max_draft_tokens=self.max_draft_tokens,
+                learn=self.learn_heads,
+                learn_share=self.learn_heads_share,
+                learn_directory=self.learn_heads_dir,
             ),
         )

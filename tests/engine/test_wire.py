@@ -6,7 +6,7 @@ import pytest
 from fake_worker import FakeWorker, make_request
 
 from engine.config import EngineConfig, ExitsConfig, ModelConfig
-from engine.plan import RowPlan, RowResult, StepPlan, StepResult
+from engine.plan import Learning, RowPlan, RowResult, StepPlan, StepResult
 from engine.request import ExitRecord, TokenLogprobs
 from engine.sequence import Sequence
 from engine.wire import HEADER, Failure, Message, Progress, Wire, frame_length
@@ -52,6 +52,7 @@ MESSAGES = [
         duration_s=0.01,
         is_drafting=True,
         policy_reason="pays",
+        learning=Learning(num_updates=2, seconds=0.1),
     ),
 ]
 

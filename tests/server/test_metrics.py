@@ -23,6 +23,7 @@ GAUGES = {
     "adadecode:exit_policy_state",
     "adadecode:speedup",
     "adadecode:build_info",
+    "adadecode:learned_head_agreement",
 }
 COUNTERS = {
     "vllm:num_preemptions",
@@ -39,6 +40,10 @@ COUNTERS = {
     "adadecode:exit_draft_tokens",
     "adadecode:exit_accepted_tokens",
     "adadecode:unknown_request_fields",
+    "adadecode:learned_head_updates",
+    "adadecode:learned_head_adopted",
+    "adadecode:learned_head_dropped",
+    "adadecode:learned_head_seconds",
 }
 HISTOGRAMS = {
     "vllm:time_to_first_token_seconds",

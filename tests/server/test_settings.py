@@ -113,6 +113,9 @@ def test_errors_in_files_name_file_and_key(tmp_path, content, message):
         (["--ssl-keyfile", __file__], "TLS needs --ssl-certfile"),
         (["--ssl-certfile", __file__, "--ssl-cert-reqs", "2"], "needs --ssl-ca-certs"),
         (["--root-path", "llm"], "--root-path: should begin with /"),
+        (["--learn-heads", "--no-early-exit"], "--learn-heads: there is nothing to learn for"),
+        (["--learn-heads-dir", "/heads"], "--learn-heads-dir needs --learn-heads"),
+        (["--learn-heads-share", "0.6"], "--learn-heads-share: input should be less than"),
         (["--access-log", "xml"], "--access-log: input should be 'text', 'json' or 'none'"),
     ],
 )
@@ -158,6 +161,14 @@ def test_engine_config_carries_every_choice():
     assert config.model.dtype == "float32"
     assert config.cache.kv_cache_memory_bytes == 1024
     assert (config.exits.heads, config.exits.threshold) == (Path("/heads"), 0.5)
+
+
+def test_the_engine_is_told_how_heads_learn(tmp_path):
+    flags = ["--learn-heads", "--learn-heads-share", "0.2", "--learn-heads-dir", str(tmp_path)]
+    exits = load(*flags).engine_config(Path("/model"), Path("/heads")).exits
+
+    assert (exits.learn, exits.learn_share, exits.learn_directory) == (True, 0.2, tmp_path)
+    assert not load().engine_config(Path("/model"), None).exits.learn
 
 
 def test_without_early_exit_no_heads_are_loaded():

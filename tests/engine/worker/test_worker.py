@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tiny_model import write_tiny_llama
 
-from engine.config import CacheConfig, EngineConfig, ModelConfig
+from engine.config import CacheConfig, EngineConfig, ExitsConfig, ModelConfig
 from engine.errors import ModelLoadError
 from engine.worker import memory
 from engine.worker.worker import ModelWorker
@@ -49,3 +49,8 @@ def test_what_the_system_could_free_counts_as_free() -> None:
     free = memory.free_bytes(torch.device("cpu"))
     total = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
     assert 0 < free <= total
+
+
+def test_heads_that_are_not_there_cannot_learn(config: EngineConfig) -> None:
+    with pytest.raises(ModelLoadError, match="--learn-heads: no exit heads"):
+        ModelWorker(replace(config, exits=ExitsConfig(learn=True)))

@@ -1,0 +1,19 @@
+"""What learning heads have done adds up, over the workers that did it."""
+
+from engine.plan import Learning, StepPlan, StepResult
+from engine.stats import EngineStats
+
+
+def test_learning_is_counted_over_workers_and_the_latest_trial_is_shown() -> None:
+    stats = EngineStats()
+    plan = StepPlan(step_id=0)
+    for news in (
+        Learning(num_updates=3, num_adopted=1, seconds=0.5, serving_agreement=0.4),
+        Learning(num_updates=2, num_dropped=1, seconds=0.25, serving_agreement=0.3),
+        None,  # a step of a worker whose heads do not learn
+    ):
+        stats.count_step(plan, StepResult(step_id=0, rows=[], learning=news))
+
+    assert stats.learning == Learning(
+        num_updates=5, num_adopted=1, num_dropped=1, seconds=0.75, serving_agreement=0.3
+    )
