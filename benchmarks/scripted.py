@@ -1,8 +1,7 @@
-"""A drafter that is told what the plain output is, and agrees with it always, never, or now and
-then.
+"""Drafters that are told what the plain output is: which of their drafts are right is scripted.
 
-The two ends of verification, with drafts from both sources mixed, at every exit: everything
-accepted, everything rolled back.
+`ScriptedDrafter` shows the two ends of verification, with drafts from both sources mixed, at every
+exit: everything accepted, everything rolled back. Others build on `Script`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,10 +17,54 @@ from engine.worker.row import Draft, Row
 Agreement = Literal["always", "never", "sometimes"]
 
 
-class ScriptedDrafter:
-    """Implements `engine.worker.drafter.Drafter` from a script: prompt -> prompt and plain
-    output.
+class Script:
+    """What scripted drafters share. Implements `engine.worker.drafter.Drafter` but for `look`.
+
+    Attributes:
+        outputs: Prompt -> it and its plain output.
     """
+
+    def __init__(
+        self,
+        exit_layers: Sequence[int],
+        outputs: Mapping[tuple[int, ...], Sequence[int]],
+        vocab_size: int,
+    ) -> None:
+        self.exit_layers = list(exit_layers)
+        self.outputs = outputs
+        self._vocab_size = vocab_size
+
+    def look_up(self, rows: Sequence[Row], estimate: StepEstimate) -> None:
+        """See `Drafter.look_up`: nothing is looked up."""
+
+    def note_segment(
+        self, segment: int, num_tokens: int, seconds: float, estimate: StepEstimate
+    ) -> None:
+        """See `Drafter.note_segment`: a script counts no costs."""
+
+    def learn(
+        self, rows: Sequence[Row], results: Sequence[RowResult], estimate: StepEstimate
+    ) -> None:
+        """See `Drafter.learn`: there is nothing to learn from a script."""
+
+    def is_right(self, position: int) -> bool:
+        """Whether the draft for a position is what plain decoding brought."""
+        raise NotImplementedError
+
+    def append(self, row: Row, exit_index: int | None) -> None:
+        """One more draft, if the script goes so far."""
+        start = row.state.start
+        known = self.outputs[tuple(start.token_ids[: start.num_prompt_tokens])]
+        position = len(row.state.token_ids) + len(row.drafts)
+        if position < len(known):
+            token_id = known[position]
+            if not self.is_right(position):
+                token_id = (token_id + 1) % self._vocab_size
+            row.drafts.append(Draft(token_id, exit_index, confidence=0.9, survival=0.9))
+
+
+class ScriptedDrafter(Script):
+    """Agrees with the plain output always, never, or now and then; looks at no hidden state."""
 
     def __init__(
         self,
@@ -30,10 +73,8 @@ class ScriptedDrafter:
         agreement: Agreement,
         vocab_size: int,
     ) -> None:
-        self.exit_layers = list(exit_layers)
-        self._outputs = outputs
+        super().__init__(exit_layers, outputs, vocab_size)
         self._agreement = agreement
-        self._vocab_size = vocab_size
 
     def look_up(self, rows: Sequence[Row], estimate: StepEstimate) -> None:
         """See `Drafter.look_up`: runs of no to three tokens."""
@@ -42,7 +83,7 @@ class ScriptedDrafter:
                 continue
             for _ in range(row.newest_position * 5 % 4):
                 if row.num_room:
-                    self._append(row, None)
+                    self.append(row, None)
 
     def look(
         self,
@@ -60,29 +101,8 @@ class ScriptedDrafter:
                 row.cut(max(0, len(row.drafts) - min(2, len(arrival.places) - 1)))
             exit_of_position = (row.newest_position * 7 + 10) % (len(self.exit_layers) + 1)
             if exit_of_position == exit_index and row.num_room:
-                self._append(row, exit_index)
+                self.append(row, exit_index)
 
-    def note_segment(
-        self, segment: int, num_tokens: int, seconds: float, estimate: StepEstimate
-    ) -> None:
-        """See `Drafter.note_segment`: a script counts no costs."""
-
-    def learn(
-        self, rows: Sequence[Row], results: Sequence[RowResult], estimate: StepEstimate
-    ) -> None:
-        """See `Drafter.learn`: there is nothing to learn from a script."""
-
-    def _append(self, row: Row, exit_index: int | None) -> None:
-        """One more draft, if the script goes so far."""
-        start = row.state.start
-        known = self._outputs[tuple(start.token_ids[: start.num_prompt_tokens])]
-        position = len(row.state.token_ids) + len(row.drafts)
-        if position < len(known):
-            token_id = self._token(known[position], position)
-            row.drafts.append(Draft(token_id, exit_index, confidence=0.9, survival=0.9))
-
-    def _token(self, token_id: int, position: int) -> int:
-        is_wrong = self._agreement == "never" or (
-            self._agreement == "sometimes" and position % 3 == 0
-        )
-        return (token_id + 1) % self._vocab_size if is_wrong else token_id
+    def is_right(self, position: int) -> bool:
+        """See `Script.is_right`."""
+        return self._agreement == "always" or (self._agreement == "sometimes" and position % 3 != 0)

@@ -132,8 +132,7 @@ class GraphRunner:
         num_tokens = len(hidden)
         self._hidden[:num_tokens].copy_(hidden)
         places = (batch.positions, batch.slots, batch.rows)
-        for buffer, values in zip(self._places, places, strict=True):
-            buffer[:num_tokens].copy_(values)
+        torch.stack(places, out=self._places[:, :num_tokens])  # one launch
         if num_tokens < count:
             self._places[:, num_tokens:count].copy_(self._padding[:, num_tokens:count])
         if batch.block_tables is not self._tables_of:

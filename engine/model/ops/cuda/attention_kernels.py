@@ -4,6 +4,17 @@ Three kernels: rotate and write, attend to one chunk of the past, combine the ch
 fixed number of positions and begins at a multiple of it, and the chunks of a token are combined in
 one order: so a token's result depends on its own position alone, for one query token or a whole
 prefill chunk. Knows tensors only.
+
+Why not torch's `varlen_attn`, which takes a block table and a number of splits (torch 2.13; as
+first written, pytorch #175924, block tables needed FlashAttention 3, which torch does not bring):
+- FlashAttention 2, which torch has inside, wants blocks of a multiple of 256 positions, ours have
+  16; and rows of different lengths in blocks and in splits are more than it does at once
+  (flash-attention #1217);
+- left to itself it splits by the longest past of the call. One split keeps a row's bits in any
+  company, but then one program per key head reads the whole past: 8 of an H100's 132 processors
+  for a Llama 8B;
+- for prefill chunks alone it would do, but a prompt's states would be rounded otherwise than when
+  its tokens are decoded, or computed again after a preemption or a found prefix: those must agree.
 """
 
 from dataclasses import dataclass
