@@ -236,7 +236,8 @@ class EngineCore:
         )
 
     def _figures(self, sequence: Sequence) -> DraftFigures:
-        return replace(sequence.figures(), policy_reason=self._stats.policy_reason)
+        policy = sequence.request.early_exit.under(self._stats.policy)
+        return replace(sequence.figures(), policy=policy)
 
     def _close(self, sequence: Sequence) -> None:
         self._open.pop(sequence.request.request_id, None)

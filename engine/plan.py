@@ -12,6 +12,7 @@ One step's token axis for a row, positions:
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from engine.policy_reason import PolicyReport
 from engine.request import ExitRecord, Structure, TokenLogprobs
 
 
@@ -101,9 +102,7 @@ class StepResult:
     step_id: int
     rows: list[RowResult]
     duration_s: float = 0.0  # the worker's own time
-    is_drafting: bool = False  # whether the exit policy is switched on
-    policy_reason: str = ""  # why it is on or off, for people
-    speedup: float = 1.0  # recent steps against the model of plain ones, as the policy has it
+    policy: PolicyReport = field(default_factory=PolicyReport)
     learning: Learning | None = None  # None: heads do not learn
 
 

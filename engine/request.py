@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
+from engine.policy_reason import PolicyReason, PolicyReport
+
 DraftSource = Literal["head", "lookup"]
 
 
@@ -64,6 +66,16 @@ class EarlyExitOptions:
     max_draft_tokens: int | None = None  # None = the server's
     lookup: bool = True  # drafts from text that repeats as well, not from exit heads alone
     return_trace: bool = False
+
+    def under(self, policy: PolicyReport) -> PolicyReport:
+        """What the policy's state comes to for a request with these options."""
+        if policy.reason is PolicyReason.OFF:
+            return policy
+        if not self.enabled or self.max_draft_tokens == 0:
+            return PolicyReport(reason=PolicyReason.OFF_BY_REQUEST)
+        if self.threshold is not None:
+            return PolicyReport(reason=PolicyReason.FIXED_THRESHOLD)
+        return policy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +146,8 @@ class DraftFigures:
     acceptance_histogram: tuple[int, ...]  # [j] = steps with exactly j accepted drafts
     accepted_by_layer: Mapping[int, int]  # exit layer (0: looked up) -> accepted drafts from there
     drafted_by_layer: Mapping[int, int]
-    policy_reason: str = field(default="", compare=False)  # why the policy drafts, or does not
+    # What the policy was doing at the end, for all requests together or for this one.
+    policy: PolicyReport = field(default_factory=PolicyReport, compare=False)
 
     @property
     def mean_acceptance_length(self) -> float:

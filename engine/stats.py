@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from engine.plan import Learning, RowResult, StepPlan, StepResult
+from engine.policy_reason import PolicyReport
 from engine.request import FinishReason
 
 
@@ -32,9 +33,7 @@ class EngineStats:
     accepted_by_layer: dict[int, int] = field(default_factory=dict)
     steps_total: int = 0
     worker_time_s_total: float = 0.0
-    is_drafting: bool = False
-    policy_reason: str = ""
-    speedup: float = 1.0  # recent steps against the model of plain ones
+    policy: PolicyReport = field(default_factory=PolicyReport)
     steps_by_num_tokens: dict[int, int] = field(default_factory=dict)  # known tokens computed
     refused_total: int = 0  # requests that found the queue full
     learning: Learning = field(default_factory=Learning)  # totals, and the latest trial
@@ -45,8 +44,7 @@ class EngineStats:
         self.steps_by_num_tokens[num_tokens] = self.steps_by_num_tokens.get(num_tokens, 0) + 1
         self.steps_total += 1
         self.worker_time_s_total += result.duration_s
-        self.is_drafting, self.policy_reason = result.is_drafting, result.policy_reason
-        self.speedup = result.speedup
+        self.policy = result.policy
         if result.learning is not None:
             self._count_learning(result.learning)
         for row in result.rows:

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from engine import EngineInfo
 from engine.plan import Learning
+from engine.policy_reason import PolicyReason
 from engine.stats import EngineStats
 from server.service import InferenceService
 from server.version import VERSION
@@ -59,11 +60,15 @@ class EngineCollector(Collector):
             ("vllm:num_requests_running", "Sequences running.", stats.num_running),
             ("vllm:num_requests_waiting", "Requests waiting.", stats.num_waiting),
             ("vllm:kv_cache_usage_perc", "Share of the KV blocks in use, 0 to 1.", used),
-            ("adadecode:is_drafting", "1 while the exit policy drafts.", int(stats.is_drafting)),
+            (
+                "adadecode:is_drafting",
+                "1 while the exit policy drafts.",
+                int(stats.policy.is_drafting),
+            ),
             (
                 "adadecode:speedup",
                 "Recent steps against the model of plain ones; 1 without any that drafted.",
-                stats.speedup,
+                stats.policy.speedup,
             ),
         ):
             family = GaugeMetricFamily(name, text, labels=LABELS)
@@ -72,16 +77,25 @@ class EngineCollector(Collector):
 
     def _states(self, stats: EngineStats, info: EngineInfo) -> Iterator[Metric]:
         """Gauges that are 1 and say it in a label."""
-        state = "drafting" if stats.is_drafting else "paused"
+        state = "drafting" if stats.policy.is_drafting else "paused"
         state = state if info.max_draft_tokens else "no_drafts"
         policy = GaugeMetricFamily(
             "adadecode:exit_policy_state",
             "1 for the state the exit policy is in: paused while drafting does not pay.",
             labels=(*LABELS, "state"),
         )
-        for each in _POLICY_STATES:
-            policy.add_metric((*self._label_values, each), int(each == state))
+        for name in _POLICY_STATES:
+            policy.add_metric((*self._label_values, name), int(name == state))
         yield policy
+        reasons = GaugeMetricFamily(
+            "adadecode:exit_policy_reason",
+            "1 for why it is in that state. "
+            + " ".join(f"{each}: {each.text}." for each in PolicyReason),
+            labels=(*LABELS, "reason"),
+        )
+        for each in PolicyReason:
+            reasons.add_metric((*self._label_values, each), int(each is stats.policy.reason))
+        yield reasons
         for name, text, facts in (
             (
                 "vllm:cache_config",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from engine.model.exit_head import Calibration
-from engine.model.noise import gumbel
+from engine.model.noise import DRAFT_WEIGHT, gumbel
 from training.head_module import HeadModule
 from training.states import HiddenStates, Shards
 from training.train_head import teacher_probs, unrolled
@@ -129,7 +129,7 @@ def _coupled(logits: Tensor, probs: Tensor, token_ids: Tensor, seed: int) -> Ten
     keys = torch.arange(len(logits), device=logits.device) + seed * 1_000_003
     ids = torch.cat((token_ids, token_ids.new_full((1,), -1)))
     noise = gumbel(keys, ids)
-    drafted = logits / _SAMPLED_TEMPERATURE + noise
+    drafted = logits / _SAMPLED_TEMPERATURE + DRAFT_WEIGHT * noise
     target = probs.clamp_min(1e-20).log() / _SAMPLED_TEMPERATURE + noise
     best = drafted.max(-1)
     confidence = (best.values - drafted.logsumexp(-1)).exp()

@@ -12,6 +12,11 @@ from math import log
 import torch
 from torch import Tensor
 
+# How much of it a draft's score gets. A head is less sure than the model, so noise decides less
+# often than the head's own logits say: the best weight by agreement with the model's choices, found
+# with heads of the default model at temperature 0.8 (0.36 agree instead of 0.355; flat around).
+DRAFT_WEIGHT = 0.75
+
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _MULTIPLIER_1 = 0xBF58476D1CE4E5B9

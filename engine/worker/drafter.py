@@ -171,6 +171,7 @@ class PolicyDrafter:
             self._policy.observe_step(
                 len(rows),
                 sum(len(result.token_ids) for result in results),
+                estimate.expected_tokens,
                 estimate.seconds + self._policy.logits_cost(pending),
             )
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.model.exit_head import ExitHeads, Head
-from engine.model.noise import gumbel, noise_key
+from engine.model.noise import DRAFT_WEIGHT, gumbel, noise_key
 from engine.worker.row import Row
 from engine.worker.sample_point import ReducedVocabulary, SamplePoint
 from engine.worker.sampler import Sampler
@@ -121,7 +121,9 @@ class ExitLook:
     def _perturb(
         self, scores: Tensor, other: Tensor, points: Sequence[SamplePoint]
     ) -> tuple[Tensor, Tensor]:
-        """Temperature and the target's own Gumbel noise; rows at temperature 0 stay as they are."""
+        """Temperature and a share of the target's own Gumbel noise; rows at temperature 0 stay as
+        they are.
+        """
         temperatures = [point.state.start.temperature for point in points]
         device = scores.device
         temperature = upload(temperatures, torch.float32, device)[:, None]
@@ -129,8 +131,8 @@ class ExitLook:
         noise = gumbel(upload(keys, torch.int64, device), self._reduced.token_ids)
         is_sampled = temperature > 0
         divisor = torch.where(is_sampled, temperature, 1.0)
-        scores = scores / divisor + noise * is_sampled
-        return scores, other / divisor + _MEAN_GUMBEL * is_sampled
+        weight = DRAFT_WEIGHT * is_sampled
+        return scores / divisor + noise * weight, other / divisor + _MEAN_GUMBEL * weight
 
 
 def first_unseen(arrival: Arrival) -> int:

@@ -16,9 +16,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 
+from engine.policy_reason import PolicyReason, PolicyReport
 from engine.worker.cost_model import CostModel
 
-_WINDOW = 0.96  # decay per step of the measured gain: some 25 steps
+_WINDOW = 0.98  # decay per step of the measured gain: some 50 steps
+_DOUBT = 25.0  # steps whose outcome counts as much as what was promised of them
 _MIN_STEPS = 16  # before the gain is judged
 _FIRST_PAUSE = 32  # steps without drafting after the first switch-off; doubles up to
 _LONGEST_PAUSE = 1024
@@ -67,8 +69,10 @@ class ExitPolicy:
         self._follows_cost = follows_cost
         self._looks = [_LookAccount() for _ in range(num_exits)]
         self._gained = 0.0  # decayed: plain seconds that the committed tokens would have taken
+        self._promised = 0.0  # decayed: the same of the tokens that were expected
         self._spent = 0.0  # decayed: seconds they took
         self._steps = 0
+        self._paused_because = PolicyReason.COSTS_MORE
         self._pause = _FIRST_PAUSE
         self._paused_for = 0
 
@@ -83,13 +87,19 @@ class ExitPolicy:
         return self._gained / self._spent if self._spent else 1.0
 
     @property
-    def reason(self) -> str:
-        """Why drafting is on or off, for people."""
+    def report(self) -> PolicyReport:
+        """Whether drafting is on or off, and why."""
         if not self.is_drafting:
-            return f"off: drafting did not pay; tries again in {self._paused_for} steps"
+            details = f"tries again in {self._paused_for} steps"
+            return PolicyReport(reason=self._paused_because, details=details)
+        is_new = self._steps < _MIN_STEPS
         looks = ", ".join(f"{account.worth:.2f}" for account in self._looks)
         heads = f"; a look at an exit brings {looks} tokens" if looks else ""
-        return f"drafting: {self.speedup:.2f}x plain over recent steps{heads}"
+        return PolicyReport(
+            reason=PolicyReason.PROBING if is_new else PolicyReason.DRAFTING,
+            details=f"{self.speedup:.2f}x plain over recent steps{heads}",
+            speedup=self.speedup,
+        )
 
     def extend(
         self, runs: Sequence[Sequence[float]], num_waiting: int, step: StepEstimate
@@ -199,30 +209,35 @@ class ExitPolicy:
             gain = sum(candidate.gain for candidate in chosen) - rate * (with_them - without)
         self._looks[exit_index].add(max(gain, 0.0), offered)
 
-    def observe_step(self, num_rows: int, num_committed: int, seconds: float) -> None:
+    def observe_step(
+        self, num_rows: int, num_committed: int, num_expected: float, seconds: float
+    ) -> None:
         """Learn what a decode step brought; switches drafting off or back on.
+
+        Whether few drafts stand is chance at first, so that what was promised counts too: half
+        at `_DOUBT` steps, less and less after.
 
         Args:
             num_rows: Decoding rows that may draft.
             num_committed: Tokens they committed.
+            num_expected: Tokens that were expected of them.
             seconds: Modelled cost of the step, heads included.
         """
         if self._paused_for > 0:
             self._paused_for -= 1
             return
-        self._gained = (
-            self._gained * _WINDOW + num_committed * self._cost.plain(num_rows) / num_rows
-        )
+        plain = self._cost.plain(num_rows) / num_rows
+        self._gained = self._gained * _WINDOW + num_committed * plain
+        self._promised = self._promised * _WINDOW + num_expected * plain
         self._spent = self._spent * _WINDOW + seconds
         self._steps += 1
         if self._steps < _MIN_STEPS:
             return
-        if self.speedup < 1.0:
-            self._paused_for = self._pause
-            self._pause = min(self._pause * 2, _LONGEST_PAUSE)
-            self._gained = self._spent = 0.0
-            self._steps = 0
-        else:
+        num_seen = (1.0 - _WINDOW**self._steps) / (1.0 - _WINDOW)
+        share = num_seen / (num_seen + _DOUBT)
+        if share * self._gained + (1.0 - share) * self._promised < self._spent:
+            self._switch_off()
+        elif self.speedup >= 1.0:
             self._pause = _FIRST_PAUSE
 
     def observe_segment(self, segment: int, num_tokens: int, seconds: float) -> None:
@@ -251,6 +266,16 @@ class ExitPolicy:
     def logits_cost(self, num_tokens: int) -> float:
         """Modelled seconds of the final logits."""
         return self._cost.logits(num_tokens)
+
+    def _switch_off(self) -> None:
+        has_failed = self._promised >= self._spent
+        self._paused_because = (
+            PolicyReason.POOR_ACCEPTANCE if has_failed else PolicyReason.COSTS_MORE
+        )
+        self._paused_for = self._pause
+        self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+        self._gained = self._promised = self._spent = 0.0
+        self._steps = 0
 
     def _rate(self, exit_index: int, step: StepEstimate) -> float:
         """Expected tokens per second if everything went down from this exit now."""

@@ -21,6 +21,7 @@ from engine.model.exit_head import ExitHeads, load_heads
 from engine.model.ops.interface import LayerCache
 from engine.model.spec import ModelSpec
 from engine.plan import RowResult, StepPlan, StepResult, WorkerInfo
+from engine.policy_reason import PolicyReason, PolicyReport
 from engine.request import Structure
 from engine.worker import memory
 from engine.worker.backend import (
@@ -171,17 +172,22 @@ class ModelWorker:
         if plan.rows:
             states = [self._states[row.sequence_id] for row in plan.rows]
             results = self._step.run(plan.rows, states)
-        policy, school = self._policy, self._school
+        school = self._school
         duration_s = time.perf_counter() - started
         return StepResult(
             step_id=plan.step_id,
             rows=results,
             duration_s=duration_s,
-            is_drafting=policy is not None and policy.is_drafting,
-            policy_reason="no drafts: decoding plainly" if policy is None else policy.reason,
-            speedup=1.0 if policy is None else policy.speedup,
+            policy=self._policy_report(),
             learning=None if school is None else school.note_step(duration_s),
         )
+
+    def _policy_report(self) -> PolicyReport:
+        if self._policy is None:
+            return PolicyReport()
+        if self._config.exits.threshold is not None:
+            return PolicyReport(reason=PolicyReason.FIXED_THRESHOLD)
+        return self._policy.report
 
     def rest(self, *, is_idle: bool) -> bool:
         """Between steps: let the heads learn for a few milliseconds, if it is their turn.

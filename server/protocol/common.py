@@ -13,6 +13,7 @@ from pydantic import (
 )
 
 from engine.errors import UnsupportedOption
+from engine.policy_reason import PolicyReason
 from engine.request import DraftSource
 from server.protocol.base import RequestModel
 from server.protocol.structures import ResponseFormat, StructuredOutputs
@@ -260,7 +261,8 @@ class EarlyExitMetrics(ResponseModel):
 
     accepted_by_layer: dict[int, int]
     drafted_by_layer: dict[int, int]
-    policy: str  # why the exit policy drafts at present, or does not; of all requests together
+    reason: PolicyReason  # why drafts were made at the end, or were not
+    policy: str  # the same for people, with the policy's figures over all requests
 
 
 class RequestMetrics(ResponseModel):

@@ -230,7 +230,8 @@ def request_metrics(frame: AnswerFrame, figures: DraftFigures | None) -> Request
         early_exit=EarlyExitMetrics(
             accepted_by_layer=dict(figures.accepted_by_layer),
             drafted_by_layer=dict(figures.drafted_by_layer),
-            policy=figures.policy_reason,
+            reason=figures.policy.reason,
+            policy=figures.policy.text,
         ),
     )
 

@@ -71,6 +71,11 @@ export class Figures {
     return this.#numRuns ? 1 + this.numEarly / this.#numRuns : null;
   }
 
+  /** Why drafts were made at the end, or were not, in words; empty where the server does not say. */
+  get policyReason() {
+    return this.metrics?.early_exit?.reason?.replaceAll("_", " ") ?? "";
+  }
+
   get #drafts() {
     return this.metrics?.speculative_decoding ?? null;
   }

@@ -101,7 +101,8 @@ export class Pane {
     this.element.classList.remove("is-running");
     const { numDrafts, numTokens } = this.figures;
     const isPlain = this.#isEarly && numTokens && !numDrafts; // as the exit policy decides at times
-    const remarks = [isPlain ? "no drafts were tried" : "", remark];
+    const why = this.figures.policyReason ? ` (${this.figures.policyReason})` : "";
+    const remarks = [isPlain ? `no drafts were tried${why}` : "", remark];
     this.#part(".summary").textContent = describeFigures(this.figures, remarks);
   }
 

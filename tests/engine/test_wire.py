@@ -7,6 +7,7 @@ from fake_worker import FakeWorker, make_request
 
 from engine.config import EngineConfig, ExitsConfig, ModelConfig
 from engine.plan import Learning, RowPlan, RowResult, StepPlan, StepResult
+from engine.policy_reason import PolicyReason, PolicyReport
 from engine.request import ExitRecord, TokenLogprobs
 from engine.sequence import Sequence
 from engine.wire import HEADER, Failure, Message, Progress, Wire, frame_length
@@ -50,8 +51,7 @@ MESSAGES = [
             RowResult(sequence_id=4, token_ids=[], error="the model's logits are not numbers"),
         ],
         duration_s=0.01,
-        is_drafting=True,
-        policy_reason="pays",
+        policy=PolicyReport(reason=PolicyReason.DRAFTING, details="pays", speedup=1.5),
         learning=Learning(num_updates=2, seconds=0.1),
     ),
 ]

@@ -12,6 +12,7 @@ from live_server import MODEL, fake_app
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
+from engine.policy_reason import PolicyReason
 from server.metrics import ServerMetrics
 
 GAUGES = {
@@ -20,6 +21,7 @@ GAUGES = {
     "vllm:kv_cache_usage_perc",
     "vllm:cache_config_info",
     "adadecode:is_drafting",
+    "adadecode:exit_policy_reason",
     "adadecode:exit_policy_state",
     "adadecode:speedup",
     "adadecode:build_info",
@@ -115,6 +117,14 @@ def test_the_policys_state_is_one_of_few(families):
     }
 
     assert states == {"drafting": 1, "paused": 0, "no_drafts": 0}
+
+
+def test_the_policys_reason_is_one_of_those_that_the_help_explains(families):
+    family = families["adadecode:exit_policy_reason"]
+    reasons = {each.labels["reason"]: each.value for each in family.samples}
+
+    assert reasons == {reason: float(reason == "drafting") for reason in PolicyReason}
+    assert all(f"{reason}: " in family.documentation for reason in PolicyReason)
 
 
 def test_the_servers_own_cpu_time_is_told(families):

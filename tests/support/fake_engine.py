@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from engine import EngineInfo
 from engine.errors import EngineStopped
+from engine.policy_reason import PolicyReason, PolicyReport
 from engine.request import (
     DraftFigures,
     ExitRecord,
@@ -151,7 +152,7 @@ class FakeEngine:
             accepted_per_position=[4, 1],
             drafted_by_layer={EXIT_LAYER: 6},
             accepted_by_layer={EXIT_LAYER: 5},
-            is_drafting=True,
+            policy=PolicyReport(reason=PolicyReason.DRAFTING),
         )
 
     def check_room(self, num_requests: int = 1, num_tokens: int = 0) -> None:
@@ -322,4 +323,5 @@ def _figures(request: GenerationRequest) -> DraftFigures | None:
         acceptance_histogram=(0, 3, 1),
         accepted_by_layer={EXIT_LAYER: 5},
         drafted_by_layer={EXIT_LAYER: 6},
+        policy=PolicyReport(reason=PolicyReason.DRAFTING),
     )

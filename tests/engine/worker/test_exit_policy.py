@@ -2,6 +2,7 @@
 
 import pytest
 
+from engine.policy_reason import PolicyReason
 from engine.worker.cost_curve import CostCurve
 from engine.worker.cost_model import CostModel
 from engine.worker.exit_policy import Candidate, ExitPolicy, StepEstimate
@@ -96,20 +97,21 @@ def test_rows_whose_drafts_hardly_stand_are_not_looked_at() -> None:
 def test_switches_off_when_drafting_does_not_pay_and_comes_back() -> None:
     p = policy()
     for _ in range(40):
-        p.observe_step(1, 1, 1.3)  # one token for more than a plain step's cost
+        p.observe_step(1, 1, 1.0, 1.3)  # one token for more than a plain step's cost
         if not p.is_drafting:
             break
     assert not p.is_drafting
-    assert "off" in p.reason
+    assert p.report.reason is PolicyReason.COSTS_MORE
+    assert "tries again in 32 steps" in p.report.text
     assert p.select(0, [Candidate(0.99)], at_exit()) == []
     assert p.extend([[0.99]], 1, before()) == [0]
     assert p.rows_to_look_at(0, [(1.0, 1)], at_exit()) == []
     for _ in range(32):
-        p.observe_step(1, 1, 1.0)
-    assert p.is_drafting
+        p.observe_step(1, 1, 1.0, 1.0)
+    assert p.report.reason is PolicyReason.PROBING
     for _ in range(100):
-        p.observe_step(1, 3, 1.3)
-    assert p.is_drafting
+        p.observe_step(1, 3, 2.5, 1.3)
+    assert p.report.reason is PolicyReason.DRAFTING
     assert p.speedup == pytest.approx(3 * 0.98 / 1.3)
 
 
@@ -118,5 +120,25 @@ def test_pauses_grow_while_it_never_pays() -> None:
     drafting = 0
     for _ in range(2000):
         drafting += p.is_drafting
-        p.observe_step(1, 1, 1.02)
+        p.observe_step(1, 1, 1.0, 1.02)
     assert drafting < 200
+
+
+def test_a_few_bad_steps_are_chance_while_the_chances_promise_a_gain() -> None:
+    p = policy()
+    for _ in range(20):
+        p.observe_step(1, 1, 1.6, 1.1)
+    assert p.is_drafting
+    for _ in range(40):
+        p.observe_step(1, 2, 1.6, 1.1)
+    assert p.report.reason is PolicyReason.DRAFTING
+
+
+def test_promises_that_are_never_kept_end_it() -> None:
+    p = policy()
+    for _ in range(80):
+        p.observe_step(1, 1, 1.3, 1.1)
+        if not p.is_drafting:
+            break
+    assert p.report.reason is PolicyReason.POOR_ACCEPTANCE
+    assert not p.report.is_drafting

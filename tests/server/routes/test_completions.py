@@ -85,6 +85,7 @@ def test_a_single_choice_has_draft_figures_in_vllms_shape(client):
     assert accepted == figures["num_accepted_draft_tokens"] <= figures["num_draft_tokens"]
     assert figures["mean_acceptance_length"] == 1 + accepted / figures["num_spec_steps"]
     assert metrics["early_exit"]["accepted_by_layer"] == {str(EXIT_LAYER): 5}
+    assert metrics["early_exit"]["reason"] == "drafting"
 
 
 def test_without_early_exit_there_are_no_figures(client):

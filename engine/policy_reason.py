@@ -1,0 +1,55 @@
+"""What the exit policy is doing and why, as the worker tells it with every step's result."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class PolicyReason(StrEnum):
+    """Why drafts are made at present, or are not."""
+
+    DRAFTING = "drafting"
+    PROBING = "probing"
+    POOR_ACCEPTANCE = "poor_acceptance"
+    COSTS_MORE = "costs_more_than_it_brings"
+    FIXED_THRESHOLD = "fixed_threshold"
+    OFF_BY_REQUEST = "off_by_request"
+    OFF = "off"
+
+    @property
+    def text(self) -> str:
+        """For people."""
+        return _TEXTS[self]
+
+
+_TEXTS = {
+    PolicyReason.DRAFTING: "drafts are made wherever they are expected to pay",
+    PolicyReason.PROBING: "drafting was just begun or begun again, to see whether it pays",
+    PolicyReason.POOR_ACCEPTANCE: "paused: fewer drafts stood than expected, too few to pay",
+    PolicyReason.COSTS_MORE: "paused: the drafts that stand save less than drafting costs",
+    PolicyReason.FIXED_THRESHOLD: "a fixed threshold decides instead of the policy",
+    PolicyReason.OFF_BY_REQUEST: "the request asked for no drafts",
+    PolicyReason.OFF: "nothing drafts here: no exit heads and no look-ups, or switched off",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyReport:
+    """The policy's state after a step."""
+
+    reason: PolicyReason = PolicyReason.OFF
+    details: str = ""  # figures, for people
+    speedup: float = 1.0  # recent steps against the model of plain ones, as the policy has it
+
+    @property
+    def is_drafting(self) -> bool:
+        """Whether drafts may be made at present."""
+        return self.reason in (
+            PolicyReason.DRAFTING,
+            PolicyReason.PROBING,
+            PolicyReason.FIXED_THRESHOLD,
+        )
+
+    @property
+    def text(self) -> str:
+        """All of it, for people."""
+        return f"{self.reason.text}; {self.details}" if self.details else self.reason.text

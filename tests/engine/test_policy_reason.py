@@ -1,0 +1,30 @@
+"""What the policy does, as one request has it."""
+
+import pytest
+
+from engine.policy_reason import PolicyReason, PolicyReport
+from engine.request import EarlyExitOptions
+
+PROBING = PolicyReport(reason=PolicyReason.PROBING, details="1.1x plain", speedup=1.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "policy", "reason"),
+    [
+        (EarlyExitOptions(), PROBING, PolicyReason.PROBING),
+        (EarlyExitOptions(enabled=False), PROBING, PolicyReason.OFF_BY_REQUEST),
+        (EarlyExitOptions(max_draft_tokens=0), PROBING, PolicyReason.OFF_BY_REQUEST),
+        (EarlyExitOptions(threshold=0.5), PROBING, PolicyReason.FIXED_THRESHOLD),
+        (EarlyExitOptions(threshold=0.5), PolicyReport(), PolicyReason.OFF),
+    ],
+)
+def test_a_request_may_decide_for_itself(options, policy, reason):
+    assert options.under(policy).reason is reason
+
+
+def test_every_reason_says_whether_it_drafts_and_why():
+    drafting = {reason for reason in PolicyReason if PolicyReport(reason=reason).is_drafting}
+
+    assert drafting == {PolicyReason.DRAFTING, PolicyReason.PROBING, PolicyReason.FIXED_THRESHOLD}
+    assert len({reason.text for reason in PolicyReason}) == len(PolicyReason)
+    assert PROBING.text == f"{PolicyReason.PROBING.text}; 1.1x plain"
