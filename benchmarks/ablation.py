@@ -9,7 +9,7 @@ output.
 import argparse
 import gc
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
@@ -98,11 +98,12 @@ def run(args: argparse.Namespace) -> int:
     heads = args.heads or find_heads(args.model, directory)
     if heads is None:
         raise ValueError(f"no exit heads for {args.model}: give --heads")
+    retrained = dict(map(_retrained, args.retrained))
     entries = encode_prompts(choose_prompts(args.prompts, args.num_prompts), directory)
     print_facts(describe_machine() | {"model": args.model, "clock": args.clock})
     with tempfile.TemporaryDirectory() as scratch:
         engines = _Engines(args, directory)
-        variants = _variants(heads, Path(scratch), engines.vocab_size)
+        variants = _variants(heads, Path(scratch), engines.vocab_size, retrained)
         common = {"max_tokens": args.max_tokens, "temperature": args.temperature}
         clock = CLOCKS[args.clock]
         plain = EarlyExitOptions(enabled=False)
@@ -160,18 +161,42 @@ class _Engines:
         return OfflineEngine(config, worker)
 
 
-def _variants(heads: Path, scratch: Path, vocab_size: int) -> list[Variant]:
+def _retrained(text: str) -> tuple[str, Path]:
+    """A row's name and its heads, from NAME=DIR.
+
+    Raises:
+        ValueError: if it is not of that form, or there are no heads.
+    """
+    name, _, directory = text.partition("=")
+    if name in ("", _NOISE) or not (Path(directory) / "heads.json").is_file():
+        raise ValueError(f"--retrained: expected NAME=DIR with heads in DIR, got {text!r}")
+    return name, Path(directory)
+
+
+def _variants(
+    heads: Path, scratch: Path, vocab_size: int, retrained: Mapping[str, Path]
+) -> list[Variant]:
+    """All rows.
+
+    Args:
+        retrained: Heads that were trained for a row, by its name; a new name is a new row.
+    """
     full, no_lookup = ExitsConfig(heads=heads), EarlyExitOptions(lookup=False)
     fixed = EarlyExitOptions(threshold=0.0, max_draft_tokens=_FIXED_DRAFTS, lookup=False)
-    changed = [
-        Variant(
+    changed = {
+        name: Variant(
             name,
             ExitsConfig(heads=write_variant(heads, scratch / str(number), change, vocab_size)),
             remark=remark,
         )
         for number, (name, (change, remark)) in enumerate(_CHANGES.items())
-    ]
-    of_noise = changed[list(_CHANGES).index(_NOISE)].exits
+        if name not in retrained
+    }
+    of_noise = changed[_NOISE].exits
+    changed |= {
+        name: Variant(name, ExitsConfig(heads=directory), remark="trained for it")
+        for name, directory in retrained.items()
+    }
     return [
         Variant("full", full),
         Variant("no verification", full, verifies=False, remark="drafts are taken as they are"),
@@ -181,7 +206,7 @@ def _variants(heads: Path, scratch: Path, vocab_size: int) -> list[Variant]:
             fixed,
             remark=f"every token leaves at the first exit, {_FIXED_DRAFTS} drafts a step",
         ),
-        *changed,
+        *changed.values(),
         Variant(f"{_NOISE}, no free drafts", of_noise, no_lookup, remark="nothing to gain"),
         Variant(
             "no policy",

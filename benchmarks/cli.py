@@ -53,6 +53,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_prompt_arguments(ablation)
     _add_clock_argument(ablation)
     ablation.add_argument("--temperature", type=float, default=0.0, help="(%(default)s: greedy)")
+    ablation.add_argument(
+        "--retrained",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="heads trained for a row (`heads train --no-previous-token`, other --exit-layers): in "
+        "place of the row of that name, or as one more",
+    )
     ablation.add_argument("--markdown", type=Path, metavar="FILE", help="write the table")
     ablation.add_argument("--plot", type=Path, metavar="FILE", help="write a picture (PNG, SVG)")
     calibration = commands.add_parser(

@@ -1,6 +1,7 @@
 """Exit heads with something taken away, as directories like those that `heads train` writes.
 
-What would need training anew is not trained anew: a variant says what the trained heads lose.
+Nothing is trained anew: a variant says what the trained heads lose. Heads trained without it are
+`heads train`'s affair, and `bench ablation --retrained` takes them.
 """
 
 import json

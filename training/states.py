@@ -1,7 +1,7 @@
 """Hidden states on disk: what heads learn from, in shards of a fixed number of generations.
 
-    <directory>/shard-00003-64.last.safetensors      the last layer's states, and what it predicts
-    <directory>/shard-00003-64.exit-4.safetensors    the states at an exit layer
+    <directory>/shard-00003-16.last.safetensors      the last layer's states, and what it predicts
+    <directory>/shard-00003-16.exit-4.safetensors    the states at an exit layer
 
 A shard's parts are written one by one, each atomically, so that a killed run goes on where it
 stopped and a further exit layer costs a further part only. States are float16, scaled to unit RMS.
@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-ROWS_PER_SHARD = 64
+ROWS_PER_SHARD = 16  # what a killed pass has to do again at most
 LAST = "last"  # the part every shard has
 Part = str | int  # that, or an exit layer
 

@@ -49,19 +49,37 @@ def test_every_row_runs_and_only_the_unverified_one_changes_outputs(
     monkeypatch.setattr(ablation, "encode_prompts", lambda *_: prompts)
     monkeypatch.setattr(ablation, "resolve_model", Path)
     monkeypatch.setattr("engine.worker.cost_profile._ROUNDS", 1)
+    two = write_tiny_heads(directory, directory / "two", [1, 3])
     table = directory / "table.md"
     args = Namespace(
         model=str(directory), heads=directory / "exit_heads", prompts=None, num_prompts=1,
         max_tokens=12, temperature=0.0, clock="cpu", device="cpu", dtype="auto", threads=1,
         backend="torch", quantization="auto", markdown=table, plot=None,
+        retrained=[f"full vocabulary={directory / 'full'}", f"two exits={two}"],
     )  # fmt: skip
     assert ablation.run(args) == 0
     rows = {line.split("|")[1].strip(): line for line in table.read_text().splitlines()[2:]}
     assert list(rows) == [
         "full", "no verification", "fixed single exit", "no previous-token feature",
-        "full vocabulary", "original LM head, untrained", "heads of noise",
+        "original LM head, untrained", "heads of noise", "full vocabulary", "two exits",
         "heads of noise, no free drafts", "no policy", "no free drafts", "no heads",
     ]  # fmt: skip
+    assert "trained for it" in rows["full vocabulary"]
     changed = {name for name, line in rows.items() if "0 of 2" not in line}
     assert changed <= {"no verification"}
     assert "speed-up" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "text", ["two exits", "=somewhere", "two exits=/nowhere", "heads of noise=/"]
+)
+def test_a_row_without_heads_is_named(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setattr(ablation, "resolve_model", Path)
+    args = Namespace(
+        model=str(directory), heads=directory / "exit_heads", prompts=None, num_prompts=1,
+        plot=None, retrained=[text],
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="--retrained"):
+        ablation.run(args)
