@@ -8,6 +8,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
+
 from engine.checkpoint import find_heads, resolve_model
 from engine.config import ModelConfig
 from engine.errors import EngineError
@@ -44,8 +46,7 @@ def _add_common_arguments(parser: argparse.ArgumentParser, *, default_tokens: in
     parser.add_argument(
         "--memory-gib",
         type=float,
-        default=2.0,
-        help="states, keys and values held at once (%(default)s)",
+        help="states, keys and values held at once (2 on a CPU, 16 on a GPU)",
     )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     dtypes = ["auto", "float32", "bfloat16", "float16"]
@@ -141,7 +142,7 @@ def _generation_options(
         work=args.work or default_work,
         num_tokens=args.tokens,
         max_new_tokens=args.max_new_tokens,
-        max_bytes=int(args.memory_gib * 2**30),
+        max_bytes=_memory_bytes(args),
     )
 
 
@@ -163,6 +164,16 @@ def _exit_layers(text: str | None, directory: Path) -> list[int]:
     if not all(0 < layer < num_layers for layer in layers):
         raise ValueError(f"--exit-layers: between 1 and {num_layers - 1}, got {text}")
     return layers
+
+
+def _memory_bytes(args: argparse.Namespace) -> int:
+    gib: float | None = args.memory_gib
+    if gib is None:
+        is_on_gpu = args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available())
+        gib = 16.0 if is_on_gpu else 2.0
+    if gib <= 0:
+        raise ValueError(f"--memory-gib: more than 0, got {gib}")
+    return int(gib * 2**30)
 
 
 def _vocabulary_size(args: argparse.Namespace) -> int | None:

@@ -151,6 +151,7 @@ def test_a_run_that_was_killed_by_a_signal_goes_on(
         (("--vocabulary-size", "auto"), "--search"),
         (("--vocabulary-size", "-3"), "--vocabulary-size"),
         (("--tokens", str(10**12)), "--tokens"),
+        (("--memory-gib", "0"), "--memory-gib"),
         (("--max-new-tokens", "100"), "--max-new-tokens"),
     ],
 )

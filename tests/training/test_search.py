@@ -1,0 +1,50 @@
+"""What a search is made on, and what is kept of its result."""
+
+from pathlib import Path
+
+import pytest
+
+from engine.model.exit_head import Calibration
+from training.generations import Generation
+from training.search import choose_prompts, choose_sample
+from training.search_result import Candidate, LayerCurve, SearchResult
+
+pytestmark = pytest.mark.torch
+
+
+def test_the_sample_is_the_first_so_many_tokens() -> None:
+    rows = [Generation("qa", [n], [1] * 10, 0.0) for n in range(5)]
+    assert choose_sample(rows, 1) == rows[:1]
+    assert choose_sample(rows, 20) == rows[:2]
+    assert choose_sample(rows, 21) == rows[:3]
+    assert choose_sample(rows, 1000) == rows
+
+
+def test_timed_prompts_are_of_different_tasks() -> None:
+    tasks = ["a", "a", "a", "b", "c", "c"]
+    rows = [Generation(task, [n], [1, 2], 0.0) for n, task in enumerate(tasks)]
+    assert choose_prompts(rows, 4) == [[0], [3], [4], [1]]
+    assert len(choose_prompts(rows, 10)) == 6
+    assert choose_prompts([], 3) == []
+
+
+def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
+    calibration = Calibration(edges=[0.5, 1.0], greedy=[0.1, 0.9], sampled=[0.1, 0.8])
+    result = SearchResult(
+        exit_layers=[3, 8],
+        vocabulary_size=4096,
+        curves=[LayerCurve(layer=1, agreement=[0.2, 0.3], calibration=calibration, speedup=1.1)],
+        vocabularies={2048: (0.8, 1.1), 4096: (0.9, 1.2)},
+        candidates=[
+            Candidate(
+                exit_layers=[3, 8],
+                forecast=1.2,
+                threshold=0.5,
+                threshold_forecast=1.1,
+                measured=1.4,
+            )
+        ],
+    )
+    result.write(tmp_path / "result.json")
+    assert SearchResult.read(tmp_path / "result.json") == result
+    assert result.facts()["vocabularies"]["4096"] == {"coverage": 0.9, "forecast": 1.2}
