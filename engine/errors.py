@@ -2,6 +2,7 @@
 
 EngineError
 ├── RequestError           the caller's fault; carries the parameter's name and a code
+│   ├── DeadEnd            what it asks for leaves no token to choose
 │   ├── PromptTooLong      code context_length_exceeded
 │   ├── StructureError     a schema, pattern or grammar that cannot be followed
 │   └── UnsupportedOption  code unsupported_parameter
@@ -39,6 +40,12 @@ class RequestError(EngineError):
         self.param = param
         if code is not None:
             self.code = code
+
+
+class DeadEnd(RequestError):
+    """At some point the output can neither go on nor end as asked; known only once it is there."""
+
+    code = "no_token_allowed"
 
 
 class PromptTooLong(RequestError):

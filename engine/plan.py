@@ -79,6 +79,7 @@ class RowResult:
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     embedding: list[float] | None = None  # [E], once the prompt is computed, when asked for
     error: str | None = None  # this row failed (NaN logits, an exception); no tokens then
+    is_dead_end: bool = False  # it failed, as what the request asks for leaves no token
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

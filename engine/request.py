@@ -21,6 +21,7 @@ class FinishReason(StrEnum):
     LENGTH = "length"  # max_tokens or the end of the context
     ABORT = "abort"  # the client went away or asked to stop
     ERROR = "error"  # the engine failed; `RequestOutput.error` says how
+    DEAD_END = "dead_end"  # its own structure and allowed tokens leave none; `error` says it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,4 +180,4 @@ class RequestOutput:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None  # the stop string or stop token id that ended it
     draft_figures: DraftFigures | None = None  # on the last output
-    error: str | None = None  # with FinishReason.ERROR: what to tell the client
+    error: str | None = None  # with FinishReason.ERROR or DEAD_END: what to tell the client

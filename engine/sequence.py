@@ -124,7 +124,8 @@ class Sequence:
             How many of the result's tokens became output.
         """
         if result.error is not None:
-            self.finish(FinishReason.ERROR, error=result.error)
+            reason = FinishReason.DEAD_END if result.is_dead_end else FinishReason.ERROR
+            self.finish(reason, error=result.error)
             return 0
         self.num_computed_tokens += num_scheduled
         self._figures.add(result)

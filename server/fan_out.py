@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
-from engine.errors import EngineStopped, RequestFailed
+from engine.errors import DeadEnd, EngineStopped, RequestFailed
 from engine.request import FinishReason, RequestOutput
 
 Outputs = AsyncGenerator[RequestOutput, None]
@@ -12,7 +12,10 @@ IndexedOutputs = AsyncGenerator[tuple[int, RequestOutput], None]
 
 
 async def fan_out(
-    generations: Sequence[Outputs], *, most_at_once: int | None = None
+    generations: Sequence[Outputs],
+    *,
+    most_at_once: int | None = None,
+    demanding: str | None = None,
 ) -> IndexedOutputs:
     """Run generations at once and yield their outputs as they come.
 
@@ -20,6 +23,7 @@ async def fan_out(
 
     Args:
         most_at_once: Run only so many at a time, in their order; None: all.
+        demanding: The parameter to name where what is asked for leaves no token.
 
     Raises:
         EngineError: whatever a generation raised, or that it was aborted or failed.
@@ -27,14 +31,19 @@ async def fan_out(
     if len(generations) == 1:
         async with aclosing(generations[0]) as only:
             async for output in only:
-                yield 0, _undisturbed(output)
+                yield 0, _undisturbed(output, demanding)
         return
     async with aclosing(_merge(generations, most_at_once or len(generations))) as merged:
         async for index, output in merged:
-            yield index, _undisturbed(output)
+            yield index, _undisturbed(output, demanding)
 
 
-def _undisturbed(output: RequestOutput) -> RequestOutput:
+def _undisturbed(output: RequestOutput, demanding: str | None) -> RequestOutput:
+    if output.finish_reason is None:
+        return output
+    if output.finish_reason is FinishReason.DEAD_END:
+        prefix = f"{demanding}: " if demanding else ""
+        raise DeadEnd(f"{prefix}{output.error}.", param=demanding)
     if output.finish_reason is FinishReason.ERROR:
         raise RequestFailed(output.error or "the request failed")
     if output.finish_reason is FinishReason.ABORT:

@@ -79,7 +79,10 @@ async def generate_answer(
     )
     record = record_of(request)
     record.num_choices = body.n or 1
-    outputs = generate(context, model.engine, requests, record)
+    demanding = "allowed_token_ids" if body.allowed_token_ids else None
+    if demanding is None and structure is not None:
+        demanding = structure.param
+    outputs = generate(context, model.engine, requests, record, demanding=demanding)
     if body.stream:
         settings = context.settings
         return await streamed_answer(
@@ -100,11 +103,13 @@ async def generate(
     record: RequestRecord,
     *,
     most_at_once: int | None = None,
+    demanding: str | None = None,
 ) -> IndexedOutputs:
     """Outputs of all requests, none of which outlives this.
 
     Args:
         most_at_once: Queue only so many at a time; None: all at once, or none.
+        demanding: See `fan_out`.
 
     Raises:
         EngineError: the engine refused or failed, or it took too long.
@@ -120,6 +125,7 @@ async def generate(
         outputs = fan_out(
             [context.observer.watch(engine.generate(each), each, record) for each in requests],
             most_at_once=most_at_once,
+            demanding=demanding,
         )
         deadlines = Deadlines(context.settings.queue_timeout, context.settings.request_timeout)
         if deadlines.are_set:

@@ -53,9 +53,14 @@ class Grammars:
         except Exception:
             logger.exception("sequence %d: its structure cannot be used", start.sequence_id)
             return StructureState(None, self._vocab_size, (), ())
-        ends = {*self._eos_ids, *start.stop_token_ids}
         output = start.token_ids[start.num_prompt_tokens :]
-        return StructureState(matcher, self._vocab_size, sorted(ends), output)
+        return StructureState(
+            matcher,
+            self._vocab_size,
+            self._eos_ids,
+            output,
+            stop_token_ids=start.stop_token_ids,
+        )
 
     def _compile(self, structure: Structure) -> Any:
         compiled = self._recall(structure)

@@ -98,12 +98,9 @@ def _wishes(point: SamplePoint, vocab_size: int, reduced: ReducedVocabulary | No
         return asked if reduced is None else reduced.placed(asked)
 
     wishes.allowed = point.allowed
+    if wishes.allowed is None:
+        wishes.allowed = state.wishes.allowed(vocab_size)
     wishes.is_dead = wishes.allowed is not None and not wishes.allowed.any()
-    listed = state.wishes.allowed(vocab_size)
-    if listed is not None:
-        wishes.allowed = listed if wishes.allowed is None else wishes.allowed & listed
-        if reduced is None:
-            wishes.is_dead = not wishes.allowed.any()
     if state.counts is not None:
         ids, counts = state.counts.behind(point.drafts)
         if start.repetition_penalty != 1.0:

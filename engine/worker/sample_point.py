@@ -28,12 +28,15 @@ class SamplePoint:
 
     @property
     def allowed(self) -> Tensor | None:
-        """[V] bool on the CPU: what the structure allows here; None: it has no say."""
+        """[V] bool on the CPU: what the structure allows here, of the tokens that are listed; None:
+        it has no say.
+        """
         structure = self.state.structure
         if structure is None:
             return None
         puts_off_end = self.is_too_short or self.state.start.ignore_eos
-        return structure.allowed(self.drafts, puts_off_end=puts_off_end)
+        listed = self.state.wishes.allowed(structure.vocab_size)
+        return structure.allowed(self.drafts, puts_off_end=puts_off_end, listed=listed)
 
 
 class ReducedVocabulary:

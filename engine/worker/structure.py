@@ -17,20 +17,29 @@ class StructureState:
 
     Attributes:
         error: Why the structure can no longer be followed; nothing is allowed then.
+        vocab_size: V.
     """
 
     def __init__(
-        self, matcher: Any, vocab_size: int, stop_token_ids: Sequence[int], output: Sequence[int]
+        self,
+        matcher: Any,
+        vocab_size: int,
+        eos_token_ids: Sequence[int],
+        output: Sequence[int],
+        *,
+        stop_token_ids: Sequence[int] = (),
     ) -> None:
         """Args:
         matcher: an `xgrammar.GrammarMatcher` at the start of its grammar.
-        stop_token_ids: ids that are put off while something else is allowed and asked for.
+        eos_token_ids: ids that end a structure.
         output: tokens that are known already: replayed.
+        stop_token_ids: further ids that are put off while something else is allowed.
         """
         self.error = None if matcher else "the structure cannot be used here"
+        self.vocab_size = vocab_size
         self._matcher = matcher
-        self._vocab_size = vocab_size
-        self._stop_ids = torch.tensor(list(stop_token_ids), dtype=torch.int64)
+        self._eos_ids = torch.tensor(list(eos_token_ids), dtype=torch.int64)
+        self._stop_ids = torch.tensor([*eos_token_ids, *stop_token_ids], dtype=torch.int64)
         self._words = torch.zeros((1, -(-vocab_size // 32)), dtype=torch.int32)
         self._masks: dict[tuple[int, ...], Tensor | None] = {}
         self.append(output)
@@ -45,25 +54,34 @@ class StructureState:
                 self.error = "the output has left its structure"
                 return
 
-    def allowed(self, drafts: Sequence[int], *, puts_off_end: bool) -> Tensor | None:
+    def allowed(
+        self, drafts: Sequence[int], *, puts_off_end: bool, listed: Tensor | None = None
+    ) -> Tensor | None:
         """[V] bool: tokens that may follow the drafts; None where it does not matter.
 
         Args:
             puts_off_end: leave out the stop tokens while there is anything else.
+            listed: [V] bool, the tokens that are wanted; where none of them can go on, a structure
+                that is complete ends.
         """
         key = tuple(drafts)
         if key not in self._masks:
             self._masks[key] = self._after(key)
         mask = self._masks[key]
-        if mask is None or not puts_off_end:
-            return mask
-        others = mask.clone()
-        others[self._stop_ids] = False
-        return others if others.any() else mask
+        if mask is None:
+            return None
+        wanted = mask if listed is None else mask & listed
+        if puts_off_end:
+            others = wanted.clone()
+            others[self._stop_ids] = False
+            wanted = others if others.any() else wanted
+        if listed is not None and not wanted.any():
+            wanted[self._eos_ids] = mask[self._eos_ids]
+        return wanted
 
     def _after(self, drafts: tuple[int, ...]) -> Tensor | None:
         if self.error is not None:
-            return torch.zeros(self._vocab_size, dtype=torch.bool)
+            return torch.zeros(self.vocab_size, dtype=torch.bool)
         matcher, fed = self._matcher, 0
         try:
             for token_id in drafts:
@@ -74,7 +92,7 @@ class StructureState:
                 return None
             matcher.fill_next_token_bitmask(self._words)
             bits = (self._words[0][:, None] >> torch.arange(32, dtype=torch.int32)) & 1
-            return bits.flatten()[: self._vocab_size].bool()
+            return bits.flatten()[: self.vocab_size].bool()
         finally:
             if fed:
                 matcher.rollback(fed)

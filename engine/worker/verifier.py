@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 _NOT_NUMBERS = "the model's logits are not numbers"
 _NO_RESULT = "the row's result could not be made"
+_DEAD_END = "at some point of the output no token of the vocabulary is allowed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +160,7 @@ class Verifier:
         accepted = len(ids) if self.accepts_all else num_accepted(ids, targets)
         token_ids = [*ids[:accepted], targets[accepted]]
         if -1 in token_ids:
-            return _failed(row, _why_no_token(row, logits))
+            return _without_token(row, logits)
         return RowResult(
             sequence_id=sequence_id,
             token_ids=token_ids,
@@ -264,9 +265,11 @@ def _failed(row: Row, error: str) -> RowResult:
     return RowResult(sequence_id=row.state.sequence_id, token_ids=[], error=error)
 
 
-def _why_no_token(row: Row, logits: Tensor) -> str:
-    """Why a row has no choice among its tokens."""
+def _without_token(row: Row, logits: Tensor) -> RowResult:
+    """A row that has no choice among its tokens, and why."""
     structure = row.state.structure
     if structure is None or logits.isnan().any():
-        return _NOT_NUMBERS
-    return structure.error or "the structure allows none of the vocabulary's tokens here"
+        return _failed(row, _NOT_NUMBERS)
+    if structure.error is not None:
+        return _failed(row, structure.error)
+    return replace(_failed(row, _DEAD_END), is_dead_end=True)

@@ -1,6 +1,7 @@
 """Answers of /v1/responses: thoughts, messages and calls, whole or as their numbered events."""
 
 from collections.abc import Iterator, Sequence
+from http import HTTPStatus
 from typing import Any, ClassVar, Literal
 
 from engine.request import FinishReason, RequestOutput, TokenTrace
@@ -74,7 +75,12 @@ class ResponsesRenderer(Renderer):
             param=failure.param,
         )
         response = self._response("failed", self._items.so_far())
-        response.error = ResponseFailure(code="server_error", message=failure.message)
+        code = (
+            "server_error"
+            if failure.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+            else "invalid_prompt"
+        )
+        response.error = ResponseFailure(code=code, message=failure.message)
         yield self._lifecycle("response.failed", response)
 
     def answer(self, choices: Sequence[RequestOutput]) -> Response:

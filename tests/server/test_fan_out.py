@@ -4,7 +4,7 @@ from contextlib import aclosing
 import pytest
 from fake_engine import FakeEngine
 
-from engine.errors import EngineOverloaded, EngineStopped, RequestFailed
+from engine.errors import DeadEnd, EngineOverloaded, EngineStopped, RequestFailed
 from engine.request import FinishReason, GenerationRequest
 from server.fan_out import fan_out
 
@@ -73,3 +73,11 @@ async def test_an_unhappy_end_of_one_ends_all(reason, error):
         async for _ in fan_out(generations(engine, 2)):
             pass
     assert not engine.open_ids
+
+
+async def test_a_dead_end_is_the_requests_own_fault():
+    engine = FakeEngine("abcdef", finish_with=FinishReason.DEAD_END, failure_after=2)
+    with pytest.raises(DeadEnd, match=r"^allowed_token_ids: ") as caught:
+        async for _ in fan_out(generations(engine, 1), demanding="allowed_token_ids"):
+            pass
+    assert caught.value.param == "allowed_token_ids"

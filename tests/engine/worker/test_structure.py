@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 import pytest
+import torch
 from backends import available_ops
 from tiny_model import (
     VOCAB,
@@ -47,6 +48,24 @@ def state(compiler: GrammarCompiler, pattern: str, output: bytes = b"") -> Struc
 def ids(mask: Tensor | None) -> list[int]:
     assert mask is not None
     return mask.nonzero().flatten().tolist()
+
+
+def test_of_listed_tokens_those_that_fit_and_else_the_end_of_what_is_complete(
+    compiler: GrammarCompiler,
+) -> None:
+    structure = state(compiler, "a[0-9]*")
+    listed = torch.zeros(len(VOCABULARY), dtype=torch.bool)
+    listed[list(b"a7x")] = True
+
+    def left(drafts: bytes, *, puts_off_end: bool = False) -> list[int]:
+        return ids(structure.allowed(drafts, puts_off_end=puts_off_end, listed=listed))
+
+    assert left(b"") == [ord("a")]
+    assert left(b"a") == [ord("7")], "the end is not listed, and something that is can come"
+    listed[ord("7")] = False
+    assert left(b"a") == left(b"a", puts_off_end=True) == [EOS]
+    listed[ord("a")] = False
+    assert left(b"") == [], "nothing that is listed, and no end either"
 
 
 def test_drafts_are_followed_and_taken_back(compiler: GrammarCompiler) -> None:

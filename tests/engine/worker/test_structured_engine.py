@@ -88,3 +88,35 @@ def test_whatever_happens_on_the_way_outputs_are_those_of_plain_decoding(
         results = engine.generate(requests(early_exit=True))
         assert said(results) == said(plain)
     assert sum(result.draft_figures.num_draft_tokens for result in results) > 20
+
+
+@pytest.mark.parametrize("early_exit", [False, True])
+def test_what_leaves_no_token_is_a_dead_end_and_disturbs_nobody(
+    config: EngineConfig, early_exit: bool
+) -> None:
+    engine = OfflineEngine(config, make_worker(config, config.model.directory))
+
+    def asked(name: str, text: str, pattern: str) -> GenerationRequest:
+        sampling = SamplingParams(
+            temperature=0.0,
+            max_tokens=8,
+            structure=Structure(kind="regex", source=pattern),
+            allowed_token_ids=tuple(ord(character) - FIRST for character in text),
+        )
+        exits = EarlyExitOptions(enabled=early_exit)
+        return GenerationRequest(
+            request_id=name, prompt_token_ids=PROMPT[:8], sampling=sampling, early_exit=exits
+        )
+
+    results = engine.generate(
+        [asked("dead", "ab", "abc"), asked("ends", "ab", "ab[0-9]*"), asked("first", "x", "ab")]
+    )
+
+    assert [each.finish_reason for each in results] == [
+        FinishReason.DEAD_END,
+        FinishReason.STOP,
+        FinishReason.DEAD_END,
+    ]
+    assert bytes(FIRST + token for token in results[1].token_ids[:-1]) == b"ab"
+    assert results[0].error is not None
+    assert "no token" in results[0].error

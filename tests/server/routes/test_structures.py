@@ -9,7 +9,7 @@ from fake_engine import FakeEngine
 from live_server import MODEL
 
 from engine.errors import EngineOverloaded, StructureError
-from engine.request import Structure
+from engine.request import FinishReason, Structure
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 NAMED = {"name": "s", "schema": SCHEMA, "strict": True}
@@ -264,3 +264,33 @@ def test_responses_take_a_format(client, engine):
     engine.structure_error = StructureError("it is wrong")
     error = client.post("/v1/responses", json=body).json()["error"]
     assert error["param"] == "text.format"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [({}, "structured_outputs.regex"), ({"allowed_token_ids": [5]}, "allowed_token_ids")],
+)
+def test_what_leaves_no_token_is_the_requests_fault_and_says_which_field(
+    client, engine, stream, more, param
+):
+    engine.finish_with, engine.failure_after = FinishReason.DEAD_END, 0
+    fields = {"structured_outputs": {"regex": "a+"}, "stream": stream, **more}
+
+    response = complete(client, **fields)
+
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert (error["type"], error["param"]) == ("invalid_request_error", param)
+    assert error["code"] == "no_token_allowed"
+
+
+def test_after_the_first_token_the_stream_says_it(client, engine):
+    engine.finish_with, engine.failure_after = FinishReason.DEAD_END, 2
+
+    response = complete(client, structured_outputs={"regex": "a+"}, stream=True)
+
+    *_, failure, done = response.text.split("\n\n")[:-1]
+    error = json.loads(failure.removeprefix("data: "))["error"]
+    assert (error["code"], error["param"]) == ("no_token_allowed", "structured_outputs.regex")
+    assert done == "data: [DONE]"
