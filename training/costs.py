@@ -4,6 +4,7 @@ other ones, of the LM head, and of exit heads by size of the reduced vocabulary.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -38,6 +39,17 @@ class PartCosts:
         heads = [_curve(self.heads[vocabulary_size])] * len(exit_layers)
         curves = [self._segment(segment.end - segment.start) for segment in segments]
         return CostModel(curves, heads, _curve(self.logits))
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> "PartCosts":
+        """As JSON has them, whose keys are strings."""
+        return cls(
+            num_layers=raw["num_layers"],
+            layer=_counts(raw["layer"]),
+            further_layer=_counts(raw["further_layer"]),
+            logits=_counts(raw["logits"]),
+            heads={int(size): _counts(times) for size, times in raw["heads"].items()},
+        )
 
     def _segment(self, num_layers: int) -> CostCurve:
         return _curve(
@@ -94,6 +106,10 @@ def _random_heads(decoder: Decoder, size: int) -> ExitHeads:
         tensors[f"exits.1.{name}"] = torch.randn(width, width)
     token_ids = torch.arange(min(size, decoder.spec.vocab_size), dtype=torch.int32)
     return build_heads(decoder, token_ids, tensors, [1], {})
+
+
+def _counts(times: Mapping[str, float]) -> dict[int, float]:
+    return {int(count): seconds for count, seconds in times.items()}
 
 
 def _curve(times: Mapping[int, float]) -> CostCurve:

@@ -2,7 +2,6 @@
 loads.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +16,7 @@ from engine.model.exit_head import FORMAT_VERSION
 from training.evaluate import HeadFigures
 from training.generations import Generation, num_output_tokens
 from training.head_module import HeadModule
+from training.json_file import read_json, write_json
 
 Facts = dict[str, Any]
 
@@ -51,7 +51,7 @@ def write_heads(
         "torch": torch.__version__,
         **facts,
     }
-    (directory / "heads.json").write_text(json.dumps(content, indent=2) + "\n")
+    write_json(directory / "heads.json", content)
 
 
 def model_facts(name: str, decoder: Decoder) -> Facts:
@@ -83,8 +83,7 @@ def read_facts(directory: Path) -> Facts:
     Raises:
         ValueError: if it is not there.
     """
-    path = directory / "heads.json"
-    if not path.is_file():
+    facts: Facts | None = read_json(directory / "heads.json")
+    if facts is None:
         raise ValueError(f"{directory} has no heads.json")
-    facts: Facts = json.loads(path.read_text(encoding="utf-8"))
     return facts

@@ -2,10 +2,12 @@
 Every stage resumes.
 
 work directory:  generations.jsonl, hidden/, held-out/ → head-<layer>-<what it was made of>.pt
-search:          search/ (see `search`), with states of a sample at every layer until it is over
+search:          search-<options>/ (see `search`); a sample's states at all layers, until it is over
 output:          heads.safetensors, heads.json, report.html
 """
 
+import hashlib
+import json
 import logging
 import shutil
 from collections.abc import Sequence
@@ -138,10 +140,12 @@ def _search(
     prompts: Sequence[Prompt],
 ) -> SearchResult:
     """Exits and the size of the reduced vocabulary, as found by an earlier run or now."""
-    work = generation.work / "search"
+    key = hashlib.sha256(json.dumps(asdict(options)).encode()).hexdigest()[:12]
+    work = generation.work / f"search-{key}"
     path = work / "result.json"
-    if path.is_file():
-        return SearchResult.read(path)
+    known = SearchResult.read(path)
+    if known is not None:
+        return known
     layers = list(range(1, decoder.spec.num_layers))
     if not layers:
         raise ValueError("--search: a model of one layer has no exits")

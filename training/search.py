@@ -27,6 +27,7 @@ from training.evaluate import evaluate_head
 from training.generations import Generation, reduced_vocabulary
 from training.head_factory import HeadFactory
 from training.heads_file import model_facts, write_heads
+from training.json_file import read_json, write_json
 from training.progress import ProgressReport
 from training.replay import Forecast, Opinions, Replay, form_opinions
 from training.search_result import Candidate, LayerCurve, SearchResult
@@ -93,7 +94,7 @@ class Search:
         """Find exits, and the size of the reduced vocabulary."""
         sizes = self._sizes()
         forecaster = _Forecaster(
-            Replay(self._decoder.spec, self._texts.states), measure_costs(self._decoder, sizes)
+            Replay(self._decoder.spec, self._texts.states), self._costs(sizes), self._work
         )
         first_size = min(sizes, key=lambda size: abs(size - _FIRST_SIZE))
         cheap = self._cheap_heads(first_size)
@@ -115,6 +116,16 @@ class Search:
             vocabularies=vocabularies,
             candidates=candidates,
         )
+
+    def _costs(self, sizes: Sequence[int]) -> PartCosts:
+        """Measured once: forecasts of different runs must agree."""
+        path = self._work / "costs.json"
+        raw = read_json(path)
+        if raw is None:
+            costs = measure_costs(self._decoder, sizes)
+            write_json(path, asdict(costs))
+            return costs
+        return PartCosts.from_json(raw)
 
     def _sizes(self) -> list[int]:
         most = self._decoder.spec.vocab_size
@@ -237,25 +248,34 @@ class _CheapHeads:
         return cls(opinions, {n: each.calibration(states) for n, each in opinions.items()}, size)
 
 
-@dataclass(frozen=True, slots=True)
 class _Forecaster:
-    """Forecasts with the costs of this machine."""
+    """Forecasts with the costs of this machine; each is made once."""
 
-    replay: Replay
-    costs: PartCosts
+    def __init__(self, replay: Replay, costs: PartCosts, work: Path) -> None:
+        self._replay = replay
+        self._costs = costs
+        self._path = work / "forecasts.json"
+        self._speedups: dict[str, float] = read_json(self._path) or {}
 
     def forecast(
         self, exit_layers: Sequence[int], cheap: _CheapHeads, threshold: float | None = None
     ) -> Forecast:
         """Of exits at some of the layers that have heads."""
-        size = cheap.vocabulary_size
-        return self.replay.forecast(
-            {layer: cheap.opinions[layer] for layer in exit_layers},
-            {layer: cheap.calibration[layer] for layer in exit_layers},
-            self.costs.model(exit_layers, size),
-            self.costs.model([], size).plain(1),
+        layers, size = list(exit_layers), cheap.vocabulary_size
+        name = f"exits {layers}, {size} tokens, threshold {threshold}"
+        if name in self._speedups:
+            speedup = self._speedups[name]
+            return Forecast(exit_layers=layers, threshold=threshold, speedup=speedup)
+        forecast = self._replay.forecast(
+            {layer: cheap.opinions[layer] for layer in layers},
+            {layer: cheap.calibration[layer] for layer in layers},
+            self._costs.model(layers, size),
+            self._costs.model([], size).plain(1),
             threshold,
         )
+        self._speedups[name] = forecast.speedup
+        write_json(self._path, self._speedups)
+        return forecast
 
 
 def _all_forecasts(forecaster: _Forecaster, cheap: _CheapHeads) -> list[Forecast]:

@@ -1,11 +1,11 @@
 """What a search for exits has found, as a file."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from engine.model.exit_head import Calibration
+from training.json_file import read_json, write_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,14 +51,14 @@ class SearchResult:
 
     def write(self, path: Path) -> None:
         """Keep it, whole or not at all."""
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
-        partial.replace(path)
+        write_json(path, asdict(self))
 
     @classmethod
-    def read(cls, path: Path) -> "SearchResult":
-        """What `write` has written."""
-        raw = json.loads(path.read_text(encoding="utf-8"))
+    def read(cls, path: Path) -> "SearchResult | None":
+        """What `write` has written; None: nothing yet."""
+        raw = read_json(path)
+        if raw is None:
+            return None
         raw["curves"] = [
             LayerCurve(**curve | {"calibration": Calibration(**curve["calibration"])})
             for curve in raw["curves"]

@@ -88,9 +88,10 @@ def test_a_run_killed_everywhere_ends_with_the_same_heads(
     assert killed > 5
 
     work, again = tmp_path / "out" / "work", tmp_path / "again" / "work"
-    (again / "search").mkdir(parents=True)
+    [result] = work.glob("search-*/result.json")
+    (again / result.parent.name).mkdir(parents=True)
     shutil.copy(work / "generations.jsonl", again)
-    shutil.copy(work / "search" / "result.json", again / "search")
+    shutil.copy(result, again / result.parent.name)
     flags = ("--search", "--search-tokens", "900")
     assert train(monkeypatch, *command(model, tmp_path / "again", *flags)) == 0
     heads = [load_file(str(tmp_path / n / "heads.safetensors")) for n in ("out", "again")]
