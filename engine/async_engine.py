@@ -6,6 +6,7 @@ before are rendered and handed out.
 """
 
 import asyncio
+import itertools
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
@@ -17,6 +18,7 @@ from engine.errors import EngineFailed, EngineStopped, WorkerLost
 from engine.grammar.approver import Approver
 from engine.limits import ModelLimits
 from engine.output_slot import OutputSlot
+from engine.paced_slot import PacedSlot
 from engine.plan import StepPlan, Worker, WorkerInfo
 from engine.request import FinishReason, GenerationRequest, RequestOutput, Structure
 from engine.scheduler import Committed
@@ -61,6 +63,7 @@ class AsyncEngine:
         self._warming: asyncio.Task[None] | None = None
         self._core: EngineCore | None = None
         self._slots: dict[str, OutputSlot] = {}
+        self._is_even = config.exits.target_itl_s is not None  # tokens leave evenly
         self._work = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -168,7 +171,8 @@ class AsyncEngine:
             EngineFailed: if the engine fails, or has failed before.
         """
         self._running_core().add_all(requests)
-        self._slots |= {each.request_id: OutputSlot(each.output_interval) for each in requests}
+        make = PacedSlot if self._is_even else OutputSlot
+        self._slots |= {each.request_id: make(each.output_interval) for each in requests}
         self._idle.clear()
         self._work.set()
 
@@ -189,7 +193,9 @@ class AsyncEngine:
 
     def abort(self, request_id: str) -> None:
         """End a request for whose output nobody waits any more. Idempotent."""
-        self._slots.pop(request_id, None)
+        slot = self._slots.pop(request_id, None)
+        if isinstance(slot, PacedSlot):
+            slot.flush()
         if self._core is not None:
             self._core.abort(request_id)
             self._work.set()
@@ -250,7 +256,7 @@ class AsyncEngine:
                 self._work.clear()
                 plan = core.schedule()
                 if plan is None:
-                    self._publish(core.render(committed))
+                    self._publish(core.render(committed, one_by_one=self._is_even))
                     committed = []
                     await self._rest()
                 else:
@@ -266,7 +272,7 @@ class AsyncEngine:
         step = asyncio.create_task(self._supervisor.execute(plan))
         try:
             await asyncio.sleep(0)  # the plan is on its way before anything is rendered
-            self._publish(core.render(committed))
+            self._publish(core.render(committed, one_by_one=self._is_even))
             committed = core.commit(plan, await step)
         finally:
             step.cancel()  # matters only when this task is itself cancelled
@@ -306,10 +312,12 @@ class AsyncEngine:
             self._publish(core.adapt(limits))
 
     def _publish(self, outputs: list[RequestOutput]) -> None:
-        for output in outputs:
-            slot = self._slots.get(output.request_id)
-            if slot is not None:
-                slot.put(output)
+        for request_id, step in itertools.groupby(outputs, lambda output: output.request_id):
+            slot = self._slots.get(request_id)
+            if isinstance(slot, PacedSlot):
+                slot.put_step(list(step))
+            elif slot is not None:
+                slot.put(next(step))
 
 
 def _engine_info(info: WorkerInfo, limits: ModelLimits) -> EngineInfo:

@@ -55,7 +55,7 @@ class ExitsConfig:
     heads: Path | None = None  # holds heads.safetensors and heads.json; None: no exits
     lookup: bool = True  # drafts from text that repeats its prompt or itself
     threshold: float | None = None  # fixed confidence threshold; None: the cost-aware policy
-    target_itl_s: float | None = None  # drafts never make a step longer; None: as long as it pays
+    target_itl_s: float | None = None  # drafts never make a step longer; tokens leave evenly
     max_draft_tokens: int = 15  # pending drafts per row and step; the policy mostly wants fewer
     learn: bool = False  # heads learn from verified traffic
     learn_share: float = 0.1  # of the worker's time, at most

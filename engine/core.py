@@ -34,6 +34,11 @@ class _Open:
     detokenizer: Detokenizer
 
 
+def _is_going_on(sequence: Sequence) -> bool:
+    """Whether a sequence's tokens are read as they come, and more will come."""
+    return sequence.request.output_interval > 0 and not sequence.is_finished
+
+
 class EngineCore:
     """Requests in, plans out, results in, outputs out."""
 
@@ -119,15 +124,26 @@ class EngineCore:
         self._stats.count_step(plan, result)
         return committed
 
-    def render(self, committed: Many[Committed]) -> list[RequestOutput]:
-        """Text of what was committed; a stop string found here ends its sequence."""
+    def render(
+        self, committed: Many[Committed], *, one_by_one: bool = False
+    ) -> list[RequestOutput]:
+        """Text of what was committed; a stop string found here ends its sequence.
+
+        Args:
+            one_by_one: Tokens of one step come in outputs of their own, unless the step was the
+                request's last or its whole answer is wanted at once.
+        """
         outputs = []
         for item in committed:
             entry = self._open.get(item.sequence.request.request_id)
             if entry is None or entry.sequence is not item.sequence:
                 continue  # aborted since the commit
-            if item.result.token_ids or item.sequence.is_finished:
-                outputs.append(self._render(entry, item))
+            if not item.result.token_ids and not item.sequence.is_finished:
+                continue
+            if one_by_one and item.num_new_tokens > 1 and _is_going_on(entry.sequence):
+                outputs += self._render_each(entry, item)
+            else:
+                outputs.append(self._render(entry, item, item.num_new_tokens))
         return outputs
 
     def lose_worker(self, plan: StepPlan | None, *, is_crash: bool = False) -> list[RequestOutput]:
@@ -165,27 +181,43 @@ class EngineCore:
         self._scheduler.check()
         assert self._open or not self._scheduler.num_blocks_used, "blocks are held for nobody"
 
-    def _render(self, entry: _Open, item: Committed) -> RequestOutput:
+    def _render_each(self, entry: _Open, item: Committed) -> list[RequestOutput]:
+        """A step's tokens, until a stop string ends them."""
+        outputs: list[RequestOutput] = []
+        for end in range(1, item.num_new_tokens + 1):
+            outputs.append(self._render(entry, item, end, start=end - 1))
+            if entry.sequence.is_finished:
+                break
+        return outputs
+
+    def _render(self, entry: _Open, item: Committed, end: int, *, start: int = 0) -> RequestOutput:
+        """Tokens [start, end) of a step."""
         sequence = entry.sequence
-        token_ids = item.result.token_ids[: item.num_new_tokens]
+        num_later = item.num_new_tokens - end
+        token_ids = item.result.token_ids[start:end]
         # A token that ended the output is not part of its text, unless asked for.
         ended_by_token = sequence.finish_reason is FinishReason.STOP
         is_hidden = ended_by_token and not sequence.request.sampling.include_stop_str_in_output
         visible = token_ids[:-1] if is_hidden else token_ids
-        is_first = sequence.num_output_tokens == len(token_ids)
+        is_first = sequence.num_output_tokens == item.num_new_tokens and not start
         pushed = entry.detokenizer.push(visible, sequence.is_finished)
         kept = len(token_ids)
         if pushed.stop_reason is not None:
             kept = pushed.num_tokens_kept
-            self._stop_at_string(sequence, pushed.stop_reason, len(token_ids) - kept)
+            num_surplus = len(token_ids) - kept + num_later
+            self._stop_at_string(sequence, pushed.stop_reason, num_surplus)
+            num_later = 0
         self._stats.generation_tokens_total += kept
         wants_trace = sequence.request.early_exit.return_trace
         output = self._output(
             sequence,
             text=pushed.text,
             token_ids=tuple(token_ids[:kept]),
-            logprobs=tuple(item.result.logprobs[:kept]),
-            trace=tuple(token_traces(item.result, kept, self._num_layers)) if wants_trace else (),
+            num_later=num_later,
+            logprobs=tuple(item.result.logprobs[start : start + kept]),
+            trace=tuple(token_traces(item.result, start + kept, self._num_layers)[start:])
+            if wants_trace
+            else (),
             prompt_logprobs=tuple(sequence.prompt_logprobs) if is_first else (),
         )
         if sequence.is_finished:
@@ -212,6 +244,7 @@ class EngineCore:
         *,
         text: str = "",
         token_ids: tuple[int, ...] = (),
+        num_later: int = 0,
         logprobs: tuple[TokenLogprobs, ...] = (),
         trace: tuple[TokenTrace, ...] = (),
         prompt_logprobs: tuple[TokenLogprobs, ...] = (),
@@ -223,7 +256,7 @@ class EngineCore:
             logprobs=logprobs,
             trace=trace,
             num_prompt_tokens=sequence.num_prompt_tokens,
-            num_output_tokens=sequence.num_output_tokens,
+            num_output_tokens=sequence.num_output_tokens - num_later,
             num_cached_tokens=sequence.num_cached_tokens,
             prompt_logprobs=prompt_logprobs,
             embedding=sequence.embedding if sequence.is_finished else None,

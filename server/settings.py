@@ -196,7 +196,8 @@ class ServerSettings(BaseModel):
     target_itl_ms: float | None = _flag(
         None,
         "early exit",
-        "Even rather than bursty: drafts never make a step longer than this (default: any).",
+        "Even rather than bursty: drafts never make a step longer than this, and a step's tokens "
+        "are sent one after the other (default: any step, its tokens at once).",
         gt=0,
     )
     max_draft_tokens: int = _flag(

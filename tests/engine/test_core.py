@@ -1,5 +1,6 @@
 """Requests in, outputs out: texts, stop strings, ends, and counts."""
 
+from functools import partial
 from typing import Literal
 
 import pytest
@@ -17,6 +18,7 @@ from fake_worker import (
 
 from engine.config import SchedulerConfig
 from engine.errors import EngineOverloaded, PromptTooLong
+from engine.output_slot import merged
 from engine.request import EarlyExitOptions, FinishReason, GenerationRequest
 
 LETTERS = Letters()
@@ -275,3 +277,23 @@ def test_prompts_are_read_again_when_the_worker_dies(num_steps: int) -> None:
         assert scores == expected_prompt_logprobs(request)
         assert outputs[-1].embedding == expected_embedding(request)
         assert driver.token_ids(request.request_id) == expected_output(request)
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_tokens_one_by_one_are_the_same_output_in_smaller_pieces(stops: bool) -> None:
+    text = LETTERS.text(expected_output(make_request(0, ignore_eos=True)))
+    stop = (text[9:12],) if stops else ()
+    request = make_request(0, ignore_eos=True, stop=stop, num_logprobs=0)
+    whole, pieces = (driver_on(FakeWorker(acceptance=1.0)) for _ in range(2))
+    render = pieces.core.render
+    pieces.core.render = partial(render, one_by_one=True)  # type: ignore[method-assign]
+    for driver in (whole, pieces):
+        driver.run([request])
+    outputs, expected = pieces.outputs["request-0"], whole.outputs["request-0"]
+    assert merged(outputs) == merged(expected)
+    assert len(outputs) > len(expected)
+    counts = [output.num_output_tokens for output in outputs]
+    assert counts == [
+        sum(len(each.token_ids) for each in outputs[:end]) for end in range(1, len(outputs) + 1)
+    ]
+    assert all(len(output.token_ids) == 1 for output in outputs[:-1])
