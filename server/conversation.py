@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from server.context import ServerContext
 from server.convert import check_options
 from server.parsing.output_parser import OutputFormat
-from server.prompts import check_template_options, encode_messages, template_options
+from server.prompts import (
+    check_template_options,
+    encode_messages,
+    message_text,
+    template_options,
+)
 from server.protocol.chat import ChatCompletionRequest
 from server.service import ServedModel
 from server.structures import AskedStructure
@@ -22,6 +27,7 @@ class PreparedChat:
     prompt: list[int]
     expected: OutputFormat  # what to look for in the answers
     structure: AskedStructure | None  # what they have to look like; to be approved
+    echo: str = ""  # what their content begins with
 
 
 async def prepare_chat(
@@ -43,4 +49,13 @@ async def prepare_chat(
     expected = output_format(body, model.tokenizer, prompt, context.settings)
     if expected.marks_are_special:
         body.skip_special_tokens = False
-    return PreparedChat(prompt, expected, chat_structure(body, expected, model.tokenizer))
+    structure = chat_structure(body, expected, model.tokenizer)
+    return PreparedChat(prompt, expected, structure, _echo(body))
+
+
+def _echo(body: ChatCompletionRequest) -> str:
+    """The last turn, where it is the assistant's as the answer is: as vLLM has it."""
+    last = body.messages[-1]
+    if not body.echo or last.role != "assistant":
+        return ""
+    return message_text(len(body.messages) - 1, last)

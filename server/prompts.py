@@ -222,7 +222,7 @@ def _turn(index: int, message: ChatMessage) -> dict[str, Any]:
             raise UnsupportedOption(f"{param} is not supported by this server.", param=param)
     turn: dict[str, Any] = {
         "role": "system" if message.role == "developer" else message.role,
-        "content": _text(index, message),
+        "content": message_text(index, message),
     }
     if message.name is not None:
         turn["name"] = message.name
@@ -259,7 +259,12 @@ def _required(value: str | None, param: str) -> str:
     return value
 
 
-def _text(index: int, message: ChatMessage) -> str:
+def message_text(index: int, message: ChatMessage) -> str:
+    """A message's content as one text.
+
+    Raises:
+        RequestError: there is none, or it is not text.
+    """
     if isinstance(message.content, str):
         return message.content
     if message.content is None:

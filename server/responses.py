@@ -29,6 +29,7 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "background_options": (),
     "context_management": ([],),
     "conversation": (),
+    "echo": (False,),  # chats have it
     "image": (),
     "moderation": (),
     "previous_response_id": (),
@@ -39,6 +40,7 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "store": (False,),
     "truncation": ("disabled",),
 }
+_NOT_KEPT = "responses are neither stored nor changed here"
 # Names of the chat API for what this one asks otherwise, or not at all.
 _ELSEWHERE: Mapping[str, str | None] = {
     "functions": "tools",
@@ -84,7 +86,8 @@ def check_responses_options(body: ResponsesRequest) -> None:
             raise UnsupportedOption(f"{name} is not part of the Responses API{hint}.", param=name)
         neutral = _UNSUPPORTED.get(name)
         if neutral is not None and value is not None and value not in neutral:
-            message = f"{name} is not supported: responses are neither stored nor changed here."
+            reason = "an answer holds what is new" if name == "echo" else _NOT_KEPT
+            message = f"{name} is not supported: {reason}."
             raise UnsupportedOption(message, param=name)
 
 

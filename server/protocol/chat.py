@@ -107,6 +107,7 @@ class ChatCompletionRequest(CompletionRequestBase, TemplateFields):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     parallel_tool_calls: bool | None = None
     include_reasoning: bool | None = None
+    echo: bool | None = None  # the content begins with that of the last turn, the assistant's own
 
 
 class TokenAlternative(ResponseModel):

@@ -40,7 +40,7 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "chat_template_kwargs": ({},),  # chats have it
     "continue_final_message": (False,),
     "documents": ([],),
-    "echo": (False,),  # completions have it
+    "echo": (False,),  # completions and chats have it
     "function_call": ("none",),
     "functions": ([],),
     "guided_choice": (),  # these four were vLLM's before its structured_outputs

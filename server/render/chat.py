@@ -36,10 +36,13 @@ from server.render.prompt_logprobs import prompt_logprobs
 
 
 class ChatRenderer(Renderer):
-    """One chat answer: role first, then the text's pieces, then the end, for every choice."""
+    """One chat answer: role first, then the echo and the text's pieces, then the end, for every
+    choice.
+    """
 
-    def __init__(self, frame: AnswerFrame, output_format: OutputFormat) -> None:
+    def __init__(self, frame: AnswerFrame, output_format: OutputFormat, echo: str = "") -> None:
         self._frame = frame
+        self._echo = echo
         self._format = output_format
         self._tally = StreamTally()
         self._parsers: dict[int, OutputParser] = {}  # by choice, of a stream
@@ -61,6 +64,9 @@ class ChatRenderer(Renderer):
             first = self._chunk(opening, output)
             first.prompt_token_ids = frame.prompt_ids(index)
             yield first
+            if self._echo:
+                delta = Delta(content=self._echo)
+                yield self._chunk(ChatChunkChoice(index=index, delta=delta), output)
             if self._format.is_plain:
                 self._templates[index] = self._template(index)
         self._tally.add(index, output)
@@ -131,6 +137,8 @@ class ChatRenderer(Renderer):
     def _choice(self, index: int, output: RequestOutput) -> ChatChoice:
         parser = self._format.parser()
         message = message_of([*parser.push(output.text), *parser.finish()])
+        if self._echo:
+            message.content = self._echo + (message.content or "")
         return ChatChoice(
             index=index,
             message=message,

@@ -36,5 +36,5 @@ async def create_chat_completion(request: Request, context: Context) -> Response
         [prepared.prompt],
         structure=prepared.structure,
         id_prefix="chatcmpl-",
-        renderer_type=partial(ChatRenderer, output_format=prepared.expected),
+        renderer_type=partial(ChatRenderer, output_format=prepared.expected, echo=prepared.echo),
     )

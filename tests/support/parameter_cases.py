@@ -8,6 +8,7 @@ CALL = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
 THOUGHT = "<think>hm</think>"
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 _NAMED = {"type": "function", "function": {"name": "f"}}
+_HALF_SAID = {"role": "assistant", "content": "It is"}
 _SCHEMA = {"name": "s", "schema": {"type": "object"}}
 
 
@@ -47,7 +48,7 @@ CASES = (
     _case("early_exit", {"max_draft_tokens": 1}),
     _case("early_exit", {"lookup": False}),
     _case("early_exit", {"return_trace": True}),
-    _case("echo", True),
+    _case("echo", True, beside={"messages": [_HALF_SAID]}),
     _case("frequency_penalty", 0.5),
     _case("function_call", "auto"),
     _case("functions", [{"name": "f"}]),

@@ -221,6 +221,8 @@ def _body(endpoint: str, stream: bool) -> dict[str, Any]:
 def _beside(case: Case, endpoint: str) -> Mapping[str, Any]:
     """Completions count the log-probabilities they want; responses ask for them otherwise."""
     beside = dict(case.beside)
+    if endpoint != "chat":
+        beside.pop("messages", None)
     if endpoint == "completions":
         beside.pop("tools", None)
     if endpoint in ("completions", "responses") and beside.pop("logprobs", None):

@@ -163,7 +163,7 @@ def test_echo_with_usage_on_every_chunk(client):
     [
         ("/v1/chat/completions", {"max_tokens": 0}, "max_tokens"),
         ("/v1/chat/completions", {"max_completion_tokens": 0}, "max_completion_tokens"),
-        ("/v1/chat/completions", {"echo": True}, "echo"),
+        ("/v1/chat/completions", {"echo": 1}, "echo"),
         (PATH, {"max_tokens": -1}, "max_tokens"),
         (PATH, {"max_tokens": 0, "min_tokens": 1}, "min_tokens"),
         (PATH, {"echo": "yes"}, "echo"),
@@ -175,3 +175,41 @@ def test_refusals_name_the_field(client, path, fields, param):
 
     assert response.status_code == 400
     assert response.json()["error"]["param"] == param
+
+
+CHAT = "/v1/chat/completions"
+HALF = [
+    {"role": "user", "content": "a"},
+    {"role": "assistant", "content": [{"type": "text", "text": "So: "}]},
+]
+
+
+@pytest.mark.parametrize("more", [{}, {"continue_final_message": True}])
+def test_a_chats_answer_begins_with_the_last_turn_where_it_is_the_assistants(client, more):
+    body = {"model": MODEL, "messages": HALF, "logprobs": True, "n": 2, **more}
+    plain = client.post(CHAT, json=body).json()
+    echoed = client.post(CHAT, json={**body, "echo": True}).json()
+
+    for without, choice in zip(plain["choices"], echoed["choices"], strict=True):
+        assert choice["message"].pop("content") == "So: " + without["message"].pop("content")
+        assert choice == without, "the log-probabilities are those of what was generated"
+    assert echoed["usage"] == plain["usage"]
+
+
+def test_a_chats_stream_says_the_echo_after_the_role(client):
+    body = {"model": MODEL, "messages": HALF, "stream": True, "echo": True}
+    *events, done = client.post(CHAT, json=body).text.split("\n\n")[:-1]
+    chunks = [json.loads(event.removeprefix("data: "))["choices"][0] for event in events]
+
+    assert [chunk["delta"] for chunk in chunks[:2]] == [
+        {"role": "assistant", "content": ""},
+        {"content": "So: "},
+    ]
+    assert chunks[1]["logprobs"] is None
+    assert done == "data: [DONE]"
+
+
+def test_another_roles_turn_is_not_echoed(client):
+    body = {"model": MODEL, "messages": HALF[:1], "echo": True}
+
+    assert client.post(CHAT, json=body).json()["choices"][0]["message"]["content"] == "é!"
