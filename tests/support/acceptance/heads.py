@@ -80,7 +80,7 @@ def slow_clients(serve: Serve) -> None:
         serve(limits=limits) as server,
         contextlib.ExitStack() as crowd,
     ):
-        slow = [crowd.enter_context(connection(server)) for _ in range(200)]
+        slow = [crowd.enter_context(connection(server)) for _ in range(1000)]
         for number, sock in enumerate(slow):
             sock.sendall(head[: 5 + number % 50] if number % 2 else head + b"{")
         times = []

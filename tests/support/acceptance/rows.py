@@ -92,7 +92,7 @@ ROWS: tuple[Row, ...] = (
     ),
     _row(
         10,
-        "heads and bodies that drip in, on 200 connections",
+        "heads and bodies that drip in, on 1,000 connections",
         "closed in time (10 s and 30 s; 0.5 s here), bodies with 408; others do not notice",
         heads.slow_clients,
         proofs=(
