@@ -3,13 +3,23 @@
 A matcher stands at the committed output. For a position behind drafts they are fed to it, the mask
 is read, and they are taken back, so a rejected draft leaves no trace. A draft that the grammar does
 not allow ends the walk: nothing behind it can be accepted, so its mask does not matter.
+
+All rows wait while one is looked after. A grammar that can read the same text in many ways takes
+longer with every token, without limit; so each has an allowance of CPU time, and ends beyond it.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+# A token of a JSON schema takes 0.1 ms, at worst 2.
+_S_PER_TOKEN = 0.01
+_MOST_BEHIND_S = 2.0  # that a sequence may take more, all in all
+
+_TOO_SLOW = "the structure can be read in too many ways: to follow it takes too long"
 
 
 class StructureState:
@@ -17,6 +27,7 @@ class StructureState:
 
     Attributes:
         error: Why the structure can no longer be followed; nothing is allowed then.
+        is_too_slow: Whether it is because that takes too long.
         vocab_size: V.
     """
 
@@ -28,15 +39,20 @@ class StructureState:
         output: Sequence[int],
         *,
         stop_token_ids: Sequence[int] = (),
+        clock: Callable[[], float] = time.thread_time,
     ) -> None:
         """Args:
         matcher: an `xgrammar.GrammarMatcher` at the start of its grammar.
         eos_token_ids: ids that end a structure.
         output: tokens that are known already: replayed.
         stop_token_ids: further ids that are put off while something else is allowed.
+        clock: in seconds of this thread's own time, lest a busy machine counts.
         """
         self.error = None if matcher else "the structure cannot be used here"
+        self.is_too_slow = False
         self.vocab_size = vocab_size
+        self._clock = clock
+        self._behind_s = 0.0
         self._matcher = matcher
         self._eos_ids = torch.tensor(list(eos_token_ids), dtype=torch.int64)
         self._stop_ids = torch.tensor([*eos_token_ids, *stop_token_ids], dtype=torch.int64)
@@ -50,9 +66,11 @@ class StructureState:
         for token_id in token_ids:
             if self.error is not None or self._matcher.is_terminated():
                 return
+            started = self._clock()
             if not self._matcher.accept_token(token_id):
                 self.error = "the output has left its structure"
                 return
+            self._charge(self._clock() - started, 1)
 
     def allowed(
         self, drafts: Sequence[int], *, puts_off_end: bool, listed: Tensor | None = None
@@ -66,7 +84,9 @@ class StructureState:
         """
         key = tuple(drafts)
         if key not in self._masks:
+            started = self._clock()
             self._masks[key] = self._after(key)
+            self._charge(self._clock() - started, 1 + len(key))
         mask = self._masks[key]
         if mask is None:
             return None
@@ -78,6 +98,11 @@ class StructureState:
         if listed is not None and not wanted.any():
             wanted[self._eos_ids] = mask[self._eos_ids]
         return wanted
+
+    def _charge(self, seconds: float, num_tokens: int) -> None:
+        self._behind_s = max(0.0, self._behind_s + seconds - num_tokens * _S_PER_TOKEN)
+        if self._behind_s > _MOST_BEHIND_S:
+            self.error, self.is_too_slow = _TOO_SLOW, True
 
     def _after(self, drafts: tuple[int, ...]) -> Tensor | None:
         if self.error is not None:

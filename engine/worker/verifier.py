@@ -271,5 +271,5 @@ def _without_token(row: Row, logits: Tensor) -> RowResult:
     if structure is None or logits.isnan().any():
         return _failed(row, _NOT_NUMBERS)
     if structure.error is not None:
-        return _failed(row, structure.error)
+        return replace(_failed(row, structure.error), is_dead_end=structure.is_too_slow)
     return replace(_failed(row, _DEAD_END), is_dead_end=True)

@@ -211,3 +211,53 @@ def test_heads_draft_what_the_structure_allows(
     assert drafts
     allowed = re.compile("[A-Za-z ]")
     assert all(allowed.fullmatch(chr(30 + draft.token_id)) for draft in drafts)
+
+
+class SlowMatcher:
+    """Takes longer with every token, as ambiguous grammars do."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.num_tokens = 0
+
+    def is_terminated(self) -> bool:
+        return False
+
+    def accept_token(self, token_id: int) -> bool:
+        self.num_tokens += 1
+        self.seconds += 1e-6 * self.num_tokens**3
+        return True
+
+    def fill_next_token_bitmask(self, words: Tensor) -> None:
+        words.fill_(-1)
+        self.seconds += 0.005
+
+    def rollback(self, count: int) -> None:
+        self.num_tokens -= count
+
+
+@pytest.mark.parametrize("num_drafts", [0, 3])
+def test_what_takes_ever_longer_to_follow_is_given_up_in_time(num_drafts: int) -> None:
+    matcher = SlowMatcher()
+    structure = StructureState(matcher, 8, [7], (), clock=lambda: matcher.seconds)
+    longest_s, num_steps = 0.0, 0
+    while structure.error is None and num_steps < 1000:
+        before_s, num_steps = matcher.seconds, num_steps + 1
+        for count in range(num_drafts + 1):
+            structure.allowed([1] * count, puts_off_end=False)
+        structure.append([1])
+        longest_s = max(longest_s, matcher.seconds - before_s)
+    assert structure.is_too_slow
+    assert longest_s < 1, "no step waits long for it"
+    assert matcher.seconds < 2 + 0.01 * num_steps * 2 * (num_drafts + 1) ** 2
+    assert ids(structure.allowed((), puts_off_end=False)) == []
+
+
+def test_what_takes_long_once_is_followed_on() -> None:
+    matcher = SlowMatcher()
+    structure = StructureState(matcher, 8, [7], (), clock=lambda: matcher.seconds)
+    for _ in range(200):
+        matcher.seconds, matcher.num_tokens = matcher.seconds + 1e-3, 0
+        structure.allowed((), puts_off_end=False)
+        structure.append([1])
+    assert structure.error is None
