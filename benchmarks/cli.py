@@ -6,6 +6,7 @@ from pathlib import Path
 
 from benchmarks import faults, fuzz, overload, prefix, serve, soak, traces
 from benchmarks.comparison import MODES
+from benchmarks.domains import DOMAINS
 from benchmarks.peer_files import PRECISIONS
 from engine.errors import EngineError
 
@@ -74,6 +75,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     calibration.add_argument(
         "--warm-up", type=int, default=500, metavar="N", help="tokens of traffic (%(default)s)"
     )
+    learn = commands.add_parser(
+        "learn", help="heads that learn while serving, on a change of domain, against shipped ones"
+    )
+    _add_model_arguments(learn)
+    _add_learning_arguments(learn)
     structures = commands.add_parser(
         "structured", help="answers that follow a schema: do they, and do early exits change any?"
     )
@@ -88,12 +94,21 @@ def run(args: argparse.Namespace) -> int:
     if args.bench_command in _WITHOUT_TORCH:
         commands = {name: command.run for name, (command, _) in _WITHOUT_TORCH.items()}
     else:
-        from benchmarks import ablation, calibration, latency, lossless, peers, structured
+        from benchmarks import (
+            ablation,
+            calibration,
+            latency,
+            learning,
+            lossless,
+            peers,
+            structured,
+        )
 
         commands = {
             "ablation": ablation.run,
             "calibration": calibration.run,
             "latency": latency.run,
+            "learn": learning.run,
             "lossless": lossless.run,
             "peers": peers.run,
             "structured": structured.run,
@@ -205,6 +220,35 @@ def _add_contest_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-draft-tokens", type=_positive, default=15, metavar="N", help="(%(default)s)"
     )
+
+
+def _add_learning_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--domain",
+        choices=tuple(DOMAINS),
+        default="german",
+        help="what the traffic changes to (%(default)s)",
+    )
+    parser.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="JSON lines with task and prompt instead"
+    )
+    parser.add_argument(
+        "--num-prompts", type=_positive, default=40, metavar="N", help="of it (%(default)s)"
+    )
+    parser.add_argument(
+        "--familiar", type=int, default=6, metavar="N", help="other ones before (%(default)s)"
+    )
+    parser.add_argument("--window", type=_positive, default=8, metavar="N", help="(%(default)s)")
+    parser.add_argument(
+        "--share", type=float, default=0.1, help="of the worker's time (%(default)s)"
+    )
+    parser.add_argument("--no-lookup-drafts", action="store_true", help="heads alone draft")
+    parser.add_argument(
+        "--max-tokens", type=_positive, default=96, metavar="N", help="per prompt (%(default)s)"
+    )
+    parser.add_argument("--temperature", type=float, default=0.0, help="(%(default)s: greedy)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="write a picture (PNG, SVG)")
+    _add_clock_argument(parser)
 
 
 def _add_structured_arguments(parser: argparse.ArgumentParser) -> None:

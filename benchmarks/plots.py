@@ -117,8 +117,10 @@ def plot_curves(
     path: Path,
     title: str,
     labels: tuple[str, str],
+    *,
+    level: float | None = 1.0,
 ) -> None:
-    """A line of points (x, y) for every name, and a level one at 1; labels of both axes."""
+    """A line of points (x, y) for every name, and a level one, if any; labels of both axes."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -127,7 +129,8 @@ def plot_curves(
     figure, axis = pyplot.subplots(figsize=(6, 4), layout="constrained")
     for name, points in curves.items():
         axis.plot([x for x, _ in points], [y for _, y in points], marker="o", label=name)
-    axis.axhline(1.0, color="#9aa0a6", linewidth=1)
+    if level is not None:
+        axis.axhline(level, color="#9aa0a6", linewidth=1)
     axis.set_xlabel(labels[0])
     axis.set_ylabel(labels[1])
     axis.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,246 @@
+"""`adadecode bench learn`: what heads that learn while serving bring when the traffic changes.
+
+A few familiar prompts, then a stream of a domain that the shipped heads were not trained on, served
+with learning off and on, in turns, prompt by prompt. What learning takes is in its times. Prints
+acceptance and speed by window, and ends with status 1 if learning changed an output.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+from benchmarks.comparison import Run
+from benchmarks.contest import Contest, Entry
+from benchmarks.contestants import CLOCKS, EngineContestant
+from benchmarks.domains import domain_prompts
+from benchmarks.machine import describe_machine, print_facts
+from benchmarks.model_flags import model_config
+from benchmarks.plots import plot_curves, require_matplotlib
+from benchmarks.prompts import choose_prompts, encode_prompts
+from engine.checkpoint import find_heads, resolve_model
+from engine.config import CacheConfig, EngineConfig, ExitsConfig, SchedulerConfig
+from engine.offline import OfflineEngine
+from engine.plan import Learning, StepPlan, StepResult
+from engine.request import EarlyExitOptions, Structure
+from engine.stats import EngineStats
+from engine.worker.worker import ModelWorker
+from training.prompts import Prompt
+
+OFF, ON = "learning off", "learning on"
+_CACHE_BYTES = 64 << 20  # of each engine
+HEADER = [
+    "window",
+    "of",
+    f"{OFF}: heads' drafts accepted",
+    "of 100 tokens",
+    "tok/s",
+    f"{ON}: heads' drafts accepted",
+    "of 100 tokens",
+    "tok/s",
+    "on / off",
+]
+
+
+class CountingWorker:
+    """A worker, and what its heads have learned."""
+
+    def __init__(self, worker: ModelWorker) -> None:
+        self.info = worker.info
+        self._worker = worker
+        self._stats = EngineStats()
+
+    @property
+    def learning(self) -> Learning:
+        """Totals so far, and the latest trial."""
+        return self._stats.learning
+
+    @property
+    def time_s(self) -> float:
+        """That steps took."""
+        return self._stats.worker_time_s_total
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """See `SynchronousWorker.execute`."""
+        result = self._worker.execute(plan)
+        self._stats.count_step(plan, result)
+        return result
+
+    def prepare(self, structure: Structure) -> None:
+        """See `SynchronousWorker.prepare`."""
+        self._worker.prepare(structure)
+
+    def rest(self, *, is_idle: bool) -> bool:
+        """See `SynchronousWorker.rest`."""
+        return self._worker.rest(is_idle=is_idle)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Consecutive prompts of one kind, served in one way."""
+
+    num_drafted: int  # by heads
+    num_accepted: int
+    num_tokens: int
+    duration_s: float
+
+    @property
+    def acceptance(self) -> float:
+        """Of what heads drafted."""
+        return self.num_accepted / max(self.num_drafted, 1)
+
+    @property
+    def gain(self) -> float:
+        """Tokens that heads brought, of 100."""
+        return 100 * self.num_accepted / self.num_tokens
+
+    @property
+    def speed(self) -> float:
+        """Tokens per second, prompts included."""
+        return self.num_tokens / self.duration_s
+
+
+def window_of(runs: Sequence[Run]) -> Window:
+    """The runs of a window in one mode, added up."""
+    figures = [figure for run in runs for figure in run.figures]
+    return Window(
+        num_drafted=sum(n for f in figures for layer, n in f.drafted_by_layer.items() if layer),
+        num_accepted=sum(n for f in figures for layer, n in f.accepted_by_layer.items() if layer),
+        num_tokens=sum(len(ids) for run in runs for ids in run.token_ids),
+        duration_s=sum(run.duration_s for run in runs),
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out the parsed command; returns the exit status.
+
+    Raises:
+        ValueError: when the options do not fit together.
+        EngineError: when the model cannot be loaded.
+    """
+    if args.plot:
+        require_matplotlib()
+    directory = resolve_model(args.model)
+    heads = args.heads or find_heads(args.model, directory)
+    if heads is None:
+        raise ValueError(f"no exit heads for {args.model}: give --heads")
+    entries = encode_prompts(_prompts(args), directory)
+    facts = {"model": args.model, "share": f"{args.share:g} of the worker's time"}
+    print_facts(describe_machine() | facts)
+    with tempfile.TemporaryDirectory() as scratch:
+        exits = ExitsConfig(heads=heads, lookup=not args.no_lookup_drafts)
+        learning = replace(exits, learn=True, learn_share=args.share, learn_directory=Path(scratch))
+        off = ModelWorker(_config(args, directory, exits), clock=CLOCKS[args.clock])
+        on = ModelWorker(
+            _config(args, directory, learning), decoder=off.decoder, clock=CLOCKS[args.clock]
+        )
+        workers = {OFF: CountingWorker(off), ON: CountingWorker(on)}
+        runs = _measure(args, workers, entries)
+        on.close()
+    rows, curves = _windows(runs, args.window)
+    print(_table(rows))
+    print(_summary(workers[ON]))
+    if args.plot:
+        title = f"{args.model}: {args.familiar} familiar prompts, then {_domain(args)}"
+        labels = ("prompts", "heads' accepted drafts of 100 tokens")
+        plot_curves(curves, args.plot, title, labels, level=None)
+    changed = _num_changed(runs)
+    print(f"outputs changed by learning: {changed} of {len(entries)}")
+    return int(changed > 0)
+
+
+def _prompts(args: argparse.Namespace) -> list[Prompt]:
+    familiar = choose_prompts(None, None)[: args.familiar]
+    if args.prompts is not None:
+        return [*familiar, *choose_prompts(args.prompts, None)[: args.num_prompts]]
+    return [*familiar, *domain_prompts(args.domain, args.num_prompts)]
+
+
+def _domain(args: argparse.Namespace) -> str:
+    return str(args.domain if args.prompts is None else args.prompts.name)
+
+
+def _config(args: argparse.Namespace, directory: Path, exits: ExitsConfig) -> EngineConfig:
+    return EngineConfig(
+        model=model_config(args, directory),
+        cache=CacheConfig(kv_cache_memory_bytes=_CACHE_BYTES),
+        scheduler=SchedulerConfig(max_num_seqs=1, prefix_caching=False),
+        exits=exits,
+        worker="inline",
+    )
+
+
+def _measure(
+    args: argparse.Namespace, workers: dict[str, CountingWorker], entries: tuple[Entry, ...]
+) -> list[Run]:
+    config = _config(args, Path(), ExitsConfig())  # of the scheduler
+    contestants = {
+        mode: EngineContestant(
+            OfflineEngine(config, worker),
+            EarlyExitOptions(),
+            max_tokens=args.max_tokens,
+            temperature=args.temperature,
+            clock=CLOCKS[args.clock],
+        )
+        for mode, worker in workers.items()
+    }
+    return Contest(contestants=dict(contestants), entries=entries, concurrencies=(1,)).measure()
+
+
+def _windows(
+    runs: Sequence[Run], size: int
+) -> tuple[list[list[str]], dict[str, list[tuple[float, float]]]]:
+    """A table's rows, and a curve for each mode; a window is of one kind of prompts."""
+    rows: list[list[str]] = []
+    curves: dict[str, list[tuple[float, float]]] = {OFF: [], ON: []}
+    done = 0
+    for kind, indices in _split(runs, size):
+        done += len(indices)
+        windows = {
+            mode: window_of([r for r in runs if r.mode == mode and r.prompt_indices[0] in indices])
+            for mode in (OFF, ON)
+        }
+        cells = [f"{done - len(indices) + 1}-{done}", kind]
+        for mode, window in windows.items():
+            curves[mode].append((float(done), window.gain))
+            cells += [f"{window.acceptance:.0%}", f"{window.gain:.1f}", f"{window.speed:.1f}"]
+        rows.append([*cells, f"{windows[ON].speed / windows[OFF].speed:.2f}"])
+    return rows, curves
+
+
+def _split(runs: Sequence[Run], size: int) -> list[tuple[str, set[int]]]:
+    """Prompts by window, in order."""
+    kinds = {run.prompt_indices[0]: run.tasks[0] for run in runs}
+    last = kinds[max(kinds)]
+    parts: list[tuple[str, set[int]]] = []
+    for is_strange, name in ((False, "familiar"), (True, last)):
+        mine = iter(sorted(i for i, kind in kinds.items() if (kind == last) == is_strange))
+        while window := set(islice(mine, size)):
+            parts.append((name, window))
+    return parts
+
+
+def _num_changed(runs: Sequence[Run]) -> int:
+    outputs = {
+        mode: {run.prompt_indices: run.token_ids for run in runs if run.mode == mode}
+        for mode in (OFF, ON)
+    }
+    return sum(outputs[ON][key] != ids for key, ids in outputs[OFF].items())
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    lines = [HEADER, ["---"] * len(HEADER), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _summary(worker: CountingWorker) -> str:
+    learning = worker.learning
+    share = learning.seconds / (learning.seconds + worker.time_s)
+    return (
+        f"learned: {learning.num_updates} updates in {learning.seconds:.1f} s ({share:.1%} of the "
+        f"worker's time), {learning.num_adopted} times new weights, {learning.num_dropped} "
+        f"dropped; latest trial: serving {learning.serving_agreement:.3f}, shipped "
+        f"{learning.shipped_agreement:.3f}"
+    )
