@@ -1,10 +1,12 @@
 """Examples made up for heads that learn: what the last layer does is a function of the exit."""
 
+import pytest
 import torch
 from tiny_model import HIDDEN, VOCAB
 
 from engine.model.decoder import Decoder
 from engine.model.exit_head import ExitHead, ExitHeads, HeadWeights
+from engine.worker.learning import learner, pupil
 from engine.worker.learning.examples import Examples, Verified
 from engine.worker.learning.trainee import unit_rms
 
@@ -70,3 +72,11 @@ class Teacher:
 def no_examples() -> Examples:
     """For one exit of the tiny model."""
     return Examples(1, HIDDEN, COLUMNS + 1, torch.device("cpu"))
+
+
+def change_heads_at_every_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Learners hurry, and whatever a trial says, the weights in training serve."""
+    for name, value in {"_FIRST": 16, "_LEAST_HELD_OUT": 16, "_UPDATES_PER_TRIAL": 1}.items():
+        monkeypatch.setattr(learner, name, value)
+    monkeypatch.setattr(pupil, "_SURE", 100.0)
+    monkeypatch.setattr(pupil, "_difference", lambda *_: (1.0, 0.5))

@@ -64,6 +64,10 @@ class NativeLinear:
         )
         self.reference = byref(self.native)
 
+    def clear(self) -> None:
+        """Empty again: half a word is written without regard to what was there."""
+        self._panels.zero_()
+
     @property
     def num_bytes(self) -> int:
         """Memory that a pass over the weight reads."""
@@ -145,6 +149,10 @@ class NativeOps:
 
     def repack_head(self, packed: NativeLinear, weight: Tensor) -> None:
         """See `Ops.repack_head`."""
+        packed.clear()
+        self._write_floats(packed, weight)
+
+    def _write_floats(self, packed: NativeLinear, weight: Tensor) -> None:
         fmt = packed.format
         for first in range(0, packed.out_features, _PACK_ROWS):
             rows = weight[first : first + _PACK_ROWS]
@@ -157,7 +165,7 @@ class NativeOps:
     def _pack_floats(self, weight: Tensor, bias: Tensor | None, wanted: Format) -> NativeLinear:
         fmt = _fitting(wanted, weight.shape[1])
         packed = NativeLinear(self._library, weight.shape, fmt, bias)
-        self.repack_head(packed, weight)
+        self._write_floats(packed, weight)
         return packed
 
     def _pack_blocks(self, weight: BlockWeight, bias: Tensor | None) -> NativeLinear:

@@ -24,8 +24,9 @@ from engine.worker.row import Row
 
 logger = logging.getLogger(__name__)
 
-_PIECE = 32  # examples that are computed at a time
-_PIECES = 4  # of an update
+_PER_UPDATE = 128  # examples
+_LEAST_PIECE, _MOST_PIECE = 8, 32  # examples that are computed at a time
+_LONG_S, _SHORT_S = 0.02, 0.005  # for a piece: then the next are smaller, or larger
 _DEPTHS, _DEPTH_WEIGHTS = (1, 2, 3), (0.6, 0.25, 0.15)  # of the drafts that are studied
 _FIRST = 128  # examples before anything is studied
 _LEAST_HELD_OUT, _MOST_HELD_OUT = 128, 384  # examples of a trial
@@ -66,6 +67,7 @@ class HeadLearner:
         self._budget = Budget(share)
         self._clock = clock
         self._random = random.Random(0)
+        self._piece = _MOST_PIECE
         self._num_held_out_before = 0  # examples that are studied: those before this one
         self._updates_since_trial = 0
         self._course = self._pieces()
@@ -123,6 +125,13 @@ class HeadLearner:
         self._news.seconds += seconds
         return did_something
 
+    def _fit_piece(self, seconds: float) -> None:
+        """Steps do not wait long for a piece."""
+        if seconds > _LONG_S:
+            self._piece = max(_LEAST_PIECE, self._piece // 2)
+        elif seconds < _SHORT_S:
+            self._piece = min(_MOST_PIECE, self._piece * 2)
+
     def take_news(self) -> Learning:
         """What was learned since the last call."""
         news, self._news = self._news, _News()
@@ -166,20 +175,21 @@ class HeadLearner:
         self._updates_since_trial += 1
         for pupil in self._pupils:
             num_studied = 0
-            for _ in range(_PIECES):
+            while num_studied < _PER_UPDATE:
                 (depth,) = self._random.choices(_DEPTHS, _DEPTH_WEIGHTS)
                 runs = self._examples.runs(0, self._num_held_out_before, depth)
-                if not runs.shape[1]:
+                if not runs.shape[1]:  # sequences too short for so many drafts
                     yield False
                     continue
-                chosen = torch.randint(runs.shape[1], (_PIECE,))
+                started = self._clock()
+                chosen = torch.randint(runs.shape[1], (self._piece,))
                 pupil.study(self._examples, runs[:, chosen])
-                num_studied += 1
+                num_studied += self._piece
+                self._fit_piece(self._clock() - started)
                 yield True
-            if num_studied:
-                pupil.step()
-                self._news.num_updates += 1
-                yield True
+            pupil.step()
+            self._news.num_updates += 1
+            yield True
 
     def _trial(self) -> Iterator[bool]:
         """Examples held out so far decide who serves; they are studied from then on."""
@@ -187,7 +197,7 @@ class HeadLearner:
         first = max(self._num_held_out_before, end - _MOST_HELD_OUT)
         for pupil in self._pupils:
             for depth in _DEPTHS[:2]:
-                for runs in self._examples.runs(first, end, depth).split(_PIECE, dim=1):
+                for runs in self._examples.runs(first, end, depth).split(self._piece, dim=1):
                     if runs.shape[1]:
                         pupil.sit(self._examples, runs)
                         yield True

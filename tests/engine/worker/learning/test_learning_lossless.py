@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from fake_worker import make_request
+from learning import change_heads_at_every_trial
 from tiny_model import write_tiny_heads, write_tiny_llama
 
 from engine.config import CacheConfig, EngineConfig, ExitsConfig, ModelConfig, SchedulerConfig
@@ -15,7 +16,6 @@ from engine.limits import ModelLimits
 from engine.model.ops.native_ops import NativeOps
 from engine.request import GenerationRequest, TokenLogprobs
 from engine.scheduler import Scheduler
-from engine.worker.learning import learner, pupil
 from engine.worker.worker import ModelWorker
 
 pytestmark = pytest.mark.torch
@@ -99,12 +99,7 @@ def config_of(model: Path, heads: Path, directory: Path) -> EngineConfig:
 def test_changing_heads_change_nothing(
     exits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {"_FIRST": 16, "_LEAST_HELD_OUT": 16, "_UPDATES_PER_TRIAL": 2}.items():
-        monkeypatch.setattr(learner, name, value)
-    # Whatever a trial says, its weights serve: as many changes as possible.
-    monkeypatch.setattr(pupil, "_ADOPTED", -100.0)
-    monkeypatch.setattr(pupil, "_LEAST_GAIN", -1.0)
-    monkeypatch.setattr(pupil, "_SURE", 100.0)
+    change_heads_at_every_trial(monkeypatch)
     config = config_of(*exits, tmp_path)
     requests = [
         make_request(
