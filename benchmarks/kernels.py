@@ -7,7 +7,6 @@ ratios. Needs torch only.
 """
 
 import argparse
-import os
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,6 +19,7 @@ from torch import Tensor
 from benchmarks.machine import describe_machine, print_facts
 from engine.model.ops.interface import AttentionParams, LayerCache, TokenBatch
 from engine.model.ops.native_ops import NativeOps
+from engine.worker.cores import usable_cores
 
 # SmolLM2-135M: (name, out, in).
 _LINEARS = (
@@ -37,7 +37,7 @@ _COLD_BYTES = 96 * 2**20  # copies of a weight to go round, so that no cache hol
 def main() -> None:
     """Print all tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--repeats", type=int, default=9, help="of every call (%(default)s)")
     args = parser.parse_args()
     if reason := NativeOps.unavailable_reason():

@@ -8,7 +8,6 @@ llama-bench decodes whatever its tokens lead to, behind as many tokens, which co
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -30,6 +29,7 @@ from engine.checkpoint import find_heads, resolve_model
 from engine.config import EngineConfig, ExitsConfig, ModelConfig, SchedulerConfig
 from engine.offline import OfflineEngine
 from engine.request import EarlyExitOptions
+from engine.worker.cores import usable_cores
 
 PLAIN, EARLY_EXIT, LLAMA_CPP, TRANSFORMERS = "plain", "early exits", "llama.cpp", "transformers"
 # How our engine is asked for the precision of a GGUF type: (data type, quantization).
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         require_matplotlib()
     if args.max_tokens < 2:
         raise ValueError("--max-tokens should be 2 at least: decoding is timed from the first on")
-    threads = args.threads or os.cpu_count() or 1
+    threads = args.threads or usable_cores()
     contest = _contest(args, threads)
     machine = describe_machine()
     settings = {

@@ -7,7 +7,6 @@ run. Needs torch only.
 """
 
 import argparse
-import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -27,6 +26,7 @@ from engine.model.ops.native_ops import Format, NativeOps
 from engine.offline import OfflineEngine
 from engine.plan import StepPlan, StepResult, WorkerInfo
 from engine.request import GenerationRequest, SamplingParams
+from engine.worker.cores import usable_cores
 from engine.worker.worker import ModelWorker
 
 _PARTS = ("embed", "layers", "head", "sampling")
@@ -97,7 +97,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("model", metavar="MODEL", nargs="?", default="smollm2-135m-instruct")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--forms", default="float32,bfloat16,int8,int4", help="(%(default)s)")
     parser.add_argument("--rows", default="1,4,8", help="at the shortest context (%(default)s)")
     parser.add_argument("--contexts", default="64,4000", help="tokens (%(default)s)")

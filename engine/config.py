@@ -19,7 +19,8 @@ class ModelConfig:
     # CPU weights. auto: blocks the checkpoint has, as they are; none: no blocks; int8, q4: all.
     quantization: Literal["auto", "none", "int8", "q4"] = "auto"
     max_model_len: int | None = None  # None: the model's own
-    num_threads: int | None = None  # CPU threads of the worker; None: all cores
+    num_threads: int | None = None  # CPU threads of the worker; None: all cores it may use
+    pin_threads: Literal["auto", "always", "never"] = "auto"  # auto: if cores are left over
     backend: Literal["auto", "native", "torch"] = "auto"  # kernels
     exact: bool = True  # GPU: rows keep their bits in any batch, or the model is not served
     enforce_eager: bool = False  # GPU: no graphs

@@ -127,7 +127,17 @@ class ServerSettings(BaseModel):
     )
     device: Literal["auto", "cpu", "cuda"] = _flag("auto", "model", "Where the model runs.")
     threads: int | None = _flag(
-        None, "model", "CPU threads of the worker (default: all cores).", ge=1, le=1024
+        None,
+        "model",
+        "CPU threads of the worker (default: all cores the process may use).",
+        ge=1,
+        le=1024,
+    )
+    pin_threads: Literal["auto", "always", "never"] = _flag(
+        "auto",
+        "model",
+        "Keep each CPU thread on a core of its own. auto: where the server has another one, that "
+        "is with fewer --threads than cores; a pinned thread whose core is taken holds up all.",
     )
     backend: Literal["auto", "native", "torch"] = _flag(
         "auto", "model", "Kernels: the device's fastest, native ones of a CPU, or plain torch."
@@ -353,6 +363,7 @@ class ServerSettings(BaseModel):
                 quantization=self.quantization,
                 max_model_len=self.max_model_len,
                 num_threads=self.threads,
+                pin_threads=self.pin_threads,
                 backend=self.backend,
                 exact=self.exact,
                 enforce_eager=self.enforce_eager,

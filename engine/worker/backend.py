@@ -1,7 +1,6 @@
 """Which kernels compute, and in which numbers: what the configuration asks for on this machine."""
 
 import logging
-import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from engine.model.ops.interface import Ops
 from engine.model.ops.native_ops import Format, NativeOps
 from engine.model.ops.torch_ops import TorchOps
 from engine.model.spec import ModelSpec
+from engine.worker.cores import cores_to_pin, usable_cores
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +39,13 @@ def select_ops(config: EngineConfig, spec: ModelSpec) -> Ops:
         if model.backend == "native":
             raise ModelLoadError(f"--backend native: {reason}")
         logger.info("native kernels are not available (%s): computing with torch", reason)
-    for option, value in (("dtype", model.dtype), ("quantization", model.quantization)):
-        if value not in ("auto", "none", "float32"):
+    chosen = (
+        ("dtype", model.dtype),
+        ("quantization", model.quantization),
+        ("pin-threads", model.pin_threads),
+    )
+    for option, value in chosen:
+        if value not in ("auto", "none", "float32", "never"):
             raise ModelLoadError(f"--{option} {value}: on a CPU only the native kernels offer it")
     return TorchOps("cpu")
 
@@ -53,8 +58,13 @@ def _cuda_ops(model: ModelConfig, spec: ModelSpec) -> Ops:
     """
     if not torch.cuda.is_available():
         raise ModelLoadError("--device cuda: torch sees no CUDA device")
-    for option, value in (("backend", model.backend), ("quantization", model.quantization)):
-        if value in ("native", "int8", "q4"):
+    chosen = (
+        ("backend", model.backend),
+        ("quantization", model.quantization),
+        ("pin-threads", model.pin_threads),
+    )
+    for option, value in chosen:
+        if value in ("native", "int8", "q4", "always"):
             raise ModelLoadError(f"--{option} {value}: only on a CPU")
     # A float32 checkpoint is halved, as elsewhere; who wants its digits asks for them.
     stored = "bfloat16" if spec.dtype == "float32" else spec.dtype
@@ -82,8 +92,9 @@ def _native_ops(config: EngineConfig) -> NativeOps:
     is_quantized = weights in (Format.INT8, Format.INT4) or (
         model.quantization == "auto" and has_blocks(model.directory)
     )
-    threads = model.num_threads or os.cpu_count() or 1
-    return NativeOps(threads, weights, Format.INT8 if is_quantized else floats)
+    threads = model.num_threads or usable_cores()
+    cores = cores_to_pin(threads, model.pin_threads)
+    return NativeOps(threads, weights, Format.INT8 if is_quantized else floats, cores)
 
 
 def describe_numbers(ops: Ops, *, has_blocks: bool) -> str:
@@ -101,7 +112,7 @@ def describe_machine(config: EngineConfig, ops: Ops) -> str:
     if ops.device.type == "cuda":
         return f"{torch.cuda.get_device_name()}, eager {config.model.enforce_eager}, {ops.name}"
     kernels = ops.build if isinstance(ops, NativeOps) else f"torch {torch.__version__}"
-    threads = config.model.num_threads or os.cpu_count() or 1
+    threads = config.model.num_threads or usable_cores()
     return f"{_cpu_name()}, {threads} threads, {kernels}"
 
 
@@ -111,7 +122,7 @@ def limit_torch_threads(config: EngineConfig, ops: Ops) -> None:
     With both, torch's threads spin on the cores that the kernels need: an operation on one row of
     logits took a millisecond instead of microseconds.
     """
-    threads = config.model.num_threads or os.cpu_count() or 1
+    threads = config.model.num_threads or usable_cores()
     torch.set_num_threads(1 if ops.name == "native" else threads)
 
 

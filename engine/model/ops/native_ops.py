@@ -8,7 +8,7 @@ hand to C is laid out once.
 """
 
 from collections.abc import Sequence
-from ctypes import byref, pointer
+from ctypes import byref, c_int32, pointer
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -91,6 +91,7 @@ class NativeOps:
         num_threads: int,
         weights: Format = Format.FLOAT32,
         heads: Format = Format.FLOAT32,
+        cores: Sequence[int] = (),
     ) -> None:
         """Start the kernels' threads; the caller's is one of them.
 
@@ -98,6 +99,7 @@ class NativeOps:
             weights: How float weights are kept; INT8 and INT4 round them to blocks of 32. Those
                 that are quantized already stay as they are.
             heads: The same for exit heads.
+            cores: Where to keep the threads, one each; none: wherever the system puts them.
 
         Raises:
             BuildError: if the kernels are not available (ask `unavailable_reason` first).
@@ -112,6 +114,8 @@ class NativeOps:
         self._context = self._library.context_new(num_threads)
         if not self._context:
             raise BuildError(f"{num_threads} threads cannot be started")
+        if cores:
+            self._library.context_pin(self._context, (c_int32 * len(cores))(*cores), len(cores))
         # By identity, and holding on to the key: the same objects come on every call.
         self._params: dict[int, tuple[AttentionParams, library.AttentionParams]] = {}
         self._segments: dict[int, _Segment] = {}

@@ -2,6 +2,7 @@
 company.
 """
 
+import os
 from collections.abc import Sequence
 
 import pytest
@@ -369,3 +370,19 @@ def test_nan_is_reported_by_row(ops: NativeOps, scale: float) -> None:
     chosen = ops.sample(logits, torch.full((3,), scale), torch.arange(3))
     assert chosen[1] == -1
     assert (chosen[[0, 2]] >= 0).all()
+
+
+# ---- threads ----
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="a system with affinity masks")
+def test_threads_but_the_callers_own_stay_on_their_cores() -> None:
+    cores = sorted(os.sched_getaffinity(0))
+    before = set(os.listdir("/proc/self/task"))
+    ops = NativeOps(3, cores=[cores[0], cores[-1], cores[0]])
+    masks = [
+        os.sched_getaffinity(int(task)) for task in set(os.listdir("/proc/self/task")) - before
+    ]
+    assert sorted(masks, key=min) == sorted([{cores[-1]}, {cores[0]}], key=min)
+    assert os.sched_getaffinity(0) == set(cores)
+    assert ops.linear(torch.ones(2, 64), ops.pack(torch.ones(64, 64))).eq(64).all()

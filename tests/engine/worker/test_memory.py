@@ -48,6 +48,7 @@ def test_a_cpu_refuses_what_only_a_gpu_can_be_told(tmp_path: Path) -> None:
         ({"device": "cuda"}, "no CUDA device"),
         ({"device": "cuda", "backend": "native"}, "--backend native"),
         ({"device": "cuda", "quantization": "q4"}, "--quantization q4"),
+        ({"device": "cuda", "pin_threads": "always"}, "--pin-threads always"),
     ],
 )
 def test_what_a_gpu_cannot_be_told_is_refused(

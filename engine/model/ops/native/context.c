@@ -41,6 +41,8 @@ Context *context_new(int threads) {
     return context;
 }
 
+void context_pin(Context *context, const int32_t *cores, int32_t count) { pool_pin(context->pool, cores, count); }
+
 void context_free(Context *context) {
     for (int i = 0; i < pool_threads(context->pool); i++) free(context->own[i].data);
     pool_free(context->pool);

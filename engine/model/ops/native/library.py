@@ -79,6 +79,7 @@ class Layer(ctypes.Structure):
 
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "context_new": (c_void_p, [c_int]),
+    "context_pin": (None, [c_void_p, c_void_p, c_int32]),
     "context_free": (None, [c_void_p]),
     "linear_prefer_huge_pages": (None, [c_void_p, c_int64]),
     "panel_bytes": (c_int64, [c_int32, c_int64]),

@@ -1,3 +1,4 @@
+#define _GNU_SOURCE /* for pthread_setaffinity_np */
 #include "pool.h"
 
 #include <pthread.h>
@@ -11,6 +12,8 @@
    operations of a forward pass, short enough that an idle server uses no CPU. */
 #define WATCH_NANOSECONDS 60000
 #define PAUSES_PER_LOOK 32
+
+enum { MOST_CORES = 8192 };
 
 typedef struct {
     Pool *pool;
@@ -155,6 +158,21 @@ void pool_free(Pool *pool) {
     pthread_mutex_destroy(&pool->mutex);
     free(pool->members);
     free(pool);
+}
+
+void pool_pin(Pool *pool, const int32_t *cores, int32_t count) {
+#if defined(__linux__)
+    for (int i = 0; i < pool->threads - 1; i++) {
+        cpu_set_t *set = CPU_ALLOC(MOST_CORES);
+        if (set == NULL) return;
+        CPU_ZERO_S(CPU_ALLOC_SIZE(MOST_CORES), set);
+        CPU_SET_S(cores[(i + 1) % count], CPU_ALLOC_SIZE(MOST_CORES), set);
+        pthread_setaffinity_np(pool->members[i].handle, CPU_ALLOC_SIZE(MOST_CORES), set); /* a wish */
+        CPU_FREE(set);
+    }
+#else
+    (void)pool, (void)cores, (void)count;
+#endif
 }
 
 int pool_threads(const Pool *pool) { return pool->threads; }

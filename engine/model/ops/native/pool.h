@@ -14,6 +14,10 @@ Pool *pool_new(int threads);
 void pool_free(Pool *pool);
 int pool_threads(const Pool *pool);
 
+/* Keep each thread on one core: thread i on cores[i % count]. Not the caller's own, thread 0: what it starts later
+   would have to stay there too. Does nothing where the system offers no such thing. */
+void pool_pin(Pool *pool, const int32_t *cores, int32_t count);
+
 /* Run all items and return when they are done. Which thread does which item is left to chance, so items must not
    depend on each other. Not to be called by two threads at once. */
 void pool_run(Pool *pool, Work work, void *job, int64_t count);
