@@ -91,7 +91,9 @@ def _run_here(args: argparse.Namespace, chosen: Sequence[str], deadline: float) 
         for name in chosen:
             measure, budget_s, _ = parts[name]
             later = chosen[chosen.index(name) + 1 :]
-            kept_s = 0.0 if args.quick else sum(parts[other][2] for other in later)
+            kept_s = sum(parts[other][2] for other in later)
+            if args.quick:  # on whatever machine: only the whole is limited
+                budget_s, kept_s = args.time_limit, 0.0
             error = report.run(name, budget_s, partial(measure, bench), kept_s=kept_s)
             if isinstance(error, Exception) and is_device_broken(error):
                 return DEVICE_BROKEN

@@ -5,7 +5,7 @@ A position's numbers do not depend on who is read beside it. Knows logits and to
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -34,24 +34,25 @@ class Wanted:
 
 def read_logprobs(logits: Tensor, wanted: Sequence[Wanted]) -> list[TokenLogprobs]:
     """Log-probabilities at some rows of the logits [T, V], in the order they are wanted."""
-    pieces = list(_pieces(wanted))
+    pieces = _pieces(wanted)
     if not pieces:
         return []
-    facts = [_facts(logits, [wanted[i] for i in piece]).flatten() for piece in pieces]
-    flat = iter(torch.cat(facts).tolist())
+    facts = [_facts(logits, [wanted[i] for i in piece]).view(-1) for piece in pieces]
+    flat: list[float] = (facts[0] if len(facts) == 1 else torch.cat(facts)).tolist()
     found: dict[int, TokenLogprobs] = {}
-    for piece in pieces:
-        for index in piece:
-            one = wanted[index]
-            count = min(one.num_top, logits.shape[1])
-            logprob, rank, *top = (next(flat) for _ in range(2 + 2 * count))
-            ids, values = top[:count], top[count:]
-            found[index] = TokenLogprobs(
-                token_id=one.token_id,
-                logprob=logprob,
-                top=tuple((int(i), value) for i, value in zip(ids, values, strict=True)),
-                rank=int(rank),
-            )
+    start = 0
+    for index in (index for piece in pieces for index in piece):
+        count = min(wanted[index].num_top, logits.shape[1])
+        logprob, rank = flat[start : start + 2]
+        ids = flat[start + 2 : start + 2 + count]
+        values = flat[start + 2 + count : start + 2 + 2 * count]
+        start += 2 + 2 * count
+        found[index] = TokenLogprobs(
+            token_id=wanted[index].token_id,
+            logprob=logprob,
+            top=tuple(zip(map(int, ids), values, strict=True)),
+            rank=int(rank),
+        )
     return [found[index] for index in range(len(wanted))]
 
 
@@ -76,12 +77,16 @@ def read_for_rows(
     return alone
 
 
-def _pieces(wanted: Sequence[Wanted]) -> Iterator[list[int]]:
+def _pieces(wanted: Sequence[Wanted]) -> list[list[int]]:
     """Indices of positions that want equally many: among equals, which are listed minds that."""
-    for num_top in dict.fromkeys(one.num_top for one in wanted):
-        mine = [index for index, one in enumerate(wanted) if one.num_top == num_top]
-        for start in range(0, len(mine), _PIECE):
-            yield mine[start : start + _PIECE]
+    alike: dict[int, list[int]] = {}
+    for index, one in enumerate(wanted):
+        alike.setdefault(one.num_top, []).append(index)
+    return [
+        mine[start : start + _PIECE]
+        for mine in alike.values()
+        for start in range(0, len(mine), _PIECE)
+    ]
 
 
 def _facts(logits: Tensor, wanted: Sequence[Wanted]) -> Tensor:
@@ -93,7 +98,7 @@ def _facts(logits: Tensor, wanted: Sequence[Wanted]) -> Tensor:
     own = logprobs.gather(1, token_ids[:, None])
     rank = (logprobs >= own).sum(-1, keepdim=True)
     values, ids = most_likely(logprobs, min(wanted[0].num_top, logprobs.shape[1]))
-    return torch.cat([fact.double() for fact in (own, rank, ids, values)], dim=1)
+    return torch.cat((own.double(), rank.double(), ids.double(), values.double()), dim=1)
 
 
 def _rows(logits: Tensor, places: Sequence[int]) -> Tensor:

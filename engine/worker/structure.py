@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -116,8 +117,9 @@ class StructureState:
             if matcher.is_terminated():
                 return None
             matcher.fill_next_token_bitmask(self._words)
-            bits = (self._words[0][:, None] >> torch.arange(32, dtype=torch.int32)) & 1
-            return bits.flatten()[: self.vocab_size].bool()
+            octets = self._words[0].numpy().view(np.uint8)
+            bits = np.unpackbits(octets, count=self.vocab_size, bitorder="little")
+            return torch.from_numpy(bits.view(np.bool_))
         finally:
             if fed:
                 matcher.rollback(fed)

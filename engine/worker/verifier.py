@@ -197,9 +197,9 @@ def _newest_states(
         for index, outcome in enumerate(outcomes)
         if outcome.result.token_ids
     }
-    if not places:
-        return {}
-    # A copy: what the step computed need not outlive it.
+    # Copies: what the step computed need not outlive it.
+    if len(places) <= 1:
+        return {index: last_hidden[place].clone() for index, place in places.items()}
     return dict(zip(places, _gather(last_hidden, list(places.values())), strict=True))
 
 
@@ -219,6 +219,8 @@ def _with_logprobs(
                 Wanted(firsts[index] + i, token_id, num_top)
                 for i, token_id in enumerate(outcome.result.token_ids)
             ]
+    if not wanted:
+        return list(outcomes)
     completed = list(outcomes)
     for index, logprobs in read_for_rows(logits, wanted).items():
         outcome = completed[index]
