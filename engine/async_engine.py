@@ -310,6 +310,9 @@ class AsyncEngine:
             limits = ModelLimits.of(info)
             self.info = _engine_info(info, limits)
             self._publish(core.adapt(limits))
+        # A step with one that is not ready would wait for it, and its deadline is none of theirs.
+        for structure in core.structures():
+            await self._supervisor.prepare(structure)
 
     def _publish(self, outputs: list[RequestOutput]) -> None:
         for request_id, step in itertools.groupby(outputs, lambda output: output.request_id):

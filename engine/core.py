@@ -17,6 +17,7 @@ from engine.request import (
     FinishReason,
     GenerationRequest,
     RequestOutput,
+    Structure,
     TokenLogprobs,
     TokenTrace,
 )
@@ -145,6 +146,11 @@ class EngineCore:
             else:
                 outputs.append(self._render(entry, item, item.num_new_tokens))
         return outputs
+
+    def structures(self) -> set[Structure]:
+        """What open requests have to follow."""
+        asked = (entry.sequence.request.sampling.structure for entry in self._open.values())
+        return {structure for structure in asked if structure is not None}
 
     def lose_worker(self, plan: StepPlan | None, *, is_crash: bool = False) -> list[RequestOutput]:
         """The worker is gone, with `plan` in flight: everything is computed again by the next.

@@ -64,6 +64,8 @@ def create_app(service: InferenceService, settings: ServerSettings) -> FastAPI:
         summary="OpenAI-compatible inference with verified early exits.",
         description=_DESCRIPTION,
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's pages load their scripts from elsewhere: dead without a network,
+        redoc_url=None,  # and others' code in the browser with one
         # Ours is `server.tracing`: no prompt, no exception's text ever leaves in a trace.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )

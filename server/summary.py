@@ -28,7 +28,7 @@ def start_up_summary(
         "exits": _exits(settings, info, heads),
         "KV cache": f"{num_tokens:,} tokens in blocks of {info.block_size}: "
         f"{num_tokens / info.max_model_len:.1f} requests of full length",
-        "serving": f"{url}/v1  (see also /docs, /metrics)",
+        "serving": f"{url}/v1  (see also /openapi.json, /metrics)",
         **({"page": f"{url}/  (chat in a browser)"} if settings.ui else {}),
         "try": curl,
     }

@@ -1,7 +1,7 @@
 """Compiled grammars by structure, for the sequences that follow one; loaded with the first.
 
-Structures are prepared in a thread while steps run; a step compiles by itself what is not ready,
-as after a worker's restart.
+Structures are prepared in a thread while steps run, after a restart before the first of them; a
+step compiles by itself what has been forgotten meanwhile.
 """
 
 import logging

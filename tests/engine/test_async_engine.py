@@ -21,7 +21,7 @@ from engine.errors import (
     PromptTooLong,
 )
 from engine.inline_worker import InlineWorker
-from engine.request import FinishReason, GenerationRequest, RequestOutput
+from engine.request import FinishReason, GenerationRequest, RequestOutput, Structure
 
 
 @asynccontextmanager
@@ -226,6 +226,30 @@ async def test_while_a_worker_loads_requests_queue_and_leave() -> None:
     )
     assert text_of(await newcomer) == Letters().text(expected_output(make_request(2)))
     assert not engine.is_recovering
+    await engine.stop()
+
+
+async def test_a_new_worker_has_the_structures_ready_before_its_first_step() -> None:
+    worker = MortalWorker(FakeWorker(step_time_s=0.002))
+    engine = engine_on(worker)
+    await engine.start()
+    structures = [Structure(kind="regex", source=source) for source in ("a", "b", "a")]
+    requests = [
+        make_request(n, ignore_eos=True, structure=structure)
+        for n, structure in enumerate([*structures, None])
+    ]
+    streams = [asyncio.create_task(collect(engine, request)) for request in requests]
+    await until(lambda: engine.stats().num_running == len(requests))
+    before, prepared = len(worker.fake.plans), []
+    worker.fake.prepare = lambda each: prepared.append((each.source, len(worker.fake.plans)))  # type: ignore[method-assign]
+    worker.death.set()
+    await asyncio.gather(*streams)
+    assert sorted(source for source, _ in prepared) == ["a", "b"]
+    num_plans = {count for _, count in prepared}
+    assert len(num_plans) == 1
+    first_of_new = worker.fake.plans[num_plans.pop()]
+    assert before <= worker.fake.plans.index(first_of_new)
+    assert len(first_of_new.started) == len(requests)
     await engine.stop()
 
 

@@ -97,7 +97,8 @@ def test_the_api_is_described(client):
     event = operation["responses"]["200"]["content"]["text/event-stream"]["schema"]
     assert _references(body) == {"ChatCompletionRequest"}
     assert _references(event) == {"ChatCompletionChunk", "ErrorResponse"}
-    assert client.get("/docs").status_code == 200
+    for page in ("/docs", "/redoc"):  # FastAPI's would load its scripts from elsewhere
+        assert client.get(page).status_code == 404
 
 
 def test_every_reference_of_the_description_resolves(client):
