@@ -16,7 +16,8 @@ COMPILE := uv pip compile -q --universal --generate-hashes --no-emit-index-url -
 
 .DEFAULT_GOAL := help
 .SILENT:
-.PHONY: help setup serve chat bench bench-overhead parameters acceptance test test-fast nightly soak traces fuzz test-api lint format lock clean
+.PHONY: help setup serve chat bench bench-overhead parameters acceptance test test-fast nightly machine kills aborts soak \
+    traces fuzz overload test-api lint format lock clean
 
 help: ## show this
 	awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,15 +54,25 @@ test-fast: setup ## all but the tests that need torch or the model
 test-api: setup ## many requests, right and wrong, per operation of the OpenAPI document; none may surprise
 	ADADECODE_API_EXAMPLES=200 $(BIN)/python -m pytest -q tests/server/test_openapi.py $(ARGS)
 
-nightly: setup ## the engine's state machine for 10^5 steps and more, and 100 worker kills under load
+nightly: machine kills aborts traces fuzz overload ## the six proofs below, at full size, one after the other
+
+machine: setup ## the engine's state machine, for 10^5 steps and more
 	ADADECODE_MACHINE_EXAMPLES=2000 $(BIN)/python -m pytest -q tests/engine/test_engine_machine.py
-	$(BIN)/adadecode bench faults --kills 100
+
+kills: setup ## 100 kills of the worker under 16 streams; none may be lost or changed
+	$(BIN)/adadecode bench faults --kills 100 --concurrency 16 --max-tokens 96 $(ARGS)
+
+aborts: setup ## 10,000 requests, 30 % of them left by their client; nothing may leak or hang
+	$(BIN)/adadecode bench soak --requests 10000 --kill-every 0 --max-tokens 4 $(ARGS)
 
 fuzz: setup ## 10,000 requests with something wrong in them; none may be lost, hang, or get a 5xx that is not meant
 	$(BIN)/adadecode bench fuzz $(ARGS)
 
 traces: setup ## requests that begin alike, cancelled and repeated; every answer must be its own
 	$(BIN)/adadecode bench traces $(ARGS)
+
+overload: setup ## 5,000 idle connections and twice the load: how long probes and refusals take
+	$(BIN)/adadecode bench overload $(ARGS)
 
 soak: setup ## mixed traffic beyond capacity, 30 % aborts, a worker kill every minute; SOAK_MINUTES=20
 	$(BIN)/adadecode bench soak --minutes $(SOAK_MINUTES) $(ARGS)

@@ -23,6 +23,7 @@ from benchmarks.own_server import OwnServer, add_server_flags, ready_server, unt
 from benchmarks.prompts import choose_prompts
 from benchmarks.serve_client import Call, Outcome, send
 from benchmarks.serve_figures import percentile_of
+from benchmarks.verdict import verdict
 
 if TYPE_CHECKING:
     from httpx import AsyncClient
@@ -197,4 +198,6 @@ def _format(report: FaultReport, args: argparse.Namespace) -> str:
         f"{'/health failed':<16} {report.health_failures}",
         f"{'recovery':<16} p50 {p50:.2f} s, p90 {p90:.2f} s, max {times[-1]:.2f} s",
     ]
-    return "\n".join([*lines, *(f"error: {error}" for error in report.errors[:5])])
+    return "\n".join(
+        [*lines, *(f"error: {error}" for error in report.errors[:5]), verdict(report.is_clean)]
+    )

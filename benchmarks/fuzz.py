@@ -22,6 +22,7 @@ from tqdm import tqdm
 from benchmarks.fuzz_answers import Answer, troubles_of
 from benchmarks.fuzz_cases import Case, Route, make_case, routes_of
 from benchmarks.own_server import add_server_flags, ready_server
+from benchmarks.verdict import verdict
 
 _HANGS_AFTER_S = 60.0
 _PATIENCE_S = 0.3  # with an answer to something that may be waiting for its rest
@@ -198,4 +199,4 @@ def _format(report: FuzzReport) -> str:
         f"{'slowest answer':<16} {report.slowest_s:.1f} s",
         f"{'findings':<16} {len(report.findings)}",
     ]
-    return "\n".join([*lines, *shown(report.findings)])
+    return "\n".join([*lines, *shown(report.findings), verdict(report.is_clean)])

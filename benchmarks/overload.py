@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import json
 import resource
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -22,6 +23,7 @@ from benchmarks.knocker import knock
 from benchmarks.own_server import add_server_flags, ready_server
 from benchmarks.serve_client import Call, send
 from benchmarks.serve_figures import percentile_of
+from benchmarks.verdict import verdict
 
 if TYPE_CHECKING:
     from httpx import AsyncClient
@@ -167,6 +169,7 @@ class _Overload:
     ) -> None:
         self._phase = Phase(name=name, probes_ms={path: [] for path in _PROBES})
         self._until = time.monotonic() + self._args.seconds
+        print(f"{name}: {self._args.seconds:g} s", file=sys.stderr, flush=True)
         await work()
         self._phase.idle_connections = sum(connection.is_open for connection in idle)
         self.report.phases.append(self._phase)
@@ -287,7 +290,7 @@ def _format(report: OverloadReport) -> str:
         f"Retry-After: {report.curt}",
         f"accepted: {report.accepted}, lost: {report.lost}, wrong: {report.wrong}",
     ]
-    return "\n".join([*lines, *report.errors[:5]])
+    return "\n".join([*lines, *report.errors[:5], verdict(report.is_clean)])
 
 
 def _num_refusals(phase: Phase) -> int:

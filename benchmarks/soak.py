@@ -17,11 +17,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
+from tqdm import tqdm
+
 from benchmarks.own_server import OwnServer, add_server_flags, ready_server, until_ready
 from benchmarks.prompts import choose_prompts
 from benchmarks.serve_client import Call, Outcome, send
 from benchmarks.serve_figures import percentile_of
 from benchmarks.server_gauges import HELD, gauge, until_idle
+from benchmarks.verdict import verdict
 
 if TYPE_CHECKING:
     from httpx import AsyncClient
@@ -142,7 +145,7 @@ class _Soak:
 
     async def run(self) -> None:
         """The whole soak; the report is complete afterwards."""
-        extras = [asyncio.create_task(self._sample())]
+        extras = [asyncio.create_task(self._sample()), asyncio.create_task(self._show())]
         if self._args.kill_every:
             extras.append(asyncio.create_task(self._kill()))
         try:
@@ -152,7 +155,7 @@ class _Soak:
                 task.cancel()
             ended = await asyncio.gather(*extras, return_exceptions=True)
         self.report.errors += [repr(each) for each in ended if isinstance(each, Exception)]
-        self.report.duration_s = time.monotonic() - self._started
+        self.report.duration_s = self._elapsed_s
         self._server.require_alive()
         await until_ready(self._client, self._server)
         self.report.left_behind = await until_idle(self._client)
@@ -161,7 +164,11 @@ class _Soak:
     def _is_over(self) -> bool:
         if self._args.requests:
             return self.report.requests >= self._args.requests
-        return time.monotonic() - self._started > 60 * self._args.minutes
+        return self._elapsed_s > 60 * self._args.minutes
+
+    @property
+    def _elapsed_s(self) -> float:
+        return time.monotonic() - self._started
 
     async def _ask(self) -> None:
         """One client after another."""
@@ -220,9 +227,19 @@ class _Soak:
             await until_ready(self._client, self._server)
             self.report.recovery_s.append(time.monotonic() - killed)
 
+    async def _show(self) -> None:
+        """How far it is, in requests or seconds."""
+        goal = self._args.requests or 60 * self._args.minutes
+        unit = "requests" if self._args.requests else "s"
+        with tqdm(total=round(goal), desc="soak", unit=f" {unit}", disable=None) as bar:
+            while True:
+                done = self.report.requests if self._args.requests else self._elapsed_s
+                bar.update(min(round(goal), round(done)) - bar.n)
+                await asyncio.sleep(1)
+
     async def _sample(self) -> None:
         while True:
-            sample = time.monotonic() - self._started, self._server.rss_bytes / 2**20
+            sample = self._elapsed_s, self._server.rss_bytes / 2**20
             self.report.rss_mb.append(sample)
             await asyncio.sleep(1)
 
@@ -270,4 +287,6 @@ def _format(report: SoakReport) -> str:
         lines.append(
             f"{'recovery':<16} p50 {percentile_of(times, 50):.2f} s, max {times[-1]:.2f} s"
         )
-    return "\n".join([*lines, *(f"error: {error}" for error in report.errors[:5])])
+    return "\n".join(
+        [*lines, *(f"error: {error}" for error in report.errors[:5]), verdict(report.is_clean)]
+    )

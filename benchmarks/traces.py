@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from benchmarks.own_server import add_server_flags, ready_server
 from benchmarks.server_gauges import gauge, until_idle
+from benchmarks.verdict import verdict
 
 if TYPE_CHECKING:
     from httpx import AsyncClient, Response
@@ -266,4 +267,4 @@ def _format(report: TraceReport) -> str:
         *(f"{name.partition(':')[2]:<32} {value:g}" for name, value in report.counters.items()),
         f"{'left behind':<16} {sum(report.left_behind.values()):g}",
     ]
-    return "\n".join([*lines, *report.findings[:10]])
+    return "\n".join([*lines, *report.findings[:10], verdict(report.is_clean)])

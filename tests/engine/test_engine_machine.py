@@ -6,7 +6,7 @@ Memory is tight enough that sequences are preempted and blocks evicted all the t
 that was not aborted ends once, with its one right output, unless the worker was killed thrice
 while it ran alone, or came back with too little memory for it: then it may end with an error.
 
-ADADECODE_MACHINE_EXAMPLES sets how many runs of up to 40 steps there are (`make nightly`), and lets
+ADADECODE_MACHINE_EXAMPLES sets how many runs of up to 40 steps there are (`make machine`), and lets
 them differ from day to day.
 """
 

@@ -21,3 +21,8 @@ class Row:
         ""  # where more, or other than what was asked for, is done; what is left out, and why
     )
     marks: tuple[str, ...] = ()  # what the proofs need
+
+
+def row(number: int, fault: str, expected: str, *checks: Check, **more: object) -> Row:
+    """A row in the order in which it is read."""
+    return Row(number=number, fault=fault, expected=expected, checks=checks, **more)  # type: ignore[arg-type]
