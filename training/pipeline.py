@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from engine.model.exit_head import load_heads
 from engine.model.spec import ModelSpec
 from engine.worker.backend import limit_torch_threads, select_ops
 from training.collect import ShardPaths, collect
+from training.costs import measure_costs
 from training.evaluate import HeadFigures, evaluate_head
 from training.generate import GenerationOptions, generate
 from training.generations import (
@@ -35,10 +36,12 @@ from training.head_module import HeadModule
 from training.heads_file import data_facts, model_facts, read_facts, write_heads
 from training.progress import ProgressReport
 from training.prompts import Prompt
+from training.replay import Forecast, Replay, form_opinions
 from training.report import write_report
 from training.search import Sample, Search, SearchOptions, choose_prompts, choose_sample
 from training.search_result import SearchResult
-from training.states import StateShards
+from training.states import ROWS_PER_SHARD, StateShards
+from training.texts import GreedyTexts
 from training.threads import torch_threads
 from training.timing import Stopwatch
 from training.train_head import TrainingConfig
@@ -46,6 +49,7 @@ from training.train_head import TrainingConfig
 logger = logging.getLogger(__name__)
 
 _REPORTED_PROMPTS, _REPORTED_LENGTH = 8, 96
+_FORECAST_SHARDS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,8 +115,41 @@ def train(
     stopwatch = Stopwatch(generation.model, decoder, prompt_ids, _REPORTED_LENGTH)
     [timed] = stopwatch.run({"heads": options.output}).values()
     logger.info("early exits: %.2f times plain decoding", timed.speedup)
-    write_report(options.output, generation.model.directory, figures, found, timed)
+    forecast = None
+    if held_out:
+        texts = GreedyTexts(*_first(held_out, held_out_paths))
+        forecast = _forecast(factory, heads, figures, texts, decoder, generation.model)
+    write_report(options.output, generation.model.directory, figures, found, forecast, timed)
     return figures
+
+
+def _first(
+    rows: Sequence[Generation], paths: ShardPaths
+) -> tuple[Sequence[Generation], ShardPaths]:
+    """A few shards of them."""
+    return rows[: _FORECAST_SHARDS * ROWS_PER_SHARD], paths[:_FORECAST_SHARDS]
+
+
+def _forecast(
+    factory: HeadFactory,
+    heads: Mapping[int, HeadModule],
+    figures: Mapping[int, HeadFigures],
+    texts: GreedyTexts,
+    decoder: Decoder,
+    model: ModelConfig,
+) -> Forecast:
+    """What the policy expects of trained heads, without look-ups."""
+    with torch_threads(model):
+        opinions = {
+            layer: form_opinions(head, texts.at(layer), factory.token_ids)
+            for layer, head in heads.items()
+        }
+    size = len(factory.token_ids)
+    costs = measure_costs(decoder, [size])
+    calibration = {layer: each.calibration for layer, each in figures.items()}
+    return Replay(decoder.spec, texts.states).forecast(
+        opinions, calibration, costs.model(sorted(heads), size), costs.model([], size).plain(1)
+    )
 
 
 def check_disk(generation: GenerationOptions, hidden_size: int, num_exits: int) -> None:

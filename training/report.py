@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from engine.offline import GenerationResult
 from training.evaluate import HeadFigures
 from training.heads_file import read_facts
+from training.replay import Forecast
 from training.search_result import SearchResult
 from training.timing import TimedRuns
 
@@ -81,6 +82,7 @@ def write_report(
     model: Path,
     figures: Mapping[int, HeadFigures],
     found: SearchResult | None,
+    forecast: Forecast | None,
     timed: TimedRuns,
 ) -> Path:
     """Write the page beside `heads.json`.
@@ -88,6 +90,7 @@ def write_report(
     Args:
         model: The model's directory, for its tokenizer.
         found: Where exits were searched for.
+        forecast: Of these heads, without look-ups.
         timed: Runs of these heads.
     """
     tokenizer = AutoTokenizer.from_pretrained(str(model))
@@ -102,6 +105,7 @@ def write_report(
         facts=facts,
         figures=figures,
         found=found,
+        forecast=forecast,
         timed=timed,
         charts=_charts(figures, found),
         num_layers=num_layers,

@@ -11,11 +11,10 @@ Forecasts are the policy's own (see `replay`). Every stage leaves a file; a kill
 import logging
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from itertools import accumulate, zip_longest
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save_file
 
 from engine.config import ModelConfig
@@ -31,9 +30,10 @@ from training.json_file import read_json, write_json
 from training.progress import ProgressReport
 from training.replay import Forecast, Opinions, Replay, form_opinions
 from training.search_result import Candidate, LayerCurve, SearchResult
-from training.states import LAST, ROWS_PER_SHARD, HiddenStates, read_shards
+from training.states import ROWS_PER_SHARD, HiddenStates
+from training.texts import GreedyTexts
 from training.threads import torch_threads
-from training.timing import Stopwatch
+from training.timing import Stopwatch, TimedRuns
 from training.train_head import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,10 @@ class Search:
         self._max_bytes = max_bytes
         num_fit = max(1, round(_FIT_SHARE * len(sample.training_paths)))
         self._fit_paths = sample.training_paths[:num_fit]
-        self._texts = _Texts(sample, num_fit)
+        self._texts = GreedyTexts(  # that no cheap head is fitted on
+            [*sample.training[num_fit * ROWS_PER_SHARD :], *sample.held_out],
+            [*sample.training_paths[num_fit:], *sample.held_out_paths],
+        )
         work.mkdir(parents=True, exist_ok=True)
 
     def run(self) -> SearchResult:
@@ -106,8 +109,8 @@ class Search:
         ranked = sorted(forecasts, key=lambda forecast: forecast.speedup, reverse=True)
         chosen = ranked[: self._options.num_candidates]
         candidates = [
-            _candidate(forecaster, cheap, forecast, speedup)
-            for forecast, speedup in zip(chosen, self._timed(chosen, size), strict=True)
+            _candidate(forecaster, cheap, forecast, timed)
+            for forecast, timed in zip(chosen, self._timed(chosen, size), strict=True)
         ]
         return SearchResult(
             exit_layers=max(candidates, key=lambda each: each.measured).exit_layers,
@@ -185,8 +188,8 @@ class Search:
             logger.info("vocabulary of %d: covers %.3f, %.3fx", size, covered, speedup)
         return found
 
-    def _timed(self, forecasts: Sequence[Forecast], size: int) -> list[float]:
-        """Measured speed-up of heads trained on the sample."""
+    def _timed(self, forecasts: Sequence[Forecast], size: int) -> list[TimedRuns]:
+        """Runs of heads trained on the sample."""
         sample, factory = self._sample, self._factory(size)
         config = TrainingConfig(epochs=self._options.epochs)
         heads, figures = {}, {}
@@ -213,25 +216,7 @@ class Search:
         runs = stopwatch.run(directories)
         for name, timed in runs.items():
             logger.info("%s: %.3fx measured", name, timed.speedup)
-        return [timed.speedup for timed in runs.values()]
-
-
-class _Texts:
-    """Greedy texts that no cheap head was fitted on, as far as there are any."""
-
-    def __init__(self, sample: Sample, num_fit: int) -> None:
-        rows = [*sample.training[num_fit * ROWS_PER_SHARD :], *sample.held_out]
-        self._paths = [*sample.training_paths[num_fit:], *sample.held_out_paths]
-        is_greedy = [row.temperature == 0.0 for row in rows]
-        self._kept = torch.tensor(is_greedy if any(is_greedy) else [True] * len(rows))
-        self.states = self.at(min(layer for layer in self._paths[0] if isinstance(layer, int)))
-
-    def at(self, layer: int) -> HiddenStates:
-        """Their states at a layer."""
-        states = read_shards([(shard[LAST], shard[layer]) for shard in self._paths])
-        kept = self._kept[states.is_first.long().cumsum(0) - 1]
-        names = [field.name for field in fields(HiddenStates)]
-        return HiddenStates(**{name: getattr(states, name)[kept] for name in names})
+        return list(runs.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +286,7 @@ def _all_forecasts(forecaster: _Forecaster, cheap: _CheapHeads) -> list[Forecast
 
 
 def _candidate(
-    forecaster: _Forecaster, cheap: _CheapHeads, forecast: Forecast, measured: float
+    forecaster: _Forecaster, cheap: _CheapHeads, forecast: Forecast, timed: TimedRuns
 ) -> Candidate:
     """With the best of some fixed thresholds."""
     fixed = [
@@ -314,7 +299,8 @@ def _candidate(
         forecast=forecast.speedup,
         threshold=threshold,
         threshold_forecast=speedup,
-        measured=measured,
+        measured_alone=timed.speedup_alone,
+        measured=timed.speedup,
     )
 
 

@@ -26,7 +26,8 @@ class Candidate:
     forecast: float  # of cheap heads, without look-ups
     threshold: float  # the best fixed one
     threshold_forecast: float
-    measured: float  # of heads trained a little, with look-ups
+    measured_alone: float  # of heads trained a little, without look-ups
+    measured: float  # the same with look-ups
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

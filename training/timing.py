@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.config import CacheConfig, EngineConfig, ExitsConfig, ModelConfig, SchedulerConfig
@@ -13,6 +13,9 @@ from engine.worker.worker import ModelWorker
 from training.progress import ProgressReport
 
 _CACHE_BYTES = 64 << 20
+_PLAIN = EarlyExitOptions(enabled=False)
+_WHOLE = EarlyExitOptions(return_trace=True)
+_ALONE = EarlyExitOptions(lookup=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,8 +23,45 @@ class TimedRuns:
     """One choice of heads against plain decoding."""
 
     speedup: float  # mean over prompts of plain's time over theirs, the prompt's own included
+    speedup_alone: float  # the same without look-ups
     num_changed: int  # outputs that differ from plain decoding's: none, by contract
     results: Sequence[GenerationResult]  # by prompt, with traces
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One prompt's."""
+
+    result: GenerationResult
+    seconds: float
+
+
+@dataclass(slots=True)
+class _Tally:
+    """One choice of heads, prompt by prompt."""
+
+    whole: list[float] = field(default_factory=list)
+    alone: list[float] = field(default_factory=list)
+    results: list[GenerationResult] = field(default_factory=list)
+    num_changed: int = 0
+
+    def add(self, plain: _Run, whole: _Run, alone: _Run) -> None:
+        """One more prompt."""
+        self.whole.append(plain.seconds / whole.seconds)
+        self.alone.append(plain.seconds / alone.seconds)
+        self.results.append(whole.result)
+        expected = plain.result.token_ids
+        self.num_changed += expected != whole.result.token_ids
+        self.num_changed += expected != alone.result.token_ids
+
+    def sum_up(self) -> TimedRuns:
+        """All prompts count alike."""
+        return TimedRuns(
+            speedup=round(sum(self.whole) / len(self.whole), 4),
+            speedup_alone=round(sum(self.alone) / len(self.alone), 4),
+            num_changed=self.num_changed,
+            results=self.results,
+        )
 
 
 class Stopwatch:
@@ -40,34 +80,19 @@ class Stopwatch:
 
     def run(self, candidates: Mapping[str, Path]) -> dict[str, TimedRuns]:
         """Time directories of heads by name."""
-        plain = EarlyExitOptions(enabled=False)
         engines = {name: self._engine(directory) for name, directory in candidates.items()}
-        first = next(iter(engines.values()))
-        seconds: dict[str, list[float]] = {name: [] for name in engines}
-        results: dict[str, list[GenerationResult]] = {name: [] for name in engines}
-        changed = dict.fromkeys(engines, 0)
+        tallies = {name: _Tally() for name in engines}
         for engine in engines.values():
-            self._generate(engine, 0, EarlyExitOptions())
+            self._generate(engine, 0, _WHOLE)
         with ProgressReport("timed runs", len(self._prompts), "prompts") as report:
             for index in range(len(self._prompts)):
-                reference, plain_s = self._generate(first, index, plain)
+                plain = self._generate(next(iter(engines.values())), index, _PLAIN)
                 names = list(engines)
                 for name in names[index % len(names) :] + names[: index % len(names)]:
-                    result, took = self._generate(
-                        engines[name], index, EarlyExitOptions(return_trace=True)
-                    )
-                    seconds[name].append(plain_s / took)
-                    results[name].append(result)
-                    changed[name] += result.token_ids != reference.token_ids
+                    alone = self._generate(engines[name], index, _ALONE)
+                    tallies[name].add(plain, self._generate(engines[name], index, _WHOLE), alone)
                 report.update(index + 1)
-        return {
-            name: TimedRuns(
-                speedup=round(sum(ratios) / len(ratios), 4),
-                num_changed=changed[name],
-                results=results[name],
-            )
-            for name, ratios in seconds.items()
-        }
+        return {name: tally.sum_up() for name, tally in tallies.items()}
 
     def _engine(self, heads: Path) -> OfflineEngine:
         config = EngineConfig(
@@ -79,9 +104,7 @@ class Stopwatch:
         )
         return OfflineEngine(config, ModelWorker(config, decoder=self._decoder))
 
-    def _generate(
-        self, engine: OfflineEngine, index: int, early_exit: EarlyExitOptions
-    ) -> tuple[GenerationResult, float]:
+    def _generate(self, engine: OfflineEngine, index: int, early_exit: EarlyExitOptions) -> "_Run":
         request = GenerationRequest(
             request_id=str(index),
             prompt_token_ids=tuple(self._prompts[index]),
@@ -90,4 +113,4 @@ class Stopwatch:
         )
         started = time.perf_counter()
         [result] = engine.generate([request])
-        return result, time.perf_counter() - started
+        return _Run(result, time.perf_counter() - started)

@@ -21,7 +21,7 @@ TEMPLATE = (
     "{% for message in messages %}{{ message['role'][0] }}:{{ message['content'] }}|{% endfor %}"
     "{% if add_generation_prompt %}a:{% endif %}"
 )
-PROMPTS = [Prompt("qa", f"number {number}?") for number in range(40)]
+PROMPTS = [Prompt("qa", f"number {number}?") for number in range(24)]
 MAX_NEW = 4
 
 

@@ -41,6 +41,7 @@ def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
                 forecast=1.2,
                 threshold=0.5,
                 threshold_forecast=1.1,
+                measured_alone=1.2,
                 measured=1.4,
             )
         ],
