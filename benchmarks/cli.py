@@ -47,6 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     lossless.add_argument(
         "--temperatures", type=_temperatures, default=(0.0, 0.8), metavar="T,T", help="(0,0.8)"
     )
+    lossless.add_argument(
+        "--ways",
+        choices=("all", "heads"),
+        default="all",
+        help="heads: only the trained ones, alone and in batches, which is minutes (%(default)s)",
+    )
     ablation = commands.add_parser(
         "ablation", help="early exits with one part taken away at a time, against plain decoding"
     )

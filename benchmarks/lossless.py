@@ -80,6 +80,8 @@ def _verdicts(
         for name, batch in (("heads, alone", 1), (f"heads, in batches of {_BATCH}", _BATCH)):
             results = ask.all(engine, name, prompts, batch, early_exit=True)
             yield _judge(temperature, name, plain[temperature], results)
+    if args.ways == "heads":
+        return
     exit_layers = engine.info.exit_layers
     vocab_size = engine.info.vocab_size
     del engine
