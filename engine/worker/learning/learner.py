@@ -29,10 +29,10 @@ _LEAST_PIECE, _MOST_PIECE = 8, 32  # examples that are computed at a time
 _LONG_S, _SHORT_S = 0.02, 0.005  # for a piece: then the next are smaller, or larger
 _DEPTHS, _DEPTH_WEIGHTS = (1, 2, 3), (0.6, 0.25, 0.15)  # of the drafts that are studied
 _FIRST = 128  # examples before anything is studied
-_LEAST_HELD_OUT, _MOST_HELD_OUT = 128, 384  # examples of a trial
-_UPDATES_PER_TRIAL = 24
+_LEAST_HELD_OUT, _MOST_HELD_OUT = 128, 256  # examples of a trial
+_UPDATES_PER_TRIAL = 16
 _MOST_DEBT_S = 0.1
-_MOST_UPDATES = 96  # without a trial, for want of traffic
+_MOST_UPDATES = 64  # without a trial, for want of traffic
 
 
 class HeadLearner:
