@@ -115,7 +115,7 @@ async def _measure(args: argparse.Namespace) -> OverloadReport:
     flags = [
         args.model,
         *("--max-num-seqs", str(args.max_num_seqs)),
-        *("--max-num-queued-requests", str(args.max_num_queued_requests)),
+        *("--max-num-queued-reqs", str(args.max_num_queued_requests)),
         *("--max-connections", str(args.idle + _SPARE_FILES)),
         *("--timeout-keep-alive", str(int(10 * args.seconds) + 600)),
         *args.serve_flag,

@@ -48,6 +48,7 @@ class EngineCollector(Collector):
             return
         stats, info = self._seen
         yield from self._gauges(stats)
+        yield self._waiting(stats)
         yield from self._states(stats, info)
         yield from self._counters(stats)
         yield from self._labelled_counters(stats)
@@ -74,6 +75,15 @@ class EngineCollector(Collector):
             family = GaugeMetricFamily(name, text, labels=LABELS)
             family.add_metric(self._label_values, value)
             yield family
+
+    def _waiting(self, stats: EngineStats) -> Metric:
+        family = GaugeMetricFamily(
+            "vllm:num_requests_waiting_by_reason",
+            "Requests waiting, by why: capacity, until others have ended.",
+            labels=(*LABELS, "reason"),
+        )
+        family.add_metric((*self._label_values, "capacity"), stats.num_waiting)
+        return family
 
     def _states(self, stats: EngineStats, info: EngineInfo) -> Iterator[Metric]:
         """Gauges that are 1 and say it in a label."""

@@ -157,7 +157,7 @@ class ServerSettings(BaseModel):
     max_num_batched_tokens: int = _flag(
         512, "scheduler", "Tokens computed per step, decoding rows first.", ge=1
     )
-    max_num_queued_requests: int = _flag(
+    max_num_queued_reqs: int = _flag(
         1024,
         "scheduler",
         "Requests that may wait besides those that run; more are answered 503 with Retry-After.",
@@ -376,7 +376,7 @@ class ServerSettings(BaseModel):
             scheduler=SchedulerConfig(
                 max_num_seqs=self.max_num_seqs,
                 max_num_batched_tokens=self.max_num_batched_tokens,
-                max_num_queued_requests=self.max_num_queued_requests,
+                max_num_queued_requests=self.max_num_queued_reqs,
                 max_num_queued_tokens=self.max_num_queued_tokens,
                 policy=self.scheduling_policy,
                 prefix_caching=self.enable_prefix_caching,

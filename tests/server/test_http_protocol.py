@@ -6,10 +6,13 @@ import socket
 import time
 from collections.abc import Iterator
 
+import h11
 import httpx
 import pytest
 from fake_engine import FakeEngine
 from live_server import MODEL, fake_app, serving
+
+from server.http_protocol import ConnectionLimits, _BoundedConnection
 
 BODY = json.dumps({"model": MODEL, "prompt": "a", "max_tokens": 3}).encode()
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -180,3 +183,23 @@ def test_a_client_that_reads_nothing_is_dropped_and_its_request_ended(monkeypatc
             time.sleep(0.05)
 
     assert len(engine.aborted) == 1
+
+
+@pytest.mark.parametrize("asks", [b"GET / HTTP/1.1", b"GET / HTTP/1.0", b"HEAD / HTTP/1.1"])
+@pytest.mark.parametrize("length", [None, 7])
+def test_pieces_of_a_stream_are_framed_as_h11_frames_them(asks, length):
+    said = []
+    for connection in (h11.Connection(h11.SERVER), _BoundedConnection(ConnectionLimits())):
+        connection.receive_data(asks + b"\r\nHost: x\r\n\r\n")
+        connection.next_event()
+        headers = [("content-length", str(length))] if length else []
+        pieces = [b""] * 2 if asks.startswith(b"HEAD") else [b"abc", b"", b"defg"]
+        events = [
+            h11.Response(status_code=200, headers=headers),
+            *(h11.Data(data=p) for p in pieces),
+        ]
+        said.append([connection.send(event) for event in (*events, h11.EndOfMessage())])
+        with pytest.raises(h11.LocalProtocolError):
+            connection.send(h11.Data(data=b"late"))
+
+    assert said[0] == said[1]

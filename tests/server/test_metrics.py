@@ -18,6 +18,7 @@ from server.metrics import ServerMetrics
 GAUGES = {
     "vllm:num_requests_running",
     "vllm:num_requests_waiting",
+    "vllm:num_requests_waiting_by_reason",
     "vllm:kv_cache_usage_perc",
     "vllm:cache_config_info",
     "adadecode:is_drafting",

@@ -21,7 +21,7 @@ _LONGEST_REFUSAL_MS = 50
 
 def full_queue(serve: Serve) -> None:
     """Beyond the limits of requests and of prompt tokens: refused at once; the others finish."""
-    limits = {"max_num_seqs": 2, "max_num_queued_requests": 2}
+    limits = {"max_num_seqs": 2, "max_num_queued_reqs": 2}
     with serve(parrot=Parrot(step_time_s=_SLOW), **limits) as server:
         _assert_some_refused(server)
         before = len(server.access_lines())
@@ -52,7 +52,7 @@ def one_keys_share(serve: Serve) -> None:
 
 def all_or_nothing(serve: Serve) -> None:
     """Four choices where there is room for three: none is queued."""
-    limits = {"max_num_seqs": 2, "max_num_queued_requests": 3}
+    limits = {"max_num_seqs": 2, "max_num_queued_reqs": 3}
     with serve(parrot=Parrot(step_time_s=_SLOW), **limits) as server:
         with _busy(server, 2):
             refused = server.complete("four", n=4)
