@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from character_tokenizer import write_character_tokenizer
+from default_model import default_model_directory
 from safetensors.torch import load_file
 from tiny_model import LAYERS, write_tiny_llama
 
@@ -68,6 +69,23 @@ def test_recorded_states_are_the_collected_ones(
         assert len(shard_files(directory)) == 3 * -(-len(rows) // ROWS_PER_SHARD)
         collect(decoder, rows, EXITS, tmp_path / directory.name)
         assert_same_states(directory, tmp_path / directory.name)
+
+
+@pytest.mark.model
+def test_on_the_default_model_as_well(tmp_path: Path) -> None:
+    options = GenerationOptions(
+        model=ModelConfig(directory=default_model_directory(), device="cpu", quantization="none"),
+        work=tmp_path / "work",
+        num_tokens=100,
+        max_new_tokens=8,
+        max_bytes=1 << 28,
+    )
+    decoder = load_decoder(options.model)
+    generate(options, PROMPTS[:4], [3], decoder)
+    rows, _ = split_held_out(read_generations(options.generations))
+    assert rows
+    collect(decoder, rows, [3], tmp_path / "collected")
+    assert_same_states(options.states, tmp_path / "collected")
 
 
 def test_what_a_killed_or_crowded_run_did_not_record_is_collected(
