@@ -1,5 +1,6 @@
 """On a GPU: graphs give the bits of single launches, and early exits change no token."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -71,6 +72,26 @@ def test_exits_and_graphs_change_no_token(decoder: Decoder, sampling: str) -> No
         drafted, results = driver(decoder, drafter, graphs=True).generate(starts, 24)
         assert drafted == plain
         assert any(result.drafts for result in results)
+
+
+def test_a_step_waits_for_the_device_only_to_read_its_tokens(decoder: Decoder) -> None:
+    """Nothing it sends, and none of its processors, stops the host."""
+    options = SAMPLING["processors"] | {"logit_bias": {3: 1.0}, "frequency_penalty": 0.3}
+    starts = [sequence_start(i, p, **options) for i, p in PROMPTS.items()]
+    plain, _ = driver(decoder, None, graphs=False).generate(starts, 12)
+    script = {tuple(prompt): plain[i] for i, prompt in PROMPTS.items()}
+    drafter = ScriptedDrafter(EXITS, script, "sometimes", decoder.spec.vocab_size)
+    steps = driver(decoder, drafter, graphs=True)
+    steps.generate(starts, 12)  # compiles and captures
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            steps.generate(starts, 12)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    waits = [w for w in caught if "synchronizing" in str(w.message)]
+    assert {Path(wait.filename).name for wait in waits} == {"sampler.py"}
 
 
 def test_rows_are_exact(decoder: Decoder) -> None:
