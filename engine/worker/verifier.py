@@ -22,7 +22,7 @@ from engine.worker.device_errors import is_row_fault
 from engine.worker.forward_batch import TokenRef
 from engine.worker.learning.recorder import Recorder
 from engine.worker.logprobs import Wanted, read_for_rows
-from engine.worker.prompt_reader import NotNumbers, PromptReader, PromptReading, wants_reading
+from engine.worker.prompt_reader import NotNumbers, PromptReader, wants_reading
 from engine.worker.row import Draft, Row
 from engine.worker.sampler import Sampler
 from engine.worker.segment_runner import SegmentRunner
@@ -80,7 +80,7 @@ class Verifier:
             ]
             for index, row in enumerate(rows)
         ]
-        last_hidden = _gather(hidden, [place for mine in pending for place in mine])
+        last_hidden = _states_at(hidden, [place for mine in pending for place in mine])
         choices, logits = self._choose(rows, last_hidden)
         firsts = [0, *accumulate(map(len, pending))]
         outcomes = []
@@ -141,14 +141,11 @@ class Verifier:
             targets, logits: One entry per pending token.
             known: [plan.num_tokens, E], where something is asked of the prompt.
         """
-        reading = PromptReading()
-        if known is not None:
-            reading = self._reader.read(row.plan, row.state, known)
-        result = replace(
-            self._accept(row, targets, logits),
-            prompt_logprobs=reading.logprobs,
-            embedding=reading.embedding,
-        )
+        result = self._accept(row, targets, logits)
+        if known is None:
+            return _Outcome(result)
+        reading = self._reader.read(row.plan, row.state, known)
+        result = replace(result, prompt_logprobs=reading.logprobs, embedding=reading.embedding)
         return _Outcome(result, hidden_sum=reading.hidden_sum)
 
     def _accept(self, row: Row, targets: Sequence[int], logits: Tensor) -> RowResult:
@@ -177,6 +174,15 @@ class Verifier:
 
     def _layer(self, draft: Draft) -> int:
         return 0 if draft.exit_index is None else self._exit_layers[draft.exit_index]
+
+
+def _states_at(hidden: Tensor, places: Sequence[int]) -> Tensor:
+    """Some of the states [T, E]; as they are where all are wanted in their order, as of most steps
+    that only decode. On a GPU always copies: they may lie in a graph's buffer.
+    """
+    if hidden.device.type == "cpu" and places == list(range(len(hidden))):
+        return hidden
+    return _gather(hidden, places)
 
 
 def _gather(hidden: Tensor, places: Sequence[int]) -> Tensor:
