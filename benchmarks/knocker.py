@@ -1,4 +1,4 @@
-"""A client that asks again and again and times refusals, in a process of its own.
+"""A client that asks the same few things again and again and times them, in a process of its own.
 
 A crowd of clients in one event loop keeps each other waiting, and what they measure is half their
 own delay. This one has a plain socket and nothing else to do.
@@ -6,57 +6,73 @@ own delay. This one has a plain socket and nothing else to do.
 
 import asyncio
 import http.client
-import json
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
-from typing import Any
 from urllib.parse import urlsplit
 
 _PAUSE_S = 0.02
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """A request."""
+
+    method: str
+    path: str
+    body: str | None = None  # JSON
+
+
 @dataclass(slots=True, kw_only=True)
 class Knocks:
-    """What became of its requests."""
+    """What became of its requests; times in milliseconds, from the request to the whole answer."""
 
-    refusals_ms: list[float] = field(default_factory=list)  # from the request to the whole answer
-    accepted: int = 0
+    answers_ms: dict[str, list[float]] = field(default_factory=dict)  # by path
+    refusals_ms: list[float] = field(default_factory=list)
     curt: int = 0  # refusals that do not say when to come again
     errors: list[str] = field(default_factory=list)
 
 
-async def knock(url: str, path: str, body: Mapping[str, Any], seconds: float) -> Knocks:
-    """Ask for so long, beside whatever this process does."""
+async def knock(url: str, asks: Sequence[Ask], seconds: float) -> Knocks:
+    """Ask in turn, for so long, beside whatever this process does."""
     loop = asyncio.get_running_loop()
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return await loop.run_in_executor(pool, _knock, url, path, json.dumps(body), seconds)
+        return await loop.run_in_executor(pool, _knock, url, asks, seconds)
 
 
-def _knock(url: str, path: str, body: str, seconds: float) -> Knocks:
+def _knock(url: str, asks: Sequence[Ask], seconds: float) -> Knocks:
     address = urlsplit(url)
     connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=300)
-    headers, knocks = {"Content-Type": "application/json"}, Knocks()
+    knocks = Knocks(answers_ms={ask.path: [] for ask in asks})
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        started = time.perf_counter()
-        try:
-            connection.request("POST", path, body, headers)
-            response = connection.getresponse()
-            response.read()
-        except (OSError, http.client.HTTPException) as error:
-            knocks.errors.append(f"knocking: {error!r}")
-            connection.close()
-            continue
-        if response.status == 503:
-            knocks.refusals_ms.append(1000 * (time.perf_counter() - started))
-            knocks.curt += not (response.getheader("Retry-After") or "").isdecimal()
-        elif response.status == 200:
-            knocks.accepted += 1
-        else:
-            knocks.errors.append(f"knocking: status {response.status}")
-        time.sleep(_PAUSE_S)
+        for ask in asks:
+            try:
+                _try(connection, ask, knocks)
+            except (OSError, http.client.HTTPException) as error:
+                knocks.errors.append(f"{ask.path}: {error!r}")
+                connection.close()
+            time.sleep(_PAUSE_S)
     connection.close()
     return knocks
+
+
+def _try(connection: http.client.HTTPConnection, ask: Ask, knocks: Knocks) -> None:
+    """Raises:
+    OSError, http.client.HTTPException: no answer.
+    """
+    headers = {} if ask.body is None else {"Content-Type": "application/json"}
+    started = time.perf_counter()
+    connection.request(ask.method, ask.path, ask.body, headers)
+    response = connection.getresponse()
+    response.read()
+    taken_ms = 1000 * (time.perf_counter() - started)
+    if response.status == 200:
+        knocks.answers_ms[ask.path].append(taken_ms)
+    elif response.status == 503 and ask.body is not None:
+        knocks.refusals_ms.append(taken_ms)
+        knocks.curt += not (response.getheader("Retry-After") or "").isdecimal()
+    else:
+        knocks.errors.append(f"{ask.path}: status {response.status}")

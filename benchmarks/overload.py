@@ -2,8 +2,8 @@
 
 Starts a server with room for few requests, opens connections that say nothing, and asks for /health
 and /metrics all the while; first with nothing else to do, then while twice as many clients ask as
-can run and wait. Says how long probes and refusals take, refusals as the crowd sees them and as a
-client sees them that has nothing else to do (`benchmarks.knocker`). Ends with status 1 when an
+can run and wait. Says how long probes and refusals take, as a client sees them that has nothing
+else to do (`benchmarks.knocker`), and refusals as the crowd sees them. Ends with status 1 when an
 accepted request was lost or got another text than alone, a refusal did not say when to come again,
 or idle connections were closed.
 """
@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
-from benchmarks.knocker import knock
+from benchmarks.knocker import Ask, knock
 from benchmarks.own_server import add_server_flags, ready_server
 from benchmarks.serve_client import Call, send
 from benchmarks.serve_figures import percentile_of
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from httpx import AsyncClient
 
 _PROBES = ("/health", "/metrics")
-_PROBE_PAUSE_S = 0.05
 _RETRY_S = 0.2  # sooner than asked for: this is overload
 _OPENING_AT_ONCE = 100
 _SPARE_FILES = 256
@@ -149,14 +148,14 @@ class _Overload:
         alone = await send(self._client, self._call)
         if alone.error is not None:
             raise ValueError(f"failed undisturbed: {alone.error}")
-        await self._run_phase("nothing to do", self._probe, [])
+        await self._run_phase("nothing to do", self._knock, [])
         idle = await _open_idle(self._url, self._args.idle)
-        await self._run_phase("idle connections", self._probe, idle)
+        await self._run_phase("idle connections", self._knock, idle)
         num_clients = 2 * (self._args.max_num_seqs + self._args.max_num_queued_requests)
 
         async def crowd() -> None:
             asking = (self._ask(alone.text) for _ in range(num_clients))
-            await asyncio.gather(self._probe(), self._knock(), *asking)
+            await asyncio.gather(self._knock(beyond=True), *asking)
 
         await self._run_phase("and twice the load", crowd, idle)
         for connection in idle:
@@ -174,20 +173,14 @@ class _Overload:
         self._phase.idle_connections = sum(connection.is_open for connection in idle)
         self.report.phases.append(self._phase)
 
-    async def _probe(self) -> None:
-        while time.monotonic() < self._until:
-            for path in _PROBES:
-                started = time.perf_counter()
-                response = await self._client.get(path)
-                self._phase.probes_ms[path].append(1000 * (time.perf_counter() - started))
-                if response.status_code != 200:
-                    self.report.lost += 1
-                    self.report.errors.append(f"{path}: status {response.status_code}")
-            await asyncio.sleep(_PROBE_PAUSE_S)
-
-    async def _knock(self) -> None:
-        body = {**self._call.body, "max_tokens": 1}
-        knocks = await knock(self._url, self._call.path, body, self._args.seconds)
+    async def _knock(self, *, beyond: bool = False) -> None:
+        """Probes, and where there is no room also what is going to be refused."""
+        asks = [Ask(method="GET", path=path) for path in _PROBES]
+        if beyond:
+            body = json.dumps({**self._call.body, "max_tokens": 1})
+            asks.append(Ask(method="POST", path=self._call.path, body=body))
+        knocks = await knock(self._url, asks, self._args.seconds)
+        self._phase.probes_ms = {path: knocks.answers_ms[path] for path in _PROBES}
         self._phase.refusals_ms += knocks.refusals_ms
         self.report.curt += knocks.curt
         self.report.lost += len(knocks.errors)
