@@ -22,7 +22,7 @@ from engine.worker.exit_policy import Candidate, ExitPolicy, StepEstimate
 from engine.worker.row import Draft, Guess, Row
 from engine.worker.sample_point import SamplePoint
 
-_LEAST_SURVIVAL = 0.02  # of a look-up draft; what follows is not looked at
+_LEAST_SURVIVAL = 0.05  # of a look-up draft; what follows is not looked at
 
 
 class Drafter(Protocol):
@@ -110,7 +110,10 @@ class PolicyDrafter:
         found = [
             (row, self._continue(row))
             for row in rows
-            if row.num_waiting and row.num_room and row.state.start.lookup
+            if row.num_waiting
+            and row.num_room
+            and row.state.start.lookup
+            and (self._policy.is_drafting or self._fixed(row) is not None)
         ]
         free = [(row, drafts) for row, drafts in found if self._fixed(row) is None and drafts]
         for row, drafts in found:
@@ -193,7 +196,8 @@ class PolicyDrafter:
         drafts: list[Draft] = []
         survival = row.survival
         for offset, token_id in enumerate(found.token_ids):
-            allowed = SamplePoint(row.state, (*ids, *found.token_ids[:offset])).allowed
+            path = (*ids, *found.token_ids[:offset])
+            allowed = SamplePoint(row.state, path).allowed
             if allowed is not None and not allowed[token_id]:
                 break
             luck = None
@@ -201,7 +205,7 @@ class PolicyDrafter:
                 luck = gumbel_of(noise_key(start.seed, position + offset), token_id)
             chance = self._chances.looked_up(found, offset, row.state.lookup.recent, luck)
             survival *= chance.probability
-            row.guesses.append(Guess((*ids, *found.token_ids[:offset]), token_id, chance))
+            row.guesses.append(Guess(path, token_id, chance))
             drafts.append(Draft(token_id, None, chance.probability, survival, chance))
             if survival < _LEAST_SURVIVAL or token_id in start.stop_token_ids:
                 break

@@ -310,9 +310,8 @@ class _LookAccount:
 
     def add(self, gain: float, offered: float) -> None:
         self._num_left_out = 0
-        share = min(offered, 1.0)
-        if share:
-            keep = _WORTH_WINDOW**share
+        if offered > 0.0:  # many rows at once tell as much as one row many times
+            keep = _WORTH_WINDOW**offered
             self.worth = keep * self.worth + (1.0 - keep) * gain / offered
 
 

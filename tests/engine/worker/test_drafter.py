@@ -14,7 +14,7 @@ from tiny_model import (
 
 from engine.model.decoder import Decoder
 from engine.model.ops.torch_ops import TorchOps
-from engine.plan import RowPlan
+from engine.plan import RowPlan, RowResult
 from engine.worker.drafter import PolicyDrafter
 from engine.worker.exit_look import Arrival
 from engine.worker.exit_policy import StepEstimate
@@ -70,6 +70,17 @@ def test_nothing_is_looked_up_where_a_request_does_not_want_it(
     row = row_of(REPETITIVE, **options)
     policy_drafter(decoder, None).look_up([row], estimate())
     assert row.drafts == []
+
+
+def test_nothing_is_looked_up_while_the_policy_pauses(decoder: Decoder) -> None:
+    drafter = policy_drafter(decoder, None)
+    dear = StepEstimate(num_tokens=1, expected_tokens=1.0, seconds=60.0)
+    for _ in range(16):
+        drafter.learn([row_of(REPETITIVE)], [RowResult(sequence_id=0, token_ids=[7])], dear)
+    row, fixed = row_of(REPETITIVE), row_of(REPETITIVE, threshold=0.0)
+    drafter.look_up([row, fixed], estimate())
+    assert row.drafts == row.guesses == []
+    assert fixed.drafts
 
 
 def test_nothing_follows_an_end_of_sequence(decoder: Decoder) -> None:

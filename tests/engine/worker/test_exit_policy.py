@@ -89,6 +89,16 @@ def test_looks_that_bring_nothing_are_left_out_and_tried_again() -> None:
     assert p.rows_to_look_at(0, [(1.0, 1)], at_exit()) == [0]
 
 
+def test_many_rows_at_once_tell_as_much_of_looks_as_one_row_many_times() -> None:
+    one, many = policy(), policy()
+    for _ in range(24):
+        one.observe_look(0, 1.0, [], at_exit())
+    for _ in range(3):
+        many.observe_look(0, 8.0, [], at_exit(8))
+    assert "an exit brings 0.04 tokens" in one.report.text
+    assert many.report == one.report
+
+
 def test_rows_whose_drafts_hardly_stand_are_not_looked_at() -> None:
     chances = [(1.0, 1), (0.001, 5), (0.9, 1)]
     assert policy().rows_to_look_at(0, chances, at_exit(3)) == [0, 2]
