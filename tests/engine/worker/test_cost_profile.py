@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from engine.model.ops.interface import TokenBatch
-from engine.worker.cost_profile import TOKEN_COUNTS, Profiler, cost_model
+from engine.worker.cost_profile import TOKEN_COUNTS, Profiler, cost_model, plausible
 
 pytestmark = pytest.mark.torch
 
@@ -99,6 +99,13 @@ def test_steps_that_do_not_fit_the_memory_are_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("quiet")
+def test_what_only_a_disturbance_can_have_taken_is_left_out() -> None:
+    sound = {1: 1.0, 2: 1.1, 4: 1.4, 8: 2.5, 16: 5.0}
+    assert plausible(sound) == sound
+    assert plausible({1: 3.0, 2: 1.1, 4: 1.4}) == {1: 1.1, 2: 1.1, 4: 1.4}
+    assert plausible({1: 1.0, 2: 9.0, 4: 9.5, 8: 9.9}) == {1: 1.0, 2: 2.0, 4: 4.0, 8: 8.0}
+
+
 def test_a_disk_that_takes_nothing_costs_only_time(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
