@@ -6,20 +6,10 @@ affair; turning the outcome into an `EngineConfig` is done here, so that the eng
 nothing of flags.
 """
 
-import json
-import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SecretStr,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from engine.config import (
     CacheConfig,
@@ -30,72 +20,18 @@ from engine.config import (
     StructureConfig,
     SupervisionConfig,
 )
+from server.settings_values import (
+    InputFile,
+    KeyFile,
+    NameList,
+    Names,
+    RootPath,
+    Secrets,
+    Size,
+    keys_in,
+)
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
-
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?B)?", re.IGNORECASE)
-
-
-def _parse_size(value: object) -> object:
-    """512M and 512MiB are 512 * 1024**2 bytes, 512MB is 512 * 1000**2; numbers pass."""
-    if not isinstance(value, str):
-        return value
-    match = _SIZE.fullmatch(value.strip())
-    if match is None:
-        raise ValueError("should be a number of bytes such as 536870912, 512M or 2G")
-    number, unit, suffix = match.groups()
-    base = 1000 if suffix and suffix.lower() == "b" else 1024
-    return int(float(number) * base ** " KMGT".index(unit.upper() or " "))
-
-
-def _parse_list(value: object) -> object:
-    """Commas separate the items where only one string can be given (environment, YAML scalar)."""
-    if isinstance(value, str):
-        return tuple(item for item in (part.strip() for part in value.split(",")) if item)
-    return value
-
-
-def _parse_json_lists(value: object) -> object:
-    """Besides plain items and commas, lists as vLLM's command line has them: '["a", "b"]'."""
-    items: list[object] = []
-    for given in [value] if isinstance(value, str) else value:  # type: ignore[attr-defined]
-        is_json = isinstance(given, str) and given.lstrip().startswith("[")
-        parsed = json.loads(given) if is_json else _parse_list(given)
-        items += parsed if isinstance(parsed, list | tuple) else [parsed]
-    return tuple(items)
-
-
-def _readable(path: Path) -> Path:
-    """Refused at start-up rather than when it is first needed."""
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-    return path
-
-
-def _as_root_path(path: str) -> str:
-    stripped = path.rstrip("/")
-    if stripped and not stripped.startswith("/"):
-        raise ValueError("should begin with /")
-    return stripped
-
-
-def _holding_keys(path: Path) -> Path:
-    if not _keys_in(_readable(path)):
-        raise ValueError(f"{path} holds no key")
-    return path
-
-
-def _keys_in(path: Path) -> tuple[str, ...]:
-    """One key per line; empty lines and lines that begin with # are none."""
-    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-    return tuple(line for line in lines if line and not line.startswith("#"))
-
-
-Size = Annotated[int, BeforeValidator(_parse_size)]
-NameList = Annotated[tuple[str, ...], BeforeValidator(_parse_json_lists)]
-InputFile = Annotated[Path, AfterValidator(_readable)]
 
 
 def _flag(default: Any, group: str, help_text: str, **bounds: Any) -> Any:
@@ -110,7 +46,7 @@ class ServerSettings(BaseModel):
     model: str = _flag(
         DEFAULT_MODEL, "model", "Hugging Face directory, .gguf file, hub id or built-in alias."
     )
-    served_model_name: Annotated[tuple[str, ...], BeforeValidator(_parse_list)] = _flag(
+    served_model_name: Names = _flag(
         (), "model", "Name in the API instead of MODEL; repeat for several."
     )
     max_model_len: int | None = _flag(
@@ -227,13 +163,11 @@ class ServerSettings(BaseModel):
 
     host: str = _flag("127.0.0.1", "http", "Address to listen on.")
     port: int = _flag(8000, "http", "Port to listen on; 0 picks a free one.", ge=0, le=65535)
-    api_key: Annotated[tuple[SecretStr, ...], BeforeValidator(_parse_list)] = _flag(
+    api_key: Secrets = _flag(
         (), "http", "Require this key (Authorization: Bearer); repeat for several."
     )
-    api_key_file: Annotated[Path, AfterValidator(_holding_keys)] | None = _flag(
-        None, "http", "File of further keys, one a line."
-    )
-    root_path: Annotated[str, AfterValidator(_as_root_path)] = _flag(
+    api_key_file: KeyFile | None = _flag(None, "http", "File of further keys, one a line.")
+    root_path: RootPath = _flag(
         "", "http", "Path prefix under which a proxy offers this server, e.g. /llm."
     )
     ui: bool = _flag(True, "http", "Serve a page to chat with the model at /.")
@@ -345,7 +279,7 @@ class ServerSettings(BaseModel):
     def api_keys(self) -> tuple[str, ...]:
         """Every key that opens the API; none: no key is asked for."""
         given = (key.get_secret_value() for key in self.api_key)
-        in_file = _keys_in(self.api_key_file) if self.api_key_file else ()
+        in_file = keys_in(self.api_key_file) if self.api_key_file else ()
         return (*given, *in_file)
 
     @property

@@ -9,28 +9,18 @@ one exception that cannot be told to xgrammar: an open object may repeat a decla
 with \\u escapes.
 """
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-from urllib.parse import unquote
 
-from engine.errors import StructureError
-from engine.grammar.disjoint import are_disjoint, has_type
-from engine.grammar.strings import (
-    FORMATS,
-    XGRAMMAR_FORMATS,
-    length_pattern,
-    whole_pattern,
-)
-
-Schema = dict[str, Any]
-Path = tuple[str | int, ...]
+from engine.grammar.disjoint import are_disjoint
+from engine.grammar.keywords import Schema, bounds, formatted, listing, mapping, number, pattern_of
+from engine.grammar.places import Path, place_of, refusal, resolve
+from engine.grammar.strings import length_pattern
 
 _MAX_DEPTH = 64
 _MAX_BRANCHES = 256  # of a oneOf: each is held against every other
-_INT64 = 1 << 63
 
 _HEADS = ("$ref", "const", "enum", "anyOf", "oneOf", "allOf")  # each stands alone
 _OF_TYPE: Mapping[str, Sequence[str]] = {
@@ -84,7 +74,7 @@ class _Lowering:
         definitions: Schema = {}
         while len(definitions) < len(self._names):  # lowering one may find others
             reference, name = list(self._names.items())[len(definitions)]
-            definitions[name] = self._any(resolve(self._root, reference), _place(reference))
+            definitions[name] = self._any(resolve(self._root, reference), place_of(reference))
         return {**top, "$defs": definitions} if definitions else top
 
     def _any(self, schema: Any, path: Path) -> Schema:
@@ -114,7 +104,7 @@ class _Lowering:
         if head == "$ref":
             return self._reference(value, place)
         if is_listing:
-            return _listing([value] if head == "const" else value, schema.get("type"), place)
+            return listing([value] if head == "const" else value, schema.get("type"), place)
         if not isinstance(value, list) or not value:
             raise refusal(place, f"{head} should be a list of schemas")
         branches = [self._any(each, (*place, index)) for index, each in enumerate(value)]
@@ -173,18 +163,18 @@ class _Lowering:
 
     def _string(self, schema: Schema, path: Path) -> Schema:
         given = [word for word in _OF_TYPE["string"] if schema.get(word) not in (None, 0)]
-        shortest, longest = _bounds(schema, path, "minLength", "maxLength")
+        shortest, longest = bounds(schema, path, "minLength", "maxLength")
         if longest == 0 and "maxLength" not in given:
             given.append("maxLength")
         if not given:
             return {"type": "string"}
         if given[0] == "format":
-            return {"type": "string"} | _formatted(schema, given, path)
+            return {"type": "string"} | formatted(schema, given, path)
         if given[0] == "pattern":
             if len(given) > 1:
                 message = f"{given[1]} beside pattern is not supported"
                 raise refusal((*path, given[1]), message)
-            pattern = _whole_pattern(schema["pattern"], (*path, "pattern"))
+            pattern = pattern_of(schema["pattern"], (*path, "pattern"))
             return {"type": "string", "pattern": pattern}
         return {"type": "string", "pattern": length_pattern(shortest, longest)}
 
@@ -193,14 +183,14 @@ class _Lowering:
             message = "multipleOf is supported for integers only"
             raise refusal((*path, "multipleOf"), message)
         words = [word for word in _OF_TYPE["number"] if word in schema]
-        return {"type": "number"} | {word: _number(schema[word], (*path, word)) for word in words}
+        return {"type": "number"} | {word: number(schema[word], (*path, word)) for word in words}
 
     def _integer(self, schema: Schema, path: Path) -> Schema:
         integer: Schema = {"type": "integer"}
         for word in _OF_TYPE["number"]:
             if word not in schema:
                 continue
-            value = _number(schema[word], (*path, word))
+            value = number(schema[word], (*path, word))
             if word == "multipleOf" and (value != int(value) or value <= 0):
                 raise refusal((*path, word), "multipleOf should be a whole number above 0")
             if value != int(value):  # the next whole number inwards says the same
@@ -220,7 +210,7 @@ class _Lowering:
                 raise refusal((*path, word), f"{word} is not supported")
         if schema.get("uniqueItems"):
             raise refusal((*path, "uniqueItems"), "uniqueItems is not supported")
-        fewest, most = _bounds(schema, path, "minItems", "maxItems")
+        fewest, most = bounds(schema, path, "minItems", "maxItems")
         array: Schema = {"type": "array"}
         first = schema.get("prefixItems", [])
         if not isinstance(first, list):
@@ -246,7 +236,7 @@ class _Lowering:
         for word in ("dependentRequired", "dependentSchemas", "dependencies"):
             if schema.get(word):
                 raise refusal((*path, word), f"{word} is not supported")
-        properties = _mapping(schema, path, "properties")
+        properties = mapping(schema, path, "properties")
         required = schema.get("required", [])
         if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
             raise refusal((*path, "required"), "required should be a list of names")
@@ -286,12 +276,12 @@ class _Lowering:
             if "patternProperties" in schema:
                 raise refusal((*path, word), f"{word} beside patternProperties is not supported")
             return self._named(schema, path)
-        patterns = _mapping(schema, path, word)
+        patterns = mapping(schema, path, word)
         if len(patterns) != 1 or schema.get("additionalProperties") not in (None, False):
             message = "patternProperties is supported with one pattern and no other properties"
             raise refusal((*path, word), message)
         ((pattern, values),) = patterns.items()
-        whole = _whole_pattern(pattern, (*path, word))
+        whole = pattern_of(pattern, (*path, word))
         lower = {whole: self._any(values, (*path, word, pattern))}
         return {"type": "object", "patternProperties": lower, "additionalProperties": False}
 
@@ -315,120 +305,9 @@ class _Lowering:
         return {"type": "object", "patternProperties": pattern, "additionalProperties": False}
 
     def _property_counts(self, schema: Schema, path: Path, *, is_open: bool) -> Schema:
-        fewest, most = _bounds(schema, path, "minProperties", "maxProperties")
+        fewest, most = bounds(schema, path, "minProperties", "maxProperties")
         if is_open and fewest > 1:  # a name said twice would be counted twice
             message = "minProperties above 1 needs additionalProperties: false"
             raise refusal((*path, "minProperties"), message)
         counts = {"minProperties": fewest} if fewest else {}
         return counts if most is None else {**counts, "maxProperties": most}
-
-
-def refusal(path: Path, message: str) -> StructureError:
-    """An error about a place in a schema."""
-    place = json.dumps("/".join(["#", *map(str, path)]))[1:-1]
-    return StructureError(f"{message} (at {place if len(place) < 200 else place[:200] + '…'})")
-
-
-def resolve(root: Any, reference: str) -> Any:
-    """What a reference within a schema leads to; None: nowhere."""
-    found = root
-    for part in _place(reference):
-        if isinstance(found, list) and str(part).isdecimal() and int(part) < len(found):
-            found = found[int(part)]
-        elif isinstance(found, dict) and part in found:
-            found = found[part]
-        else:
-            return None
-    return found
-
-
-def _place(reference: str) -> Path:
-    parts = unquote(reference).split("/")[1:]
-    return tuple(part.replace("~1", "/").replace("~0", "~") for part in parts)
-
-
-def _listing(values: Any, types: Any, path: Path) -> Schema:
-    if not isinstance(values, list) or not values:
-        raise refusal(path, "enum should be a list of values")
-    wanted = [types] if isinstance(types, str) else types
-    if wanted is not None:
-        values = [value for value in values if any(has_type(value, name) for name in wanted)]
-    if not values:
-        raise refusal(path, "none of the values has the type asked for")
-    for value in values:
-        _check_writable(value, path)
-    return {"enum": values}
-
-
-def _check_writable(value: Any, path: Path) -> None:
-    """Refuse numbers that xgrammar would write as others."""
-    if isinstance(value, bool):
-        return
-    if isinstance(value, int) and not -_INT64 <= value < _INT64:
-        raise refusal(path, "whole numbers are supported up to 64 bits")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise refusal(path, "the number is out of range")
-    for part in (
-        value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    ):
-        _check_writable(part, path)
-
-
-def _formatted(schema: Schema, given: Sequence[str], path: Path) -> Schema:
-    """A string's format; beside it, lengths that every string of the format has."""
-    name = schema["format"]
-    if not isinstance(name, str) or name not in (*FORMATS, *XGRAMMAR_FORMATS):
-        known = ", ".join(sorted((*FORMATS, *XGRAMMAR_FORMATS)))
-        message = f"this format is not supported; those are {known}"
-        raise refusal((*path, "format"), message)
-    spelling = FORMATS.get(name)
-    for word in given[1:]:
-        is_met = spelling is not None and (
-            schema[word] <= spelling.shortest
-            if word == "minLength"
-            else schema[word] >= spelling.longest
-        )
-        if not is_met:
-            raise refusal((*path, word), f"{word} beside format is not supported")
-    if spelling is None:
-        return {"format": name}
-    return {"pattern": whole_pattern(f"^{spelling.pattern}$")}
-
-
-def _whole_pattern(pattern: Any, path: Path) -> str:
-    if not isinstance(pattern, str):
-        raise refusal(path, "a pattern should be a string")
-    try:
-        return whole_pattern(pattern)
-    except StructureError as error:
-        raise refusal(path, str(error)) from None
-
-
-def _mapping(schema: Schema, path: Path, word: str) -> Schema:
-    value = schema.get(word, {})
-    if not isinstance(value, dict):
-        raise refusal((*path, word), f"{word} should be an object")
-    return value
-
-
-def _number(value: Any, path: Path) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise refusal(path, f"{path[-1]} should be a number")
-    return value
-
-
-def _bounds(schema: Schema, path: Path, least: str, most: str) -> tuple[int, int | None]:
-    """Counts, the second None where there is none."""
-    found: list[int | None] = []
-    for word in (least, most):
-        value = schema.get(word)
-        if value is not None:
-            number = _number(value, (*path, word))
-            if number != int(number) or number < 0:
-                raise refusal((*path, word), f"{word} should be a whole number, 0 or more")
-            value = int(number)
-        found.append(value)
-    fewest, greatest = found[0] or 0, found[1]
-    if greatest is not None and fewest > greatest:
-        raise refusal((*path, least), f"{least} is larger than {most}")
-    return fewest, greatest

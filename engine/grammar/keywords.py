@@ -1,0 +1,120 @@
+"""Single keywords of a JSON schema: what they say, checked, or refused with their place."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from engine.errors import StructureError
+from engine.grammar.disjoint import has_type
+from engine.grammar.places import Path, refusal
+from engine.grammar.strings import FORMATS, XGRAMMAR_FORMATS, whole_pattern
+
+Schema = dict[str, Any]
+_INT64 = 1 << 63
+
+
+def listing(values: Any, types: Any, path: Path) -> Schema:
+    """The values of an enum, or of a const, that have one of the types.
+
+    Raises:
+        StructureError: none has, or one cannot be written.
+    """
+    if not isinstance(values, list) or not values:
+        raise refusal(path, "enum should be a list of values")
+    wanted = [types] if isinstance(types, str) else types
+    if wanted is not None:
+        values = [value for value in values if any(has_type(value, name) for name in wanted)]
+    if not values:
+        raise refusal(path, "none of the values has the type asked for")
+    for value in values:
+        _check_writable(value, path)
+    return {"enum": values}
+
+
+def _check_writable(value: Any, path: Path) -> None:
+    """Refuse numbers that xgrammar would write as others."""
+    if isinstance(value, bool):
+        return
+    if isinstance(value, int) and not -_INT64 <= value < _INT64:
+        raise refusal(path, "whole numbers are supported up to 64 bits")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise refusal(path, "the number is out of range")
+    for part in (
+        value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    ):
+        _check_writable(part, path)
+
+
+def formatted(schema: Schema, given: Sequence[str], path: Path) -> Schema:
+    """A string's format; beside it, lengths that every string of the format has."""
+    name = schema["format"]
+    if not isinstance(name, str) or name not in (*FORMATS, *XGRAMMAR_FORMATS):
+        known = ", ".join(sorted((*FORMATS, *XGRAMMAR_FORMATS)))
+        message = f"this format is not supported; those are {known}"
+        raise refusal((*path, "format"), message)
+    spelling = FORMATS.get(name)
+    for word in given[1:]:
+        is_met = spelling is not None and (
+            schema[word] <= spelling.shortest
+            if word == "minLength"
+            else schema[word] >= spelling.longest
+        )
+        if not is_met:
+            raise refusal((*path, word), f"{word} beside format is not supported")
+    if spelling is None:
+        return {"format": name}
+    return {"pattern": whole_pattern(f"^{spelling.pattern}$")}
+
+
+def pattern_of(pattern: Any, path: Path) -> str:
+    """A pattern that matches whole strings.
+
+    Raises:
+        StructureError: it is none, or not supported.
+    """
+    if not isinstance(pattern, str):
+        raise refusal(path, "a pattern should be a string")
+    try:
+        return whole_pattern(pattern)
+    except StructureError as error:
+        raise refusal(path, str(error)) from None
+
+
+def mapping(schema: Schema, path: Path, word: str) -> Schema:
+    """A keyword's object; empty where the keyword is missing.
+
+    Raises:
+        StructureError: it is something else.
+    """
+    value = schema.get(word, {})
+    if not isinstance(value, dict):
+        raise refusal((*path, word), f"{word} should be an object")
+    return value
+
+
+def number(value: Any, path: Path) -> float:
+    """A keyword's number.
+
+    Raises:
+        StructureError: it is something else.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise refusal(path, f"{path[-1]} should be a number")
+    return value
+
+
+def bounds(schema: Schema, path: Path, least: str, most: str) -> tuple[int, int | None]:
+    """Counts, the second None where there is none."""
+    found: list[int | None] = []
+    for word in (least, most):
+        value = schema.get(word)
+        if value is not None:
+            count = number(value, (*path, word))
+            if count != int(count) or count < 0:
+                raise refusal((*path, word), f"{word} should be a whole number, 0 or more")
+            value = int(count)
+        found.append(value)
+    fewest, greatest = found[0] or 0, found[1]
+    if greatest is not None and fewest > greatest:
+        raise refusal((*path, least), f"{least} is larger than {most}")
+    return fewest, greatest

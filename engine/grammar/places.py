@@ -1,0 +1,34 @@
+"""Places in a JSON schema: how errors name them, and what references lead to."""
+
+import json
+from typing import Any
+from urllib.parse import unquote
+
+from engine.errors import StructureError
+
+Path = tuple[str | int, ...]
+
+
+def refusal(path: Path, message: str) -> StructureError:
+    """An error about a place in a schema."""
+    place = json.dumps("/".join(["#", *map(str, path)]))[1:-1]
+    return StructureError(f"{message} (at {place if len(place) < 200 else place[:200] + '…'})")
+
+
+def resolve(root: Any, reference: str) -> Any:
+    """What a reference within a schema leads to; None: nowhere."""
+    found = root
+    for part in place_of(reference):
+        if isinstance(found, list) and str(part).isdecimal() and int(part) < len(found):
+            found = found[int(part)]
+        elif isinstance(found, dict) and part in found:
+            found = found[part]
+        else:
+            return None
+    return found
+
+
+def place_of(reference: str) -> Path:
+    """The place that a reference within a schema names."""
+    parts = unquote(reference).split("/")[1:]
+    return tuple(part.replace("~1", "/").replace("~0", "~") for part in parts)

@@ -1,0 +1,76 @@
+"""Kinds of values that settings have, as people write them: sizes, lists, files."""
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, SecretStr
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?B)?", re.IGNORECASE)
+
+
+def _parse_size(value: object) -> object:
+    """512M and 512MiB are 512 * 1024**2 bytes, 512MB is 512 * 1000**2; numbers pass."""
+    if not isinstance(value, str):
+        return value
+    match = _SIZE.fullmatch(value.strip())
+    if match is None:
+        raise ValueError("should be a number of bytes such as 536870912, 512M or 2G")
+    number, unit, suffix = match.groups()
+    base = 1000 if suffix and suffix.lower() == "b" else 1024
+    return int(float(number) * base ** " KMGT".index(unit.upper() or " "))
+
+
+def _parse_list(value: object) -> object:
+    """Commas separate the items where only one string can be given (environment, YAML scalar)."""
+    if isinstance(value, str):
+        return tuple(item for item in (part.strip() for part in value.split(",")) if item)
+    return value
+
+
+def _parse_json_lists(value: object) -> object:
+    """Besides plain items and commas, lists as vLLM's command line has them: '["a", "b"]'."""
+    items: list[object] = []
+    for given in [value] if isinstance(value, str) else value:  # type: ignore[attr-defined]
+        is_json = isinstance(given, str) and given.lstrip().startswith("[")
+        parsed = json.loads(given) if is_json else _parse_list(given)
+        items += parsed if isinstance(parsed, list | tuple) else [parsed]
+    return tuple(items)
+
+
+def _readable(path: Path) -> Path:
+    """Refused at start-up rather than when it is first needed."""
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    return path
+
+
+def _as_root_path(path: str) -> str:
+    stripped = path.rstrip("/")
+    if stripped and not stripped.startswith("/"):
+        raise ValueError("should begin with /")
+    return stripped
+
+
+def _holding_keys(path: Path) -> Path:
+    if not keys_in(_readable(path)):
+        raise ValueError(f"{path} holds no key")
+    return path
+
+
+def keys_in(path: Path) -> tuple[str, ...]:
+    """One key per line; empty lines and lines that begin with # are none."""
+    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    return tuple(line for line in lines if line and not line.startswith("#"))
+
+
+Size = Annotated[int, BeforeValidator(_parse_size)]
+NameList = Annotated[tuple[str, ...], BeforeValidator(_parse_json_lists)]
+InputFile = Annotated[Path, AfterValidator(_readable)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_parse_list)]
+Secrets = Annotated[tuple[SecretStr, ...], BeforeValidator(_parse_list)]
+KeyFile = Annotated[Path, AfterValidator(_holding_keys)]
+RootPath = Annotated[str, AfterValidator(_as_root_path)]
