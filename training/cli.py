@@ -15,6 +15,7 @@ from engine.config import ModelConfig
 from engine.errors import EngineError
 from engine.model.spec import ModelSpec
 from training.generate import GenerationOptions
+from training.heads_file import read_facts
 from training.pipeline import TrainOptions, evaluate, train
 from training.prompts import Prompt, code_prompts, read_prompts, shuffled
 from training.search import SearchOptions
@@ -56,7 +57,10 @@ def _add_common_arguments(parser: argparse.ArgumentParser, *, default_tokens: in
 
 def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, help="default: <model directory>/exit_heads")
-    parser.add_argument("--exit-layers", help="comma-separated; default: a tenth of the depth")
+    parser.add_argument(
+        "--exit-layers",
+        help="comma-separated; default: a tenth of the depth, or those of --start-from",
+    )
     parser.add_argument(
         "--search", action="store_true", help="find exit layers by forecasts and timed runs instead"
     )
@@ -98,12 +102,15 @@ def _train(args: argparse.Namespace) -> int:
     directory = resolve_model(args.model)
     output = args.output or directory / "exit_heads"
     size = _vocabulary_size(args)
+    search = _search_options(args, size)
+    if args.start_from is not None and args.no_previous_token:
+        raise ValueError("--no-previous-token needs heads trained anew: leave out --start-from")
     options = TrainOptions(
         name=args.model,
         output=output,
-        exit_layers=_exit_layers(args.exit_layers, directory),
+        exit_layers=[] if search is not None else _exit_layers(args, directory),
         vocabulary_size=size,
-        search=_search_options(args, size),
+        search=search,
         training=TrainingConfig(
             epochs=args.epochs,
             learning_rate=args.learning_rate,
@@ -155,10 +162,13 @@ def _prompts(args: argparse.Namespace) -> list[Prompt]:
     return shuffled(prompts)
 
 
-def _exit_layers(text: str | None, directory: Path) -> list[int]:
-    """The layers asked for, or one exit after a tenth of the depth."""
+def _exit_layers(args: argparse.Namespace, directory: Path) -> list[int]:
+    """The layers asked for, those of the heads to start from, or one after a tenth of the depth."""
     num_layers = ModelSpec.from_directory(directory).num_layers
+    text: str | None = args.exit_layers
     if text is None:
+        if args.start_from is not None:
+            return list(read_facts(args.start_from)["exit_layers"])
         return [max(1, num_layers // 10)]
     layers = sorted({int(part) for part in text.split(",")})
     if not all(0 < layer < num_layers for layer in layers):

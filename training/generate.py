@@ -7,6 +7,7 @@ themselves get a second question, so that later turns of a chat are seen, too.
 """
 
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,8 @@ from training.progress import ProgressReport
 from training.prompts import FOLLOW_UPS, Prompt
 from training.record import RecordingWorker
 from training.states import RowStates, ShardWriter, StateShards
+
+logger = logging.getLogger(__name__)
 
 TEMPERATURES = (0.0, 0.8, 0.0, 0.5, 1.0)
 _LENGTHS = (1, 1, 1, 3)  # times max_new_tokens; no common divisor with the temperatures' number
@@ -144,6 +147,8 @@ def generate(
             done += num_output_tokens([answer.row for answer in answers])
             report.update(done)
     recorder.flush()
+    if done < options.num_tokens:
+        logger.warning("the prompts are used up: %d of %d tokens", done, options.num_tokens)
 
 
 class _Recorder:

@@ -81,27 +81,20 @@ def train(
         options = replace(
             options, exit_layers=found.exit_layers, vocabulary_size=found.vocabulary_size
         )
+    if options.start_from is not None:
+        load_heads(options.start_from, decoder)  # of the same weights
     layers = options.exit_layers
     check_disk(generation, decoder.spec.hidden_size, len(layers))
     generate(generation, prompts, layers, decoder)
     training, held_out = split_held_out(read_generations(generation.generations))
+    if not training:
+        raise ValueError("the model has said too little to train on: give more --prompts")
     paths = _collect(decoder, training, layers, generation.states)
     held_out_paths = _collect(decoder, held_out, layers, generation.held_out_states)
     assert options.vocabulary_size is not None
     ids, covered = reduced_vocabulary(training, options.vocabulary_size)
     factory = HeadFactory(decoder, ids, generation.max_bytes)
-    heads: dict[int, HeadModule] = {}
-    figures: dict[int, HeadFigures] = {}
-    for layer in layers:
-        start_from = None if options.start_from is None else (options.start_from, layer)
-        with torch_threads(generation.model):
-            shards = factory.shards(paths, layer)
-            heads[layer] = factory.trained(
-                f"head-{layer}", shards, options.training, generation.work, start_from
-            )
-            held_out_shards = factory.shards(held_out_paths, layer)
-            figures[layer] = evaluate_head(heads[layer], held_out_shards, factory.token_ids)
-        logger.info("exit %d: %s", layer, figures[layer].summary())
+    heads, figures = _train_heads(factory, paths, held_out_paths, generation, options)
     facts = model_facts(options.name, decoder) | {
         "training": data_facts(training) | asdict(options.training),
         "vocabulary": {"size": len(ids), "coverage": round(covered, 4)},
@@ -111,16 +104,37 @@ def train(
     if options.start_from is not None:
         facts["training"]["started_from"] = read_facts(options.start_from)["training"]
     write_heads(options.output, heads, figures, factory.token_ids, facts)
-    prompt_ids = choose_prompts(held_out or training, _REPORTED_PROMPTS)
+    prompt_ids = choose_prompts(held_out, _REPORTED_PROMPTS)
     stopwatch = Stopwatch(generation.model, decoder, prompt_ids, _REPORTED_LENGTH)
     [timed] = stopwatch.run({"heads": options.output}).values()
     logger.info("early exits: %.2f times plain decoding", timed.speedup)
-    forecast = None
-    if held_out:
-        texts = GreedyTexts(*_first(held_out, held_out_paths))
-        forecast = _forecast(factory, heads, figures, texts, decoder, generation.model)
+    texts = GreedyTexts(*_first(held_out, held_out_paths))
+    forecast = _forecast(factory, heads, figures, texts, decoder, generation.model)
     write_report(options.output, generation.model.directory, figures, found, forecast, timed)
     return figures
+
+
+def _train_heads(
+    factory: HeadFactory,
+    paths: ShardPaths,
+    held_out_paths: ShardPaths,
+    generation: GenerationOptions,
+    options: TrainOptions,
+) -> tuple[dict[int, HeadModule], dict[int, HeadFigures]]:
+    """Heads and their figures by exit layer."""
+    heads: dict[int, HeadModule] = {}
+    figures: dict[int, HeadFigures] = {}
+    with torch_threads(generation.model):
+        for layer in options.exit_layers:
+            start_from = None if options.start_from is None else (options.start_from, layer)
+            shards = factory.shards(paths, layer)
+            heads[layer] = factory.trained(
+                f"head-{layer}", shards, options.training, generation.work, start_from
+            )
+            held_out_shards = factory.shards(held_out_paths, layer)
+            figures[layer] = evaluate_head(heads[layer], held_out_shards, factory.token_ids)
+            logger.info("exit %d: %s", layer, figures[layer].summary())
+    return heads, figures
 
 
 def _first(

@@ -82,7 +82,7 @@ def write_report(
     model: Path,
     figures: Mapping[int, HeadFigures],
     found: SearchResult | None,
-    forecast: Forecast | None,
+    forecast: Forecast,
     timed: TimedRuns,
 ) -> Path:
     """Write the page beside `heads.json`.

@@ -136,10 +136,15 @@ def test_a_run_that_was_killed_by_a_signal_goes_on(
     assert tensors["exits.2.project"].any()
 
     first = json.loads((tmp_path / "heads.json").read_text())["training"]
-    further = command(model, tmp_path / "on", "--exit-layers", "2", "--start-from", str(tmp_path))
+    further = command(model, tmp_path / "on", "--start-from", str(tmp_path))
     assert train(monkeypatch, *further, "--work", str(tmp_path / "work")) == 0
     facts = json.loads((tmp_path / "on" / "heads.json").read_text())["training"]
     assert facts["started_from"] == first
+    other = write_tiny_llama(tmp_path / "other", seed=1)
+    write_character_tokenizer(other)
+    wrong = [*further, "--work", str(tmp_path / "work")]
+    wrong[1] = str(other)
+    assert train(monkeypatch, *wrong) == 1, "heads of other weights"
     assert (tmp_path / "on" / "report.html").read_text().count("<svg") == 2
 
 
@@ -148,6 +153,9 @@ def test_a_run_that_was_killed_by_a_signal_goes_on(
     [
         (("--search", "--exit-layers", "2"), "--exit-layers"),
         (("--search", "--start-from", "x"), "--start-from"),
+        (("--start-from", "/nowhere"), "/nowhere"),
+        (("--start-from", "x", "--no-previous-token"), "--no-previous-token"),
+        (("--exit-layers", "9"), "--exit-layers"),
         (("--search", "--candidates", "0"), "--candidates"),
         (("--vocabulary-size", "auto"), "--search"),
         (("--vocabulary-size", "-3"), "--vocabulary-size"),
