@@ -14,7 +14,8 @@ enum {
     ITEMS_PER_THREAD = 8,       /* fine enough that no thread waits long for the last one */
     ITEM_BYTES = 384 * 1024,    /* weights of one item stay in a core's second-level cache */
     EXPAND_TILES = 4,           /* from so many tiles on, BFLOAT16 is made floats once */
-    STRETCH = 256,              /* of k: what several tiles read of a panel at a time, from the first-level cache */
+    STRETCH = 128,              /* of k: what several tiles read of a panel at a time, from the first-level cache */
+    LINE = 64,                  /* bytes that come from memory at once */
     TILES_AT_ONCE = 96 / MAX_ROWS, /* tiles that share a stretch */
     SERIAL_PACK_VALUES = 32768, /* fewer activations than this are packed by the calling thread */
 };
@@ -160,14 +161,17 @@ static bool is_expanded(const Job *job) {
     return format != FLOAT32 && job->tokens > MAX_CODE_ROWS;
 }
 
-/* sums[r][j] = one panel's product with every row of tiles [first, end), a stretch of k after the other. */
+/* sums[r][j] = one panel's product with every row of tiles [first, end), a stretch of k after the other. While the
+   tiles share a stretch, they ask for the next one, each for its part: memory never waits for arithmetic. */
 static void multiply_tiles(const Job *job, const char *panel, int64_t first, int64_t end, float *sums) {
     _Alignas(64) float expanded[STRETCH * PANEL];
     int64_t in = job->weight->in_features, base = tile_at(job, first).first;
-    Format format = job->weight->format;
-    for (int64_t k = 0; k < in; k += STRETCH) {
-        int64_t depth = in - k < STRETCH ? in - k : STRETCH;
+    Format format = job->weight->format, read = is_expanded(job) ? FLOAT32 : format;
+    for (int64_t k = 0, depth; k < in; k += depth) {
+        depth = in - k < STRETCH ? in - k : STRETCH;
         const char *weights = panel + panel_bytes(format, k);
+        int64_t bytes = panel_bytes(format, depth), lines = panel_bytes(read, depth) / LINE * (end - first);
+        Ahead ahead = {.at = weights + bytes, .step = ceil_divide(bytes, lines)};
         if (is_expanded(job)) {
             panel_expand(format, depth, weights, expanded);
             weights = (const char *)expanded;
@@ -175,8 +179,8 @@ static void multiply_tiles(const Job *job, const char *panel, int64_t first, int
         for (int64_t t = first; t < end; t++) {
             Tile tile = tile_at(job, t);
             const float *x = job->packed + tile.first * in + k * tile.rows;
-            panel_product(is_expanded(job) ? FLOAT32 : format, tile.rows, depth, x, &weights,
-                          sums + (tile.first - base) * PANEL);
+            panel_product(read, tile.rows, depth, x, &weights, sums + (tile.first - base) * PANEL, ahead);
+            ahead.at += ahead.step * (lines / (end - first));
         }
     }
 }
@@ -185,8 +189,10 @@ static void multiply_tiles(const Job *job, const char *panel, int64_t first, int
 static void multiply_panels(const Job *job, const char *const *panels, int count, float *sums) {
     int rows = (int)job->tokens;
     Format format = job->weight->format;
-    for (int p = 0; p < count; p += PANELS_AT_ONCE(format, rows))
-        panel_product(format, rows, job->weight->in_features, job->packed, panels + p, sums + p * rows * PANEL);
+    for (int p = 0; p < count; p += PANELS_AT_ONCE(format, rows)) {
+        Ahead ahead = {.at = panels[p] + BYTES_AHEAD, .step = LINE};
+        panel_product(format, rows, job->weight->in_features, job->packed, panels + p, sums + p * rows * PANEL, ahead);
+    }
 }
 
 /* Columns of the result, in panels, that are computed together. */

@@ -2,9 +2,6 @@
 
 #include <string.h>
 
-/* Bytes of weights asked for ahead of use; the machine's own prefetcher stops at every page. */
-#define BYTES_AHEAD 1536
-
 #define WORD_BYTES (PANEL * 4)   /* one word of every column */
 #define HALVES_BYTES (PANEL * 2) /* one half-precision number of every column */
 #define INT8_BYTES (HALVES_BYTES + BLOCK / 4 * WORD_BYTES)
@@ -75,7 +72,7 @@ static void fill_int8(int64_t depth, SourceRow row, int column, char *panel) {
         char *block = panel + k / BLOCK * INT8_BYTES;
         int64_t within = k % BLOCK;
         if (within == 0) *halves_at(block, 0, column) = row.scales[k / BLOCK];
-        *word_at(block + HALVES_BYTES, within / 4, column) |= (uint32_t)row.codes[k] << within % 4 * 8;
+        *word_at(block + HALVES_BYTES, within / 4, column) |= (uint32_t)(row.codes[k] ^ 128) << within % 4 * 8;
     }
 }
 
@@ -115,7 +112,7 @@ static float value_at(Format format, const char *panel, int64_t k, int column) {
         case INT8:
             block += k / BLOCK * INT8_BYTES;
             word = *word_at(block + HALVES_BYTES, within / 4, column) >> within % 4 * 8 & 255;
-            return ((float)word - 128.0f) * float_from_half(*halves_at(block, 0, column));
+            return (float)(int8_t)word * float_from_half(*halves_at(block, 0, column));
         case INT4:
             block += k / BLOCK * INT4_BYTES;
             word = *word_at(block + 2 * HALVES_BYTES, within / 8, column) >> within % 8 * 4 & 15;
@@ -135,26 +132,27 @@ void panel_column(Format format, int64_t depth, const void *panel, int column, f
    where a quantized weight is expanded in advance. */
 typedef struct {
     vec scale[PANEL_VECS];
-    vec minimum[PANEL_VECS];
+    vec minimum[PANEL_VECS]; /* INT4 only */
 } Shared;
 
+/* Returns where the block's words begin. */
 INLINE const char *read_shared(const Format format, const char *at, Shared *shared) {
     for (int v = 0; v < PANEL_VECS; v++) {
         shared->scale[v] = vec_from_halves(at + v * VEC_BYTES / 2);
-        shared->minimum[v] = format == INT4 ? vec_from_halves(at + HALVES_BYTES + v * VEC_BYTES / 2)
-                                            : shared->scale[v] * -128.0f;
+        if (format == INT8) shared->scale[v] *= 0x1p-24f; /* weight_of leaves a code in its word's top byte */
+        else shared->minimum[v] = vec_from_halves(at + HALVES_BYTES + v * VEC_BYTES / 2);
     }
     return at + (format == INT4 ? 2 : 1) * HALVES_BYTES;
 }
 
-/* Byte i of every word. */
-INLINE ivec byte_of(uvec word, const int i) {
+/* Byte `from` of every word as its byte `to`, the others zero. */
+INLINE ivec move_byte(uvec word, const int from, const int to) {
 #if VEC_LANES == 8 && defined(__AVX2__)
     bytes place; /* of each byte; one with its top bit set gives zero */
-    for (int lane = 0; lane < VEC_BYTES; lane++) place[lane] = lane % 4 ? -1 : lane % 16 + i;
+    for (int lane = 0; lane < VEC_BYTES; lane++) place[lane] = lane % 4 == to ? lane % 16 - to + from : -1;
     return (ivec)__builtin_ia32_pshufb256((bytes)word, place);
 #else
-    return (ivec)(word >> (8 * i) & 255);
+    return (ivec)((word >> 8 * from & 255) << 8 * to);
 #endif
 }
 
@@ -163,10 +161,10 @@ INLINE vec weight_of(const Format format, uvec word, const int i, vec scale, vec
     const uint32_t low_halves = 0x0f0f0f0f;
     switch (format) {
         case BFLOAT16: return (vec)(i == 0 ? word << 16 : word & 0xffff0000u);
-        case INT8: return __builtin_convertvector(byte_of(word, i), vec) * scale + minimum;
+        case INT8: return __builtin_convertvector(move_byte(word, i, 3), vec) * scale;
         case INT4: {
             uvec codes = i % 2 ? word >> 4 & low_halves : word & low_halves;
-            return __builtin_convertvector(byte_of(codes, i / 2), vec) * scale + minimum;
+            return __builtin_convertvector(move_byte(codes, i / 2, 0), vec) * scale + minimum;
         }
         default: return (vec)word;
     }
@@ -178,7 +176,7 @@ INLINE int span_of(const Format format) {
 }
 
 INLINE void product(const Format format, const int panels, const int rows, int64_t depth, const float *x,
-                    const char *const *starts, float *out) {
+                    const char *const *starts, float *out, Ahead ahead) {
     const int span = span_of(format);
     const int64_t length = format >= INT8 ? BLOCK : span; /* of k between two looks at what a block shares */
     vec sum[MAX_PANELS][MAX_ROWS][PANEL_VECS];
@@ -196,11 +194,11 @@ INLINE void product(const Format format, const int panels, const int rows, int64
         if (format >= INT8)
 #pragma GCC unroll 4
             for (int p = 0; p < panels; p++) at[p] = read_shared(format, at[p], &shared[p]);
-        for (int64_t k = 0; k < length; k += span) {
+        for (int64_t k = 0; k < length; k += span, ahead.at += ahead.step) {
             uvec words[MAX_PANELS][PANEL_VECS];
 #pragma GCC unroll 4
             for (int p = 0; p < panels; p++, at[p - 1] += WORD_BYTES) {
-                __builtin_prefetch(at[p] + BYTES_AHEAD);
+                __builtin_prefetch(panels > 1 ? at[p] + BYTES_AHEAD : ahead.at);
 #pragma GCC unroll 4
                 for (int v = 0; v < PANEL_VECS; v++) words[p][v] = ((const loose_uvec *)at[p])[v];
             }
@@ -234,8 +232,9 @@ INLINE void expand(const Format format, int64_t depth, const char *at, float *ou
     for (int64_t begin = 0; begin < depth; begin += length) {
         if (format >= INT8) at = read_shared(format, at, &shared);
         for (int64_t k = 0; k < length; k += span, at += WORD_BYTES) {
-            const loose_uvec *words = (const loose_uvec *)at;
-            __builtin_prefetch(at + BYTES_AHEAD);
+            uvec words[PANEL_VECS]; /* read once, whatever is written meanwhile */
+#pragma GCC unroll 4
+            for (int v = 0; v < PANEL_VECS; v++) words[v] = ((const loose_uvec *)at)[v];
 #pragma GCC unroll 8
             for (int i = 0; i < span; i++, out += PANEL)
 #pragma GCC unroll 4
@@ -257,9 +256,10 @@ void panel_expand(Format format, int64_t depth, const void *panel, float *expand
 
 /* ---- one function per format and number of rows ---- */
 
-#define PRODUCT(format, rows)                                                                                      \
-    static void product_##format##_##rows(int64_t depth, const float *x, const char *const *panels, float *sums) { \
-        product(format, PANELS_AT_ONCE(format, rows), rows, depth, x, panels, sums);                                       \
+#define PRODUCT(format, rows)                                                                                     \
+    static void product_##format##_##rows(int64_t depth, const float *x, const char *const *panels, float *sums,  \
+                                          Ahead ahead) {                                                          \
+        product(format, PANELS_AT_ONCE(format, rows), rows, depth, x, panels, sums, ahead);                       \
     }
 #define NAME(format, rows) product_##format##_##rows,
 #define UP_TO_6(each, format) \
@@ -279,7 +279,7 @@ EVERY(PRODUCT, BFLOAT16)
 EVERY(PRODUCT, INT8)
 EVERY(PRODUCT, INT4)
 
-typedef void (*Product)(int64_t depth, const float *x, const char *const *panels, float *sums);
+typedef void (*Product)(int64_t depth, const float *x, const char *const *panels, float *sums, Ahead ahead);
 
 static const Product PRODUCTS[FORMATS][MAX_ROWS] = {
     {EVERY(NAME, FLOAT32)},
@@ -288,6 +288,7 @@ static const Product PRODUCTS[FORMATS][MAX_ROWS] = {
     {EVERY(NAME, INT4)},
 };
 
-void panel_product(Format format, int rows, int64_t depth, const float *x, const char *const *panels, float *sums) {
-    PRODUCTS[format][rows - 1](depth, x, panels, sums);
+void panel_product(Format format, int rows, int64_t depth, const float *x, const char *const *panels, float *sums,
+                   Ahead ahead) {
+    PRODUCTS[format][rows - 1](depth, x, panels, sums, ahead);
 }

@@ -10,7 +10,8 @@
    Layouts, k by k, each for the PANEL columns side by side:
      FLOAT32   a float
      BFLOAT16  words of 32 bits: k in the low half, k + 1 in the high half
-     INT8      per block of 32 k: PANEL scales (half), then words of 4 codes; weight = (code - 128) * scale
+     INT8      per block of 32 k: PANEL scales (half), then words of 4 codes; weight = code * scale, with the sign in
+             the code's top bit
      INT4      per block of 32 k: PANEL scales, PANEL minimums (half), then words of 8 codes; weight = code * scale + minimum */
 #ifndef ADADECODE_PANEL_H
 #define ADADECODE_PANEL_H
@@ -64,9 +65,20 @@ void panel_column(Format format, int64_t depth, const void *panel, int column, f
 /* `depth` values of every column from `panel` on, as floats [depth, PANEL]. */
 void panel_expand(Format format, int64_t depth, const void *panel, float *expanded);
 
+/* Bytes of weights asked for ahead of use; the machine's own prefetcher stops at every page. */
+#define BYTES_AHEAD 1536
+
+/* What a product of one panel asks for ahead of use: a line per line that it reads, `step` bytes after the last. */
+typedef struct {
+    const char *at;
+    int64_t step;
+} Ahead;
+
 /* sums[p][r][j] += sum over k < depth of x[k][r] * panels[p][k][j], for PANELS_AT_ONCE(format, rows) panels.
 
-   x: [depth, rows], rows interleaved, 1 <= rows <= MAX_ROWS (quick up to MAX_CODE_ROWS for codes); sums: [panels, rows, PANEL], aligned. */
-void panel_product(Format format, int rows, int64_t depth, const float *x, const char *const *panels, float *sums);
+   x: [depth, rows], rows interleaved, 1 <= rows <= MAX_ROWS (quick up to MAX_CODE_ROWS for codes); sums: [panels, rows,
+   PANEL], aligned. Of several panels each is read BYTES_AHEAD, whatever `ahead` says. */
+void panel_product(Format format, int rows, int64_t depth, const float *x, const char *const *panels, float *sums,
+                   Ahead ahead);
 
 #endif
