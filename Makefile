@@ -43,9 +43,9 @@ parameters: setup ## write docs/parameters.md: what becomes of every request par
 acceptance: setup ## try every row of the acceptance table and write docs/acceptance.md
 	PYTHONPATH=.:tests/support $(BIN)/python tests/support/acceptance/document.py
 
-test: lint ## everything CI runs
+test: lint ## everything CI runs, a process per core
 	echo "pytest"
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: setup ## all but the tests that need torch or the model
 	$(BIN)/python -m pytest -q -m "not torch and not model and not slow and not gpu" \

@@ -18,8 +18,12 @@ _FILE = "ADADECODE_TEST_OUTCOMES"  # where a run that was started here writes it
 class Outcomes:
     """A plugin that notes how every test of this run ends. A test is named as pytest names it."""
 
-    def __init__(self) -> None:
+    def __init__(self, shared: Path | None = None) -> None:
+        """Args:
+        shared: Where the processes of one run tell each other, if they are several.
+        """
         self._by_test: dict[str, str] = {}
+        self._shared = shared
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Called for set-up, call and end of each test: the worst counts."""
@@ -27,6 +31,9 @@ class Outcomes:
             self._by_test[report.nodeid] = FAILED if report.failed else SKIPPED
         else:
             self._by_test.setdefault(report.nodeid, PASSED)
+        if self._shared is not None and report.when == "teardown":
+            with (self._shared / str(os.getpid())).open("a") as file:
+                file.write(json.dumps({report.nodeid: self._by_test[report.nodeid]}) + "\n")
 
     def pytest_sessionfinish(self) -> None:
         """Tell whoever started this run."""
@@ -47,6 +54,7 @@ class Outcomes:
         Raises:
             AssertionError: a test does not exist.
         """
+        self._listen()
         missing = sorted({proof for proof in proofs if not self.of(proof)})
         if not missing:
             return
@@ -62,6 +70,12 @@ class Outcomes:
             )
             assert run.returncode in (0, 1), run.stdout + run.stderr
             self._by_test |= json.loads(file.read_text())
+
+    def _listen(self) -> None:
+        """What the run's other processes have found so far."""
+        for file in () if self._shared is None else self._shared.iterdir():
+            for line in file.read_text().splitlines():
+                self._by_test |= json.loads(line)
 
 
 OUTCOMES = pytest.StashKey[Outcomes]()
