@@ -1,6 +1,5 @@
 """A uvicorn on loopback in a thread: ASGI test transports cannot show streaming or disconnects."""
 
-import socket
 import ssl
 import threading
 import time
@@ -12,7 +11,7 @@ from fake_engine import FakeEngine
 from fastapi import FastAPI
 
 from server.app import create_app
-from server.http_server import uvicorn_config
+from server.http_server import listen, uvicorn_config
 from server.service import InferenceService, ServedModel
 from server.settings import ServerSettings
 
@@ -33,7 +32,7 @@ def fake_app(engine: FakeEngine, **settings: object) -> FastAPI:
 @contextmanager
 def serving(app: FastAPI, tls: ssl.SSLContext | None = None) -> Iterator[str]:
     """Serve an application; yields its address."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with listen("127.0.0.1", 0) as listener:
         server = uvicorn.Server(uvicorn_config(app, app.state.context.settings, tls))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
