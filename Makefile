@@ -34,7 +34,7 @@ bench: setup ## plain decoding, early exits and transformers side by side
 bench-overhead: setup ## what a streamed request costs the server process besides its worker
 	PYTHONPATH=.:tests/support $(BIN)/python tests/support/fast_worker_serve.py 8399 0.05 $(STREAM_INTERVAL) & trap "kill $$!" EXIT; \
 	curl -s -o /dev/null --retry 30 --retry-delay 1 --retry-connrefused http://127.0.0.1:8399/ready; \
-	for length in 1 32 128; do $(BIN)/adadecode bench serve --base-url http://127.0.0.1:8399 --num-prompts 96 \
+	for length in 1 16 32 64; do $(BIN)/adadecode bench serve --base-url http://127.0.0.1:8399 --num-prompts 96 \
 	    --num-warmups 32 --max-concurrency 32 --ignore-eos --output-len $$length $(ARGS) || exit 1; done
 
 parameters: setup ## write docs/parameters.md: what becomes of every request parameter
