@@ -1,8 +1,8 @@
 """The whole server around a worker that computes nothing.
 
 fast_worker_serve.py PORT STEP_S [STREAM_INTERVAL]: every step takes STEP_S and gives each decoding
-row a token; whatever CPU time the process uses is the server's own: what a request costs outside the
-worker is that time over the requests. `make bench-overhead` puts load on it.
+row a token; whatever CPU time the process uses is the server's own. What a request costs outside
+the worker is that time over the requests. `make bench-overhead` puts load on it.
 """
 
 import asyncio
