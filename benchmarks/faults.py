@@ -161,7 +161,7 @@ class _Siege:
             killed = time.perf_counter()
             self.report.kills += 1
             while (await self._client.get("/ready")).status_code == 200:  # not noticed yet
-                await asyncio.sleep(0.002)
+                await asyncio.sleep(0.01)
             is_alive = await until_ready(self._client, self._server)
             self.report.recovery_s.append(time.perf_counter() - killed)
             self.report.health_failures += not is_alive

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _WORKER_MODULE = b"engine.worker.main"
 _READY_TIMEOUT_S = 600.0
 _STOP_TIMEOUT_S = 60.0
+_LOOK_S = 0.1  # between two looks; a worker that starts needs the CPU itself
 
 
 class OwnServer:
@@ -136,7 +137,7 @@ async def until_ready(client: "AsyncClient", server: OwnServer) -> bool:
             is_alive = is_alive and (await client.get("/health")).status_code == 200
         except httpx.ConnectError:  # it does not listen yet
             pass
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(_LOOK_S)
     raise ValueError(f"the server was not ready after {_READY_TIMEOUT_S:g} s")
 
 

@@ -223,7 +223,7 @@ class _Soak:
             killed = time.monotonic()
             self.report.kills += 1
             while (await self._client.get("/ready")).status_code == 200:  # not noticed yet
-                await asyncio.sleep(0.002)
+                await asyncio.sleep(0.01)
             await until_ready(self._client, self._server)
             self.report.recovery_s.append(time.monotonic() - killed)
 
