@@ -17,7 +17,7 @@ enum {
     STRETCH = 128,              /* of k: what several tiles read of a panel at a time, from the first-level cache */
     LINE = 64,                  /* bytes that come from memory at once */
     TILES_AT_ONCE = 96 / MAX_ROWS, /* tiles that share a stretch */
-    SERIAL_PACK_VALUES = 32768, /* fewer activations than this are packed by the calling thread */
+    SERIAL_PACK_VALUES = 4096,  /* fewer activations than this are packed by the calling thread */
 };
 
 static int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
