@@ -11,7 +11,7 @@ from mortal_worker import MortalWorker
 
 from engine import async_engine, supervisor
 from engine.async_engine import AsyncEngine
-from engine.config import EngineConfig, ModelConfig, SchedulerConfig
+from engine.config import EngineConfig, ExitsConfig, ModelConfig, SchedulerConfig
 from engine.core import EngineCore
 from engine.errors import (
     EngineFailed,
@@ -389,3 +389,21 @@ async def test_equal_request_ids_do_not_mix_once_the_first_has_ended() -> None:
             request = replace(make_request(number), request_id="same")
             outputs = await collect(engine, request)
             assert text_of(outputs) == Letters().text(expected_output(request))
+
+
+async def test_with_a_target_for_the_time_between_tokens_they_come_one_by_one() -> None:
+    config = EngineConfig(
+        model=ModelConfig(directory="unused"), exits=ExitsConfig(target_itl_s=0.01)
+    )
+    engine = AsyncEngine(config, InlineWorker(lambda: FakeWorker(acceptance=1.0)), Letters())
+    await engine.start()
+    try:
+        request = make_request(0, ignore_eos=True)
+        streamed = await collect(engine, request)
+        whole = await collect(engine, replace(request, request_id="whole", output_interval=0))
+    finally:
+        await engine.stop()
+    assert text_of(streamed) == text_of(whole) == Letters().text(expected_output(request))
+    assert [output.finish_reason for output in streamed[:-1]] == [None] * (len(streamed) - 1)
+    assert streamed[-1].finish_reason is FinishReason.LENGTH
+    assert len(streamed) > len(whole)
