@@ -78,7 +78,7 @@ def time_in_the_queue(serve: Serve) -> None:
 
 def time_in_all(serve: Serve) -> None:
     """A stream that takes too long says so, and ends."""
-    with serve(parrot=Parrot(step_time_s=0.005), request_timeout=0.4) as server:
+    with serve(parrot=Parrot(step_time_s=0.005), request_timeout=1.2) as server:
         answer = server.complete("long", stream=True, max_tokens=500, early_exit={"enabled": False})
         *pieces, last, done = [line for line in answer.text.splitlines() if line]
         assert len(pieces) > 2
