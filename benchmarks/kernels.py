@@ -20,6 +20,7 @@ from benchmarks.machine import describe_machine, print_facts
 from engine.model.ops.interface import AttentionParams, LayerCache, TokenBatch
 from engine.model.ops.native_ops import NativeOps
 from engine.worker.cores import usable_cores
+from engine.worker.kv_cache import map_layers
 
 # SmolLM2-135M: (name, out, in).
 _LINEARS = (
@@ -31,6 +32,7 @@ _LINEARS = (
 )
 _TOKENS = (1, 2, 4, 8, 16, 64, 256)
 _HEADS, _KV_HEADS, _HEAD_SIZE, _VOCABULARY, _BLOCK = 9, 3, 64, 49152, 16
+_LAYERS = 8  # whose keys and values no cache holds at 4,096 tokens
 _COLD_BYTES = 96 * 2**20  # copies of a weight to go round, so that no cache holds them
 
 
@@ -38,6 +40,7 @@ def main() -> None:
     """Print all tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--threads", type=int, default=usable_cores())
+    parser.add_argument("--only", choices=("linears", "attention", "sampling"))
     parser.add_argument("--repeats", type=int, default=9, help="of every call (%(default)s)")
     args = parser.parse_args()
     if reason := NativeOps.unavailable_reason():
@@ -47,9 +50,14 @@ def main() -> None:
     print_facts(describe_machine() | {"threads": str(args.threads)})
     with torch.inference_mode():
         print(f"{'memory':<12} {_read_bandwidth(args.repeats):.1f} GB/s read by torch's sum\n")
-        _print_linears(ops, args.repeats)
-        _print_attention(ops, args.repeats)
-        _print_sampling(ops, args.repeats)
+        tables = {
+            "linears": _print_linears,
+            "attention": _print_attention,
+            "sampling": _print_sampling,
+        }
+        for name, print_table in tables.items():
+            if args.only in (None, name):
+                print_table(ops, args.repeats)
 
 
 def _in_turn(call: Callable[[Any], object], arguments: Sequence[Any]) -> Callable[[int], object]:
@@ -103,7 +111,7 @@ def _linear_times(ops: NativeOps, out: int, size: int, repeats: int) -> list[tup
 
 
 def _print_attention(ops: NativeOps, repeats: int) -> None:
-    print("\nattention of one layer: milliseconds")
+    print("\nattention of one layer: milliseconds (GB/s of keys and values)")
     for tokens, context in ((1, 1024), (4, 1024), (1, 4096), (4, 4096), (512, 512), (512, 4096)):
         params, caches, batch = _attention_case(tokens, context)
         qkv = torch.randn(tokens, (_HEADS + 2 * _KV_HEADS) * _HEAD_SIZE)
@@ -118,12 +126,15 @@ def _print_attention(ops: NativeOps, repeats: int) -> None:
             return ops.attention(qkv, params, caches[number % len(caches)], batch)
 
         seconds = _least_seconds(call, repeats * len(caches))
-        print(f"{tokens:>5} tokens at {context:>5}: {seconds * 1e3:8.3f}")
+        gigabytes = 2 * context * _KV_HEADS * _HEAD_SIZE * 4e-9
+        print(
+            f"{tokens:>5} tokens at {context:>5}: {seconds * 1e3:8.3f} ({gigabytes / seconds:.1f})"
+        )
 
 
 def _attention_case(
     tokens: int, context: int
-) -> tuple[AttentionParams, list[LayerCache], TokenBatch]:
+) -> tuple[AttentionParams, Sequence[LayerCache], TokenBatch]:
     """The last tokens of one row whose blocks lie scattered; a few layers' caches."""
     angles = torch.rand(context, _HEAD_SIZE // 2)
     params = AttentionParams(
@@ -136,7 +147,10 @@ def _attention_case(
         norm_eps=1e-5,
     )
     shape = (context, _KV_HEADS, _HEAD_SIZE)
-    caches = [LayerCache(keys=torch.randn(shape), values=torch.randn(shape)) for _ in range(8)]
+    caches = map_layers(_LAYERS, shape, torch.float32)
+    for cache in caches:
+        cache.keys.normal_()
+        cache.values.normal_()
     table = torch.randperm(context // _BLOCK)
     positions = torch.arange(context - tokens, context)
     batch = TokenBatch(

@@ -26,7 +26,7 @@ from engine.model.ops.native_ops import Format, NativeOps
 from engine.offline import OfflineEngine
 from engine.plan import StepPlan, StepResult, WorkerInfo
 from engine.request import GenerationRequest, SamplingParams
-from engine.worker.cores import usable_cores
+from engine.worker.cores import cores_to_pin, usable_cores
 from engine.worker.worker import ModelWorker
 
 _PARTS = ("embed", "layers", "head", "sampling")
@@ -98,6 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("model", metavar="MODEL", nargs="?", default="smollm2-135m-instruct")
     parser.add_argument("--threads", type=int, default=usable_cores())
+    parser.add_argument("--pin", choices=("always", "never"), default="never", help="(%(default)s)")
     parser.add_argument("--forms", default="float32,bfloat16,int8,int4", help="(%(default)s)")
     parser.add_argument("--rows", default="1,4,8", help="at the shortest context (%(default)s)")
     parser.add_argument("--contexts", default="64,4000", help="tokens (%(default)s)")
@@ -105,7 +106,8 @@ def main() -> None:
     args = parser.parse_args()
     if reason := NativeOps.unavailable_reason():
         raise SystemExit(f"native kernels are not available: {reason}")
-    print_facts(describe_machine() | {"threads": str(args.threads)})
+    print_facts(describe_machine() | {"threads": str(args.threads), "pinned": args.pin})
+    cores = cores_to_pin(args.threads, args.pin)
     torch.set_num_threads(args.threads)
     gigabytes = _read_bandwidth()
     print(f"{'memory':<12} {gigabytes:.1f} GB/s read by torch's sum\n")
@@ -116,7 +118,8 @@ def main() -> None:
     directory = resolve_model(args.model)
     for form in args.forms.split(","):
         most_rows = max(_numbers(args.rows))
-        engine, worker = _engine(directory, Format[form.upper()], args.threads, most_rows)
+        ops = NativeOps(args.threads, Format[form.upper()], cores=cores)
+        engine, worker = _engine(directory, ops, args.threads, most_rows)
         cases = [(rows, contexts[0]) for rows in _numbers(args.rows)]
         cases += [(1, context) for context in contexts[1:]]
         for rows, context in cases:
@@ -124,14 +127,13 @@ def main() -> None:
 
 
 def _engine(
-    directory: Path, form: Format, threads: int, rows: int
+    directory: Path, ops: NativeOps, threads: int, rows: int
 ) -> tuple[OfflineEngine, TimedWorker]:
     config = EngineConfig(
         model=ModelConfig(directory=directory, device="cpu", num_threads=threads),
         scheduler=SchedulerConfig(max_num_seqs=rows),
         exits=ExitsConfig(enabled=False),
     )
-    ops = NativeOps(threads, form)
     worker = TimedWorker(ModelWorker(config, decoder=Decoder.load(directory, ops)), ops)
     return OfflineEngine(config, worker), worker
 

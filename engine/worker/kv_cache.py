@@ -27,10 +27,8 @@ def allocate_cache(
     are first used.
     """
     shape = (num_blocks * block_size, spec.num_kv_heads, spec.head_size)
-    whole = (spec.num_layers, 2, *shape)
     if device.type == "cpu":
-        pool = _map_memory(math.prod(whole) * dtype.itemsize).view(dtype).view(whole)
-        return [LayerCache(keys=keys, values=values) for keys, values in pool]
+        return map_layers(spec.num_layers, shape, dtype)
     return [
         LayerCache(
             keys=torch.empty(shape, dtype=dtype, device=device),
@@ -38,6 +36,13 @@ def allocate_cache(
         )
         for _ in range(spec.num_layers)
     ]
+
+
+def map_layers(num_layers: int, shape: Sequence[int], dtype: torch.dtype) -> Sequence[LayerCache]:
+    """Layers' keys and values, each of the shape, one after another in a CPU's memory."""
+    whole = (num_layers, 2, *shape)
+    pool = _map_memory(math.prod(whole) * dtype.itemsize).view(dtype).view(whole)
+    return [LayerCache(keys=keys, values=values) for keys, values in pool]
 
 
 def _map_memory(num_bytes: int) -> Tensor:
