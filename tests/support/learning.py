@@ -6,7 +6,7 @@ from tiny_model import HIDDEN, VOCAB
 
 from engine.model.decoder import Decoder
 from engine.model.exit_head import ExitHead, ExitHeads, HeadWeights
-from engine.worker.learning import learner, pupil
+from engine.worker.learning import learner, pupil, recorder
 from engine.worker.learning.examples import Examples, Verified
 from engine.worker.learning.trainee import unit_rms
 
@@ -66,7 +66,9 @@ class Teacher:
         """So many positions of one sequence."""
         before = None
         for _ in range(count // 16):
-            before = examples.add(self.positions(16), before)
+            serial = examples.num_written
+            examples.add(self.positions(16), [before, *range(serial, serial + 15)])
+            before = serial + 15
 
 
 def no_examples() -> Examples:
@@ -76,7 +78,15 @@ def no_examples() -> Examples:
 
 def change_heads_at_every_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     """Learners hurry, and whatever a trial says, the weights in training serve."""
-    for name, value in {"_FIRST": 16, "_LEAST_HELD_OUT": 16, "_UPDATES_PER_TRIAL": 1}.items():
+    hurried = {
+        "_FIRST": 8,
+        "_LEAST_HELD_OUT": 8,
+        "_UPDATES_PER_TRIAL": 1,
+        "_MOST_UPDATES": 2,
+        "_PER_UPDATE": 16,
+    }
+    for name, value in hurried.items():
         monkeypatch.setattr(learner, name, value)
+    monkeypatch.setattr(recorder, "_BATCH", 4)
     monkeypatch.setattr(pupil, "_SURE", 100.0)
     monkeypatch.setattr(pupil, "_difference", lambda *_: (1.0, 0.5))

@@ -7,6 +7,7 @@ be unrolled. Knows tensors only.
     [ overwritten | to study: [oldest, num_studied) | held out: [num_studied, num_written) )
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,7 @@ _NONE = -1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verified:
-    """Consecutive positions of one sequence."""
+    """Positions, of any sequences."""
 
     exits: Tensor  # [S, T, E], unit RMS: the states at every exit layer
     last: Tensor  # [T, E], unit RMS: the last layer's states, before the final norm
@@ -55,14 +56,11 @@ class Examples:
         """Serial number of the oldest example that is still there."""
         return max(0, self.num_written - self.capacity)
 
-    def add(self, verified: Verified, before: int | None) -> int:
-        """Take positions in, in the place of the oldest.
+    def add(self, verified: Verified, before: Sequence[int | None]) -> None:
+        """Take positions in, in the place of the oldest; they get the next serial numbers.
 
         Args:
-            before: Serial number of the position before them; None: there is none.
-
-        Returns:
-            The serial number of the newest.
+            before: Per position, serial number of the one before it; None: there is none.
         """
         count = len(verified.targets)
         serials = torch.arange(self.num_written, self.num_written + count)
@@ -72,10 +70,8 @@ class Examples:
         self._last[on_device] = verified.last.half()
         self._probs[on_device] = verified.probs.half()
         self._targets[places] = torch.tensor(verified.targets)
-        self._before[places] = serials - 1
-        self._before[places[0]] = _NONE if before is None else before
+        self._before[places] = torch.tensor([_NONE if each is None else each for each in before])
         self.num_written += count
-        return self.num_written - 1
 
     def runs(self, first: int, end: int, depth: int) -> Tensor:
         """Runs [depth + 1, T] of consecutive positions: each ends with an example of [first, end)

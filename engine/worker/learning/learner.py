@@ -25,13 +25,14 @@ from engine.worker.row import Row
 logger = logging.getLogger(__name__)
 
 _PER_UPDATE = 128  # examples
-_LEAST_PIECE, _MOST_PIECE = 8, 32  # examples that are computed at a time
+_LEAST_PIECE, _MOST_PIECE = 16, 32  # examples that are computed at a time
 _LONG_S, _SHORT_S = 0.02, 0.005  # for a piece: then the next are smaller, or larger
 _DEPTHS, _DEPTH_WEIGHTS = (1, 2, 3), (0.6, 0.25, 0.15)  # of the drafts that are studied
 _FIRST = 128  # examples before anything is studied
 _LEAST_HELD_OUT, _MOST_HELD_OUT = 128, 256  # examples of a trial
 _UPDATES_PER_TRIAL = 16
 _MOST_DEBT_S = 0.1
+_FIRST_PAUSE, _LONGEST_PAUSE = 256, 2048  # examples, after trials that changed nothing
 _MOST_UPDATES = 64  # without a trial, for want of traffic
 
 
@@ -68,7 +69,9 @@ class HeadLearner:
         self._clock = clock
         self._random = random.Random(0)
         self._piece = _MOST_PIECE
-        self._num_held_out_before = 0  # examples that are studied: those before this one
+        self._num_studied = 0  # examples before this one are studied
+        self._pause = 0
+        self._resumes_at = 0  # once so many examples have been written
         self._updates_since_trial = 0
         self._course = self._pieces()
         self._news = _News()
@@ -159,16 +162,25 @@ class HeadLearner:
         while True:
             for pupil in self._pupils:
                 self._note(pupil.check_acceptance())
-            num_held_out = self._examples.num_written - self._num_held_out_before
+            if self._examples.num_written < self._resumes_at:
+                yield False
+                continue
+            self._hold_out()
+            num_held_out = self._examples.num_written - self._num_studied
             is_trial_due = self._updates_since_trial >= _UPDATES_PER_TRIAL
             if is_trial_due and num_held_out >= _LEAST_HELD_OUT:
                 yield from self._trial()
-            elif not self._num_held_out_before and num_held_out >= _FIRST:
-                self._num_held_out_before = self._examples.num_written
-            elif self._num_held_out_before and self._updates_since_trial < _MOST_UPDATES:
+            elif self._num_studied and self._updates_since_trial < _MOST_UPDATES:
                 yield from self._update()
             else:
                 yield False
+
+    def _hold_out(self) -> None:
+        """The newest examples are for the next trial; older ones are studied."""
+        num_written = self._examples.num_written
+        if num_written >= _FIRST:
+            num_held_out = min(_MOST_HELD_OUT, num_written // 2)
+            self._num_studied = max(self._num_studied, num_written - num_held_out)
 
     def _update(self) -> Iterator[bool]:
         """One change of the weights in training, at every exit."""
@@ -177,7 +189,7 @@ class HeadLearner:
             num_studied = 0
             while num_studied < _PER_UPDATE:
                 (depth,) = self._random.choices(_DEPTHS, _DEPTH_WEIGHTS)
-                runs = self._examples.runs(0, self._num_held_out_before, depth)
+                runs = self._examples.runs(0, self._num_studied, depth)
                 if not runs.shape[1]:  # sequences too short for so many drafts
                     yield False
                     continue
@@ -193,18 +205,29 @@ class HeadLearner:
 
     def _trial(self) -> Iterator[bool]:
         """Examples held out so far decide who serves; they are studied from then on."""
-        end = self._examples.num_written
-        first = max(self._num_held_out_before, end - _MOST_HELD_OUT)
+        first, end = self._num_studied, self._examples.num_written
+        num_adopted = 0
         for pupil in self._pupils:
             for depth in _DEPTHS[:2]:
                 for runs in self._examples.runs(first, end, depth).split(self._piece, dim=1):
                     if runs.shape[1]:
                         pupil.sit(self._examples, runs)
                         yield True
-            self._note(pupil.judge())
+            change = pupil.judge()
+            self._note(change)
+            num_adopted += change is Change.ADOPTED
             yield True
-        self._num_held_out_before = end
+        self._num_studied = end
         self._updates_since_trial = 0
+        self._rest_after(num_adopted)
+
+    def _rest_after(self, num_adopted: int) -> None:
+        """Heads that have learned what there is to learn cost less and less."""
+        if num_adopted > 0:
+            self._pause = 0
+        else:
+            self._resumes_at = self._examples.num_written + self._pause
+            self._pause = min(max(2 * self._pause, _FIRST_PAUSE), _LONGEST_PAUSE)
 
     def _note(self, change: Change) -> None:
         if change is Change.NONE:

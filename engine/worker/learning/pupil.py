@@ -96,6 +96,8 @@ class Pupil:
     def judge(self) -> Change:
         """The end of a trial: the best weights serve."""
         trial, self._trial = self._trial, Trial([], [], [])
+        if not trial.candidate:  # nothing but sequences that are too short
+            return Change.NONE
         candidate, serving = _joined(trial.candidate), _joined(trial.serving)
         shipped = _joined(trial.shipped) if trial.shipped else serving
         self.agreement = Agreement(

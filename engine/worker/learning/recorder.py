@@ -21,6 +21,9 @@ from engine.worker.sequence_state import SequenceState
 
 logger = logging.getLogger(__name__)
 
+_BATCH = 32  # positions that become examples at once
+_MANY = 64  # tokens of a call
+
 
 class Recorder:
     """Fills the examples, step by step."""
@@ -45,6 +48,7 @@ class Recorder:
         self._seconds = 0.0
         self._num_exits = len(heads.heads)
         self._seen: list[dict[TokenRef, Tensor]] = []
+        self._clear()
         # The newest example of each sequence of the step before, and where it stood.
         self._newest: dict[SequenceState, tuple[int, int]] = {}
 
@@ -66,7 +70,8 @@ class Recorder:
         for place, ref in enumerate(refs):
             row = rows[ref.row]
             if row.plan.is_decoding and ref.position >= row.first_pending:
-                seen[ref] = hidden[place]
+                # Without holding on to a whole prompt.
+                seen[ref] = hidden[place].clone() if len(refs) > _MANY else hidden[place]
 
     def see_verified(
         self, rows: Sequence[Row], results: Sequence[RowResult], last: Tensor, logits: Tensor
@@ -101,41 +106,53 @@ class Recorder:
         logits: Tensor,
     ) -> None:
         offset = 0
+        reduced = logits.index_select(1, self._token_ids) if self.is_open and len(last) else logits
         for index, (row, result) in enumerate(zip(rows, results, strict=True)):
             mine = slice(offset, offset + len(result.token_ids))
             offset += len(row.sample_points())
             self._observe(row, result)
             if self.is_open and result.token_ids:
-                self._add(index, row, result, before.get(row.state), last[mine], logits[mine])
+                self._put(index, row, result, before.get(row.state))
+                self._last.append(last[mine])
+                self._reduced.append(reduced[mine])
+        if len(self._targets) >= _BATCH:
+            self._flush()
 
-    def _add(
-        self,
-        index: int,
-        row: Row,
-        result: RowResult,
-        before: tuple[int, int] | None,
-        last: Tensor,
-        logits: Tensor,
-    ) -> None:
+    def _put(self, index: int, row: Row, result: RowResult, before: tuple[int, int] | None) -> None:
         first, count = row.first_pending, len(result.token_ids)
         refs = [TokenRef(index, position) for position in range(first, first + count)]
-        states = [[seen[ref] for ref in refs] for seen in self._seen]
-        reduced = logits.index_select(1, self._token_ids)
+        for states, seen in zip(self._exits, self._seen, strict=True):
+            states += [seen[ref] for ref in refs]
+        serial = self._examples.num_written + len(self._targets)
+        follows = before is not None and before[1] == first - 1
+        self._before += [before[0] if before is not None and follows else None]
+        self._before += range(serial, serial + count - 1)
+        self._targets += [self._columns[token_id] for token_id in result.token_ids]
+        self._newest[row.state] = (serial + count - 1, first + count - 1)
+
+    def _flush(self) -> None:
+        """What has gathered becomes examples: many small steps are cheaper at once."""
+        reduced, last = torch.cat(self._reduced), torch.cat(self._last)
         size = reduced.shape[1]
-        targets = [self._columns[token_id] for token_id in result.token_ids]
-        columns = torch.tensor(targets, device=logits.device)[:, None]
+        columns = torch.tensor(self._targets, device=reduced.device)[:, None]
         # A token that is outside stands for all of them; how likely they were together is not
         # worth a pass over the whole vocabulary.
         is_outside = columns < 0
         probs = torch.cat((reduced.softmax(-1) * ~is_outside, is_outside.float()), dim=1)
-        follows = before is not None and before[1] == first - 1
-        serial = self._examples.add(
-            Verified(
-                exits=unit_rms(torch.stack([torch.stack(each) for each in states])),
-                last=unit_rms(last),
-                probs=probs,
-                targets=[size if target < 0 else target for target in targets],
-            ),
-            before[0] if before is not None and follows else None,
+        exits = torch.stack([torch.stack(states) for states in self._exits])
+        verified = Verified(
+            exits=unit_rms(exits),
+            last=unit_rms(last),
+            probs=probs,
+            targets=[size if target < 0 else target for target in self._targets],
         )
-        self._newest[row.state] = (serial, first + count - 1)
+        before = self._before
+        self._clear()
+        self._examples.add(verified, before)
+
+    def _clear(self) -> None:
+        self._exits: list[list[Tensor]] = [[] for _ in range(self._num_exits)]
+        self._last: list[Tensor] = []
+        self._reduced: list[Tensor] = []
+        self._targets: list[int] = []  # columns, -1 outside
+        self._before: list[int | None] = []

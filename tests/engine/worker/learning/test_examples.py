@@ -23,13 +23,20 @@ def examples() -> Examples:
     return Examples(1, E, COLUMNS, torch.device("cpu"))
 
 
+def add(ring: Examples, verified: Verified, before: int | None) -> int:
+    """Consecutive positions of one sequence; the serial number of the last."""
+    first, count = ring.num_written, len(verified.targets)
+    ring.add(verified, [before, *range(first, first + count - 1)])
+    return first + count - 1
+
+
 def test_runs_follow_each_sequence_through_those_of_others():
     ring = examples()
-    a = ring.add(positions(10, 11), None)
-    b = ring.add(positions(20), None)
-    a = ring.add(positions(12), a)
-    ring.add(positions(21, 22), b)
-    ring.add(positions(13), a)
+    a = add(ring, positions(10, 11), None)
+    b = add(ring, positions(20), None)
+    a = add(ring, positions(12), a)
+    add(ring, positions(21, 22), b)
+    add(ring, positions(13), a)
 
     runs = ring.runs(0, ring.num_written, 2)
 
@@ -47,7 +54,7 @@ def test_a_run_never_reaches_back_to_what_was_overwritten():
     ring = examples()
     before = None
     for number in range(0, ring.capacity + 8, 8):
-        before = ring.add(positions(*(n % 1000 for n in range(number, number + 8))), before)
+        before = add(ring, positions(*(n % 1000 for n in range(number, number + 8))), before)
 
     runs = ring.runs(0, ring.num_written, 1)
 
@@ -57,7 +64,7 @@ def test_a_run_never_reaches_back_to_what_was_overwritten():
 
 def test_only_runs_that_end_in_the_range_are_given():
     ring = examples()
-    ring.add(positions(*range(8)), None)
+    add(ring, positions(*range(8)), None)
 
     runs = ring.runs(5, 7, 3)
 

@@ -53,7 +53,7 @@ def test_pieces_take_their_share_of_the_time(decoder: Decoder) -> None:
 
 def test_nothing_is_done_before_there_is_something_to_learn_from(decoder: Decoder) -> None:
     learner = learner_of(decoder, 0.5, TickingClock(0.001))
-    learner._examples.num_written = 100
+    learner._examples.num_written = 100  # too few
     learner.note_step(10.0)
     assert not learner.learn(is_idle=True)
     assert learner.take_news().num_updates == 0
@@ -93,3 +93,14 @@ def test_a_step_that_cannot_be_recorded_goes_on(decoder: Decoder) -> None:
     learner.recorder.begin()
     learner.recorder.see_verified([], [None], nothing, nothing)  # type: ignore[list-item]
     assert learner.recorder.is_broken
+
+
+def test_trials_that_change_nothing_are_followed_by_ever_longer_pauses(decoder: Decoder) -> None:
+    learner = learner_of(decoder, 0.5, TickingClock(0.0))
+    pauses = []
+    for num_adopted in (0, 0, 0, 0, 0, 0, 1, 0, 0):
+        learner._rest_after(num_adopted)
+        pauses.append(learner._resumes_at - learner._examples.num_written)
+        learner._resumes_at = 0
+    written = learner._examples.num_written
+    assert pauses == [0, 256, 512, 1024, 2048, 2048, -written, 0, 256]

@@ -7,20 +7,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from fake_worker import make_request
 from learning import change_heads_at_every_trial
 from tiny_model import write_tiny_heads, write_tiny_llama
 
 from engine.config import CacheConfig, EngineConfig, ExitsConfig, ModelConfig, SchedulerConfig
 from engine.limits import ModelLimits
+from engine.model.exit_head import HeadWeights
 from engine.model.ops.native_ops import NativeOps
 from engine.request import GenerationRequest, TokenLogprobs
 from engine.scheduler import Scheduler
+from engine.worker.learning.pupil import Change
 from engine.worker.worker import ModelWorker
 
 pytestmark = pytest.mark.torch
 
-NUM_TOKENS = 60
+NUM_TOKENS = 40
 BACKEND = "torch" if NativeOps.unavailable_reason() else "native"
 Output = tuple[list[int], list[TokenLogprobs]]
 
@@ -34,7 +37,7 @@ def exits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 class Run:
-    """Requests to their end, with new workers and changes of heads on the way."""
+    """Requests to their end; a new worker after so many changes of heads."""
 
     def __init__(self, config: EngineConfig, restarts: tuple[int, ...] = ()) -> None:
         self.num_adopted = self.num_preempted = self.num_drafts = 0
@@ -47,10 +50,9 @@ class Run:
     def outputs(self, requests: list[GenerationRequest]) -> list[Output]:
         sequences = [self._scheduler.add(request) for request in requests]
         logprobs: dict[int, list[TokenLogprobs]] = defaultdict(list)
-        num_steps = 0
         while (plan := self._scheduler.schedule()) is not None:
-            num_steps += 1
-            if num_steps in self._restarts:
+            if self._restarts and self.num_adopted >= self._restarts[0]:
+                self._restarts = self._restarts[1:]
                 self._worker.close()
                 self._scheduler.lose_worker(plan, is_crash=False)
                 self._worker = self._start()
@@ -62,14 +64,28 @@ class Run:
             for item in self._scheduler.commit(plan, result):
                 kept = item.result.logprobs[: item.num_new_tokens]
                 logprobs[item.sequence.sequence_id] += kept
-            while self._worker.rest(is_idle=True):
-                pass
+            self._worker.rest(is_idle=True)
+            if plan.step_id % 5 == 0:
+                self._change_heads()
         self._worker.close()
         self.num_preempted = self._scheduler.num_preemptions
         return [
             (sequence.token_ids[sequence.num_prompt_tokens :], logprobs[sequence.sequence_id])
             for sequence in sequences
         ]
+
+    @torch.inference_mode()
+    def _change_heads(self) -> None:
+        """Whether they have learned anything or not."""
+        school = self._worker._school
+        for pupil in school.learner.pupils if school is not None else ():
+            upside_down = HeadWeights(
+                project=pupil.serving.project.flip(0),
+                project_previous=pupil.serving.project_previous,
+                other=pupil.serving.other,
+            )
+            pupil._adopt(upside_down, 0)
+            school.learner._note(Change.ADOPTED)
 
     def _start(self) -> ModelWorker:
         worker = ModelWorker(self._config)
@@ -83,14 +99,14 @@ def config_of(model: Path, heads: Path, directory: Path) -> EngineConfig:
     return EngineConfig(
         model=ModelConfig(directory=model, backend=BACKEND, num_threads=1),
         # Not enough for all of them at once.
-        cache=CacheConfig(block_size=16, num_blocks=11),
+        cache=CacheConfig(block_size=16, num_blocks=10),
         scheduler=SchedulerConfig(max_num_seqs=4),
         exits=ExitsConfig(
             heads=heads,
             threshold=0.1,
             lookup=False,
             learn=True,
-            learn_share=0.5,
+            learn_share=0.9,
             learn_directory=directory,
         ),
     )
@@ -114,7 +130,7 @@ def test_changing_heads_change_nothing(
     ]
     plain = Run(replace(config, exits=ExitsConfig(enabled=False))).outputs(requests)
 
-    learning = Run(config, restarts=(50, 80))
+    learning = Run(config, restarts=(4, 8))
     outputs = learning.outputs(requests)
 
     assert outputs == plain

@@ -116,3 +116,7 @@ def test_a_candidate_that_gets_worse_begins_again(school_class):
 
     assert school_class.trial() is Change.NONE
     assert torch.equal(pupil._trainee.weights().project, pupil.serving.project)
+
+
+def test_a_trial_of_nothing_changes_nothing(school_class):
+    assert school_class.pupil.judge() is Change.NONE
