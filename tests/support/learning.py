@@ -6,7 +6,7 @@ from tiny_model import HIDDEN, VOCAB
 
 from engine.model.decoder import Decoder
 from engine.model.exit_head import ExitHead, ExitHeads, HeadWeights
-from engine.worker.learning import learner, pupil, recorder
+from engine.worker.learning import budget, learner, pupil, recorder
 from engine.worker.learning.examples import Examples, Verified
 from engine.worker.learning.trainee import unit_rms
 
@@ -88,5 +88,6 @@ def change_heads_at_every_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in hurried.items():
         monkeypatch.setattr(learner, name, value)
     monkeypatch.setattr(recorder, "_BATCH", 4)
+    monkeypatch.setattr(budget, "_RESERVE_S", 0.0)
     monkeypatch.setattr(pupil, "_SURE", 100.0)
     monkeypatch.setattr(pupil, "_difference", lambda *_: (1.0, 0.5))

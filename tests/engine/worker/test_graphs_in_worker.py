@@ -76,7 +76,7 @@ def test_captured_heads_learn_where_they_lie(
             threshold=0.0,
             lookup=False,
             learn=True,
-            learn_share=0.5,
+            learn_share=0.9,
             learn_directory=tmp_path / "learned",
         ),
     )
