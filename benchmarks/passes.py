@@ -1,0 +1,93 @@
+"""What verifying several tokens of one stream costs: `python -m benchmarks.passes`.
+
+A whole pass of the default model (embedding, layers, logits of every token) over 1, 2, 4, 8 and 16
+tokens behind the same context, for each form of weights. The counts take turns, so that whatever
+else the machine does falls on all of them alike; medians, and their ratio to one token's. Early
+exits pay as far as this ratio stays near 1. Needs torch only.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from statistics import median
+
+import torch
+
+from benchmarks.machine import describe_machine, print_facts
+from engine.checkpoint import resolve_model
+from engine.model.decoder import Decoder
+from engine.model.ops.interface import LayerCache, TokenBatch
+from engine.model.ops.native_ops import Format, NativeOps
+from engine.worker.cores import usable_cores
+from engine.worker.decode_step import split_layers
+from engine.worker.kv_cache import allocate_cache
+
+_BLOCK = 16
+_TOKEN = 50  # any that is not special
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("model", metavar="MODEL", nargs="?", default="smollm2-135m-instruct")
+    parser.add_argument("--threads", type=int, default=usable_cores())
+    parser.add_argument("--forms", default="float32,bfloat16,int8,int4", help="(%(default)s)")
+    parser.add_argument("--tokens", default="1,2,4,8,16", help="in a pass (%(default)s)")
+    parser.add_argument("--context", type=int, default=64, help="tokens before (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=40, help="(%(default)s)")
+    args = parser.parse_args()
+    if reason := NativeOps.unavailable_reason():
+        raise SystemExit(f"native kernels are not available: {reason}")
+    print_facts(describe_machine() | {"threads": str(args.threads)})
+    torch.set_num_threads(1)
+    counts = [int(part) for part in args.tokens.split(",")]
+    print("form".rjust(14) + "".join(f"{count} tokens".rjust(18) for count in counts))
+    directory = resolve_model(args.model)
+    for form in args.forms.split(","):
+        decoder = Decoder.load(directory, NativeOps(args.threads, Format[form.upper()]))
+        times = _measure(decoder, counts, args.context, args.rounds)
+        one = times[counts[0]]
+        cells = [f"{times[n] * 1e3:.2f} ms ({times[n] / one:.2f})".rjust(18) for n in counts]
+        print(form.rjust(14) + "".join(cells), flush=True)
+
+
+@torch.inference_mode()
+def _measure(decoder: Decoder, counts: list[int], context: int, rounds: int) -> dict[int, float]:
+    """Median seconds of a pass, by its number of tokens."""
+    num_blocks = -(-(context + max(counts)) // _BLOCK)
+    cache = allocate_cache(
+        decoder.spec,
+        num_blocks,
+        _BLOCK,
+        dtype=decoder.ops.dtype,
+        device=decoder.ops.device,
+    )
+    _pass(decoder, cache, 0, context)
+    times: dict[int, list[float]] = {count: [] for count in counts}
+    for _ in range(rounds):
+        for count in counts:
+            started = time.perf_counter()
+            _pass(decoder, cache, context, count)
+            times[count].append(time.perf_counter() - started)
+    return {count: median(seconds) for count, seconds in times.items()}
+
+
+def _pass(decoder: Decoder, cache: Sequence[LayerCache], first: int, count: int) -> None:
+    """Tokens `first` to `first + count` of the only stream, through the whole model."""
+    positions = torch.arange(first, first + count, dtype=torch.int32)
+    width = -(-(first + count) // _BLOCK)
+    batch = TokenBatch(
+        positions=positions,
+        slots=positions,
+        rows=torch.zeros(count, dtype=torch.int32),
+        block_tables=torch.arange(width, dtype=torch.int32)[None],
+        block_size=_BLOCK,
+    )
+    hidden = decoder.embed(torch.full((count,), _TOKEN, dtype=torch.int32))
+    for segment in split_layers(decoder.spec.num_layers, []):
+        hidden = decoder.run(hidden, segment, cache, batch)
+    decoder.logits(hidden)
+
+
+if __name__ == "__main__":
+    main()

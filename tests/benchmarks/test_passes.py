@@ -1,0 +1,31 @@
+"""Passes over several tokens of one stream, on a tiny model."""
+
+import pytest
+from character_tokenizer import write_character_tokenizer
+from tiny_model import write_tiny_llama
+
+from benchmarks import passes
+from engine.model.ops.native_ops import NativeOps
+
+pytestmark = [
+    pytest.mark.torch,
+    pytest.mark.skipif(
+        NativeOps.unavailable_reason() is not None, reason="native kernels are not available"
+    ),
+]
+
+
+def test_every_form_has_a_line_and_one_token_is_the_measure(tmp_path, monkeypatch, capsys):
+    model = write_tiny_llama(tmp_path / "model")
+    write_character_tokenizer(model)  # without one it is no model to resolve
+    flags = ["--threads", "1", "--tokens", "1,4", "--context", "20", "--rounds", "2"]
+    monkeypatch.setattr("sys.argv", ["passes", str(model), "--forms", "float32,int8", *flags])
+
+    passes.main()
+
+    *_, first, second = capsys.readouterr().out.strip().splitlines()
+    for line, form in ((first, "float32"), (second, "int8")):
+        name, *cells = line.split()
+        assert name == form
+        assert cells[2] == "(1.00)"
+        assert float(cells[3]) > 0
