@@ -164,13 +164,13 @@ class EngineMachine(RuleBasedStateMachine):
 
     def take(self, request: GenerationRequest, like: GenerationRequest | None = None) -> None:
         """Add a request, unless it is too long for the pool."""
-        for kind in (self.killers, self.ill):
-            if like is not None and like.request_id in kind:
-                kind.add(request.request_id)
         try:
             self.driver.add(request)
         except PromptTooLong:
-            return
+            return  # its id goes to the next
+        for kind in (self.killers, self.ill):
+            if like is not None and like.request_id in kind:
+                kind.add(request.request_id)
         self.requests[request.request_id] = request
         is_ill = request.request_id in self.ill
         self.expected[request.request_id] = () if is_ill else expected_output(request)
