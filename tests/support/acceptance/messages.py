@@ -113,7 +113,7 @@ _STRUCTURES: tuple[dict[str, object], ...] = (
     _schema({"$ref": "#"}),
     _schema({"$ref": "#/definitions/nowhere"}),
     _schema({"$ref": "https://127.0.0.1:1/schema"}),
-    _schema(_nested(14)),
+    _schema(_nested(11)),
 )
 _EXPLODING = (  # as an automaton; which of them a machine has compiled in time is its own affair
     _schema({"type": "string", "pattern": f"({'(a{1,99}){1,99}' * 9})" + "{1,999}"}),
