@@ -4,14 +4,16 @@ import argparse
 import asyncio
 import logging
 import os
+import socket
+import ssl
 import sys
 from contextlib import closing
 from functools import partial
+from importlib import import_module
 
 from engine.build import build_engine
 from engine.checkpoint import find_heads, resolve_model
 from engine.errors import EngineError
-from server.app import create_app
 from server.http_server import CannotListen, DrainingServer, listen
 from server.logs import set_up_logging
 from server.pauses import limit_pauses, spare_what_is_loaded
@@ -50,12 +52,23 @@ def run(args: argparse.Namespace) -> int:
         logger.warning(
             "listening on %s without an --api-key: anyone who reaches it can use it", host
         )
+    return asyncio.run(_serve(settings, url, listener, tls))
+
+
+async def _serve(
+    settings: ServerSettings, url: str, listener: socket.socket, tls: ssl.SSLContext | None
+) -> int:
+    """Load and serve; returns the exit status."""
     service = InferenceService(settings.model_names, partial(_load, settings, url))
+    service.start()
+    # The worker's process imports torch for seconds; half a second of our own imports fit in there.
+    create_app = (await asyncio.to_thread(import_module, "server.app")).create_app
     try:
         app = create_app(service, settings)
     except TracingUnavailable as error:
+        await service.stop()
         return _refuse(error, 1)
-    DrainingServer(app, service, settings, tls).run(sockets=[listener])
+    await DrainingServer(app, service, settings, tls).serve(sockets=[listener])
     if service.failure is not None:
         return _refuse(service.failure, 1)
     return 0

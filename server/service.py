@@ -101,8 +101,9 @@ class InferenceService:
         return self._model
 
     def start(self) -> None:
-        """Begin to load; returns at once."""
-        self._loading = asyncio.create_task(self._run_load())
+        """Begin to load, unless that has begun; returns at once."""
+        if self._loading is None:
+            self._loading = asyncio.create_task(self._run_load())
 
     async def stop(self, timeout_s: float = 0) -> None:
         """Take no new requests, let open ones finish for at most `timeout_s`, then end them."""

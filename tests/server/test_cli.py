@@ -45,3 +45,9 @@ def test_serving_imports_no_torch():
     code = "import sys, server.serve; sys.exit('torch' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_application_is_imported_beside_the_worker_not_before_it():
+    code = "import sys, server.serve; sys.exit('fastapi' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
