@@ -158,7 +158,7 @@ class EngineCore:
         What was committed has to be rendered first.
 
         Args:
-            plan: The step in flight; None: the worker was idle.
+            plan: The step in flight; None: the worker was idle, or its end is no request's doing.
             is_crash: See `WorkerLost`.
 
         Returns:

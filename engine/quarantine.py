@@ -9,9 +9,10 @@ suspects, and who then crashes another alone is guilty.
     in one crash ─▶ suspect: runs alone ─ crashes another alone ─▶ guilty
          ◀──────────── any new token ───────┘
 
-One that was ended from outside (`kill -9`) says little of what it computed, though want of memory
-looks the same: it takes two to be a suspect, and three more alone. With less a stream that waited
-long for its turn was blamed for a storm of kills.
+One that somebody ended (`WorkerLost.is_blameless`) says nothing of what it computed and never comes
+here. Where the system does not tell a `kill -9` from want of memory, it takes two to be a suspect,
+and three more alone. With less a stream that waited long for its turn was blamed for a storm of
+kills.
 
     in one end ─ another, no token between ─▶ suspect: runs alone ─ ends three alone ─▶ guilty
          ◀──────────────────── any new token ───────────┘

@@ -114,7 +114,7 @@ class Roster:
         """Preempt all, and find out who kills workers.
 
         Args:
-            plan: The step that was in flight; None: the worker was idle.
+            plan: The step that was in flight; None: nobody is to blame.
             is_crash: See `WorkerLost`.
 
         Returns:

@@ -14,6 +14,7 @@ from typing import Literal
 from engine import errors
 from engine.config import EngineConfig
 from engine.heartbeat import Watchdog, tick_s
+from engine.memory_kills import num_memory_kills
 from engine.plan import StepPlan, StepResult, WorkerInfo
 from engine.preparation import Preparation
 from engine.request import Structure
@@ -50,6 +51,7 @@ class WorkerProcess:
         self._watchdog: Watchdog | None = None
         self._preparation: Preparation | None = None
         self._hang: errors.WorkerLost | None = None  # what the watchdog killed it for
+        self._memory_kills: int | None = None  # on this machine, when it was started
         self._is_loaded = False
 
     @property
@@ -63,6 +65,7 @@ class WorkerProcess:
         limits = self._config.supervision
         timeouts_s = limits.step_timeout_s, limits.heartbeat_timeout_s
         self._hang = None
+        self._memory_kills = num_memory_kills()
         ours, theirs = socket.socketpair()
         self._reader, self._writer = await asyncio.open_unix_connection(sock=ours)
         our_preparations, their_preparations = socket.socketpair()
@@ -181,10 +184,14 @@ class WorkerProcess:
         if self._hang is not None:
             return self._hang
         how = f"exit status {status}" if status >= 0 else signal.Signals(-status).name
-        if status == -signal.SIGKILL:
-            how += ", perhaps for want of memory"
         is_crash = -status not in _SIGNALS_FROM_OUTSIDE
-        return errors.WorkerLost(f"the worker process ended ({how})", is_crash=is_crash)
+        is_blameless = not is_crash
+        if status == -signal.SIGKILL:  # the kernel sends it, too
+            kills = num_memory_kills()
+            is_blameless = kills is not None and kills == self._memory_kills
+            how += "" if is_blameless else ", perhaps for want of memory"
+        message = f"the worker process ended ({how})"
+        return errors.WorkerLost(message, is_crash=is_crash, is_blameless=is_blameless)
 
     async def _end(self, grace_s: float) -> int:
         """Give the process a while to end by itself, then kill it; returns its exit status."""

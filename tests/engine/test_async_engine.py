@@ -205,6 +205,30 @@ async def test_streams_survive_every_death_of_the_worker(dies_every: int) -> Non
     await engine.stop()
 
 
+@pytest.mark.parametrize("is_blameless", [True, False])
+async def test_a_stream_is_blamed_for_ends_only_where_it_may_be_the_cause(
+    is_blameless: bool,
+) -> None:
+    """Four workers are killed while it is alone with them, before it has a token."""
+    worker = MortalWorker(FakeWorker(step_time_s=0.2))
+    worker.is_blameless = is_blameless
+    engine = engine_on(worker)
+    await engine.start()
+    stream = asyncio.create_task(collect(engine, make_request(0)))
+    for number in range(1, 5):
+        await until(lambda n=number: worker.num_starts == n and worker.num_steps == n)  # type: ignore[misc]
+        worker.fake.step_time_s = 0.2 if number < 4 else 0.0
+        worker.death.set()
+        if not is_blameless and number == 3:
+            break
+    outputs = await stream
+    if is_blameless:
+        assert text_of(outputs) == Letters().text(expected_output(make_request(0)))
+    else:
+        assert outputs[-1].finish_reason is FinishReason.ERROR
+    await engine.stop()
+
+
 async def test_while_a_worker_loads_requests_queue_and_leave() -> None:
     worker = MortalWorker(FakeWorker(step_time_s=0.002))
     engine = engine_on(worker)

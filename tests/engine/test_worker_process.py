@@ -25,6 +25,7 @@ from engine.config import (
     SupervisionConfig,
 )
 from engine.errors import HeadsMismatch, ModelLoadError, WorkerLost
+from engine.memory_kills import num_memory_kills
 from engine.offline import OfflineEngine
 from engine.plan import RowPlan, StepPlan
 from engine.request import FinishReason, GenerationRequest, Structure
@@ -145,8 +146,22 @@ async def test_a_killed_worker_is_noticed_by_step_and_watch(worker: WorkerProces
     with pytest.raises(WorkerLost, match="SIGKILL") as lost:
         await worker.execute(StepPlan(step_id=2))
     assert not lost.value.is_crash
+    assert lost.value.is_blameless == (num_memory_kills() is not None)
     with pytest.raises(WorkerLost, match="SIGKILL"):
         await watching
+
+
+async def test_who_may_have_wanted_memory_is_not_blameless(
+    worker: WorkerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kills = iter([5, 6])
+    monkeypatch.setattr("engine.worker_process.num_memory_kills", lambda: next(kills))
+    await worker.start()
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(WorkerLost, match="want of memory") as lost:
+        await worker.watch()
+    assert not lost.value.is_blameless
 
 
 @pytest.mark.parametrize("how", [signal.SIGABRT, signal.SIGSEGV])

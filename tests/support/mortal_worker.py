@@ -21,7 +21,8 @@ class MortalWorker(InlineWorker):
         self.load_time_s = 0.0
         self.load_error: ModelLoadError | None = None
         self.num_blocks_after: int | None = None  # its death
-        self._num_steps = 0
+        self.is_blameless = False  # who kills it is known
+        self.num_steps = 0
 
     async def start(self) -> WorkerInfo:
         self.num_starts += 1
@@ -35,8 +36,8 @@ class MortalWorker(InlineWorker):
         return await super().start()
 
     async def execute(self, plan: StepPlan) -> StepResult:
-        self._num_steps += 1
-        if self.dies_every is not None and self._num_steps % self.dies_every == 0:
+        self.num_steps += 1
+        if self.dies_every is not None and self.num_steps % self.dies_every == 0:
             self.death.set()
         step = asyncio.ensure_future(super().execute(plan))
         dying = asyncio.ensure_future(self.death.wait())
@@ -44,9 +45,9 @@ class MortalWorker(InlineWorker):
         dying.cancel()
         if self.death.is_set():
             await asyncio.gather(step, return_exceptions=True)
-            raise WorkerLost("killed")
+            raise WorkerLost("killed", is_blameless=self.is_blameless)
         return await step
 
     async def watch(self) -> None:
         await self.death.wait()
-        raise WorkerLost("killed")
+        raise WorkerLost("killed", is_blameless=self.is_blameless)

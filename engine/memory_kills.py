@@ -1,0 +1,17 @@
+"""Processes that the kernel has killed for want of memory: what tells such an end from a person's
+`kill -9`.
+"""
+
+from pathlib import Path
+
+_COUNTERS = Path("/proc/vmstat")  # of the whole machine, containers included
+_NAME = "oom_kill"
+
+
+def num_memory_kills(counters: Path = _COUNTERS) -> int | None:
+    """How many there were since the machine started; None where the system does not say."""
+    try:
+        lines = counters.read_text(encoding="ascii").splitlines()
+        return int(dict(line.split() for line in lines)[_NAME])
+    except (OSError, KeyError, ValueError):
+        return None
