@@ -298,8 +298,7 @@ class AsyncEngine:
 
     async def _recover(self, core: EngineCore, plan: StepPlan | None, loss: WorkerLost) -> None:
         """A new worker, which computes again what the lost one had."""
-        suspected = None if loss.is_blameless else plan
-        guilty = core.lose_worker(suspected, is_crash=loss.is_crash)
+        guilty = core.lose_worker(plan, loss)
         self._publish(guilty)
         if guilty:
             self._supervisor.note_progress()

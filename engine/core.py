@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from engine.config import SchedulerConfig
 from engine.detokenizer import Detokenizer, TokenSpeller
-from engine.errors import EngineError, EngineOverloaded
+from engine.errors import EngineError, EngineOverloaded, WorkerLost
 from engine.limits import ModelLimits
 from engine.plan import StepPlan, StepResult
 from engine.request import (
@@ -152,20 +152,20 @@ class EngineCore:
         asked = (entry.sequence.request.sampling.structure for entry in self._open.values())
         return {structure for structure in asked if structure is not None}
 
-    def lose_worker(self, plan: StepPlan | None, *, is_crash: bool = False) -> list[RequestOutput]:
+    def lose_worker(self, plan: StepPlan | None, loss: WorkerLost) -> list[RequestOutput]:
         """The worker is gone, with `plan` in flight: everything is computed again by the next.
 
         What was committed has to be rendered first.
 
         Args:
-            plan: The step in flight; None: the worker was idle, or its end is no request's doing.
-            is_crash: See `WorkerLost`.
+            plan: The step in flight; None: the worker was idle.
+            loss: How it ended.
 
         Returns:
             Last outputs of requests that kill every worker that computes them.
         """
         error = "the worker dies whenever it computes this"
-        guilty = self._scheduler.lose_worker(plan, is_crash=is_crash)
+        guilty = self._scheduler.lose_worker(plan, loss)
         return [self._end(sequence, FinishReason.ERROR, error) for sequence in guilty]
 
     def adapt(self, limits: ModelLimits) -> list[RequestOutput]:

@@ -9,10 +9,11 @@ suspects, and who then crashes another alone is guilty.
     in one crash ─▶ suspect: runs alone ─ crashes another alone ─▶ guilty
          ◀──────────── any new token ───────┘
 
-One that somebody ended (`WorkerLost.is_blameless`) says nothing of what it computed and never comes
-here. Where the system does not tell a `kill -9` from want of memory, it takes two to be a suspect,
-and three more alone. With less a stream that waited long for its turn was blamed for a storm of
-kills.
+One that was ended from outside (`kill -9`) says little of what it computed, though want of memory
+looks the same: it takes two to be a suspect, and three more alone. With less a stream that waited
+long for its turn was blamed for a storm of kills. Where it is known that somebody did it
+(`WorkerLost.is_blameless`) nobody is found guilty; suspects run alone all the same, because alone
+they get further between two kills.
 
     in one end ─ another, no token between ─▶ suspect: runs alone ─ ends three alone ─▶ guilty
          ◀──────────────────── any new token ───────────┘
@@ -21,6 +22,7 @@ kills.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from engine.errors import WorkerLost
 from engine.sequence import Sequence
 
 _CRASHES_OF_THE_GUILTY = 2  # the last one alone
@@ -43,13 +45,13 @@ class _Record:
             self.num_crashes > 0 or self.num_ends >= _ENDS_OF_A_SUSPECT or self.num_ends_alone > 0
         )
 
-    def note(self, *, is_alone: bool, is_crash: bool) -> bool:
+    def note(self, loss: WorkerLost, *, is_alone: bool) -> bool:
         """Another worker is lost; returns whether that makes it guilty."""
-        if is_crash:
+        if loss.is_crash:
             self.num_crashes += 1
             return is_alone and self.num_crashes >= _CRASHES_OF_THE_GUILTY
         self.num_ends += 1
-        self.num_ends_alone += is_alone
+        self.num_ends_alone += is_alone and not loss.is_blameless
         return self.num_ends_alone >= _ENDS_OF_THE_GUILTY
 
 
@@ -68,13 +70,12 @@ class Quarantine:
         return min(suspects, key=lambda sequence: sequence.sequence_id, default=None)
 
     def blame(
-        self, sequences: Iterable[Sequence], *, is_alone: bool, is_crash: bool
+        self, sequences: Iterable[Sequence], loss: WorkerLost, *, is_alone: bool
     ) -> list[Sequence]:
         """Note that a worker was lost computing these.
 
         Args:
             is_alone: Nothing else was in the step.
-            is_crash: See `WorkerLost`.
 
         Returns:
             Those that are guilty; they are forgotten here.
@@ -82,7 +83,7 @@ class Quarantine:
         guilty = []
         for sequence in sequences:
             record = self._records.setdefault(sequence.sequence_id, _Record(sequence))
-            if record.note(is_alone=is_alone, is_crash=is_crash):
+            if record.note(loss, is_alone=is_alone):
                 guilty.append(sequence)
                 self.clear(sequence)
         return guilty

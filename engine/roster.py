@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator
 from itertools import pairwise
 
 from engine.block_manager import BlockManager
+from engine.errors import WorkerLost
 from engine.plan import StepPlan
 from engine.prefix_cache import PrefixCache
 from engine.quarantine import Quarantine
@@ -110,12 +111,12 @@ class Roster:
         if self._quarantine.clear(sequence):
             self._preempt(sequence)
 
-    def lose_worker(self, plan: StepPlan | None, *, is_crash: bool) -> list[Sequence]:
+    def lose_worker(self, plan: StepPlan | None, loss: WorkerLost) -> list[Sequence]:
         """Preempt all, and find out who kills workers.
 
         Args:
-            plan: The step that was in flight; None: nobody is to blame.
-            is_crash: See `WorkerLost`.
+            plan: The step that was in flight; None: the worker was idle.
+            loss: How it ended.
 
         Returns:
             Sequences that have to be ended for it. The caller finishes and retires them.
@@ -124,7 +125,7 @@ class Roster:
         in_flight = {row.sequence_id for row in rows}
         blamed = [sequence for sequence in self._running if sequence.sequence_id in in_flight]
         self.preempt_all()
-        return self._quarantine.blame(blamed, is_alone=len(rows) == 1, is_crash=is_crash)
+        return self._quarantine.blame(blamed, loss, is_alone=len(rows) == 1)
 
     def preempt_all(self) -> None:
         """The worker is gone: whatever it computed has to be computed again by another."""

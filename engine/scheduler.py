@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from engine.admission import AdmissionRules
 from engine.block_manager import BlockManager
 from engine.config import SchedulerConfig
+from engine.errors import WorkerLost
 from engine.limits import ModelLimits
 from engine.plan import RowPlan, RowResult, StepPlan, StepResult
 from engine.prefix_cache import PrefixCache
@@ -126,9 +127,9 @@ class Scheduler:
         """See `Roster.preempt_all`."""
         self._roster.preempt_all()
 
-    def lose_worker(self, plan: StepPlan | None, *, is_crash: bool = False) -> list[Sequence]:
+    def lose_worker(self, plan: StepPlan | None, loss: WorkerLost) -> list[Sequence]:
         """See `Roster.lose_worker`."""
-        return self._roster.lose_worker(plan, is_crash=is_crash)
+        return self._roster.lose_worker(plan, loss)
 
     def adapt(self, limits: ModelLimits) -> list[Sequence]:
         """Go on with a worker that has other blocks than the lost one; nothing runs.

@@ -92,6 +92,8 @@ class Supervisor:
         return info
 
     def _count_loss(self, reason: Exception) -> None:
+        if isinstance(reason, WorkerLost) and reason.is_blameless:
+            return  # whoever kills workers may go on for long; nothing here is broken
         now = time.monotonic()
         self._losses.append(now)
         while self._losses[0] < now - _WINDOW_S:

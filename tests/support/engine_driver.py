@@ -6,6 +6,7 @@ from fake_worker import FakeWorker, Letters, WorkerCrash
 
 from engine.config import SchedulerConfig
 from engine.core import EngineCore
+from engine.errors import WorkerLost
 from engine.limits import ModelLimits
 from engine.plan import StepPlan, StepResult
 from engine.request import FinishReason, GenerationRequest, RequestOutput
@@ -48,7 +49,7 @@ class EngineDriver:
         self.num_crashes += is_crash
         if plan is not None and len(plan.rows) == 1 and not is_crash:
             self.num_kills_alone[self.request_id(plan.rows[0].sequence_id)] += 1
-        self.keep(self.core.lose_worker(plan, is_crash=is_crash))
+        self.keep(self.core.lose_worker(plan, WorkerLost("killed", is_crash=is_crash)))
         if num_blocks is not None:
             self.worker.resize(num_blocks)
             self.keep(self.core.adapt(ModelLimits.of(self.worker.info)))

@@ -13,6 +13,7 @@ from learning import change_heads_at_every_trial
 from tiny_model import write_tiny_heads, write_tiny_llama
 
 from engine.config import CacheConfig, EngineConfig, ExitsConfig, ModelConfig, SchedulerConfig
+from engine.errors import WorkerLost
 from engine.limits import ModelLimits
 from engine.model.exit_head import HeadWeights
 from engine.model.ops.native_ops import NativeOps
@@ -54,7 +55,7 @@ class Run:
             if self._restarts and self.num_adopted >= self._restarts[0]:
                 self._restarts = self._restarts[1:]
                 self._worker.close()
-                self._scheduler.lose_worker(plan, is_crash=False)
+                self._scheduler.lose_worker(plan, WorkerLost("killed"))
                 self._worker = self._start()
                 continue
             result = self._worker.execute(plan)
