@@ -194,7 +194,7 @@ class AsyncEngine:
     def abort(self, request_id: str) -> None:
         """End a request for whose output nobody waits any more. Idempotent."""
         slot = self._slots.pop(request_id, None)
-        if isinstance(slot, PacedSlot):
+        if slot is not None:
             slot.flush()
         if self._core is not None:
             self._core.abort(request_id)
@@ -317,10 +317,8 @@ class AsyncEngine:
     def _publish(self, outputs: list[RequestOutput]) -> None:
         for request_id, step in itertools.groupby(outputs, lambda output: output.request_id):
             slot = self._slots.get(request_id)
-            if isinstance(slot, PacedSlot):
+            if slot is not None:
                 slot.put_step(list(step))
-            elif slot is not None:
-                slot.put(next(step))
 
 
 def _engine_info(info: WorkerInfo, limits: ModelLimits) -> EngineInfo:

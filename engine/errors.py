@@ -98,13 +98,14 @@ class WorkerLost(EngineError):
     Attributes:
         is_crash: It came down over what it computed (a fault, an exception, a step without end),
             and was not ended or stopped from outside (`kill -9`, want of memory, SIGSTOP).
-        is_blameless: Somebody ended it, for certain: that says nothing of what it computed.
+        was_killed: Somebody's signal ended it, not the kernel for want of memory: that says next to
+            nothing of what it computed.
     """
 
-    def __init__(self, message: str, *, is_crash: bool = False, is_blameless: bool = False) -> None:
+    def __init__(self, message: str, *, is_crash: bool = False, was_killed: bool = False) -> None:
         super().__init__(message)
         self.is_crash = is_crash
-        self.is_blameless = is_blameless
+        self.was_killed = was_killed
 
 
 class EngineFailed(EngineError):

@@ -31,6 +31,14 @@ class OutputSlot:
         if is_enough or self._is_first or output.finish_reason is not None:
             self._wake()
 
+    def put_step(self, outputs: Sequence[RequestOutput]) -> None:
+        """Add what one step brought, oldest first; only the last of all may end the request."""
+        for output in outputs:
+            self.put(output)
+
+    def flush(self) -> None:
+        """Hold nothing back any longer; here nothing is."""
+
     def fail(self, error: EngineError) -> None:
         """Nothing more will come, for this reason."""
         self._error = error

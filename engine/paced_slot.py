@@ -49,12 +49,11 @@ class PacedSlot(OutputSlot):
         self._gap_s = 0.0
 
     def put_step(self, outputs: Sequence[RequestOutput]) -> None:
-        """Add what one step brought, oldest first; only the last of all may end the request."""
+        """See `OutputSlot.put_step`."""
         self.flush()
         self._learn(self._clock())
         if self._step_s is None or outputs[-1].finish_reason is not None:
-            for output in outputs:
-                self.put(output)
+            super().put_step(outputs)
             return
         self.put(outputs[0])
         self._held.extend(outputs[1:])

@@ -11,9 +11,10 @@ suspects, and who then crashes another alone is guilty.
 
 One that was ended from outside (`kill -9`) says little of what it computed, though want of memory
 looks the same: it takes two to be a suspect, and three more alone. With less a stream that waited
-long for its turn was blamed for a storm of kills. Where it is known that somebody did it
-(`WorkerLost.is_blameless`) nobody is found guilty; suspects run alone all the same, because alone
-they get further between two kills.
+long for its turn was blamed for a storm of kills. Where somebody's signal did it, as far as the
+kernel knows (`WorkerLost.was_killed`), it takes ten alone: people kill at random, and programs that
+guard the memory kill the same request's worker over and over. Suspects run alone all the same,
+because alone they get further between two kills.
 
     in one end ─ another, no token between ─▶ suspect: runs alone ─ ends three alone ─▶ guilty
          ◀──────────────────── any new token ───────────┘
@@ -28,6 +29,7 @@ from engine.sequence import Sequence
 _CRASHES_OF_THE_GUILTY = 2  # the last one alone
 _ENDS_OF_A_SUSPECT = 2  # in whatever company
 _ENDS_OF_THE_GUILTY = 3  # alone
+_KILLS_OF_THE_GUILTY = 10  # alone, by somebody
 
 
 @dataclass(slots=True)
@@ -51,8 +53,10 @@ class _Record:
             self.num_crashes += 1
             return is_alone and self.num_crashes >= _CRASHES_OF_THE_GUILTY
         self.num_ends += 1
-        self.num_ends_alone += is_alone and not loss.is_blameless
-        return self.num_ends_alone >= _ENDS_OF_THE_GUILTY
+        self.num_ends_alone += is_alone
+        return self.num_ends_alone >= (
+            _KILLS_OF_THE_GUILTY if loss.was_killed else _ENDS_OF_THE_GUILTY
+        )
 
 
 class Quarantine:

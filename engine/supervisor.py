@@ -19,6 +19,7 @@ from engine.request import Structure
 logger = logging.getLogger(__name__)
 
 _MOST_LOSSES = 5  # in a row, with no request getting any further
+_MOST_KILLS = 25  # the same, where somebody kills them: nothing here is broken
 _WINDOW_S = 600.0  # losses longer ago do not count
 _LONGEST_PAUSE_S = 5.0  # before trying again to load what could not be loaded
 
@@ -92,13 +93,12 @@ class Supervisor:
         return info
 
     def _count_loss(self, reason: Exception) -> None:
-        if isinstance(reason, WorkerLost) and reason.is_blameless:
-            return  # whoever kills workers may go on for long; nothing here is broken
         now = time.monotonic()
         self._losses.append(now)
         while self._losses[0] < now - _WINDOW_S:
             self._losses.popleft()
-        if len(self._losses) >= _MOST_LOSSES:
+        was_killed = isinstance(reason, WorkerLost) and reason.was_killed
+        if len(self._losses) >= (_MOST_KILLS if was_killed else _MOST_LOSSES):
             raise EngineFailed(
                 f"{len(self._losses)} workers in a row were lost before any request got further; "
                 f"the last one: {reason}"

@@ -185,13 +185,13 @@ class WorkerProcess:
             return self._hang
         how = f"exit status {status}" if status >= 0 else signal.Signals(-status).name
         is_crash = -status not in _SIGNALS_FROM_OUTSIDE
-        is_blameless = not is_crash
+        was_killed = not is_crash
         if status == -signal.SIGKILL:  # the kernel sends it, too
             kills = num_memory_kills()
-            is_blameless = kills is not None and kills == self._memory_kills
-            how += "" if is_blameless else ", perhaps for want of memory"
+            was_killed = kills is not None and kills == self._memory_kills
+            how += "" if was_killed else ", perhaps for want of memory"
         message = f"the worker process ended ({how})"
-        return errors.WorkerLost(message, is_crash=is_crash, is_blameless=is_blameless)
+        return errors.WorkerLost(message, is_crash=is_crash, was_killed=was_killed)
 
     async def _end(self, grace_s: float) -> int:
         """Give the process a while to end by itself, then kill it; returns its exit status."""

@@ -205,28 +205,27 @@ async def test_streams_survive_every_death_of_the_worker(dies_every: int) -> Non
     await engine.stop()
 
 
-@pytest.mark.parametrize("is_blameless", [True, False])
-async def test_a_stream_is_blamed_for_ends_only_where_it_may_be_the_cause(
-    is_blameless: bool,
+@pytest.mark.parametrize(
+    ("was_killed", "num_deaths", "is_ended"), [(True, 6, False), (True, 10, True), (False, 3, True)]
+)
+async def test_a_stream_alone_with_dying_workers_is_ended_sooner_if_it_may_be_the_cause(
+    was_killed: bool, num_deaths: int, is_ended: bool
 ) -> None:
-    """Workers are killed while it is alone with them, before it has a token: more of them than a
-    loop of crashes may have, where somebody else is known to do it.
-    """
-    num_kills = 6 if is_blameless else 3
+    """Before it has a token; more deaths than a loop of crashes may have, if somebody kills."""
     worker = MortalWorker(FakeWorker(step_time_s=0.2))
-    worker.is_blameless = is_blameless
+    worker.was_killed = was_killed
     engine = engine_on(worker)
     await engine.start()
     stream = asyncio.create_task(collect(engine, make_request(0)))
-    for number in range(1, num_kills + 1):
+    for number in range(1, num_deaths + 1):
         await until(lambda n=number: worker.num_starts == n and worker.num_steps == n)  # type: ignore[misc]
-        worker.fake.step_time_s = 0.2 if number < num_kills else 0.0
+        worker.fake.step_time_s = 0.2 if number < num_deaths else 0.0
         worker.death.set()
     outputs = await stream
-    if is_blameless:
-        assert text_of(outputs) == Letters().text(expected_output(make_request(0)))
-    else:
+    if is_ended:
         assert outputs[-1].finish_reason is FinishReason.ERROR
+    else:
+        assert text_of(outputs) == Letters().text(expected_output(make_request(0)))
     await engine.stop()
 
 

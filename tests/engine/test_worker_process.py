@@ -146,12 +146,12 @@ async def test_a_killed_worker_is_noticed_by_step_and_watch(worker: WorkerProces
     with pytest.raises(WorkerLost, match="SIGKILL") as lost:
         await worker.execute(StepPlan(step_id=2))
     assert not lost.value.is_crash
-    assert lost.value.is_blameless == (num_memory_kills() is not None)
+    assert lost.value.was_killed == (num_memory_kills() is not None)
     with pytest.raises(WorkerLost, match="SIGKILL"):
         await watching
 
 
-async def test_who_may_have_wanted_memory_is_not_blameless(
+async def test_who_may_have_wanted_memory_was_not_killed_by_somebody(
     worker: WorkerProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kills = iter([5, 6])
@@ -161,7 +161,7 @@ async def test_who_may_have_wanted_memory_is_not_blameless(
     os.kill(worker.pid, signal.SIGKILL)
     with pytest.raises(WorkerLost, match="want of memory") as lost:
         await worker.watch()
-    assert not lost.value.is_blameless
+    assert not lost.value.was_killed
 
 
 @pytest.mark.parametrize("how", [signal.SIGABRT, signal.SIGSEGV])

@@ -21,7 +21,7 @@ class MortalWorker(InlineWorker):
         self.load_time_s = 0.0
         self.load_error: ModelLoadError | None = None
         self.num_blocks_after: int | None = None  # its death
-        self.is_blameless = False  # who kills it is known
+        self.was_killed = False  # somebody's signal, and not want of memory, is its death
         self.num_steps = 0
 
     async def start(self) -> WorkerInfo:
@@ -45,9 +45,9 @@ class MortalWorker(InlineWorker):
         dying.cancel()
         if self.death.is_set():
             await asyncio.gather(step, return_exceptions=True)
-            raise WorkerLost("killed", is_blameless=self.is_blameless)
+            raise WorkerLost("killed", was_killed=self.was_killed)
         return await step
 
     async def watch(self) -> None:
         await self.death.wait()
-        raise WorkerLost("killed", is_blameless=self.is_blameless)
+        raise WorkerLost("killed", was_killed=self.was_killed)
