@@ -17,13 +17,12 @@ from dataclasses import asdict, dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from benchmarks.own_server import OwnServer, add_server_flags, ready_server, until_ready
 from benchmarks.prompts import choose_prompts
 from benchmarks.serve_client import Call, Outcome, send
 from benchmarks.serve_figures import percentile_of
 from benchmarks.verdict import verdict
+from training.progress import ProgressReport
 
 if TYPE_CHECKING:
     from httpx import AsyncClient
@@ -150,21 +149,27 @@ class _Siege:
 
     async def _kill(self, args: argparse.Namespace) -> None:
         moments, started = random.Random(args.seed), time.perf_counter()
-        for number in tqdm(range(args.kills), desc="kills", disable=None):
-            if number and args.time_limit and time.perf_counter() - started > args.time_limit:
-                return
-            await asyncio.sleep(moments.uniform(args.least_pause, args.longest_pause))
-            pid = self._server.worker_pid
-            if pid is None:
-                raise ValueError("the server has no worker")
-            os.kill(pid, signal.SIGKILL)
-            killed = time.perf_counter()
-            self.report.kills += 1
-            while (await self._client.get("/ready")).status_code == 200:  # not noticed yet
-                await asyncio.sleep(0.01)
-            is_alive = await until_ready(self._client, self._server)
-            self.report.recovery_s.append(time.perf_counter() - killed)
-            self.report.health_failures += not is_alive
+        with ProgressReport("faults", args.kills, "kills") as progress:
+            for number in range(args.kills):
+                if number and args.time_limit and time.perf_counter() - started > args.time_limit:
+                    return
+                await asyncio.sleep(moments.uniform(args.least_pause, args.longest_pause))
+                await self._kill_once()
+                progress.update(number + 1)
+
+    async def _kill_once(self) -> None:
+        """And wait until the server is ready again."""
+        pid = self._server.worker_pid
+        if pid is None:
+            raise ValueError("the server has no worker")
+        os.kill(pid, signal.SIGKILL)
+        killed = time.perf_counter()
+        self.report.kills += 1
+        while (await self._client.get("/ready")).status_code == 200:  # not noticed yet
+            await asyncio.sleep(0.01)
+        is_alive = await until_ready(self._client, self._server)
+        self.report.recovery_s.append(time.perf_counter() - killed)
+        self.report.health_failures += not is_alive
 
 
 def _calls(args: argparse.Namespace) -> list[Call]:

@@ -14,15 +14,13 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any
 from urllib.parse import urlsplit
-
-from tqdm import tqdm
 
 from benchmarks.fuzz_answers import Answer, troubles_of
 from benchmarks.fuzz_cases import Case, Route, make_case, routes_of
 from benchmarks.own_server import add_server_flags, ready_server
 from benchmarks.verdict import verdict
+from training.progress import ProgressReport
 
 _HANGS_AFTER_S = 60.0
 _PATIENCE_S = 0.3  # with an answer to something that may be waiting for its rest
@@ -104,10 +102,10 @@ class _Fuzzer:
         self._paths = sorted(document["paths"])
         canary = await self._canary()
         last = self._args.first + self._args.requests
-        with tqdm(total=self._args.requests, desc="requests", disable=None) as bar:
+        with ProgressReport("fuzz", self._args.requests, "requests") as progress:
             while self._next < last:
                 until = min(last, self._next + _CANARY_EVERY)
-                clients = (self._send_cases(until, bar) for _ in range(self._args.concurrency))
+                clients = (self._send_cases(until, progress) for _ in range(self._args.concurrency))
                 await asyncio.gather(*clients)
                 self.report.canaries += 1
                 answer = await self._canary()
@@ -116,7 +114,7 @@ class _Fuzzer:
         self.report.duration_s = time.monotonic() - started
         return self.report
 
-    async def _send_cases(self, until: int, bar: "tqdm[Any]") -> None:
+    async def _send_cases(self, until: int, progress: ProgressReport) -> None:
         while self._next < until:
             case = make_case(self._args.seed, self._next, self._routes, self._paths)
             self._next += 1
@@ -132,7 +130,7 @@ class _Fuzzer:
             self.report.requests += 1
             self.report.by_kind[case.kind] += 1
             self.report.slowest_s = max(self.report.slowest_s, time.monotonic() - started)
-            bar.update()
+            progress.update(self.report.requests)
 
     async def _exchange(self, case: Case) -> Answer:
         """Send all bytes; read until the connection ends. What breaks off says so after a while."""

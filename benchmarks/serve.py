@@ -12,11 +12,10 @@ import sys
 import time
 from datetime import UTC, datetime
 from functools import partial
+from itertools import count
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from tqdm import tqdm
 
 from benchmarks.prompts import choose_prompts
 from benchmarks.serve_client import Call, Outcome, send
@@ -30,6 +29,7 @@ from benchmarks.serve_figures import (
     throughput_figures,
 )
 from benchmarks.serve_load import Load, run_load
+from training.progress import ProgressReport
 
 if TYPE_CHECKING:
     from httpx import AsyncClient
@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save-result", action="store_true", help="also write a JSON file")
     parser.add_argument("--result-filename", type=Path, metavar="FILE")
     parser.add_argument("--save-detailed", action="store_true", help="with every request in it")
-    parser.add_argument("--disable-tqdm", action="store_true")
+    parser.add_argument("--disable-tqdm", action="store_true", help="show no progress")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -118,8 +118,13 @@ async def _measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[Outco
             seed=args.seed,
         )
         started = time.perf_counter()
-        with tqdm(total=len(calls), disable=args.disable_tqdm or None) as progress:
-            outcomes = await run_load(load, calls, partial(send, client), progress.update)
+        ended = count(1)
+        with ProgressReport(
+            "serve", len(calls), "requests", is_silent=args.disable_tqdm
+        ) as progress:
+            outcomes = await run_load(
+                load, calls, partial(send, client), lambda: progress.update(next(ended))
+            )
         duration_s = time.perf_counter() - started
         after = await _counters(client)
     completed = [each for each in outcomes if each.error is None]

@@ -17,22 +17,20 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from benchmarks.own_server import OwnServer, add_server_flags, ready_server, until_ready
 from benchmarks.prompts import choose_prompts
 from benchmarks.serve_client import Call, Outcome, send
 from benchmarks.serve_figures import percentile_of
 from benchmarks.server_gauges import HELD, gauge, until_idle
 from benchmarks.verdict import verdict
+from training.progress import ProgressReport
 
 if TYPE_CHECKING:
     from httpx import AsyncClient
 
 _HUNG_AFTER_S = 900.0  # with no answer to anybody, or with more than one's share of overtaking
-_MOST_OVERTAKING = (
-    10  # answers to others, per client; the server's queue is first come, first served
-)
+# Answers to others, per client; the server's queue is first come, first served.
+_MOST_OVERTAKING = 10
 _WARM_UP_SHARE = 1 / 3  # of the memory samples, which the slope leaves out
 _NUM_CALLS = 16
 _SHARED_PREFIX = "You are asked many questions that begin with these very words. " * 4
@@ -229,12 +227,12 @@ class _Soak:
 
     async def _show(self) -> None:
         """How far it is, in requests or seconds."""
-        goal = self._args.requests or 60 * self._args.minutes
+        goal = round(self._args.requests or 60 * self._args.minutes)
         unit = "requests" if self._args.requests else "s"
-        with tqdm(total=round(goal), desc="soak", unit=f" {unit}", disable=None) as bar:
+        with ProgressReport("soak", goal, unit) as progress:
             while True:
-                done = self.report.requests if self._args.requests else self._elapsed_s
-                bar.update(min(round(goal), round(done)) - bar.n)
+                done = self.report.requests if self._args.requests else round(self._elapsed_s)
+                progress.update(min(goal, done))
                 await asyncio.sleep(1)
 
     async def _sample(self) -> None:

@@ -18,11 +18,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from benchmarks.own_server import add_server_flags, ready_server
 from benchmarks.server_gauges import gauge, until_idle
 from benchmarks.verdict import verdict
+from training.progress import ProgressReport
 
 if TYPE_CHECKING:
     from httpx import AsyncClient, Response
@@ -123,10 +122,12 @@ class _Traces:
             alone = {**body, "cache_salt": f"alone {number}"}
             self._expected.append(await self._ask(alone, is_streamed=False))
         report, started, before = self.report, time.monotonic(), await self._counters()
-        for number in tqdm(range(self._args.traces), desc="traces", disable=None):
-            events = make_trace(self._args.seed, number, len(self._bodies))
-            await asyncio.gather(*(self._play(event, f"trace {number}") for event in events))
-            report.traces += 1
+        with ProgressReport("traces", self._args.traces, "traces") as progress:
+            for number in range(self._args.traces):
+                events = make_trace(self._args.seed, number, len(self._bodies))
+                await asyncio.gather(*(self._play(event, f"trace {number}") for event in events))
+                report.traces += 1
+                progress.update(report.traces)
         report.left_behind = await until_idle(self._client)
         after = await self._counters()
         report.counters = {name: after[name] - before[name] for name in before}
