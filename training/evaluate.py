@@ -26,9 +26,7 @@ class HeadFigures:
     """Figures of one head on held-out positions."""
 
     agreement: float  # head's top-1 == last layer's top-1, true previous state
-    agreement_by_draft: Sequence[
-        float
-    ]  # at draft position 1, 2, …, given that the drafts before agreed
+    agreement_by_draft: Sequence[float]  # at position 1, 2, …, where the drafts before agreed
     confident_share: float  # positions with confidence > 0.5
     confident_agreement: float  # agreement among them
     calibration: Calibration

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.states import unit_rms
+from engine.worker.learning.trainee import unit_rms
 
 
 class HeadModule(nn.Module):

@@ -1,6 +1,6 @@
 """What the model is asked when its own output is collected: a prompts file, and code prompts made
-from Python's
-standard library (signatures and docstrings of the interpreter that runs this)."""
+from Python's standard library (signatures and docstrings of the interpreter that runs this).
+"""
 
 import importlib
 import inspect

@@ -16,6 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from engine.worker.learning.trainee import unit_rms
+
 ROWS_PER_SHARD = 16  # what a killed pass has to do again at most
 LAST = "last"  # the part every shard has
 Part = str | int  # that, or an exit layer
@@ -197,8 +199,3 @@ def read_shards(paths: Sequence[tuple[Path, Path]]) -> HiddenStates:
                 for name in file.keys():  # noqa: SIM118 - not a mapping
                     parts.setdefault(name, []).append(file.get_tensor(name))
     return HiddenStates(**{name: torch.cat(tensors) for name, tensors in parts.items()})
-
-
-def unit_rms(x: Tensor) -> Tensor:
-    """x [..., E] scaled to root-mean-square 1 along the last dimension."""
-    return x * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + 1e-6)

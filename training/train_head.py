@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.worker.learning.trainee import unit_rms
 from training.head_module import HeadModule
-from training.states import HiddenStates, Shards, unit_rms
+from training.states import HiddenStates, Shards
 
 _RIDGE = 1e-3  # of the mean squared input
 _FIT_CHUNK = 8192
@@ -100,16 +101,6 @@ class HeadTrainer:
         share = _cosine(self._num_steps, self._total, config.warmup_share)
         for group in self._optimizer.param_groups:
             group["lr"] = config.learning_rate * share
-
-
-def train_head(
-    head: HeadModule, shards: Shards, config: TrainingConfig, *, on_step: OnStep | None = None
-) -> None:
-    """From the linear fit to the last epoch, in place."""
-    fit_linear(head, next(shards.groups()), reads_previous=config.reads_previous)
-    trainer = HeadTrainer(head, shards, config)
-    while not trainer.is_done:
-        trainer.run_epoch(on_step)
 
 
 @torch.no_grad()

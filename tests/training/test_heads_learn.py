@@ -12,12 +12,13 @@ from engine.errors import HeadsMismatch
 from engine.model.decoder import Decoder
 from engine.model.exit_head import FORMAT_VERSION, load_heads
 from engine.model.ops.torch_ops import TorchOps
+from engine.worker.learning.trainee import unit_rms
 from training.collect import collect
 from training.evaluate import evaluate_head
 from training.generations import Generation
 from training.head_module import HeadModule, feature_scale
-from training.states import LAST, Shards, unit_rms
-from training.train_head import TrainingConfig, fit_linear, train_head, unrolled_loss
+from training.states import LAST, Shards
+from training.train_head import HeadTrainer, TrainingConfig, fit_linear, unrolled_loss
 
 pytestmark = pytest.mark.torch
 
@@ -89,7 +90,9 @@ def test_training_lowers_the_loss_and_beats_the_linear_fit(
     untrained = unrolled_loss(head, states, 0, config).item()
     fit_linear(head, states)
     fitted = evaluate_head(head, shards, token_ids, depth=3)
-    train_head(head, shards, config)
+    trainer = HeadTrainer(head, shards, config)
+    while not trainer.is_done:
+        trainer.run_epoch()
     figures = evaluate_head(head, shards, token_ids, depth=3)
     assert unrolled_loss(head, states, 0, config).item() < untrained
     assert figures.agreement > fitted.agreement
