@@ -23,8 +23,8 @@ def block_size_bytes(spec: ModelSpec, block_size: int, dtype: torch.dtype) -> in
 def allocate_cache(
     spec: ModelSpec, num_blocks: int, block_size: int, *, dtype: torch.dtype, device: torch.device
 ) -> Sequence[LayerCache]:
-    """One `LayerCache` per layer. Memory is left untouched: the system hands out pages as blocks
-    are first used.
+    """One `LayerCache` per layer. Most memory is left untouched: the system hands out pages as
+    blocks are first used.
     """
     shape = (num_blocks * block_size, spec.num_kv_heads, spec.head_size)
     if device.type == "cpu":
@@ -42,6 +42,8 @@ def map_layers(num_layers: int, shape: Sequence[int], dtype: torch.dtype) -> Seq
     """Layers' keys and values, each of the shape, one after another in a CPU's memory."""
     whole = (num_layers, 2, *shape)
     pool = _map_memory(math.prod(whole) * dtype.itemsize).view(dtype).view(whole)
+    # Two huge pages a layer to begin with: else the first prompt waits for all of them.
+    pool[:, :, 0] = 0
     return [LayerCache(keys=keys, values=values) for keys, values in pool]
 
 

@@ -1,5 +1,6 @@
 """The KV pool's tensors: each layer's own, as large as the budget counts them."""
 
+import resource
 from itertools import count
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 from tiny_model import write_tiny_llama
 
 from engine.model.spec import ModelSpec
-from engine.worker.kv_cache import allocate_cache, block_size_bytes
+from engine.worker.kv_cache import allocate_cache, block_size_bytes, map_layers
 
 pytestmark = pytest.mark.torch
 
@@ -24,3 +25,14 @@ def test_no_layer_writes_into_anothers_memory(tmp_path: Path, dtype: torch.dtype
         tensor.fill_(number)
     assert all((tensor == number).all() for tensor, number in zip(tensors, count(1), strict=False))
     assert sum(tensor.nbytes for tensor in tensors) == 5 * block_size_bytes(spec, 16, dtype)
+
+
+def test_first_blocks_wait_for_no_memory() -> None:
+    """A first page, which may be of 2 MB, comes while loading, not with the first prompt."""
+    layers = map_layers(32, (2048, 1, 64), torch.float32)
+    layers[0].keys[1] = 1  # whatever torch needs memory for the first time
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for layer in layers:
+        layer.keys[1] = 1
+        layer.values[1] = 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 8
