@@ -18,6 +18,7 @@ from engine.worker.learning.examples import Examples, Verified
 from engine.worker.learning.trainee import unit_rms
 from engine.worker.row import Row
 from engine.worker.sequence_state import SequenceState
+from engine.worker.upload import upload
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +135,7 @@ class Recorder:
         """What has gathered becomes examples: many small steps are cheaper at once."""
         reduced, last = torch.cat(self._reduced), torch.cat(self._last)
         size = reduced.shape[1]
-        columns = torch.tensor(self._targets, device=reduced.device)[:, None]
+        columns = upload(self._targets, torch.int64, reduced.device)[:, None]
         # A token that is outside stands for all of them; how likely they were together is not
         # worth a pass over the whole vocabulary.
         is_outside = columns < 0

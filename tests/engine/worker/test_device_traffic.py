@@ -102,7 +102,7 @@ def test_no_list_goes_to_the_device_but_through_upload() -> None:
     """`torch.tensor(…, device=…)` waits for everything that was launched before."""
     found = {
         path.name
-        for path in Path(engine.worker.__path__[0]).glob("*.py")
+        for path in Path(engine.worker.__path__[0]).rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call)
         and ast.unparse(node.func) == "torch.tensor"
