@@ -115,8 +115,6 @@ def test_a_head_sure_of_something_else_takes_a_look_ups_place(decoder: Decoder) 
 
 
 def test_verdicts_teach_also_what_was_not_drafted(decoder: Decoder) -> None:
-    from engine.plan import RowResult
-
     drafter = policy_drafter(decoder, None)
     row = row_of([5, 1, 6, 2, 5])
     for _ in range(40):

@@ -1,15 +1,13 @@
-"""The KV cache gets what weights and the largest step leave; what a GPU's options mean on a CPU."""
+"""The KV cache gets what weights and the largest step leave; a CPU has no share of a GPU's."""
 
 from pathlib import Path
 
 import pytest
-import torch
 from tiny_model import load_tiny, write_tiny_llama
 
 from engine.config import CacheConfig, EngineConfig, ModelConfig
 from engine.errors import ModelLoadError
 from engine.model.ops.torch_ops import TorchOps
-from engine.worker.backend import select_ops
 from engine.worker.memory import cpu_budget, gpu_budget, run_largest
 from engine.worker.worker import ModelWorker
 
@@ -40,23 +38,3 @@ def test_a_cpu_refuses_what_only_a_gpu_can_be_told(tmp_path: Path) -> None:
     cache = CacheConfig(gpu_memory_utilization=0.5)
     with pytest.raises(ModelLoadError, match="--gpu-memory-utilization"):
         ModelWorker(EngineConfig(model=model, cache=cache))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"device": "cuda"}, "no CUDA device"),
-        ({"device": "cuda", "backend": "native"}, "--backend native"),
-        ({"device": "cuda", "quantization": "q4"}, "--quantization q4"),
-        ({"device": "cuda", "pin_threads": "always"}, "--pin-threads always"),
-    ],
-)
-def test_what_a_gpu_cannot_be_told_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, str], message: str
-) -> None:
-    directory = write_tiny_llama(tmp_path)
-    spec = load_tiny(directory, TorchOps("cpu")).spec
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: len(options) > 1)
-    model = ModelConfig(directory=directory, **options)  # type: ignore[arg-type]
-    with pytest.raises(ModelLoadError, match=message):
-        select_ops(EngineConfig(model=model), spec)

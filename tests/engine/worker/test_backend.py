@@ -1,0 +1,51 @@
+"""Which kernels compute: what only a CPU or only a GPU can be told is refused by name elsewhere."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_model import write_tiny_llama
+
+from engine.config import EngineConfig, ModelConfig
+from engine.errors import ModelLoadError
+from engine.model.spec import ModelSpec
+from engine.worker.backend import select_ops
+
+pytestmark = pytest.mark.torch
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "cuda"}, "no CUDA device"),
+        ({"device": "cuda", "backend": "native"}, "--backend native"),
+        ({"device": "cuda", "quantization": "q4"}, "--quantization q4"),
+        ({"device": "cuda", "pin_threads": "always"}, "--pin-threads always"),
+    ],
+)
+def test_what_a_gpu_cannot_be_told_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, str], message: str
+) -> None:
+    directory = write_tiny_llama(tmp_path)
+    spec = ModelSpec.from_directory(directory)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: len(options) > 1)
+    model = ModelConfig(directory=directory, **options)  # type: ignore[arg-type]
+    with pytest.raises(ModelLoadError, match=message):
+        select_ops(EngineConfig(model=model), spec)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "bfloat16"}, "--dtype bfloat16"),
+        ({"quantization": "int8"}, "--quantization int8"),
+        ({"pin_threads": "always"}, "--pin-threads always"),
+    ],
+)
+def test_what_torch_cannot_do_on_a_cpu_is_refused(
+    tmp_path: Path, options: dict[str, str], message: str
+) -> None:
+    directory = write_tiny_llama(tmp_path)
+    model = ModelConfig(directory=directory, device="cpu", backend="torch", **options)  # type: ignore[arg-type]
+    with pytest.raises(ModelLoadError, match=message):
+        select_ops(EngineConfig(model=model), ModelSpec.from_directory(directory))
