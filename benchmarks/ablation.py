@@ -18,7 +18,8 @@ from benchmarks.comparison import PLAIN, DraftTotals, Run, mean_ratio
 from benchmarks.contest import Contest, Contestant
 from benchmarks.contestants import CLOCKS, EngineContestant
 from benchmarks.machine import describe_machine, print_facts
-from benchmarks.model_flags import model_config
+from benchmarks.markdown import format_table
+from benchmarks.model_flags import model_config, required_heads
 from benchmarks.plots import plot_ratios, require_matplotlib
 from benchmarks.prompts import choose_prompts, encode_prompts
 from benchmarks.variants import (
@@ -28,7 +29,7 @@ from benchmarks.variants import (
     without_previous_token,
     write_variant,
 )
-from engine.checkpoint import find_heads, resolve_model
+from engine.checkpoint import resolve_model
 from engine.config import CacheConfig, EngineConfig, ExitsConfig, SchedulerConfig
 from engine.model.decoder import Decoder
 from engine.offline import OfflineEngine
@@ -82,7 +83,7 @@ class Row:
         ]
 
 
-HEADER = ["row", "speed-up", "drafts accepted", "mean length", "outputs changed", "remark"]
+_HEADER = ["row", "speed-up", "drafts accepted", "mean length", "outputs changed", "remark"]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -95,9 +96,7 @@ def run(args: argparse.Namespace) -> int:
     if args.plot:
         require_matplotlib()
     directory = resolve_model(args.model)
-    heads = args.heads or find_heads(args.model, directory)
-    if heads is None:
-        raise ValueError(f"no exit heads for {args.model}: give --heads")
+    heads = required_heads(args, directory)
     retrained = dict(map(_retrained, args.retrained))
     entries = encode_prompts(choose_prompts(args.prompts, args.num_prompts), directory)
     print_facts(describe_machine() | {"model": args.model, "clock": args.clock})
@@ -118,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
             )
         runs = Contest(contestants=contestants, entries=entries, concurrencies=(1,)).measure()
     rows = [_row(variant, runs) for variant in variants]
-    table = format_table(rows)
+    table = format_table(_HEADER, [row.cells() for row in rows])
     print(f"\n{table}")
     if args.markdown:
         args.markdown.write_text(table + "\n", encoding="utf-8")
@@ -126,12 +125,6 @@ def run(args: argparse.Namespace) -> int:
         bars = [(row.variant.name, row.ratio) for row in rows]
         plot_ratios(bars, args.plot, f"{args.model}: times plain decoding's speed")
     return int(any(row.num_changed and row.variant.verifies for row in rows))
-
-
-def format_table(rows: Sequence[Row]) -> str:
-    """As Markdown."""
-    lines = [HEADER, ["---"] * len(HEADER), *(row.cells() for row in rows)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 class _Engines:

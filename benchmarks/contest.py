@@ -62,7 +62,7 @@ class Contest:
             contestant.run([self.entries[0].token_ids], [0])
         schedule = list(self.groups())
         runs: list[Run] = []
-        with ProgressReport("latency", sum(len(modes) for *_, modes in schedule), "runs") as report:
+        with ProgressReport("contest", sum(len(modes) for *_, modes in schedule), "runs") as report:
             for concurrency, group, modes in schedule:
                 for mode in modes:
                     runs.append(_run(mode, self.contestants[mode], concurrency, group))

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.machine import describe_machine, print_facts
+from benchmarks.machine import describe_machine, print_facts, read_bandwidth
+from benchmarks.native_flags import require_native
 from engine.model.ops.interface import AttentionParams, LayerCache, TokenBatch
 from engine.model.ops.native_ops import NativeOps
 from engine.worker.cores import usable_cores
@@ -43,13 +44,12 @@ def main() -> None:
     parser.add_argument("--only", choices=("linears", "attention", "sampling"))
     parser.add_argument("--repeats", type=int, default=9, help="of every call (%(default)s)")
     args = parser.parse_args()
-    if reason := NativeOps.unavailable_reason():
-        raise SystemExit(f"native kernels are not available: {reason}")
+    require_native()
     torch.set_num_threads(args.threads)
     ops = NativeOps(args.threads)
     print_facts(describe_machine() | {"threads": str(args.threads)})
     with torch.inference_mode():
-        print(f"{'memory':<12} {_read_bandwidth(args.repeats):.1f} GB/s read by torch's sum\n")
+        print(f"{'memory':<12} {read_bandwidth(args.repeats):.1f} GB/s read by torch's sum\n")
         tables = {
             "linears": _print_linears,
             "attention": _print_attention,
@@ -74,12 +74,6 @@ def _least_seconds(call: Callable[[int], object], num_calls: int) -> float:
         call(number)
         least = min(least, time.perf_counter() - start)
     return least
-
-
-def _read_bandwidth(repeats: int) -> float:
-    """GB/s."""
-    values = torch.ones(2**26)
-    return values.numel() * 4 / _least_seconds(lambda _: values.sum(), repeats) / 1e9
 
 
 def _print_linears(ops: NativeOps, repeats: int) -> None:

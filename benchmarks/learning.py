@@ -17,10 +17,11 @@ from benchmarks.contest import Contest, Entry
 from benchmarks.contestants import CLOCKS, EngineContestant
 from benchmarks.domains import domain_prompts
 from benchmarks.machine import describe_machine, print_facts
-from benchmarks.model_flags import model_config
+from benchmarks.markdown import format_table
+from benchmarks.model_flags import model_config, required_heads
 from benchmarks.plots import plot_curves, require_matplotlib
 from benchmarks.prompts import choose_prompts, encode_prompts
-from engine.checkpoint import find_heads, resolve_model
+from engine.checkpoint import resolve_model
 from engine.config import CacheConfig, EngineConfig, ExitsConfig, SchedulerConfig
 from engine.offline import OfflineEngine
 from engine.plan import Learning, StepPlan, StepResult
@@ -31,7 +32,7 @@ from training.prompts import Prompt
 
 OFF, ON = "learning off", "learning on"
 _CACHE_BYTES = 64 << 20  # of each engine
-HEADER = [
+_HEADER = [
     "window",
     "of",
     f"{OFF}: heads' drafts accepted",
@@ -123,9 +124,7 @@ def run(args: argparse.Namespace) -> int:
     if args.plot:
         require_matplotlib()
     directory = resolve_model(args.model)
-    heads = args.heads or find_heads(args.model, directory)
-    if heads is None:
-        raise ValueError(f"no exit heads for {args.model}: give --heads")
+    heads = required_heads(args, directory)
     entries = encode_prompts(_prompts(args), directory)
     facts = {"model": args.model, "share": f"{args.share:g} of the worker's time"}
     print_facts(describe_machine() | facts)
@@ -140,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
         runs = _measure(args, workers, entries)
         on.close()
     rows, curves = _windows(runs, args.window)
-    print(_table(rows))
+    print(format_table(_HEADER, rows))
     print(_summary(workers[ON]))
     if args.plot:
         title = f"{args.model}: {args.familiar} familiar prompts, then {_domain(args)}"
@@ -228,11 +227,6 @@ def _num_changed(runs: Sequence[Run]) -> int:
         for mode in (OFF, ON)
     }
     return sum(outputs[ON][key] != ids for key, ids in outputs[OFF].items())
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    lines = [HEADER, ["---"] * len(HEADER), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _summary(worker: CountingWorker) -> str:

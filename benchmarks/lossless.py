@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.machine import describe_machine, print_facts
-from benchmarks.model_flags import model_config
+from benchmarks.model_flags import model_config, required_heads
 from benchmarks.prompts import choose_prompts, encode_prompts
 from benchmarks.scripted import ScriptedDrafter
-from engine.checkpoint import find_heads, resolve_model
+from engine.checkpoint import resolve_model
 from engine.config import EngineConfig, ExitsConfig, SchedulerConfig
 from engine.offline import GenerationResult, OfflineEngine
 from engine.request import EarlyExitOptions, GenerationRequest, SamplingParams
@@ -55,9 +55,7 @@ def run(args: argparse.Namespace) -> int:
         EngineError: when the model cannot be loaded.
     """
     directory = resolve_model(args.model)
-    heads = args.heads or find_heads(args.model, directory)
-    if heads is None:
-        raise ValueError(f"no exit heads for {args.model}: give --heads")
+    heads = required_heads(args, directory)
     texts = choose_prompts(args.prompts, args.num_prompts)
     prompts = [entry.token_ids for entry in encode_prompts(texts, directory)]
     print_facts(describe_machine() | {"model": args.model, "tokens per prompt": args.max_tokens})

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import time
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,6 +31,17 @@ def print_facts(facts: Mapping[str, str]) -> None:
     """One aligned line per fact."""
     for name, text in facts.items():
         print(f"{name:<12} {text}")
+
+
+def read_bandwidth(repeats: int = 9) -> float:
+    """GB/s that torch's sum reads from memory with the threads it has: the best of a few."""
+    values = torch.ones(2**26)
+    best = float("inf")
+    for _ in range(repeats):
+        started = time.perf_counter()
+        values.sum()
+        best = min(best, time.perf_counter() - started)
+    return values.numel() * 4 / best / 1e9
 
 
 def _cpu_model() -> str:

@@ -1,8 +1,9 @@
-"""What the model's flags ask of an engine: one reading for every benchmark that has them."""
+"""What the model's flags ask for: one reading for every benchmark that has them."""
 
 import argparse
 from pathlib import Path
 
+from engine.checkpoint import find_heads
 from engine.config import ModelConfig
 
 
@@ -16,3 +17,15 @@ def model_config(args: argparse.Namespace, directory: Path) -> ModelConfig:
         backend=args.backend,
         quantization=args.quantization,
     )
+
+
+def required_heads(args: argparse.Namespace, directory: Path) -> Path:
+    """The exit heads asked for, or the model's own.
+
+    Raises:
+        ValueError: when it has none.
+    """
+    heads: Path | None = args.heads or find_heads(args.model, directory)
+    if heads is None:
+        raise ValueError(f"no exit heads for {args.model}: give --heads")
+    return heads

@@ -14,11 +14,11 @@ from statistics import median
 import torch
 
 from benchmarks.machine import describe_machine, print_facts
+from benchmarks.native_flags import add_flags, numbers, require_native
 from engine.checkpoint import resolve_model
 from engine.model.decoder import Decoder
 from engine.model.ops.interface import LayerCache, TokenBatch
 from engine.model.ops.native_ops import Format, NativeOps
-from engine.worker.cores import usable_cores
 from engine.worker.decode_step import split_layers
 from engine.worker.kv_cache import allocate_cache
 
@@ -29,18 +29,17 @@ _TOKEN = 50  # any that is not special
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("model", metavar="MODEL", nargs="?", default="smollm2-135m-instruct")
-    parser.add_argument("--threads", type=int, default=usable_cores())
-    parser.add_argument("--forms", default="float32,bfloat16,int8,int4", help="(%(default)s)")
-    parser.add_argument("--tokens", default="1,2,4,8,16", help="in a pass (%(default)s)")
+    add_flags(parser)
+    parser.add_argument(
+        "--tokens", type=numbers, default="1,2,4,8,16", help="in a pass (%(default)s)"
+    )
     parser.add_argument("--context", type=int, default=64, help="tokens before (%(default)s)")
     parser.add_argument("--rounds", type=int, default=40, help="(%(default)s)")
     args = parser.parse_args()
-    if reason := NativeOps.unavailable_reason():
-        raise SystemExit(f"native kernels are not available: {reason}")
+    require_native()
     print_facts(describe_machine() | {"threads": str(args.threads)})
     torch.set_num_threads(1)
-    counts = [int(part) for part in args.tokens.split(",")]
+    counts = args.tokens
     print("form".rjust(14) + "".join(f"{count} tokens".rjust(18) for count in counts))
     directory = resolve_model(args.model)
     for form in args.forms.split(","):
@@ -52,7 +51,9 @@ def main() -> None:
 
 
 @torch.inference_mode()
-def _measure(decoder: Decoder, counts: list[int], context: int, rounds: int) -> dict[int, float]:
+def _measure(
+    decoder: Decoder, counts: Sequence[int], context: int, rounds: int
+) -> dict[int, float]:
     """Median seconds of a pass, by its number of tokens."""
     num_blocks = -(-(context + max(counts)) // _BLOCK)
     cache = allocate_cache(

@@ -25,6 +25,7 @@ from engine.config import EngineConfig, ExitsConfig, ModelConfig
 from engine.inline_worker import inline_model_worker
 from engine.request import GenerationRequest, SamplingParams
 from engine.tokenizer import load_tokenizer
+from training.progress import ProgressReport
 
 if TYPE_CHECKING:
     from httpx import AsyncClient
@@ -142,9 +143,11 @@ async def _measure(
     pairs = []
     async with _engine(args) if way == "engine" else _server(args) as ask:
         await ask(warmup)
-        for prompt in prompts:
-            first, again = await ask(prompt), await ask(prompt)
-            pairs.append(Pair(way=way, first=first, again=again))
+        with ProgressReport(f"prefix, {way}", len(prompts), "prompts") as progress:
+            for prompt in prompts:
+                first, again = await ask(prompt), await ask(prompt)
+                pairs.append(Pair(way=way, first=first, again=again))
+                progress.update(len(pairs))
     return pairs
 
 

@@ -4,7 +4,7 @@
 exit: everything accepted, everything rolled back. Others build on `Script`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from torch import Tensor
@@ -15,6 +15,11 @@ from engine.worker.exit_policy import StepEstimate
 from engine.worker.row import Draft, Row
 
 Agreement = Literal["always", "never", "sometimes"]
+_AGREEMENTS: Mapping[Agreement, Callable[[int], bool]] = {
+    "always": lambda _: True,
+    "never": lambda _: False,
+    "sometimes": lambda position: position % 3 != 0,
+}
 
 
 class Script:
@@ -29,10 +34,15 @@ class Script:
         exit_layers: Sequence[int],
         outputs: Mapping[tuple[int, ...], Sequence[int]],
         vocab_size: int,
+        is_right: Callable[[int], bool],
     ) -> None:
+        """Args:
+        is_right: Whether the draft for a position is what plain decoding brought.
+        """
         self.exit_layers = list(exit_layers)
         self.outputs = outputs
         self._vocab_size = vocab_size
+        self._is_right = is_right
 
     def look_up(self, rows: Sequence[Row], estimate: StepEstimate) -> None:
         """See `Drafter.look_up`: nothing is looked up."""
@@ -47,10 +57,6 @@ class Script:
     ) -> None:
         """See `Drafter.learn`: there is nothing to learn from a script."""
 
-    def is_right(self, position: int) -> bool:
-        """Whether the draft for a position is what plain decoding brought."""
-        raise NotImplementedError
-
     def append(self, row: Row, exit_index: int | None) -> None:
         """One more draft, if the script goes so far."""
         start = row.state.start
@@ -58,7 +64,7 @@ class Script:
         position = len(row.state.token_ids) + len(row.drafts)
         if position < len(known):
             token_id = known[position]
-            if not self.is_right(position):
+            if not self._is_right(position):
                 token_id = (token_id + 1) % self._vocab_size
             row.drafts.append(Draft(token_id, exit_index, confidence=0.9, survival=0.9))
 
@@ -73,8 +79,7 @@ class ScriptedDrafter(Script):
         agreement: Agreement,
         vocab_size: int,
     ) -> None:
-        super().__init__(exit_layers, outputs, vocab_size)
-        self._agreement = agreement
+        super().__init__(exit_layers, outputs, vocab_size, _AGREEMENTS[agreement])
 
     def look_up(self, rows: Sequence[Row], estimate: StepEstimate) -> None:
         """See `Drafter.look_up`: runs of no to three tokens."""
@@ -102,7 +107,3 @@ class ScriptedDrafter(Script):
             exit_of_position = (row.newest_position * 7 + 10) % (len(self.exit_layers) + 1)
             if exit_of_position == exit_index and row.num_room:
                 self.append(row, exit_index)
-
-    def is_right(self, position: int) -> bool:
-        """See `Script.is_right`."""
-        return self._agreement == "always" or (self._agreement == "sometimes" and position % 3 != 0)

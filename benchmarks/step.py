@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import describe_machine, print_facts
+from benchmarks.machine import describe_machine, print_facts, read_bandwidth
+from benchmarks.native_flags import add_flags, numbers, require_native
 from engine.checkpoint import resolve_model
 from engine.config import EngineConfig, ExitsConfig, ModelConfig, SchedulerConfig
 from engine.model.decoder import Decoder
@@ -26,7 +27,7 @@ from engine.model.ops.native_ops import Format, NativeOps
 from engine.offline import OfflineEngine
 from engine.plan import StepPlan, StepResult, WorkerInfo
 from engine.request import GenerationRequest, SamplingParams
-from engine.worker.cores import cores_to_pin, usable_cores
+from engine.worker.cores import cores_to_pin
 from engine.worker.worker import ModelWorker
 
 _PARTS = ("embed", "layers", "head", "sampling")
@@ -96,31 +97,29 @@ def _layer_bytes(layer: Any) -> int:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("model", metavar="MODEL", nargs="?", default="smollm2-135m-instruct")
-    parser.add_argument("--threads", type=int, default=usable_cores())
+    add_flags(parser)
     parser.add_argument("--pin", choices=("always", "never"), default="never", help="(%(default)s)")
-    parser.add_argument("--forms", default="float32,bfloat16,int8,int4", help="(%(default)s)")
-    parser.add_argument("--rows", default="1,4,8", help="at the shortest context (%(default)s)")
-    parser.add_argument("--contexts", default="64,4000", help="tokens (%(default)s)")
+    parser.add_argument(
+        "--rows", type=numbers, default="1,4,8", help="at the shortest context (%(default)s)"
+    )
+    parser.add_argument("--contexts", type=numbers, default="64,4000", help="tokens (%(default)s)")
     parser.add_argument("--steps", type=int, default=48, help="(%(default)s)")
     args = parser.parse_args()
-    if reason := NativeOps.unavailable_reason():
-        raise SystemExit(f"native kernels are not available: {reason}")
+    require_native()
     print_facts(describe_machine() | {"threads": str(args.threads), "pinned": args.pin})
     cores = cores_to_pin(args.threads, args.pin)
     torch.set_num_threads(args.threads)
-    gigabytes = _read_bandwidth()
+    gigabytes = read_bandwidth()
     print(f"{'memory':<12} {gigabytes:.1f} GB/s read by torch's sum\n")
     torch.set_num_threads(1)
     columns = ("form", "rows", "context", "ms/step", *_PARTS, "worker's rest", "scheduler")
     print("".join(name.rjust(14) for name in (*columns, "GB/s", "share", "prompt tok/s")))
-    contexts = sorted(_numbers(args.contexts))
+    contexts = sorted(args.contexts)
     directory = resolve_model(args.model)
     for form in args.forms.split(","):
-        most_rows = max(_numbers(args.rows))
         ops = NativeOps(args.threads, Format[form.upper()], cores=cores)
-        engine, worker = _engine(directory, ops, args.threads, most_rows)
-        cases = [(rows, contexts[0]) for rows in _numbers(args.rows)]
+        engine, worker = _engine(directory, ops, args.threads, max(args.rows))
+        cases = [(rows, contexts[0]) for rows in args.rows]
         cases += [(1, context) for context in contexts[1:]]
         for rows, context in cases:
             _print_case(engine, worker, form, rows, context, args.steps, gigabytes)
@@ -177,21 +176,6 @@ def _print_case(
 
 def _middle(seconds: Iterable[float]) -> float:
     return median(list(seconds))
-
-
-def _read_bandwidth() -> float:
-    """GB/s, the best of a few."""
-    values = torch.ones(2**26)
-    best = float("inf")
-    for _ in range(9):
-        started = time.perf_counter()
-        values.sum()
-        best = min(best, time.perf_counter() - started)
-    return values.numel() * 4 / best / 1e9
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe_machine, print_facts
-from benchmarks.model_flags import model_config
+from benchmarks.model_flags import model_config, required_heads
 from benchmarks.prompts import encode_prompts
 from benchmarks.schemas import TASKS, Task
-from engine.checkpoint import find_heads, resolve_model
+from engine.checkpoint import resolve_model
 from engine.config import EngineConfig, ExitsConfig, SchedulerConfig
 from engine.offline import GenerationResult, OfflineEngine
 from engine.request import (
@@ -67,9 +67,7 @@ def run(args: argparse.Namespace) -> int:
         EngineError: when the model cannot be loaded.
     """
     directory = resolve_model(args.model)
-    heads = args.heads or find_heads(args.model, directory)
-    if heads is None:
-        raise ValueError(f"no exit heads for {args.model}: give --heads")
+    heads = required_heads(args, directory)
     _validator({})
     tasks = TASKS[args.skip_schemas :][: args.num_schemas]
     print_facts(describe_machine() | {"model": args.model, "temperature": str(args.temperature)})

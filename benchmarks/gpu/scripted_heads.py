@@ -20,7 +20,12 @@ class ScriptedHeads(Script):
     """Heads alone draft."""
 
     def __init__(self, heads: ExitHeads, sampler: Sampler, vocab_size: int) -> None:
-        super().__init__(heads.exit_layers, {}, vocab_size)
+        super().__init__(
+            heads.exit_layers,
+            {},
+            vocab_size,
+            is_right=lambda position: _draw("right", position) < self.acceptance,
+        )
         self.acceptance = 1.0  # share of drafts that are right
         self.coverage = 1.0  # share of positions at which the head is sure enough to draft
         self._look = ExitLook(heads, sampler)
@@ -40,10 +45,6 @@ class ScriptedHeads(Script):
         for arrival in able:
             if _draw("sure", arrival.row.newest_position + 1) < self.coverage:
                 self.append(arrival.row, exit_index)
-
-    def is_right(self, position: int) -> bool:
-        """See `Script.is_right`."""
-        return _draw("right", position) < self.acceptance
 
 
 def _draw(what: str, position: int) -> float:

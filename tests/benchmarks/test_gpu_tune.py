@@ -2,6 +2,7 @@
 
 import itertools
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,24 +12,13 @@ from cuda_backend import DEVICE, needs_kernels
 from benchmarks.gpu import tune
 from benchmarks.gpu.bench import Bench, Model
 from benchmarks.gpu.report import Report
-from benchmarks.gpu.shapes import Shape
+from benchmarks.gpu.shapes import TINY
 from engine.model.ops.cuda.tiles import CANDIDATES
 from engine.model.ops.cuda_ops import CudaOps
 
 pytestmark = [pytest.mark.torch, needs_kernels]
 
-_WEE = Shape(
-    name="wee",
-    hidden=32,
-    feed_forward=48,
-    layers=1,
-    heads=2,
-    kv_heads=1,
-    vocabulary=64,
-    is_tied=False,
-    positions=64,
-    reduced_vocabulary=16,
-)
+_WEE = replace(TINY, name="wee", hidden=32, feed_forward=48, layers=1, heads=2, kv_heads=1)
 
 
 @pytest.mark.parametrize("is_exact", [True, False])

@@ -1,6 +1,7 @@
 """The change of domain on a tiny model: both ways of serving run, and say the same."""
 
 from argparse import Namespace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -29,15 +30,17 @@ def test_learning_changes_no_output_and_is_counted(
     monkeypatch.setattr(learning, "encode_prompts", lambda *_: prompts)
     monkeypatch.setattr(learning, "resolve_model", Path)
     monkeypatch.setattr("engine.worker.cost_profile._ROUNDS", 1)
+    plot = tmp_path / "learning.png" if find_spec("matplotlib") else None
     args = Namespace(
         model=str(directory), heads=directory / "exit_heads", prompts=None, domain="german",
         num_prompts=4, familiar=1, window=2, share=0.5, no_lookup_drafts=True, max_tokens=24,
         temperature=0.0, clock="wall", device="cpu", dtype="auto", threads=1, backend="auto",
-        quantization="auto", plot=None,
+        quantization="auto", plot=plot,
     )  # fmt: skip
 
     assert learning.run(args) == 0
 
+    assert plot is None or plot.read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
     assert "outputs changed by learning: 0 of 5" in printed
     rows = [line.split("|") for line in printed.splitlines() if line.startswith("| ")]

@@ -1,18 +1,13 @@
 """Passes over several tokens of one stream, on a tiny model."""
 
 import pytest
+from backends import needs_native
 from character_tokenizer import write_character_tokenizer
 from tiny_model import write_tiny_llama
 
 from benchmarks import passes
-from engine.model.ops.native_ops import NativeOps
 
-pytestmark = [
-    pytest.mark.torch,
-    pytest.mark.skipif(
-        NativeOps.unavailable_reason() is not None, reason="native kernels are not available"
-    ),
-]
+pytestmark = [pytest.mark.torch, needs_native]
 
 
 def test_every_form_has_a_line_and_one_token_is_the_measure(tmp_path, monkeypatch, capsys):

@@ -1,18 +1,13 @@
 """The profile of a step on a tiny model."""
 
 import pytest
+from backends import needs_native
 from character_tokenizer import write_character_tokenizer
 from tiny_model import write_tiny_llama
 
 from benchmarks import step
-from engine.model.ops.native_ops import NativeOps
 
-pytestmark = [
-    pytest.mark.torch,
-    pytest.mark.skipif(
-        NativeOps.unavailable_reason() is not None, reason="native kernels are not available"
-    ),
-]
+pytestmark = [pytest.mark.torch, needs_native]
 
 
 def test_a_line_for_every_case(tmp_path, monkeypatch, capsys):
@@ -20,7 +15,7 @@ def test_a_line_for_every_case(tmp_path, monkeypatch, capsys):
     write_character_tokenizer(model)  # without one it is no model to resolve
     flags = ["--threads", "1", "--rows", "1,2", "--contexts", "8,40", "--steps", "6"]
     monkeypatch.setattr("sys.argv", ["step", str(model), "--forms", "float32", *flags])
-    monkeypatch.setattr(step, "_read_bandwidth", lambda: 10.0)
+    monkeypatch.setattr(step, "read_bandwidth", lambda: 10.0)
 
     step.main()
 

@@ -1,8 +1,14 @@
 """The CPU backends this machine can run."""
 
+import pytest
+
 from engine.model.ops.interface import Ops
 from engine.model.ops.native_ops import Format, NativeOps
 from engine.model.ops.torch_ops import TorchOps
+
+needs_native = pytest.mark.skipif(
+    NativeOps.unavailable_reason() is not None, reason="native kernels are not available"
+)
 
 
 def available_ops() -> list[Ops]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from backends import needs_native
 from torch import Tensor
 
 from engine.model.block_weight import quantize
@@ -15,12 +16,7 @@ from engine.model.ops.interface import AttentionParams, LayerCache, TokenBatch
 from engine.model.ops.native_ops import Format, NativeOps
 from engine.model.ops.torch_ops import TorchOps
 
-pytestmark = [
-    pytest.mark.torch,
-    pytest.mark.skipif(
-        NativeOps.unavailable_reason() is not None, reason="native kernels are not available"
-    ),
-]
+pytestmark = [pytest.mark.torch, needs_native]
 
 EPS = 1e-5
 REFERENCE = TorchOps("cpu")
