@@ -1,0 +1,220 @@
+"""The engine in an event loop loses its worker, once or again and again: what streams become."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from engine_streams import collect, engine_on, text_of, until
+from fake_worker import KILLER_ID, FakeWorker, Letters, expected_output, make_request
+from mortal_worker import MortalWorker
+
+from engine import supervisor
+from engine.errors import EngineFailed, ModelLoadError, PromptTooLong
+from engine.request import FinishReason, GenerationRequest, Structure
+
+
+@pytest.mark.parametrize("fails_at_step", [1, 2, 5, 9])
+async def test_streams_survive_a_step_that_raises(fails_at_step: int) -> None:
+    fake = FakeWorker(fails_at_step=fails_at_step)
+    engine = engine_on(MortalWorker(fake))
+    await engine.start()
+    requests = [make_request(number) for number in range(4)]
+    streams = await asyncio.gather(*(collect(engine, request) for request in requests))
+    for request, outputs in zip(requests, streams, strict=True):
+        assert tuple(t for o in outputs for t in o.token_ids) == expected_output(request)
+    assert engine.stats().worker_restarts_total == 1
+    await engine.stop()
+
+
+@pytest.mark.parametrize("dies_every", [4, 7, 20])
+async def test_streams_survive_every_death_of_the_worker(dies_every: int) -> None:
+    worker = MortalWorker(FakeWorker(max_model_len=256, num_blocks=256))
+    worker.dies_every = dies_every
+    engine = engine_on(worker)
+    await engine.start()
+    requests = [make_request(n, ignore_eos=True, max_tokens=120) for n in range(6)]
+    streams = await asyncio.gather(*(collect(engine, request) for request in requests))
+    for request, outputs in zip(requests, streams, strict=True):
+        assert text_of(outputs) == Letters().text(expected_output(request))
+    assert engine.stats().worker_restarts_total >= 2
+    assert engine.stats().num_blocks_used == 0
+    await engine.stop()
+
+
+@pytest.mark.parametrize(
+    ("was_killed", "num_deaths", "is_ended"), [(True, 6, False), (True, 10, True), (False, 3, True)]
+)
+async def test_a_stream_alone_with_dying_workers_is_ended_sooner_if_it_may_be_the_cause(
+    was_killed: bool, num_deaths: int, is_ended: bool
+) -> None:
+    """Before it has a token; more deaths than a loop of crashes may have, if somebody kills."""
+    worker = MortalWorker(FakeWorker(step_time_s=0.2))
+    worker.was_killed = was_killed
+    engine = engine_on(worker)
+    await engine.start()
+    stream = asyncio.create_task(collect(engine, make_request(0)))
+    for number in range(1, num_deaths + 1):
+        await until(lambda n=number: worker.num_starts == n and worker.num_steps == n)  # type: ignore[misc]
+        worker.fake.step_time_s = 0.2 if number < num_deaths else 0.0
+        worker.death.set()
+    outputs = await stream
+    if is_ended:
+        assert outputs[-1].finish_reason is FinishReason.ERROR
+    else:
+        assert text_of(outputs) == Letters().text(expected_output(make_request(0)))
+    await engine.stop()
+
+
+async def test_while_a_worker_loads_requests_queue_and_leave() -> None:
+    worker = MortalWorker(FakeWorker(step_time_s=0.002))
+    engine = engine_on(worker)
+    await engine.start()
+    worker.load_time_s = 0.2
+    open_one = asyncio.create_task(collect(engine, make_request(0, ignore_eos=True)))
+    await until(lambda: engine.stats().num_running > 0)
+    worker.death.set()
+    await until(lambda: engine.is_recovering)
+    assert engine.is_ready
+    leaving = asyncio.create_task(collect(engine, make_request(1)))
+    newcomer = asyncio.create_task(collect(engine, make_request(2)))
+    await asyncio.sleep(0.01)
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    assert engine.stats().finished_total[FinishReason.ABORT] == 1
+    assert text_of(await open_one) == Letters().text(
+        expected_output(make_request(0, ignore_eos=True))
+    )
+    assert text_of(await newcomer) == Letters().text(expected_output(make_request(2)))
+    assert not engine.is_recovering
+    await engine.stop()
+
+
+async def test_a_new_worker_has_the_structures_ready_before_its_first_step() -> None:
+    worker = MortalWorker(FakeWorker(step_time_s=0.002))
+    engine = engine_on(worker)
+    await engine.start()
+    structures = [Structure(kind="regex", source=source) for source in ("a", "b", "a")]
+    requests = [
+        make_request(n, ignore_eos=True, structure=structure)
+        for n, structure in enumerate([*structures, None])
+    ]
+    streams = [asyncio.create_task(collect(engine, request)) for request in requests]
+    await until(lambda: engine.stats().num_running == len(requests))
+    before, prepared = len(worker.fake.plans), []
+    worker.fake.prepare = lambda each: prepared.append((each.source, len(worker.fake.plans)))  # type: ignore[method-assign]
+    worker.death.set()
+    await asyncio.gather(*streams)
+    assert sorted(source for source, _ in prepared) == ["a", "b"]
+    num_plans = {count for _, count in prepared}
+    assert len(num_plans) == 1
+    first_of_new = worker.fake.plans[num_plans.pop()]
+    assert before <= worker.fake.plans.index(first_of_new)
+    assert len(first_of_new.started) == len(requests)
+    await engine.stop()
+
+
+async def test_a_new_worker_with_fewer_blocks_serves_what_fits_them() -> None:
+    worker = MortalWorker(FakeWorker(step_time_s=0.002))
+    worker.num_blocks_after = 7  # of 4 tokens
+    engine = engine_on(worker)
+    await engine.start()
+    fitting = [make_request(n, ignore_eos=True, max_tokens=20) for n in range(4)]
+    outgrown = make_request(9, ignore_eos=True, max_tokens=40)
+    streams = [asyncio.create_task(collect(engine, r)) for r in (*fitting, outgrown)]
+    await until(lambda: engine.stats().num_running == 5)
+    worker.death.set()
+    *outputs, last = await asyncio.gather(*streams)
+    for request, each in zip(fitting, outputs, strict=True):
+        assert text_of(each) == Letters().text(expected_output(request))
+    right = Letters().text(expected_output(outgrown))
+    assert right.startswith(text_of(last))
+    assert last[-1].finish_reason is FinishReason.ERROR
+    assert "too small" in str(last[-1].error)
+    assert engine.info is not None
+    assert (engine.info.num_blocks, engine.info.max_model_len) == (7, 28)
+    with pytest.raises(PromptTooLong, match="28 tokens"):
+        await anext(engine.generate(replace(outgrown, request_id="again")))
+    worker.num_blocks_after = 64  # and the memory comes back
+    worker.death.set()
+    await until(lambda: engine.stats().worker_restarts_total == 2)
+    outputs = [await collect(engine, replace(outgrown, request_id="again"))]
+    assert text_of(outputs[0]) == right
+    await engine.stop()
+
+
+async def test_a_death_while_idle_is_noticed_and_repaired_before_anybody_asks() -> None:
+    worker = MortalWorker(FakeWorker())
+    engine = engine_on(worker)
+    await engine.start()
+    for restarts in (1, 2):
+        worker.death.set()
+        while engine.stats().worker_restarts_total < restarts:
+            await asyncio.sleep(0.001)
+        outputs = await collect(engine, make_request(restarts))
+        assert text_of(outputs) == Letters().text(expected_output(make_request(restarts)))
+    await engine.stop()
+
+
+async def test_stopping_while_a_worker_loads_ends_what_is_open() -> None:
+    worker = MortalWorker(FakeWorker(step_time_s=0.002))
+    engine = engine_on(worker)
+    await engine.start()
+    worker.load_time_s = 60.0
+    reader = asyncio.create_task(collect(engine, make_request(0, ignore_eos=True)))
+    await until(lambda: engine.stats().num_running > 0)
+    worker.death.set()
+    await until(lambda: engine.is_recovering)
+    await asyncio.wait_for(engine.stop(timeout_s=0.05), 30)
+    assert (await reader)[-1].finish_reason is FinishReason.ABORT
+
+
+async def test_a_request_that_kills_workers_fails_alone() -> None:
+    engine = engine_on(MortalWorker(FakeWorker()))
+    await engine.start()
+    killer = GenerationRequest(request_id="killer", prompt_token_ids=(KILLER_ID, 5))
+    requests = [make_request(number) for number in range(4)]
+    streams = [asyncio.create_task(collect(engine, r)) for r in (*requests[:2], killer)]
+    streams += [asyncio.create_task(collect(engine, r)) for r in requests[2:]]
+    first, second, killed, third, fourth = await asyncio.gather(*streams)
+    assert killed[-1].finish_reason is FinishReason.ERROR
+    for request, outputs in zip(requests, (first, second, third, fourth), strict=True):
+        assert text_of(outputs) == Letters().text(expected_output(request))
+    assert not engine.is_failed
+    await engine.stop()
+
+
+async def test_a_worker_that_cannot_be_had_again_ends_every_request_and_the_engine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(supervisor, "_LONGEST_PAUSE_S", 0.001)
+    worker = MortalWorker(FakeWorker(step_time_s=0.002))
+    engine = engine_on(worker)
+    await engine.start()
+    worker.load_error = ModelLoadError("weights at /secret are gone")
+    readers = [
+        asyncio.create_task(collect(engine, make_request(number, ignore_eos=True)))
+        for number in range(3)
+    ]
+    await until(lambda: engine.stats().num_running > 0)
+    worker.death.set()
+    for outcome in await asyncio.gather(*readers, return_exceptions=True):
+        assert isinstance(outcome, EngineFailed)
+        assert "secret" not in str(outcome)
+    assert engine.is_failed
+    assert not engine.is_ready
+    assert "weights at /secret are gone" in str(engine.fatal_error)
+    with pytest.raises(EngineFailed):
+        await anext(engine.generate(make_request(9)))
+    await engine.stop()
+
+
+async def test_a_worker_that_dies_again_and_again_while_idle_ends_the_engine() -> None:
+    worker = MortalWorker(FakeWorker())
+    engine = engine_on(worker)
+    await engine.start()
+    while not engine.is_failed:
+        worker.death.set()
+        await asyncio.sleep(0.001)
+    assert "5 workers in a row" in str(engine.fatal_error)
+    assert engine.stats().worker_restarts_total == 4
+    await engine.stop()
