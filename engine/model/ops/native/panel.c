@@ -175,6 +175,9 @@ INLINE int span_of(const Format format) {
     return format == INT4 ? 8 : format == INT8 ? 4 : format == BFLOAT16 ? 2 : 1;
 }
 
+/* `product` and `expand` walk through a panel alike and are written out for all that: of one walk that is handed what to
+   do with the weights, compilers made slower code. */
+
 INLINE void product(const Format format, const int panels, const int rows, int64_t depth, const float *x,
                     const char *const *starts, float *out, Ahead ahead) {
     const int span = span_of(format);
