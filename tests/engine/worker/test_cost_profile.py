@@ -98,7 +98,6 @@ def test_steps_that_do_not_fit_the_memory_are_left_out(tmp_path: Path) -> None:
     assert [count for count, _ in cost.segments[0].points] == [1, 2, 4, 8]
 
 
-@pytest.mark.usefixtures("quiet")
 def test_what_only_a_disturbance_can_have_taken_is_left_out() -> None:
     sound = {1: 1.0, 2: 1.1, 4: 1.4, 8: 2.5, 16: 5.0}
     assert plausible(sound) == sound
@@ -106,6 +105,7 @@ def test_what_only_a_disturbance_can_have_taken_is_left_out() -> None:
     assert plausible({1: 1.0, 2: 9.0, 4: 9.5, 8: 9.9}) == {1: 1.0, 2: 2.0, 4: 4.0, 8: 8.0}
 
 
+@pytest.mark.usefixtures("quiet")
 def test_a_disk_that_takes_nothing_costs_only_time(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")

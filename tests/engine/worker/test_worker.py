@@ -1,9 +1,10 @@
-"""How many KV blocks a worker takes."""
+"""What a worker takes while loading, and what it refuses to load without."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_model import write_tiny_llama
 
 from engine.config import CacheConfig, EngineConfig, ExitsConfig, ModelConfig
@@ -44,8 +45,6 @@ def test_a_later_worker_has_the_blocks_of_the_first_or_those_there_are(
 def test_what_the_system_could_free_counts_as_free() -> None:
     if not Path("/proc/meminfo").exists():
         pytest.skip("tells of Linux")
-    import torch
-
     free = memory.free_bytes(torch.device("cpu"))
     total = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
     assert 0 < free <= total
