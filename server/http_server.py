@@ -6,6 +6,7 @@ import logging
 import resource
 import socket
 import ssl
+from collections.abc import Awaitable
 from functools import partial
 from types import FrameType
 
@@ -36,17 +37,27 @@ class DrainingServer(uvicorn.Server):
 
     def __init__(
         self,
-        app: ASGIApp,
+        app: ASGIApp | Awaitable[ASGIApp],
         service: InferenceService,
         settings: ServerSettings,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        super().__init__(uvicorn_config(app, settings, tls))
+        """Args:
+        app: What is served, or what makes it; a signal meanwhile is as good as one later.
+        """
+        super().__init__(uvicorn_config(app, settings, tls))  # type: ignore[arg-type] # see `serve`
         self._service = service
         self._drain_timeout_s = settings.shutdown_timeout
         self._num_signals = 0
         self._num_handled = 0
         self._draining: asyncio.Task[None] | None = None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn; signals count from now on."""
+        with self.capture_signals():
+            if isinstance(self.config.app, Awaitable):
+                self.config.app = await self.config.app
+            await super().serve(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Only counts: uvicorn's own would refuse connections at once and re-raise the signal."""

@@ -11,6 +11,8 @@ from contextlib import closing
 from functools import partial
 from importlib import import_module
 
+from starlette.types import ASGIApp
+
 from engine.build import build_engine
 from engine.checkpoint import find_heads, resolve_model
 from engine.errors import EngineError
@@ -61,17 +63,26 @@ async def _serve(
     """Load and serve; returns the exit status."""
     service = InferenceService(settings.model_names, partial(_load, settings, url))
     service.start()
-    # The worker's process imports torch for seconds; half a second of our own imports fit in there.
-    create_app = (await asyncio.to_thread(import_module, "server.app")).create_app
+    server = DrainingServer(_make_app(service, settings), service, settings, tls)
     try:
-        app = create_app(service, settings)
+        await server.serve(sockets=[listener])
     except TracingUnavailable as error:
         await service.stop()
         return _refuse(error, 1)
-    await DrainingServer(app, service, settings, tls).serve(sockets=[listener])
     if service.failure is not None:
         return _refuse(service.failure, 1)
     return 0
+
+
+async def _make_app(service: InferenceService, settings: ServerSettings) -> ASGIApp:
+    """Import the application beside the worker's process, whose import of torch takes longer.
+
+    Raises:
+        TracingUnavailable: spans are to be sent, but cannot be.
+    """
+    module = await asyncio.to_thread(import_module, "server.app")
+    app: ASGIApp = module.create_app(service, settings)
+    return app
 
 
 async def _load(settings: ServerSettings, url: str) -> ServedModel:

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from live_server import MODEL
+from fake_engine import FakeEngine
+from live_server import MODEL, fake_app
 
-from server.http_server import CannotListen, listen
+from server.http_server import CannotListen, DrainingServer, listen
 
 pytestmark = pytest.mark.slow
 
@@ -124,6 +125,22 @@ def test_an_idle_server_stops_at_once():
     with server_process(drain_s=60) as (process, _):
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_the_application_is_made_ends_the_server_as_later_ones_do(number):
+    engine = FakeEngine()
+    app = fake_app(engine)
+
+    async def make():
+        signal.raise_signal(number)
+        return app
+
+    context = app.state.context
+    with listen("127.0.0.1", 0) as listener:
+        DrainingServer(make(), context.service, context.settings).run(sockets=[listener])
+
+    assert engine.is_stopped
 
 
 def test_small_pieces_of_an_answer_are_sent_at_once() -> None:
