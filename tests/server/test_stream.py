@@ -1,0 +1,104 @@
+"""Streams by themselves: how they end, and what they rely on in sse-starlette."""
+
+import asyncio
+
+import pytest
+
+from server.stream import AnswerStream
+
+EVENTS = (b"data: 1\n\n", b"data: 2\n\n")
+
+
+class Client:
+    """Takes what is sent; a stream to it, and how it was left."""
+
+    def __init__(self, *, never_ends=False, keep_alive_s=0.0):
+        self.sent = []
+        self.num_closed = 0
+        self.was_closed_inside = False
+        self.leaving = asyncio.get_running_loop().create_future()
+        self.stream = AnswerStream(
+            self._events(never_ends), self.leaving, self._close, keep_alive_s
+        )
+
+    async def read(self):
+        await self.stream({"type": "http", "method": "POST"}, None, self.send)
+
+    async def send(self, message):
+        self.sent.append(message)
+
+    @property
+    def body(self):
+        return [each["body"] for each in self.sent[1:]]
+
+    async def _events(self, never_ends):
+        try:
+            for event in EVENTS:
+                yield event
+            if never_ends:
+                await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.was_closed_inside = True
+            raise
+
+    async def _close(self):
+        self.num_closed += 1
+
+
+async def test_a_stream_sends_its_events_and_its_end():
+    client = Client()
+    await client.read()
+
+    assert client.sent[0]["type"] == "http.response.start"
+    assert client.body == [*EVENTS, b""]
+    assert [each["more_body"] for each in client.sent[1:]] == [True, True, False]
+    assert client.num_closed == 1
+    assert client.leaving.cancelled()
+
+
+async def test_the_library_sends_every_event_through_what_is_replaced_here(monkeypatch):
+    through = []
+
+    async def send_with_timeout(self, send, message):
+        through.append(message["body"])
+
+    monkeypatch.setattr(AnswerStream, "_send_with_timeout", send_with_timeout)
+    client = Client()
+    await client.read()
+
+    assert through == list(EVENTS), "else its cancel scope around every send is back"
+
+
+async def test_it_ends_in_peace_when_the_client_leaves():
+    client = Client(never_ends=True)
+    asyncio.get_running_loop().call_later(0.01, client.leaving.set_result, None)
+    await client.read()
+
+    assert client.body == list(EVENTS), "nobody is told of the end"
+    assert client.was_closed_inside
+    assert client.num_closed == 1
+    assert not asyncio.current_task().cancelling()
+
+
+async def test_it_is_cancelled_as_any_task():
+    client = Client(never_ends=True)
+    reading = asyncio.create_task(client.read())
+    await asyncio.sleep(0.01)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+
+    assert client.num_closed == 1
+    assert client.leaving.cancelled()
+
+
+async def test_comments_keep_it_alive_and_none_follows_its_end():
+    client = Client(never_ends=True, keep_alive_s=0.01)
+    asyncio.get_running_loop().call_later(0.1, client.leaving.set_result, None)
+    await client.read()
+    comments = client.body[2:]
+    await asyncio.sleep(0.05)
+
+    assert comments
+    assert set(comments) == {b": keep-alive\n\n"}
+    assert client.body[2:] == comments
