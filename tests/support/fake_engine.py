@@ -313,9 +313,18 @@ def _drafts(request: GenerationRequest) -> bool:
     return request.early_exit.enabled and request.early_exit.max_draft_tokens != 0
 
 
-def _figures(request: GenerationRequest) -> DraftFigures | None:
+def _figures(request: GenerationRequest) -> DraftFigures:
+    policy = request.early_exit.under(PolicyReport(reason=PolicyReason.DRAFTING))
     if not _drafts(request):
-        return None
+        return DraftFigures(
+            num_steps=0,
+            num_draft_tokens=0,
+            num_accepted_tokens=0,
+            acceptance_histogram=(),
+            accepted_by_layer={},
+            drafted_by_layer={},
+            policy=policy,
+        )
     return DraftFigures(
         num_steps=4,
         num_draft_tokens=6,
@@ -323,5 +332,5 @@ def _figures(request: GenerationRequest) -> DraftFigures | None:
         acceptance_histogram=(0, 3, 1),
         accepted_by_layer={EXIT_LAYER: 5},
         drafted_by_layer={EXIT_LAYER: 6},
-        policy=PolicyReport(reason=PolicyReason.DRAFTING),
+        policy=policy,
     )

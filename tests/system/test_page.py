@@ -168,13 +168,13 @@ def test_a_difference_is_not_called_identical(page, engine):
     assert page.one(".verdict").text == "✗ Different from token 2 on"
 
 
-def test_an_answer_without_drafts_says_so(page, engine):
+def test_an_answer_without_drafts_says_so_and_why(page, engine):
     page.one("#toggle-settings").click()
     page.one("#max-drafts").send_keys("0")
     page.ask("Plainly?")
     page.answered()
 
-    assert "no drafts" in page.one(".summary").text
+    assert "no drafts were tried (off by request)" in page.one(".summary").text
     assert page.one("#acceptance").text == "\N{EN DASH}"
 
 

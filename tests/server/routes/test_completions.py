@@ -88,8 +88,11 @@ def test_a_single_choice_has_draft_figures_in_vllms_shape(client):
     assert metrics["early_exit"]["reason"] == "drafting"
 
 
-def test_without_early_exit_there_are_no_figures(client):
-    assert "metrics" not in complete(client, early_exit={"enabled": False}).json()
+def test_without_early_exit_nothing_is_drafted_and_it_says_why(client):
+    metrics = complete(client, early_exit={"enabled": False}).json()["metrics"]
+
+    assert metrics["speculative_decoding"]["num_draft_tokens"] == 0
+    assert metrics["early_exit"]["reason"] == "off_by_request"
 
 
 def test_a_trace_says_where_each_token_left(client):
