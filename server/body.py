@@ -93,7 +93,7 @@ def _is_of_few_values(raw: bytes, most: int, most_numbers: int) -> bool:
         raw = raw.replace(rb"\\", b"").replace(rb"\"", b"")
     if raw.count(b'"') > 4 * most:  # a name and a value have two each
         return False
-    outside = b"t".join(raw.split(b'"')[::2])
+    outside = b"t".join(raw.split(b'"')[::2])  # t for a text: a list of them is not of numbers
     if outside.count(b",") > most_numbers or outside.count(b"[") + outside.count(b"{") > most:
         return False
     return _FLAT_NUMBERS.sub(b"", outside).count(b",") <= most
