@@ -66,7 +66,7 @@ def plot_ratios(bars: Sequence[tuple[str, float]], path: Path, title: str) -> No
     axis.axvline(1.0, color="#9aa0a6", linewidth=1)
     axis.invert_yaxis()
     axis.spines[["top", "right"]].set_visible(False)
-    axis.set_title(title)
+    axis.set_title(title, wrap=True)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
@@ -135,6 +135,6 @@ def plot_curves(
     axis.set_ylabel(labels[1])
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
-    axis.set_title(title)
+    axis.set_title(title, wrap=True)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

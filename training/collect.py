@@ -25,12 +25,12 @@ def collect(
     directory: Path,
     *,
     max_tokens_per_call: int = 512,
-    progress: Callable[[int, int], None] | None = None,
+    on_rows: Callable[[int], object] | None = None,
 ) -> ShardPaths:
     """Write one shard per group of generations; what exists is kept.
 
     Args:
-        progress: Called with (rows done, rows in all).
+        on_rows: Called with the number of rows done.
 
     Returns:
         The parts of every shard, in the order of the rows.
@@ -50,12 +50,12 @@ def collect(
             ]
             store.write(number, parts, len(group))
         paths.append({part: store.path(number, len(group), part) for part in parts_of(exit_layers)})
-        if progress is not None:
-            progress(min(start + ROWS_PER_SHARD, len(rows)), len(rows))
+        if on_rows is not None:
+            on_rows(min(start + ROWS_PER_SHARD, len(rows)))
     return paths
 
 
-def kept_positions(row: Generation) -> range:
+def _kept_positions(row: Generation) -> range:
     """Those whose states are kept: all that predict output, and the one before."""
     num_prompt = len(row.prompt_ids)
     return range(max(0, num_prompt - 2), num_prompt + len(row.output_ids) - 1)
@@ -123,7 +123,7 @@ def _whole_sequences(
     next_block = 0
     for index, row in enumerate(pack):
         ids = row.prompt_ids + row.output_ids[:-1]
-        mine = kept_positions(row)
+        mine = _kept_positions(row)
         kept.extend(len(token_ids) + position for position in mine)
         is_first.extend([True] + [False] * (len(mine) - 1))
         token_ids.extend(ids)

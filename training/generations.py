@@ -5,9 +5,11 @@ Row: {"task": str, "prompt_ids": [int], "output_ids": [int], "temperature": floa
 """
 
 import json
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, zip_longest
 from pathlib import Path
 
 _HELD_OUT_EVERY = 25
@@ -78,3 +80,19 @@ def reduced_vocabulary(rows: Sequence[Generation], size: int) -> tuple[list[int]
     kept = counts.most_common(size)
     covered = sum(count for _, count in kept) / max(1, sum(counts.values()))
     return sorted(token for token, _ in kept), covered
+
+
+def choose_sample(rows: Sequence[Generation], num_tokens: int) -> list[Generation]:
+    """The first generations that have so many tokens."""
+    ends = list(accumulate(len(row.output_ids) for row in rows))
+    return list(rows[: bisect_left(ends, num_tokens) + 1])
+
+
+def choose_prompts(rows: Sequence[Generation], count: int) -> list[list[int]]:
+    """Prompts of different tasks, as far as there are any."""
+    by_task: dict[str, list[list[int]]] = {}
+    for row in rows:
+        by_task.setdefault(row.task, []).append(row.prompt_ids)
+    turns = zip_longest(*by_task.values())
+    picked = [prompt for turn in turns for prompt in turn if prompt is not None]
+    return picked[:count]

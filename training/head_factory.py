@@ -16,6 +16,7 @@ from training.head_module import HeadModule, feature_scale
 from training.progress import ProgressReport
 from training.states import LAST, Shards
 from training.train_head import HeadTrainer, TrainingConfig, fit_linear
+from training.whole_file import whole_file
 
 _SCALE_SAMPLE = 65536  # positions that feature scales are measured on
 
@@ -92,9 +93,8 @@ class HeadFactory:
 
             while not trainer.is_done:
                 trainer.run_epoch(on_step)
-                partial = checkpoint.with_suffix(".partial")
-                torch.save(trainer.state(), partial)
-                partial.replace(checkpoint)
+                with whole_file(checkpoint) as partial:
+                    torch.save(trainer.state(), partial)
         return head
 
 

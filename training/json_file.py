@@ -4,12 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from training.whole_file import whole_file
+
 
 def write_json(path: Path, content: Any) -> None:
     """Write, or replace what is there."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:

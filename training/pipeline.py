@@ -27,23 +27,25 @@ from training.evaluate import HeadFigures, evaluate_head
 from training.generate import GenerationOptions, generate
 from training.generations import (
     Generation,
+    choose_prompts,
+    choose_sample,
     read_generations,
     reduced_vocabulary,
     split_held_out,
 )
 from training.head_factory import HeadFactory
 from training.head_module import HeadModule
-from training.heads_file import data_facts, model_facts, read_facts, write_heads
+from training.heads_file import Facts, data_facts, model_facts, read_facts, write_heads
 from training.progress import ProgressReport
 from training.prompts import Prompt
 from training.replay import Forecast, Replay, form_opinions
 from training.report import write_report
-from training.search import Sample, Search, SearchOptions, choose_prompts, choose_sample
+from training.search import Sample, Search, SearchOptions
 from training.search_result import SearchResult
 from training.states import ROWS_PER_SHARD, StateShards
 from training.texts import GreedyTexts
 from training.threads import torch_threads
-from training.timing import Stopwatch
+from training.timing import Stopwatch, TimedRuns
 from training.train_head import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -84,7 +86,7 @@ def train(
     if options.start_from is not None:
         load_heads(options.start_from, decoder)  # of the same weights
     layers = options.exit_layers
-    check_disk(generation, decoder.spec.hidden_size, len(layers))
+    _check_disk(generation, decoder.spec.hidden_size, len(layers))
     generate(generation, prompts, layers, decoder)
     training, held_out = split_held_out(read_generations(generation.generations))
     if not training:
@@ -96,22 +98,36 @@ def train(
     factory = HeadFactory(decoder, ids, generation.max_bytes)
     heads, figures = _train_heads(factory, paths, held_out_paths, generation, options)
     facts = model_facts(options.name, decoder) | {
-        "training": data_facts(training) | asdict(options.training),
+        "training": _training_facts(training, options),
         "vocabulary": {"size": len(ids), "coverage": round(covered, 4)},
     }
     if found is not None:
         facts["search"] = found.facts()
-    if options.start_from is not None:
-        facts["training"]["started_from"] = read_facts(options.start_from)["training"]
     write_heads(options.output, heads, figures, factory.token_ids, facts)
-    prompt_ids = choose_prompts(held_out, _REPORTED_PROMPTS)
-    stopwatch = Stopwatch(generation.model, decoder, prompt_ids, _REPORTED_LENGTH)
-    [timed] = stopwatch.run({"heads": options.output}).values()
-    logger.info("early exits: %.2f times plain decoding", timed.speedup)
+    timed = _timed(generation.model, decoder, options.output, held_out)
     texts = GreedyTexts(*_first(held_out, held_out_paths))
     forecast = _forecast(factory, heads, figures, texts, decoder, generation.model)
     write_report(options.output, generation.model.directory, figures, found, forecast, timed)
     return figures
+
+
+def _training_facts(rows: Sequence[Generation], options: TrainOptions) -> Facts:
+    """What the heads have seen, and how they learned from it."""
+    facts = data_facts(rows) | asdict(options.training)
+    if options.start_from is not None:
+        facts["started_from"] = read_facts(options.start_from)["training"]
+    return facts
+
+
+def _timed(
+    model: ModelConfig, decoder: Decoder, heads: Path, rows: Sequence[Generation]
+) -> TimedRuns:
+    """Runs of written heads on the prompts of some generations."""
+    prompts = choose_prompts(rows, _REPORTED_PROMPTS)
+    stopwatch = Stopwatch(model, decoder, prompts, _REPORTED_LENGTH)
+    [timed] = stopwatch.run({"heads": heads}).values()
+    logger.info("early exits: %.2f times plain decoding", timed.speedup)
+    return timed
 
 
 def _train_heads(
@@ -166,7 +182,7 @@ def _forecast(
     )
 
 
-def check_disk(generation: GenerationOptions, hidden_size: int, num_exits: int) -> None:
+def _check_disk(generation: GenerationOptions, hidden_size: int, num_exits: int) -> None:
     """Refuse to begin what the disk cannot hold.
 
     Raises:
@@ -201,7 +217,7 @@ def _search(
     if not layers:
         raise ValueError("--search: a model of one layer has no exits")
     small = replace(generation, num_tokens=min(options.num_tokens, generation.num_tokens))
-    check_disk(small, decoder.spec.hidden_size, len(layers))
+    _check_disk(small, decoder.spec.hidden_size, len(layers))
     generate(small, prompts, layers, decoder)
     rows = choose_sample(read_generations(generation.generations), options.num_tokens)
     training, held_out = split_held_out(rows)
@@ -253,10 +269,4 @@ def _collect(
     decoder: Decoder, rows: Sequence[Generation], exit_layers: Sequence[int], directory: Path
 ) -> ShardPaths:
     with ProgressReport(f"hidden states ({directory.name})", len(rows), "sequences") as report:
-        return collect(
-            decoder,
-            rows,
-            exit_layers,
-            directory,
-            progress=lambda done, _: report.update(done),
-        )
+        return collect(decoder, rows, exit_layers, directory, on_rows=report.update)

@@ -17,6 +17,8 @@ from engine.model.ops.interface import TokenBatch
 from engine.model.ops.torch_ops import TorchOps
 from engine.model.spec import ModelSpec
 from engine.plan import RowPlan, RowResult, SequenceStart
+from engine.request import EarlyExitOptions, GenerationRequest, SamplingParams
+from engine.sequence import Sequence as EngineSequence
 from engine.worker.chances import Chances
 from engine.worker.cost_model import CostModel
 from engine.worker.decode_step import DecodeStep
@@ -264,23 +266,10 @@ def _padded(tensor: Tensor, start: int, end: int, device: torch.device) -> Tenso
 
 def _start(number: int) -> SequenceStart:
     """Greedy text behind two tokens nobody reads."""
-    return SequenceStart(
-        sequence_id=number,
-        token_ids=[0, 0],
-        num_prompt_tokens=2,
-        temperature=0.0,
-        top_p=1.0,
-        top_k=0,
-        min_p=0.0,
-        seed=0,
-        presence_penalty=0.0,
-        frequency_penalty=0.0,
-        repetition_penalty=1.0,
-        logit_bias={},
-        min_tokens=0,
-        stop_token_ids=[],
-        num_logprobs=None,
-        early_exit=True,
-        threshold=None,
-        lookup=False,
+    request = GenerationRequest(
+        request_id=str(number),
+        prompt_token_ids=(0, 0),
+        sampling=SamplingParams(temperature=0.0),
+        early_exit=EarlyExitOptions(lookup=False),
     )
+    return EngineSequence(number, request, (), 2).start()

@@ -9,41 +9,38 @@ Forecasts are the policy's own (see `replay`). Every stage leaves a file; a kill
 """
 
 import logging
-from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import accumulate, zip_longest
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
 from engine.config import ModelConfig
 from engine.model.decoder import Decoder
-from engine.model.exit_head import Calibration
 from training.collect import ShardPaths
 from training.costs import PartCosts, measure_costs
 from training.evaluate import evaluate_head
-from training.generations import Generation, reduced_vocabulary
+from training.forecasts import CheapHeads, Forecaster, all_forecasts
+from training.generations import Generation, choose_prompts, reduced_vocabulary
 from training.head_factory import HeadFactory
 from training.heads_file import model_facts, write_heads
 from training.json_file import read_json, write_json
 from training.progress import ProgressReport
 from training.replay import Forecast, Opinions, Replay, form_opinions
 from training.search_result import Candidate, LayerCurve, SearchResult
-from training.states import ROWS_PER_SHARD, HiddenStates
+from training.states import ROWS_PER_SHARD
 from training.texts import GreedyTexts
 from training.threads import torch_threads
 from training.timing import Stopwatch, TimedRuns
 from training.train_head import TrainingConfig
+from training.whole_file import whole_file
 
 logger = logging.getLogger(__name__)
 
-VOCABULARY_SIZES = (2048, 4096, 8192, 16384)
+_VOCABULARY_SIZES = (2048, 4096, 8192, 16384)
 _FIRST_SIZE = 4096  # that exits are compared with
 _THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _FIT_SHARE = 0.75  # of the sample's shards; the others are replayed
-_PAIRED = 3  # the best single exits get a second one
-_SECOND_EXITS = 6  # tried with each of them
 _TIMED_PROMPTS, _TIMED_LENGTH = 8, 96
 
 
@@ -96,12 +93,12 @@ class Search:
     def run(self) -> SearchResult:
         """Find exits, and the size of the reduced vocabulary."""
         sizes = self._sizes()
-        forecaster = _Forecaster(
+        forecaster = Forecaster(
             Replay(self._decoder.spec, self._texts.states), self._costs(sizes), self._work
         )
         first_size = min(sizes, key=lambda size: abs(size - _FIRST_SIZE))
         cheap = self._cheap_heads(first_size)
-        forecasts = _all_forecasts(forecaster, cheap)
+        forecasts = all_forecasts(forecaster, cheap)
         singles = [forecast for forecast in forecasts if len(forecast.exit_layers) == 1]
         best = max(singles, key=lambda forecast: forecast.speedup).exit_layers[0]
         vocabularies = self._vocabularies(forecaster, best, sizes)
@@ -134,13 +131,13 @@ class Search:
         most = self._decoder.spec.vocab_size
         if self._options.vocabulary_size is not None:
             return [min(self._options.vocabulary_size, most)]
-        return [size for size in VOCABULARY_SIZES if size < most] or [most]
+        return [size for size in _VOCABULARY_SIZES if size < most] or [most]
 
     def _factory(self, size: int) -> HeadFactory:
         ids, _ = reduced_vocabulary(self._sample.training, size)
         return HeadFactory(self._decoder, ids, self._max_bytes)
 
-    def _cheap_heads(self, size: int) -> "_CheapHeads":
+    def _cheap_heads(self, size: int) -> CheapHeads:
         """Fitted at every layer."""
         factory = self._factory(size)
         layers = range(1, self._decoder.spec.num_layers)
@@ -153,17 +150,16 @@ class Search:
                     opinions[layer] = Opinions(**load_file(str(path)))
                 else:
                     opinions[layer] = self._opinions(factory, layer)
-                    partial = path.with_suffix(".partial")
-                    save_file(asdict(opinions[layer]), str(partial))
-                    partial.replace(path)
+                    with whole_file(path) as partial:
+                        save_file(asdict(opinions[layer]), str(partial))
                 report.update(layer)
-        return _CheapHeads.of(opinions, self._texts.states, size)
+        return CheapHeads.of(opinions, self._texts.states, size)
 
     def _opinions(self, factory: HeadFactory, layer: int) -> Opinions:
         head = factory.fitted(factory.shards(self._fit_paths, layer))
         return form_opinions(head, self._texts.at(layer), factory.token_ids)
 
-    def _curve(self, cheap: "_CheapHeads", single: Forecast) -> LayerCurve:
+    def _curve(self, cheap: CheapHeads, single: Forecast) -> LayerCurve:
         [layer] = single.exit_layers
         agreement = cheap.opinions[layer].agreement(self._texts.states)
         return LayerCurve(
@@ -174,14 +170,14 @@ class Search:
         )
 
     def _vocabularies(
-        self, forecaster: "_Forecaster", layer: int, sizes: Sequence[int]
+        self, forecaster: Forecaster, layer: int, sizes: Sequence[int]
     ) -> dict[int, tuple[float, float]]:
         """Coverage and forecast of every size, with an exit at `layer`."""
         found = {}
         for size in sizes:
             with torch_threads(self._model):
                 opinions = {layer: self._opinions(self._factory(size), layer)}
-            cheap = _CheapHeads.of(opinions, self._texts.states, size)
+            cheap = CheapHeads.of(opinions, self._texts.states, size)
             speedup = forecaster.forecast([layer], cheap).speedup
             _, covered = reduced_vocabulary(self._sample.training, size)
             found[size] = (round(covered, 4), speedup)
@@ -219,74 +215,8 @@ class Search:
         return list(runs.values())
 
 
-@dataclass(frozen=True, slots=True)
-class _CheapHeads:
-    """What heads that nobody has trained expect, by exit layer."""
-
-    opinions: Mapping[int, Opinions]
-    calibration: Mapping[int, Calibration]
-    vocabulary_size: int
-
-    @classmethod
-    def of(cls, opinions: Mapping[int, Opinions], states: HiddenStates, size: int) -> "_CheapHeads":
-        """Calibrated on the texts themselves."""
-        return cls(opinions, {n: each.calibration(states) for n, each in opinions.items()}, size)
-
-
-class _Forecaster:
-    """Forecasts with the costs of this machine; each is made once."""
-
-    def __init__(self, replay: Replay, costs: PartCosts, work: Path) -> None:
-        self._replay = replay
-        self._costs = costs
-        self._path = work / "forecasts.json"
-        self._speedups: dict[str, float] = read_json(self._path) or {}
-
-    def forecast(
-        self, exit_layers: Sequence[int], cheap: _CheapHeads, threshold: float | None = None
-    ) -> Forecast:
-        """Of exits at some of the layers that have heads."""
-        layers, size = list(exit_layers), cheap.vocabulary_size
-        name = f"exits {layers}, {size} tokens, threshold {threshold}"
-        if name in self._speedups:
-            speedup = self._speedups[name]
-            return Forecast(exit_layers=layers, threshold=threshold, speedup=speedup)
-        forecast = self._replay.forecast(
-            {layer: cheap.opinions[layer] for layer in layers},
-            {layer: cheap.calibration[layer] for layer in layers},
-            self._costs.model(layers, size),
-            self._costs.model([], size).plain(1),
-            threshold,
-        )
-        self._speedups[name] = forecast.speedup
-        write_json(self._path, self._speedups)
-        return forecast
-
-
-def _all_forecasts(forecaster: _Forecaster, cheap: _CheapHeads) -> list[Forecast]:
-    """Of every single exit, and of pairs that begin with one of the best."""
-    layers = list(cheap.opinions)
-    with ProgressReport("forecasts", len(layers), "choices") as report:
-        forecasts: list[Forecast] = []
-        for layer in layers:
-            forecasts.append(forecaster.forecast([layer], cheap))
-            report.update(len(forecasts))
-        best = sorted(forecasts, key=lambda each: each.speedup, reverse=True)[:_PAIRED]
-        firsts = [forecast.exit_layers[0] for forecast in best]
-        pairs = [
-            [first, second]
-            for first in firsts
-            for second in _spread([layer for layer in layers if layer > first], _SECOND_EXITS)
-        ]
-        report.total += len(pairs)
-        for pair in pairs:
-            forecasts.append(forecaster.forecast(pair, cheap))
-            report.update(len(forecasts))
-    return forecasts
-
-
 def _candidate(
-    forecaster: _Forecaster, cheap: _CheapHeads, forecast: Forecast, timed: TimedRuns
+    forecaster: Forecaster, cheap: CheapHeads, forecast: Forecast, timed: TimedRuns
 ) -> Candidate:
     """With the best of some fixed thresholds."""
     fixed = [
@@ -302,25 +232,3 @@ def _candidate(
         measured_alone=timed.speedup_alone,
         measured=timed.speedup,
     )
-
-
-def _spread(values: Sequence[int], count: int) -> list[int]:
-    """At most so many of them, evenly spaced, the first included."""
-    step = max(1, -(-len(values) // count))
-    return list(values[::step])
-
-
-def choose_sample(rows: Sequence[Generation], num_tokens: int) -> list[Generation]:
-    """The first generations that have so many tokens."""
-    ends = list(accumulate(len(row.output_ids) for row in rows))
-    return list(rows[: bisect_left(ends, num_tokens) + 1])
-
-
-def choose_prompts(rows: Sequence[Generation], count: int) -> list[list[int]]:
-    """Prompts of different tasks, as far as there are any."""
-    by_task: dict[str, list[list[int]]] = {}
-    for row in rows:
-        by_task.setdefault(row.task, []).append(row.prompt_ids)
-    turns = zip_longest(*by_task.values())
-    picked = [prompt for turn in turns for prompt in turn if prompt is not None]
-    return picked[:count]

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from engine.worker.learning.trainee import unit_rms
+from training.whole_file import whole_file
 
 ROWS_PER_SHARD = 16  # what a killed pass has to do again at most
 LAST = "last"  # the part every shard has
@@ -122,9 +123,8 @@ class StateShards:
                 path.unlink()
 
     def _save(self, tensors: dict[str, Tensor], path: Path) -> None:
-        partial = path.with_suffix(".partial")
-        save_file({name: tensor.cpu() for name, tensor in tensors.items()}, str(partial))
-        partial.replace(path)
+        with whole_file(path) as partial:
+            save_file({name: tensor.cpu() for name, tensor in tensors.items()}, str(partial))
         shard, _, part = path.name.partition(".")
         for other in self._directory.glob(f"{shard.rpartition('-')[0]}-*.{part}"):
             if other != path:

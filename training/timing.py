@@ -104,7 +104,7 @@ class Stopwatch:
         )
         return OfflineEngine(config, ModelWorker(config, decoder=self._decoder))
 
-    def _generate(self, engine: OfflineEngine, index: int, early_exit: EarlyExitOptions) -> "_Run":
+    def _generate(self, engine: OfflineEngine, index: int, early_exit: EarlyExitOptions) -> _Run:
         request = GenerationRequest(
             request_id=str(index),
             prompt_token_ids=tuple(self._prompts[index]),

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from training.json_file import write_json
+
 _AGAIN_S = 5.0
 
 
@@ -112,9 +114,7 @@ class Report:
             "durations_s": self.durations_s,
             "running": self.running,
         }
-        beside = self.file.with_name(self.file.name + ".new")
-        beside.write_text(json.dumps(content, indent=1) + "\n")
-        beside.replace(self.file)
+        write_json(self.file, content)
 
     def print_table(self) -> None:
         """Failures with their tracebacks, then every figure."""

@@ -5,6 +5,8 @@ from pathlib import Path
 from training.generations import (
     Generation,
     append_generations,
+    choose_prompts,
+    choose_sample,
     num_output_tokens,
     read_generations,
     reduced_vocabulary,
@@ -38,3 +40,19 @@ def test_reduced_vocabulary_is_the_most_frequent_output() -> None:
     ids, covered = reduced_vocabulary(ROWS, 2)
     assert ids == [3, 4]
     assert covered == (2 * 50 + 50 + 2) / num_output_tokens(ROWS)
+
+
+def test_the_sample_is_the_first_so_many_tokens() -> None:
+    rows = [Generation("qa", [n], [1] * 10, 0.0) for n in range(5)]
+    assert choose_sample(rows, 1) == rows[:1]
+    assert choose_sample(rows, 20) == rows[:2]
+    assert choose_sample(rows, 21) == rows[:3]
+    assert choose_sample(rows, 1000) == rows
+
+
+def test_timed_prompts_are_of_different_tasks() -> None:
+    tasks = ["a", "a", "a", "b", "c", "c"]
+    rows = [Generation(task, [n], [1, 2], 0.0) for n, task in enumerate(tasks)]
+    assert choose_prompts(rows, 4) == [[0], [3], [4], [1]]
+    assert len(choose_prompts(rows, 10)) == 6
+    assert choose_prompts([], 3) == []

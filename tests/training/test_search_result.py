@@ -1,31 +1,13 @@
-"""What a search is made on, and what is kept of its result."""
+"""What is kept of a search."""
 
 from pathlib import Path
 
 import pytest
 
 from engine.model.exit_head import Calibration
-from training.generations import Generation
-from training.search import choose_prompts, choose_sample
 from training.search_result import Candidate, LayerCurve, SearchResult
 
 pytestmark = pytest.mark.torch
-
-
-def test_the_sample_is_the_first_so_many_tokens() -> None:
-    rows = [Generation("qa", [n], [1] * 10, 0.0) for n in range(5)]
-    assert choose_sample(rows, 1) == rows[:1]
-    assert choose_sample(rows, 20) == rows[:2]
-    assert choose_sample(rows, 21) == rows[:3]
-    assert choose_sample(rows, 1000) == rows
-
-
-def test_timed_prompts_are_of_different_tasks() -> None:
-    tasks = ["a", "a", "a", "b", "c", "c"]
-    rows = [Generation(task, [n], [1, 2], 0.0) for n, task in enumerate(tasks)]
-    assert choose_prompts(rows, 4) == [[0], [3], [4], [1]]
-    assert len(choose_prompts(rows, 10)) == 6
-    assert choose_prompts([], 3) == []
 
 
 def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:

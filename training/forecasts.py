@@ -1,0 +1,87 @@
+"""Forecasts for a search: every single exit, and pairs, on heads that nobody has trained."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.model.exit_head import Calibration
+from training.costs import PartCosts
+from training.json_file import read_json, write_json
+from training.progress import ProgressReport
+from training.replay import Forecast, Opinions, Replay
+from training.states import HiddenStates
+
+_PAIRED = 3  # the best single exits get a second one
+_SECOND_EXITS = 6  # tried with each of them
+
+
+@dataclass(frozen=True, slots=True)
+class CheapHeads:
+    """What heads that nobody has trained expect, by exit layer."""
+
+    opinions: Mapping[int, Opinions]
+    calibration: Mapping[int, Calibration]
+    vocabulary_size: int
+
+    @classmethod
+    def of(cls, opinions: Mapping[int, Opinions], states: HiddenStates, size: int) -> "CheapHeads":
+        """Calibrated on the texts themselves."""
+        return cls(opinions, {n: each.calibration(states) for n, each in opinions.items()}, size)
+
+
+class Forecaster:
+    """Forecasts with the costs of this machine; each is made once."""
+
+    def __init__(self, replay: Replay, costs: PartCosts, work: Path) -> None:
+        self._replay = replay
+        self._costs = costs
+        self._path = work / "forecasts.json"
+        self._speedups: dict[str, float] = read_json(self._path) or {}
+
+    def forecast(
+        self, exit_layers: Sequence[int], cheap: CheapHeads, threshold: float | None = None
+    ) -> Forecast:
+        """Of exits at some of the layers that have heads."""
+        layers, size = list(exit_layers), cheap.vocabulary_size
+        name = f"exits {layers}, {size} tokens, threshold {threshold}"
+        if name in self._speedups:
+            speedup = self._speedups[name]
+            return Forecast(exit_layers=layers, threshold=threshold, speedup=speedup)
+        forecast = self._replay.forecast(
+            {layer: cheap.opinions[layer] for layer in layers},
+            {layer: cheap.calibration[layer] for layer in layers},
+            self._costs.model(layers, size),
+            self._costs.model([], size).plain(1),
+            threshold,
+        )
+        self._speedups[name] = forecast.speedup
+        write_json(self._path, self._speedups)
+        return forecast
+
+
+def all_forecasts(forecaster: Forecaster, cheap: CheapHeads) -> list[Forecast]:
+    """Of every single exit, and of pairs that begin with one of the best."""
+    layers = list(cheap.opinions)
+    with ProgressReport("forecasts", len(layers), "choices") as report:
+        forecasts: list[Forecast] = []
+        for layer in layers:
+            forecasts.append(forecaster.forecast([layer], cheap))
+            report.update(len(forecasts))
+        best = sorted(forecasts, key=lambda each: each.speedup, reverse=True)[:_PAIRED]
+        firsts = [forecast.exit_layers[0] for forecast in best]
+        pairs = [
+            [first, second]
+            for first in firsts
+            for second in _spread([layer for layer in layers if layer > first], _SECOND_EXITS)
+        ]
+        report.total += len(pairs)
+        for pair in pairs:
+            forecasts.append(forecaster.forecast(pair, cheap))
+            report.update(len(forecasts))
+    return forecasts
+
+
+def _spread(values: Sequence[int], count: int) -> list[int]:
+    """At most so many of them, evenly spaced, the first included."""
+    step = max(1, -(-len(values) // count))
+    return list(values[::step])
