@@ -18,7 +18,8 @@ from benchmarks.native_flags import add_flags, numbers, require_native
 from engine.checkpoint import resolve_model
 from engine.model.decoder import Decoder
 from engine.model.ops.interface import LayerCache, TokenBatch
-from engine.model.ops.native_ops import Format, NativeOps
+from engine.model.ops.native.linear import Format
+from engine.model.ops.native_ops import NativeOps
 from engine.worker.decode_step import split_layers
 from engine.worker.kv_cache import allocate_cache
 

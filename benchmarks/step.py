@@ -23,7 +23,8 @@ from benchmarks.native_flags import add_flags, numbers, require_native
 from engine.checkpoint import resolve_model
 from engine.config import EngineConfig, ExitsConfig, ModelConfig, SchedulerConfig
 from engine.model.decoder import Decoder
-from engine.model.ops.native_ops import Format, NativeOps
+from engine.model.ops.native.linear import Format
+from engine.model.ops.native_ops import NativeOps
 from engine.offline import OfflineEngine
 from engine.plan import StepPlan, StepResult, WorkerInfo
 from engine.request import GenerationRequest, SamplingParams

@@ -12,7 +12,8 @@ from engine.config import EngineConfig, ModelConfig
 from engine.errors import ModelLoadError
 from engine.model.ops.cuda_ops import CudaOps
 from engine.model.ops.interface import Ops
-from engine.model.ops.native_ops import Format, NativeOps
+from engine.model.ops.native.linear import Format
+from engine.model.ops.native_ops import NativeOps
 from engine.model.ops.torch_ops import TorchOps
 from engine.model.spec import ModelSpec
 from engine.worker.cores import cores_to_pin, usable_cores

@@ -3,7 +3,8 @@
 import pytest
 
 from engine.model.ops.interface import Ops
-from engine.model.ops.native_ops import Format, NativeOps
+from engine.model.ops.native.linear import Format
+from engine.model.ops.native_ops import NativeOps
 from engine.model.ops.torch_ops import TorchOps
 
 needs_native = pytest.mark.skipif(

@@ -9,69 +9,19 @@ hand to C is laid out once.
 
 from collections.abc import Sequence
 from ctypes import byref, c_int32, pointer
-from enum import IntEnum
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from engine.model.block_weight import BLOCK, BlockWeight, quantize
+from engine.model.block_weight import BlockWeight
 from engine.model.ops.interface import AttentionParams, DecoderLayer, LayerCache, TokenBatch
 from engine.model.ops.layers import run_layers
 from engine.model.ops.native import library
+from engine.model.ops.native.address import address, optional_address
 from engine.model.ops.native.build import BuildError
-from engine.model.ops.native.library import Linear, load_library
-
-_PANEL = 16  # outputs of a weight panel
-_PACK_ROWS = 4096  # rows converted at a time, so that a big weight needs no second float32 copy
-_CACHE_LINE = 64  # bytes
-
-
-class Format(IntEnum):
-    """How a weight is kept; the values are those of panel.h."""
-
-    FLOAT32 = 0
-    BFLOAT16 = 1
-    INT8 = 2
-    INT4 = 3
-
-
-class NativeLinear:
-    """A weight [out, in] in panels of 16 outputs, and its bias; the only copy."""
-
-    def __init__(
-        self, library: Any, shape: Sequence[int], fmt: Format, bias: Tensor | None
-    ) -> None:
-        """An empty weight; whoever made it fills it."""
-        self.out_features, self.in_features = shape
-        self.format = fmt
-        self._panels = _aligned_bytes(
-            library.linear_bytes(fmt, self.out_features, self.in_features)
-        )
-        library.linear_prefer_huge_pages(self._panels.data_ptr(), self._panels.nbytes)
-        self._panels.zero_()
-        self._bias = None
-        if bias is not None:
-            self._bias = torch.zeros(-(-self.out_features // _PANEL) * _PANEL)
-            self._bias[: self.out_features] = bias
-        self.native = Linear(
-            self._panels.data_ptr(),
-            _optional_address(self._bias),
-            self.out_features,
-            self.in_features,
-            library.panel_bytes(fmt, self.in_features),
-            fmt,
-        )
-        self.reference = byref(self.native)
-
-    def clear(self) -> None:
-        """Empty again: half a word is written without regard to what was there."""
-        self._panels.zero_()
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory that a pass over the weight reads."""
-        return self._panels.nbytes
+from engine.model.ops.native.library import load_library
+from engine.model.ops.native.linear import PANEL, Format, NativeLinear
 
 
 class _Segment(NamedTuple):
@@ -143,57 +93,22 @@ class NativeOps:
     ) -> NativeLinear:
         """See `Ops.pack`."""
         if isinstance(weight, BlockWeight):
-            return self._pack_blocks(weight, bias)
+            return NativeLinear.of_blocks(weight, bias)
         is_too_coarse = is_table and self.form is Format.INT4
-        return self._pack_floats(weight, bias, Format.INT8 if is_too_coarse else self.form)
+        return NativeLinear.of_floats(weight, bias, Format.INT8 if is_too_coarse else self.form)
 
     def pack_head(self, weight: Tensor) -> NativeLinear:
         """See `Ops.pack_head`."""
-        return self._pack_floats(weight, None, self._heads)
+        return NativeLinear.of_floats(weight, None, self._heads)
 
     def repack_head(self, packed: NativeLinear, weight: Tensor) -> None:
         """See `Ops.repack_head`."""
-        packed.clear()
-        self._write_floats(packed, weight)
-
-    def _write_floats(self, packed: NativeLinear, weight: Tensor) -> None:
-        fmt = packed.format
-        for first in range(0, packed.out_features, _PACK_ROWS):
-            rows = weight[first : first + _PACK_ROWS]
-            if fmt in (Format.INT8, Format.INT4):
-                self._write_codes(packed, quantize(rows, 8 if fmt is Format.INT8 else 4), first)
-            else:
-                values = rows.to(torch.float32).contiguous()
-                self._library.linear_pack(packed.reference, values.data_ptr(), first, len(values))
-
-    def _pack_floats(self, weight: Tensor, bias: Tensor | None, wanted: Format) -> NativeLinear:
-        fmt = _fitting(wanted, weight.shape[1])
-        packed = NativeLinear(self._library, weight.shape, fmt, bias)
-        self._write_floats(packed, weight)
-        return packed
-
-    def _pack_blocks(self, weight: BlockWeight, bias: Tensor | None) -> NativeLinear:
-        fmt = Format.INT8 if weight.bits == 8 else Format.INT4
-        packed = NativeLinear(self._library, weight.shape, fmt, bias)
-        for first in range(0, packed.out_features, _PACK_ROWS):
-            self._write_codes(packed, weight.rows(first, first + _PACK_ROWS), first)
-        return packed
-
-    def _write_codes(self, packed: NativeLinear, rows: BlockWeight, first: int) -> None:
-        minimums = rows.minimums
-        self._library.linear_pack_codes(
-            packed.reference,
-            _address(rows.codes.contiguous(), torch.uint8),
-            _address(rows.scales.contiguous(), torch.float16),
-            None if minimums is None else _address(minimums.contiguous(), torch.float16),
-            first,
-            rows.shape[0],
-        )
+        packed.rewrite(weight)
 
     def embed(self, token_ids: Tensor, table: NativeLinear) -> Tensor:
         """See `Ops.embed`."""
         out = torch.empty(len(token_ids), table.in_features)
-        ids = _address(token_ids, torch.int32)
+        ids = address(token_ids, torch.int32)
         _check(self._library.linear_embed(table.reference, ids, len(token_ids), out.data_ptr()))
         return out
 
@@ -215,11 +130,11 @@ class NativeOps:
         status = self._library.linear_forward(
             self._context,
             weight.reference,
-            _address(x),
+            address(x),
             x.shape[0],
-            _optional_address(norm),
+            optional_address(norm),
             eps,
-            _optional_address(residual),
+            optional_address(residual),
             out.data_ptr(),
         )
         _check(status)
@@ -228,7 +143,7 @@ class NativeOps:
     def gate_up(self, x: Tensor, weight: NativeLinear, *, norm: Tensor, eps: float) -> Tensor:
         """See `Ops.gate_up`."""
         width = weight.out_features // 2
-        if width % _PANEL:
+        if width % PANEL:
             gate, up = self.linear(x, weight, norm=norm, eps=eps).chunk(2, dim=-1)
             return gate / (1 + torch.exp(-gate)) * up
         x = x.contiguous()
@@ -237,9 +152,9 @@ class NativeOps:
         status = self._library.linear_gate_up(
             self._context,
             weight.reference,
-            _address(x),
+            address(x),
             x.shape[0],
-            _address(norm),
+            address(norm),
             eps,
             out.data_ptr(),
         )
@@ -257,7 +172,7 @@ class NativeOps:
             byref(self._native_params(params)),
             self._native_batch(batch),
             byref(_native_cache(cache)),
-            _address(qkv),
+            address(qkv),
             out.data_ptr(),
         )
         _check(status)
@@ -285,7 +200,7 @@ class NativeOps:
             len(layers),
             self._native_batch(batch),
             eps,
-            _address(hidden),
+            address(hidden),
             out.data_ptr(),
         )
         _check(status)
@@ -303,13 +218,13 @@ class NativeOps:
         chosen = torch.empty(logits.shape[0], dtype=torch.int64)
         status = self._library.sample_forward(
             self._context,
-            _address(logits),
+            address(logits),
             logits.shape[0],
             logits.shape[1],
             logits.stride(0),
-            _address(inverse_temperature),
-            _address(keys, torch.int64),
-            None if token_ids is None else _address(token_ids, torch.int32),
+            address(inverse_temperature),
+            address(keys, torch.int64),
+            optional_address(token_ids, torch.int32),
             chosen.data_ptr(),
         )
         _check(status)
@@ -320,10 +235,10 @@ class NativeOps:
         entry = self._params.get(id(params))
         if entry is None:
             native = library.AttentionParams(
-                _address(params.rope_cos),
-                _address(params.rope_sin),
-                _optional_address(params.q_norm),
-                _optional_address(params.k_norm),
+                address(params.rope_cos),
+                address(params.rope_sin),
+                optional_address(params.q_norm),
+                optional_address(params.k_norm),
                 params.rope_cos.shape[0],
                 params.num_heads,
                 params.num_kv_heads,
@@ -342,15 +257,15 @@ class NativeOps:
         if segment is None or segment.identity != identity:
             pairs = list(zip(layers, caches, strict=True))
             native = (library.Layer * len(pairs))(*(self._native_layer(*pair) for pair in pairs))
-            is_fused = all(layer.gate_up.out_features % (2 * _PANEL) == 0 for layer in layers)
+            is_fused = all(layer.gate_up.out_features % (2 * PANEL) == 0 for layer in layers)
             segment = _Segment(native, is_fused, identity, pairs)
             self._segments[identity[0]] = segment
         return segment
 
     def _native_layer(self, layer: DecoderLayer, cache: LayerCache) -> library.Layer:
         return library.Layer(
-            _address(layer.input_norm),
-            _address(layer.mlp_norm),
+            address(layer.input_norm),
+            address(layer.mlp_norm),
             *(
                 pointer(weight.native)
                 for weight in (layer.qkv, layer.output, layer.gate_up, layer.down)
@@ -363,10 +278,10 @@ class NativeOps:
         """A reference to the batch as C sees it; one batch passes through many layers."""
         if self._batch is None or self._batch[0] is not batch:
             native = library.TokenBatch(
-                _address(batch.positions, torch.int32),
-                _address(batch.slots, torch.int32),
-                _address(batch.rows, torch.int32),
-                _address(batch.block_tables, torch.int32),
+                address(batch.positions, torch.int32),
+                address(batch.slots, torch.int32),
+                address(batch.rows, torch.int32),
+                address(batch.block_tables, torch.int32),
                 len(batch.positions),
                 batch.block_tables.shape[0],
                 batch.block_tables.shape[1],
@@ -378,31 +293,7 @@ class NativeOps:
 
 def _native_cache(cache: LayerCache) -> library.LayerCache:
     keys, values = cache.keys, cache.values
-    return library.LayerCache(_address(keys), _address(values), keys.shape[0])
-
-
-def _address(tensor: Tensor, dtype: torch.dtype = torch.float32) -> int:
-    """Where the elements lie; C knows neither strides nor types."""
-    assert tensor.dtype is dtype, f"native kernels: {tensor.dtype} instead of {dtype}"
-    assert tensor.is_contiguous(), "native kernels: a tensor is not contiguous"
-    return tensor.data_ptr()
-
-
-def _optional_address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else _address(tensor)
-
-
-def _fitting(wanted: Format, in_features: int) -> Format:
-    """The format wanted, or float32 for rows that cannot be divided into its blocks."""
-    multiple = {Format.BFLOAT16: 2, Format.INT8: BLOCK, Format.INT4: BLOCK}.get(wanted, 1)
-    return Format.FLOAT32 if in_features % multiple else wanted
-
-
-def _aligned_bytes(count: int) -> Tensor:
-    """Uninitialized memory that begins on a cache line."""
-    raw = torch.empty(count + _CACHE_LINE, dtype=torch.uint8)
-    skip = -raw.data_ptr() % _CACHE_LINE
-    return raw[skip : skip + count]
+    return library.LayerCache(address(keys), address(values), keys.shape[0])
 
 
 def _check(status: int) -> None:

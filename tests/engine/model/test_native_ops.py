@@ -13,7 +13,8 @@ from torch import Tensor
 from engine.model.block_weight import quantize
 from engine.model.noise import gumbel
 from engine.model.ops.interface import AttentionParams, LayerCache, TokenBatch
-from engine.model.ops.native_ops import Format, NativeOps
+from engine.model.ops.native.linear import Format
+from engine.model.ops.native_ops import NativeOps
 from engine.model.ops.torch_ops import TorchOps
 
 pytestmark = [pytest.mark.torch, needs_native]
