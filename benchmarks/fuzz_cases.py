@@ -236,9 +236,7 @@ def _with_odd_bytes(choose: random.Random, content: bytes) -> bytes:
         elif change == 3:
             data[place:place] = data[place : place + choose.randint(1, 40)]
         else:
-            data[place:place] = choose.choice(
-                (b"\xef\xbb\xbf", b"\x00", b",", b"}", b"1e400", b'"')
-            )
+            data[place:place] = choose.choice(_ODD_PIECES)
     return bytes(data)
 
 
@@ -260,9 +258,7 @@ def _no_http(choose: random.Random, request: bytes) -> bytes:
     head, _, body = request.partition(b"\r\n\r\n")
     if change == 2:
         return _with_odd_bytes(choose, head) + b"\r\n\r\n" + body
-    chunk = choose.choice(
-        (b"5\r\nhello\r\n", b"ffffffffffffffff\r\n", b"-1\r\n", b"0\r\n\r\n", b"zz")
-    )
+    chunk = choose.choice(_ODD_CHUNKS)
     head = head.replace(b"Content-Length", b"X-Length")
     return head + b"\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk * choose.randint(1, 30)
 

@@ -99,6 +99,7 @@ def test_what_a_killed_or_crowded_run_did_not_record_is_collected(
     rows, _ = split_held_out(read_generations(crowded.generations))
     recorded = shard_files(crowded.states)
     whole = [path for name, path in recorded.items() if f"-{ROWS_PER_SHARD}." in name]
+    assert whole
     stamps = {path: path.stat().st_mtime_ns for path in whole}
     decoder = load_decoder(crowded.model)
     paths = collect(decoder, rows, EXITS, crowded.states)
