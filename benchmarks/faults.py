@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING
 
-from benchmarks.own_server import OwnServer, add_server_flags, ready_server, until_ready
+from benchmarks.own_server import OwnServer, add_server_flags, ready_server, until_recovered
 from benchmarks.prompts import choose_prompts
 from benchmarks.serve_client import Call, Outcome, send
 from benchmarks.serve_figures import percentile_of
@@ -165,9 +165,7 @@ class _Siege:
         os.kill(pid, signal.SIGKILL)
         killed = time.perf_counter()
         self.report.kills += 1
-        while (await self._client.get("/ready")).status_code == 200:  # not noticed yet
-            await asyncio.sleep(0.01)
-        is_alive = await until_ready(self._client, self._server)
+        is_alive = await until_recovered(self._client, self._server)
         self.report.recovery_s.append(time.perf_counter() - killed)
         self.report.health_failures += not is_alive
 

@@ -1,6 +1,7 @@
 """A server of one's own to do harm to: `adadecode serve` on a free port, and its worker."""
 
 import argparse
+import asyncio
 import os
 import signal
 import socket
@@ -123,8 +124,6 @@ async def until_ready(client: "AsyncClient", server: OwnServer) -> bool:
     Raises:
         ValueError: it ended, or took too long.
     """
-    import asyncio
-
     import httpx
 
     is_alive = True
@@ -139,6 +138,13 @@ async def until_ready(client: "AsyncClient", server: OwnServer) -> bool:
             pass
         await asyncio.sleep(_LOOK_S)
     raise ValueError(f"the server was not ready after {_READY_TIMEOUT_S:g} s")
+
+
+async def until_recovered(client: "AsyncClient", server: OwnServer) -> bool:
+    """Wait until the loss of its worker is noticed, then as `until_ready` does."""
+    while (await client.get("/ready")).status_code == 200:
+        await asyncio.sleep(0.01)
+    return await until_ready(client, server)
 
 
 def add_server_flags(parser: argparse.ArgumentParser) -> None:

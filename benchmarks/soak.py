@@ -17,7 +17,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
-from benchmarks.own_server import OwnServer, add_server_flags, ready_server, until_ready
+from benchmarks.own_server import (
+    OwnServer,
+    add_server_flags,
+    ready_server,
+    until_ready,
+    until_recovered,
+)
 from benchmarks.prompts import choose_prompts
 from benchmarks.serve_client import Call, Outcome, send
 from benchmarks.serve_figures import percentile_of
@@ -220,9 +226,7 @@ class _Soak:
             os.kill(pid, signal.SIGKILL)
             killed = time.monotonic()
             self.report.kills += 1
-            while (await self._client.get("/ready")).status_code == 200:  # not noticed yet
-                await asyncio.sleep(0.01)
-            await until_ready(self._client, self._server)
+            await until_recovered(self._client, self._server)
             self.report.recovery_s.append(time.monotonic() - killed)
 
     async def _show(self) -> None:
