@@ -33,7 +33,7 @@ from training.states import RowStates, ShardWriter, StateShards
 
 logger = logging.getLogger(__name__)
 
-TEMPERATURES = (0.0, 0.8, 0.0, 0.5, 1.0)
+_TEMPERATURES = (0.0, 0.8, 0.0, 0.5, 1.0)
 _LENGTHS = (1, 1, 1, 3)  # times max_new_tokens; no common divisor with the temperatures' number
 _SECOND_TURN_EVERY = 4
 _BATCH = 64
@@ -132,7 +132,7 @@ def generate(
         follow_ups: list[_Question] = []
         while (waiting or follow_ups) and done < options.num_tokens:
             group, waiting = follow_ups + waiting[:_GROUP], waiting[_GROUP:]
-            temperature = TEMPERATURES[num_groups % len(TEMPERATURES)]
+            temperature = _TEMPERATURES[num_groups % len(_TEMPERATURES)]
             length = max_new_tokens * _LENGTHS[num_groups % len(_LENGTHS)]
             answers = list(_answered(engine, worker, group, temperature, length))
             follow_ups = [

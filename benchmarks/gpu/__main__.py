@@ -29,8 +29,6 @@ from engine.model.ops.cuda.tiles import TABLE
 from engine.worker.device_errors import is_device_broken
 
 _TESTS = Path(__file__).parents[2] / "tests"
-
-
 # Seconds each part may take at most, and are kept for it whatever those before it take; the most
 # telling first.
 _PARTS: dict[str, tuple[Callable[[Bench, Part], None], float, float]] = {
