@@ -1,3 +1,5 @@
+"""Learning gets a share of the time, and something of it is kept for when nobody waits."""
+
 from engine.worker.learning.budget import Budget
 
 

@@ -1,3 +1,5 @@
+"""Examples are found again by the sequences they are of, and the oldest give way."""
+
 import pytest
 import torch
 

@@ -1,3 +1,5 @@
+"""A fall of acceptance is noticed, chance is not."""
+
 import random
 
 import pytest
