@@ -43,10 +43,9 @@ def has_processors(state: SequenceState) -> bool:
 def process(
     logits: Tensor, points: Sequence[SamplePoint], reduced: ReducedVocabulary | None
 ) -> Tensor:
-    """Processed logits [T, V'] float32, the input left as it is; all of a row are NaN if it can
-    have no token, or its own wishes raised.
+    """Process logits [T, V'] float32 in place, and return them; all of a row are NaN if it can have
+    no token, or its own wishes raised.
     """
-    logits = logits.clone()
     vocab_size = logits.shape[1] if reduced is None else reduced.vocab_size
     wishes = [_wishes_alone(point, vocab_size, reduced) for point in points]
     _mask(logits, wishes, reduced)

@@ -38,7 +38,7 @@ class Sampler:
         if not asking:
             return logits
         if len(asking) == len(points):
-            return process(logits, points, reduced)
+            return process(logits.clone(), points, reduced)
         rows = upload(asking, torch.int64, logits.device)
         scores = logits.clone()
         scores[rows] = process(logits[rows], [points[row] for row in asking], reduced)
