@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.worker.upload import send
+
 _MOST_EXAMPLES = 4096
 _MOST_BYTES = 128 << 20
 _NONE = -1
@@ -65,7 +67,7 @@ class Examples:
         count = len(verified.targets)
         serials = torch.arange(self.num_written, self.num_written + count)
         places = serials % self.capacity
-        on_device = places.to(self._device)
+        on_device = send(places, self._device)
         self._exits[:, on_device] = verified.exits.half()
         self._last[on_device] = verified.last.half()
         self._probs[on_device] = verified.probs.half()
@@ -88,15 +90,15 @@ class Examples:
 
     def exit(self, exit_index: int, places: Tensor) -> Tensor:
         """[T, E] float32."""
-        return self._exits[exit_index, places.to(self._device)].float()
+        return self._exits[exit_index, send(places, self._device)].float()
 
     def last(self, places: Tensor) -> Tensor:
         """[T, E] float32."""
-        return self._last[places.to(self._device)].float()
+        return self._last[send(places, self._device)].float()
 
     def probs(self, places: Tensor) -> Tensor:
         """[T, V' + 1] float32."""
-        return self._probs[places.to(self._device)].float()
+        return self._probs[send(places, self._device)].float()
 
     def targets(self, places: Tensor) -> Tensor:
         """[T] int64."""
