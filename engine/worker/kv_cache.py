@@ -49,7 +49,7 @@ def map_layers(num_layers: int, shape: Sequence[int], dtype: torch.dtype) -> Seq
 
 def _map_memory(num_bytes: int) -> Tensor:
     """Memory in huge pages where the system has them: attention walks through all of a context, and
-    in small pages it spends a third of its time on their addresses.
+    in small pages much of its time goes into their addresses.
     """
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     memory = mmap.mmap(-1, num_bytes + _HUGE_PAGE, flags=flags)
