@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 _COLD_BYTES = 512 * 2**20  # more than any cache holds
+_MOST_COPIES = 128
 
 
 def synchronize(device: torch.device) -> None:
@@ -50,7 +51,7 @@ def seconds(
 
 def copies_for(num_bytes: int) -> int:
     """How many weights of that size to go round, so that no cache holds them."""
-    return max(1, min(12, -(-_COLD_BYTES // num_bytes)))
+    return max(1, min(_MOST_COPIES, -(-_COLD_BYTES // num_bytes)))
 
 
 def copy_bandwidth(device: torch.device, num_bytes: int) -> float:

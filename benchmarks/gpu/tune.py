@@ -4,11 +4,16 @@ Every candidate sums in the same order, so the choice changes no bit; the rows a
 the same, and without exactness nothing is kept. The rest of the benchmark runs with what was found.
 """
 
+import copy
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from itertools import product
 from time import perf_counter
 
 import torch
+from torch import Tensor
 
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.report import Part
@@ -19,6 +24,7 @@ from engine.model.ops.cuda_ops import CudaLinear, CudaOps
 from engine.worker.device_errors import is_device_broken
 
 _SECONDS = 50.0  # after which no other weight is begun
+_COMPILERS = 8  # threads
 _TOKENS = {"few": (1, 6), "some": (48,), "many": (512,)}  # of the calls that are timed
 
 
@@ -70,37 +76,67 @@ def _best(
     weights = [
         ops.pack(torch.randn(*shape, device=bench.device, dtype=ops.dtype)) for _ in range(copies)
     ]
-    before, times = ops.tiles, {}
-    for tile in dict.fromkeys((default, *CANDIDATES[kind])):
-        ops.tiles = TileTable()
-        ops.tiles.put(shape, kind, tile)
+    tiles = list(dict.fromkeys((default, *CANDIDATES[kind])))
+    cut = {tile: _with_tile(ops, shape, kind, tile) for tile in tiles}
+    if bench.is_cuda:
+        _compile(bench, list(cut.values()), weights[0], kind, is_gated=is_gated)
+    times = {}
+    for tile in tiles:
         try:
-            times[tile] = _time(bench, ops, weights, kind, is_gated=is_gated)
+            times[tile] = _time(bench, cut[tile], weights, kind, is_gated=is_gated)
         except Exception as error:  # it may want more registers or memory than there are
             if is_device_broken(error):
                 raise
             print(f"  {tile}: {error}".splitlines()[0], flush=True)
-        finally:
-            ops.tiles = before
     best = min(times, key=lambda tile: times[tile])
     return best, times[default] / times[best] if default in times else 1.0
+
+
+def _with_tile(ops: CudaOps, shape: Shape, kind: str, tile: Tile) -> CudaOps:
+    """The same backend with another tile for one shape."""
+    other = copy.copy(ops)
+    other.tiles = TileTable()
+    other.tiles.put(shape, kind, tile)
+    return other
+
+
+def _compile(
+    bench: Bench, cut: Sequence[CudaOps], weight: CudaLinear, kind: str, *, is_gated: bool
+) -> None:
+    """Compile all candidates at once, a third of a second each; what fails will fail again."""
+
+    def call(ops: CudaOps) -> None:
+        with suppress(Exception):
+            for one in _calls(bench, ops, [weight], _TOKENS[kind][0], is_gated=is_gated):
+                one()
+
+    call(cut[0])  # what all have in common
+    with ThreadPoolExecutor(_COMPILERS) as pool:
+        list(pool.map(call, cut[1:]))
 
 
 @torch.inference_mode()
 def _time(
     bench: Bench, ops: CudaOps, weights: list[CudaLinear], kind: str, *, is_gated: bool
 ) -> float:
-    """Of one call, for every number of tokens that stands for the class."""
-    total = 0.0
-    for count in _TOKENS[kind]:
-        x = torch.randn(count, weights[0].in_features, device=bench.device, dtype=ops.dtype)
-        if is_gated:
-            norm = torch.ones_like(x[0])
-            calls = [partial(ops.gate_up, x, w, norm=norm, eps=1e-5) for w in weights]
-        else:
-            calls = [partial(ops.linear, x, w) for w in weights]
-        total += seconds(calls, bench.device)
-    return total
+    """Of one call, over all numbers of tokens that stand for the class."""
+    calls = [
+        call
+        for count in _TOKENS[kind]
+        for call in _calls(bench, ops, weights, count, is_gated=is_gated)
+    ]
+    return seconds(calls, bench.device)
+
+
+def _calls(
+    bench: Bench, ops: CudaOps, weights: Sequence[CudaLinear], count: int, *, is_gated: bool
+) -> list[Callable[[], Tensor]]:
+    """One call for each weight."""
+    x = torch.randn(count, weights[0].in_features, device=bench.device, dtype=ops.dtype)
+    if is_gated:
+        norm = torch.ones_like(x[0])
+        return [partial(ops.gate_up, x, w, norm=norm, eps=1e-5) for w in weights]
+    return [partial(ops.linear, x, w) for w in weights]
 
 
 def _text(tile: Tile) -> str:

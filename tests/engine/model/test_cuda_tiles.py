@@ -47,5 +47,5 @@ def test_what_was_measured_is_found_again_on_such_a_gpu(tmp_path: Path) -> None:
     again = TileTable.read("GPU A", file)
     assert again.tiles((4096, 4096)).few == Tile(16, 16, 256, 2, 4)
     assert again.tiles((4096, 4096)).some == Tiles.of(4096, 4096).some
-    assert again.tiles((100, 48)).many == Tile(32, 128, 16, 4, 3), "an inner step without a rest"
+    assert again.tiles((100, 48)).many == Tile(32, 128, 16, 4, 4), "an inner step without a rest"
     assert TileTable.read("GPU B", file).tiles((4096, 4096)) == Tiles.of(4096, 4096)

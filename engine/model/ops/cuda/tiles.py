@@ -43,10 +43,8 @@ class Tiles:
     @classmethod
     def of(cls, out_features: int, in_features: int) -> "Tiles":
         """Tiles for a weight [out, in], with programs enough for a GPU of some 130 processors."""
-        few_columns = next((n for n in (64, 32) if out_features // n >= 256), 16)
-        inner = {64: 128, 32: 128, 16: 256}[few_columns]
         return cls(
-            few=_fitted(Tile(16, few_columns, inner, 4, 4), in_features),
+            few=_fitted(_few(out_features), in_features),
             some=_fitted(Tile(64, 32, 128, 2, 3), in_features),
             many=_fitted(Tile(64, 128, 64, 2, 3), in_features),
         )
@@ -60,16 +58,48 @@ class Tiles:
 
 MOST_FEW, MOST_SOME = 16, 64  # tokens
 
+_PROCESSORS = 132  # of a Hopper
+_SHARED_BYTES = 227 * 1024  # of a processor
+
+
+def _few(out_features: int) -> Tile:
+    """Narrow enough for two programs a processor; as deep as lets all programs run at once.
+
+    Where they are too many for that, the last of them should at least be many: bandwidth falls
+    when few are left.
+    """
+    columns = next((n for n in (64, 32) if out_features // n >= 256), 16)
+    inner = 256 if columns == 16 else 128
+
+    def last_round(stages: int) -> float:
+        """The share of its places that the last round of programs fills; 1: there is only one."""
+        # Compiled, `stages` are one buffer fewer; a program has a KiB besides; 2 bytes a number.
+        num_bytes = (stages - 1) * (16 + columns) * inner * 2 + 1024
+        rounds = -(-out_features // columns) / (_SHARED_BYTES // num_bytes * _PROCESSORS)
+        return 1.0 if rounds <= 1 else rounds % 1 or 1.0
+
+    stages = max((5, 4, 3), key=last_round)
+    return Tile(16, columns, inner, 4, stages)
+
+
 CANDIDATES: Mapping[str, tuple[Tile, ...]] = {
     "few": (
         Tile(16, 16, 256, 4, 4),
-        Tile(16, 16, 128, 4, 5),
-        Tile(16, 16, 256, 2, 4),
-        Tile(16, 32, 128, 4, 4),
+        Tile(16, 16, 256, 4, 5),
+        Tile(16, 16, 128, 4, 6),
+        Tile(16, 16, 256, 2, 5),
+        Tile(16, 16, 512, 4, 3),
+        Tile(16, 16, 512, 4, 4),
+        Tile(16, 32, 128, 4, 6),
         Tile(16, 32, 256, 4, 3),
+        Tile(16, 32, 256, 4, 5),
         Tile(16, 32, 128, 2, 5),
+        Tile(16, 64, 128, 4, 3),
         Tile(16, 64, 128, 4, 4),
-        Tile(16, 64, 64, 4, 5),
+        Tile(16, 64, 128, 4, 5),
+        Tile(16, 64, 256, 4, 3),
+        Tile(16, 64, 64, 4, 6),
+        Tile(16, 128, 64, 4, 5),
     ),
     "some": (
         Tile(64, 32, 128, 2, 3),
@@ -139,7 +169,11 @@ def _shape(text: str) -> Shape:
 
 
 def _fitted(tile: Tile, in_features: int) -> Tile:
-    """With the widest inner step that leaves no rest, if there is one; else the widest."""
-    steps = [step for step in (256, 128, 64, 32, 16) if step <= tile.inner]
+    """With the widest inner step that leaves no rest, if there is one; else the widest.
+
+    Narrower steps are more at once, to have as many bytes on their way.
+    """
+    steps = [step for step in (512, 256, 128, 64, 32, 16) if step <= tile.inner]
     inner = next((step for step in steps if in_features % step == 0), steps[0])
-    return replace(tile, inner=inner)
+    ahead = min((tile.num_stages - 1) * tile.inner // inner, -(-in_features // inner))
+    return replace(tile, inner=inner, num_stages=max(tile.num_stages, ahead + 1))
