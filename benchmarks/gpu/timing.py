@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from engine.worker.cuda_graph import CudaCapture
+
 _COLD_BYTES = 512 * 2**20  # more than any cache holds
 _MOST_COPIES = 128
 
@@ -23,10 +25,9 @@ def seconds(
 
     On a GPU they are captured as one graph, so that launching does not count.
     """
-    for call in calls:
-        call()
-    synchronize(device)
     if device.type != "cuda":
+        for call in calls:
+            call()
         times = []
         for _ in range(repeats):
             started = time.perf_counter()
@@ -34,15 +35,17 @@ def seconds(
                 call()
             times.append(time.perf_counter() - started)
         return statistics.median(times) / len(calls)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+
+    def run() -> None:
         for call in calls:
             call()
+
+    replay = CudaCapture()(run)
     times = []
     for _ in range(repeats + 1):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
-        graph.replay()
+        replay()
         end.record()
         end.synchronize()
         times.append(begin.elapsed_time(end) / 1e3)

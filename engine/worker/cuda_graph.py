@@ -22,6 +22,9 @@ class CudaCapture:
         torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # What torch allocates for the first capture serves all of a process: made in inference
+        # mode, no capture outside of it (a compiler's, say) could write it (pytorch #166792).
+        mode = torch.inference_mode if torch.is_inference_mode_enabled() else torch.no_grad
+        with torch.inference_mode(False), torch.cuda.graph(graph, pool=self._pool), mode():
             run()
         return graph.replay

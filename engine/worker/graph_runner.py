@@ -41,7 +41,7 @@ class BatchLimits:
     def widths(self) -> list[int]:
         """Blocks per row of the tables captured: attention has programs for all of them."""
         widths, positions = [], _FIRST_WIDTH
-        while positions < self.max_positions:
+        while 3 * positions < 2 * self.max_positions:  # else the widest does as well
             widths.append(-(-positions // self.block_size))
             positions *= _WIDTH_STEP
         return [*widths, -(-self.max_positions // self.block_size)]
@@ -78,7 +78,8 @@ class GraphRunner:
         self._padding = torch.zeros(3, most, dtype=torch.int32, device=device)
         self._padding[1] = limits.spare_slot
         self._places = self._padding.clone()
-        shape = (limits.max_rows, self._widths[-1])
+        # Every token may be a row of its own, as where costs are measured.
+        shape = (max(limits.max_rows, most), self._widths[-1])
         self._tables = torch.zeros(shape, dtype=torch.int32, device=device)
         self._tables_of: Tensor | None = None  # whose copy `_tables` holds
 
@@ -100,7 +101,7 @@ class GraphRunner:
         num_rows, num_blocks = batch.block_tables.shape
         count = fitting(self._limits.token_counts, num_tokens)
         width = fitting(self._widths, num_blocks)
-        if count is None or width is None or num_rows > self._limits.max_rows:
+        if count is None or width is None or num_rows > len(self._tables):
             return self._eager.run(index, hidden, batch)
         replay = self._segment(index, count, width)
         self._load(hidden, batch, count)
