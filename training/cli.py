@@ -47,7 +47,7 @@ def _add_common_arguments(parser: argparse.ArgumentParser, *, default_tokens: in
     parser.add_argument(
         "--memory-gib",
         type=float,
-        help="states, keys and values held at once (2 on a CPU, 16 on a GPU)",
+        help="states, keys and values held at once (2 on a CPU, half of a GPU's memory)",
     )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     dtypes = ["auto", "float32", "bfloat16", "float16"]
@@ -76,12 +76,20 @@ def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
         help="reduced vocabulary of the heads (4096; with --search auto, found by forecasts)",
     )
     parser.add_argument("--epochs", type=int, default=4, help="(%(default)s)")
-    parser.add_argument("--learning-rate", type=float, default=1e-3, help="(%(default)s)")
+    parser.add_argument(
+        "--batch-tokens", type=int, help="per step of training (512 on a CPU, 4096 on a GPU)"
+    )
+    parser.add_argument(
+        "--learning-rate", type=float, help="(1e-3 for 512 tokens a step, more for more)"
+    )
     parser.add_argument(
         "--start-from", type=Path, metavar="DIR", help="heads to train further instead of anew"
     )
     parser.add_argument(
         "--no-previous-token", action="store_true", help="without that input (for comparisons)"
+    )
+    parser.add_argument(
+        "--no-report", action="store_true", help="write the heads alone: no page, no timed runs"
     )
 
 
@@ -111,16 +119,27 @@ def _train(args: argparse.Namespace) -> int:
         exit_layers=[] if search is not None else _exit_layers(args, directory),
         vocabulary_size=size,
         search=search,
-        training=TrainingConfig(
-            epochs=args.epochs,
-            learning_rate=args.learning_rate,
-            reads_previous=not args.no_previous_token,
-        ),
+        training=_training_config(args),
         start_from=args.start_from,
+        has_report=not args.no_report,
     )
     train(_generation_options(args, directory, output / "work"), options, _prompts(args))
     print(f"exit heads written to {output}")
     return 0
+
+
+def _training_config(args: argparse.Namespace) -> TrainingConfig:
+    """Larger batches for a GPU, and longer steps for larger batches: their gradients are surer."""
+    batch_tokens: int = args.batch_tokens or (4096 if _is_on_gpu(args) else 512)
+    if batch_tokens < 1:
+        raise ValueError(f"--batch-tokens: at least 1, got {batch_tokens}")
+    rate: float | None = args.learning_rate
+    return TrainingConfig(
+        epochs=args.epochs,
+        batch_tokens=batch_tokens,
+        learning_rate=1e-3 * (batch_tokens / 512) ** 0.5 if rate is None else rate,
+        reads_previous=not args.no_previous_token,
+    )
 
 
 def _evaluate(args: argparse.Namespace) -> int:
@@ -176,11 +195,14 @@ def _exit_layers(args: argparse.Namespace, directory: Path) -> list[int]:
     return layers
 
 
+def _is_on_gpu(args: argparse.Namespace) -> bool:
+    return torch.cuda.is_available() and args.device in ("auto", "cuda")
+
+
 def _memory_bytes(args: argparse.Namespace) -> int:
     gib: float | None = args.memory_gib
     if gib is None:
-        is_on_gpu = args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available())
-        gib = 16.0 if is_on_gpu else 2.0
+        gib = torch.cuda.mem_get_info()[1] / 2**31 if _is_on_gpu(args) else 2.0
     if gib <= 0:
         raise ValueError(f"--memory-gib: more than 0, got {gib}")
     return int(gib * 2**30)

@@ -1,5 +1,7 @@
 """Hidden states of generations by one teacher-forced pass: whatever generating has not recorded."""
 
+import hashlib
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -10,8 +12,17 @@ from engine.model.decoder import Decoder
 from engine.model.ops.interface import LayerCache, TokenBatch
 from engine.worker.decode_step import split_layers
 from engine.worker.kv_cache import allocate_cache
+from engine.worker.upload import send, upload
 from training.generations import Generation
-from training.states import LAST, ROWS_PER_SHARD, Part, RowStates, StateShards, parts_of
+from training.states import (
+    LAST,
+    ROWS_PER_SHARD,
+    HeldStates,
+    Part,
+    RowStates,
+    StateShards,
+    parts_of,
+)
 
 _BLOCK_SIZE = 16
 
@@ -24,7 +35,7 @@ def collect(
     exit_layers: Sequence[int],
     directory: Path,
     *,
-    max_tokens_per_call: int = 512,
+    max_tokens_per_call: int | None = None,
     on_rows: Callable[[int], object] | None = None,
 ) -> ShardPaths:
     """Write one shard per group of generations; what exists is kept.
@@ -35,6 +46,7 @@ def collect(
     Returns:
         The parts of every shard, in the order of the rows.
     """
+    max_tokens = max_tokens_per_call or _tokens_per_call(decoder)
     store = StateShards(directory)
     cache: Sequence[LayerCache] | None = None
     paths: ShardPaths = []
@@ -43,16 +55,60 @@ def collect(
         number = start // ROWS_PER_SHARD
         missing = store.missing(number, len(group), exit_layers)
         if missing:
-            cache = cache or _cache(decoder, rows, max_tokens_per_call)
-            parts = [
-                _forward(decoder, pack, missing, cache)
-                for pack in _packs(group, max_tokens_per_call)
-            ]
+            cache = cache or _cache(decoder, rows, max_tokens)
+            parts = [_forward(decoder, pack, missing, cache) for pack in _packs(group, max_tokens)]
             store.write(number, parts, len(group))
         paths.append({part: store.path(number, len(group), part) for part in parts_of(exit_layers)})
         if on_rows is not None:
             on_rows(min(start + ROWS_PER_SHARD, len(rows)))
     return paths
+
+
+def collect_held(
+    decoder: Decoder,
+    rows: Sequence[Generation],
+    exit_layers: Sequence[int],
+    *,
+    on_rows: Callable[[int], object] | None = None,
+) -> HeldStates:
+    """All generations' states at once, on the model's device.
+
+    Args:
+        on_rows: Called with the number of rows done.
+    """
+    parts = parts_of(exit_layers)
+    max_tokens = _tokens_per_call(decoder)
+    cache = _cache(decoder, rows, max_tokens)
+    num_positions = sum(len(_kept_positions(row)) for row in rows)
+    held = HeldStates.empty(
+        exit_layers, num_positions, decoder.spec.hidden_size, decoder.ops.device, _name(rows)
+    )
+    place = done = 0
+    for pack in _packs(rows, max_tokens):
+        place = held.put(place, _forward(decoder, pack, parts, cache))
+        done += len(pack)
+        if on_rows is not None:
+            on_rows(done)
+    return held
+
+
+def held_bytes(decoder: Decoder, rows: Sequence[Generation], num_exits: int) -> int:
+    """What `collect_held` needs, but for what is small."""
+    num_positions = sum(len(_kept_positions(row)) for row in rows)
+    return num_positions * decoder.spec.hidden_size * 2 * (1 + num_exits)
+
+
+def _tokens_per_call(decoder: Decoder) -> int:
+    """On a GPU the logits of so many are what takes most memory."""
+    return 4096 if decoder.ops.device.type == "cuda" else 512
+
+
+def _name(rows: Sequence[Generation]) -> str:
+    """Tells these generations from others."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(array("q", [*row.prompt_ids, -1, *row.output_ids, -1]).tobytes())
+    return digest.hexdigest()
 
 
 def _kept_positions(row: Generation) -> range:
@@ -115,39 +171,36 @@ def _whole_sequences(
     sequence.
     """
     token_ids: list[int] = []
-    positions: list[int] = []
-    rows: list[int] = []
+    positions: list[Tensor] = []
+    slots: list[Tensor] = []
     tables: list[list[int]] = []
-    kept: list[int] = []
-    is_first: list[bool] = []
-    next_block = 0
-    for index, row in enumerate(pack):
+    kept: list[Tensor] = []
+    firsts: list[int] = []
+    next_block = num_kept = 0
+    for row in pack:
         ids = row.prompt_ids + row.output_ids[:-1]
         mine = _kept_positions(row)
-        kept.extend(len(token_ids) + position for position in mine)
-        is_first.extend([True] + [False] * (len(mine) - 1))
-        token_ids.extend(ids)
-        positions.extend(range(len(ids)))
-        rows.extend([index] * len(ids))
+        kept.append(torch.arange(mine.start, mine.stop) + len(token_ids))
+        firsts.append(num_kept)
+        num_kept += len(mine)
+        token_ids += ids
+        positions.append(torch.arange(len(ids), dtype=torch.int32))
+        slots.append(positions[-1] + next_block * _BLOCK_SIZE)  # blocks follow one another
         num_blocks = -(-len(ids) // _BLOCK_SIZE)
         tables.append(list(range(next_block, next_block + num_blocks)))
         next_block += num_blocks
     width = max(len(table) for table in tables)
     block_tables = torch.tensor([t + [0] * (width - len(t)) for t in tables], dtype=torch.int32)
-    slots = [
-        tables[row][position // _BLOCK_SIZE] * _BLOCK_SIZE + position % _BLOCK_SIZE
-        for row, position in zip(rows, positions, strict=True)
-    ]
-
-    def int32(values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int32, device=device)
-
+    lengths = torch.tensor([len(each) for each in positions])
+    rows = torch.repeat_interleave(torch.arange(len(pack), dtype=torch.int32), lengths)
+    is_first = torch.zeros(num_kept, dtype=torch.bool)
+    is_first[firsts] = True
     batch = TokenBatch(
-        positions=int32(positions),
-        slots=int32(slots),
-        rows=int32(rows),
-        block_tables=block_tables.to(device),
+        positions=send(torch.cat(positions), device),
+        slots=send(torch.cat(slots), device),
+        rows=send(rows, device),
+        block_tables=send(block_tables, device),
         block_size=_BLOCK_SIZE,
     )
-    places = torch.tensor(kept, device=device)
-    return int32(token_ids), batch, places, torch.tensor(is_first, device=device)
+    ids_there = upload(token_ids, torch.int32, device)
+    return ids_there, batch, send(torch.cat(kept), device), send(is_first, device)

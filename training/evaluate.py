@@ -13,7 +13,7 @@ from torch import Tensor
 from engine.model.exit_head import Calibration
 from engine.model.noise import DRAFT_WEIGHT, gumbel
 from training.head_module import HeadModule
-from training.states import HiddenStates, Shards
+from training.states import HiddenStates, StateSource
 from training.train_head import teacher_probs, unrolled
 
 BIN_EDGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
@@ -43,7 +43,7 @@ class HeadFigures:
 
 @torch.inference_mode()
 def evaluate_head(
-    head: HeadModule, shards: Shards, token_ids: Tensor, *, depth: int = 5
+    head: HeadModule, shards: StateSource, token_ids: Tensor, *, depth: int = 5
 ) -> HeadFigures:
     """Measure a head.
 
@@ -73,7 +73,7 @@ def evaluate_head(
     )
 
 
-def _starts(shards: Shards, depth: int) -> Iterator[tuple[HiddenStates, int]]:
+def _starts(shards: StateSource, depth: int) -> Iterator[tuple[HiddenStates, int]]:
     for states in shards.groups():
         for start in range(0, len(states.last) - depth - 1, _CHUNK):
             yield states, start

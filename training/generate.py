@@ -1,67 +1,46 @@
-"""The model's own output, generated plainly in large batches through the offline engine, with its
-hidden states recorded on the way; resumes by counting tokens.
-
-Heads must know the text people get, so the groups of prompts differ: each has one temperature of a
-fixed list, greedy most often; every fourth is answered at length; and some answers that ended by
-themselves get a second question, so that later turns of a chat are seen, too.
+"""The model's own output, generated plainly in large batches, and resumed by counting tokens: on a
+CPU by the offline engine, with the hidden states recorded on the way; on a GPU by a generator of
+its own, which keeps the host out of the way, and the states are left to `collect`.
 """
 
-import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 
 from engine.config import CacheConfig, EngineConfig, ExitsConfig, ModelConfig, SchedulerConfig
 from engine.model.decoder import Decoder
 from engine.model.spec import ModelSpec
 from engine.offline import OfflineEngine
 from engine.request import FinishReason, GenerationRequest, SamplingParams
+from training.device_generator import DeviceGenerator
 from training.generations import (
     Generation,
+    HeldOut,
     append_generations,
-    is_held_out,
     num_output_tokens,
     read_generations,
 )
 from training.progress import ProgressReport
-from training.prompts import FOLLOW_UPS, Prompt
+from training.prompts import Prompt
+from training.questions import LONGEST_PROMPT, MOST_LENGTHS, Agenda, Ask, Interviewer, Question
 from training.record import RecordingWorker
 from training.states import RowStates, ShardWriter, StateShards
 
 logger = logging.getLogger(__name__)
 
-_TEMPERATURES = (0.0, 0.8, 0.0, 0.5, 1.0)
-_LENGTHS = (1, 1, 1, 3)  # times max_new_tokens; no common divisor with the temperatures' number
-_SECOND_TURN_EVERY = 4
 _BATCH = 64
 _GROUP = 2 * _BATCH
-_LONGEST_PROMPT = 1024
-
-Messages = list[dict[str, str]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Question:
-    """A chat that waits for an answer."""
-
-    task: str
-    messages: Messages  # none: the text itself is the prompt
-    prompt_ids: list[int]
-
-    @property
-    def is_first_turn(self) -> bool:
-        """Whether it is a chat's only question so far."""
-        return len(self.messages) == 1
+_DEVICE_BATCH = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
     """What the model said."""
 
-    question: _Question
+    question: Question
     row: Generation
     is_over: bool  # it ended by itself
     states: RowStates | None
@@ -99,7 +78,8 @@ def generate(
     exit_layers: Sequence[int],
     decoder: Decoder | None = None,
 ) -> None:
-    """Append generations until there are as many tokens as wanted or the prompts are used up.
+    """Append generations until there are as many tokens as wanted or prompts have been asked often
+    enough.
 
     Args:
         exit_layers: Where states are recorded; what is missing is left to `collect`.
@@ -110,42 +90,42 @@ def generate(
         ValueError: if its context leaves no room for a prompt.
     """
     options.work.mkdir(parents=True, exist_ok=True)
-    path, max_new_tokens = options.generations, options.max_new_tokens
-    rows = read_generations(path)
+    rows = read_generations(options.generations)
     done = num_output_tokens(rows)
     if done >= options.num_tokens:
         return
-    used = {_key(row.prompt_ids) for row in rows}
-    config = _engine_config(options, exit_layers)
-    worker = RecordingWorker(config, exit_layers, decoder)
-    engine = OfflineEngine(config, worker)
-    recorder = _Recorder(options, len(rows))
-    interviewer = _Interviewer(
-        AutoTokenizer.from_pretrained(str(options.model.directory)),
-        engine.info.max_model_len - max_new_tokens * max(_LENGTHS),
+    spec = ModelSpec.from_directory(options.model.directory)
+    longest_answer = options.max_new_tokens * MOST_LENGTHS
+    longest = min(LONGEST_PROMPT + longest_answer, spec.max_position_embeddings)
+    interviewer = Interviewer(
+        AutoTokenizer.from_pretrained(str(options.model.directory)), longest - longest_answer
     )
-    asked = [question for prompt in prompts for question in interviewer.first_turn(prompt)]
-    waiting = [question for question in asked if _key(question.prompt_ids) not in used]
-    num_groups = len(rows) // _GROUP  # a resumed run goes on in the cycle
+    is_on_gpu = decoder is not None and _is_on_gpu(decoder)
+    agenda = Agenda(
+        interviewer,
+        prompts,
+        rows,
+        round_size=1 if is_on_gpu else _GROUP,
+        max_new_tokens=options.max_new_tokens,
+    )
     with ProgressReport("generating", options.num_tokens, "tokens") as report:
         report.update(done)
-        follow_ups: list[_Question] = []
-        while (waiting or follow_ups) and done < options.num_tokens:
-            group, waiting = follow_ups + waiting[:_GROUP], waiting[_GROUP:]
-            temperature = _TEMPERATURES[num_groups % len(_TEMPERATURES)]
-            length = max_new_tokens * _LENGTHS[num_groups % len(_LENGTHS)]
-            answers = list(_answered(engine, worker, group, temperature, length))
-            follow_ups = [
-                follow_up
-                for answer in answers[::_SECOND_TURN_EVERY]
-                if answer.is_over and answer.question.is_first_turn
-                for follow_up in interviewer.second_turn(answer.question, answer.row)
-            ]
-            append_generations(path, [answer.row for answer in answers])
-            recorder.add([answer.states for answer in answers])
-            num_groups += 1
+        if is_on_gpu:
+            assert decoder is not None
+            answered = _answered_on_device(options, agenda, decoder, longest, done)
+        else:
+            answered = _answered_by_engine(options, agenda, exit_layers, decoder, longest)
+        recorder = _Recorder(options, rows)
+        for answers in answered:
+            append_generations(options.generations, [answer.row for answer in answers])
+            recorder.add(answers)
+            for answer in answers:
+                if answer.is_over:
+                    agenda.note(answer.question, answer.row)
             done += num_output_tokens([answer.row for answer in answers])
             report.update(done)
+            if done >= options.num_tokens:
+                break
     recorder.flush()
     if done < options.num_tokens:
         logger.warning("the prompts are used up: %d of %d tokens", done, options.num_tokens)
@@ -154,19 +134,18 @@ def generate(
 class _Recorder:
     """Sorts states into those to train on and those held out."""
 
-    def __init__(self, options: GenerationOptions, num_rows: int) -> None:
-        num_held_out = sum(is_held_out(index) for index in range(num_rows))
-        self._next = num_rows
+    def __init__(self, options: GenerationOptions, rows: Sequence[Generation]) -> None:
+        self._held_out = HeldOut()
+        num_held_out = sum([self._held_out.takes(row) for row in rows])
         self._writers = {
-            False: ShardWriter(StateShards(options.states), num_rows - num_held_out),
+            False: ShardWriter(StateShards(options.states), len(rows) - num_held_out),
             True: ShardWriter(StateShards(options.held_out_states), num_held_out),
         }
 
-    def add(self, states: Sequence[RowStates | None]) -> None:
-        """Of the next generations."""
-        for each in states:
-            self._writers[is_held_out(self._next)].add(each)
-            self._next += 1
+    def add(self, answers: Sequence[_Answer]) -> None:
+        """The next generations."""
+        for each in answers:
+            self._writers[self._held_out.takes(each.row)].add(each.states)
 
     def flush(self) -> None:
         """Nothing more will come."""
@@ -174,86 +153,96 @@ class _Recorder:
             writer.flush()
 
 
-def _engine_config(options: GenerationOptions, exit_layers: Sequence[int]) -> EngineConfig:
+def _answered_by_engine(
+    options: GenerationOptions,
+    agenda: Agenda,
+    exit_layers: Sequence[int],
+    decoder: Decoder | None,
+    longest: int,
+) -> Iterator[list[_Answer]]:
+    """Round by round, with states."""
+    config = _engine_config(options, exit_layers, longest)
+    worker = RecordingWorker(config, exit_layers, decoder)
+    engine = OfflineEngine(config, worker)
+    while asks := agenda.next_round():
+        requests = [
+            GenerationRequest(
+                request_id=str(ask.seed),
+                prompt_token_ids=tuple(ask.question.prompt_ids),
+                sampling=SamplingParams(
+                    temperature=ask.temperature, seed=ask.seed, max_tokens=ask.max_new_tokens
+                ),
+            )
+            for ask in asks
+        ]
+        results = engine.generate(requests)
+        finished = zip(asks, results, worker.take_states(), strict=True)
+        yield [
+            answer
+            for ask, result, states in finished
+            for answer in _as_answer(
+                ask, result.token_ids, result.finish_reason is FinishReason.STOP, states
+            )
+        ]
+
+
+def _is_on_gpu(decoder: Decoder) -> bool:
+    return decoder.ops.device.type == "cuda"
+
+
+def _answered_on_device(
+    options: GenerationOptions, agenda: Agenda, decoder: Decoder, longest: int, done: int
+) -> Iterator[list[_Answer]]:
+    """As answers end, without states. Nobody begins any more once those that run may be enough."""
+    generator = DeviceGenerator(
+        decoder, max_rows=_DEVICE_BATCH, max_len=longest, max_bytes=options.max_bytes
+    )
+    asks: list[Ask] = []
+    num_answers = num_tokens = 0
+
+    def next_ask() -> Ask | None:
+        mean = num_tokens / num_answers if num_answers else options.max_new_tokens
+        if done + num_tokens + generator.num_running * mean >= options.num_tokens:
+            return None
+        if not asks:
+            asks.extend(agenda.next_round())
+        return asks.pop(0) if asks else None
+
+    for ended in generator.answers(next_ask):
+        answers = [
+            answer
+            for each in ended
+            for answer in _as_answer(each.ask, each.token_ids, each.is_over, None)
+        ]
+        num_answers += len(answers)
+        num_tokens += num_output_tokens([answer.row for answer in answers])
+        yield answers
+
+
+def _as_answer(
+    ask: Ask, token_ids: Sequence[int], is_over: bool, states: RowStates | None
+) -> list[_Answer]:
+    """One token is no answer."""
+    if len(token_ids) < 2:
+        return []
+    question = ask.question
+    row = Generation(question.task, question.prompt_ids, list(token_ids), ask.temperature)
+    return [_Answer(question, row, is_over, states)]
+
+
+def _engine_config(
+    options: GenerationOptions, exit_layers: Sequence[int], longest: int
+) -> EngineConfig:
     """Plain decoding, with no more keys and values than the longest chats can need."""
     model = options.model
-    longest = _LONGEST_PROMPT + options.max_new_tokens * max(_LENGTHS)
     spec = ModelSpec.from_directory(model.directory)
     # States lie beside keys and values, token by token: the memory is for both.
     num_values = 2 * spec.num_layers * spec.num_kv_heads * spec.head_size
     share = num_values / (num_values + (len(exit_layers) + 1) * spec.hidden_size)
     return EngineConfig(
-        model=replace(model, max_model_len=min(longest, spec.max_position_embeddings)),
+        model=replace(model, max_model_len=longest),
         cache=CacheConfig(kv_cache_memory_bytes=int(options.max_bytes * share)),
         scheduler=SchedulerConfig(max_num_seqs=_BATCH),
         exits=ExitsConfig(enabled=False, max_draft_tokens=0),
         worker="inline",
     )
-
-
-class _Interviewer:
-    """Asks, where the question leaves room for the longest answer."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, room: int) -> None:
-        """Args:
-        room: Tokens of the context that a prompt may take.
-
-        Raises:
-            ValueError: if there are none.
-        """
-        if room < 1:
-            raise ValueError("--max-new-tokens: the model's context leaves no room for a prompt")
-        self._tokenizer = tokenizer
-        self._longest = min(room, _LONGEST_PROMPT)
-
-    def first_turn(self, prompt: Prompt) -> list[_Question]:
-        """As a user's message; the text itself where the model has no chat template."""
-        if not self._tokenizer.chat_template:
-            prompt_ids = list(self._tokenizer(prompt.text)["input_ids"])
-            return self._if_it_fits(_Question(prompt.task, [], prompt_ids))
-        return self._ask(prompt.task, [{"role": "user", "content": prompt.text}])
-
-    def second_turn(self, question: _Question, answer: Generation) -> list[_Question]:
-        """A further question to an answer."""
-        text = self._tokenizer.decode(answer.output_ids, skip_special_tokens=True)
-        follow_up = FOLLOW_UPS[len(answer.output_ids) % len(FOLLOW_UPS)]
-        turns = [{"role": "assistant", "content": text}, {"role": "user", "content": follow_up}]
-        return self._ask("chat", question.messages + turns)
-
-    def _ask(self, task: str, messages: Messages) -> list[_Question]:
-        encoded = self._tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=True
-        )
-        return self._if_it_fits(_Question(task, messages, list(encoded["input_ids"])))
-
-    def _if_it_fits(self, question: _Question) -> list[_Question]:
-        return [question] if 0 < len(question.prompt_ids) <= self._longest else []
-
-
-def _answered(
-    engine: OfflineEngine,
-    worker: RecordingWorker,
-    group: Sequence[_Question],
-    temperature: float,
-    max_new_tokens: int,
-) -> Iterator[_Answer]:
-    """What the model says to each question; one token is no answer."""
-    requests = [
-        GenerationRequest(
-            request_id=str(index),
-            prompt_token_ids=tuple(question.prompt_ids),
-            sampling=SamplingParams(temperature=temperature, seed=index, max_tokens=max_new_tokens),
-        )
-        for index, question in enumerate(group)
-    ]
-    results = engine.generate(requests)
-    for question, result, states in zip(group, results, worker.take_states(), strict=True):
-        if len(result.token_ids) > 1:
-            row = Generation(
-                question.task, question.prompt_ids, list(result.token_ids), temperature
-            )
-            yield _Answer(question, row, result.finish_reason is FinishReason.STOP, states)
-
-
-def _key(prompt_ids: Sequence[int]) -> str:
-    return hashlib.sha256(str(list(prompt_ids)).encode()).hexdigest()

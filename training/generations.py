@@ -5,6 +5,7 @@ Row: {"task": str, "prompt_ids": [int], "output_ids": [int], "temperature": floa
 """
 
 import json
+import os
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
@@ -40,8 +41,7 @@ def read_generations(path: Path) -> list[Generation]:
 
 def append_generations(path: Path, rows: Sequence[Generation]) -> None:
     """Add rows and flush them to disk; a last line cut short by a kill is removed first."""
-    if path.is_file() and (text := path.read_text()) and not text.endswith("\n"):
-        path.write_text(text[: text.rfind("\n") + 1])
+    _end_line(path)
     with path.open("a") as file:
         for row in rows:
             fields = {
@@ -54,15 +54,42 @@ def append_generations(path: Path, rows: Sequence[Generation]) -> None:
         file.flush()
 
 
-def is_held_out(index: int) -> bool:
-    """Whether the generation in this place is kept from training; the same ones on every run."""
-    return index % _HELD_OUT_EVERY == 0
+def _end_line(path: Path) -> None:
+    """Remove what stands behind the last end of a line."""
+    if not path.is_file():
+        return
+    with path.open("rb+") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size:
+            file.seek(size - 1)
+            if file.read(1) != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+
+
+class HeldOut:
+    """Tells which generations are kept from training, one after the other; the same ones on every
+    run. All answers to a prompt share its fate.
+    """
+
+    def __init__(self) -> None:
+        self._by_prompt: dict[tuple[int, ...], bool] = {}
+        self._num_rows = 0
+
+    def takes(self, row: Generation) -> bool:
+        """Whether the next one is kept."""
+        is_due = self._num_rows % _HELD_OUT_EVERY == 0
+        self._num_rows += 1
+        return self._by_prompt.setdefault(tuple(row.prompt_ids), is_due)
 
 
 def split_held_out(rows: Sequence[Generation]) -> tuple[list[Generation], list[Generation]]:
     """(training, held out)."""
-    training = [row for i, row in enumerate(rows) if not is_held_out(i)]
-    return training, [row for i, row in enumerate(rows) if is_held_out(i)]
+    held_out = HeldOut()
+    split: dict[bool, list[Generation]] = {False: [], True: []}
+    for row in rows:
+        split[held_out.takes(row)].append(row)
+    return split[False], split[True]
 
 
 def num_output_tokens(rows: Sequence[Generation]) -> int:

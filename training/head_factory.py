@@ -14,7 +14,7 @@ from engine.model.decoder import Decoder
 from training.collect import ShardPaths
 from training.head_module import HeadModule, feature_scale
 from training.progress import ProgressReport
-from training.states import LAST, Shards
+from training.states import LAST, Shards, StateSource
 from training.train_head import HeadTrainer, TrainingConfig, fit_linear
 from training.whole_file import whole_file
 
@@ -36,7 +36,7 @@ class HeadFactory:
         """States at an exit layer, and the last."""
         return Shards([(shard[LAST], shard[layer]) for shard in paths], self._max_bytes)
 
-    def fitted(self, shards: Shards, *, reads_previous: bool = True) -> HeadModule:
+    def fitted(self, shards: StateSource, *, reads_previous: bool = True) -> HeadModule:
         """By ridge regression on the first shards."""
         sample = next(shards.groups())
         device = self.lm_head.device
@@ -62,7 +62,7 @@ class HeadFactory:
     def trained(
         self,
         name: str,
-        shards: Shards,
+        shards: StateSource,
         config: TrainingConfig,
         work: Path,
         start_from: tuple[Path, int] | None = None,
@@ -79,7 +79,7 @@ class HeadFactory:
         else:
             head = self.loaded(*start_from)
         trainer = HeadTrainer(head, shards, config)
-        facts = [asdict(config), [str(path) for path in shards.paths], self.token_ids.tolist()]
+        facts = [asdict(config), shards.names, self.token_ids.tolist()]
         facts.append(str(start_from))
         key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
         checkpoint = work / f"{name}-{key}.pt"

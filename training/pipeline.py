@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from engine.model.decoder import Decoder
 from engine.model.exit_head import load_heads
 from engine.model.spec import ModelSpec
 from engine.worker.backend import limit_torch_threads, select_ops
-from training.collect import ShardPaths, collect
+from training.collect import ShardPaths, collect, collect_held, held_bytes
 from training.costs import measure_costs
 from training.evaluate import HeadFigures, evaluate_head
 from training.generate import GenerationOptions, generate
@@ -42,7 +42,7 @@ from training.replay import Forecast, Replay, form_opinions
 from training.report import write_report
 from training.search import Sample, Search, SearchOptions
 from training.search_result import SearchResult
-from training.states import ROWS_PER_SHARD, StateShards
+from training.states import ROWS_PER_SHARD, StateShards, StateSource
 from training.texts import GreedyTexts
 from training.threads import torch_threads
 from training.timing import Stopwatch, TimedRuns
@@ -65,6 +65,7 @@ class TrainOptions:
     training: TrainingConfig
     search: SearchOptions | None = None
     start_from: Path | None = None  # heads to train further
+    has_report: bool = True  # with timed runs; else the heads alone are written
 
 
 def train(
@@ -86,17 +87,23 @@ def train(
     if options.start_from is not None:
         load_heads(options.start_from, decoder)  # of the same weights
     layers = options.exit_layers
-    _check_disk(generation, decoder.spec.hidden_size, len(layers))
+    if decoder.ops.device.type != "cuda":  # where states are made again rather than kept
+        _check_disk(generation, decoder.spec.hidden_size, len(layers))
     generate(generation, prompts, layers, decoder)
     training, held_out = split_held_out(read_generations(generation.generations))
     if not training:
         raise ValueError("the model has said too little to train on: give more --prompts")
-    paths = _collect(decoder, training, layers, generation.states)
     held_out_paths = _collect(decoder, held_out, layers, generation.held_out_states)
     assert options.vocabulary_size is not None
     ids, covered = reduced_vocabulary(training, options.vocabulary_size)
     factory = HeadFactory(decoder, ids, generation.max_bytes)
-    heads, figures = _train_heads(factory, paths, held_out_paths, generation, options)
+    heads: dict[int, HeadModule] = {}
+    figures: dict[int, HeadFigures] = {}
+    for sources in _sources(decoder, factory, training, generation, layers):
+        for layer, states in sources.items():
+            heads[layer], figures[layer] = _trained(
+                factory, layer, states, held_out_paths, generation, options
+            )
     facts = model_facts(options.name, decoder) | {
         "training": _training_facts(training, options),
         "vocabulary": {"size": len(ids), "coverage": round(covered, 4)},
@@ -104,6 +111,8 @@ def train(
     if found is not None:
         facts["search"] = found.facts()
     write_heads(options.output, heads, figures, factory.token_ids, facts)
+    if not options.has_report:
+        return figures
     timed = _timed(generation.model, decoder, options.output, held_out)
     texts = GreedyTexts(*_first(held_out, held_out_paths))
     forecast = _forecast(factory, heads, figures, texts, decoder, generation.model)
@@ -130,27 +139,47 @@ def _timed(
     return timed
 
 
-def _train_heads(
+def _sources(
+    decoder: Decoder,
     factory: HeadFactory,
-    paths: ShardPaths,
+    training: Sequence[Generation],
+    generation: GenerationOptions,
+    layers: Sequence[int],
+) -> Iterator[dict[int, StateSource]]:
+    """States to train on, by exit layer: from the disk, or of as many exits at a time as a GPU's
+    memory holds. There a pass over everything takes seconds, less than reading it would.
+    """
+    per_part = held_bytes(decoder, training, 0)
+    num_exits = generation.max_bytes // per_part - 1
+    if decoder.ops.device.type != "cuda" or num_exits < 1:
+        paths = _collect(decoder, training, layers, generation.states)
+        yield {layer: factory.shards(paths, layer) for layer in layers}
+        return
+    for start in range(0, len(layers), num_exits):
+        some = layers[start : start + num_exits]
+        with ProgressReport(f"hidden states {some}", len(training), "sequences") as report:
+            held = collect_held(decoder, training, some, on_rows=report.update)
+        yield {layer: held.at(layer) for layer in some}
+
+
+def _trained(
+    factory: HeadFactory,
+    layer: int,
+    states: StateSource,
     held_out_paths: ShardPaths,
     generation: GenerationOptions,
     options: TrainOptions,
-) -> tuple[dict[int, HeadModule], dict[int, HeadFigures]]:
-    """Heads and their figures by exit layer."""
-    heads: dict[int, HeadModule] = {}
-    figures: dict[int, HeadFigures] = {}
+) -> tuple[HeadModule, HeadFigures]:
+    """A head and its figures."""
+    start_from = None if options.start_from is None else (options.start_from, layer)
     with torch_threads(generation.model):
-        for layer in options.exit_layers:
-            start_from = None if options.start_from is None else (options.start_from, layer)
-            shards = factory.shards(paths, layer)
-            heads[layer] = factory.trained(
-                f"head-{layer}", shards, options.training, generation.work, start_from
-            )
-            held_out_shards = factory.shards(held_out_paths, layer)
-            figures[layer] = evaluate_head(heads[layer], held_out_shards, factory.token_ids)
-            logger.info("exit %d: %s", layer, figures[layer].summary())
-    return heads, figures
+        head = factory.trained(
+            f"head-{layer}", states, options.training, generation.work, start_from
+        )
+        held_out = factory.shards(held_out_paths, layer)
+        figures = evaluate_head(head, held_out, factory.token_ids)
+    logger.info("exit %d: %s", layer, figures.summary())
+    return head, figures
 
 
 def _first(

@@ -8,8 +8,9 @@ stopped and a further exit layer costs a further part only. States are float16, 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import safe_open
@@ -42,6 +43,13 @@ class HiddenStates:
     log_normalizer: Tensor  # [N] float32: logsumexp of the final logits
     target: Tensor  # [N] int32: the last layer's top-1 token
     is_first: Tensor  # [N] bool
+
+    def to(self, device: torch.device) -> "HiddenStates":
+        """The same there; itself, if it is there."""
+        if self.last.device == device:
+            return self
+        moved = {field.name: getattr(self, field.name).to(device) for field in fields(self)}
+        return HiddenStates(**moved)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +166,99 @@ class ShardWriter:
             self._shards.write(self._number, known, len(known))
 
 
+class StateSource(Protocol):
+    """States with one exit layer, to train on or to measure with."""
+
+    @property
+    def num_positions(self) -> int:
+        """In all."""
+
+    @property
+    def names(self) -> list[str]:
+        """Tell them from others."""
+
+    def groups(self, generator: torch.Generator | None = None) -> Iterator[HiddenStates]:
+        """All of them, as many at a time as fit; in random order if a generator is given."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldStates:
+    """States of many generations in the memory of one device, at several exits."""
+
+    exits: dict[int, Tensor]  # by exit layer, as in `HiddenStates`
+    last: Tensor
+    log_normalizer: Tensor
+    target: Tensor
+    is_first: Tensor
+    name: str  # tells them from others
+
+    @classmethod
+    def empty(
+        cls,
+        exit_layers: Sequence[int],
+        num_positions: int,
+        hidden_size: int,
+        device: torch.device,
+        name: str,
+    ) -> "HeldStates":
+        """Room for so many."""
+        shape = (num_positions, hidden_size)
+        exits = {
+            layer: torch.empty(shape, dtype=torch.float16, device=device) for layer in exit_layers
+        }
+        return cls(
+            exits=exits,
+            last=torch.empty(shape, dtype=torch.float16, device=device),
+            log_normalizer=torch.empty(num_positions, device=device),
+            target=torch.empty(num_positions, dtype=torch.int32, device=device),
+            is_first=torch.empty(num_positions, dtype=torch.bool, device=device),
+            name=name,
+        )
+
+    def put(self, place: int, rows: RowStates) -> int:
+        """Put generations' states there, with all parts; returns the place behind them."""
+        assert rows.last is not None, "all parts"
+        here = slice(place, place + len(rows.last))
+        for layer, kept in self.exits.items():
+            kept[here] = rows.exits[layer]
+        for name in ("last", "log_normalizer", "target", "is_first"):
+            getattr(self, name)[here] = getattr(rows, name)
+        return here.stop
+
+    def at(self, layer: int) -> "HeldLayer":
+        """With the states at one exit."""
+        return HeldLayer(self, layer)
+
+
+class HeldLayer:
+    """Implements `StateSource`."""
+
+    def __init__(self, held: HeldStates, layer: int) -> None:
+        self._held = held
+        self._layer = layer
+
+    @property
+    def num_positions(self) -> int:
+        """See `StateSource`."""
+        return len(self._held.last)
+
+    @property
+    def names(self) -> list[str]:
+        """See `StateSource`."""
+        return [self._held.name, str(self._layer)]
+
+    def groups(self, generator: torch.Generator | None = None) -> Iterator[HiddenStates]:
+        """See `StateSource`: there is one, as it is."""
+        held = self._held
+        yield HiddenStates(
+            exit=held.exits[self._layer],
+            last=held.last,
+            log_normalizer=held.log_normalizer,
+            target=held.target,
+            is_first=held.is_first,
+        )
+
+
 class Shards:
     """Collected shards, read a bounded number of positions at a time."""
 
@@ -171,14 +272,19 @@ class Shards:
             with safe_open(str(last), framework="pt") as file:
                 length, width = file.get_slice("last").get_shape()
                 lengths.append(length)
-        self.num_positions = sum(lengths)
+        self._num_positions = sum(lengths)
         per_group = max(1, max_bytes // (2 * 2 * width))
         self._shards_per_group = max(1, per_group // max(lengths))
 
     @property
-    def paths(self) -> list[tuple[Path, Path]]:
+    def num_positions(self) -> int:
+        """In all."""
+        return self._num_positions
+
+    @property
+    def names(self) -> list[str]:
         """The files they are read from."""
-        return self._paths
+        return [str(path) for path in self._paths]
 
     def groups(self, generator: torch.Generator | None = None) -> Iterator[HiddenStates]:
         """All shards, group by group; in random order if a generator is given."""

@@ -44,6 +44,11 @@ def _mix_tensor(z: Tensor) -> Tensor:
     return z ^ ((z >> 31) & ((1 << 33) - 1))
 
 
+def noise_keys(seeds: Tensor, positions: Tensor) -> Tensor:
+    """`noise_key` of seeds [T] and positions [T], int64 both, where they lie."""
+    return _mix_tensor(_mix_tensor(seeds) + positions * _signed(_GOLDEN))
+
+
 def gumbel(keys: Tensor, token_ids: Tensor) -> Tensor:
     """Gumbel noise [T, V'] float32 for keys [T] int64 and token ids [V'].
 

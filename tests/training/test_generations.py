@@ -13,7 +13,7 @@ from training.generations import (
     split_held_out,
 )
 
-ROWS = [Generation("qa", [1, 2], [3, 4, 3, i], 0.0) for i in range(50)]
+ROWS = [Generation("qa", [1, i], [3, 4, 3, i], 0.0) for i in range(50)]
 
 
 def test_round_trip_and_a_line_cut_short(tmp_path: Path) -> None:
@@ -34,6 +34,13 @@ def test_held_out_rows_stay_held_out_as_more_come() -> None:
     assert not {id(row) for row in training} & {id(row) for row in held_out}
     _, fewer = split_held_out(ROWS[:31])
     assert held_out[: len(fewer)] == fewer
+
+
+def test_all_answers_to_a_prompt_are_held_out_or_none() -> None:
+    again = [Generation("qa", row.prompt_ids, [7, 8], 0.8) for row in ROWS]
+    training, held_out = split_held_out([*ROWS, *again[:20]])
+    assert held_out == [ROWS[0], ROWS[25], again[0]]
+    assert len(training) == 67
 
 
 def test_reduced_vocabulary_is_the_most_frequent_output() -> None:

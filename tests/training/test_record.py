@@ -12,6 +12,7 @@ from tiny_model import LAYERS, write_tiny_llama
 
 from engine.config import ModelConfig
 from training import generate as generating
+from training import questions
 from training.collect import collect
 from training.generate import GenerationOptions, generate
 from training.generations import read_generations, split_held_out
@@ -37,6 +38,11 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> GenerationOptions:
         max_new_tokens=6,
         max_bytes=1 << 26,
     )
+
+
+@pytest.fixture(autouse=True)
+def asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(questions, "_MOST_TIMES", 1)
 
 
 def shard_files(directory: Path) -> dict[str, Path]:
