@@ -84,7 +84,7 @@ def _linears() -> Iterator[dict[str, object]]:
 
 def _others() -> Iterator[dict[str, object]]:
     heads = {"HEADS": 32, "SIZE": 128}
-    cut = {"PADDED": 128, "CHUNK": 128, "TILE": 64, "HAS_WINDOW": True}
+    cut = {"PADDED": 128, "TILE": 64, "MOST_CHUNKS": 64, "HAS_WINDOW": True}
     yield _compile("norm", norm_kernel._rms_norm_kernel, {"BLOCK": 4096}, num_warps=8)
     yield _compile(
         "rotate",

@@ -10,6 +10,7 @@ from tiny_model import StepDriver, load_tiny, sequence_start, write_tiny_llama
 from torch import Tensor
 
 from benchmarks.scripted import ScriptedDrafter
+from engine.model.ops.cuda import attention_kernels
 from engine.model.ops.interface import AttentionParams, LayerCache, TokenBatch
 from engine.model.ops.torch_ops import TorchOps
 
@@ -151,6 +152,16 @@ def test_attention_of_decoding_rows(dtype: torch.dtype) -> None:
 
 def test_attention_of_a_prefill_chunk() -> None:
     Past([150], torch.float32).check([(0, position) for position in range(120, 132)])
+
+
+@pytest.mark.parametrize("window", [None, 70])
+def test_attention_over_pasts_of_more_tiles_than_there_may_be_chunks(
+    window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks grow with a token's own position, whatever is beside it."""
+    monkeypatch.setattr(attention_kernels, "_MOST_CHUNKS", 2)
+    past = Past([256], torch.float32, sliding_window=window)
+    past.check([(0, position) for position in (63, 127, 128, 255)])
 
 
 @pytest.mark.parametrize("window", [5, 64, 130])

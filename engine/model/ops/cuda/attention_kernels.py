@@ -1,9 +1,10 @@
 """Attention over the blocks of the KV pool on CUDA, in place, for any tokens of any rows.
 
-Three kernels: rotate and write, attend to one chunk of the past, combine the chunks. A chunk has a
-fixed number of positions and begins at a multiple of it, and the chunks of a token are combined in
-one order: so a token's result depends on its own position alone, for one query token or a whole
-prefill chunk. Knows tensors only.
+Three kernels: rotate and write, attend to one chunk of the past, combine the chunks. How long a
+token's chunks are follows from its position, a chunk begins at a multiple of that, and the chunks
+are combined in one order: so a token's result depends on its own position alone, for one query
+token or a whole prefill chunk. A past of 1 k positions keeps 16 programs per key head busy,
+whatever length a model is loaded for. Knows tensors only.
 
 Why not torch's `varlen_attn`, which takes a block table and a number of splits (torch 2.13; as
 first written, pytorch #175924, block tables needed FlashAttention 3, which torch does not bring):
@@ -17,8 +18,6 @@ first written, pytorch #175924, block tables needed FlashAttention 3, which torc
   its tokens are decoded, or computed again after a preemption or a found prefix: those must agree.
 """
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
@@ -26,28 +25,25 @@ from torch import Tensor
 
 from engine.model.ops.interface import AttentionParams, LayerCache, TokenBatch
 
-_LEAST_CHUNK = 128  # positions
-_MOST_CHUNKS = 64
 _TILE = 64  # positions of a chunk that are looked at together
+_MOST_CHUNKS = 64  # of a token's past
 _COMBINED = 16  # chunks that are combined together
 _GROUP_ROWS = 16  # least rows of a tensor-core tile
 _WORKSPACE_BYTES = 128 * 2**20
 
 
-@dataclass(frozen=True, slots=True)
-class Chunks:
-    """How the past is cut; fixed by the longest sequence a model is loaded for."""
+def num_chunks_for(num_positions: int) -> int:
+    """The most chunks that any token among so many positions has."""
+    return min(_MOST_CHUNKS, -(-num_positions // _TILE))
 
-    size: int  # positions
 
-    @classmethod
-    def of(cls, max_positions: int) -> "Chunks":
-        """The cut for sequences of up to `max_positions`."""
-        return cls(max(_LEAST_CHUNK, triton.next_power_of_2(-(-max_positions // _MOST_CHUNKS))))
-
-    def count(self, num_positions: int) -> int:
-        """Chunks that so many positions touch."""
-        return -(-num_positions // self.size)
+@triton.jit
+def _chunk_size(position, TILE: tl.constexpr, MOST: tl.constexpr):
+    """Positions of a chunk: of a tile, or of the least power of two tiles that makes few enough."""
+    size = position * 0 + TILE
+    while size * MOST <= position:
+        size = size * 2
+    return size
 
 
 @triton.jit
@@ -139,8 +135,8 @@ def _attend_kernel(
     GROUP: tl.constexpr,  # query heads per key head
     ROWS: tl.constexpr,  # the same, rounded up to a tile's rows
     BLOCK: tl.constexpr,
-    CHUNK: tl.constexpr,
     TILE: tl.constexpr,
+    MOST_CHUNKS: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -148,11 +144,13 @@ def _attend_kernel(
     kv_head = tl.program_id(1)
     chunk = tl.program_id(2)
     position = tl.load(positions + token)
-    first = chunk * CHUNK
+    row = tl.load(rows + token).to(tl.int64)
+    size = _chunk_size(position, TILE, MOST_CHUNKS)
+    first = chunk * size
     seen_from = 0
     if HAS_WINDOW:
         seen_from = tl.maximum(0, position + 1 - window)
-    end = tl.minimum(first + CHUNK, position + 1)
+    end = tl.minimum(first + size, position + 1)
     begin = tl.maximum(first, seen_from // TILE * TILE)
     if begin < end:
         lanes = tl.arange(0, ROWS)
@@ -162,7 +160,7 @@ def _attend_kernel(
         heads = token * HEADS + kv_head * GROUP + lanes
         query_at = query + heads[:, None] * SIZE + columns[None, :]
         mine = tl.load(query_at, mask=is_head[:, None] & is_column[None, :], other=0.0)
-        table = block_tables + tl.load(rows + token).to(tl.int64) * table_stride
+        table = block_tables + row * table_stride
         greatest = tl.full((ROWS,), float("-inf"), dtype=tl.float32)
         total = tl.zeros((ROWS,), dtype=tl.float32)
         gathered = tl.zeros((ROWS, PADDED), dtype=tl.float32)
@@ -210,19 +208,20 @@ def _combine_kernel(
     HEADS: tl.constexpr,
     SIZE: tl.constexpr,
     PADDED: tl.constexpr,
-    CHUNK: tl.constexpr,
     COMBINED: tl.constexpr,
     TILE: tl.constexpr,
+    MOST_CHUNKS: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64)
     head = token * HEADS + tl.program_id(1)
     position = tl.load(positions + token)
+    size = _chunk_size(position, TILE, MOST_CHUNKS)
     first = 0
     if HAS_WINDOW:
         # The first chunk that the window reaches, as `_attend_kernel` has it.
-        first = tl.maximum(0, position + 1 - window) // TILE * TILE // CHUNK
-    last = position // CHUNK
+        first = tl.maximum(0, position + 1 - window) // TILE * TILE // size
+    last = position // size
     columns = tl.arange(0, PADDED)
     is_column = columns < SIZE
     lanes = tl.arange(0, COMBINED)
@@ -281,8 +280,7 @@ def rotate_and_write(
 def attend(query: Tensor, params: AttentionParams, cache: LayerCache, batch: TokenBatch) -> Tensor:
     """Attention of rotated queries [T, H, D] over their rows' blocks -> [T, H D]."""
     num_tokens, heads, size = query.shape
-    chunks = Chunks.of(params.rope_cos.shape[0])
-    num_chunks = chunks.count(batch.block_tables.shape[1] * batch.block_size)
+    num_chunks = num_chunks_for(batch.block_tables.shape[1] * batch.block_size)
     out = torch.empty_like(query)
     per_token = heads * num_chunks * (size + 2) * 4
     slab = max(1, _WORKSPACE_BYTES // per_token)
@@ -311,7 +309,6 @@ def _attend_slab(
     window = params.sliding_window or 0
     group = heads // params.num_kv_heads
     padded = max(16, triton.next_power_of_2(size))
-    chunk = Chunks.of(params.rope_cos.shape[0]).size
     _attend_kernel[(num_tokens, params.num_kv_heads, num_chunks)](
         query,
         cache.keys,
@@ -333,8 +330,8 @@ def _attend_slab(
         GROUP=group,
         ROWS=max(_GROUP_ROWS, triton.next_power_of_2(group)),
         BLOCK=batch.block_size,
-        CHUNK=chunk,
         TILE=_TILE,
+        MOST_CHUNKS=_MOST_CHUNKS,
         HAS_WINDOW=params.sliding_window is not None,
         PRECISION="ieee",
         num_warps=4,
@@ -351,9 +348,9 @@ def _attend_slab(
         HEADS=heads,
         SIZE=size,
         PADDED=padded,
-        CHUNK=chunk,
         COMBINED=_COMBINED,
         TILE=_TILE,
+        MOST_CHUNKS=_MOST_CHUNKS,
         HAS_WINDOW=params.sliding_window is not None,
         num_warps=2,
     )
