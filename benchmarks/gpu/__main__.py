@@ -9,6 +9,7 @@ of it runs.
 """
 
 import argparse
+import faulthandler
 import os
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from engine.worker.device_errors import is_device_broken
 _TESTS = Path(__file__).parents[2] / "tests"
 # Seconds each part may take at most, and are kept for it whatever those before it take; the most
 # telling first.
+_KEPT_OF_ALL = 0.65  # of the time
 _PARTS: dict[str, tuple[Callable[[Bench, Part], None], float, float]] = {
     "rows": (rows.measure, 60, 0),
     "tune": (tune.measure, 75, 0),
@@ -67,6 +69,7 @@ def _own_options(parts: Sequence[str], deadline: float) -> list[str]:
 
 def _run_here(args: argparse.Namespace, chosen: Sequence[str], deadline: float) -> int:
     """Run parts in this process until one breaks the device."""
+    faulthandler.enable()
     report = Report.read(args.json, deadline)
     if not report.facts:
         report.facts = describe_machine() | _gpu_facts()
@@ -86,10 +89,11 @@ def _run_here(args: argparse.Namespace, chosen: Sequence[str], deadline: float) 
             tiles=args.tiles,
         )
         parts = _parts()
+        share = kept_share([parts[name][2] for name in chosen], deadline - time.time())
         for name in chosen:
             measure, budget_s, _ = parts[name]
             later = chosen[chosen.index(name) + 1 :]
-            kept_s = sum(parts[other][2] for other in later)
+            kept_s = share * sum(parts[other][2] for other in later)
             if args.quick:  # on whatever machine: only the whole is limited
                 budget_s, kept_s = args.time_limit, 0.0
             error = report.run(name, budget_s, partial(measure, bench), kept_s=kept_s)
@@ -97,6 +101,13 @@ def _run_here(args: argparse.Namespace, chosen: Sequence[str], deadline: float) 
                 return DEVICE_BROKEN
             bench.release()
     return 0
+
+
+def kept_share(kept_s: Sequence[float], left_s: float) -> float:
+    """How much of what is kept for parts can be, where there is not time for all of it and for the
+    parts that nothing is kept for.
+    """
+    return min(1.0, _KEPT_OF_ALL * left_s / max(sum(kept_s), 1.0))
 
 
 def _parts() -> dict[str, tuple[Callable[[Bench, Part], None], float, float]]:

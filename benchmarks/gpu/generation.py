@@ -94,9 +94,20 @@ class _Watch:
 
 
 def generate_with_transformers(
-    model: Any, prompt: Prompt, num_tokens: int, device: torch.device, **options: Any
+    model: Any,
+    prompt: Prompt,
+    num_tokens: int,
+    device: torch.device,
+    *,
+    num_untimed: int = 0,
+    **options: Any,
 ) -> Timed:
-    """transformers' `generate`, greedy, one prompt."""
+    """transformers' `generate`, greedy, one prompt.
+
+    Args:
+        num_untimed: First tokens that do not count: compiled code records its graphs anew for
+            every cache.
+    """
     from transformers import GenerationConfig
 
     config = GenerationConfig(
@@ -110,7 +121,7 @@ def generate_with_transformers(
     times: list[float] = []
 
     def on_token(input_ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        if device.type == "cuda" and len(times) in (0, num_tokens - 1):
+        if device.type == "cuda" and len(times) in (num_untimed, num_tokens - 1):
             torch.cuda.synchronize()
         times.append(time.perf_counter())
         return torch.zeros(len(input_ids), dtype=torch.bool, device=device)
@@ -123,4 +134,8 @@ def generate_with_transformers(
         stopping_criteria=[on_token],
     )
     tokens = tuple(output[0, len(prompt) :].tolist())
-    return Timed(token_ids=(tokens,), num_timed=len(times) - 1, duration_s=times[-1] - times[0])
+    return Timed(
+        token_ids=(tokens,),
+        num_timed=len(times) - 1 - num_untimed,
+        duration_s=times[-1] - times[num_untimed],
+    )

@@ -5,6 +5,7 @@ which part is running and until when, so that who watches this process knows whe
 another process can go on where it ended.
 """
 
+import faulthandler
 import json
 import signal
 import time
@@ -19,6 +20,7 @@ from typing import Any
 from training.json_file import write_json
 
 _AGAIN_S = 5.0
+_STDERR = 2  # the process's own, whatever Python's is replaced by
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,8 +182,11 @@ def _alarm(seconds: float) -> Iterator[None]:
 
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN_S)
+    # A call that never returns to Python is ended from outside: where it hung is said before.
+    faulthandler.dump_traceback_later(seconds + _AGAIN_S, file=_STDERR)
     try:
         yield
     finally:
+        faulthandler.cancel_dump_traceback_later()
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

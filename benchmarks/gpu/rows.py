@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from benchmarks.gpu.bench import Bench
+from benchmarks.gpu.bench import Bench, Model
 from benchmarks.gpu.report import Part
 from benchmarks.gpu.shapes import RandomWeights
 from engine.model.decoder import Decoder, Segment
@@ -25,6 +25,8 @@ def measure(bench: Bench, part: Part) -> None:
         verdict = "exact" if not uneven else f"uneven at {uneven}"
         counts = ", ".join(map(str, TOKEN_COUNTS))
         part.add(f"{model.shape.name}: rows among {counts}", verdict, is_met=not uneven)
+        if uneven:
+            _name_products(part, model)
         for count in (1, 5) if bench.is_quick else (1, 5, 40):
             error = _distance(model.decoder, count)
             limit = 2e-2 if model.ops.dtype.itemsize == 2 else 1e-4
@@ -33,6 +35,22 @@ def measure(bench: Bench, part: Part) -> None:
                 error,
                 is_met=error < limit,
             )
+
+
+@torch.inference_mode()
+def _name_products(part: Part, model: Model) -> None:
+    """Which products are uneven; if none is, attention or a norm must be."""
+    ops = model.ops
+    for name, shape in model.linears.items():
+        weight = ops.pack(torch.randn(*shape, device=ops.device) / shape[1] ** 0.5)
+        x = torch.randn(max(TOKEN_COUNTS), shape[1], device=ops.device).to(ops.dtype)
+        alone = torch.cat([ops.linear(row, weight) for row in x.split(1)])
+        uneven = [
+            count
+            for count in TOKEN_COUNTS
+            if not torch.equal(ops.linear(x[:count], weight), alone[:count])
+        ]
+        part.add(f"{model.shape.name}: {name} uneven at", str(uneven))
 
 
 @torch.inference_mode()

@@ -99,6 +99,11 @@ def test_time_is_kept_for_the_parts_to_come() -> None:
     assert [figure.name for figure in whole.figures] == ["once"]
 
 
+def test_of_little_time_as_much_is_kept() -> None:
+    assert command.kept_share([0, 45, 50], 1000.0) == 1.0
+    assert 0.0 < command.kept_share([0, 45, 50], 100.0) * 95 < 70
+
+
 def run_with_children(file: Path, *parts: str) -> Report:
     def command(left: Sequence[str]) -> list[str]:
         return [sys.executable, str(_SCRIPT), str(file), ",".join(left)]
