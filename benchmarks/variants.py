@@ -38,6 +38,7 @@ def with_full_vocabulary(tensors: Tensors, facts: Facts) -> Tensors:
 def untrained(tensors: Tensors, facts: Facts) -> Tensors:
     """The model's own final norm and LM head on the hidden state as it is (logit lens)."""
     changed = without_previous_token(with_full_vocabulary(tensors, facts), facts)
+    changed = {name: each for name, each in changed.items() if ".refinement." not in name}
     for name, tensor in changed.items():
         if name.endswith(".project"):
             changed[name] = torch.eye(len(tensor), dtype=tensor.dtype)
@@ -51,7 +52,7 @@ def noise(tensors: Tensors, facts: Facts) -> Tensors:
     generator = torch.Generator().manual_seed(0)
     return {
         name: torch.randn(tensor.shape, generator=generator).to(tensor.dtype) * float(tensor.std())
-        if "project" in name
+        if tensor.ndim == 2
         else tensor
         for name, tensor in tensors.items()
     }

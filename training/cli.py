@@ -13,6 +13,7 @@ import torch
 from engine.checkpoint import find_heads, resolve_model
 from engine.config import ModelConfig
 from engine.errors import EngineError
+from engine.model.block_weight import BLOCK
 from engine.model.spec import ModelSpec
 from training.generate import GenerationOptions
 from training.heads_file import read_facts
@@ -83,6 +84,13 @@ def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
         "--learning-rate", type=float, help="(1e-3 for 512 tokens a step, more for more)"
     )
     parser.add_argument(
+        "--refine",
+        type=int,
+        metavar="SIZE",
+        default=0,
+        help="a gated MLP of this inner size behind each head's linear part (%(default)s: none)",
+    )
+    parser.add_argument(
         "--start-from", type=Path, metavar="DIR", help="heads to train further instead of anew"
     )
     parser.add_argument(
@@ -111,6 +119,7 @@ def _train(args: argparse.Namespace) -> int:
     output = args.output or directory / "exit_heads"
     size = _vocabulary_size(args)
     search = _search_options(args, size)
+    _check_refinement(args)
     if args.start_from is not None and args.no_previous_token:
         raise ValueError("--no-previous-token needs heads trained anew: leave out --start-from")
     options = TrainOptions(
@@ -139,6 +148,7 @@ def _training_config(args: argparse.Namespace) -> TrainingConfig:
         batch_tokens=batch_tokens,
         learning_rate=1e-3 * (batch_tokens / 512) ** 0.5 if rate is None else rate,
         reads_previous=not args.no_previous_token,
+        refinement_size=args.refine,
     )
 
 
@@ -199,6 +209,16 @@ def _is_on_gpu(args: argparse.Namespace) -> bool:
     return torch.cuda.is_available() and args.device in ("auto", "cuda")
 
 
+def _check_refinement(args: argparse.Namespace) -> None:
+    """Heads to start from keep their refinements; linear ones can be given some."""
+    if args.refine < 0 or args.refine % BLOCK:
+        raise ValueError(f"--refine: 0, or a multiple of {BLOCK}, got {args.refine}")
+    if args.refine and args.start_from is not None:
+        sizes = read_facts(args.start_from).get("refinement_sizes", {}).values()
+        if any(size not in (0, args.refine) for size in sizes):
+            raise ValueError(f"--refine {args.refine}: heads to start from have {list(sizes)}")
+
+
 def _memory_bytes(args: argparse.Namespace) -> int:
     gib: float | None = args.memory_gib
     if gib is None:
@@ -233,6 +253,7 @@ def _search_options(args: argparse.Namespace, vocabulary_size: int | None) -> Se
         num_tokens=args.search_tokens,
         num_candidates=args.candidates,
         vocabulary_size=vocabulary_size,
+        refinement_size=args.refine,
     )
 
 

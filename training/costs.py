@@ -18,6 +18,7 @@ from engine.worker.decode_step import split_layers
 from engine.worker.graph_runner import BatchLimits, GraphRunner
 from engine.worker.kv_cache import allocate_cache
 from engine.worker.segment_runner import EagerRunner, SegmentRunner
+from training.head_module import HeadModule
 
 _BLOCK_SIZE = 16
 _SPLIT = [1]  # one layer, and the others
@@ -60,14 +61,20 @@ class PartCosts:
         )
 
 
-def measure_costs(decoder: Decoder, vocabulary_sizes: Sequence[int]) -> PartCosts:
-    """Time everything, for seconds."""
+def measure_costs(
+    decoder: Decoder, vocabulary_sizes: Sequence[int], refinement_size: int = 0
+) -> PartCosts:
+    """Time everything, for seconds.
+
+    Args:
+        refinement_size: Of the heads that are timed; 0: linear ones.
+    """
     runner = _runner(decoder)
     device = decoder.ops.device
     best: Seconds = {}
     heads: dict[int, dict[int, float]] = {}
     for size in vocabulary_sizes:
-        exits = _random_heads(decoder, size)
+        exits = _random_heads(decoder, size, refinement_size)
         if isinstance(runner, GraphRunner):
             exits = runner.heads(exits)
         seconds, _ = Profiler(runner, len(_SPLIT) + 1, exits, _BLOCK_SIZE, device).measure()
@@ -98,12 +105,13 @@ def _runner(decoder: Decoder) -> SegmentRunner:
     return runner
 
 
-def _random_heads(decoder: Decoder, size: int) -> ExitHeads:
+def _random_heads(decoder: Decoder, size: int, refinement_size: int) -> ExitHeads:
     """One head that computes as any other does."""
     width = decoder.spec.hidden_size
-    tensors = {f"exits.1.{name}": torch.ones(width) for name in ("norm", "previous_norm", "other")}
-    for name in ("project", "project_previous"):
-        tensors[f"exits.1.{name}"] = torch.randn(width, width)
+    head = HeadModule(torch.ones(width), torch.ones(width), torch.empty(0, width))
+    if refinement_size:
+        head.refine(refinement_size)
+    tensors = {name: torch.randn(each.shape) for name, each in head.tensors(1).items()}
     token_ids = torch.arange(min(size, decoder.spec.vocab_size), dtype=torch.int32)
     return build_heads(decoder, token_ids, tensors, [1], {})
 

@@ -78,6 +78,8 @@ class HeadFactory:
             head = self.fitted(shards, reads_previous=config.reads_previous)
         else:
             head = self.loaded(*start_from)
+        if config.refinement_size and not head.refinement_size:
+            head.refine(config.refinement_size, config.seed)
         trainer = HeadTrainer(head, shards, config)
         facts = [asdict(config), shards.names, self.token_ids.tolist()]
         facts.append(str(start_from))

@@ -3,16 +3,42 @@
 """
 
 from collections.abc import Mapping
+from dataclasses import asdict
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.model.exit_head import RefinementWeights
 from engine.worker.learning.trainee import unit_rms
 
 
+class RefinementModule(nn.Module):
+    """A gated MLP that says what a head's linear estimate misses; nothing, until it is trained."""
+
+    def __init__(self, scale: Tensor, size: int) -> None:
+        """Args:
+        scale: [E], multiplies the estimate at unit RMS.
+        size: Of the inner layer, F.
+        """
+        super().__init__()
+        self.norm: Tensor
+        width = scale.shape[0]
+        self.register_buffer("norm", scale)
+        self.gate = nn.Parameter(torch.randn(size, width) * width**-0.5)
+        self.up = nn.Parameter(torch.randn(size, width) * width**-0.5)
+        self.down = nn.Parameter(torch.zeros(width, size))
+
+    def forward(self, estimate: Tensor) -> Tensor:
+        """What is to be added to linear estimates [T, E]."""
+        scaled = unit_rms(estimate) * self.norm
+        gated = F.silu(F.linear(scaled, self.gate)) * F.linear(scaled, self.up)
+        return F.linear(gated, self.down)
+
+
 class HeadModule(nn.Module):
-    """T and U with their input scales, and the row for tokens outside the reduced vocabulary.
+    """T and U with their input scales, the row for tokens outside the reduced vocabulary, and a
+    refinement, if there is one.
 
     Inputs are scaled to unit RMS, then by a fixed per-feature scale: hidden states have a few
     features hundreds of times larger than the rest, which would slow training down.
@@ -35,6 +61,7 @@ class HeadModule(nn.Module):
         self.project = nn.Parameter(torch.zeros(size, size))
         self.project_previous = nn.Parameter(torch.zeros(size, size))
         self.other = nn.Parameter(torch.zeros(size))
+        self.refinement: RefinementModule | None = None
 
     @classmethod
     def from_tensors(
@@ -47,12 +74,31 @@ class HeadModule(nn.Module):
         with torch.no_grad():
             for name in ("project", "project_previous", "other"):
                 getattr(head, name).copy_(tensors[prefix + name].float())
+        stored = RefinementWeights.of(tensors, exit_layer)
+        if stored is not None:
+            head.refine(len(stored.gate))
+            assert head.refinement is not None
+            named = {name: tensor.float() for name, tensor in asdict(stored).items()}
+            head.refinement.load_state_dict(named)
         return head.to(device)
+
+    def refine(self, size: int, seed: int = 0) -> None:
+        """Add a refinement that changes nothing yet."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            refinement = RefinementModule(self.previous_norm.cpu().clone(), size)
+        self.refinement = refinement.to(self.project.device)
+
+    @property
+    def refinement_size(self) -> int:
+        """Of the refinement's inner layer, F; 0: there is none."""
+        return 0 if self.refinement is None else len(self.refinement.gate)
 
     def state(self, hidden: Tensor, previous: Tensor) -> Tensor:
         """Estimate of the last hidden state [T, E] from unit-RMS inputs [T, E]."""
         projected = F.linear(hidden * self.norm, self.project)
-        return projected + F.linear(previous * self.previous_norm, self.project_previous)
+        estimate = projected + F.linear(previous * self.previous_norm, self.project_previous)
+        return estimate if self.refinement is None else estimate + self.refinement(estimate)
 
     def logits(self, state: Tensor) -> Tensor:
         """[T, E] -> [T, V' + 1], "other" last."""
@@ -64,13 +110,9 @@ class HeadModule(nn.Module):
 
     def tensors(self, exit_layer: int) -> dict[str, Tensor]:
         """What `heads.safetensors` holds of this head."""
-        prefix = f"exits.{exit_layer}."
         return {
-            f"{prefix}norm": self.norm.detach().float(),
-            f"{prefix}previous_norm": self.previous_norm.detach().float(),
-            f"{prefix}other": self.other.detach().float(),
-            f"{prefix}project": self.project.detach().half(),
-            f"{prefix}project_previous": self.project_previous.detach().half(),
+            f"exits.{exit_layer}.{name}": tensor.half() if tensor.ndim == 2 else tensor.float()
+            for name, tensor in self.trained_tensors().items()
         }
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from engine.model.decoder import Decoder
-from engine.model.exit_head import FORMAT_VERSION
+from engine.model.exit_head import format_version
 from training.evaluate import HeadFigures
 from training.generations import Generation, num_output_tokens
 from training.head_module import HeadModule
@@ -41,8 +41,9 @@ def write_heads(
     cpu = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
     save_file(cpu, str(directory / "heads.safetensors"))
     content = {
-        "format_version": FORMAT_VERSION,
+        "format_version": format_version(cpu),
         "exit_layers": sorted(heads),
+        "refinement_sizes": {str(n): head.refinement_size for n, head in heads.items()},
         "calibration": {str(n): asdict(f.calibration) for n, f in figures.items()},
         "figures": {
             str(n): {k: v for k, v in asdict(f).items() if k != "calibration"}

@@ -204,7 +204,8 @@ def _forecast(
             for layer, head in heads.items()
         }
     size = len(factory.token_ids)
-    costs = measure_costs(decoder, [size])
+    refinement_size = max(head.refinement_size for head in heads.values())
+    costs = measure_costs(decoder, [size], refinement_size)
     calibration = {layer: each.calibration for layer, each in figures.items()}
     return Replay(decoder.spec, texts.states).forecast(
         opinions, calibration, costs.model(sorted(heads), size), costs.model([], size).plain(1)

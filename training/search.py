@@ -52,6 +52,7 @@ class SearchOptions:
     num_candidates: int = 3  # trained and timed
     epochs: int = 2
     vocabulary_size: int | None = None  # None: found, too
+    refinement_size: int = 0  # of the heads that are trained and timed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +123,7 @@ class Search:
         path = self._work / "costs.json"
         raw = read_json(path)
         if raw is None:
-            costs = measure_costs(self._decoder, sizes)
+            costs = measure_costs(self._decoder, sizes, self._options.refinement_size)
             write_json(path, asdict(costs))
             return costs
         return PartCosts.from_json(raw)
@@ -187,7 +188,9 @@ class Search:
     def _timed(self, forecasts: Sequence[Forecast], size: int) -> list[TimedRuns]:
         """Runs of heads trained on the sample."""
         sample, factory = self._sample, self._factory(size)
-        config = TrainingConfig(epochs=self._options.epochs)
+        config = TrainingConfig(
+            epochs=self._options.epochs, refinement_size=self._options.refinement_size
+        )
         heads, figures = {}, {}
         with torch_threads(self._model):
             for layer in sorted({layer for each in forecasts for layer in each.exit_layers}):

@@ -40,6 +40,7 @@ class TrainingConfig:
     warmup_share: float = 0.03
     seed: int = 0
     reads_previous: bool = True  # the last state of the token before is an input
+    refinement_size: int = 0  # of the inner layer of a gated MLP behind the linear part; 0: none
 
 
 class HeadTrainer:
@@ -50,9 +51,9 @@ class HeadTrainer:
         self._shards = shards
         self._config = config
         self._generator = torch.Generator().manual_seed(config.seed)
-        self._trained = [head.project, head.other]
-        if config.reads_previous:
-            self._trained.append(head.project_previous)
+        self._trained = list(head.parameters())
+        if not config.reads_previous:
+            self._trained = [each for each in self._trained if each is not head.project_previous]
         self._optimizer = torch.optim.AdamW(
             self._trained,
             lr=config.learning_rate,

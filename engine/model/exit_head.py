@@ -3,12 +3,16 @@
 A head reads two things: the token's hidden state h at the exit layer, and the last layer's hidden
 state of the token before it (known for the first draft; for later drafts the head's own estimate):
 
-    state  = T · (a * rms(h)) + U · (b * rms(previous))          T, U [E, E] and a, b [E] trained
+    linear = T · (a * rms(h)) + U · (b * rms(previous))          T, U [E, E] trained, a, b [E] fixed
+    state  = linear + D · (silu(G · x) * (V · x))                G, V [F, E] and D [E, F] trained
+             where x = c * rms(linear)                           c [E] fixed
     logits = E* · final_norm(state)                              E* frozen rows of the LM head
     other  = o · rms(state)                                      o [E] trained
 
-E* holds the rows of a **reduced vocabulary**; "other" is the logit of all tokens outside it: a head
-that expects such a token says so instead of guessing. Knows nothing of sequences or policies.
+The second line is a **refinement**, a gated MLP as the model's own layers have; a head without one
+has state = linear. E* holds the rows of a **reduced vocabulary**; "other" is the logit of all
+tokens outside it: a head that expects such a token says so instead of guessing. Knows nothing of
+sequences or policies.
 
 Source: AdaDecode (Wei et al. 2025, arXiv 2506.03700) for E*·T; FR-Spec (arXiv 2502.14856) for the
 reduced vocabulary.
@@ -16,7 +20,7 @@ reduced vocabulary.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,7 +32,8 @@ from engine.errors import HeadsMismatch
 from engine.model.decoder import Decoder
 from engine.model.ops.interface import Ops
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_LINEAR_FORMAT = 1  # knows no refinements; heads without one are still written in it
 WEIGHT_NAMES = ("project", "project_previous", "other")
 
 
@@ -50,8 +55,45 @@ class Head(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RefinementWeights:
+    """A head's refinement, as numbers that can be computed with."""
+
+    norm: Tensor  # [E], c
+    gate: Tensor  # [F, E], G
+    up: Tensor  # [F, E], V
+    down: Tensor  # [E, F], D
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], exit_layer: int) -> "RefinementWeights | None":
+        """One exit's, by their names in `heads.safetensors`; None: its head has none."""
+        prefix = f"exits.{exit_layer}.refinement."
+        if f"{prefix}gate" not in tensors:
+            return None
+        return cls(**{field.name: tensors[prefix + field.name] for field in fields(cls)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refinement:
+    """The same, packed for a backend."""
+
+    norm: Tensor  # [E], c
+    gate_up: Any  # [2 F, E], G above V
+    down: Any  # [E, F], D
+
+    @classmethod
+    def pack(cls, weights: RefinementWeights, ops: Ops) -> "Refinement":
+        """For a backend."""
+        gate_up = torch.cat((weights.gate, weights.up)).to(ops.device, ops.dtype)
+        return cls(
+            norm=weights.norm.to(ops.device, ops.dtype).contiguous(),
+            gate_up=ops.pack_head(gate_up),
+            down=ops.pack_head(weights.down.to(ops.device, ops.dtype).contiguous()),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HeadWeights:
-    """What is trained of a head, as numbers that can be computed with."""
+    """What is trained of a head while it serves, as numbers that can be computed with."""
 
     project: Tensor  # [E, E], T
     project_previous: Tensor  # [E, E], U
@@ -77,6 +119,7 @@ class ExitHead:
     project: Any  # [E, E], T
     project_previous: Any  # [E, E], U
     other: Any  # [1, E], o
+    refinement: Refinement | None
     unit_norm: Tensor  # [E], ones
     final_norm: Tensor  # [E], the model's
     lm_head: Any  # [V', E]: the reduced vocabulary's rows, shared by all exits
@@ -97,9 +140,14 @@ class ExitHead:
         """
         ops = self.ops
         state = ops.linear(hidden, self.project, norm=self.norm, eps=self.eps)
-        return ops.linear(
+        state = ops.linear(
             previous, self.project_previous, norm=self.previous_norm, eps=self.eps, residual=state
         )
+        refinement = self.refinement
+        if refinement is None:
+            return state
+        inner = ops.gate_up(state, refinement.gate_up, norm=refinement.norm, eps=self.eps)
+        return ops.linear(inner, refinement.down, residual=state)
 
     def logits(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """Estimated states [T, E] -> float32 logits [T, V'] and the logit of "other" [T, 1]."""
@@ -133,6 +181,7 @@ class ExitHeads:
     token_ids: Tensor  # [V'] int32, the reduced vocabulary
     columns: Tensor  # [V] int64: token id -> column, -1 outside the reduced vocabulary
     calibration: Mapping[int, Calibration]  # by exit layer
+    refinement_sizes: Sequence[int]  # of each head, F; 0: it is linear
 
     @property
     def exit_layers(self) -> list[int]:
@@ -150,6 +199,14 @@ def load_heads(directory: Path, decoder: Decoder) -> ExitHeads:
     tensors = read_tensors(directory)
     token_ids = tensors["vocabulary"].to(torch.int32)
     return build_heads(decoder, token_ids, tensors, facts["exit_layers"], _calibration(facts))
+
+
+def format_version(tensors: Mapping[str, Tensor]) -> int:
+    """The oldest format that holds such heads: earlier versions of this program read what they
+    know, and refuse what they would take for something else.
+    """
+    is_refined = any(".refinement." in name for name in tensors)
+    return FORMAT_VERSION if is_refined else _LINEAR_FORMAT
 
 
 def read_tensors(directory: Path) -> dict[str, Tensor]:
@@ -175,6 +232,10 @@ def build_heads(
     def vector(name: str) -> Tensor:
         return tensors[name].to(ops.device, ops.dtype).contiguous()
 
+    def packed(weights: RefinementWeights | None) -> Refinement | None:
+        return None if weights is None else Refinement.pack(weights, ops)
+
+    refinements = {n: RefinementWeights.of(tensors, n) for n in sorted(exit_layers)}
     heads = [
         ExitHead(
             exit_layer=layer,
@@ -183,17 +244,24 @@ def build_heads(
             project=ops.pack_head(vector(f"exits.{layer}.project")),
             project_previous=ops.pack_head(vector(f"exits.{layer}.project_previous")),
             other=ops.pack_head(vector(f"exits.{layer}.other")[None]),
+            refinement=packed(refinements[layer]),
             unit_norm=torch.ones_like(decoder.final_norm),
             final_norm=decoder.final_norm,
             lm_head=lm_head,
             ops=ops,
             eps=spec.norm_eps,
         )
-        for layer in sorted(exit_layers)
+        for layer in refinements
     ]
     columns = torch.full((spec.vocab_size,), -1, dtype=torch.int64, device=ops.device)
     columns[token_ids.long()] = torch.arange(len(token_ids), device=ops.device)
-    return ExitHeads(heads=heads, token_ids=token_ids, columns=columns, calibration=calibration)
+    return ExitHeads(
+        heads=heads,
+        token_ids=token_ids,
+        columns=columns,
+        calibration=calibration,
+        refinement_sizes=[0 if each is None else len(each.gate) for each in refinements.values()],
+    )
 
 
 def read_facts(directory: Path, decoder: Decoder) -> dict[str, Any]:
@@ -208,10 +276,10 @@ def read_facts(directory: Path, decoder: Decoder) -> dict[str, Any]:
     facts: dict[str, Any] = json.loads((directory / "heads.json").read_text())
     if not isinstance(facts, dict):
         raise HeadsMismatch(f"exit heads: {directory / 'heads.json'} says nothing of heads")
-    if facts.get("format_version") != FORMAT_VERSION:
+    if facts.get("format_version") not in (_LINEAR_FORMAT, FORMAT_VERSION):
         raise HeadsMismatch(
             f"exit heads: format {facts.get('format_version')!r}, "
-            f"this version reads {FORMAT_VERSION}"
+            f"this version reads {_LINEAR_FORMAT} and {FORMAT_VERSION}"
         )
     if facts["hidden_size"] != decoder.spec.hidden_size:
         raise HeadsMismatch(

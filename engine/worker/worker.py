@@ -244,9 +244,10 @@ class ModelWorker:
     def _cost_facts(self, heads: ExitHeads | None) -> dict[str, str]:
         """All that decides what the parts of a step cost."""
         ops = self.decoder.ops
+        shape = () if heads is None else (len(heads.token_ids), *heads.refinement_sizes)
         return {
             "model": self.decoder.fingerprint,
-            "exits": f"{self._exit_layers}, {0 if heads is None else len(heads.token_ids)}",
+            "exits": f"{self._exit_layers}, {shape}",
             "numbers": describe_numbers(ops, has_blocks=self._keeps_blocks),
             "machine": describe_machine(self._config, ops),
             "clock": getattr(self._clock, "__name__", ""),

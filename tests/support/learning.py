@@ -5,7 +5,7 @@ import torch
 from tiny_model import HIDDEN, VOCAB
 
 from engine.model.decoder import Decoder
-from engine.model.exit_head import ExitHead, ExitHeads, HeadWeights
+from engine.model.exit_head import ExitHead, ExitHeads, HeadWeights, RefinementWeights
 from engine.worker.learning import budget, learner, pupil, recorder
 from engine.worker.learning.examples import Examples, Verified
 from engine.worker.learning.trainee import unit_rms
@@ -19,6 +19,16 @@ def weights_of(head: ExitHead) -> HeadWeights:
         project=head.project.weight.clone(),
         project_previous=head.project_previous.weight.clone(),
         other=head.other.weight[0].clone(),
+    )
+
+
+def refinement_of(head: ExitHead) -> RefinementWeights | None:
+    """Its refinement's, if it has one."""
+    if head.refinement is None:
+        return None
+    gate, up = head.refinement.gate_up.weight.clone().chunk(2)
+    return RefinementWeights(
+        norm=head.refinement.norm, gate=gate, up=up, down=head.refinement.down.weight.clone()
     )
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from engine.model.decoder import Decoder
-from engine.model.exit_head import FORMAT_VERSION, Calibration, ExitHeads, build_heads
+from engine.model.exit_head import Calibration, ExitHeads, build_heads, format_version
 from engine.model.ops.interface import LayerCache, Ops
 from engine.model.spec import ModelSpec
 from engine.model.weights import WeightReader
@@ -80,21 +80,26 @@ def write_tiny_llama(directory: Path, seed: int = 0) -> Path:
     return directory
 
 
-def random_heads(decoder: Decoder, exit_layers: Sequence[int], vocabulary_size: int) -> ExitHeads:
+def random_heads(
+    decoder: Decoder, exit_layers: Sequence[int], vocabulary_size: int, refinement_size: int = 0
+) -> ExitHeads:
     """Untrained heads on a random reduced vocabulary: they run, and are mostly wrong."""
-    tensors = _random_head_tensors(exit_layers, vocabulary_size)
+    tensors = random_head_tensors(exit_layers, vocabulary_size, refinement_size)
     edges, rates = (0.5, 1.0), (0.5, 0.9)
     calibration = {n: Calibration(edges=edges, greedy=rates, sampled=rates) for n in exit_layers}
     return build_heads(decoder, tensors["vocabulary"], tensors, exit_layers, calibration)
 
 
-def write_tiny_heads(model: Path, directory: Path, exit_layers: Sequence[int]) -> Path:
+def write_tiny_heads(
+    model: Path, directory: Path, exit_layers: Sequence[int], refinement_size: int = 0
+) -> Path:
     """Such heads on disk, for the tiny model in another directory."""
     directory.mkdir()
-    save_file(_random_head_tensors(exit_layers, 40), str(directory / "heads.safetensors"))
+    tensors = random_head_tensors(exit_layers, 40, refinement_size)
+    save_file(tensors, str(directory / "heads.safetensors"))
     calibration = {"edges": [0.5, 1.0], "greedy": [0.5, 0.9], "sampled": [0.5, 0.9]}
     facts = {
-        "format_version": FORMAT_VERSION,
+        "format_version": format_version(tensors),
         "fingerprint": WeightReader(model, ModelSpec.from_directory(model)).fingerprint(),
         "hidden_size": HIDDEN,
         "exit_layers": list(exit_layers),
@@ -104,7 +109,10 @@ def write_tiny_heads(model: Path, directory: Path, exit_layers: Sequence[int]) -
     return directory
 
 
-def _random_head_tensors(exit_layers: Sequence[int], vocabulary_size: int) -> dict[str, Tensor]:
+def random_head_tensors(
+    exit_layers: Sequence[int], vocabulary_size: int, refinement_size: int = 0
+) -> dict[str, Tensor]:
+    """What `heads.safetensors` would hold of untrained heads."""
     generator = torch.Generator().manual_seed(7)
     ids = torch.randperm(VOCAB, generator=generator)[:vocabulary_size]
     tensors = {"vocabulary": ids.sort().values.int()}
@@ -114,9 +122,19 @@ def _random_head_tensors(exit_layers: Sequence[int], vocabulary_size: int) -> di
         tensors[f"{prefix}previous_norm"] = torch.ones(HIDDEN)
         tensors[f"{prefix}other"] = torch.randn(HIDDEN, generator=generator) * 0.1
         for name in ("project", "project_previous"):
-            weight = torch.randn(HIDDEN, HIDDEN, generator=generator) * HIDDEN**-0.5
-            tensors[f"{prefix}{name}"] = weight
+            tensors[f"{prefix}{name}"] = _weight(HIDDEN, HIDDEN, generator)
+        if refinement_size:
+            tensors |= {
+                f"{prefix}refinement.norm": torch.rand(HIDDEN, generator=generator) + 0.5,
+                f"{prefix}refinement.gate": _weight(refinement_size, HIDDEN, generator),
+                f"{prefix}refinement.up": _weight(refinement_size, HIDDEN, generator),
+                f"{prefix}refinement.down": _weight(HIDDEN, refinement_size, generator),
+            }
     return tensors
+
+
+def _weight(height: int, width: int, generator: torch.Generator) -> Tensor:
+    return torch.randn(height, width, generator=generator) * width**-0.5
 
 
 def policy_drafter(decoder: Decoder, heads: ExitHeads | None, **options: Any) -> PolicyDrafter:

@@ -10,7 +10,7 @@ from tiny_model import StepDriver, load_tiny, sequence_start, write_tiny_llama
 
 from engine.errors import HeadsMismatch
 from engine.model.decoder import Decoder
-from engine.model.exit_head import FORMAT_VERSION, load_heads
+from engine.model.exit_head import format_version, load_heads
 from engine.model.ops.torch_ops import TorchOps
 from engine.worker.learning.trainee import unit_rms
 from training.collect import collect
@@ -100,12 +100,32 @@ def test_training_lowers_the_loss_and_beats_the_linear_fit(
     assert figures.calibration.greedy[-1] > figures.calibration.greedy[1]
 
 
+def test_a_refinement_begins_with_the_linear_fit_and_learns(
+    decoder: Decoder, shards: Shards
+) -> None:
+    head, _ = new_head(decoder, shards)
+    states = next(shards.groups())
+    fit_linear(head, states)
+    config = TrainingConfig(epochs=8, batch_tokens=64, depth=2, learning_rate=2e-3)
+    fitted = unrolled_loss(head, states, 0, config).item()
+    head.refine(64)
+    assert unrolled_loss(head, states, 0, config).item() == fitted
+    linear = {"project", "project_previous", "other"}
+    for name, parameter in head.named_parameters():
+        parameter.requires_grad_(name not in linear)
+    trainer = HeadTrainer(head, shards, config)
+    while not trainer.is_done:
+        trainer.run_epoch()
+    assert unrolled_loss(head, states, 0, config).item() < fitted, "it has learned alone"
+
+
 def write_heads(directory: Path, decoder: Decoder, head: HeadModule, ids: torch.Tensor) -> None:
     directory.mkdir()
-    save_file({"vocabulary": ids, **head.tensors(EXIT)}, str(directory / "heads.safetensors"))
+    tensors = {"vocabulary": ids, **head.tensors(EXIT)}
+    save_file(tensors, str(directory / "heads.safetensors"))
     rates = {"edges": [0.5, 1.0], "greedy": [0.1, 0.9], "sampled": [0.1, 0.9]}
     facts = {
-        "format_version": FORMAT_VERSION,
+        "format_version": format_version(tensors),
         "fingerprint": decoder.fingerprint,
         "hidden_size": decoder.spec.hidden_size,
         "exit_layers": [EXIT],
@@ -114,12 +134,17 @@ def write_heads(directory: Path, decoder: Decoder, head: HeadModule, ids: torch.
     (directory / "heads.json").write_text(json.dumps(facts))
 
 
+@pytest.mark.parametrize("refinement_size", [0, 64])
 def test_loaded_head_computes_what_was_trained(
-    decoder: Decoder, shards: Shards, tmp_path: Path
+    decoder: Decoder, shards: Shards, tmp_path: Path, refinement_size: int
 ) -> None:
     head, ids = new_head(decoder, shards)
     states = next(shards.groups())
     fit_linear(head, states)
+    if refinement_size:
+        head.refine(refinement_size)
+        assert head.refinement is not None
+        torch.nn.init.normal_(head.refinement.down, std=0.02)
     write_heads(tmp_path / "heads", decoder, head, ids)
     loaded = load_heads(tmp_path / "heads", decoder).heads[0]
     hidden, previous = states.exit[1:6].float(), states.last[:5].float()

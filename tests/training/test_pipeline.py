@@ -65,7 +65,8 @@ def test_a_run_killed_everywhere_ends_with_the_same_heads(
     monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(generating, "_GROUP", 100)
-    args = command(model, tmp_path / "out", "--search", "--search-tokens", "900")
+    flags = ("--search", "--search-tokens", "900", "--refine", "32")
+    args = command(model, tmp_path / "out", *flags)
     left = 0
     update = ProgressReport.update
 
@@ -92,7 +93,6 @@ def test_a_run_killed_everywhere_ends_with_the_same_heads(
     (again / result.parent.name).mkdir(parents=True)
     shutil.copy(work / "generations.jsonl", again)
     shutil.copy(result, again / result.parent.name)
-    flags = ("--search", "--search-tokens", "900")
     assert train(monkeypatch, *command(model, tmp_path / "again", *flags)) == 0
     heads = [load_file(str(tmp_path / n / "heads.safetensors")) for n in ("out", "again")]
     assert heads[0].keys() == heads[1].keys()
@@ -109,6 +109,7 @@ def check_output(output: Path) -> None:
     assert len(facts["search"]["candidates"]) == 3
     fastest = max(facts["search"]["candidates"], key=lambda each: each["measured"])
     assert fastest["exit_layers"] == layers
+    assert facts["refinement_sizes"] == {str(layer): 32 for layer in layers}
     states = {path.name.split(".")[1] for path in (output / "work" / "hidden").iterdir()}
     assert states == {"last", *(f"exit-{layer}" for layer in layers)}, "nothing else is kept"
     page = (output / "report.html").read_text()
@@ -136,10 +137,13 @@ def test_a_run_that_was_killed_by_a_signal_goes_on(
     assert tensors["exits.2.project"].any()
 
     first = json.loads((tmp_path / "heads.json").read_text())["training"]
-    further = command(model, tmp_path / "on", "--start-from", str(tmp_path))
+    further = command(model, tmp_path / "on", "--start-from", str(tmp_path), "--refine", "32")
     assert train(monkeypatch, *further, "--work", str(tmp_path / "work")) == 0
-    facts = json.loads((tmp_path / "on" / "heads.json").read_text())["training"]
-    assert facts["started_from"] == first
+    facts = json.loads((tmp_path / "on" / "heads.json").read_text())
+    assert facts["training"]["started_from"] == first
+    assert facts["refinement_sizes"] == {"2": 32}, "linear heads can be given one"
+    again = command(model, tmp_path / "x", "--start-from", str(tmp_path / "on"), "--refine", "64")
+    assert train(monkeypatch, *again) == 1, "another size is refused"
     other = write_tiny_llama(tmp_path / "other", seed=1)
     write_character_tokenizer(other)
     wrong = [*further, "--work", str(tmp_path / "work")]
@@ -157,6 +161,7 @@ def test_a_run_that_was_killed_by_a_signal_goes_on(
         (("--start-from", "x", "--no-previous-token"), "--no-previous-token"),
         (("--exit-layers", "9"), "--exit-layers"),
         (("--search", "--candidates", "0"), "--candidates"),
+        (("--refine", "33"), "--refine"),
         (("--vocabulary-size", "auto"), "--search"),
         (("--vocabulary-size", "-3"), "--vocabulary-size"),
         (("--tokens", str(10**12)), "--tokens"),

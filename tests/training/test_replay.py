@@ -92,6 +92,6 @@ def test_costs_of_any_segment_follow_from_two(decoder):
     assert [model.segment(index, 1) for index in range(3)] == pytest.approx([3.0, 2.0, 4.0])
     assert model.segment(2, 4) == pytest.approx(6.0)
     assert costs.model([], 50).plain(1) == pytest.approx(7.5)
-    measured = measure_costs(decoder, [20, 90])
+    measured = measure_costs(decoder, [20, 90], refinement_size=32)
     assert measured.heads.keys() == {20, 90}
     assert measured.model([2], 20).plain(1) > 0

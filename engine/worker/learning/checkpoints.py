@@ -23,7 +23,7 @@ from torch import Tensor
 from engine.checkpoint.cache import building
 from engine.errors import HeadsMismatch
 from engine.model.decoder import Decoder
-from engine.model.exit_head import HeadWeights, read_facts, read_tensors
+from engine.model.exit_head import HeadWeights, RefinementWeights, read_facts, read_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +61,12 @@ class Checkpoints:
         """What learning began with, by exit layer."""
         layers = self._facts["exit_layers"]
         return {layer: HeadWeights.of(self._tensors, layer) for layer in layers}
+
+    @property
+    def refinements(self) -> dict[int, RefinementWeights]:
+        """Of those heads that have one, by exit layer: learning leaves them as they are."""
+        found = {n: RefinementWeights.of(self._tensors, n) for n in self._facts["exit_layers"]}
+        return {layer: weights for layer, weights in found.items() if weights is not None}
 
     def newest(self) -> Learned | None:
         """The newest version that can go on from the shipped heads."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from engine.model.exit_head import ExitHead, ExitHeads, HeadWeights
+from engine.model.exit_head import ExitHead, ExitHeads, HeadWeights, RefinementWeights
 from engine.plan import Learning, RowResult
 from engine.worker.learning.budget import Budget
 from engine.worker.learning.checkpoints import Learned
@@ -46,19 +46,22 @@ class HeadLearner:
         rows: Tensor,
         share: float,
         clock: Callable[[], float] = time.perf_counter,
+        refinements: Mapping[int, RefinementWeights] | None = None,
     ) -> None:
         """Args:
         heads: Those that serve.
         weights: What is trained of them, by exit layer.
         rows: [V', E] of the LM head: the reduced vocabulary's.
         share: Of the worker's time.
+        refinements: Of those heads that have one, by exit layer; these stay as they are.
         """
         first = heads.heads[0]
         assert isinstance(first, ExitHead), "heads as they are loaded"
         lens = Lens.of(first, rows)
+        refinements = refinements or {}
         self._device = first.norm.device
         self._pupils = [
-            Pupil(head, index, lens, weights[head.exit_layer])
+            Pupil(head, index, lens, weights[head.exit_layer], refinements.get(head.exit_layer))
             for index, head in enumerate(heads.heads)
             if isinstance(head, ExitHead)
         ]

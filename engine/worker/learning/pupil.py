@@ -11,7 +11,7 @@ from enum import Enum, auto
 import torch
 from torch import Tensor
 
-from engine.model.exit_head import ExitHead, HeadWeights
+from engine.model.exit_head import ExitHead, HeadWeights, RefinementWeights
 from engine.worker.learning.examples import Examples
 from engine.worker.learning.trainee import Lens, Trainee
 from engine.worker.learning.watch import AcceptanceWatch
@@ -51,7 +51,14 @@ class Agreement:
 class Pupil:
     """See above."""
 
-    def __init__(self, head: ExitHead, exit_index: int, lens: Lens, shipped: HeadWeights) -> None:
+    def __init__(
+        self,
+        head: ExitHead,
+        exit_index: int,
+        lens: Lens,
+        shipped: HeadWeights,
+        refinement: RefinementWeights | None = None,
+    ) -> None:
         self.version = 0  # 0: the shipped weights serve
         self.watch = AcceptanceWatch()
         self.agreement = Agreement()  # in the last trial
@@ -61,7 +68,7 @@ class Pupil:
         self._shipped = shipped
         self._previous = (0, shipped)  # version and weights before the last change
         self._newest_version = 0
-        self._trainee = Trainee(head, lens, shipped)
+        self._trainee = Trainee(head, lens, shipped, refinement)
         self._trial = Trial([], [], [])
 
     @property

@@ -37,7 +37,13 @@ class School:
             raise ModelLoadError(f"--learn-heads-dir: {error}") from error
         self._checkpoints = Checkpoints(mine, shipped, decoder)
         rows = decoder.lm_head_rows(heads.token_ids)
-        self._learner = HeadLearner(heads, self._checkpoints.shipped, rows, share)
+        self._learner = HeadLearner(
+            heads,
+            self._checkpoints.shipped,
+            rows,
+            share,
+            refinements=self._checkpoints.refinements,
+        )
         self._learner.on_change = self._save
         learned = self._checkpoints.newest()
         if learned is not None:

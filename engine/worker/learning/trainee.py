@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.model.exit_head import WEIGHT_NAMES, ExitHead, HeadWeights
+from engine.model.exit_head import WEIGHT_NAMES, ExitHead, HeadWeights, RefinementWeights
 from engine.worker.learning.examples import Examples
+from engine.worker.learning.refined import FloatRefinement, Refined, inverse_rms, pull_unit
 
 _RATE = 8e-4  # Adam's; the shipped heads were trained with up to 1.5e-3
 _DECAYS = (0.9, 0.99)
@@ -48,12 +49,34 @@ class Lens:
         return ops.linear(errors.to(ops.dtype), self.back).float()
 
 
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """The last draft of each of some runs."""
+
+    hidden: Tensor  # [T, E], scaled input
+    previous: Tensor  # [T, E], scaled input
+    state: Tensor  # [T, E], as estimated
+    refined: Refined | None  # how it came about, where there is a refinement
+
+
 class Trainee:
     """One exit's head."""
 
-    def __init__(self, head: ExitHead, lens: Lens, weights: HeadWeights) -> None:
+    def __init__(
+        self,
+        head: ExitHead,
+        lens: Lens,
+        weights: HeadWeights,
+        refinement: RefinementWeights | None = None,
+    ) -> None:
+        """Args:
+        refinement: The head's, if it has one; it does not learn.
+        """
         self._norm, self._previous_norm = head.norm.float(), head.previous_norm.float()
         self._lens = lens
+        self._refinement = (
+            None if refinement is None else FloatRefinement(refinement, head.norm.device)
+        )
         self._weights = _floats(weights, head.norm.device)
         self._gradients = [torch.zeros_like(each) for each in self._parts()]
         self._num_examples = 0  # that the gradients are the sum of
@@ -86,20 +109,22 @@ class Trainee:
         Returns:
             The mean loss.
         """
-        hidden, previous, state = self._follow(self._weights, examples, exit_index, runs)
-        scale = _inverse_rms(state)
-        unit = state * scale
-        logits = self._logits(self._weights, state, unit)
+        draft = self._follow(self._weights, examples, exit_index, runs)
+        scale = inverse_rms(draft.state)
+        unit = draft.state * scale
+        logits = self._logits(self._weights, draft.state, unit)
         probs = examples.probs(runs[-1])
         log_shares = logits.log_softmax(-1)
         errors = log_shares.exp() - probs
         pulled = self._lens.pull(errors[:, :-1]) + errors[:, -1:] * self._weights.other
-        pulled = (pulled - unit * (pulled * unit).mean(-1, keepdim=True)) * scale
+        pulled = pull_unit(pulled, unit, scale)
+        if self._refinement is not None and draft.refined is not None:
+            pulled = self._refinement.pull(draft.refined, pulled)
         project, project_previous, other = self._gradients
-        project.addmm_(pulled.T, hidden)
-        project_previous.addmm_(pulled.T, previous)
+        project.addmm_(pulled.T, draft.hidden)
+        project_previous.addmm_(pulled.T, draft.previous)
         other += errors[:, -1] @ unit
-        self._num_examples += len(state)
+        self._num_examples += len(unit)
         return float(-(probs * log_shares).sum(-1).mean())
 
     def step(self) -> bool:
@@ -126,22 +151,28 @@ class Trainee:
             weights: Of a head of this exit; None: those in training.
         """
         mine = self._weights if weights is None else _floats(weights, self._norm.device)
-        _, _, state = self._follow(mine, examples, exit_index, runs)
-        logits = self._logits(mine, state, state * _inverse_rms(state))
+        state = self._follow(mine, examples, exit_index, runs).state
+        logits = self._logits(mine, state, state * inverse_rms(state))
         best = logits.argmax(-1)
         return (best == examples.targets(runs[-1])) & (best < logits.shape[1] - 1)
 
     def _follow(
         self, weights: HeadWeights, examples: Examples, exit_index: int, runs: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Scaled inputs [T, E] of the last draft of each run, and its estimated state [T, E]."""
-        previous = examples.last(runs[0])
+    ) -> _Draft:
+        """One draft after the other, to the last of each run."""
+        last = examples.last(runs[0])
         for places in runs[1:]:
             hidden = examples.exit(exit_index, places) * self._norm
-            scaled = previous * self._previous_norm
-            state = hidden @ weights.project.T + scaled @ weights.project_previous.T
-            previous = state * _inverse_rms(state)
-        return hidden, scaled, state
+            draft = self._estimate(weights, hidden, last * self._previous_norm)
+            last = draft.state * inverse_rms(draft.state)
+        return draft
+
+    def _estimate(self, weights: HeadWeights, hidden: Tensor, previous: Tensor) -> _Draft:
+        state = hidden @ weights.project.T + previous @ weights.project_previous.T
+        if self._refinement is None:
+            return _Draft(hidden, previous, state, None)
+        refined = self._refinement.refine(state)
+        return _Draft(hidden, previous, refined.state, refined)
 
     def _logits(self, weights: HeadWeights, state: Tensor, unit: Tensor) -> Tensor:
         return torch.cat((self._lens.logits(state), (unit @ weights.other)[:, None]), dim=1)
@@ -164,11 +195,7 @@ class Trainee:
 def unit_rms(x: Tensor) -> Tensor:
     """x [..., E] in float32, scaled to root-mean-square 1 along the last dimension."""
     x = x.float()
-    return x * _inverse_rms(x)
-
-
-def _inverse_rms(x: Tensor) -> Tensor:
-    return torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+    return x * inverse_rms(x)
 
 
 def _parts(weights: HeadWeights) -> list[Tensor]:

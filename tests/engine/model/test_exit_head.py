@@ -4,14 +4,25 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from backends import form_name, ops_of_every_form
-from tiny_model import HIDDEN, load_tiny, random_heads, write_tiny_llama
+from tiny_model import HIDDEN, load_tiny, random_head_tensors, random_heads, write_tiny_llama
 
 from engine.errors import HeadsMismatch
-from engine.model.exit_head import HeadWeights, build_heads, read_facts
+from engine.model.exit_head import (
+    FORMAT_VERSION,
+    HeadWeights,
+    build_heads,
+    format_version,
+    read_facts,
+)
 from engine.model.ops.interface import Ops
+from engine.worker.learning.trainee import unit_rms
+from training.head_module import HeadModule
 
 pytestmark = pytest.mark.torch
+
+REFINEMENT = 32
 
 
 @pytest.fixture(scope="module")
@@ -19,20 +30,19 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_llama(tmp_path_factory.mktemp("tiny"))
 
 
+@pytest.mark.parametrize("size", [0, REFINEMENT], ids=["linear", "refined"])
 @pytest.mark.parametrize("ops", ops_of_every_form(), ids=form_name)
 @torch.inference_mode()
-def test_adopted_weights_are_as_good_as_built_ones(directory: Path, ops: Ops) -> None:
+def test_adopted_weights_are_as_good_as_built_ones(directory: Path, ops: Ops, size: int) -> None:
     decoder = load_tiny(directory, ops)
-    heads = random_heads(decoder, [2], 40)
+    heads = random_heads(decoder, [2], 40, size)
+    assert heads.refinement_sizes == [size], "costs are kept by it"
     weights = HeadWeights(
         project=torch.randn(HIDDEN, HIDDEN),
         project_previous=torch.randn(HIDDEN, HIDDEN),
         other=torch.randn(HIDDEN),
     )
-    tensors = weights.named(2) | {
-        "exits.2.norm": heads.heads[0].norm,
-        "exits.2.previous_norm": heads.heads[0].previous_norm,
-    }
+    tensors = random_head_tensors([2], 40, size) | weights.named(2)
     (built,) = build_heads(decoder, heads.token_ids, tensors, [2], heads.calibration).heads
     hidden, previous = torch.randn(2, 3, HIDDEN)
     (head,) = heads.heads
@@ -47,6 +57,31 @@ def test_adopted_weights_are_as_good_as_built_ones(directory: Path, ops: Ops) ->
         torch.equal(mine, tensors[name])
         for name, mine in HeadWeights.of(tensors, 2).named(2).items()
     )
+
+
+@pytest.mark.parametrize("ops", ops_of_every_form(), ids=form_name)
+@torch.inference_mode()
+def test_every_backend_refines_as_training_does(directory: Path, ops: Ops) -> None:
+    decoder = load_tiny(directory, ops)
+    tensors = random_head_tensors([2], 40, REFINEMENT)
+    (head,) = random_heads(decoder, [2], 40, REFINEMENT).heads
+    (linear,) = random_heads(decoder, [2], 40).heads
+    module = HeadModule.from_tensors(tensors, 2, torch.zeros(40, HIDDEN))
+    hidden, previous = torch.randn(2, 3, HIDDEN)
+
+    state = head.estimate(hidden, previous)
+
+    expected = module.state(unit_rms(hidden), unit_rms(previous))
+    assert F.cosine_similarity(state, expected).min() > 0.98
+    assert not torch.allclose(state, linear.estimate(hidden, previous), atol=0.1)
+    alone = torch.cat([head.estimate(hidden[i : i + 1], previous[i : i + 1]) for i in range(3)])
+    assert torch.equal(state, alone), "rows do not depend on each other"
+
+
+def test_only_refined_heads_need_the_newer_format() -> None:
+    """Servers that know no refinements go on reading linear heads, and refuse the others."""
+    assert format_version(random_head_tensors([2], 40)) == 1
+    assert format_version(random_head_tensors([2], 40, REFINEMENT)) == FORMAT_VERSION == 2
 
 
 def test_facts_that_are_none_are_refused(directory: Path, tmp_path: Path) -> None:

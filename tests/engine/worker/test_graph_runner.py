@@ -179,9 +179,10 @@ def test_tokens_may_be_rows_of_their_own(decoder: Decoder) -> None:
     assert capture.num_replays == 1
 
 
-def test_heads_are_replayed(decoder: Decoder) -> None:
+@pytest.mark.parametrize("refinement_size", [0, 32])
+def test_heads_are_replayed(decoder: Decoder, refinement_size: int) -> None:
     capture = CallAgain()
-    (head,) = random_heads(decoder, [2], 40).heads
+    (head,) = random_heads(decoder, [2], 40, refinement_size).heads
     graph = HeadGraph(head, hidden_of(1), capture, (2, 4))
     graph.prepare()
     assert graph.exit_layer == 2

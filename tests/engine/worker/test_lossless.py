@@ -125,8 +125,9 @@ def test_untrained_heads_change_nothing(
     plain = plain_outputs(decoder, options)
     options |= {"threshold": threshold}
     starts = [sequence_start(i, prompt, **options) for i, prompt in PROMPTS.items()]
-    for exit_layers, size in itertools.product(([1], [1, 3], [2, 4, 5]), (20, 97)):
-        drafter = policy_drafter(decoder, random_heads(decoder, exit_layers, size))
+    shapes = [(20, 32), (97, 0)]  # of the reduced vocabulary, and the refinement
+    for exit_layers, (size, refined) in itertools.product(([1], [1, 3], [2, 4, 5]), shapes):
+        drafter = policy_drafter(decoder, random_heads(decoder, exit_layers, size, refined))
         tokens, results = StepDriver(decoder, 16, drafter).generate(starts, NUM_TOKENS)
         assert tokens == plain
         if threshold == 0.0:

@@ -10,7 +10,7 @@ from tiny_model import load_tiny, write_tiny_heads, write_tiny_llama
 
 from engine.errors import ModelLoadError
 from engine.model.decoder import Decoder
-from engine.model.exit_head import HeadWeights, load_heads
+from engine.model.exit_head import ExitHead, HeadWeights, load_heads
 from engine.model.ops.torch_ops import TorchOps
 from engine.worker.learning.checkpoints import Checkpoints, Learned
 from engine.worker.learning.school import School
@@ -24,7 +24,7 @@ LAYERS = [1, 3]
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Decoder, Path]:
     root = tmp_path_factory.mktemp("checkpoints")
     model = write_tiny_llama(root / "model")
-    return load_tiny(model, TorchOps("cpu")), write_tiny_heads(model, root / "heads", LAYERS)
+    return load_tiny(model, TorchOps("cpu")), write_tiny_heads(model, root / "heads", LAYERS, 32)
 
 
 def learned(checkpoints: Checkpoints, version: int) -> Learned:
@@ -71,6 +71,7 @@ def test_a_checkpoint_is_a_directory_of_heads(shipped, tmp_path: Path) -> None:
     heads = load_heads(tmp_path / "v000001", shipped[0])
 
     assert heads.exit_layers == LAYERS
+    assert all(isinstance(head, ExitHead) and head.refinement for head in heads.heads)
 
 
 def test_a_damaged_one_is_passed_over_for_the_one_before(shipped, tmp_path, caplog) -> None:

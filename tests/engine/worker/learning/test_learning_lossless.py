@@ -34,7 +34,7 @@ def exits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A model and heads that have learned nothing yet."""
     root = tmp_path_factory.mktemp("learning")
     model = write_tiny_llama(root / "model")
-    return model, write_tiny_heads(model, root / "heads", [1, 3])
+    return model, write_tiny_heads(model, root / "heads", [1, 3], refinement_size=32)
 
 
 class Run:

@@ -1,9 +1,11 @@
 """The gradient is that of the loss that heads are trained with, and steps along it teach."""
 
+from dataclasses import asdict
+
 import pytest
 import torch
 import torch.nn.functional as F
-from learning import Teacher, faint, first_head, no_examples, weights_of
+from learning import Teacher, faint, first_head, no_examples, refinement_of, weights_of
 from tiny_model import load_tiny, random_heads, write_tiny_llama
 
 from engine.model.decoder import Decoder
@@ -20,21 +22,23 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
     return load_tiny(write_tiny_llama(tmp_path_factory.mktemp("tiny")), TorchOps("cpu"))
 
 
-@pytest.fixture
-def heads(decoder: Decoder) -> ExitHeads:
-    return random_heads(decoder, [2], 40)
+@pytest.fixture(params=[0, 32], ids=["linear", "refined"])
+def heads(request: pytest.FixtureRequest, decoder: Decoder) -> ExitHeads:
+    return random_heads(decoder, [2], 40, request.param)
 
 
 def trainee_of(decoder: Decoder, heads: ExitHeads) -> Trainee:
     head = first_head(heads)
     lens = Lens.of(head, decoder.lm_head_rows(heads.token_ids))
-    return Trainee(head, lens, weights_of(head))
+    return Trainee(head, lens, weights_of(head), refinement_of(head))
 
 
 def module_of(decoder: Decoder, heads: ExitHeads, head: ExitHead) -> HeadModule:
     folded = decoder.lm_head_rows(heads.token_ids) * decoder.final_norm
     tensors = weights_of(head).named(2)
     tensors |= {"exits.2.norm": head.norm, "exits.2.previous_norm": head.previous_norm}
+    if (refinement := refinement_of(head)) is not None:
+        tensors |= {f"exits.2.refinement.{name}": each for name, each in asdict(refinement).items()}
     return HeadModule.from_tensors(tensors, 2, folded)
 
 
@@ -66,6 +70,7 @@ def test_the_gradient_is_that_of_training(decoder, heads, depth):
         assert torch.allclose(mine, theirs, rtol=1e-2, atol=1e-3 * float(theirs.abs().max())), name
 
 
+@pytest.mark.parametrize("heads", [0], indirect=True, ids=["linear"])  # none is random behind it
 @torch.inference_mode()
 def test_studying_makes_it_right(decoder, heads):
     trainee = trainee_of(decoder, heads)
