@@ -13,6 +13,7 @@ from engine.model.ops.interface import LayerCache, TokenBatch
 from engine.worker.decode_step import split_layers
 from engine.worker.kv_cache import allocate_cache
 from engine.worker.upload import send, upload
+from training import gpu
 from training.generations import Generation
 from training.states import (
     LAST,
@@ -100,7 +101,7 @@ def held_bytes(decoder: Decoder, rows: Sequence[Generation], num_exits: int) -> 
 
 def _tokens_per_call(decoder: Decoder) -> int:
     """On a GPU the logits of so many are what takes most memory."""
-    return 4096 if decoder.ops.device.type == "cuda" else 512
+    return 4096 if gpu.is_used(decoder) else 512
 
 
 def _name(rows: Sequence[Generation]) -> str:

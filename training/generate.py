@@ -15,6 +15,7 @@ from engine.model.decoder import Decoder
 from engine.model.spec import ModelSpec
 from engine.offline import OfflineEngine
 from engine.request import FinishReason, GenerationRequest, SamplingParams
+from training import gpu
 from training.device_generator import DeviceGenerator
 from training.generations import (
     Generation,
@@ -100,7 +101,7 @@ def generate(
     interviewer = Interviewer(
         AutoTokenizer.from_pretrained(str(options.model.directory)), longest - longest_answer
     )
-    is_on_gpu = decoder is not None and _is_on_gpu(decoder)
+    is_on_gpu = decoder is not None and gpu.is_used(decoder)
     agenda = Agenda(
         interviewer,
         prompts,
@@ -184,10 +185,6 @@ def _answered_by_engine(
                 ask, result.token_ids, result.finish_reason is FinishReason.STOP, states
             )
         ]
-
-
-def _is_on_gpu(decoder: Decoder) -> bool:
-    return decoder.ops.device.type == "cuda"
 
 
 def _answered_on_device(

@@ -103,4 +103,4 @@ class HeadFactory:
 def lm_head_rows(decoder: Decoder, token_ids: Tensor) -> Tensor:
     """The LM head's rows [V', E] with the final norm's weight folded in."""
     rows = decoder.lm_head_rows(token_ids.to(decoder.ops.device))
-    return (rows * decoder.final_norm).float()
+    return rows.float() * decoder.final_norm.float()

@@ -21,6 +21,7 @@ from engine.model.decoder import Decoder
 from engine.model.exit_head import load_heads
 from engine.model.spec import ModelSpec
 from engine.worker.backend import limit_torch_threads, select_ops
+from training import gpu
 from training.collect import ShardPaths, collect, collect_held, held_bytes
 from training.costs import measure_costs
 from training.evaluate import HeadFigures, evaluate_head
@@ -87,7 +88,7 @@ def train(
     if options.start_from is not None:
         load_heads(options.start_from, decoder)  # of the same weights
     layers = options.exit_layers
-    if decoder.ops.device.type != "cuda":  # where states are made again rather than kept
+    if not gpu.is_used(decoder):  # where states are made again rather than kept
         _check_disk(generation, decoder.spec.hidden_size, len(layers))
     generate(generation, prompts, layers, decoder)
     training, held_out = split_held_out(read_generations(generation.generations))
@@ -151,7 +152,7 @@ def _sources(
     """
     per_part = held_bytes(decoder, training, 0)
     num_exits = generation.max_bytes // per_part - 1
-    if decoder.ops.device.type != "cuda" or num_exits < 1:
+    if not gpu.is_used(decoder) or num_exits < 1:
         paths = _collect(decoder, training, layers, generation.states)
         yield {layer: factory.shards(paths, layer) for layer in layers}
         return

@@ -9,7 +9,6 @@ tensors only; no files, no engine.
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.worker.learning.trainee import unit_rms
+from training import gpu
 from training.head_module import HeadModule
 from training.states import HiddenStates, StateSource
 
@@ -72,7 +72,7 @@ class HeadTrainer:
     def run_epoch(self, on_step: OnStep | None = None) -> None:
         """Learn from all shards once."""
         config, device = self._config, self._head.project.device
-        with fast_products(device):
+        with gpu.fast_products(device):
             for states in self._shards.groups(self._generator):
                 here = states.to(device)
                 for start in _chunks(len(here.last), config.batch_tokens, self._generator):
@@ -115,20 +115,6 @@ class HeadTrainer:
         share = _cosine(self._num_steps, self._total, config.warmup_share)
         for group in self._optimizer.param_groups:
             group["lr"] = config.learning_rate * share
-
-
-@contextmanager
-def fast_products(device: torch.device) -> Iterator[None]:
-    """On a GPU float32 products may round their factors to TF32, for as long as this lasts: some
-    ten times as fast, and still finer than the 16 bits that heads are stored and served in.
-    """
-    before = torch.get_float32_matmul_precision()
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 @torch.no_grad()

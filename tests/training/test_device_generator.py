@@ -12,6 +12,7 @@ from engine.offline import OfflineEngine
 from engine.request import FinishReason, GenerationRequest, SamplingParams
 from engine.worker.worker import ModelWorker
 from training import generate as generating
+from training import gpu
 from training.collect import collect, collect_held
 from training.device_generator import DeviceGenerator
 from training.generate import GenerationOptions
@@ -96,7 +97,7 @@ def test_a_run_on_a_device_has_as_many_tokens_as_asked_for_and_goes_on(
     model: ModelConfig, decoder: Decoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(generating, "_DEVICE_BATCH", 5)
-    monkeypatch.setattr(generating, "_is_on_gpu", lambda decoder: True)
+    monkeypatch.setattr(gpu, "is_used", lambda decoder: True)
     prompts = [Prompt("qa", f"number {number}?") for number in range(30)]
 
     def run(num_tokens: int) -> None:

@@ -15,9 +15,10 @@ import pytest
 import torch
 from character_tokenizer import write_character_tokenizer
 from safetensors.torch import load_file
-from tiny_model import LAYERS, write_tiny_llama
+from tiny_model import HIDDEN, LAYERS, write_tiny_llama
 
 from training import generate as generating
+from training import gpu
 from training.cli import main
 from training.progress import ProgressReport
 
@@ -150,6 +151,27 @@ def test_a_run_that_was_killed_by_a_signal_goes_on(
     wrong[1] = str(other)
     assert train(monkeypatch, *wrong) == 1, "heads of other weights"
     assert (tmp_path / "on" / "report.html").read_text().count("<svg") == 2
+
+
+def test_as_on_a_gpu_with_little_memory(
+    monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(gpu, "is_used", lambda decoder: True)
+    flags = ("--exit-layers", "1,2,4", "--no-report", "--batch-tokens", "256")
+    # Room for the states of two exits at a time.
+    memory = ("--memory-gib", str(3.5 * 1800 * HIDDEN * 2 / 2**30))
+    assert train(monkeypatch, *command(model, tmp_path, *flags, *memory)) == 0
+    facts = json.loads((tmp_path / "heads.json").read_text())
+    assert facts["exit_layers"] == [1, 2, 4]
+    assert facts["training"]["batch_tokens"] == 256
+    assert facts["training"]["learning_rate"] < 1e-3
+    assert not (tmp_path / "report.html").exists()
+    assert not (tmp_path / "work" / "hidden").exists(), "only held-out states are kept"
+    first = load_file(str(tmp_path / "heads.safetensors"))
+    (tmp_path / "heads.json").unlink()
+    assert train(monkeypatch, *command(model, tmp_path, *flags)) == 0, "from its checkpoints"
+    again = load_file(str(tmp_path / "heads.safetensors"))
+    assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
 
 
 @pytest.mark.parametrize(
