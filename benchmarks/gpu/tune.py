@@ -1,4 +1,4 @@
-"""Which tile is the fastest for every weight of both models, timed on the device.
+"""Which tile is the fastest for every weight of both models, and whether kernels should overlap.
 
 Every candidate sums in the same order, so the choice changes no bit; the rows are checked again all
 the same, and without exactness nothing is kept. The rest of the benchmark runs with what was found.
@@ -15,7 +15,8 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.bench import Bench
+from benchmarks.gpu.bench import Bench, Model
+from benchmarks.gpu.generation import Timed, generate
 from benchmarks.gpu.report import Part
 from benchmarks.gpu.timing import copies_for, seconds
 from engine.model.exact_rows import uneven_counts
@@ -62,9 +63,46 @@ def measure(bench: Bench, part: Part) -> None:
         for (_, ops), tiles in zip(own.values(), before, strict=True):
             ops.tiles = tiles
         return
-    if bench.is_cuda:
-        part.add("table", str(bench.tiles))
-        found.write(torch.cuda.get_device_name(bench.device), bench.tiles)
+    if not bench.is_cuda:
+        return
+    gpu = torch.cuda.get_device_name(bench.device)
+    part.add("table", str(bench.tiles))
+    found.write(gpu, bench.tiles)
+    _overlap(bench, part, [model for model, _ in own.values()], found)
+    found.write(gpu, bench.tiles)
+
+
+def _overlap(bench: Bench, part: Part, models: Sequence[Model], found: TileTable) -> None:
+    """Let kernels begin early if that is faster and no token and no row changes."""
+    try:
+        before = [_plain(bench, model) for model in models]
+        found.overlaps = True
+        after = [_plain(bench, model) for model in models]
+        is_even = not any(uneven_counts(model.decoder) for model in models)
+    except Exception as error:
+        found.overlaps = False
+        if is_device_broken(error):
+            raise
+        part.add("kernels that overlap", f"{error}".splitlines()[0])
+        return
+    for model, without, overlapped in zip(models, before, after, strict=True):
+        gain = overlapped.tokens_per_s / without.tokens_per_s
+        part.add(f"{model.shape.name}: plain, kernels overlap / do not", gain, "x")
+    is_same = [one.token_ids for one in before] == [one.token_ids for one in after]
+    part.add("tokens and rows where they do", "the same" if is_same and is_even else "others")
+    is_faster = after[0].tokens_per_s > before[0].tokens_per_s
+    found.overlaps = is_same and is_even and is_faster
+
+
+def _plain(bench: Bench, model: Model) -> Timed:
+    """One stream, as a worker decodes it."""
+    engine = bench.engine(model, max_rows=1)
+    prompts = [model.prompt(bench.context // 2)]
+    generate(engine, prompts, 4, early_exit=False)
+    timed = generate(engine, prompts, bench.length, early_exit=False)
+    del engine
+    bench.release()
+    return timed
 
 
 def _best(

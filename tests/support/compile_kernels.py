@@ -55,13 +55,22 @@ def _compile(name, kernel, constants, *, num_warps=4, num_stages=3, **types):  #
         "products": sorted({word for word in ptx.split() if "mma" in word and "." in word}),
         "shared_bytes": compiled.metadata.shared,
         "spills": "ld.local" in ptx,
+        "waits_first": _waits_first(ptx),
     }
+
+
+def _waits_first(ptx: str) -> bool | None:
+    """Whether memory is touched only after the kernel ahead has ended; None: it does not wait."""
+    before, wait, _ = ptx.partition("griddepcontrol.wait")
+    touches = ("ld.global", "st.global", "cp.async", "st.shared")
+    return not any(word in before for word in touches) if wait else None
 
 
 def _linears() -> Iterator[dict[str, object]]:
     """Every tile that a weight can have: the candidates are all."""
     for kind, candidates in CANDIDATES.items():
         for tile, is_gated in product(candidates, (False, True)):
+            overlaps = tile == candidates[0]
             constants = {
                 "bias": None,
                 "HAS_BIAS": False,
@@ -72,6 +81,8 @@ def _linears() -> Iterator[dict[str, object]]:
                 "BLOCK_M": tile.rows,
                 "BLOCK_N": max(16, tile.columns // 2) if is_gated else tile.columns,
                 "BLOCK_K": tile.inner,
+                "LINES": 16,
+                "OVERLAPS": overlaps,
             }
             yield _compile(
                 f"linear {kind} {tile}{' gated' if is_gated else ''}",
@@ -84,12 +95,15 @@ def _linears() -> Iterator[dict[str, object]]:
 
 def _others() -> Iterator[dict[str, object]]:
     heads = {"HEADS": 32, "SIZE": 128}
-    cut = {"PADDED": 128, "TILE": 64, "MOST_CHUNKS": 64, "HAS_WINDOW": True}
-    yield _compile("norm", norm_kernel._rms_norm_kernel, {"BLOCK": 4096}, num_warps=8)
+    cut = {"PADDED": 128, "TILE": 64, "MOST_CHUNKS": 64, "HAS_WINDOW": True, "OVERLAPS": True}
+    yield _compile(
+        "norm", norm_kernel._rms_norm_kernel, {"BLOCK": 4096, "OVERLAPS": True}, num_warps=8
+    )
     yield _compile(
         "rotate",
         attention_kernels._rotate_and_write_kernel,
-        heads | {"KV_HEADS": 8, "HALF": 64, "HAS_Q_NORM": True, "HAS_K_NORM": True},
+        heads
+        | {"KV_HEADS": 8, "HALF": 64, "HAS_Q_NORM": True, "HAS_K_NORM": True, "OVERLAPS": True},
         num_warps=1,
     )
     yield _compile(

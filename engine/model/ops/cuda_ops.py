@@ -107,7 +107,7 @@ class CudaOps:
     ) -> Tensor:
         """See `Ops.linear`."""
         if norm is not None:
-            x = self._norm.rms_norm(x, norm, eps)
+            x = self._norm.rms_norm(x, norm, eps, overlaps=self.tiles.overlaps)
         if self.is_exact:
             return self._linear.linear(
                 x,
@@ -116,16 +116,23 @@ class CudaOps:
                 residual,
                 self._tile(weight, len(x)),
                 out_dtype=weight.out_dtype,
+                overlaps=self.tiles.overlaps,
             )
         out = F.linear(x, weight.weight, weight.bias).to(weight.out_dtype)
         return out if residual is None else residual + out
 
     def gate_up(self, x: Tensor, weight: CudaLinear, *, norm: Tensor, eps: float) -> Tensor:
         """See `Ops.gate_up`."""
-        x = self._norm.rms_norm(x, norm, eps)
+        x = self._norm.rms_norm(x, norm, eps, overlaps=self.tiles.overlaps)
         if self.is_exact:
             return self._linear.linear(
-                x, weight.weight, weight.bias, None, self._tile(weight, len(x)), is_gated=True
+                x,
+                weight.weight,
+                weight.bias,
+                None,
+                self._tile(weight, len(x)),
+                is_gated=True,
+                overlaps=self.tiles.overlaps,
             )
         gate, up = F.linear(x, weight.weight, weight.bias).chunk(2, dim=-1)
         return F.silu(gate) * up
@@ -134,8 +141,9 @@ class CudaOps:
         self, qkv: Tensor, params: AttentionParams, cache: LayerCache, batch: TokenBatch
     ) -> Tensor:
         """See `Ops.attention`."""
-        query = self._attention.rotate_and_write(qkv, params, cache, batch)
-        return self._attention.attend(query, params, cache, batch)
+        overlaps = self.tiles.overlaps
+        query = self._attention.rotate_and_write(qkv, params, cache, batch, overlaps=overlaps)
+        return self._attention.attend(query, params, cache, batch, overlaps=overlaps)
 
     def run_layers(
         self,

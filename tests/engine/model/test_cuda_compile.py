@@ -49,3 +49,9 @@ def test_every_tile_of_a_linear_sums_with_the_same_instruction(
     linears = [kernel for kernel in kernels if kernel["kernel"].startswith("linear")]
     assert len(linears) == 2 * sum(map(len, CANDIDATES.values()))
     assert {product for kernel in linears for product in kernel["products"]} == {_PRODUCT}
+
+
+def test_kernels_that_overlap_wait_before_they_touch_memory(kernels: list[dict[str, Any]]) -> None:
+    waiting = {kernel["kernel"].split()[0] for kernel in kernels if kernel["waits_first"]}
+    assert waiting == {"linear", "norm", "rotate", "attend", "combine"}
+    assert False not in {kernel["waits_first"] for kernel in kernels}

@@ -41,10 +41,13 @@ def test_what_was_measured_is_found_again_on_such_a_gpu(tmp_path: Path) -> None:
     table = TileTable.read("GPU A", file)
     table.put((4096, 4096), "few", Tile(16, 16, 256, 2, 4))
     table.put((100, 48), "many", Tile(32, 128, 64, 4, 3))
+    table.overlaps = True
     table.write("GPU A", file)
     TileTable().write("GPU B", file)
 
     again = TileTable.read("GPU A", file)
+    assert again.overlaps
+    assert not TileTable.read("GPU B", file).overlaps
     assert again.tiles((4096, 4096)).few == Tile(16, 16, 256, 2, 4)
     assert again.tiles((4096, 4096)).some == Tiles.of(4096, 4096).some
     assert again.tiles((100, 48)).many == Tile(32, 128, 16, 4, 4), "an inner step without a rest"

@@ -23,6 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from engine.model.ops.cuda.overlap import options, wait
 from engine.model.ops.interface import AttentionParams, LayerCache, TokenBatch
 
 _TILE = 64  # positions of a chunk that are looked at together
@@ -83,7 +84,10 @@ def _rotate_and_write_kernel(
     HALF: tl.constexpr,  # D / 2, rounded up to a power of two
     HAS_Q_NORM: tl.constexpr,
     HAS_K_NORM: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
+    if OVERLAPS:
+        wait()
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     half: tl.constexpr = SIZE // 2
@@ -139,7 +143,10 @@ def _attend_kernel(
     MOST_CHUNKS: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     PRECISION: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
+    if OVERLAPS:
+        wait()
     token = tl.program_id(0).to(tl.int64)
     kv_head = tl.program_id(1)
     chunk = tl.program_id(2)
@@ -212,7 +219,10 @@ def _combine_kernel(
     TILE: tl.constexpr,
     MOST_CHUNKS: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
+    if OVERLAPS:
+        wait()
     token = tl.program_id(0).to(tl.int64)
     head = token * HEADS + tl.program_id(1)
     position = tl.load(positions + token)
@@ -249,7 +259,12 @@ def _combine_kernel(
 
 
 def rotate_and_write(
-    qkv: Tensor, params: AttentionParams, cache: LayerCache, batch: TokenBatch
+    qkv: Tensor,
+    params: AttentionParams,
+    cache: LayerCache,
+    batch: TokenBatch,
+    *,
+    overlaps: bool = False,
 ) -> Tensor:
     """Rotate q and k, write k and v at the tokens' slots; returns the rotated queries [T, H, D]."""
     num_tokens, size = qkv.shape[0], params.head_size
@@ -273,11 +288,19 @@ def rotate_and_write(
         HAS_Q_NORM=params.q_norm is not None,
         HAS_K_NORM=params.k_norm is not None,
         num_warps=1,
+        **options(overlaps=overlaps),
     )
     return query
 
 
-def attend(query: Tensor, params: AttentionParams, cache: LayerCache, batch: TokenBatch) -> Tensor:
+def attend(
+    query: Tensor,
+    params: AttentionParams,
+    cache: LayerCache,
+    batch: TokenBatch,
+    *,
+    overlaps: bool = False,
+) -> Tensor:
     """Attention of rotated queries [T, H, D] over their rows' blocks -> [T, H D]."""
     num_tokens, heads, size = query.shape
     num_chunks = num_chunks_for(batch.block_tables.shape[1] * batch.block_size)
@@ -286,7 +309,8 @@ def attend(query: Tensor, params: AttentionParams, cache: LayerCache, batch: Tok
     slab = max(1, _WORKSPACE_BYTES // per_token)
     for start in range(0, num_tokens, slab):
         end = min(start + slab, num_tokens)
-        _attend_slab(query[start:end], out[start:end], start, num_chunks, params, cache, batch)
+        slab_of = query[start:end], out[start:end]
+        _attend_slab(*slab_of, start, num_chunks, params, cache, batch, overlaps=overlaps)
     return out.view(num_tokens, heads * size)
 
 
@@ -298,6 +322,8 @@ def _attend_slab(
     params: AttentionParams,
     cache: LayerCache,
     batch: TokenBatch,
+    *,
+    overlaps: bool,
 ) -> None:
     """`attend` for as many tokens as the workspace holds; `start` is the first one's index."""
     num_tokens, heads, size = query.shape
@@ -336,6 +362,7 @@ def _attend_slab(
         PRECISION="ieee",
         num_warps=4,
         num_stages=2,
+        **options(overlaps=overlaps),
     )
     _combine_kernel[(num_tokens, heads)](
         part_values,
@@ -353,4 +380,5 @@ def _attend_slab(
         MOST_CHUNKS=_MOST_CHUNKS,
         HAS_WINDOW=params.sliding_window is not None,
         num_warps=2,
+        **options(overlaps=overlaps),
     )

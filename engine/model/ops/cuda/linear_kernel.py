@@ -13,7 +13,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from engine.model.ops.cuda.overlap import options, prefetch, wait
 from engine.model.ops.cuda.tiles import Tile
+
+
+@triton.jit
+def _prefetch(
+    weight, columns, out_features, in_features, IS_GATED: tl.constexpr, LINES: tl.constexpr
+):
+    """Bring what the loop will ask for first into the cache."""
+    line = tl.arange(0, LINES) * (1024 // weight.dtype.element_ty.primitive_bitwidth)
+    row = tl.minimum(columns, out_features - 1).to(tl.int64) * in_features
+    at = weight + row[:, None] + tl.minimum(line, in_features - 1)[None, :]
+    prefetch(at)
+    if IS_GATED:
+        prefetch(at + out_features.to(tl.int64) * in_features)
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -34,6 +48,8 @@ def _linear_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    LINES: tl.constexpr,  # of the cache, of each row of weights: fetched before waiting
+    OVERLAPS: tl.constexpr,
 ):
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -42,6 +58,9 @@ def _linear_kernel(
     is_column = columns < out_features
     x_at = x + rows.to(tl.int64)[:, None] * in_features + inner[None, :]
     weight_at = weight + columns.to(tl.int64)[:, None] * in_features + inner[None, :]
+    if OVERLAPS:
+        _prefetch(weight, columns, out_features, in_features, IS_GATED, LINES)
+        wait()
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     if IS_GATED:
         up_at = weight_at + out_features.to(tl.int64) * in_features
@@ -82,12 +101,14 @@ def linear(
     *,
     is_gated: bool = False,
     out_dtype: torch.dtype | None = None,
+    overlaps: bool = False,
 ) -> Tensor:
     """`residual + weight @ x + bias` for x [T, in] and weight [out, in], summed in float32.
 
     Args:
         is_gated: The weight is [gate; up]: the result is `silu(gate) * up` [T, out / 2].
         out_dtype: Of the result; None: that of x.
+        overlaps: See `overlap`.
     """
     x = x.contiguous()
     num_tokens, in_features = x.shape
@@ -96,6 +117,7 @@ def linear(
     if num_tokens == 0:
         return out
     columns = max(16, tile.columns // 2) if is_gated else tile.columns
+    ahead = min(tile.inner * (tile.num_stages - 1), in_features) * x.element_size()
     grid = (triton.cdiv(num_tokens, tile.rows), triton.cdiv(out_features, columns))
     _linear_kernel[grid](
         x,
@@ -114,7 +136,9 @@ def linear(
         BLOCK_M=tile.rows,
         BLOCK_N=columns,
         BLOCK_K=tile.inner,
+        LINES=triton.next_power_of_2(-(-ahead // 128)),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        **options(overlaps=overlaps),
     )
     return out

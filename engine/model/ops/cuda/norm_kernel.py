@@ -13,9 +13,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from engine.model.ops.cuda.overlap import options, wait
+
 
 @triton.jit
-def _rms_norm_kernel(x, weight, out, size, eps, BLOCK: tl.constexpr):
+def _rms_norm_kernel(x, weight, out, size, eps, BLOCK: tl.constexpr, OVERLAPS: tl.constexpr):
+    if OVERLAPS:
+        wait()
     token = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     mask = columns < size
@@ -28,7 +32,7 @@ def _rms_norm_kernel(x, weight, out, size, eps, BLOCK: tl.constexpr):
     tl.store(out + token * size + columns, (normalized * gain).to(kind), mask=mask)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, overlaps: bool = False) -> Tensor:
     """`weight * x / rms(x)` over the last dimension of x [T, E], computed in float32."""
     x = x.contiguous()
     out = x.new_empty(x.shape)
@@ -36,5 +40,14 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if num_tokens:
         block = triton.next_power_of_2(size)
         num_warps = 8 if block >= 2048 else 4
-        _rms_norm_kernel[(num_tokens,)](x, weight, out, size, eps, BLOCK=block, num_warps=num_warps)
+        _rms_norm_kernel[(num_tokens,)](
+            x,
+            weight,
+            out,
+            size,
+            eps,
+            BLOCK=block,
+            num_warps=num_warps,
+            **options(overlaps=overlaps),
+        )
     return out

@@ -1,4 +1,4 @@
-"""How products on CUDA are cut into programs; changes speed, never bits.
+"""How products on CUDA are cut into programs and launched; changes speed, never bits.
 
 A weight has one tile for each class of calls, by how many tokens share them. Tiles are chosen by
 reasoning, unless `tiles.json` beside this file has measured ones for the GPU at hand and the
@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 TABLE = Path(__file__).with_name("tiles.json")
 
@@ -119,18 +120,25 @@ CANDIDATES: Mapping[str, tuple[Tile, ...]] = {
 class TileTable:
     """Tiles by shape of weight, on one kind of GPU."""
 
-    def __init__(self, measured: Mapping[Shape, Tiles] | None = None) -> None:
+    def __init__(
+        self, measured: Mapping[Shape, Tiles] | None = None, *, overlaps: bool = False
+    ) -> None:
+        """Args:
+        overlaps: Kernels begin before those ahead have ended; see `overlap`.
+        """
         self._tiles = dict(measured or {})
+        self.overlaps = overlaps
 
     @classmethod
     def read(cls, gpu: str, file: Path = TABLE) -> "TileTable":
         """What was measured on such a GPU, if anything was."""
-        entries = _read(file).get(gpu, {})
+        entries = _read(file).get(gpu, {"overlaps": False, "tiles": {}})
         return cls(
             {
                 _shape(text): Tiles(**{kind: Tile(*sizes) for kind, sizes in tiles.items()})
-                for text, tiles in entries.items()
-            }
+                for text, tiles in entries["tiles"].items()
+            },
+            overlaps=entries["overlaps"],
         )
 
     def tiles(self, shape: Shape) -> Tiles:
@@ -147,19 +155,21 @@ class TileTable:
     def write(self, gpu: str, file: Path = TABLE) -> None:
         """Add to the file what this table holds, as measured on such a GPU."""
         content = _read(file)
-        content[gpu] = content.get(gpu, {}) | {
+        known = content.get(gpu, {}).get("tiles", {})
+        measured = {
             f"{out}x{inner}": {
                 kind: list(asdict(getattr(tiles, kind)).values()) for kind in CANDIDATES
             }
             for (out, inner), tiles in sorted(self._tiles.items())
         }
+        content[gpu] = {"overlaps": self.overlaps, "tiles": known | measured}
         file.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def _read(file: Path) -> dict[str, dict[str, dict[str, list[int]]]]:
+def _read(file: Path) -> dict[str, dict[str, Any]]:
     if not file.is_file():
         return {}
-    content: dict[str, dict[str, dict[str, list[int]]]] = json.loads(file.read_text())
+    content: dict[str, dict[str, Any]] = json.loads(file.read_text())
     return content
 
 
