@@ -7,6 +7,7 @@ import logging
 import sys
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -17,7 +18,7 @@ from engine.model.block_weight import BLOCK
 from engine.model.spec import ModelSpec
 from training.generate import GenerationOptions
 from training.heads_file import read_facts
-from training.pipeline import TrainOptions, evaluate, train
+from training.pipeline import TrainOptions, choose_exits, evaluate, train
 from training.prompts import Prompt, code_prompts, read_prompts, shuffled
 from training.search import SearchOptions
 from training.train_head import TrainingConfig
@@ -32,6 +33,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     measure = commands.add_parser("eval", help="measure trained heads on other prompts")
     _add_common_arguments(measure, default_tokens=5_000)
     measure.add_argument("--heads", type=Path, help="default: those that belong to MODEL")
+    choose = commands.add_parser("search", help="choose among trained heads the fastest exits here")
+    _add_common_arguments(choose, default_tokens=10_000)
+    choose.add_argument("--heads", type=Path, required=True, help="directory of trained heads")
+    choose.add_argument("--output", type=Path, required=True, help="where the chosen ones go")
+    choose.add_argument(
+        "--candidates", type=int, default=5, help="choices of exits that are timed (%(default)s)"
+    )
+    choose.add_argument(
+        "--quantization",
+        choices=["auto", "none", "int8", "q4"],
+        default="auto",
+        help="weights on a CPU, as they will be served (%(default)s)",
+    )
     show = commands.add_parser("show", help="what trained heads are for and how good they are")
     show.add_argument("heads", type=Path, help="directory with heads.json")
 
@@ -108,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        return _train(args) if args.heads_command == "train" else _evaluate(args)
+        return {"train": _train, "eval": _evaluate, "search": _choose}[args.heads_command](args)
     except (EngineError, ValueError) as error:
         print(f"adadecode heads {args.heads_command}: {error}", file=sys.stderr)
         return 1
@@ -164,15 +178,35 @@ def _evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
+def _choose(args: argparse.Namespace) -> int:
+    if args.candidates < 1:
+        raise ValueError("--candidates: at least 1")
+    if args.output.resolve() == args.heads.resolve():
+        raise ValueError("--output: another directory than --heads, whose heads would be lost")
+    directory = resolve_model(args.model)
+    generation = _generation_options(
+        args, directory, args.output / "work", quantization=args.quantization
+    )
+    timed = choose_exits(generation, args.heads, args.output, args.candidates, _prompts(args))
+    for each in timed:
+        print(f"exits {each.exit_layers}: {each.measured:.2f}x, {each.forecast:.2f}x forecast")
+    print(f"exits {timed[0].exit_layers} written to {args.output}")
+    return 0
+
+
 def _generation_options(
-    args: argparse.Namespace, directory: Path, default_work: Path
+    args: argparse.Namespace,
+    directory: Path,
+    default_work: Path,
+    *,
+    quantization: Literal["auto", "none", "int8", "q4"] = "none",
 ) -> GenerationOptions:
     return GenerationOptions(
         model=ModelConfig(
             directory=directory,
             device=args.device,
             dtype=args.dtype,
-            quantization="none",
+            quantization=quantization,
             num_threads=args.threads,
         ),
         work=args.work or default_work,

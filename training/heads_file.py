@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from engine.model.decoder import Decoder
@@ -53,6 +53,34 @@ def write_heads(
         **facts,
     }
     write_json(directory / "heads.json", content)
+
+
+def write_chosen(source: Path, exit_layers: Sequence[int], directory: Path, further: Facts) -> None:
+    """Write some of the heads in a directory into another.
+
+    Args:
+        further: What `heads.json` says beside what it said.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    prefixes = tuple(f"exits.{layer}." for layer in exit_layers)
+    tensors = {
+        name: tensor
+        for name, tensor in load_file(str(source / "heads.safetensors")).items()
+        if name == "vocabulary" or name.startswith(prefixes)
+    }
+    save_file(tensors, str(directory / "heads.safetensors"))
+    facts = read_facts(source)
+    for name in ("calibration", "figures", "refinement_sizes"):
+        by_layer = facts.get(name, {})
+        facts[name] = {str(n): by_layer[str(n)] for n in exit_layers if str(n) in by_layer}
+    facts |= {"exit_layers": sorted(exit_layers), "format_version": format_version(tensors)}
+    write_json(directory / "heads.json", facts | further)
+
+
+def read_vocabulary(directory: Path) -> Tensor:
+    """The reduced vocabulary of the heads in a directory, [V']."""
+    vocabulary: Tensor = load_file(str(directory / "heads.safetensors"))["vocabulary"]
+    return vocabulary
 
 
 def model_facts(name: str, decoder: Decoder) -> Facts:

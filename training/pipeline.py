@@ -14,8 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from safetensors.torch import load_file
-
+from engine.checkpoint.directory import has_blocks
 from engine.config import EngineConfig, ModelConfig
 from engine.model.decoder import Decoder
 from engine.model.exit_head import load_heads
@@ -36,13 +35,21 @@ from training.generations import (
 )
 from training.head_factory import HeadFactory
 from training.head_module import HeadModule
-from training.heads_file import Facts, data_facts, model_facts, read_facts, write_heads
+from training.heads_file import (
+    Facts,
+    data_facts,
+    model_facts,
+    read_facts,
+    read_vocabulary,
+    write_heads,
+)
 from training.progress import ProgressReport
 from training.prompts import Prompt
 from training.replay import Forecast, Replay, form_opinions
 from training.report import write_report
 from training.search import Sample, Search, SearchOptions
 from training.search_result import SearchResult
+from training.selection import Selection, TimedExits
 from training.states import ROWS_PER_SHARD, StateShards, StateSource
 from training.texts import GreedyTexts
 from training.threads import torch_threads
@@ -276,11 +283,8 @@ def evaluate(
     """
     decoder = load_decoder(generation.model)
     exit_layers = load_heads(heads, decoder).exit_layers
-    generate(generation, prompts, exit_layers, decoder)
-    training, held_out = split_held_out(read_generations(generation.generations))
-    paths = _collect(decoder, training, exit_layers, generation.states)
-    paths += _collect(decoder, held_out, exit_layers, generation.held_out_states)
-    token_ids = load_file(str(heads / "heads.safetensors"))["vocabulary"]
+    _, paths = _answers(generation, prompts, exit_layers, decoder)
+    token_ids = read_vocabulary(heads)
     factory = HeadFactory(decoder, token_ids.tolist(), generation.max_bytes)
     return {
         layer: evaluate_head(factory.loaded(heads, layer), factory.shards(paths, layer), token_ids)
@@ -288,12 +292,53 @@ def evaluate(
     }
 
 
+def choose_exits(
+    generation: GenerationOptions,
+    heads: Path,
+    output: Path,
+    num_candidates: int,
+    prompts: Sequence[Prompt],
+) -> list[TimedExits]:
+    """Write those of some trained heads that are fastest on this machine; what was timed, the
+    fastest first.
+
+    Raises:
+        HeadsMismatch: if the heads belong to other weights.
+    """
+    decoder = load_decoder(generation.model)
+    exit_layers = load_heads(heads, decoder).exit_layers
+    rows, paths = _answers(generation, prompts, exit_layers, decoder)
+    selection = Selection(
+        generation.model, decoder, heads, rows, paths, generation.work, generation.max_bytes
+    )
+    timed = selection.run(num_candidates)
+    selection.write(timed, output)
+    return timed
+
+
+def _answers(
+    generation: GenerationOptions,
+    prompts: Sequence[Prompt],
+    exit_layers: Sequence[int],
+    decoder: Decoder,
+) -> tuple[list[Generation], ShardPaths]:
+    """What the model answers, for heads that are trained already, and the states."""
+    generate(generation, prompts, exit_layers, decoder)
+    rows, held_out = split_held_out(read_generations(generation.generations))
+    paths = _collect(decoder, rows, exit_layers, generation.states)
+    paths += _collect(decoder, held_out, exit_layers, generation.held_out_states)
+    return rows + held_out, paths
+
+
 def load_decoder(model: ModelConfig) -> Decoder:
     """The model on the configured device, in the numbers that it is served in."""
     config = EngineConfig(model=model)
     ops = select_ops(config, ModelSpec.from_directory(model.directory))
     limit_torch_threads(config, ops)
-    return Decoder.load(model.directory, ops)
+    keeps_blocks = (
+        ops.name == "native" and model.quantization != "none" and has_blocks(model.directory)
+    )
+    return Decoder.load(model.directory, ops, keep_blocks=keeps_blocks)
 
 
 def _collect(

@@ -39,7 +39,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def few_timed_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("training.search._TIMED", "training.pipeline._REPORTED"):
+    timed = ("training.search._TIMED", "training.selection._TIMED", "training.pipeline._REPORTED")
+    for name in timed:
         monkeypatch.setattr(f"{name}_PROMPTS", 2)
         monkeypatch.setattr(f"{name}_LENGTH", 12)
     monkeypatch.setattr("engine.worker.cost_profile._ROUNDS", 1)
@@ -172,6 +173,24 @@ def test_as_on_a_gpu_with_little_memory(
     assert train(monkeypatch, *command(model, tmp_path, *flags)) == 0, "from its checkpoints"
     again = load_file(str(tmp_path / "heads.safetensors"))
     assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
+
+    monkeypatch.setattr(gpu, "is_used", lambda decoder: False)
+    choose = [
+        "search", str(model), "--prompts", str(model / "prompts.jsonl"), "--no-code-prompts",
+        "--heads", str(tmp_path), "--output", str(tmp_path / "chosen"), "--tokens", "400",
+        "--max-new-tokens", "8", "--threads", "1", "--device", "cpu", "--candidates", "2",
+    ]  # fmt: skip
+    assert train(monkeypatch, *choose) == 0
+    chosen = json.loads((tmp_path / "chosen" / "heads.json").read_text())
+    layers = chosen["exit_layers"]
+    assert 0 < len(layers) <= 2
+    assert chosen["search"]["chosen_from"] == [1, 2, 4]
+    assert chosen["search"]["candidates"][0]["exit_layers"] == layers
+    assert len(chosen["search"]["candidates"]) == 2
+    assert chosen["calibration"] == {str(n): facts["calibration"][str(n)] for n in layers}
+    kept = load_file(str(tmp_path / "chosen" / "heads.safetensors"))
+    assert {int(name.split(".")[1]) for name in kept if name != "vocabulary"} == set(layers)
+    assert all(torch.equal(tensor, first[name]) for name, tensor in kept.items())
 
 
 @pytest.mark.parametrize(
