@@ -17,6 +17,7 @@ from torch import Tensor
 from engine.model.noise import gumbel_of, noise_key
 from engine.plan import RowResult
 from engine.worker.chances import LOOKUP, Chance, Chances
+from engine.worker.device_queue import DeviceQueue
 from engine.worker.exit_look import Arrival, Opinion, first_unseen
 from engine.worker.exit_policy import Candidate, ExitPolicy, StepEstimate
 from engine.worker.row import Draft, Guess, Row
@@ -89,11 +90,13 @@ class PolicyDrafter:
         has_lookup: bool = True,
         threshold: float | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        is_queued: bool = False,
     ) -> None:
         """Args:
         exit_look: The heads at `exit_layers`; None: there are none.
         threshold: Fixed threshold of rows that ask for none; None: the policy decides.
         clock: In seconds: what a look takes.
+        is_queued: Calls return before the device has computed.
         """
         self.exit_layers = list(exit_layers)
         self._policy = policy
@@ -102,9 +105,12 @@ class PolicyDrafter:
         self._has_lookup = has_lookup
         self._threshold = threshold
         self._clock = clock
+        self._queue = DeviceQueue(clock) if is_queued else None
 
     def look_up(self, rows: Sequence[Row], estimate: StepEstimate) -> None:
         """See `Drafter.look_up`."""
+        if self._queue is not None and not estimate.seconds:
+            self._queue.begin()
         if not self._has_lookup:
             return
         found = [
@@ -153,14 +159,20 @@ class PolicyDrafter:
         self._policy.observe_look(exit_index, offered, [candidates[i] for i in chosen], estimate)
         for index in chosen:
             _take(free[index], exit_index, estimate)
-        self._policy.observe_head(exit_index, num_tokens, self._clock() - started)
+        seconds = self._clock() - started if self._queue is None else self._queue.wait()
+        if seconds is not None:
+            self._policy.observe_head(exit_index, num_tokens, seconds)
 
     def note_segment(
         self, segment: int, num_tokens: int, seconds: float, estimate: StepEstimate
     ) -> None:
         """See `Drafter.note_segment`."""
-        estimate.seconds += self._policy.segment_cost(segment, num_tokens)
-        self._policy.observe_segment(segment, num_tokens, seconds)
+        cost = self._policy.segment_cost(segment, num_tokens)
+        estimate.seconds += cost
+        if self._queue is None:
+            self._policy.observe_segment(segment, num_tokens, seconds)
+        else:
+            self._queue.add(num_tokens, cost)
 
     def learn(
         self, rows: Sequence[Row], results: Sequence[RowResult], estimate: StepEstimate
@@ -169,7 +181,9 @@ class PolicyDrafter:
         for row, result in zip(rows, results, strict=True):
             self._learn_row(row, result.token_ids)
         pending = sum(len(row.sample_points()) for row in rows)
-        self._policy.observe_logits(pending, estimate.last_seconds)
+        seconds = estimate.last_seconds if self._queue is None else self._queue.wait()
+        if seconds is not None:
+            self._policy.observe_logits(pending, seconds)
         if all(row.is_draftable and self._fixed(row) is None for row in rows):
             self._policy.observe_step(
                 len(rows),

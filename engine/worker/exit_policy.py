@@ -60,8 +60,7 @@ class ExitPolicy:
         longest_step_s: float | None = None,
     ) -> None:
         """Args:
-        follows_cost: Times measured while serving correct the costs; not where calls return
-            before the device has computed.
+        follows_cost: Times measured while serving correct the costs.
         longest_step_s: Drafts never make a step longer than this; None: as long as it pays.
         """
         self._cost = cost

@@ -227,7 +227,7 @@ class ModelWorker:
         self._policy = ExitPolicy(
             len(layers),
             cost,
-            follows_cost=ops.device.type == "cpu",
+            follows_cost=True,
             longest_step_s=exits.target_itl_s,
         )
         self.chances = Chances(layers, {} if heads is None else heads.calibration)
@@ -239,6 +239,7 @@ class ModelWorker:
             has_lookup=exits.lookup,
             threshold=exits.threshold,
             clock=self._clock,
+            is_queued=ops.device.type == "cuda",
         )
 
     def _cost_facts(self, heads: ExitHeads | None) -> dict[str, str]:
