@@ -155,11 +155,13 @@ def test_attention_of_a_prefill_chunk() -> None:
 
 
 @pytest.mark.parametrize("window", [None, 70])
-def test_attention_over_pasts_of_more_tiles_than_there_may_be_chunks(
-    window: int | None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("most_chunks", "combined"), [(2, 16), (64, 2)])
+def test_attention_over_long_pasts(
+    most_chunks: int, combined: int, window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Chunks grow with a token's own position, whatever is beside it."""
-    monkeypatch.setattr(attention_kernels, "_MOST_CHUNKS", 2)
+    """Longer chunks where there may be no more; more of them than are combined together."""
+    monkeypatch.setattr(attention_kernels, "_MOST_CHUNKS", most_chunks)
+    monkeypatch.setattr(attention_kernels, "_COMBINED", combined)
     past = Past([256], torch.float32, sliding_window=window)
     past.check([(0, position) for position in (63, 127, 128, 255)])
 

@@ -236,24 +236,24 @@ def _combine_kernel(
     is_column = columns < SIZE
     lanes = tl.arange(0, COMBINED)
     greatest = float("-inf")
-    for start in range(first // COMBINED * COMBINED, last + 1, COMBINED):
-        chunks = start + lanes
-        is_chunk = (chunks >= first) & (chunks <= last)
-        tops = tl.load(part_max + head * num_chunks + chunks, mask=is_chunk, other=float("-inf"))
-        greatest = tl.maximum(greatest, tl.max(tops, axis=0))
     total = 0.0
     gathered = tl.zeros((PADDED,), dtype=tl.float32)
+    # One look at everything: most pasts have no more chunks than are combined together.
     for start in range(first // COMBINED * COMBINED, last + 1, COMBINED):
         chunks = start + lanes
         is_chunk = (chunks >= first) & (chunks <= last)
         part = head * num_chunks + chunks
         tops = tl.load(part_max + part, mask=is_chunk, other=float("-inf"))
-        share = tl.exp(tops - greatest)
-        total += tl.sum(share * tl.load(part_sum + part, mask=is_chunk, other=0.0), axis=0)
+        sums = tl.load(part_sum + part, mask=is_chunk, other=0.0)
         at = part[:, None] * SIZE + columns[None, :]
         mask = is_chunk[:, None] & is_column[None, :]
         parts = tl.load(part_values + at, mask=mask, other=0.0)
-        gathered += tl.sum(parts * share[:, None], axis=0)
+        greater = tl.maximum(greatest, tl.max(tops, axis=0))
+        shrink = tl.exp(greatest - greater)
+        share = tl.exp(tops - greater)
+        total = total * shrink + tl.sum(share * sums, axis=0)
+        gathered = gathered * shrink + tl.sum(parts * share[:, None], axis=0)
+        greatest = greater
     result = (gathered / total).to(out.dtype.element_ty)
     tl.store(out + head * SIZE + columns, result, mask=is_column)
 
