@@ -29,6 +29,12 @@ def test_every_tile_keeps_the_order_of_sums(shape: tuple[int, int]) -> None:
         }
 
 
+def test_narrow_steps_are_more_at_once_up_to_a_limit() -> None:
+    """576 has 9 steps of 64, all of which may be on their way; 4112 has 257 of 16."""
+    assert (Tiles.of(576, 576).few.inner, Tiles.of(576, 576).few.num_stages) == (64, 10)
+    assert (Tiles.of(576, 4112).few.inner, Tiles.of(576, 4112).few.num_stages) == (16, 13)
+
+
 def test_the_class_of_a_call_is_told_by_its_tokens() -> None:
     tiles = Tiles.of(4096, 4096)
     assert [tiles.for_tokens(n) for n in (1, 16)] == [tiles.few] * 2

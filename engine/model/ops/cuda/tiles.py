@@ -61,6 +61,7 @@ MOST_FEW, MOST_SOME = 16, 64  # tokens
 
 _PROCESSORS = 132  # of a Hopper
 _SHARED_BYTES = 227 * 1024  # of a processor
+_MOST_AHEAD = 12  # steps; each is code of its own before the loop
 
 
 def _few(out_features: int) -> Tile:
@@ -185,5 +186,6 @@ def _fitted(tile: Tile, in_features: int) -> Tile:
     """
     steps = [step for step in (512, 256, 128, 64, 32, 16) if step <= tile.inner]
     inner = next((step for step in steps if in_features % step == 0), steps[0])
-    ahead = min((tile.num_stages - 1) * tile.inner // inner, -(-in_features // inner))
+    as_many_bytes = (tile.num_stages - 1) * tile.inner // inner
+    ahead = min(as_many_bytes, -(-in_features // inner), _MOST_AHEAD)
     return replace(tile, inner=inner, num_stages=max(tile.num_stages, ahead + 1))
