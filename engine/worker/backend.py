@@ -95,7 +95,9 @@ def _native_ops(config: EngineConfig) -> NativeOps:
     )
     threads = model.num_threads or usable_cores()
     cores = cores_to_pin(threads, model.pin_threads)
-    return NativeOps(threads, weights, Format.INT8 if is_quantized else floats, cores)
+    # Heads choose drafts, not output, and what one of them costs is to read its weights.
+    heads = Format.INT8 if is_quantized else Format.BFLOAT16
+    return NativeOps(threads, weights, heads, cores)
 
 
 def describe_numbers(ops: Ops, *, has_blocks: bool) -> str:
@@ -106,6 +108,11 @@ def describe_numbers(ops: Ops, *, has_blocks: bool) -> str:
     if isinstance(ops, NativeOps) and ops.form is not Format.FLOAT32:
         return f"{name}, {ops.form.name.lower()} weights"
     return name
+
+
+def describe_heads(ops: Ops) -> str:
+    """How the weights of exit heads are kept."""
+    return ops.heads_form.name.lower() if isinstance(ops, NativeOps) else str(ops.dtype)
 
 
 def describe_machine(config: EngineConfig, ops: Ops) -> str:

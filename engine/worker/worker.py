@@ -25,6 +25,7 @@ from engine.policy_reason import PolicyReason, PolicyReport
 from engine.request import Structure
 from engine.worker import memory
 from engine.worker.backend import (
+    describe_heads,
     describe_machine,
     describe_numbers,
     limit_torch_threads,
@@ -249,6 +250,7 @@ class ModelWorker:
         return {
             "model": self.decoder.fingerprint,
             "exits": f"{self._exit_layers}, {shape}",
+            "head numbers": describe_heads(ops),
             "numbers": describe_numbers(ops, has_blocks=self._keeps_blocks),
             "machine": describe_machine(self._config, ops),
             "clock": getattr(self._clock, "__name__", ""),

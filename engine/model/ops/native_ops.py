@@ -58,7 +58,7 @@ class NativeOps:
         self.device = torch.device("cpu")
         self.dtype = torch.float32
         self.form = weights
-        self._heads = heads
+        self.heads_form = heads
         self._library = load_library()
         self.build = str(self._library._name)  # the file: its name says what it was made of
         self._context = self._library.context_new(num_threads)
@@ -99,7 +99,7 @@ class NativeOps:
 
     def pack_head(self, weight: Tensor) -> NativeLinear:
         """See `Ops.pack_head`."""
-        return NativeLinear.of_floats(weight, None, self._heads)
+        return NativeLinear.of_floats(weight, None, self.heads_form)
 
     def repack_head(self, packed: NativeLinear, weight: Tensor) -> None:
         """See `Ops.repack_head`."""

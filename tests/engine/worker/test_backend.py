@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from backends import needs_native
 from tiny_model import write_tiny_llama
 
 from engine.config import EngineConfig, ModelConfig
 from engine.errors import ModelLoadError
+from engine.model.ops.native_ops import NativeOps
 from engine.model.spec import ModelSpec
-from engine.worker.backend import select_ops
+from engine.worker.backend import describe_heads, select_ops
 
 pytestmark = pytest.mark.torch
 
@@ -49,3 +51,18 @@ def test_what_torch_cannot_do_on_a_cpu_is_refused(
     model = ModelConfig(directory=directory, device="cpu", backend="torch", **options)  # type: ignore[arg-type]
     with pytest.raises(ModelLoadError, match=message):
         select_ops(EngineConfig(model=model), ModelSpec.from_directory(directory))
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("options", "weights", "heads"),
+    [({}, "float32", "bfloat16"), ({"quantization": "q4"}, "int4", "int8")],
+)
+def test_heads_are_kept_smaller_than_the_model(
+    tmp_path: Path, options: dict[str, str], weights: str, heads: str
+) -> None:
+    directory = write_tiny_llama(tmp_path)
+    model = ModelConfig(directory=directory, device="cpu", backend="native", **options)  # type: ignore[arg-type]
+    ops = select_ops(EngineConfig(model=model), ModelSpec.from_directory(directory))
+    assert isinstance(ops, NativeOps)
+    assert (ops.form.name.lower(), describe_heads(ops)) == (weights, heads)
