@@ -30,7 +30,7 @@ from engine.plan import RowPlan, RowResult
 from engine.worker.drafter import Drafter
 from engine.worker.exit_look import Arrival
 from engine.worker.exit_policy import StepEstimate
-from engine.worker.forward_batch import ForwardBatch, TokenRef
+from engine.worker.forward_batch import BlockTables, ForwardBatch, TokenRef
 from engine.worker.learning.recorder import Recorder
 from engine.worker.row import Row
 from engine.worker.segment_runner import EagerRunner, SegmentRunner
@@ -87,6 +87,7 @@ class DecodeStep:
         """
         self._decoder = decoder
         self._block_size = block_size
+        self._block_tables = BlockTables(decoder.ops.device)
         self._clock = clock
         self._drafter = drafter
         exit_layers = [] if drafter is None else drafter.exit_layers
@@ -107,7 +108,8 @@ class DecodeStep:
             numbers has an error and no tokens.
         """
         rows = [Row(plan, state) for plan, state in zip(plans, states, strict=True)]
-        batch = ForwardBatch(plans, self._block_size, self._decoder.ops.device)
+        device = self._decoder.ops.device
+        batch = ForwardBatch(plans, self._block_tables, self._block_size, device)
         estimate = StepEstimate(
             num_tokens=sum(plan.num_tokens for plan in plans),
             expected_tokens=float(sum(plan.is_decoding for plan in plans)),

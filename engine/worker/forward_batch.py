@@ -22,16 +22,38 @@ class TokenRef(NamedTuple):
     position: int
 
 
-class ForwardBatch:
-    """Block tables of a step's rows; makes the `TokenBatch` of any set of their tokens."""
+class BlockTables:
+    """Rows' block tables on the device; sent again only when they have changed, as they have once
+    in many steps that only decode.
+    """
 
-    def __init__(self, rows: Sequence[RowPlan], block_size: int, device: torch.device) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._sent: tuple[list[list[int]], Tensor] | None = None
+
+    def of(self, tables: Sequence[Sequence[int]]) -> Tensor:
+        """[rows, most blocks] int32; the same tensor while the tables are. Not to be written to."""
+        width = max(map(len, tables))
+        padded = [[*table, *[0] * (width - len(table))] for table in tables]
+        if self._sent is None or self._sent[0] != padded:
+            self._sent = (padded, upload(padded, torch.int32, self._device))
+        return self._sent[1]
+
+
+class ForwardBatch:
+    """A step's rows; makes the `TokenBatch` of any set of their tokens."""
+
+    def __init__(
+        self,
+        rows: Sequence[RowPlan],
+        block_tables: BlockTables,
+        block_size: int,
+        device: torch.device,
+    ) -> None:
         self._tables = [row.block_table for row in rows]
         self._block_size = block_size
         self._device = device
-        width = max(len(table) for table in self._tables)
-        padded = [table + [0] * (width - len(table)) for table in self._tables]
-        self._block_tables = upload(padded, torch.int32, device)
+        self._block_tables = block_tables.of(self._tables)
 
     def tokens(self, refs: Sequence[TokenRef]) -> TokenBatch:
         """Positions, slots and rows of the given tokens."""

@@ -1,0 +1,48 @@
+"""What a step's rows are on the device."""
+
+import pytest
+import torch
+
+from engine.plan import RowPlan
+from engine.worker.forward_batch import BlockTables, ForwardBatch, TokenRef
+
+pytestmark = pytest.mark.torch
+
+CPU = torch.device("cpu")
+
+
+def test_tables_are_sent_when_they_change() -> None:
+    tables = BlockTables(CPU)
+    sent = tables.of([[3, 4], [5]])
+    assert sent.tolist() == [[3, 4], [5, 0]]
+    assert tables.of([[3, 4], [5]]) is sent
+    assert tables.of([[3, 4], [5, 6]]).tolist() == [[3, 4], [5, 6]]
+    assert tables.of([[3, 4]]).tolist() == [[3, 4]]
+
+
+def test_a_table_that_grows_in_place_is_another() -> None:
+    """The scheduler may go on with the list that it gave."""
+    tables, mine = BlockTables(CPU), [3]
+    tables.of([mine])
+    mine.append(4)
+    assert tables.of([mine]).tolist() == [[3, 4]]
+
+
+def test_tokens_have_slots_in_their_rows_blocks() -> None:
+    rows = [
+        RowPlan(
+            sequence_id=number,
+            start=0,
+            num_tokens=1,
+            block_table=table,
+            max_draft_tokens=0,
+            is_decoding=True,
+        )
+        for number, table in enumerate(([3, 4], [5]))
+    ]
+    batch = ForwardBatch(rows, BlockTables(CPU), 16, CPU)
+    tokens = batch.tokens([TokenRef(0, 17), TokenRef(1, 2)])
+    assert tokens.positions.tolist() == [17, 2]
+    assert tokens.slots.tolist() == [4 * 16 + 1, 5 * 16 + 2]
+    assert tokens.rows.tolist() == [0, 1]
+    assert tokens.block_tables.tolist() == [[3, 4], [5, 0]]
