@@ -143,6 +143,12 @@ class Part:
     report: Report
     name: str
 
+    @property
+    def left_s(self) -> float:
+        """Seconds until it is ended."""
+        _, until = self.report.running.get(self.name, (0.0, self.report.deadline))
+        return until - time.time()
+
     def add(
         self,
         name: str,

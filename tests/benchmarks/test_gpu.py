@@ -104,6 +104,13 @@ def test_of_little_time_as_much_is_kept() -> None:
     assert 0.0 < command.kept_share([0, 45, 50], 100.0) * 95 < 70
 
 
+def test_a_part_knows_its_time() -> None:
+    left: list[float] = []
+    whole = report(time_limit_s=50.0)
+    whole.run("one", 20, lambda part: left.append(part.left_s))
+    assert 15.0 < left[0] <= 20.0
+
+
 def run_with_children(file: Path, *parts: str) -> Report:
     def command(left: Sequence[str]) -> list[str]:
         return [sys.executable, str(_SCRIPT), str(file), ",".join(left)]
