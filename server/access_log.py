@@ -6,7 +6,7 @@ import time
 from typing import Any, Literal
 
 from starlette.requests import HTTPConnection
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.records import RequestRecord, record_of
 
@@ -27,24 +27,14 @@ class AccessLogMiddleware:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        status: int | None = None  # none was sent: the client left, or the answer broke off
-
-        async def noting_send(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
         try:
-            await self._app(scope, receive, noting_send)
+            await self._app(scope, receive, send)
         finally:
             duration_s = time.perf_counter() - started
-            logger.info(
-                "%s", self._format(scope, status, duration_s, record_of(HTTPConnection(scope)))
-            )
+            logger.info("%s", self._format(scope, duration_s, record_of(HTTPConnection(scope))))
 
 
-def _as_text(scope: Scope, status: int | None, duration_s: float, record: RequestRecord) -> str:
+def _as_text(scope: Scope, duration_s: float, record: RequestRecord) -> str:
     tokens = ""
     if record.num_generations:
         reasons = ", ".join(dict.fromkeys(record.finish_reasons))
@@ -53,12 +43,12 @@ def _as_text(scope: Scope, status: int | None, duration_s: float, record: Reques
             f" ({reasons or 'refused'})"
         )
     return (
-        f"{_client(scope)} {scope['method']} {scope['path']!a} {status or '-'} "
+        f"{_client(scope)} {scope['method']} {scope['path']!a} {record.status or '-'} "
         f"{duration_s:.3f} s{tokens}, request {record.request_id}"
     )
 
 
-def _as_json(scope: Scope, status: int | None, duration_s: float, record: RequestRecord) -> str:
+def _as_json(scope: Scope, duration_s: float, record: RequestRecord) -> str:
     """One line whatever the path holds: JSON escapes it."""
     line: dict[str, Any] = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -66,7 +56,7 @@ def _as_json(scope: Scope, status: int | None, duration_s: float, record: Reques
         "client": _client(scope),
         "method": scope["method"],
         "path": scope["path"],
-        "status": status,
+        "status": record.status,
         "duration_ms": _milliseconds(duration_s),
     }
     if record.num_generations:

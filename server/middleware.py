@@ -11,10 +11,11 @@ import uuid
 from collections.abc import Collection, Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import InvalidApiKey, failure_of
-from server.records import RequestRecord, begin_record
+from server.records import RequestRecord, begin_record, record_of
 from server.tracing import TRACE_CONTEXT_HEADERS
 
 REQUEST_ID_HEADER = "X-Request-Id"
@@ -41,10 +42,12 @@ class RequestIdMiddleware:
         request_id = _UNSAFE_IN_ID.sub("", asked[: 4 * _MAX_ID_CHARS])[:_MAX_ID_CHARS]
         request_id = request_id or uuid.uuid4().hex
         context = {name: headers[name] for name in TRACE_CONTEXT_HEADERS if name in headers}
-        begin_record(scope, RequestRecord(request_id=request_id, trace_context=context))
+        record = RequestRecord(request_id=request_id, trace_context=context)
+        begin_record(scope, record)
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
+                record.status = message["status"]
                 MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
             await send(message)
 
@@ -58,19 +61,13 @@ class LastResortMiddleware:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        has_started = False
-
-        async def noting_send(message: Message) -> None:
-            nonlocal has_started
-            has_started = has_started or message["type"] == "http.response.start"
-            await send(message)
-
         try:
-            await self._app(scope, receive, noting_send)
+            await self._app(scope, receive, send)
         except Exception as error:
             if scope["type"] != "http":
                 raise
-            if has_started:  # too late for a status; uvicorn closes the connection
+            if record_of(HTTPConnection(scope)).status is not None:
+                # Too late for another; uvicorn closes the connection.
                 logger.warning("response broke off: %s", type(error).__name__)
                 raise
             logger.exception("unhandled error")

@@ -37,6 +37,7 @@ class RequestRecord:
     """What was seen of one HTTP request; the counts are over all its generations."""
 
     request_id: str
+    status: int | None = None  # of the answer, once it has begun
     trace_context: Mapping[str, str] = field(default_factory=dict)  # W3C headers as they came
     num_choices: int = 1  # n: generations of each prompt
     num_generations: int = 0
