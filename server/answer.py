@@ -134,6 +134,9 @@ async def _events(
 
 async def _piece(renderer: Renderer, index: int, output: RequestOutput) -> bytes:
     """The events of one piece of a choice."""
+    text = renderer.text_chunk(index, output)
+    if text is not None:
+        return _event(text)
     if _num_logprobs(output) <= _INLINE_LOGPROBS:
         return _encode(renderer.chunks(index, output))
     return await asyncio.to_thread(lambda: _encode(renderer.chunks(index, output)))

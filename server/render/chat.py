@@ -19,12 +19,11 @@ from server.protocol.chat import (
 )
 from server.protocol.common import Usage
 from server.render.chat_pieces import delta_of, message_of
+from server.render.choices import ChoiceRenderer
 from server.render.common import (
     MIN_LOGPROB,
     AnswerFrame,
     Chunk,
-    Renderer,
-    StreamTally,
     TextTemplate,
     finish_reason_name,
     piece_usage,
@@ -35,66 +34,34 @@ from server.render.common import (
 from server.render.prompt_logprobs import prompt_logprobs
 
 
-class ChatRenderer(Renderer):
+class ChatRenderer(ChoiceRenderer):
     """One chat answer: role first, then the echo and the text's pieces, then the end, for every
     choice.
     """
 
     def __init__(self, frame: AnswerFrame, output_format: OutputFormat, echo: str = "") -> None:
-        self._frame = frame
+        super().__init__(frame)
         self._echo = echo
         self._format = output_format
-        self._tally = StreamTally()
         self._parsers: dict[int, OutputParser] = {}  # by choice, of a stream
-        self._templates: dict[int, TextTemplate] = {}  # by choice, where all output is content
         self._counters: dict[int, ReasoningCounter] = {}  # by choice
         self._callers: set[int] = set()  # choices that have called
 
     def chunks(self, index: int, output: RequestOutput) -> Iterator[Chunk]:
         """The chunks for one piece of one choice."""
-        frame = self._frame
-        if index in self._templates and frame.is_text_only(output):
-            self._tally.add(index, output)
-            yield self._templates[index].fill(output.text)
-            return
         self._count(index, output)
-        if index not in self._tally.num_output_tokens:
-            opening = ChatChunkChoice(index=index, delta=Delta(role="assistant", content=""))
+        if index not in self._parsers:
             self._parsers[index] = self._format.parser()
-            first = self._chunk(opening, output)
-            first.prompt_token_ids = frame.prompt_ids(index)
-            yield first
-            if self._echo:
-                delta = Delta(content=self._echo)
-                yield self._chunk(ChatChunkChoice(index=index, delta=delta), output)
+            yield from self._opening(index, output)
             if self._format.is_plain:
                 self._templates[index] = self._template(index)
-        self._tally.add(index, output)
-        delta = delta_of(self._events(index, output))
-        if delta.tool_calls:
-            self._callers.add(index)
-        is_empty = delta == Delta()
-        token_ids = frame.token_ids(output)
-        if not is_empty or output.logprobs or output.trace or token_ids:
-            choice = ChatChunkChoice(
-                index=index,
-                delta=Delta(content="") if is_empty else delta,
-                logprobs=_logprobs(frame, output.logprobs),
-                token_ids=token_ids,
-                early_exit_trace=trace_tokens(frame.tokenizer, output.trace),
-            )
-            yield self._chunk(choice, output)
+        text = self._fill(index, output)
+        if text is not None:
+            yield text
+        else:
+            yield from self._piece(index, output)
         if output.finish_reason is not None:
-            end = ChatChunkChoice(
-                index=index,
-                delta=Delta(),
-                finish_reason=_finish_reason(output, index in self._callers),
-                stop_reason=output.stop_reason,
-            )
-            chunk = self._chunk(end, output)
-            if not frame.has_usage:
-                chunk.metrics = request_metrics(frame, output.draft_figures)
-            yield chunk
+            yield self._end(index, output)
 
     def closing_chunks(self) -> Iterator[ChatCompletionChunk]:
         """The usage chunk, when asked for."""
@@ -119,6 +86,46 @@ class ChatRenderer(Renderer):
             prompt_logprobs=prompt_logprobs(self._frame, choices[0]),
             metrics=request_metrics(self._frame, choices[0].draft_figures),
         )
+
+    def _opening(self, index: int, output: RequestOutput) -> Iterator[ChatCompletionChunk]:
+        """The role, then what is echoed."""
+        delta = Delta(role="assistant", content="")
+        first = self._chunk(ChatChunkChoice(index=index, delta=delta), output)
+        first.prompt_token_ids = self._frame.prompt_ids(index)
+        yield first
+        if self._echo:
+            yield self._chunk(ChatChunkChoice(index=index, delta=Delta(content=self._echo)), output)
+
+    def _piece(self, index: int, output: RequestOutput) -> Iterator[ChatCompletionChunk]:
+        """All that there is to say of a piece, if anything."""
+        frame = self._frame
+        self._tally.add(index, output)
+        delta = delta_of(self._events(index, output))
+        if delta.tool_calls:
+            self._callers.add(index)
+        is_empty = delta == Delta()
+        token_ids = frame.token_ids(output)
+        if not is_empty or output.logprobs or output.trace or token_ids:
+            choice = ChatChunkChoice(
+                index=index,
+                delta=Delta(content="") if is_empty else delta,
+                logprobs=_logprobs(frame, output.logprobs),
+                token_ids=token_ids,
+                early_exit_trace=trace_tokens(frame.tokenizer, output.trace),
+            )
+            yield self._chunk(choice, output)
+
+    def _end(self, index: int, output: RequestOutput) -> ChatCompletionChunk:
+        choice = ChatChunkChoice(
+            index=index,
+            delta=Delta(),
+            finish_reason=_finish_reason(output, index in self._callers),
+            stop_reason=output.stop_reason,
+        )
+        chunk = self._chunk(choice, output)
+        if not self._frame.has_usage:
+            chunk.metrics = request_metrics(self._frame, output.draft_figures)
+        return chunk
 
     def _count(self, index: int, output: RequestOutput) -> None:
         if index not in self._counters:

@@ -64,10 +64,9 @@ class AnswerFrame:
         return list(output.token_ids) if self.has_token_ids else None
 
     def is_text_only(self, output: RequestOutput) -> bool:
-        """Whether all that a stream says of a piece is its text."""
+        """Whether all that a stream says of a piece, but for an end, is its text."""
         return bool(
             output.text
-            and output.finish_reason is None
             and not (output.logprobs or output.trace)
             and not (self.has_token_ids or self.has_continuous_usage)
         )
@@ -109,6 +108,14 @@ class Renderer(ABC):
     def opening_chunks(self) -> Iterable[Chunk]:
         """What a stream begins with, before the first piece."""
         return ()
+
+    def text_chunk(self, index: int, output: RequestOutput) -> bytes | None:
+        """The only chunk for a piece that goes on and is nothing but text, as nearly all are.
+
+        Returns:
+            It, as JSON; None: see `chunks`.
+        """
+        return None
 
     @abstractmethod
     def chunks(self, index: int, output: RequestOutput) -> Iterable[Chunk]:

@@ -9,12 +9,11 @@ from server.protocol.completions import (
     CompletionLogprobs,
     CompletionRequest,
 )
+from server.render.choices import ChoiceRenderer
 from server.render.common import (
     MIN_LOGPROB,
     AnswerFrame,
     Chunk,
-    Renderer,
-    StreamTally,
     TextTemplate,
     finish_reason_name,
     has_content,
@@ -27,34 +26,31 @@ from server.render.prompt_logprobs import prompt_logprobs, with_prompt_logprobs
 from server.render.text_offsets import OffsetCounter, offsets_in
 
 
-class CompletionRenderer(Renderer):
+class CompletionRenderer(ChoiceRenderer):
     """One answer: the text's pieces, then the end, for every choice of every prompt. With `echo`
     the first piece begins with the prompt.
     """
 
     def __init__(self, body: CompletionRequest, frame: AnswerFrame) -> None:
+        super().__init__(frame)
         self._body = body
-        self._frame = frame
-        self._tally = StreamTally()
-        self._templates: dict[int, TextTemplate] = {}  # by choice
         self._offsets: dict[int, OffsetCounter] = {}  # by choice
 
     def chunks(self, index: int, output: RequestOutput) -> Iterator[Chunk]:
         """The chunks for one piece of one choice."""
-        if index in self._templates and self._frame.is_text_only(output):
-            self._tally.add(index, output)
-            yield self._templates[index].fill(output.text)
-            return
         is_first = index not in self._templates
         if is_first:
             self._templates[index] = self._template(index)
         prompt_ids = self._frame.prompt_ids(index) if is_first else None
         has_echo = is_first and bool(self._body.echo)
-        self._tally.add(index, output)
-        if has_echo or has_content(output) or self._frame.token_ids(output):
+        text = None if has_echo else self._fill(index, output)
+        if text is not None:
+            yield text
+        elif has_echo or has_content(output) or self._frame.token_ids(output):
             choice = self._choice(index, output, has_echo=has_echo)
             choice.prompt_token_ids, prompt_ids = prompt_ids, None
             yield self._chunk(choice, output)
+        self._tally.add(index, output)
         if output.finish_reason is not None:
             end = CompletionChoice(
                 index=index,
