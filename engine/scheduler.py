@@ -230,7 +230,7 @@ class Scheduler:
         drafts = 0
         if is_decoding and share.num_tokens == 1:
             drafts = max(0, min(self._max_drafts(sequence), sequence.num_tokens_left - 1))
-            if not self._blocks.reserve(sequence.sequence_id, until + drafts):
+            if drafts and not self._blocks.reserve(sequence.sequence_id, until + drafts):
                 drafts = 0
         return RowPlan(
             sequence_id=sequence.sequence_id,

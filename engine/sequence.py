@@ -212,14 +212,13 @@ class Sequence:
     def _finish_after(self, token_id: int) -> None:
         sampling = self.request.sampling
         is_eos = token_id in self._eos_ids
-        is_over = self.num_output_tokens >= sampling.min_tokens or (
-            is_eos and sampling.structure is not None
-        )
+        num_output = self.num_output_tokens
+        is_over = num_output >= sampling.min_tokens or (is_eos and sampling.structure is not None)
         if token_id in self._stop_ids and is_over:
             self.finish(FinishReason.STOP, None if is_eos else token_id)
-        elif self._num_tokens_asked <= 0:
+        elif num_output >= sampling.max_tokens:
             self.finish(FinishReason.LENGTH)
-        elif self.num_tokens_left <= 0:  # never, unless the cache has shrunk
+        elif self.num_tokens >= self._max_len:  # never, unless the cache has shrunk
             self.finish(FinishReason.ERROR, error=OUTGROWN)
 
 

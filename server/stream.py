@@ -31,6 +31,7 @@ class AnswerStream(EventSourceResponse):
         keep_alive_s: Between comments that keep proxies from giving up; 0: none.
         """
         super().__init__(events, sep=_SEPARATOR, ping=keep_alive_s)
+        self._send_lock = asyncio.Lock()  # type: ignore[assignment] # anyio's waits for a turn
         self._leaving = leaving
         self._close = close
 
