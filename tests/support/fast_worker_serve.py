@@ -15,6 +15,7 @@ from engine import AsyncEngine, EngineConfig, ModelConfig
 from engine.plan import RowPlan, RowResult, StepPlan, StepResult, WorkerInfo
 from server.app import create_app
 from server.http_server import DrainingServer, listen
+from server.pauses import limit_pauses, spare_what_is_loaded
 from server.service import InferenceService, ServedModel
 from server.settings import ServerSettings
 
@@ -72,12 +73,14 @@ def _result(row: RowPlan) -> RowResult:
 
 def main(port: int, step_s: float, stream_interval: int = 1) -> None:
     """Serve until a signal."""
+    limit_pauses()
     config = EngineConfig(model=ModelConfig(directory=Path()))
     engine = AsyncEngine(config, FastWorker(step_s), Speller())  # type: ignore[arg-type]
 
     async def load() -> ServedModel:
         await engine.start()
         assert engine.info is not None
+        spare_what_is_loaded()
         return ServedModel(engine, Speller())  # type: ignore[arg-type]
 
     service = InferenceService((MODEL,), load)
