@@ -65,6 +65,7 @@ class EngineCore:
         stats.preemptions_total = scheduler.num_preemptions
         stats.prefix_cache_queries_total = scheduler.num_prefix_queries
         stats.prefix_cache_hits_total = scheduler.num_prefix_hits
+        stats.prompt_tokens_computed_total = scheduler.num_prefix_misses
         return stats
 
     def add(self, request: GenerationRequest) -> None:

@@ -80,6 +80,7 @@ class RowResult:
     embedding: list[float] | None = None  # [E], once the prompt is computed, when asked for
     error: str | None = None  # this row failed (NaN logits, an exception); no tokens then
     is_dead_end: bool = False  # it failed, as what the request asks for leaves no token
+    is_corrupt: bool = False  # it failed, as what the model computed are no numbers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

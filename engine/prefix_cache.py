@@ -16,6 +16,7 @@ class PrefixCache:
         self._is_on = is_on
         self.num_queries = 0  # prompt tokens looked up
         self.num_hits = 0  # of those, found
+        self.num_misses = 0  # prompt tokens not found, looked up or not
 
     def find(self, sequence: Sequence) -> list[int]:
         """Blocks that hold the sequence's first tokens. Its last token is always computed: its
@@ -29,6 +30,7 @@ class PrefixCache:
 
     def count(self, sequence: Sequence, num_cached: int) -> None:
         """Note what a sequence found when it first started."""
+        self.num_misses += sequence.num_prompt_tokens - num_cached
         if self._reads(sequence):
             self.num_queries += sequence.num_prompt_tokens
             self.num_hits += num_cached

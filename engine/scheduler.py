@@ -89,6 +89,11 @@ class Scheduler:
         """Of those, found."""
         return self._cache.num_hits
 
+    @property
+    def num_prefix_misses(self) -> int:
+        """Prompt tokens not found there, looked up or not: they are computed."""
+        return self._cache.num_misses
+
     def check_room(self, num_requests: int, num_tokens: int) -> None:
         """See `AdmissionRules.check_room`."""
         self._rules.check_room(

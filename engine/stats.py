@@ -22,6 +22,7 @@ class EngineStats:
     recovery_time_s_total: float = 0.0  # from a worker's loss until the next was ready
     prefix_cache_queries_total: int = 0  # prompt tokens looked up in the prefix cache
     prefix_cache_hits_total: int = 0  # of those, found: prompt tokens that were not computed
+    prompt_tokens_computed_total: int = 0  # of prompts that came to run, those not found
     finished_total: dict[FinishReason, int] = field(
         default_factory=lambda: dict.fromkeys(FinishReason, 0)
     )
@@ -36,6 +37,7 @@ class EngineStats:
     policy: PolicyReport = field(default_factory=PolicyReport)
     steps_by_num_tokens: dict[int, int] = field(default_factory=dict)  # known tokens computed
     refused_total: int = 0  # requests that found the queue full
+    corrupted_total: int = 0  # requests that failed as what the model computed were no numbers
     learning: Learning = field(default_factory=Learning)  # totals, and the latest trial
 
     def count_step(self, plan: StepPlan, result: StepResult) -> None:
@@ -48,6 +50,7 @@ class EngineStats:
         if result.learning is not None:
             self._count_learning(result.learning)
         for row in result.rows:
+            self.corrupted_total += row.is_corrupt
             self._count_drafts(row)
 
     def _count_learning(self, news: Learning) -> None:

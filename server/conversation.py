@@ -2,10 +2,11 @@
 conversations begins. Knows nothing of how answers look.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from server.context import ServerContext
 from server.convert import check_options
+from server.metrics import ChatApi
 from server.parsing.output_parser import OutputFormat
 from server.prompts import (
     check_template_options,
@@ -31,11 +32,18 @@ class PreparedChat:
 
 
 async def prepare_chat(
-    context: ServerContext, model: ServedModel, body: ChatCompletionRequest
+    context: ServerContext,
+    model: ServedModel,
+    body: ChatCompletionRequest,
+    *,
+    api: ChatApi = "chat_completions",
 ) -> PreparedChat:
     """Check the body and write its prompt.
 
     Where tool calls are marked by control tokens, the body is made to keep those in the text.
+
+    Args:
+        api: What the client speaks, for the metrics.
 
     Raises:
         RequestError: naming the field that cannot be honoured.
@@ -46,7 +54,10 @@ async def prepare_chat(
     prompt = await encode_messages(
         model.tokenizer, body.messages, model.info.max_model_len, template
     )
-    expected = output_format(body, model.tokenizer, prompt, context.settings)
+    expected = replace(
+        output_format(body, model.tokenizer, prompt, context.settings),
+        note_calls=context.metrics.call_counter(api, is_streamed=bool(body.stream)),
+    )
     if expected.marks_are_special:
         body.skip_special_tokens = False
     structure = chat_structure(body, expected, model.tokenizer)

@@ -152,6 +152,11 @@ class EngineCollector(Collector):
                 stats.prefix_cache_hits_total,
             ),
             (
+                "vllm:corrupted_requests",
+                "Requests that failed because what the model computed were no numbers.",
+                stats.corrupted_total,
+            ),
+            (
                 "vllm:prefix_cache_queries",
                 "Prompt tokens looked up in the prefix cache.",
                 stats.prefix_cache_queries_total,
@@ -183,6 +188,15 @@ class EngineCollector(Collector):
                 "Requests ended, by how.",
                 "finished_reason",
                 stats.finished_total,
+            ),
+            (
+                "vllm:prompt_tokens_by_source",
+                "Prompt tokens of requests that came to run, by whether they were in the cache.",
+                "source",
+                {
+                    "local_compute": stats.prompt_tokens_computed_total,
+                    "local_cache_hit": stats.prefix_cache_hits_total,
+                },
             ),
             (
                 "vllm:spec_decode_num_accepted_tokens_per_pos",

@@ -6,7 +6,10 @@ So existing dashboards and tools work. The engine's counts are read when scraped
 
 import asyncio
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from typing import Literal, TypeAlias, get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -38,8 +41,12 @@ _REQUEST_BUCKETS = (
 # A text takes 10 ms of a thread that everybody shares. Scrapers want one in seconds.
 _TEXTS_PER_S = 5.0
 _MOST_TEXTS_AT_ONCE = 50.0
+_MODES = ("non_streaming", "streaming")
+_OUTCOMES = ("no_tool_call", "tool_call")
 _CHOICE_BUCKETS = (1.0, 2.0, 5.0, 10.0, 20.0, 128.0)
 _PREEMPTION_BUCKETS = (0.0, 1.0, 2.0, 5.0, 10.0, 100.0)
+
+ChatApi: TypeAlias = Literal["chat_completions", "responses"]
 
 
 class ServerMetrics:
@@ -101,6 +108,23 @@ class ServerMetrics:
             LABELS,
             registry=self._registry,
         ).labels(*self._label_values)
+        self._call_parsers = Counter(
+            "vllm:tool_call_parser_invocations",
+            "Choices whose output was searched for tool calls, by whether there were any.",
+            (*LABELS, "mode", "outcome", "request_type"),
+            registry=self._registry,
+        )
+        for labels in product(_MODES, _OUTCOMES, get_args(ChatApi)):
+            self._call_parsers.labels(*self._label_values, *labels)  # zeros, until there are any
+
+    def call_counter(self, api: ChatApi, *, is_streamed: bool) -> Callable[[bool], None]:
+        """What to tell, of each choice whose output was searched for tool calls, if it calls."""
+
+        def count(has_called: bool) -> None:
+            mode, outcome = _MODES[is_streamed], _OUTCOMES[has_called]
+            self._call_parsers.labels(*self._label_values, mode, outcome, api).inc()
+
+        return count
 
     def count_unknown_fields(self, count: int) -> None:
         """A request had so many fields that nobody knows."""

@@ -121,7 +121,7 @@ class Verifier:
         try:
             return self._outcome(row, targets, logits, known)
         except NotNumbers:
-            return _Outcome(_failed(row, _NOT_NUMBERS))
+            return _Outcome(_corrupt(row))
         except Exception as error:
             if not is_row_fault(error):
                 raise
@@ -264,7 +264,9 @@ def _without_broken_prompts(
     are_sound = _gather(hidden, list(last.values())).isfinite().all(dim=-1).tolist()
     broken = {row for row, is_sound in zip(last, are_sound, strict=True) if not is_sound}
     return [
-        replace(result, error="the model's states are not numbers") if row in broken else result
+        replace(result, error="the model's states are not numbers", is_corrupt=True)
+        if row in broken
+        else result
         for row, result in enumerate(results)
     ]
 
@@ -273,11 +275,17 @@ def _failed(row: Row, error: str) -> RowResult:
     return RowResult(sequence_id=row.state.sequence_id, token_ids=[], error=error)
 
 
+def _corrupt(row: Row) -> RowResult:
+    return replace(_failed(row, _NOT_NUMBERS), is_corrupt=True)
+
+
 def _without_token(row: Row, logits: Tensor) -> RowResult:
     """A row that has no choice among its tokens, and why."""
     structure = row.state.structure
-    if structure is None or logits.isnan().any():
-        return _failed(row, _NOT_NUMBERS)
+    if logits.isnan().any():
+        return _corrupt(row)
+    if structure is None:
+        return _failed(row, _NOT_NUMBERS)  # by its own wishes: see `processors`
     if structure.error is not None:
         return replace(_failed(row, structure.error), is_dead_end=structure.is_too_slow)
     return replace(_failed(row, _DEAD_END), is_dead_end=True)

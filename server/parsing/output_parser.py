@@ -1,10 +1,10 @@
 """One choice's output text → events. Give every choice its own, and every piece of text once."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from engine import Tokenizer
-from server.parsing.events import ContentText, OutputEvent, ReasoningText
+from server.parsing.events import ContentText, OutputEvent, ReasoningText, ToolCallStart
 from server.parsing.forms import ToolForm, tool_parser
 from server.parsing.reasoning import ReasoningSplitter
 from server.parsing.reasoning_counter import ReasoningCounter
@@ -20,21 +20,35 @@ class OutputParser:
         tools: ToolParser | None,
         *,
         shows_reasoning: bool = True,
+        note_calls: Callable[[bool], None] | None = None,
     ) -> None:
+        """Args: note_calls: Told in the end whether there were any, if they were looked for."""
         self._reasoning = reasoning
         self._shows_reasoning = shows_reasoning
         self._tools = tools
+        self._note_calls = note_calls
+        self._has_called = False
 
     def push(self, text: str) -> list[OutputEvent]:
         """Events of the next piece of text; what may turn out otherwise is held back."""
         split = self._reasoning.push(text) if self._reasoning else _as_content(text)
-        return list(self._with_calls(split))
+        events = list(self._with_calls(split))
+        self._look_for_call(events)
+        return events
 
     def finish(self) -> list[OutputEvent]:
         """What the end of the output brings: all that was held back."""
         split = self._reasoning.finish() if self._reasoning else iter(())
         events = list(self._with_calls(split))
-        return [*events, *self._tools.finish()] if self._tools else events
+        if self._tools is not None:
+            events += self._tools.finish()
+            self._look_for_call(events)
+            if self._note_calls is not None:
+                self._note_calls(self._has_called)
+        return events
+
+    def _look_for_call(self, events: Iterable[OutputEvent]) -> None:
+        self._has_called |= any(isinstance(event, ToolCallStart) for event in events)
 
     def _with_calls(self, split: Iterator[OutputEvent]) -> Iterator[OutputEvent]:
         for event in split:
@@ -55,6 +69,7 @@ class OutputFormat:
     is_thinking: bool = False  # the prompt ends within a thought
     tool_form: ToolForm = ToolForm.HERMES
     tools: ToolOptions | None = None  # None: no calls, whatever the text looks like
+    note_calls: Callable[[bool], None] | None = None  # told of every choice if it calls
 
     @property
     def is_plain(self) -> bool:
@@ -77,7 +92,12 @@ class OutputFormat:
     def parser(self) -> OutputParser:
         """A fresh parser."""
         tools = tool_parser(self.tool_form, self.tools) if self.tools else None
-        return OutputParser(self.splitter(), tools, shows_reasoning=self.shows_reasoning)
+        return OutputParser(
+            self.splitter(),
+            tools,
+            shows_reasoning=self.shows_reasoning,
+            note_calls=self.note_calls,
+        )
 
 
 def _as_content(text: str) -> Iterator[OutputEvent]:

@@ -3,6 +3,7 @@
 import codecs
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 
 from engine.request import TokenLogprobs
 from server.parsing.events import ContentText, OutputEvent
@@ -19,7 +20,8 @@ class MessageLogprobs:
 
     def __init__(self, frame: AnswerFrame, output_format: OutputFormat) -> None:
         self._frame = frame
-        self._parser = None if output_format.is_plain else output_format.parser()
+        again = replace(output_format, note_calls=None)  # the answer's own parser does that
+        self._parser = None if output_format.is_plain else again.parser()
         self._keeps_special = output_format.marks_are_special
         self._characters = codecs.getincrementaldecoder("utf-8")("replace")
         self._undecided: list[tuple[TokenLogprobs, str]] = []  # with their text

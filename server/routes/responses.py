@@ -33,7 +33,7 @@ async def create_response(request: Request, context: Context) -> HttpResponse:
     check_responses_options(body)
     with naming_responses_fields():
         chat = to_chat_request(body)
-        prepared = await prepare_chat(context, model, chat)
+        prepared = await prepare_chat(context, model, chat, api="responses")
         return await generate_answer(
             request,
             context,

@@ -307,6 +307,7 @@ def test_a_repeated_prompt_is_found_but_for_its_last_token(
     assert first.token_ids == second.token_ids
     assert bench.scheduler.num_prefix_queries == 2 * num_prompt
     assert bench.scheduler.num_prefix_hits == num_cached
+    assert bench.scheduler.num_prefix_misses == 2 * num_prompt - num_cached
 
 
 def test_only_the_common_beginning_is_found() -> None:
@@ -381,8 +382,9 @@ def test_a_preempted_sequence_finds_its_own_blocks() -> None:
         plan, _ = bench.step()
     (row,) = (row for row in plan.rows if row.sequence_id == 1)
     assert row.start > 0
-    # What counts as cached is what the request found when it came.
+    # What counts as cached, or not, is what the request found when it came.
     assert bench.scheduler.num_prefix_hits == 0
+    assert bench.scheduler.num_prefix_misses == 2 * 7
 
 
 def test_a_row_that_fails_takes_its_blocks_out_of_the_cache() -> None:
@@ -449,6 +451,7 @@ def test_who_needs_every_position_reads_no_cache_but_fills_it(
     assert first.finish_reason is FinishReason.LENGTH
     assert bench.finish(replace(request_of("b", PROMPT), **change)).num_cached_tokens == num_cached
     assert bench.scheduler.num_prefix_hits == num_cached
+    assert bench.scheduler.num_prefix_misses == 2 * len(PROMPT) - num_cached
     assert bench.finish(request_of("c", [*PROMPT, 3])).num_cached_tokens == len(PROMPT)
 
 

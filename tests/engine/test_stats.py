@@ -1,6 +1,6 @@
-"""What learning heads have done adds up, over the workers that did it."""
+"""Counts add up: rows of no numbers, and what learning heads have done, over all workers."""
 
-from engine.plan import Learning, StepPlan, StepResult
+from engine.plan import Learning, RowResult, StepPlan, StepResult
 from engine.stats import EngineStats
 
 
@@ -17,3 +17,16 @@ def test_learning_is_counted_over_workers_and_the_latest_trial_is_shown() -> Non
     assert stats.learning == Learning(
         num_updates=5, num_adopted=1, num_dropped=1, seconds=0.75, serving_agreement=0.3
     )
+
+
+def test_rows_that_are_no_numbers_are_counted_and_no_other_faults() -> None:
+    stats = EngineStats()
+    rows = [
+        RowResult(sequence_id=0, token_ids=[], error="ill", is_corrupt=True),
+        RowResult(sequence_id=1, token_ids=[], error="does not fit"),
+        RowResult(sequence_id=2, token_ids=[7]),
+    ]
+    for _ in range(2):
+        stats.count_step(StepPlan(step_id=0), StepResult(step_id=0, rows=rows))
+
+    assert stats.corrupted_total == 2

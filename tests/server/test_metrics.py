@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from engine.policy_reason import PolicyReason
+from engine.stats import EngineStats
 from server.metrics import ServerMetrics
 
 GAUGES = {
@@ -32,6 +33,12 @@ COUNTERS = {
     "vllm:num_preemptions",
     "vllm:admission_rejections",
     "vllm:prompt_tokens",
+    "vllm:prompt_tokens_cached",
+    "vllm:prompt_tokens_by_source",
+    "vllm:prefix_cache_queries",
+    "vllm:prefix_cache_hits",
+    "vllm:corrupted_requests",
+    "vllm:tool_call_parser_invocations",
     "vllm:generation_tokens",
     "vllm:request_success",
     "vllm:spec_decode_num_drafts",
@@ -110,6 +117,21 @@ def test_a_request_with_two_choices_is_two_generations(families):
     assert count(families["vllm:request_params_n"]) == 1
     longest = families["vllm:request_max_num_generation_tokens"]
     assert [each.value for each in longest.samples if each.name.endswith("_sum")] == [12]
+
+
+def test_prompt_tokens_come_from_the_cache_or_are_computed():
+    engine = FakeEngine()
+    stats = EngineStats(prompt_tokens_computed_total=7, prefix_cache_hits_total=5)
+    engine.stats = lambda: stats
+    with TestClient(fake_app(engine)) as client:
+        text = client.get("/metrics").text
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+
+    sources = families["vllm:prompt_tokens_by_source"].samples
+    assert {each.labels["source"]: each.value for each in sources} == {
+        "local_compute": 7,
+        "local_cache_hit": 5,
+    }
 
 
 def test_the_policys_state_is_one_of_few(families):

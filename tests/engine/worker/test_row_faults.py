@@ -1,5 +1,6 @@
 """Memory that runs out, and rows that fail: the others get exactly what they would have had."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,10 +13,12 @@ from torch import Tensor
 from engine.config import CacheConfig, EngineConfig, ExitsConfig, ModelConfig, SchedulerConfig
 from engine.model.decoder import Decoder
 from engine.offline import GenerationResult, OfflineEngine
+from engine.plan import StepPlan, StepResult
 from engine.request import FinishReason, GenerationRequest
 from engine.worker import logprobs, processors
 from engine.worker.logprobs import Wanted
 from engine.worker.sample_point import SamplePoint
+from engine.worker.worker import ModelWorker
 
 pytestmark = pytest.mark.torch
 
@@ -43,6 +46,21 @@ def expected(config: EngineConfig) -> list[GenerationResult]:
 
 def generate(config: EngineConfig, *more: GenerationRequest) -> list[GenerationResult]:
     return OfflineEngine(config).generate([*REQUESTS, *more])
+
+
+@pytest.fixture
+def num_corrupt(monkeypatch: pytest.MonkeyPatch) -> Counter[bool]:
+    """How many rows with an error were called corrupt, and how many not."""
+    counts: Counter[bool] = Counter()
+    real = ModelWorker.execute
+
+    def execute(self: ModelWorker, plan: StepPlan) -> StepResult:
+        result = real(self, plan)
+        counts.update(row.is_corrupt for row in result.rows if row.error is not None)
+        return result
+
+    monkeypatch.setattr(ModelWorker, "execute", execute)
+    return counts
 
 
 @pytest.mark.parametrize(
@@ -94,7 +112,10 @@ def test_only_the_row_that_never_fits_fails(
 
 
 def test_a_fault_in_one_rows_processors_is_its_own(
-    config: EngineConfig, expected: list[GenerationResult], monkeypatch: pytest.MonkeyPatch
+    config: EngineConfig,
+    expected: list[GenerationResult],
+    monkeypatch: pytest.MonkeyPatch,
+    num_corrupt: Counter[bool],
 ) -> None:
     real = processors._wishes
 
@@ -108,6 +129,7 @@ def test_a_fault_in_one_rows_processors_is_its_own(
     assert others == expected
     assert ill.finish_reason is FinishReason.ERROR
     assert len(ill.token_ids) == 4
+    assert num_corrupt == {False: 1}
 
 
 def test_a_fault_in_one_rows_result_is_its_own(
@@ -139,7 +161,10 @@ def test_a_broken_device_is_nobodys_row_fault(
 
 
 def test_logits_that_are_not_numbers_end_their_row_only(
-    config: EngineConfig, expected: list[GenerationResult], monkeypatch: pytest.MonkeyPatch
+    config: EngineConfig,
+    expected: list[GenerationResult],
+    monkeypatch: pytest.MonkeyPatch,
+    num_corrupt: Counter[bool],
 ) -> None:
     real = Decoder.logits
 
@@ -154,6 +179,7 @@ def test_logits_that_are_not_numbers_end_their_row_only(
     assert others == expected
     assert ill.finish_reason is FinishReason.ERROR
     assert ill.token_ids == ()
+    assert num_corrupt == {True: 1}
 
 
 @pytest.mark.parametrize(("num_prompt", "num_rows", "num_cached"), [(5, 1, 4), (40, 2, 24)])
@@ -163,6 +189,7 @@ def test_nobody_finds_the_blocks_of_a_row_that_is_no_numbers(
     num_prompt: int,
     num_rows: int,
     num_cached: int,
+    num_corrupt: Counter[bool],
 ) -> None:
     """Neither of a prompt computed at once nor of one computed in parts, the first of them ill."""
     request = make_request(1, num_prompt=num_prompt, ignore_eos=True, max_tokens=6)
@@ -187,3 +214,4 @@ def test_nobody_finds_the_blocks_of_a_row_that_is_no_numbers(
     assert (ill.finish_reason, ill.token_ids) == (FinishReason.ERROR, ())
     assert (well.token_ids, well.num_cached_tokens) == (right.token_ids, 0)
     assert (again.token_ids, again.num_cached_tokens) == (right.token_ids, num_cached)
+    assert num_corrupt == {True: 1}

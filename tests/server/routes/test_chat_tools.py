@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from fake_engine import FakeEngine
 from live_server import MODEL
+from prometheus_client.parser import text_string_to_metric_families
 
 
 def ask(client, **fields):
@@ -106,3 +107,39 @@ def test_what_cannot_be_honoured_is_refused_by_name(client, fields, param):
     response = ask(client, **fields)
 
     assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
+CHAT = ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}], "n": 2})
+RESPONSES = ("/v1/responses", {"input": "hi", "include": ["message.output_text.logprobs"]})
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+@pytest.mark.parametrize(
+    ("api", "request_type", "count", "tool"),
+    [
+        (CHAT, "chat_completions", 2, WEATHER),
+        (RESPONSES, "responses", 1, {"type": "function", **WEATHER["function"]}),
+    ],
+)
+def test_every_choice_that_is_searched_for_calls_is_counted(
+    client, engine, api, request_type, count, tool, is_streamed
+):
+    path, body = api
+    for text, tools in (("Hello.", [tool]), (CALL, [tool]), (CALL, None)):
+        engine.text = text
+        fields = {"model": MODEL, "stream": is_streamed, **body}
+        answer = client.post(path, json=fields | ({"tools": tools} if tools else {}))
+        assert answer.status_code == 200, answer.text
+    families = text_string_to_metric_families(client.get("/metrics").text)
+
+    (counter,) = (each for each in families if each.name == "vllm:tool_call_parser_invocations")
+    counts = {
+        tuple(each.labels[name] for name in ("request_type", "mode", "outcome")): each.value
+        for each in counter.samples
+        if each.name.endswith("_total") and each.value
+    }
+    mode = "streaming" if is_streamed else "non_streaming"
+    assert counts == {
+        (request_type, mode, "no_tool_call"): count,
+        (request_type, mode, "tool_call"): count,
+    }
