@@ -7,6 +7,7 @@ Musco, Suresh 2024, arXiv 2408.07978). Mixing function: the finalizer of splitmi
 Flood 2014).
 """
 
+from dataclasses import dataclass
 from math import log
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 # How much of it a draft's score gets. A head is less sure than the model, so with all of it noise
 # would decide more often than it does in the model. Agreement is nearly flat around this weight.
 DRAFT_WEIGHT = 0.75
+MEAN_GUMBEL = 0.5772  # the mean of this noise
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -54,7 +56,25 @@ def gumbel(keys: Tensor, token_ids: Tensor) -> Tensor:
 
     23 random bits, centred, so that u is exact in float32 and never 0 or 1.
     """
-    z = _mix_tensor(keys[:, None] ^ (token_ids.to(torch.int64) * _signed(_GOLDEN))[None, :])
+    return salted_gumbel(keys, SaltedIds.of(token_ids).salts)
+
+
+@dataclass(frozen=True, slots=True)
+class SaltedIds:
+    """Token ids that noise is often asked for, with what it mixes of them."""
+
+    token_ids: Tensor  # [V'] int32
+    salts: Tensor  # [V'] int64
+
+    @classmethod
+    def of(cls, token_ids: Tensor) -> "SaltedIds":
+        """Where the ids lie."""
+        return cls(token_ids, token_ids.to(torch.int64) * _signed(_GOLDEN))
+
+
+def salted_gumbel(keys: Tensor, salts: Tensor) -> Tensor:
+    """`gumbel` of the ids' salts [V']."""
+    z = _mix_tensor(keys[:, None] ^ salts[None, :])
     u = (((z >> 41) & ((1 << 23) - 1)).to(torch.float32) + 0.5) * (1.0 / (1 << 23))
     return -torch.log(-torch.log(u))
 

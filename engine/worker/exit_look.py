@@ -7,19 +7,16 @@ token's estimate reads. Decides nothing.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isnan, nan
+from math import exp, isnan, nan
 
 import torch
 from torch import Tensor
 
 from engine.model.exit_head import ExitHeads, Head
-from engine.model.noise import DRAFT_WEIGHT, gumbel, noise_key
 from engine.worker.row import Row
 from engine.worker.sample_point import ReducedVocabulary, SamplePoint
 from engine.worker.sampler import Sampler
 from engine.worker.upload import upload
-
-_MEAN_GUMBEL = 0.5772  # of the noise a token outside the reduced vocabulary would have had
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +50,7 @@ class ExitLook:
         self._sampler = sampler
         self._reduced = ReducedVocabulary(heads.token_ids, heads.columns)
         self._token_ids = heads.token_ids.tolist()
+        self._size = len(self._token_ids)
         self._columns = {token_id: column for column, token_id in enumerate(self._token_ids)}
 
     def opinions(
@@ -67,72 +65,37 @@ class ExitLook:
         head = self._heads.heads[exit_index]
         starts = [first_unseen(arrival) for arrival in arrivals]
         logits, other = _follow(head, arrivals, starts, hidden)
-        points = [
-            SamplePoint(arrival.row.state, arrival.row.draft_ids[:count])
-            for arrival, start in zip(arrivals, starts, strict=True)
-            for count in _counts(arrival, start)
-        ]
-        scores = self._scores(logits, other, points)
-        return self._read(scores, arrivals, starts)
-
-    def _scores(self, logits: Tensor, other: Tensor, points: Sequence[SamplePoint]) -> Tensor:
-        """Logarithms of shares [T, V' + 1], "other" last, under the rows' own noise."""
-        scores = self._sampler.scores(logits, points, self._reduced)
-        if not all(point.state.is_greedy for point in points):
-            scores, other = self._perturb(scores, other, points)
-        return torch.cat((scores, other), dim=1).log_softmax(-1)
-
-    def _read(
-        self, scores: Tensor, arrivals: Sequence[Arrival], starts: Sequence[int]
-    ) -> list[list[Opinion]]:
-        size = len(self._token_ids)
-        views: list[list[Opinion]] = []
-        followers: list[int] = []  # column of the draft that follows each token
+        points: list[SamplePoint] = []
+        followers: list[int] = []
         for arrival, start in zip(arrivals, starts, strict=True):
             ids = arrival.row.draft_ids
-            followers += [
-                self._columns.get(ids[count], size) if count < len(ids) else 0
-                for count in _counts(arrival, start)
+            points += [SamplePoint(arrival.row.state, ids[:n]) for n in range(start, len(ids) + 1)]
+            followers += [self._columns.get(token_id, self._size) for token_id in ids[start:]]
+            followers.append(0)  # of the newest token: there is none
+        scores = self._sampler.scores(logits, points, self._reduced)
+        expected = self._sampler.expect(scores, other, points, self._reduced, followers)
+        facts = zip(expected, followers, strict=True)
+        return [
+            [
+                self._opinion(count, next(facts), count < len(arrival.row.drafts))
+                for count in range(start, len(arrival.row.drafts) + 1)
             ]
-        best = scores.max(-1)
-        index = upload(followers, torch.int64, scores.device)[:, None]
-        facts = (best.indices, best.values.exp(), scores.gather(1, index)[:, 0])
-        # One read, because a GPU is waited for each time; doubles hold all three as they are.
-        winners, confidences, shares = torch.stack([fact.double() for fact in facts]).tolist()
-        columns = [int(column) for column in winners]
-        place = 0
-        for arrival, start in zip(arrivals, starts, strict=True):
-            view = []
-            for count in _counts(arrival, start):
-                is_known = columns[place] < size and not isnan(confidences[place])
-                view.append(
-                    Opinion(
-                        num_drafts=count,
-                        token_id=self._token_ids[columns[place]] if is_known else None,
-                        confidence=confidences[place],
-                        share=shares[place] if count < len(arrival.row.drafts) else nan,
-                        is_outside=followers[place] == size,
-                    )
-                )
-                place += 1
-            views.append(view)
-        return views
+            for arrival, start in zip(arrivals, starts, strict=True)
+        ]
 
-    def _perturb(
-        self, scores: Tensor, other: Tensor, points: Sequence[SamplePoint]
-    ) -> tuple[Tensor, Tensor]:
-        """Temperature and a share of the target's own Gumbel noise; rows at temperature 0 stay as
-        they are.
-        """
-        temperatures = [point.state.start.temperature for point in points]
-        device = scores.device
-        temperature = upload(temperatures, torch.float32, device)[:, None]
-        keys = [noise_key(point.state.start.seed, point.position) for point in points]
-        noise = gumbel(upload(keys, torch.int64, device), self._reduced.token_ids)
-        is_sampled = temperature > 0
-        divisor = torch.where(is_sampled, temperature, 1.0)
-        weight = DRAFT_WEIGHT * is_sampled
-        return scores / divisor + noise * weight, other / divisor + _MEAN_GUMBEL * weight
+    def _opinion(
+        self, num_drafts: int, facts: tuple[list[float], int], has_follower: bool
+    ) -> Opinion:
+        (winner, best_share, share), follower = facts
+        column = int(winner)
+        is_known = column < self._size and not isnan(best_share)
+        return Opinion(
+            num_drafts,
+            token_id=self._token_ids[column] if is_known else None,
+            confidence=exp(best_share),
+            share=share if has_follower else nan,
+            is_outside=has_follower and follower == self._size,
+        )
 
 
 def first_unseen(arrival: Arrival) -> int:
@@ -141,10 +104,6 @@ def first_unseen(arrival: Arrival) -> int:
     """
     row = arrival.row
     return min(len(row.estimates) - 1, len(row.drafts))
-
-
-def _counts(arrival: Arrival, start: int) -> range:
-    return range(start, len(arrival.row.drafts) + 1)
 
 
 def _follow(
@@ -159,15 +118,15 @@ def _follow(
     for known, start in zip(estimates, starts, strict=True):
         del known[start + 1 :]
     if all(len(run) == 1 for run in runs):
-        places = upload([place for (place,) in runs], torch.int64, hidden.device)
-        states, logits, other = head(hidden[places], torch.stack([e[-1] for e in estimates]))
+        places = [place for (place,) in runs]
+        states, logits, other = head(_rows(hidden, places), _stacked([e[-1] for e in estimates]))
         for known, state in zip(estimates, states, strict=True):
             known.append(state)
         return logits, other
     for depth in range(max(map(len, runs))):
         going = [i for i, run in enumerate(runs) if depth < len(run)]
-        places = upload([runs[i][depth] for i in going], torch.int64, hidden.device)
-        states = head.estimate(hidden[places], torch.stack([estimates[i][-1] for i in going]))
+        arrived = _rows(hidden, [runs[i][depth] for i in going])
+        states = head.estimate(arrived, _stacked([estimates[i][-1] for i in going]))
         for i, state in zip(going, states, strict=True):
             estimates[i].append(state)
     return head.logits(
@@ -179,3 +138,15 @@ def _follow(
             ]
         )
     )
+
+
+def _rows(hidden: Tensor, places: Sequence[int]) -> Tensor:
+    """Rows [T, E] of a call; a single one, as of one stream, where it lies."""
+    if len(places) == 1:
+        return hidden[places[0] : places[0] + 1]
+    return hidden[upload(places, torch.int64, hidden.device)]
+
+
+def _stacked(states: list[Tensor]) -> Tensor:
+    """States [E] as [T, E]; a single one where it lies."""
+    return states[0][None] if len(states) == 1 else torch.stack(states)

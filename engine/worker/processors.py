@@ -127,7 +127,7 @@ def _mask(
         return
     allowed = send(torch.stack(list(masks.values())), logits.device)
     if reduced is not None:
-        allowed = allowed[:, reduced.token_ids.long()]
+        allowed = allowed[:, reduced.ids.token_ids.long()]
     rows = upload(list(masks), torch.int64, logits.device)
     logits[rows] = logits[rows].masked_fill(~allowed, float("-inf"))
 

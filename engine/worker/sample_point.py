@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from engine.model.noise import SaltedIds
 from engine.worker.sequence_state import SequenceState
 from engine.worker.token_wishes import TokenValues
 
@@ -47,7 +48,7 @@ class ReducedVocabulary:
         token_ids: [V'] int32.
         columns: [V] int64, -1 outside.
         """
-        self.token_ids = token_ids
+        self.ids = SaltedIds.of(token_ids)
         self._columns = columns.cpu().numpy()
 
     @property

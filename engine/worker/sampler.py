@@ -53,15 +53,44 @@ class Sampler:
         """Column chosen per row; -1 for a row with NaN."""
         device = scores.device
         inverse = [_inverse_temperature(point.state) for point in points]
-        keys = [noise_key(point.state.start.seed, point.position) for point in points]
         chosen = self._ops.sample(
             scores,
             upload(inverse, torch.float32, device),
-            upload(keys, torch.int64, device),
-            None if reduced is None else reduced.token_ids,
+            upload(_keys(points), torch.int64, device),
+            None if reduced is None else reduced.ids.token_ids,
         )
         return chosen.tolist()
+
+    def expect(
+        self,
+        scores: Tensor,
+        other: Tensor,
+        points: Sequence[SamplePoint],
+        reduced: ReducedVocabulary,
+        followers: Sequence[int],
+    ) -> list[list[float]]:
+        """What an exit head expects: per row the best column, and the logarithms of its share and
+        of the follower's. See `Ops.expect`.
+        """
+        device = scores.device
+        is_greedy = all(point.state.is_greedy for point in points)
+        temperatures = [point.state.start.temperature for point in points]
+        expected = self._ops.expect(
+            scores,
+            other,
+            upload(temperatures, torch.float32, device),
+            None if is_greedy else upload(_keys(points), torch.int64, device),
+            reduced.ids,
+            upload(followers, torch.int64, device),
+        )
+        # One read, because a GPU is waited for each time; doubles hold all three as they are.
+        facts: list[list[float]] = expected.tolist()
+        return facts
 
 
 def _inverse_temperature(state: SequenceState) -> float:
     return 0.0 if state.is_greedy else 1.0 / state.start.temperature
+
+
+def _keys(points: Sequence[SamplePoint]) -> list[int]:
+    return [noise_key(point.state.start.seed, point.position) for point in points]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from engine.model.block_weight import BlockWeight
+from engine.model.noise import SaltedIds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,4 +171,31 @@ class Ops(Protocol):
         Returns:
             [T] int64 column indices; the lowest index wins a tie. -1 for a row that holds a NaN:
             the caller turns that into an error of that row alone.
+        """
+
+    def expect(
+        self,
+        logits: Tensor,
+        other: Tensor,
+        temperatures: Tensor,
+        keys: Tensor | None,
+        ids: SaltedIds,
+        followers: Tensor,
+    ) -> Tensor:
+        """What a head expects of each row, with a draft's weight of the noise that `sample` adds
+        (`noise.DRAFT_WEIGHT`): the best column and its share, and the share of the draft that
+        follows. Shares are those of the softmax of all scores. They steer drafts, not output: no
+        bits are promised, but a row's do not depend on the others.
+
+        Args:
+            logits: [T, V'] float32; -inf marks an excluded token.
+            other: [T, 1], the logit of column V': all tokens outside the reduced vocabulary.
+            temperatures: [T] float32; 0 means greedy: logits as they are.
+            keys: [T] int64, see `engine.model.noise`; None where all rows are greedy.
+            ids: Of the V' columns.
+            followers: [T] int64, columns up to V'.
+
+        Returns:
+            [T, 3] float64: the best column, the lowest of equals; the logarithm of its share; that
+            of the follower's. The shares of a row that holds a NaN are NaN.
         """

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.model.block_weight import BlockWeight
+from engine.model.noise import DRAFT_WEIGHT, MEAN_GUMBEL, SaltedIds
 from engine.model.ops.interface import AttentionParams, DecoderLayer, LayerCache, TokenBatch
 from engine.model.ops.layers import run_layers
 from engine.model.ops.native import library
@@ -229,6 +230,35 @@ class NativeOps:
         )
         _check(status)
         return chosen
+
+    def expect(
+        self,
+        logits: Tensor,
+        other: Tensor,
+        temperatures: Tensor,
+        keys: Tensor | None,
+        ids: SaltedIds,
+        followers: Tensor,
+    ) -> Tensor:
+        """See `Ops.expect`."""
+        logits, other = logits.contiguous(), other.contiguous()
+        out = torch.empty(len(logits), 3, dtype=torch.float64)
+        status = self._library.expect_forward(
+            self._context,
+            address(logits),
+            address(other),
+            logits.shape[0],
+            logits.shape[1],
+            address(temperatures),
+            optional_address(keys, torch.int64),
+            address(ids.token_ids, torch.int32),
+            address(followers, torch.int64),
+            DRAFT_WEIGHT,
+            DRAFT_WEIGHT * MEAN_GUMBEL,
+            out.data_ptr(),
+        )
+        _check(status)
+        return out
 
     def _native_params(self, params: AttentionParams) -> library.AttentionParams:
         """The layer as C sees it."""

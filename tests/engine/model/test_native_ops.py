@@ -11,7 +11,7 @@ from backends import needs_native
 from torch import Tensor
 
 from engine.model.block_weight import quantize
-from engine.model.noise import gumbel
+from engine.model.noise import SaltedIds, gumbel
 from engine.model.ops.interface import AttentionParams, LayerCache, TokenBatch
 from engine.model.ops.native.linear import Format
 from engine.model.ops.native_ops import NativeOps
@@ -367,6 +367,73 @@ def test_nan_is_reported_by_row(ops: NativeOps, scale: float) -> None:
     chosen = ops.sample(logits, torch.full((3,), scale), torch.arange(3))
     assert chosen[1] == -1
     assert (chosen[[0, 2]] >= 0).all()
+
+
+# ---- expect ----
+
+
+def salted(columns: int) -> SaltedIds:
+    ids = torch.randperm(60000, generator=torch.Generator().manual_seed(1))[:columns]
+    return SaltedIds.of(ids.to(torch.int32))
+
+
+@pytest.mark.parametrize("columns", [1, 15, 100, 2049, 8192])
+@pytest.mark.parametrize("temperature", [0.0, 0.8, None])
+def test_expectations_are_torchs(ops: NativeOps, columns: int, temperature: float | None) -> None:
+    """Some rows greedy and some not, if no temperature is given."""
+    logits, other = randn(40, columns, scale=3.0), randn(40, 1, seed=1, scale=3.0)
+    logits[5, columns // 2] = other[6] = 60.0
+    logits[7] = logits[8, : columns // 2] = -torch.inf
+    temperatures = torch.linspace(-0.5, 2.0, 40).clamp_min(0.0)
+    if temperature is not None:
+        temperatures[:] = temperature
+    keys = None if temperature == 0.0 else torch.arange(40) * 0x1234567890ABCDEF
+    followers = torch.arange(40) * 977 % (columns + 1)
+    asked = (logits, other, temperatures, keys, salted(columns), followers)
+    actual, expected = ops.expect(*asked), REFERENCE.expect(*asked)
+    assert actual[:, 0].tolist() == expected[:, 0].tolist()
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+    assert actual[6, 0] == columns
+
+
+def test_an_expectation_does_not_depend_on_other_rows(ops: NativeOps) -> None:
+    logits, other, ids = randn(8, 5000), randn(8, 1, seed=1), salted(5000)
+    temperatures, keys = torch.linspace(0.0, 1.4, 8), torch.arange(8) * 977
+    followers = torch.arange(8) * 700
+    together = ops.expect(logits, other, temperatures, keys, ids, followers)
+    for i in range(8):
+        row = slice(i, i + 1)
+        alone = ops.expect(
+            logits[row], other[row], temperatures[row], keys[row], ids, followers[row]
+        )
+        assert torch.equal(alone, together[row])
+
+
+def test_the_lowest_of_equals_is_expected(ops: NativeOps) -> None:
+    logits, zeros = torch.zeros(4, 5000), torch.zeros(4)
+    logits[1, [4500, 7, 2048]] = logits[2, [4999, 2060]] = 9.0
+    logits[3, 4999] = 9.0
+    other = torch.tensor([[0.0], [9.0], [8.0], [9.5]])
+    followers = torch.tensor([5000, 7, 4999, 5000])
+    actual = ops.expect(logits, other, zeros, None, salted(5000), followers)
+    assert actual[:, 0].tolist() == [0, 7, 2060, 5000]
+    assert torch.equal(actual[:, 1], actual[:, 2])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_nothing_is_expected_where_there_is_nan_or_nothing_finite(
+    ops: NativeOps, temperature: float
+) -> None:
+    logits, other = randn(6, 5000), randn(6, 1, seed=1)
+    logits[0, 4999] = logits[1, 0] = other[2] = torch.nan
+    logits[3], other[3] = -torch.inf, -torch.inf
+    logits[4, 17] = torch.inf
+    temperatures, keys = torch.full((6,), temperature), torch.arange(6)
+    followers = torch.tensor([3, 5000, 3, 5000, 17, 5000])
+    for backend in (ops, REFERENCE):
+        shares = backend.expect(logits, other, temperatures, keys, salted(5000), followers)[:, 1:]
+        assert shares.isnan().all(dim=1).tolist() == [True] * 5 + [False]
+        assert not shares[5].isnan().any()
 
 
 # ---- threads ----

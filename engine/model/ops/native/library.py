@@ -104,6 +104,13 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         c_int,
         [c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_void_p],
     ),
+    "expect_forward": (
+        c_int,
+        [
+            *(c_void_p, c_void_p, c_void_p, c_int64, c_int64),
+            *(c_void_p, c_void_p, c_void_p, c_void_p, c_float, c_float, c_void_p),
+        ],
+    ),
 }
 
 

@@ -3,12 +3,9 @@
 #include <stdbool.h>
 
 #include "context.h"
-#include "vector.h"
+#include "noise.h"
 
-enum {
-    BLOCK = 64,    /* columns scored at a time */
-    SPAN = 4096,   /* columns of one item, a multiple of BLOCK */
-};
+enum { SPAN = 4096 }; /* columns of one item, a multiple of NOISE_BLOCK */
 
 typedef struct {
     float score;
@@ -26,32 +23,12 @@ typedef struct {
     int64_t spans;
 } Job;
 
-/* The finalizer of splitmix64. */
-INLINE uint64_t mix(uint64_t z) {
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-    return z ^ (z >> 31);
-}
-
-/* scores += Gumbel noise of the block's token ids. 23 random bits, centred: exact in float, never 0 or 1. */
-static void add_noise(uint64_t key, const int32_t *token_ids, float *scores) {
-    float uniform[BLOCK];
-    for (int i = 0; i < BLOCK; i++) {
-        uint64_t z = mix(key ^ (uint64_t)(int64_t)token_ids[i] * 0x9E3779B97F4A7C15u);
-        uniform[i] = ((float)(int32_t)(z >> 41) + 0.5f) * (1.0f / (1 << 23));
-    }
-    for (int i = 0; i < BLOCK; i += VEC_LANES) {
-        vec noise = -vec_log(-vec_log(vec_load(uniform + i)));
-        vec_store(scores + i, vec_load(scores + i) + noise);
-    }
-}
-
 /* Logits and token ids of a block; behind the last column -inf, which never wins. Returns whether a logit is NaN. */
 static bool load_block(const Job *job, int64_t row, int64_t begin, float *scores, int32_t *token_ids) {
     const float *logits = job->logits + row * job->stride + begin;
-    int count = job->columns - begin < BLOCK ? (int)(job->columns - begin) : BLOCK;
+    int count = job->columns - begin < NOISE_BLOCK ? (int)(job->columns - begin) : NOISE_BLOCK;
     bool has_nan = false;
-    for (int i = 0; i < BLOCK; i++) {
+    for (int i = 0; i < NOISE_BLOCK; i++) {
         scores[i] = i < count ? logits[i] : -INFINITY;
         token_ids[i] = (int32_t)(begin + i);
         has_nan |= scores[i] != scores[i];
@@ -71,20 +48,20 @@ static Choice best_lane(vec best, ivec columns) {
 }
 
 static Choice choose_span(const Job *job, int64_t row, int64_t begin, int64_t end) {
-    _Alignas(64) float scores[BLOCK];
-    _Alignas(64) int32_t token_ids[BLOCK];
+    _Alignas(64) float scores[NOISE_BLOCK];
+    _Alignas(64) int32_t token_ids[NOISE_BLOCK];
     float scale = job->inverse_temperature[row];
     vec best = vec_set(-INFINITY);
     ivec columns = {0}, lane;
     for (int i = 0; i < VEC_LANES; i++) lane[i] = i;
     columns += (int32_t)begin; /* what a span of nothing but -inf answers */
-    for (int64_t block = begin; block < end; block += BLOCK) {
+    for (int64_t block = begin; block < end; block += NOISE_BLOCK) {
         if (load_block(job, row, block, scores, token_ids)) return (Choice){.column = -1};
         if (scale != 0.0f) {
-            for (int i = 0; i < BLOCK; i++) scores[i] *= scale;
-            add_noise((uint64_t)job->keys[row], token_ids, scores);
+            for (int i = 0; i < NOISE_BLOCK; i++) scores[i] *= scale;
+            noise_add((uint64_t)job->keys[row], token_ids, 1.0f, scores);
         }
-        for (int i = 0; i < BLOCK; i += VEC_LANES) {
+        for (int i = 0; i < NOISE_BLOCK; i += VEC_LANES) {
             vec score = vec_load(scores + i);
             ivec is_better = score > best;
             best = vec_select(is_better, score, best);

@@ -1,0 +1,124 @@
+/* What an exit head expects under a row's own noise: the best column and its share (see Ops.expect). */
+#include <math.h>
+#include <stdbool.h>
+
+#include "context.h"
+#include "noise.h"
+
+enum { SPAN = 2048 }; /* columns of one item, a multiple of NOISE_BLOCK */
+
+/* The softmax of some columns: shares are exp(score - top) / sum. */
+typedef struct {
+    float top;     /* the greatest score; NaN where a score is NaN */
+    float sum;     /* of exp(score - top) */
+    int64_t column; /* the lowest with that score */
+} Part;
+
+typedef struct {
+    const float *logits;       /* [rows, columns] */
+    const float *other;        /* [rows], the logit of the column behind the last */
+    const float *temperatures; /* [rows]; 0: no noise, and logits as they are */
+    const int64_t *keys;       /* [rows]; not read where the temperature is 0 */
+    const int32_t *token_ids;  /* [columns] */
+    const int64_t *followers;  /* [rows], columns; `columns` is the other one */
+    float *follower_scores;    /* [rows] */
+    Part *parts;               /* [rows, spans] */
+    int64_t columns;
+    int64_t spans;
+    float weight;              /* of the noise */
+    float other_noise;         /* that of the other column, times the weight */
+} Job;
+
+/* Scores of a span, whole blocks of them: behind the last column -inf. */
+static void score_span(const Job *job, int64_t row, int64_t begin, int64_t count, float *scores) {
+    const float *logits = job->logits + row * job->columns + begin;
+    float temperature = job->temperatures[row], scale = temperature > 0.0f ? 1.0f / temperature : 1.0f;
+    int64_t padded = (count + NOISE_BLOCK - 1) / NOISE_BLOCK * NOISE_BLOCK;
+    for (int64_t i = 0; i < count; i++) scores[i] = logits[i] * scale;
+    for (int64_t i = count; i < padded; i++) scores[i] = -INFINITY;
+    if (temperature <= 0.0f) return;
+    uint64_t key = (uint64_t)job->keys[row];
+    int64_t i = 0;
+    for (; i + NOISE_BLOCK <= count; i += NOISE_BLOCK)
+        noise_add(key, job->token_ids + begin + i, job->weight, scores + i);
+    if (i == count) return;
+    int32_t token_ids[NOISE_BLOCK] = {0};
+    for (int64_t k = i; k < count; k++) token_ids[k - i] = job->token_ids[begin + k];
+    noise_add(key, token_ids, job->weight, scores + i);
+}
+
+/* In lanes, then over lanes: the same for the same scores wherever they come from. */
+static Part part_of(const float *scores, int64_t begin, int64_t count) {
+    vec best = vec_set(-INFINITY), sum = {0};
+    ivec columns, lane, nan = {0};
+    for (int i = 0; i < VEC_LANES; i++) lane[i] = i;
+    columns = lane + (int32_t)begin;
+    for (int64_t i = 0; i < count; i += VEC_LANES) {
+        vec score = vec_load(scores + i);
+        ivec is_better = score > best;
+        nan |= score != score;
+        best = vec_select(is_better, score, best);
+        columns = (is_better & (lane + (int32_t)(begin + i))) | (~is_better & columns);
+    }
+    Part part = {.top = best[0], .column = columns[0]};
+    for (int i = 0; i < VEC_LANES; i++) {
+        if (nan[i]) return (Part){.top = NAN};
+        if (best[i] > part.top || (best[i] == part.top && columns[i] < part.column))
+            part = (Part){.top = best[i], .column = columns[i]};
+    }
+    if (isinf(part.top)) return part; /* nothing but -inf, or +inf, beside which nothing has a share */
+    for (int64_t i = 0; i < count; i += VEC_LANES) sum += vec_exp(vec_load(scores + i) - part.top);
+    part.sum = vec_sum(sum);
+    return part;
+}
+
+static void expect_item(void *argument, int64_t item, int thread) {
+    (void)thread;
+    const Job *job = argument;
+    _Alignas(64) float scores[SPAN];
+    int64_t row = item / job->spans, begin = item % job->spans * SPAN;
+    int64_t count = job->columns - begin < SPAN ? job->columns - begin : SPAN;
+    score_span(job, row, begin, count, scores);
+    int64_t follower = job->followers[row] - begin;
+    if (follower >= 0 && follower < count) job->follower_scores[row] = scores[follower];
+    job->parts[item] = part_of(scores, begin, (count + VEC_LANES - 1) / VEC_LANES * VEC_LANES);
+}
+
+/* Of a row: its best column, then the logarithms of that one's share and of the follower's. */
+static void join(const Job *job, int64_t row, double out[3]) {
+    const Part *parts = job->parts + row * job->spans;
+    float temperature = job->temperatures[row], other = job->other[row];
+    if (temperature > 0.0f) other = other * (1.0f / temperature) + job->other_noise;
+    double follower = job->followers[row] == job->columns ? other : job->follower_scores[row];
+    Part best = {.top = -INFINITY, .column = job->columns};
+    float checked = other; /* NaN once there is one */
+    for (int64_t i = 0; i < job->spans; i++) {
+        checked += parts[i].top;
+        if (parts[i].top > best.top) best = parts[i];
+    }
+    if (other > best.top) best = (Part){.top = other, .column = job->columns};
+    double total = exp((double)other - best.top);
+    for (int64_t i = 0; i < job->spans; i++) total += parts[i].sum * exp((double)parts[i].top - best.top);
+    bool is_sound = checked == checked && !isinf(best.top);
+    out[0] = (double)best.column;
+    out[1] = is_sound ? -log(total) : NAN;
+    out[2] = is_sound ? follower - best.top - log(total) : NAN;
+}
+
+/* Per row three numbers, see `join`; NaN shares where a score is NaN or none is finite. */
+int expect_forward(Context *context, const float *logits, const float *other, int64_t rows, int64_t columns,
+                   const float *temperatures, const int64_t *keys, const int32_t *token_ids,
+                   const int64_t *followers, float weight, float other_noise, double *out) {
+    Job job = {.logits = logits, .other = other, .temperatures = temperatures, .keys = keys, .token_ids = token_ids,
+               .followers = followers, .columns = columns, .spans = (columns + SPAN - 1) / SPAN, .weight = weight,
+               .other_noise = other_noise};
+    context_enter(context);
+    job.parts = scratch_reserve(&context->shared, rows * (job.spans * sizeof(Part) + sizeof(float)));
+    if (job.parts != NULL) {
+        job.follower_scores = (float *)(job.parts + rows * job.spans);
+        pool_run(context->pool, expect_item, &job, rows * job.spans);
+        for (int64_t row = 0; row < rows; row++) join(&job, row, out + 3 * row);
+    }
+    context_leave(context);
+    return job.parts == NULL ? OUT_OF_MEMORY : OK;
+}
