@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from engine.checkpoint.directory import has_blocks
 from engine.config import EngineConfig, ModelConfig
 from engine.errors import ModelLoadError
 from engine.model.ops.cuda_ops import CudaOps
@@ -90,14 +89,11 @@ def _native_ops(config: EngineConfig) -> NativeOps:
         raise ModelLoadError("--dtype float16: on a CPU weights are float32 or bfloat16")
     floats = Format.BFLOAT16 if model.dtype == "bfloat16" else Format.FLOAT32
     weights = {"int8": Format.INT8, "q4": Format.INT4}.get(model.quantization, floats)
-    is_quantized = weights in (Format.INT8, Format.INT4) or (
-        model.quantization == "auto" and has_blocks(model.directory)
-    )
     threads = model.num_threads or usable_cores()
     cores = cores_to_pin(threads, model.pin_threads)
-    # Heads choose drafts, not output, and what one of them costs is to read its weights.
-    heads = Format.INT8 if is_quantized else Format.BFLOAT16
-    return NativeOps(threads, weights, heads, cores)
+    # Heads choose drafts, not output, and what one of them costs is to read its weights: in 8 bits
+    # it takes three quarters of the time of 16, and as many drafts are accepted.
+    return NativeOps(threads, weights, Format.INT8, cores)
 
 
 def describe_numbers(ops: Ops, *, has_blocks: bool) -> str:

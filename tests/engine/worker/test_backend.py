@@ -55,14 +55,14 @@ def test_what_torch_cannot_do_on_a_cpu_is_refused(
 
 @needs_native
 @pytest.mark.parametrize(
-    ("options", "weights", "heads"),
-    [({}, "float32", "bfloat16"), ({"quantization": "q4"}, "int4", "int8")],
+    ("options", "weights"),
+    [({}, "float32"), ({"dtype": "bfloat16"}, "bfloat16"), ({"quantization": "q4"}, "int4")],
 )
-def test_heads_are_kept_smaller_than_the_model(
-    tmp_path: Path, options: dict[str, str], weights: str, heads: str
+def test_heads_are_kept_in_8_bits_whatever_the_model_is_kept_in(
+    tmp_path: Path, options: dict[str, str], weights: str
 ) -> None:
     directory = write_tiny_llama(tmp_path)
     model = ModelConfig(directory=directory, device="cpu", backend="native", **options)  # type: ignore[arg-type]
     ops = select_ops(EngineConfig(model=model), ModelSpec.from_directory(directory))
     assert isinstance(ops, NativeOps)
-    assert (ops.form.name.lower(), describe_heads(ops)) == (weights, heads)
+    assert (ops.form.name.lower(), describe_heads(ops)) == (weights, "int8")
