@@ -70,14 +70,13 @@ def measure_costs(
         refinement_size: Of the heads that are timed; 0: linear ones.
     """
     runner = _runner(decoder)
-    device = decoder.ops.device
     best: Seconds = {}
     heads: dict[int, dict[int, float]] = {}
     for size in vocabulary_sizes:
         exits = _random_heads(decoder, size, refinement_size)
         if isinstance(runner, GraphRunner):
             exits = runner.heads(exits)
-        seconds, _ = Profiler(runner, len(_SPLIT) + 1, exits, _BLOCK_SIZE, device).measure()
+        seconds, _ = Profiler(runner, len(_SPLIT) + 1, exits, _BLOCK_SIZE, decoder.ops).measure()
         heads[size] = seconds.pop("head 0")
         for part, times in seconds.items():
             mine = best.setdefault(part, dict(times))

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from engine.model.exit_head import ExitHeads, Head
-from engine.model.ops.interface import TokenBatch
+from engine.model.noise import SaltedIds
+from engine.model.ops.interface import Ops, TokenBatch
 from engine.worker.cost_curve import CostCurve
 from engine.worker.cost_model import CostModel
 from engine.worker.device_errors import is_out_of_memory
@@ -46,7 +47,7 @@ class Profiler:
     num_segments: int
     heads: ExitHeads | None
     block_size: int
-    device: torch.device
+    ops: Ops
     clock: Callable[[], float] = time.perf_counter
 
     def measure(self) -> tuple[Seconds, bool]:
@@ -77,13 +78,16 @@ class Profiler:
         return seconds, len(fastest) == 2 and fastest[1] < _QUIET * fastest[0]
 
     def _time(self, count: int, stopwatch: "_Stopwatch") -> None:
-        batch = _dummy_batch(count, self.block_size, self.device)
+        batch = _dummy_batch(count, self.block_size, self.ops.device)
         hidden = self.runner.embed(batch.positions)
         for index in range(self.num_segments):
             call = partial(self.runner.run, index, hidden, batch)
             stopwatch.time(f"segment {index}", count, call)
-        for index, head in enumerate(self.heads.heads if self.heads else ()):
-            stopwatch.time(f"head {index}", count, partial(_evaluate, head, hidden))
+        if self.heads is not None:
+            ids, none = SaltedIds.of(self.heads.token_ids), torch.zeros_like(batch.positions).long()
+            for index, head in enumerate(self.heads.heads):
+                call = partial(_look, self.ops, head, hidden, ids, none)
+                stopwatch.time(f"head {index}", count, call)
         stopwatch.time("logits", count, partial(self.runner.logits, hidden))
 
 
@@ -172,10 +176,14 @@ def _write(path: Path, seconds: Seconds) -> None:
         logger.warning("measured costs cannot be kept in %s: %s", path.parent, error)
 
 
-def _evaluate(head: Head, hidden: Tensor) -> Tensor:
-    """What a look does with a head: evaluate it, and see how sure it is."""
-    _, logits, _ = head(hidden, hidden)
-    return logits.log_softmax(-1).max(-1).values
+def _look(ops: Ops, head: Head, hidden: Tensor, ids: SaltedIds, none: Tensor) -> Tensor:
+    """What a look does with a head: evaluate it, and see what it expects.
+
+    Args:
+        none: [T] int64, zeros: keys, and columns of drafts that follow.
+    """
+    _, logits, other = head(hidden, hidden)
+    return ops.expect(logits, other, torch.ones_like(none).float(), none, ids, none)
 
 
 def _dummy_batch(count: int, block_size: int, device: torch.device) -> TokenBatch:

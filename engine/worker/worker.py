@@ -223,7 +223,7 @@ class ModelWorker:
             progress("measuring what drafts cost", 0.0)
         layers = self._exit_layers
         block_size = self._config.cache.block_size
-        profiler = Profiler(runner, len(layers) + 1, heads, block_size, ops.device, self._clock)
+        profiler = Profiler(runner, len(layers) + 1, heads, block_size, ops, self._clock)
         cost = cost_model(profiler, cache_root() / "costs", self._cost_facts(heads))
         self._policy = ExitPolicy(
             len(layers),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from engine.model.ops.interface import TokenBatch
+from engine.model.ops.torch_ops import TorchOps
 from engine.worker.cost_profile import TOKEN_COUNTS, Profiler, cost_model, plausible
 
 pytestmark = pytest.mark.torch
@@ -38,7 +39,7 @@ class SleepyRunner:
 
 
 def profiler(runner: SleepyRunner) -> Profiler:
-    return Profiler(runner, 2, None, 16, torch.device("cpu"))
+    return Profiler(runner, 2, None, 16, TorchOps("cpu"))
 
 
 @pytest.fixture
