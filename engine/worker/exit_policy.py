@@ -24,6 +24,8 @@ _DOUBT = 25.0  # steps whose outcome counts as much as what was promised of them
 _MIN_STEPS = 16  # before the gain is judged
 _FIRST_PAUSE = 32  # steps without drafting after the first switch-off; doubles up to
 _LONGEST_PAUSE = 1024
+_MOST_LOST = 1.5  # plain steps that drafting may have cost before the gain is judged
+_PAUSE_PER_LOSS = 96  # steps without drafting per plain step lost so: 1 %
 _FIRST_WORTH = 0.15  # expected tokens of a look, before any was taken
 _WORTH_WINDOW = 0.95
 _UNSEEN = 32  # looks left out in a row before one is taken to see whether it would pay again
@@ -214,7 +216,8 @@ class ExitPolicy:
         """Learn what a decode step brought; switches drafting off or back on.
 
         Whether few drafts stand is chance at first, so that what was promised counts too: half
-        at `_DOUBT` steps, less and less after.
+        at `_DOUBT` steps, less and less after. Where the first steps have lost much, whatever was
+        promised, the next attempt is put off until it can cost little in comparison.
 
         Args:
             num_rows: Decoding rows that may draft.
@@ -231,6 +234,10 @@ class ExitPolicy:
         self._spent = self._spent * _WINDOW + seconds
         self._steps += 1
         if self._steps < _MIN_STEPS:
+            lost = (self._spent - self._gained) / (plain * num_rows)
+            if lost > _MOST_LOST:
+                self._pause = max(self._pause, int(lost * _PAUSE_PER_LOSS))
+                self._switch_off()
             return
         num_seen = (1.0 - _WINDOW**self._steps) / (1.0 - _WINDOW)
         share = num_seen / (num_seen + _DOUBT)
@@ -271,7 +278,7 @@ class ExitPolicy:
         self._paused_because = (
             PolicyReason.POOR_ACCEPTANCE if has_failed else PolicyReason.COSTS_MORE
         )
-        self._paused_for = self._pause
+        self._paused_for = min(self._pause, _LONGEST_PAUSE)
         self._pause = min(self._pause * 2, _LONGEST_PAUSE)
         self._gained = self._promised = self._spent = 0.0
         self._steps = 0

@@ -107,7 +107,7 @@ def test_rows_whose_drafts_hardly_stand_are_not_looked_at() -> None:
 def test_switches_off_when_drafting_does_not_pay_and_comes_back() -> None:
     p = policy()
     for _ in range(40):
-        p.observe_step(1, 1, 1.0, 1.3)  # one token for more than a plain step's cost
+        p.observe_step(1, 1, 1.0, 1.08)  # one token for more than a plain step's cost
         if not p.is_drafting:
             break
     assert not p.is_drafting
@@ -136,7 +136,7 @@ def test_pauses_grow_while_it_never_pays() -> None:
 
 def test_a_few_bad_steps_are_chance_while_the_chances_promise_a_gain() -> None:
     p = policy()
-    for _ in range(20):
+    for _ in range(12):
         p.observe_step(1, 1, 1.6, 1.1)
     assert p.is_drafting
     for _ in range(40):
@@ -152,3 +152,29 @@ def test_promises_that_are_never_kept_end_it() -> None:
             break
     assert p.report.reason is PolicyReason.POOR_ACCEPTANCE
     assert not p.report.is_drafting
+
+
+@pytest.mark.parametrize("dearer", [0.12, 0.25, 1.0])
+def test_heads_that_promise_much_and_bring_nothing_cost_little_of_a_short_answer(
+    dearer: float,
+) -> None:
+    p = policy()
+    seconds = 0.0
+    for _ in range(128):
+        step = 1.0 + dearer * p.is_drafting
+        seconds += step
+        p.observe_step(1, 1, 1.0 + 2 * dearer, step)
+    assert seconds < 128 / 0.98
+    assert p.report.reason is PolicyReason.POOR_ACCEPTANCE
+
+
+def test_a_heavy_loss_puts_off_the_next_attempt_but_not_for_ever() -> None:
+    p = policy()
+    p.observe_step(1, 1, 1.5, 9.0)
+    assert not p.is_drafting
+    assert "tries again in 785 steps" in p.report.text
+    for _ in range(785):
+        p.observe_step(1, 1, 1.0, 1.0)
+    assert p.report.reason is PolicyReason.PROBING
+    p.observe_step(1, 1, 1.5, 90.0)
+    assert "tries again in 1024 steps" in p.report.text
