@@ -44,6 +44,10 @@ class Script:
         self._vocab_size = vocab_size
         self._is_right = is_right
 
+    def begin(self, rows: Sequence[Row]) -> bool:
+        """See `Drafter.begin`."""
+        return any(row.is_draftable for row in rows)
+
     def look_up(self, rows: Sequence[Row], estimate: StepEstimate) -> None:
         """See `Drafter.look_up`: nothing is looked up."""
 

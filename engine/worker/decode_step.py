@@ -9,6 +9,9 @@ and run on together with their successors:
 
     boundary 0 ─ segment 0 ─ exit 0 ─ boundary 1 ─ segment 1 ─ exit 1 ─ … ─ last segment ─ verify
 
+Where nobody may draft, as while the policy pauses, all segments run one after the other, and what
+they share is made once.
+
 Invariants: a token never stands deeper than an older token of its row; drafts live inside one step;
 rollback moves cursors, never bytes. Prefill tokens ride along and never exit. The step knows plans
 and states, no scheduler.
@@ -116,13 +119,32 @@ class DecodeStep:
         )
         if self._recorder is not None:
             self._recorder.begin()
-        refs, hidden = self._draft_and_descend(rows, batch, estimate)
+        drafts = self._drafter is not None and self._drafter.begin(rows)
+        descend = self._draft_and_descend if drafts else self._descend
+        refs, hidden = descend(rows, batch, estimate)
         started = self._clock()
         results = self._verifier.verify(rows, refs, hidden)
         estimate.last_seconds = self._clock() - started
         if self._drafter is not None:
             self._drafter.learn(rows, results, estimate)
         return results
+
+    def _descend(
+        self, rows: Sequence[Row], batch: ForwardBatch, estimate: StepEstimate
+    ) -> tuple[list[TokenRef], Tensor]:
+        """Every known token from the first layer to the last, without a draft."""
+        refs, hidden = self._entering(rows, batch)
+        started = self._clock()
+        tokens = batch.tokens(refs)
+        for index in range(len(self._segments)):
+            hidden = self._runner.run(index, hidden, tokens)
+            if self._drafter is not None:
+                now = self._clock()
+                self._drafter.note_segment(index, len(refs), now - started, estimate)
+                started = now
+            if self._recorder is not None and index < len(self._segments) - 1:
+                self._recorder.see_exit(index, rows, refs, hidden)
+        return refs, hidden
 
     def _draft_and_descend(
         self, rows: Sequence[Row], batch: ForwardBatch, estimate: StepEstimate

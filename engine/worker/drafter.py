@@ -31,6 +31,9 @@ class Drafter(Protocol):
 
     exit_layers: list[int]
 
+    def begin(self, rows: Sequence[Row]) -> bool:
+        """A step begins. Returns whether any row may get a draft in it."""
+
     def look_up(self, rows: Sequence[Row], estimate: StepEstimate) -> None:
         """Append drafts that cost no layer to rows with tokens that are about to enter segment 0.
 
@@ -107,10 +110,16 @@ class PolicyDrafter:
         self._clock = clock
         self._queue = DeviceQueue(clock) if is_queued else None
 
+    def begin(self, rows: Sequence[Row]) -> bool:
+        """See `Drafter.begin`."""
+        if self._queue is not None:
+            self._queue.begin()
+        if self._policy.is_drafting:
+            return any(row.is_draftable for row in rows)
+        return any(self._fixed(row) is not None and row.is_draftable for row in rows)
+
     def look_up(self, rows: Sequence[Row], estimate: StepEstimate) -> None:
         """See `Drafter.look_up`."""
-        if self._queue is not None and not estimate.seconds:
-            self._queue.begin()
         if not self._has_lookup:
             return
         found = [
@@ -179,12 +188,15 @@ class PolicyDrafter:
     ) -> None:
         """Calibrate on verified guesses; judge whether drafting pays on steps that only decode."""
         for row, result in zip(rows, results, strict=True):
-            self._learn_row(row, result.token_ids)
-        pending = sum(len(row.sample_points()) for row in rows)
+            if row.guesses:
+                self._learn_row(row, result.token_ids)
+        pending = sum(row.num_pending for row in rows)
         seconds = estimate.last_seconds if self._queue is None else self._queue.wait()
         if seconds is not None:
             self._policy.observe_logits(pending, seconds)
-        if all(row.is_draftable and self._fixed(row) is None for row in rows):
+        # Pauses pass wherever the policy would have had a say.
+        matters = all if self._policy.is_drafting else any
+        if matters(row.is_draftable and self._fixed(row) is None for row in rows):
             self._policy.observe_step(
                 len(rows),
                 sum(len(result.token_ids) for result in results),

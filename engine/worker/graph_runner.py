@@ -82,6 +82,7 @@ class GraphRunner:
         shape = (max(limits.max_rows, most), self._widths[-1])
         self._tables = torch.zeros(shape, dtype=torch.int32, device=device)
         self._tables_of: Tensor | None = None  # whose copy `_tables` holds
+        self._places_of: TokenBatch | None = None  # likewise
 
     @torch.inference_mode()
     def prepare(self) -> None:
@@ -132,10 +133,12 @@ class GraphRunner:
         """Copy a call's tokens into the buffers; what is left of `count` becomes padding."""
         num_tokens = len(hidden)
         self._hidden[:num_tokens].copy_(hidden)
-        places = (batch.positions, batch.slots, batch.rows)
-        torch.stack(places, out=self._places[:, :num_tokens])  # one launch
-        if num_tokens < count:
-            self._places[:, num_tokens:count].copy_(self._padding[:, num_tokens:count])
+        if batch is not self._places_of:
+            places = (batch.positions, batch.slots, batch.rows)
+            torch.stack(places, out=self._places[:, :num_tokens])  # one launch
+            if num_tokens < count:
+                self._places[:, num_tokens:count].copy_(self._padding[:, num_tokens:count])
+            self._places_of = batch
         if batch.block_tables is not self._tables_of:
             num_rows, num_blocks = batch.block_tables.shape
             self._tables[:num_rows, :num_blocks].copy_(batch.block_tables)
@@ -165,6 +168,7 @@ class GraphRunner:
         if key not in self._replays:
             # Captured on padding: what the buffers name from the call before is others' by now.
             self._places.copy_(self._padding)
+            self._places_of = None
             self._replays[key] = self._capture(run)
         return self._replays[key]
 

@@ -70,6 +70,11 @@ class Row:
         return self.plan.start + self.plan.num_tokens - 1
 
     @property
+    def num_pending(self) -> int:
+        """Positions that the last pass chooses tokens for; see `sample_points`."""
+        return 1 + len(self.drafts) if self.plan.is_decoding else 0
+
+    @property
     def is_draftable(self) -> bool:
         """Whether this row may draft in this step at all."""
         return (

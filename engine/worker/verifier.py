@@ -74,10 +74,7 @@ class Verifier:
         """
         places = {ref: place for place, ref in enumerate(refs)}
         pending = [
-            [
-                places[TokenRef(index, row.first_pending + i)]
-                for i in range(len(row.sample_points()))
-            ]
+            [places[TokenRef(index, row.first_pending + i)] for i in range(row.num_pending)]
             for index, row in enumerate(rows)
         ]
         last_hidden = _states_at(hidden, [place for mine in pending for place in mine])

@@ -16,8 +16,9 @@ from engine.model.decoder import Decoder
 from engine.model.ops.torch_ops import TorchOps
 from engine.plan import RowPlan, RowResult
 from engine.worker.drafter import PolicyDrafter
-from engine.worker.exit_look import Arrival
-from engine.worker.exit_policy import StepEstimate
+from engine.worker.exit_look import Arrival, ExitLook
+from engine.worker.exit_policy import ExitPolicy, StepEstimate
+from engine.worker.forward_batch import ForwardBatch
 from engine.worker.row import Draft, Row
 from engine.worker.sequence_state import SequenceState
 
@@ -81,6 +82,48 @@ def test_nothing_is_looked_up_while_the_policy_pauses(decoder: Decoder) -> None:
     drafter.look_up([row, fixed], estimate())
     assert row.drafts == row.guesses == []
     assert fixed.drafts
+
+
+def test_a_step_begins_with_whether_anyone_may_draft(decoder: Decoder) -> None:
+    drafter = policy_drafter(decoder, None)
+    row, plain = row_of(REPETITIVE), row_of(REPETITIVE, early_exit=False)
+    fixed = row_of(REPETITIVE, threshold=0.0)
+    assert drafter.begin([plain, row])
+    assert not drafter.begin([plain])
+    dear = StepEstimate(num_tokens=1, expected_tokens=1.0, seconds=60.0)
+    drafter.learn([row], [RowResult(sequence_id=0, token_ids=[7])], dear)
+    assert not drafter.begin([plain, row]), "the policy pauses"
+    assert drafter.begin([row, fixed])
+
+
+def test_a_pause_also_passes_beside_rows_that_never_draft(decoder: Decoder) -> None:
+    drafter = policy_drafter(decoder, None)
+    row, plain = row_of(REPETITIVE), row_of(REPETITIVE, early_exit=False)
+    result = RowResult(sequence_id=0, token_ids=[7])
+    drafter.learn([row], [result], StepEstimate(1, 1.0, seconds=60.0))
+    for _ in range(1024):
+        assert not drafter.begin([plain, row])
+        drafter.learn([plain, row], [result, result], estimate())
+    assert drafter.begin([plain, row])
+
+
+def test_while_nobody_may_draft_a_steps_tokens_are_placed_once(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drafter = policy_drafter(decoder, random_heads(decoder, [2, 4], VOCAB))
+    placed: list[int] = []
+    tokens = ForwardBatch.tokens
+    monkeypatch.setattr(
+        ForwardBatch, "tokens", lambda self, refs: (placed.append(len(refs)), tokens(self, refs))[1]
+    )
+    monkeypatch.setattr(ExitPolicy, "is_drafting", False)
+    looks: list[int] = []
+    monkeypatch.setattr(ExitLook, "opinions", lambda *_: looks.append(1))
+    starts = [sequence_start(i, [5 + i, 9, 2]) for i in range(3)]
+    paused, _ = StepDriver(decoder, 16, drafter).generate(starts, 4)
+    assert placed == [9, 3, 3, 3]
+    assert looks == []
+    assert paused == StepDriver(decoder, 16, None).generate(starts, 4)[0]
 
 
 def test_nothing_follows_an_end_of_sequence(decoder: Decoder) -> None:

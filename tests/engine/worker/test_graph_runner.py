@@ -120,6 +120,26 @@ def test_results_outlive_the_next_replay(decoder: Decoder) -> None:
     assert torch.equal(first, kept)
 
 
+def test_a_batch_that_runs_on_is_loaded_once_and_again_after_another(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caches = [new_cache(decoder) for _ in range(2)]
+    called = EagerRunner(decoder, SEGMENTS, caches[0])
+    replayed = GraphRunner(decoder, SEGMENTS, caches[1], limits(), CallAgain())
+    replayed.prepare()
+    one, other = batch_of([(0, 0), (1, 0)]), batch_of([(1, 1), (2, 0)])
+    states = {0: hidden_of(2), 1: hidden_of(2, seed=9)}
+    loads: list[bool] = []
+    stack = torch.stack
+    monkeypatch.setattr(torch, "stack", lambda *a, **o: (loads.append("out" in o), stack(*a, **o))[1])
+    for name, index in ((0, 0), (0, 1), (1, 0), (0, 2), (1, 1)):
+        batch = other if name else one
+        expected = called.run(index, states[name], batch)
+        states[name] = replayed.run(index, states[name], batch)
+        assert torch.equal(states[name], expected)
+    assert sum(loads) == 4
+
+
 def test_every_part_is_captured_once(decoder: Decoder) -> None:
     capture = CallAgain()
     runner = GraphRunner(decoder, SEGMENTS, new_cache(decoder), limits(), capture)
