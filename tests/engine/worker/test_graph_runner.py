@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -131,7 +132,12 @@ def test_a_batch_that_runs_on_is_loaded_once_and_again_after_another(
     states = {0: hidden_of(2), 1: hidden_of(2, seed=9)}
     loads: list[bool] = []
     stack = torch.stack
-    monkeypatch.setattr(torch, "stack", lambda *a, **o: (loads.append("out" in o), stack(*a, **o))[1])
+
+    def counted(*tensors: Any, **options: Any) -> Tensor:
+        loads.append("out" in options)
+        return stack(*tensors, **options)
+
+    monkeypatch.setattr(torch, "stack", counted)
     for name, index in ((0, 0), (0, 1), (1, 0), (0, 2), (1, 1)):
         batch = other if name else one
         expected = called.run(index, states[name], batch)
