@@ -24,7 +24,9 @@ _DOUBT = 25.0  # steps whose outcome counts as much as what was promised of them
 _MIN_STEPS = 16  # before the gain is judged
 _FIRST_PAUSE = 32  # steps without drafting after the first switch-off; doubles up to
 _LONGEST_PAUSE = 1024
-_MOST_LOST = 1.5  # plain steps that drafting may have cost before the gain is judged
+_MOST_LOST = 1.5  # plain steps that drafting may have cost before the gain is judged, if of
+_HOPED_FOR = 3.0  # or more drafts that were expected to stand
+_HARDLY_ANY = 0.1  # of them or less did
 _PAUSE_PER_LOSS = 96  # steps without drafting per plain step lost so: 1 %
 _FIRST_WORTH = 0.15  # expected tokens of a look, before any was taken
 _WORTH_WINDOW = 0.95
@@ -216,8 +218,9 @@ class ExitPolicy:
         """Learn what a decode step brought; switches drafting off or back on.
 
         Whether few drafts stand is chance at first, so that what was promised counts too: half
-        at `_DOUBT` steps, less and less after. Where the first steps have lost much, whatever was
-        promised, the next attempt is put off until it can cost little in comparison.
+        at `_DOUBT` steps, less and less after. Where the first steps have lost much, and chance
+        cannot explain how few drafts stood, it ends at once, and the next attempt is put off until
+        it can cost little in comparison.
 
         Args:
             num_rows: Decoding rows that may draft.
@@ -233,13 +236,15 @@ class ExitPolicy:
         self._promised = self._promised * _WINDOW + num_expected * plain
         self._spent = self._spent * _WINDOW + seconds
         self._steps += 1
+        num_seen = (1.0 - _WINDOW**self._steps) / (1.0 - _WINDOW)
         if self._steps < _MIN_STEPS:
             lost = (self._spent - self._gained) / (plain * num_rows)
-            if lost > _MOST_LOST:
+            came = self._gained / plain - num_rows * num_seen
+            hoped = self._promised / plain - num_rows * num_seen
+            if lost > _MOST_LOST and hoped > _HOPED_FOR and came < hoped * _HARDLY_ANY:
                 self._pause = max(self._pause, int(lost * _PAUSE_PER_LOSS))
                 self._switch_off()
             return
-        num_seen = (1.0 - _WINDOW**self._steps) / (1.0 - _WINDOW)
         share = num_seen / (num_seen + _DOUBT)
         if share * self._gained + (1.0 - share) * self._promised < self._spent:
             self._switch_off()

@@ -90,7 +90,7 @@ def test_a_step_begins_with_whether_anyone_may_draft(decoder: Decoder) -> None:
     fixed = row_of(REPETITIVE, threshold=0.0)
     assert drafter.begin([plain, row])
     assert not drafter.begin([plain])
-    dear = StepEstimate(num_tokens=1, expected_tokens=1.0, seconds=60.0)
+    dear = StepEstimate(num_tokens=1, expected_tokens=5.0, seconds=60.0)
     drafter.learn([row], [RowResult(sequence_id=0, token_ids=[7])], dear)
     assert not drafter.begin([plain, row]), "the policy pauses"
     assert drafter.begin([row, fixed])
@@ -100,7 +100,7 @@ def test_a_pause_also_passes_beside_rows_that_never_draft(decoder: Decoder) -> N
     drafter = policy_drafter(decoder, None)
     row, plain = row_of(REPETITIVE), row_of(REPETITIVE, early_exit=False)
     result = RowResult(sequence_id=0, token_ids=[7])
-    drafter.learn([row], [result], StepEstimate(1, 1.0, seconds=60.0))
+    drafter.learn([row], [result], StepEstimate(1, 5.0, seconds=60.0))
     for _ in range(1024):
         assert not drafter.begin([plain, row])
         drafter.learn([plain, row], [result, result], estimate())

@@ -170,11 +170,22 @@ def test_heads_that_promise_much_and_bring_nothing_cost_little_of_a_short_answer
 
 def test_a_heavy_loss_puts_off_the_next_attempt_but_not_for_ever() -> None:
     p = policy()
-    p.observe_step(1, 1, 1.5, 9.0)
+    p.observe_step(1, 1, 4.5, 9.0)
     assert not p.is_drafting
     assert "tries again in 785 steps" in p.report.text
     for _ in range(785):
         p.observe_step(1, 1, 1.0, 1.0)
     assert p.report.reason is PolicyReason.PROBING
-    p.observe_step(1, 1, 1.5, 90.0)
+    p.observe_step(1, 1, 4.5, 90.0)
     assert "tries again in 1024 steps" in p.report.text
+
+
+def test_a_loss_at_the_beginning_ends_nothing_while_drafts_stand_or_few_were_hoped_for() -> None:
+    p = policy()
+    for step in range(15):  # one of four drafts stands where three of four were hoped for
+        p.observe_step(1, 2 if step % 4 == 3 else 1, 1.75, 1.4)
+    assert p.is_drafting
+    p = policy()
+    for _ in range(5):
+        p.observe_step(1, 1, 1.5, 1.4)
+    assert p.is_drafting
