@@ -10,13 +10,13 @@ from tiny_model import StepDriver, load_tiny, sequence_start, write_tiny_llama
 from torch import Tensor
 
 from benchmarks.scripted import ScriptedDrafter
-from engine.model.ops.cuda import attention_kernels
 from engine.model.ops.interface import AttentionParams, LayerCache, TokenBatch
 from engine.model.ops.torch_ops import TorchOps
 
 pytestmark = [pytest.mark.torch, needs_kernels]
 
 BLOCK = 8
+_KERNELS = "engine.model.ops.cuda.attention_kernels"  # imports Triton, which may not be there
 DTYPES = (torch.float32, HALF)
 
 
@@ -160,8 +160,8 @@ def test_attention_over_long_pasts(
     most_chunks: int, combined: int, window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Longer chunks where there may be no more; more of them than are combined together."""
-    monkeypatch.setattr(attention_kernels, "_MOST_CHUNKS", most_chunks)
-    monkeypatch.setattr(attention_kernels, "_COMBINED", combined)
+    monkeypatch.setattr(f"{_KERNELS}._MOST_CHUNKS", most_chunks)
+    monkeypatch.setattr(f"{_KERNELS}._COMBINED", combined)
     past = Past([256], torch.float32, sliding_window=window)
     past.check([(0, position) for position in (63, 127, 128, 255)])
 
