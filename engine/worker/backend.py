@@ -91,8 +91,7 @@ def _native_ops(config: EngineConfig) -> NativeOps:
     weights = {"int8": Format.INT8, "q4": Format.INT4}.get(model.quantization, floats)
     threads = model.num_threads or usable_cores()
     cores = cores_to_pin(threads, model.pin_threads)
-    # Heads choose drafts, not output, and what one of them costs is to read its weights: in 8 bits
-    # it takes three quarters of the time of 16, and as many drafts are accepted.
+    # Heads choose drafts, not output, and what one of them costs is to read its weights.
     return NativeOps(threads, weights, Format.INT8, cores)
 
 

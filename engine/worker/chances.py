@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from math import log, log2
 
 from engine.model.exit_head import Calibration
+from engine.model.noise import MEAN_GUMBEL
 from engine.worker.calibrator import Calibrator
 from engine.worker.lookup import Continuation
 
 LOOKUP, SCREEN = "look-up", "screen"
 
-_MEAN_NOISE = 0.577  # of the Gumbel distribution
 _LEAST_SHARE = -12.0  # logarithm
 
 # Seeds, as fitted on output of the default model; what is learned replaces them.
@@ -66,7 +66,7 @@ class Chances:
             found.agreement - 0.5 if offset == 0 else 0.5,
         )
         if noise is not None:
-            features = (*features, noise - _MEAN_NOISE)
+            features = (*features, noise - MEAN_GUMBEL)
         return self._chance(LOOKUP, noise is None, features)
 
     def screened(self, before: Chance, share: float, *, is_best: bool, is_outside: bool) -> Chance:

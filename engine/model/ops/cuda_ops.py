@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.model.block_weight import BlockWeight
-from engine.model.noise import SaltedIds
 from engine.model.ops.cuda.tiles import Tile, TileTable
 from engine.model.ops.expectation import expect
 from engine.model.ops.interface import AttentionParams, DecoderLayer, LayerCache, TokenBatch
@@ -168,17 +167,7 @@ class CudaOps:
         """See `Ops.sample`."""
         return self._sample.sample(logits, inverse_temperature, keys, token_ids)
 
-    def expect(
-        self,
-        logits: Tensor,
-        other: Tensor,
-        temperatures: Tensor,
-        keys: Tensor | None,
-        ids: SaltedIds,
-        followers: Tensor,
-    ) -> Tensor:
-        """See `Ops.expect`."""
-        return expect(logits, other, temperatures, keys, ids, followers)
+    expect = staticmethod(expect)
 
     def _tile(self, weight: CudaLinear, num_tokens: int) -> Tile:
         shape = (weight.out_features, weight.in_features)

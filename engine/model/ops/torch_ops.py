@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.model.block_weight import BlockWeight
-from engine.model.noise import SaltedIds, gumbel
+from engine.model.noise import gumbel
 from engine.model.ops.expectation import expect
 from engine.model.ops.interface import AttentionParams, DecoderLayer, LayerCache, TokenBatch
 from engine.model.ops.layers import run_layers
@@ -162,17 +162,7 @@ class TorchOps:
         ]
         return torch.stack(choices) if choices else torch.empty(0, dtype=torch.int64)
 
-    def expect(
-        self,
-        logits: Tensor,
-        other: Tensor,
-        temperatures: Tensor,
-        keys: Tensor | None,
-        ids: SaltedIds,
-        followers: Tensor,
-    ) -> Tensor:
-        """See `Ops.expect`."""
-        return expect(logits, other, temperatures, keys, ids, followers)
+    expect = staticmethod(expect)
 
 
 def _split_heads(qkv: Tensor, params: AttentionParams) -> tuple[Tensor, Tensor, Tensor]:
