@@ -239,9 +239,7 @@ class ExitPolicy:
         num_seen = (1.0 - _WINDOW**self._steps) / (1.0 - _WINDOW)
         if self._steps < _MIN_STEPS:
             lost = (self._spent - self._gained) / (plain * num_rows)
-            came = self._gained / plain - num_rows * num_seen
-            hoped = self._promised / plain - num_rows * num_seen
-            if lost > _MOST_LOST and hoped > _HOPED_FOR and came < hoped * _HARDLY_ANY:
+            if lost > _MOST_LOST and self._has_no_luck(plain, num_rows * num_seen):
                 self._pause = max(self._pause, int(lost * _PAUSE_PER_LOSS))
                 self._switch_off()
             return
@@ -277,6 +275,17 @@ class ExitPolicy:
     def logits_cost(self, num_tokens: int) -> float:
         """Modelled seconds of the final logits."""
         return self._cost.logits(num_tokens)
+
+    def _has_no_luck(self, plain: float, num_plain: float) -> bool:
+        """Whether so few drafts stood that chance cannot explain it.
+
+        Args:
+            plain: Seconds of a row's token, decoded plainly.
+            num_plain: Tokens that plain decoding would have brought.
+        """
+        came = self._gained / plain - num_plain
+        hoped = self._promised / plain - num_plain
+        return hoped > _HOPED_FOR and came < hoped * _HARDLY_ANY
 
     def _switch_off(self) -> None:
         has_failed = self._promised >= self._spent
