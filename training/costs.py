@@ -3,7 +3,8 @@ other ones, of the LM head, and of exit heads by size of the reduced vocabulary.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from engine.worker.graph_runner import BatchLimits, GraphRunner
 from engine.worker.kv_cache import allocate_cache
 from engine.worker.segment_runner import EagerRunner, SegmentRunner
 from training.head_module import HeadModule
+from training.json_file import read_json, write_json
 
 _BLOCK_SIZE = 16
 _SPLIT = [1]  # one layer, and the others
@@ -87,6 +89,20 @@ def measure_costs(
     num_further = max(1, num_layers - 2)
     further = {count: max(0.0, (rest[count] - one[count]) / num_further) for count in one}
     return PartCosts(num_layers, one, further, best["logits"], heads)
+
+
+def kept_costs(
+    path: Path, decoder: Decoder, vocabulary_sizes: Sequence[int], refinement_size: int
+) -> PartCosts:
+    """As a file has them, measured and written if it is not there: forecasts of different runs
+    must agree.
+    """
+    raw = read_json(path)
+    if raw is not None:
+        return PartCosts.from_json(raw)
+    costs = measure_costs(decoder, vocabulary_sizes, refinement_size)
+    write_json(path, asdict(costs))
+    return costs
 
 
 def _runner(decoder: Decoder) -> SegmentRunner:

@@ -18,13 +18,12 @@ from safetensors.torch import load_file, save_file
 from engine.config import ModelConfig
 from engine.model.decoder import Decoder
 from training.collect import ShardPaths
-from training.costs import PartCosts, measure_costs
+from training.costs import PartCosts, kept_costs
 from training.evaluate import evaluate_head
 from training.forecasts import CheapHeads, Forecaster, all_forecasts
 from training.generations import Generation, choose_prompts, reduced_vocabulary
 from training.head_factory import HeadFactory
 from training.heads_file import model_facts, write_heads
-from training.json_file import read_json, write_json
 from training.progress import ProgressReport
 from training.replay import Forecast, Opinions, Replay, form_opinions
 from training.search_result import Candidate, LayerCurve, SearchResult
@@ -119,14 +118,8 @@ class Search:
         )
 
     def _costs(self, sizes: Sequence[int]) -> PartCosts:
-        """Measured once: forecasts of different runs must agree."""
-        path = self._work / "costs.json"
-        raw = read_json(path)
-        if raw is None:
-            costs = measure_costs(self._decoder, sizes, self._options.refinement_size)
-            write_json(path, asdict(costs))
-            return costs
-        return PartCosts.from_json(raw)
+        size = self._options.refinement_size
+        return kept_costs(self._work / "costs.json", self._decoder, sizes, size)
 
     def _sizes(self) -> list[int]:
         most = self._decoder.spec.vocab_size
@@ -212,10 +205,7 @@ class Search:
             directories[directory.name] = directory
         prompts = choose_prompts([*sample.held_out, *sample.training], _TIMED_PROMPTS)
         stopwatch = Stopwatch(self._model, self._decoder, prompts, _TIMED_LENGTH)
-        runs = stopwatch.run(directories)
-        for name, timed in runs.items():
-            logger.info("%s: %.3fx measured", name, timed.speedup)
-        return list(runs.values())
+        return list(stopwatch.run(directories).values())
 
 
 def _candidate(

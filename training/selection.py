@@ -17,12 +17,11 @@ from engine.config import ModelConfig
 from engine.model.decoder import Decoder
 from engine.model.exit_head import Calibration
 from training.collect import ShardPaths
-from training.costs import PartCosts, measure_costs
+from training.costs import PartCosts, kept_costs
 from training.forecasts import CheapHeads, Forecaster, all_forecasts
 from training.generations import Generation, choose_prompts
 from training.head_factory import HeadFactory
 from training.heads_file import Facts, read_facts, read_vocabulary, write_chosen
-from training.json_file import read_json, write_json
 from training.replay import Forecast, Replay, form_opinions
 from training.texts import GreedyTexts
 from training.threads import torch_threads
@@ -115,15 +114,8 @@ class Selection:
         return CheapHeads(opinions, calibration, len(factory.token_ids))
 
     def _costs(self, size: int) -> PartCosts:
-        """Measured once: forecasts of different runs must agree."""
-        path = self._work / "costs.json"
-        raw = read_json(path)
-        if raw is not None:
-            return PartCosts.from_json(raw)
         refinement_size = max(self._facts.get("refinement_sizes", {"": 0}).values())
-        costs = measure_costs(self._decoder, [size], refinement_size)
-        write_json(path, asdict(costs))
-        return costs
+        return kept_costs(self._work / "costs.json", self._decoder, [size], refinement_size)
 
     def _timed(self, forecasts: Sequence[Forecast]) -> list[TimedRuns]:
         directories = {}
@@ -134,10 +126,7 @@ class Selection:
             directories[directory.name] = directory
         prompts = choose_prompts(self._rows, _TIMED_PROMPTS)
         stopwatch = Stopwatch(self._model, self._decoder, prompts, _TIMED_LENGTH)
-        runs = stopwatch.run(directories)
-        for name, timed in runs.items():
-            logger.info("%s: %.3fx measured", name, timed.speedup)
-        return list(runs.values())
+        return list(stopwatch.run(directories).values())
 
 
 def _promising(ranked: Sequence[Forecast], count: int) -> list[Forecast]:
