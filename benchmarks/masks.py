@@ -2,7 +2,8 @@
 
 Each of the schemas of `adadecode bench structured` is followed for some tokens, chosen at random
 among those it allows; then two grammars that can be read in ever more ways, until they are given
-up. All rows of a step wait for each of these masks.
+up. All rows of a step wait for each of these masks. Last, whole steps of several rows with drafts:
+their masks, to put them on the logits, and to commit all drafts; a thread for all of it.
 """
 
 import argparse
@@ -12,16 +13,23 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from benchmarks.schemas import TASKS
 from benchmarks.serve_figures import percentile_of
 from engine.checkpoint import resolve_model
+from engine.model.ops.native_ops import NativeOps
+from engine.model.ops.torch_ops import TorchOps
 from engine.model.spec import ModelSpec
 from engine.plan import SequenceStart
 from engine.request import GenerationRequest, SamplingParams, Structure
 from engine.sequence import Sequence as EngineSequence
 from engine.worker.grammars import Grammars
+from engine.worker.sample_point import SamplePoint
+from engine.worker.sampler import Sampler
+from engine.worker.sequence_state import SequenceState
+from engine.worker.token_bits import TokenBits
 
 _AMBIGUOUS = (
     "root ::= root root | [a-z ]\n",
@@ -46,13 +54,67 @@ def walk(grammars: Grammars, structure: Structure, *, seed: int, most: int) -> W
         started = time.thread_time()
         mask = state.allowed((), puts_off_end=True)
         taken = time.thread_time() - started
-        allowed = [] if mask is None else mask.nonzero().flatten().tolist()
+        allowed = _members(mask)
         if not allowed:
             break
         started = time.thread_time()
         state.append([choose.choice(allowed)])
         times.append(1000 * (taken + time.thread_time() - started))
     return Walk(times, state.error)
+
+
+class _Stream:
+    """A sequence, and a second matcher that finds out what it will say."""
+
+    def __init__(self, grammars: Grammars, structure: Structure) -> None:
+        start = _start(structure)
+        self.state = SequenceState(start, grammars.open(start))
+        self._scout = grammars.open(start)
+
+    def say(self, choose: random.Random, count: int) -> list[int]:
+        """Tokens that are allowed one behind the other; fewer at the structure's end."""
+        said: list[int] = []
+        while len(said) < count:
+            allowed = _members(self._scout.allowed((), puts_off_end=True))
+            if not allowed:
+                break
+            said.append(choose.choice(allowed))
+            self._scout.append(said[-1:])
+        return said
+
+
+def step_ms(
+    grammars: Grammars, structures: Sequence[Structure], *, num_drafts: int, num_steps: int
+) -> list[float]:
+    """CPU time of what structures ask of each step: a row for each of them, all drafts right."""
+    choose = random.Random(0)
+    sampler = Sampler(TorchOps("cpu") if NativeOps.unavailable_reason() else NativeOps(1))
+    streams = [_Stream(grammars, structure) for structure in structures]
+    vocab_size = grammars.open(_start(structures[0])).vocab_size
+    logits = torch.zeros(len(streams) * (num_drafts + 1), vocab_size)
+    times = []
+    for _ in range(num_steps):
+        said = [stream.say(choose, num_drafts + 1) for stream in streams]
+        pairs = list(zip((stream.state for stream in streams), said, strict=True))
+        points = [SamplePoint(state, ids[:n]) for state, ids in pairs for n in range(len(ids))]
+        started = time.process_time()
+        sampler.scores(logits[: len(points)], points)
+        for state, ids in pairs:
+            state.append(ids)
+        times.append(1000 * (time.process_time() - started))
+        for place, structure in enumerate(structures):
+            if len(said[place]) <= num_drafts:
+                streams[place] = _Stream(grammars, structure)
+    return times
+
+
+def _members(mask: TokenBits | None) -> list[int]:
+    if mask is None:
+        return []
+    members: list[int] = np.flatnonzero(
+        np.unpackbits(mask.view(np.uint8), bitorder="little")
+    ).tolist()
+    return members
 
 
 def _start(structure: Structure) -> SequenceStart:
@@ -67,14 +129,16 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default="smollm2-135m-instruct", metavar="MODEL")
     parser.add_argument("--num-seeds", type=int, default=3, metavar="N", help="(%(default)s)")
     parser.add_argument("--max-tokens", type=int, default=60, metavar="N", help="(%(default)s)")
+    parser.add_argument("--num-rows", type=int, default=8, metavar="N", help="(%(default)s)")
+    parser.add_argument("--num-drafts", type=int, default=3, metavar="N", help="(%(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(1)
     directory = resolve_model(args.model)
     spec = ModelSpec.from_directory(directory)
     grammars = Grammars(directory, spec.vocab_size, spec.eos_token_ids)
     times: list[float] = []
-    for task in TASKS:
-        structure = Structure(kind="json_schema", source=json.dumps(task.schema))
+    schemas = [Structure(kind="json_schema", source=json.dumps(task.schema)) for task in TASKS]
+    for structure in schemas:
         for seed in range(args.num_seeds):
             times += walk(grammars, structure, seed=seed, most=args.max_tokens).token_ms
     times.sort()
@@ -88,6 +152,13 @@ def main() -> None:
         print(
             f"{source!r}: {len(end.token_ms)} tokens in {sum(end.token_ms) / 1000:.1f} s, the "
             f"longest {max(end.token_ms):.0f} ms; {end.error or 'followed to its end'}"
+        )
+    rows = [schemas[i % len(schemas)] for i in range(args.num_rows)]
+    for num_drafts in (0, args.num_drafts):
+        times = sorted(step_ms(grammars, rows, num_drafts=num_drafts, num_steps=40))
+        print(
+            f"a step of {len(rows)} rows with {num_drafts} drafts each: "
+            f"p50 {percentile_of(times, 50):.2f} ms, p99 {percentile_of(times, 99):.2f} ms"
         )
 
 

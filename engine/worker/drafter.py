@@ -223,8 +223,7 @@ class PolicyDrafter:
         survival = row.survival
         for offset, token_id in enumerate(found.token_ids):
             path = (*ids, *found.token_ids[:offset])
-            allowed = SamplePoint(row.state, path).allowed
-            if allowed is not None and not allowed[token_id]:
+            if not SamplePoint(row.state, path).allows(token_id):
                 break
             luck = None
             if not row.state.is_greedy:

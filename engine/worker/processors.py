@@ -2,9 +2,9 @@
 
 Order: the structure's mask, the allowed tokens, repetition, frequency and presence penalties, logit
 bias, min_tokens mask, temperature, top-k, top-p, min-p. What rows ask for lies in arrays that grow
-with them; a step joins the arrays, sends them to the device in one piece, and applies them there, a
-few operations for all rows together. A row's results do not depend on the others. A fault in a
-row's own wishes is that row's: its logits become NaN.
+with them; a step joins the arrays, sends them to the device in one piece (and the masks, which are
+bits, in another), and applies them there, a few operations for all rows together. A row's results
+do not depend on the others. A fault in a row's own wishes is that row's: its logits become NaN.
 """
 
 import logging
@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.model.ops.interface import Ops
 from engine.worker.device_errors import is_row_fault
 from engine.worker.sample_point import ReducedVocabulary, SamplePoint
 from engine.worker.sequence_state import SequenceState
+from engine.worker.token_bits import TokenBits
 from engine.worker.token_wishes import TokenValues
 from engine.worker.truncation import truncate, truncates
 from engine.worker.upload import send, upload
@@ -41,14 +43,14 @@ def has_processors(state: SequenceState) -> bool:
 
 
 def process(
-    logits: Tensor, points: Sequence[SamplePoint], reduced: ReducedVocabulary | None
+    ops: Ops, logits: Tensor, points: Sequence[SamplePoint], reduced: ReducedVocabulary | None
 ) -> Tensor:
     """Process logits [T, V'] float32 in place, and return them; all of a row are NaN if it can have
     no token, or its own wishes raised.
     """
     vocab_size = logits.shape[1] if reduced is None else reduced.vocab_size
     wishes = [_wishes_alone(point, vocab_size, reduced) for point in points]
-    _mask(logits, wishes, reduced)
+    _mask(ops, logits, wishes, reduced)
     _edit(logits, wishes)
     truncated = [row for row, point in enumerate(points) if truncates(point.state)]
     if truncated:
@@ -63,7 +65,7 @@ def process(
 class _Wishes:
     """One row's, with columns in place of token ids."""
 
-    allowed: Tensor | None = None  # [V] bool on the CPU
+    allowed: TokenBits | None = None
     is_dead: bool = False  # nothing is allowed
     repeated: TokenValues = _NOTHING  # and the penalty
     added: TokenValues = _NOTHING  # penalties
@@ -119,17 +121,19 @@ def _wishes(point: SamplePoint, vocab_size: int, reduced: ReducedVocabulary | No
 
 
 def _mask(
-    logits: Tensor, wishes: Sequence[_Wishes | None], reduced: ReducedVocabulary | None
+    ops: Ops,
+    logits: Tensor,
+    wishes: Sequence[_Wishes | None],
+    reduced: ReducedVocabulary | None,
 ) -> None:
     """Exclude what rows do not allow, in place."""
     masks = {i: wish.allowed for i, wish in enumerate(wishes) if wish and wish.allowed is not None}
     if not masks:
         return
-    allowed = send(torch.stack(list(masks.values())), logits.device)
-    if reduced is not None:
-        allowed = allowed[:, reduced.ids.token_ids.long()]
-    rows = upload(list(masks), torch.int64, logits.device)
-    logits[rows] = logits[rows].masked_fill(~allowed, float("-inf"))
+    rows = np.fromiter(masks, dtype=np.int32)[:, None]
+    allowed = np.concatenate((rows, np.stack(list(masks.values()))), axis=1)
+    token_ids = None if reduced is None else reduced.ids.token_ids
+    ops.exclude(logits, send(torch.from_numpy(allowed), logits.device), token_ids)
 
 
 def _edit(logits: Tensor, wishes: Sequence[_Wishes | None]) -> None:

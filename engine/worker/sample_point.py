@@ -7,6 +7,7 @@ from torch import Tensor
 
 from engine.model.noise import SaltedIds
 from engine.worker.sequence_state import SequenceState
+from engine.worker.token_bits import TokenBits, has_token
 from engine.worker.token_wishes import TokenValues
 
 
@@ -28,16 +29,19 @@ class SamplePoint:
         return self.state.num_output_tokens(len(self.drafts)) < self.state.start.min_tokens
 
     @property
-    def allowed(self) -> Tensor | None:
-        """[V] bool on the CPU: what the structure allows here, of the tokens that are listed; None:
-        it has no say.
-        """
+    def allowed(self) -> TokenBits | None:
+        """What the structure allows here, of the tokens that are listed; None: it has no say."""
         structure = self.state.structure
         if structure is None:
             return None
         puts_off_end = self.is_too_short or self.state.start.ignore_eos
         listed = self.state.wishes.allowed(structure.vocab_size)
         return structure.allowed(self.drafts, puts_off_end=puts_off_end, listed=listed)
+
+    def allows(self, token_id: int) -> bool:
+        """Whether the structure, if there is one, allows a token here."""
+        allowed = self.allowed
+        return allowed is None or has_token(allowed, token_id)
 
 
 class ReducedVocabulary:

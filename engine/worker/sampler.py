@@ -38,10 +38,11 @@ class Sampler:
         if not asking:
             return logits
         if len(asking) == len(points):
-            return process(logits.clone(), points, reduced)
+            return process(self._ops, logits.clone(), points, reduced)
         rows = upload(asking, torch.int64, logits.device)
         scores = logits.clone()
-        scores[rows] = process(logits[rows], [points[row] for row in asking], reduced)
+        asked = [points[row] for row in asking]
+        scores[rows] = process(self._ops, logits[rows], asked, reduced)
         return scores
 
     def choose(

@@ -1,22 +1,28 @@
 """Where a sequence stands in its grammar, and which tokens may come next; drafts included.
 
-A matcher stands at the committed output. For a position behind drafts they are fed to it, the mask
-is read, and they are taken back, so a rejected draft leaves no trace. A draft that the grammar does
-not allow ends the walk: nothing behind it can be accepted, so its mask does not matter.
+For a position behind drafts they are fed to the matcher and the mask is read. They stay fed: the
+next position is mostly the one behind. Whatever is not wanted any more is taken back, so a rejected
+draft leaves no trace. A draft that the grammar does not allow ends the walk: nothing behind it can
+be accepted, so its mask does not matter.
 
 All rows wait while one is looked after. A grammar that can read the same text in many ways takes
 longer with every token, without limit; so each has an allowance of CPU time, and ends beyond it.
+That is why masks are filled one after the other: xgrammar's threads for many matchers would not
+tell whose time they took. Nor do they bring anything for fewer than 64 masks on two cores: most
+masks take 2 to 60 us.
 """
 
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-# Tokens of JSON schemas take 0.2 ms, hardly one takes 4 (`python -m benchmarks.masks`).
+from engine.worker.token_bits import TokenBits, all_tokens, num_words, token_bits
+
+# Tokens of JSON schemas take 0.1 ms, hardly one takes 4 (`python -m benchmarks.masks`).
 _S_PER_TOKEN = 0.01
 _MOST_BEHIND_S = 2.0  # that a sequence may take more, all in all
 
@@ -55,16 +61,20 @@ class StructureState:
         self._clock = clock
         self._behind_s = 0.0
         self._matcher = matcher
-        self._eos_ids = torch.tensor(list(eos_token_ids), dtype=torch.int64)
-        self._stop_ids = torch.tensor([*eos_token_ids, *stop_token_ids], dtype=torch.int64)
-        self._words = torch.zeros((1, -(-vocab_size // 32)), dtype=torch.int32)
-        self._masks: dict[tuple[int, ...], Tensor | None] = {}
+        self._fed: list[int] = []  # drafts that the matcher has read behind the output
+        self._eos_ids = tuple(eos_token_ids)
+        self._stop_ids = (*eos_token_ids, *stop_token_ids)
+        self._masks: dict[tuple[int, ...], TokenBits | None] = {}
         self.append(output)
 
     def append(self, token_ids: Sequence[int]) -> None:
         """Commit tokens; those behind the grammar's end do not count."""
         self._masks.clear()
-        for token_id in token_ids:
+        if self.error is not None:
+            return
+        num_known = self._take_back(token_ids)
+        self._fed.clear()
+        for token_id in token_ids[num_known:]:
             if self.error is not None or self._matcher.is_terminated():
                 return
             started = self._clock()
@@ -74,52 +84,66 @@ class StructureState:
             self._charge(self._clock() - started, 1)
 
     def allowed(
-        self, drafts: Sequence[int], *, puts_off_end: bool, listed: Tensor | None = None
-    ) -> Tensor | None:
-        """[V] bool: tokens that may follow the drafts; None where it does not matter.
+        self, drafts: Sequence[int], *, puts_off_end: bool, listed: TokenBits | None = None
+    ) -> TokenBits | None:
+        """Tokens that may follow the drafts; None where it does not matter. Not to be written to.
 
         Args:
             puts_off_end: leave out the stop tokens while there is anything else.
-            listed: [V] bool, the tokens that are wanted; where none of them can go on, a structure
-                that is complete ends.
+            listed: the tokens that are wanted; where none of them can go on, a structure that is
+                complete ends.
         """
         key = tuple(drafts)
         if key not in self._masks:
-            started = self._clock()
+            started, num_fed = self._clock(), len(self._fed)
             self._masks[key] = self._after(key)
-            self._charge(self._clock() - started, 1 + len(key))
+            self._charge(self._clock() - started, 1 + max(0, len(self._fed) - num_fed))
         mask = self._masks[key]
         if mask is None:
             return None
         wanted = mask if listed is None else mask & listed
         if puts_off_end:
-            others = wanted.clone()
-            others[self._stop_ids] = False
+            others = wanted & ~self._stops
             wanted = others if others.any() else wanted
         if listed is not None and not wanted.any():
-            wanted[self._eos_ids] = mask[self._eos_ids]
+            wanted = mask & self._ends
         return wanted
+
+    @cached_property
+    def _ends(self) -> TokenBits:
+        return token_bits(self._eos_ids, self.vocab_size)
+
+    @cached_property
+    def _stops(self) -> TokenBits:
+        return token_bits(self._stop_ids, self.vocab_size)
+
+    @cached_property
+    def _vocabulary(self) -> TokenBits:
+        return all_tokens(self.vocab_size)
 
     def _charge(self, seconds: float, num_tokens: int) -> None:
         self._behind_s = max(0.0, self._behind_s + seconds - num_tokens * _S_PER_TOKEN)
         if self._behind_s > _MOST_BEHIND_S:
             self.error, self.is_too_slow = _TOO_SLOW, True
 
-    def _after(self, drafts: tuple[int, ...]) -> Tensor | None:
+    def _after(self, drafts: tuple[int, ...]) -> TokenBits | None:
         if self.error is not None:
-            return torch.zeros(self.vocab_size, dtype=torch.bool)
-        matcher, fed = self._matcher, 0
-        try:
-            for token_id in drafts:
-                if matcher.is_terminated() or not matcher.accept_token(token_id):
-                    return None
-                fed += 1
-            if matcher.is_terminated():
+            return np.zeros(num_words(self.vocab_size), dtype=np.int32)
+        for token_id in drafts[self._take_back(drafts) :]:
+            if self._matcher.is_terminated() or not self._matcher.accept_token(token_id):
                 return None
-            matcher.fill_next_token_bitmask(self._words)
-            octets = self._words[0].numpy().view(np.uint8)
-            bits = np.unpackbits(octets, count=self.vocab_size, bitorder="little")
-            return torch.from_numpy(bits.view(np.bool_))
-        finally:
-            if fed:
-                matcher.rollback(fed)
+            self._fed.append(token_id)
+        if self._matcher.is_terminated():
+            return None
+        words = np.empty((1, num_words(self.vocab_size)), dtype=np.int32)
+        self._matcher.fill_next_token_bitmask(words)
+        return words[0] & self._vocabulary
+
+    def _take_back(self, wanted: Sequence[int]) -> int:
+        """Take back the drafts that do not begin what is wanted; returns how many are left."""
+        pairs = zip(self._fed, wanted, strict=False)
+        num_kept = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        if num_kept < len(self._fed):
+            self._matcher.rollback(len(self._fed) - num_kept)
+            del self._fed[num_kept:]
+        return num_kept

@@ -7,11 +7,10 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from engine.plan import SequenceStart
+from engine.worker.token_bits import TokenBits, token_bits
 
 
 class TokenValues(NamedTuple):
@@ -26,7 +25,7 @@ class TokenWishes:
 
     def __init__(self, start: SequenceStart) -> None:
         self._start = start
-        self._allowed: Tensor | None = None
+        self._allowed: TokenBits | None = None
 
     @cached_property
     def bias(self) -> TokenValues:
@@ -47,10 +46,9 @@ class TokenWishes:
         allowed = self._start.allowed_token_ids
         return bool(allowed) and set(allowed) <= set(self._start.stop_token_ids)
 
-    def allowed(self, vocab_size: int) -> Tensor | None:
-        """[V] bool on the CPU: the tokens that are listed; None: there is no list."""
+    def allowed(self, vocab_size: int) -> TokenBits | None:
+        """The tokens that are listed; None: there is no list."""
         listed = self._start.allowed_token_ids
         if self._allowed is None and listed:
-            self._allowed = torch.zeros(vocab_size, dtype=torch.bool)
-            self._allowed[torch.tensor(listed)] = True
+            self._allowed = token_bits(listed, vocab_size)
         return self._allowed

@@ -28,6 +28,7 @@ _TYPES = {
     "num_tokens": "i32", "out_features": "i32", "in_features": "i32", "size": "i32",
     "table_stride": "i32", "num_chunks": "i32", "window": "i32", "row_stride": "i32",
     "num_columns": "i32", "num_blocks": "i32", "scale": "fp32", "eps": "fp32",
+    "allowed": "*i32", "num_words": "i32",
 }  # fmt: skip
 _DIVISIBLE = ("out_features", "in_features", "size")
 
@@ -118,6 +119,7 @@ def _others() -> Iterator[dict[str, object]]:
     for has_ids in (False, True):
         constants = {"HAS_IDS": has_ids, "BLOCK": 2048}
         constants |= {} if has_ids else {"token_ids": None}
+        yield _compile("exclude", sample_kernels._exclude_kernel, constants, num_warps=8)
         yield _compile(
             "sample", sample_kernels._best_of_block_kernel, constants, num_warps=8, keys="*i64"
         )

@@ -157,6 +157,10 @@ class CudaOps:
         """See `Ops.run_layers`."""
         return run_layers(self, hidden, layers, caches, batch, eps)
 
+    def exclude(self, logits: Tensor, allowed: Tensor, token_ids: Tensor | None = None) -> None:
+        """See `Ops.exclude`."""
+        self._sample.exclude(logits, allowed, token_ids)
+
     def sample(
         self,
         logits: Tensor,

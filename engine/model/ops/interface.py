@@ -152,6 +152,16 @@ class Ops(Protocol):
         a backend may do the same at once.
         """
 
+    def exclude(self, logits: Tensor, allowed: Tensor, token_ids: Tensor | None = None) -> None:
+        """Set the logits of tokens that some rows do not allow to -inf, in place.
+
+        Args:
+            logits: [T, V'] float32, contiguous.
+            allowed: [M, 1 + W] int32: the index of a row, none of them twice, then a bit for each
+                token of the vocabulary, 32 to a word, the lowest first: whether it is allowed.
+            token_ids: [V'] int32 ids of the columns; None when V' is the whole vocabulary in order.
+        """
+
     def sample(
         self,
         logits: Tensor,

@@ -207,6 +207,20 @@ class NativeOps:
         _check(status)
         return out
 
+    def exclude(self, logits: Tensor, allowed: Tensor, token_ids: Tensor | None = None) -> None:
+        """See `Ops.exclude`."""
+        status = self._library.exclude_forward(
+            self._context,
+            address(logits),
+            logits.shape[0],
+            logits.shape[1],
+            address(allowed, torch.int32),
+            allowed.shape[0],
+            allowed.shape[1] - 1,
+            optional_address(token_ids, torch.int32),
+        )
+        _check(status)
+
     def sample(
         self,
         logits: Tensor,

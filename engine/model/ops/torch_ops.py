@@ -148,6 +148,14 @@ class TorchOps:
         """See `Ops.run_layers`."""
         return run_layers(self, hidden, layers, caches, batch, eps)
 
+    def exclude(self, logits: Tensor, allowed: Tensor, token_ids: Tensor | None = None) -> None:
+        """See `Ops.exclude`."""
+        if token_ids is None:
+            token_ids = torch.arange(logits.shape[1], dtype=torch.int32, device=logits.device)
+        rows, words = allowed[:, 0].long(), allowed[:, 1:]
+        is_allowed = words[:, token_ids.long() >> 5] >> (token_ids & 31) & 1
+        logits[rows] = logits[rows].masked_fill(is_allowed == 0, float("-inf"))
+
     def sample(
         self,
         logits: Tensor,

@@ -7,6 +7,7 @@ import pytest
 import torch
 from cuda_backend import DEVICE, HALF, cuda_ops, needs_gpu, needs_kernels
 from tiny_model import StepDriver, load_tiny, sequence_start, write_tiny_llama
+from token_sets import random_sets
 from torch import Tensor
 
 from benchmarks.scripted import ScriptedDrafter
@@ -192,6 +193,19 @@ def test_attention_does_not_depend_on_company() -> None:
     for index, token in enumerate(tokens):
         alone = ops.attention(qkv[index : index + 1], past.params, cache, past.batch([token]))
         assert torch.equal(alone[0], together[index])
+
+
+def test_excluding_is_torchs() -> None:
+    allowed = random_sets([2, 0], 5000).to(DEVICE)
+    for token_ids in (None, torch.arange(5000, device=DEVICE).flip(0)[:4100].int()):
+        logits = random(4, 5000 if token_ids is None else 4100, seed=1)
+        logits[0, 0] = float("nan")
+        expected, found = logits.clone(), logits.clone()
+        TorchOps(DEVICE).exclude(expected, allowed, token_ids)
+        cuda_ops().exclude(found, allowed, token_ids)
+        assert found.view(torch.int32).equal(expected.view(torch.int32)), "to the bit"
+        assert found[[1, 3]].equal(logits[[1, 3]])
+        assert 0.4 < found[[0, 2]].isneginf().float().mean() < 0.6
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.7])

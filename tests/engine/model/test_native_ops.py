@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 from backends import needs_native
+from token_sets import random_sets
 from torch import Tensor
 
 from engine.model.block_weight import quantize
@@ -313,6 +314,39 @@ def test_attention_refuses_positions_outside_the_tables(ops: NativeOps) -> None:
     )
     with pytest.raises(AssertionError, match="out of range"):
         ops.attention(rows.qkv[0, :1], rows.params, rows.cache, batch)
+
+
+# ---- exclude ----
+
+
+@pytest.mark.parametrize("columns", [1, 31, 100, 4097, 49152])
+def test_what_rows_do_not_allow_is_excluded(ops: NativeOps, columns: int) -> None:
+    allowed = random_sets([3, 0], 49152)
+    ids = torch.randperm(49152, generator=torch.Generator().manual_seed(1))[:columns].int()
+    logits = randn(5, columns)
+    logits[0, 0] = torch.nan
+    for token_ids in (None, ids):
+        expected, found = logits.clone(), logits.clone()
+        TorchOps("cpu").exclude(expected, allowed, token_ids)
+        ops.exclude(found, allowed, token_ids)
+        assert found.view(torch.int32).equal(expected.view(torch.int32)), "to the bit"
+        assert found[[1, 2, 4]].equal(logits[[1, 2, 4]])
+        words = allowed[0, 1:].tolist()
+        of_columns = range(columns) if token_ids is None else token_ids.tolist()
+        is_out = [not words[i // 32] >> i % 32 & 1 for i in of_columns]
+        assert found[3].isneginf().tolist() == is_out
+
+
+def test_sets_of_rows_or_tokens_that_are_not_there_are_refused(ops: NativeOps) -> None:
+    for allowed, columns, token_ids in (
+        (random_sets([2], 64), 64, None),
+        (random_sets([-1], 64), 64, None),
+        (random_sets([0], 64), 65, None),
+        (random_sets([0], 64), 1, torch.tensor([64], dtype=torch.int32)),
+        (random_sets([0], 64), 1, torch.tensor([-1], dtype=torch.int32)),
+    ):
+        with pytest.raises(AssertionError, match="out of range"):
+            ops.exclude(randn(2, columns), allowed, token_ids)
 
 
 # ---- sample ----

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_model import (
+    VOCAB,
     StepDriver,
     load_tiny,
     policy_drafter,
@@ -19,18 +20,22 @@ from tiny_model import (
     write_tiny_llama,
 )
 from torch import Tensor
+from xgrammar import GrammarMatcher
 
 import engine.worker
+from engine.grammar.compiler import GrammarCompiler
 from engine.model.ops.torch_ops import TorchOps
+from engine.plan import SequenceStart
+from engine.request import Structure
 from engine.worker import upload as upload_module
 from engine.worker.exit_look import ExitLook
+from engine.worker.structure import StructureState
 from engine.worker.upload import send, upload
 from engine.worker.verifier import Verifier
 
 pytestmark = pytest.mark.torch
 
 _READS = ("tolist", "item", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__")
-_OWN = ("engine.worker.structure",)  # reads masks, which never leave the CPU
 _ALL = {
     "temperature": 0.8,
     "top_p": 0.9,
@@ -56,21 +61,43 @@ class Reads:
     def _counting(self, name: str, real: Any) -> Any:
         def read(tensor: Tensor, *args: Any, **options: Any) -> Any:
             caller = sys._getframe(1).f_globals.get("__name__", "")
-            if caller.startswith("engine.worker") and caller not in _OWN:
+            if caller.startswith("engine.worker"):
                 self.counts[f"{caller}.{name}"] += 1
             return real(tensor, *args, **options)
 
         return read
 
 
+def open_letters(start: SequenceStart) -> StructureState:
+    """A structure that half of the tiny model's tokens follow."""
+    vocabulary = [*(bytes([30 + i]) for i in range(VOCAB - 1)), b""]
+    grammar = GrammarCompiler(vocabulary, [VOCAB - 1]).compile(
+        Structure(kind="regex", source="[A-Za-z]*")
+    )
+    output = start.token_ids[start.num_prompt_tokens :]
+    return StructureState(GrammarMatcher(grammar), VOCAB, [VOCAB - 1], output)
+
+
+@pytest.mark.parametrize("has_structure", [False, True], ids=["free", "structured"])
 @pytest.mark.parametrize("options", [{}, _ALL], ids=["greedy", "everything"])
 def test_a_step_reads_once_per_look_and_once_at_its_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, object],
+    has_structure: bool,
 ) -> None:
     decoder = load_tiny(write_tiny_llama(tmp_path), TorchOps("cpu"))
-    drafter = policy_drafter(decoder, random_heads(decoder, [2, 4], 40), threshold=0.0)
-    driver = StepDriver(decoder, 16, drafter)
+    drafter = policy_drafter(decoder, random_heads(decoder, [2, 4], VOCAB), threshold=0.0)
+    driver = StepDriver(decoder, 16, drafter, open_letters if has_structure else None)
     starts = [sequence_start(i, [5 + i, 9, 2], **options) for i in range(3)]
+    num_excluded = []
+    real_exclude = TorchOps.exclude
+
+    def exclude(self: TorchOps, *args: Any) -> None:
+        num_excluded.append(len(args[1]))
+        real_exclude(self, *args)
+
+    monkeypatch.setattr(TorchOps, "exclude", exclude)
     looks, steps = [], []
     real_look, real_verify = ExitLook.opinions, Verifier.verify
 
@@ -95,6 +122,9 @@ def test_a_step_reads_once_per_look_and_once_at_its_end(
     if "num_logprobs" in options:
         expected["engine.worker.logprobs.tolist"] = len(steps)
     assert reads.counts == expected
+    assert len(num_excluded) == (len(looks) + len(steps) if has_structure else 0)
+    if has_structure:
+        assert max(num_excluded) > 3, "the masks of all rows and of all their drafts together"
 
 
 def test_no_list_goes_to_the_device_but_through_upload() -> None:

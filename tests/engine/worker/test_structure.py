@@ -4,11 +4,15 @@ Equal outputs are equal to the token and to the bit of every log-probability.
 """
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import pytest
-import torch
 from backends import available_ops
+from hypothesis import given, settings
+from hypothesis.strategies import DataObject, data, integers, lists, sampled_from
+from numpy.typing import NDArray
 from tiny_model import (
     VOCAB,
     StepDriver,
@@ -18,7 +22,6 @@ from tiny_model import (
     sequence_start,
     write_tiny_llama,
 )
-from torch import Tensor
 from xgrammar import GrammarMatcher
 
 from benchmarks.scripted import Agreement, ScriptedDrafter
@@ -28,6 +31,7 @@ from engine.model.decoder import Decoder
 from engine.plan import RowResult, SequenceStart
 from engine.request import Structure, TokenLogprobs
 from engine.worker.structure import StructureState
+from engine.worker.token_bits import TokenBits, has_token, token_bits
 
 pytestmark = pytest.mark.torch
 
@@ -40,32 +44,29 @@ def compiler() -> GrammarCompiler:
     return GrammarCompiler(VOCABULARY, [EOS])
 
 
-def state(compiler: GrammarCompiler, pattern: str, output: bytes = b"") -> StructureState:
+def state(compiler: GrammarCompiler, pattern: str, output: Sequence[int] = b"") -> StructureState:
     grammar = compiler.compile(Structure(kind="regex", source=pattern))
     return StructureState(GrammarMatcher(grammar), len(VOCABULARY), [EOS], output)
 
 
-def ids(mask: Tensor | None) -> list[int]:
+def ids(mask: TokenBits | None) -> list[int]:
     assert mask is not None
-    return mask.nonzero().flatten().tolist()
+    return [token_id for token_id in range(32 * len(mask)) if has_token(mask, token_id)]
 
 
 def test_of_listed_tokens_those_that_fit_and_else_the_end_of_what_is_complete(
     compiler: GrammarCompiler,
 ) -> None:
     structure = state(compiler, "a[0-9]*")
-    listed = torch.zeros(len(VOCABULARY), dtype=torch.bool)
-    listed[list(b"a7x")] = True
 
-    def left(drafts: bytes, *, puts_off_end: bool = False) -> list[int]:
-        return ids(structure.allowed(drafts, puts_off_end=puts_off_end, listed=listed))
+    def left(drafts: bytes, listed: bytes, *, puts_off_end: bool = False) -> list[int]:
+        bits = token_bits(listed, len(VOCABULARY))
+        return ids(structure.allowed(drafts, puts_off_end=puts_off_end, listed=bits))
 
-    assert left(b"") == [ord("a")]
-    assert left(b"a") == [ord("7")], "the end is not listed, and something that is can come"
-    listed[ord("7")] = False
-    assert left(b"a") == left(b"a", puts_off_end=True) == [EOS]
-    listed[ord("a")] = False
-    assert left(b"") == [], "nothing that is listed, and no end either"
+    assert left(b"", b"a7x") == [ord("a")]
+    assert left(b"a", b"a7x") == [ord("7")], "the end is not listed, and something that is can come"
+    assert left(b"a", b"ax") == left(b"a", b"ax", puts_off_end=True) == [EOS]
+    assert left(b"", b"x") == [], "nothing that is listed, and no end either"
 
 
 def test_drafts_are_followed_and_taken_back(compiler: GrammarCompiler) -> None:
@@ -78,6 +79,63 @@ def test_drafts_are_followed_and_taken_back(compiler: GrammarCompiler) -> None:
     assert ids(structure.allowed(b"2", puts_off_end=False)) == ids(
         replayed.allowed(b"2", puts_off_end=False)
     )
+
+
+class Watched:
+    """A matcher whose calls are counted."""
+
+    def __init__(self, matcher: GrammarMatcher) -> None:
+        self._matcher = matcher
+        self.calls: Counter[str] = Counter()
+
+    def __getattr__(self, name: str) -> Callable[..., object]:
+        self.calls[name] += 1
+        return getattr(self._matcher, name)
+
+
+def test_a_token_is_fed_once_however_often_it_is_asked_for(compiler: GrammarCompiler) -> None:
+    grammar = compiler.compile(Structure(kind="regex", source="[a-z]*"))
+    matcher = Watched(GrammarMatcher(grammar))
+    structure = StructureState(matcher, len(VOCABULARY), [EOS], ())
+    for drafts in (b"", b"a", b"ab", b"abc", b"ab", b"", b"abc"):
+        assert structure.allowed(drafts, puts_off_end=False) is not None
+    assert matcher.calls["accept_token"] == 3, "drafts that go on where the last ones ended"
+    assert matcher.calls["fill_next_token_bitmask"] == 4
+    structure.append(b"abx")
+    assert matcher.calls["accept_token"] == 4, "what was accepted has been fed already"
+    assert matcher.calls["rollback"] == 1
+    structure.allowed(b"yz", puts_off_end=False)
+    structure.allowed(b"q", puts_off_end=False)
+    assert matcher.calls["rollback"] == 2
+
+
+@given(data())
+@settings(max_examples=60, deadline=None)
+def test_whatever_was_asked_before_the_mask_is_that_of_a_new_matcher(
+    compiler: GrammarCompiler, source: DataObject
+) -> None:
+    pattern = "(ab|ac[0-9]?|[x-z]{2})*!"
+    tokens = sampled_from([*b"abcxyz01!", EOS])
+    structure, output = state(compiler, pattern), list[int]()
+    for _ in range(source.draw(integers(1, 5))):
+        for drafts in source.draw(lists(lists(tokens, max_size=4), max_size=4)):
+            fresh = state(compiler, pattern, output).allowed(drafts, puts_off_end=False)
+            found = structure.allowed(drafts, puts_off_end=False)
+            assert (found is None) == (fresh is None)
+            assert found is None or ids(found) == ids(fresh)
+        drawn = source.draw(lists(tokens, min_size=1, max_size=4))
+        tried = state(compiler, pattern, output)
+        accepted: list[int] = []
+        for token_id in drawn:
+            mask = tried.allowed(accepted, puts_off_end=False)
+            if mask is None or not has_token(mask, token_id):
+                break
+            accepted.append(token_id)
+        structure.append(accepted)
+        output += accepted
+        assert structure.error is None
+        if EOS in accepted:
+            return
 
 
 def test_the_end_is_put_off_only_while_there_is_something_else(compiler: GrammarCompiler) -> None:
@@ -228,8 +286,8 @@ class SlowMatcher:
         self.seconds += 1e-6 * self.num_tokens**3
         return True
 
-    def fill_next_token_bitmask(self, words: Tensor) -> None:
-        words.fill_(-1)
+    def fill_next_token_bitmask(self, words: NDArray[np.int32]) -> None:
+        words.fill(-1)
         self.seconds += 0.005
 
     def rollback(self, count: int) -> None:

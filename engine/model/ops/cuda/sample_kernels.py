@@ -1,5 +1,5 @@
 """Gumbel-argmax over the vocabulary on CUDA: the noise of `engine.model.noise` is made where it is
-added, never stored.
+added, never stored. And what may not be chosen at all, which comes as bits.
 
 The 64-bit mixing is that of the torch implementation to the bit; the logarithms are the device's
 own. All choices of a worker on this backend take this path, so they agree with one another; noise
@@ -34,6 +34,28 @@ def _gumbel(key, token_ids):
     z = z ^ ((z >> 31) & 0x1FFFFFFFF)
     uniform = (((z >> 41) & 0x7FFFFF).to(tl.float32) + 0.5) * (1.0 / 8388608.0)
     return -tl.log(-tl.log(uniform))
+
+
+@triton.jit
+def _exclude_kernel(
+    logits,  # [T, V'] float32, written
+    allowed,  # [M, 1 + W] int32: a row of the logits, then its words
+    token_ids,  # [V'] int32
+    num_columns,
+    num_words,
+    HAS_IDS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    words = allowed + tl.program_id(0).to(tl.int64) * (num_words + 1)
+    row = tl.load(words).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = columns < num_columns
+    ids = columns
+    if HAS_IDS:
+        ids = tl.load(token_ids + columns, mask=mask, other=0)
+    word = tl.load(words + 1 + (ids >> 5), mask=mask, other=0)
+    is_excluded = ((word >> (ids & 31)) & 1) == 0
+    tl.store(logits + row * num_columns + columns, float("-inf"), mask=mask & is_excluded)
 
 
 @triton.jit
@@ -80,6 +102,23 @@ def _best_of_row_kernel(best, best_column, chosen, num_blocks, BLOCKS: tl.conste
     )
     winner = tl.load(best_column + row * num_blocks + place)
     tl.store(chosen + row, tl.where(tl.min(column, axis=0) < 0, -1, winner))
+
+
+def exclude(logits: Tensor, allowed: Tensor, token_ids: Tensor | None) -> None:
+    """See `engine.model.ops.interface.Ops.exclude`."""
+    assert logits.is_contiguous(), "exclude: logits in one piece"
+    allowed = allowed.contiguous()
+    num_columns, num_rows = logits.shape[1], len(allowed)
+    _exclude_kernel[(num_rows, triton.cdiv(num_columns, _BLOCK))](
+        logits,
+        allowed,
+        token_ids,
+        num_columns,
+        allowed.shape[1] - 1,
+        HAS_IDS=token_ids is not None,
+        BLOCK=_BLOCK,
+        num_warps=8,
+    )
 
 
 def sample(
