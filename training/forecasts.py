@@ -1,4 +1,4 @@
-"""Forecasts for a search: every single exit, and pairs, on heads that nobody has trained."""
+"""Forecasts for a search: every single exit, and pairs, by what heads expect of known texts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,15 +16,17 @@ _SECOND_EXITS = 6  # tried with each of them
 
 
 @dataclass(frozen=True, slots=True)
-class CheapHeads:
-    """What heads that nobody has trained expect, by exit layer."""
+class CalibratedOpinions:
+    """What heads expect of known texts, and how often that is right, by exit layer."""
 
     opinions: Mapping[int, Opinions]
     calibration: Mapping[int, Calibration]
     vocabulary_size: int
 
     @classmethod
-    def of(cls, opinions: Mapping[int, Opinions], states: HiddenStates, size: int) -> "CheapHeads":
+    def of(
+        cls, opinions: Mapping[int, Opinions], states: HiddenStates, size: int
+    ) -> "CalibratedOpinions":
         """Calibrated on the texts themselves."""
         return cls(opinions, {n: each.calibration(states) for n, each in opinions.items()}, size)
 
@@ -39,17 +41,17 @@ class Forecaster:
         self._speedups: dict[str, float] = read_json(self._path) or {}
 
     def forecast(
-        self, exit_layers: Sequence[int], cheap: CheapHeads, threshold: float | None = None
+        self, exit_layers: Sequence[int], heads: CalibratedOpinions, threshold: float | None = None
     ) -> Forecast:
         """Of exits at some of the layers that have heads."""
-        layers, size = list(exit_layers), cheap.vocabulary_size
+        layers, size = list(exit_layers), heads.vocabulary_size
         name = f"exits {layers}, {size} tokens, threshold {threshold}"
         if name in self._speedups:
             speedup = self._speedups[name]
             return Forecast(exit_layers=layers, threshold=threshold, speedup=speedup)
         forecast = self._replay.forecast(
-            {layer: cheap.opinions[layer] for layer in layers},
-            {layer: cheap.calibration[layer] for layer in layers},
+            {layer: heads.opinions[layer] for layer in layers},
+            {layer: heads.calibration[layer] for layer in layers},
             self._costs.model(layers, size),
             self._costs.model([], size).plain(1),
             threshold,
@@ -59,13 +61,13 @@ class Forecaster:
         return forecast
 
 
-def all_forecasts(forecaster: Forecaster, cheap: CheapHeads) -> list[Forecast]:
+def all_forecasts(forecaster: Forecaster, heads: CalibratedOpinions) -> list[Forecast]:
     """Of every single exit, and of pairs that begin with one of the best."""
-    layers = list(cheap.opinions)
+    layers = list(heads.opinions)
     with ProgressReport("forecasts", len(layers), "choices") as report:
         forecasts: list[Forecast] = []
         for layer in layers:
-            forecasts.append(forecaster.forecast([layer], cheap))
+            forecasts.append(forecaster.forecast([layer], heads))
             report.update(len(forecasts))
         best = sorted(forecasts, key=lambda each: each.speedup, reverse=True)[:_PAIRED]
         firsts = [forecast.exit_layers[0] for forecast in best]
@@ -76,7 +78,7 @@ def all_forecasts(forecaster: Forecaster, cheap: CheapHeads) -> list[Forecast]:
         ]
         report.total += len(pairs)
         for pair in pairs:
-            forecasts.append(forecaster.forecast(pair, cheap))
+            forecasts.append(forecaster.forecast(pair, heads))
             report.update(len(forecasts))
     return forecasts
 

@@ -20,7 +20,7 @@ from engine.model.decoder import Decoder
 from training.collect import ShardPaths
 from training.costs import PartCosts, kept_costs
 from training.evaluate import evaluate_head
-from training.forecasts import CheapHeads, Forecaster, all_forecasts
+from training.forecasts import CalibratedOpinions, Forecaster, all_forecasts
 from training.generations import Generation, choose_prompts, reduced_vocabulary
 from training.head_factory import HeadFactory
 from training.heads_file import model_facts, write_heads
@@ -131,7 +131,7 @@ class Search:
         ids, _ = reduced_vocabulary(self._sample.training, size)
         return HeadFactory(self._decoder, ids, self._max_bytes)
 
-    def _cheap_heads(self, size: int) -> CheapHeads:
+    def _cheap_heads(self, size: int) -> CalibratedOpinions:
         """Fitted at every layer."""
         factory = self._factory(size)
         layers = range(1, self._decoder.spec.num_layers)
@@ -147,13 +147,13 @@ class Search:
                     with whole_file(path) as partial:
                         save_file(asdict(opinions[layer]), str(partial))
                 report.update(layer)
-        return CheapHeads.of(opinions, self._texts.states, size)
+        return CalibratedOpinions.of(opinions, self._texts.states, size)
 
     def _opinions(self, factory: HeadFactory, layer: int) -> Opinions:
         head = factory.fitted(factory.shards(self._fit_paths, layer))
         return form_opinions(head, self._texts.at(layer), factory.token_ids)
 
-    def _curve(self, cheap: CheapHeads, single: Forecast) -> LayerCurve:
+    def _curve(self, cheap: CalibratedOpinions, single: Forecast) -> LayerCurve:
         [layer] = single.exit_layers
         agreement = cheap.opinions[layer].agreement(self._texts.states)
         return LayerCurve(
@@ -171,7 +171,7 @@ class Search:
         for size in sizes:
             with torch_threads(self._model):
                 opinions = {layer: self._opinions(self._factory(size), layer)}
-            cheap = CheapHeads.of(opinions, self._texts.states, size)
+            cheap = CalibratedOpinions.of(opinions, self._texts.states, size)
             speedup = forecaster.forecast([layer], cheap).speedup
             _, covered = reduced_vocabulary(self._sample.training, size)
             found[size] = (round(covered, 4), speedup)
@@ -209,7 +209,7 @@ class Search:
 
 
 def _candidate(
-    forecaster: Forecaster, cheap: CheapHeads, forecast: Forecast, timed: TimedRuns
+    forecaster: Forecaster, cheap: CalibratedOpinions, forecast: Forecast, timed: TimedRuns
 ) -> Candidate:
     """With the best of some fixed thresholds."""
     fixed = [

@@ -18,7 +18,7 @@ from engine.model.decoder import Decoder
 from engine.model.exit_head import Calibration
 from training.collect import ShardPaths
 from training.costs import PartCosts, kept_costs
-from training.forecasts import CheapHeads, Forecaster, all_forecasts
+from training.forecasts import CalibratedOpinions, Forecaster, all_forecasts
 from training.generations import Generation, choose_prompts
 from training.head_factory import HeadFactory
 from training.heads_file import Facts, read_facts, read_vocabulary, write_chosen
@@ -99,7 +99,7 @@ class Selection:
         search["candidates"] = [asdict(each) for each in timed]
         write_chosen(self._heads, timed[0].exit_layers, output, {"search": search})
 
-    def _opinions(self) -> CheapHeads:
+    def _opinions(self) -> CalibratedOpinions:
         factory = self._factory
         with torch_threads(self._model):
             opinions = {
@@ -111,7 +111,7 @@ class Selection:
         calibration = {
             layer: Calibration(**self._facts["calibration"][str(layer)]) for layer in opinions
         }
-        return CheapHeads(opinions, calibration, len(factory.token_ids))
+        return CalibratedOpinions(opinions, calibration, len(factory.token_ids))
 
     def _costs(self, size: int) -> PartCosts:
         refinement_size = max(self._facts.get("refinement_sizes", {"": 0}).values())
