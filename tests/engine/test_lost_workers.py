@@ -1,6 +1,7 @@
 """The engine in an event loop loses its worker, once or again and again: what streams become."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -9,8 +10,21 @@ from fake_worker import KILLER_ID, FakeWorker, Letters, expected_output, make_re
 from mortal_worker import MortalWorker
 
 from engine import supervisor
+from engine.async_engine import AsyncEngine
 from engine.errors import EngineFailed, ModelLoadError, PromptTooLong
 from engine.request import FinishReason, GenerationRequest, Structure
+
+
+def right_text(request: GenerationRequest) -> str:
+    return Letters().text(expected_output(request))
+
+
+async def assert_whole(engine: AsyncEngine, requests: Sequence[GenerationRequest]) -> None:
+    """Asked at once, every request gets all of its tokens and text."""
+    streams = await asyncio.gather(*(collect(engine, request) for request in requests))
+    for request, outputs in zip(requests, streams, strict=True):
+        assert tuple(t for o in outputs for t in o.token_ids) == expected_output(request)
+        assert text_of(outputs) == right_text(request)
 
 
 @pytest.mark.parametrize("fails_at_step", [1, 2, 5, 9])
@@ -18,10 +32,7 @@ async def test_streams_survive_a_step_that_raises(fails_at_step: int) -> None:
     fake = FakeWorker(fails_at_step=fails_at_step)
     engine = engine_on(MortalWorker(fake))
     await engine.start()
-    requests = [make_request(number) for number in range(4)]
-    streams = await asyncio.gather(*(collect(engine, request) for request in requests))
-    for request, outputs in zip(requests, streams, strict=True):
-        assert tuple(t for o in outputs for t in o.token_ids) == expected_output(request)
+    await assert_whole(engine, [make_request(number) for number in range(4)])
     assert engine.stats().worker_restarts_total == 1
     await engine.stop()
 
@@ -33,9 +44,7 @@ async def test_streams_survive_every_death_of_the_worker(dies_every: int) -> Non
     engine = engine_on(worker)
     await engine.start()
     requests = [make_request(n, ignore_eos=True, max_tokens=120) for n in range(6)]
-    streams = await asyncio.gather(*(collect(engine, request) for request in requests))
-    for request, outputs in zip(requests, streams, strict=True):
-        assert text_of(outputs) == Letters().text(expected_output(request))
+    await assert_whole(engine, requests)
     assert engine.stats().worker_restarts_total >= 2
     assert engine.stats().num_blocks_used == 0
     await engine.stop()
@@ -61,7 +70,7 @@ async def test_a_stream_alone_with_dying_workers_is_ended_sooner_if_it_may_be_th
     if is_ended:
         assert outputs[-1].finish_reason is FinishReason.ERROR
     else:
-        assert text_of(outputs) == Letters().text(expected_output(make_request(0)))
+        assert text_of(outputs) == right_text(make_request(0))
     await engine.stop()
 
 
@@ -81,10 +90,8 @@ async def test_while_a_worker_loads_requests_queue_and_leave() -> None:
     leaving.cancel()
     await asyncio.gather(leaving, return_exceptions=True)
     assert engine.stats().finished_total[FinishReason.ABORT] == 1
-    assert text_of(await open_one) == Letters().text(
-        expected_output(make_request(0, ignore_eos=True))
-    )
-    assert text_of(await newcomer) == Letters().text(expected_output(make_request(2)))
+    assert text_of(await open_one) == right_text(make_request(0, ignore_eos=True))
+    assert text_of(await newcomer) == right_text(make_request(2))
     assert not engine.is_recovering
     await engine.stop()
 
@@ -125,8 +132,8 @@ async def test_a_new_worker_with_fewer_blocks_serves_what_fits_them() -> None:
     worker.death.set()
     *outputs, last = await asyncio.gather(*streams)
     for request, each in zip(fitting, outputs, strict=True):
-        assert text_of(each) == Letters().text(expected_output(request))
-    right = Letters().text(expected_output(outgrown))
+        assert text_of(each) == right_text(request)
+    right = right_text(outgrown)
     assert right.startswith(text_of(last))
     assert last[-1].finish_reason is FinishReason.ERROR
     assert "too small" in str(last[-1].error)
@@ -137,8 +144,7 @@ async def test_a_new_worker_with_fewer_blocks_serves_what_fits_them() -> None:
     worker.num_blocks_after = 64  # and the memory comes back
     worker.death.set()
     await until(lambda: engine.stats().worker_restarts_total == 2)
-    outputs = [await collect(engine, replace(outgrown, request_id="again"))]
-    assert text_of(outputs[0]) == right
+    await assert_whole(engine, [replace(outgrown, request_id="again")])
     await engine.stop()
 
 
@@ -150,8 +156,7 @@ async def test_a_death_while_idle_is_noticed_and_repaired_before_anybody_asks() 
         worker.death.set()
         while engine.stats().worker_restarts_total < restarts:
             await asyncio.sleep(0.001)
-        outputs = await collect(engine, make_request(restarts))
-        assert text_of(outputs) == Letters().text(expected_output(make_request(restarts)))
+        await assert_whole(engine, [make_request(restarts)])
     await engine.stop()
 
 
@@ -178,7 +183,7 @@ async def test_a_request_that_kills_workers_fails_alone() -> None:
     first, second, killed, third, fourth = await asyncio.gather(*streams)
     assert killed[-1].finish_reason is FinishReason.ERROR
     for request, outputs in zip(requests, (first, second, third, fourth), strict=True):
-        assert text_of(outputs) == Letters().text(expected_output(request))
+        assert text_of(outputs) == right_text(request)
     assert not engine.is_failed
     await engine.stop()
 
