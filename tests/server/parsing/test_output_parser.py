@@ -53,6 +53,7 @@ CASES = [
         Parsed(content='<tool_call>{"name":"no"}</tool_call> x'),
     ),
     (HERMES, "<tool_call>oops</tool_call>", Parsed(content="<tool_call>oops</tool_call>")),
+    (HERMES, '<tool_call>{"name":"f"}\n</tool_', Parsed(calls=[("f", "{}")])),
     (HERMES, '<tool_call>{"name":"f"}</tool_x', Parsed("", "</tool_x", [("f", "{}")])),
     (
         HERMES,

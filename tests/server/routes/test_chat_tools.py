@@ -74,6 +74,38 @@ def test_a_streamed_tool_call_is_what_the_whole_one_is(client, engine):
         assert choices[-1]["finish_reason"] == "tool_calls"
 
 
+def heard(client, length):
+    """The same answer cut after so many bytes, whole and streamed: (content, calls, reason)."""
+    whole = ask(client, tools=[WEATHER], max_tokens=length).json()["choices"][0]
+    calls = [call["function"] for call in whole["message"].get("tool_calls") or []]
+    lines = ask(client, tools=[WEATHER], max_tokens=length, stream=True).text.splitlines()
+    choices = [json.loads(line[6:])["choices"][0] for line in lines if line.startswith("data: {")]
+    content = "".join(choice["delta"].get("content") or "" for choice in choices)
+    pieces = [call for choice in choices for call in choice["delta"].get("tool_calls", [])]
+    arguments = "".join(piece["function"]["arguments"] for piece in pieces)
+    names = [piece["function"]["name"] for piece in pieces if "id" in piece]
+    assert (whole["message"]["content"] or "") == content
+    assert calls == [{"name": name, "arguments": arguments} for name in names]
+    assert whole["finish_reason"] == choices[-1]["finish_reason"]
+    return content, calls, whole["finish_reason"]
+
+
+def test_a_call_that_is_cut_off_ends_by_length_with_as_much_of_it_as_there_is(client, engine):
+    """OpenAI's way, streamed or not: arguments that have begun are a call's, of which clients learn
+    by the reason that it is not whole. What has no arguments yet is no call, and stays text.
+    """
+    engine.text = CALL
+    begun = CALL.index('{"city"')
+    for length in (5, len("<tool_call>"), begun - 1):
+        assert heard(client, length) == (CALL[:length], [], "length")
+    for length in (begun + 1, begun + 9):
+        call = {"name": "weather", "arguments": CALL[begun:length]}
+        assert heard(client, length) == ("", [call], "length")
+    call = {"name": "weather", "arguments": '{"city": "Oslo"}'}
+    assert heard(client, len(CALL) - 3) == ("", [call], "length")
+    assert heard(client, len(CALL) + 1) == ("", [call], "tool_calls")
+
+
 def test_calls_and_their_answers_go_back_to_the_model(client, engine):
     function = {"name": "weather", "arguments": '{"a": 1}'}
     ask(
