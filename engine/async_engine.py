@@ -161,8 +161,11 @@ class AsyncEngine:
         """
         self._running_core().check_room(num_requests, num_tokens)
 
-    def admit(self, requests: Sequence[GenerationRequest]) -> None:
+    def admit(self, requests: Sequence[GenerationRequest]) -> list[OutputSlot]:
         """Queue all of them or none; each goes on until it is generated to its end, or aborted.
+
+        Returns:
+            Where the outputs of each will be.
 
         Raises:
             RequestError: if one can never run.
@@ -172,9 +175,11 @@ class AsyncEngine:
         """
         self._running_core().add_all(requests)
         make = PacedSlot if self._is_even else OutputSlot
-        self._slots |= {each.request_id: make(each.output_interval) for each in requests}
+        slots = {each.request_id: make(each.output_interval) for each in requests}
+        self._slots |= slots
         self._idle.clear()
         self._work.set()
+        return list(slots.values())
 
     async def approve(self, structure: Structure) -> None:
         """Find out whether a structure can be followed, and have it ready for the requests with it.
@@ -192,7 +197,7 @@ class AsyncEngine:
         await self._supervisor.prepare(structure)
 
     def abort(self, request_id: str) -> None:
-        """End a request for whose output nobody waits any more. Idempotent."""
+        """Forget a request for whose output nobody waits any more; it ends. Idempotent."""
         slot = self._slots.pop(request_id, None)
         if slot is not None:
             slot.flush()
@@ -214,10 +219,15 @@ class AsyncEngine:
         """
         if request.request_id not in self._slots:
             self.admit([request])
-        slot = self._slots[request.request_id]
+        slot, ready = self._slots[request.request_id], asyncio.Event()
+        slot.on_ready = ready.set
         try:
             while True:
-                output = await slot.take()
+                output = slot.take()
+                if output is None:
+                    ready.clear()
+                    await ready.wait()
+                    continue
                 yield output
                 if output.finish_reason is not None:
                     return
@@ -245,7 +255,7 @@ class AsyncEngine:
     def _fail(self, core: EngineCore, error: Exception) -> None:
         self.fatal_error = error
         core.end_all(FinishReason.ERROR, _FAILED)
-        for slot in self._slots.values():
+        for slot in list(self._slots.values()):
             slot.fail(EngineFailed(_FAILED))
 
     async def _loop(self, core: EngineCore) -> None:

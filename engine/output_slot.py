@@ -1,10 +1,8 @@
 """Where a request's outputs wait for their reader: one slot that merges, never a growing queue."""
 
-import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from engine.errors import EngineError
 from engine.request import RequestOutput
 
 
@@ -12,16 +10,21 @@ class OutputSlot:
     """The outputs of one request that nobody has taken yet."""
 
     def __init__(self, interval: int = 1) -> None:
-        """Args: interval: tokens worth waking the reader for; the first and the end always are,
+        """Args: interval: tokens worth calling the reader for; the first and the end always are,
         and nothing else is where it is 0.
         """
+        self.on_ready: Callable[[], object] = _nobody  # called whenever there is enough to take
         self._interval = interval
         self._pending: list[RequestOutput] = []
         self._num_pending_tokens = 0
         self._is_first = True
-        self._error: EngineError | None = None
-        self._reader: asyncio.Future[None] | None = None  # who waits for enough to come
-        self._is_worth_taking = False
+        self._is_ready = False
+        self._error: Exception | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether there is enough to take."""
+        return self._is_ready
 
     def put(self, output: RequestOutput) -> None:
         """Add an output to those that wait."""
@@ -29,7 +32,8 @@ class OutputSlot:
         self._num_pending_tokens += len(output.token_ids)
         is_enough = 0 < self._interval <= self._num_pending_tokens
         if is_enough or self._is_first or output.finish_reason is not None:
-            self._wake()
+            self._is_ready = True
+            self.on_ready()
 
     def put_step(self, outputs: Sequence[RequestOutput]) -> None:
         """Add what one step brought, oldest first; only the last of all may end the request."""
@@ -39,33 +43,28 @@ class OutputSlot:
     def flush(self) -> None:
         """Hold nothing back any longer; here nothing is."""
 
-    def fail(self, error: EngineError) -> None:
+    def fail(self, error: Exception) -> None:
         """Nothing more will come, for this reason."""
         self._error = error
-        self._wake()
+        self._is_ready = True
+        self.on_ready()
 
-    async def take(self) -> RequestOutput:
-        """All that has come since the last call, as one; waits until it is worth it.
+    def take(self) -> RequestOutput | None:
+        """All that has come since the last call, as one; None while that is not enough.
 
         Raises:
             EngineError: what `fail` was told, once everything that came before it is taken.
         """
-        if not self._is_worth_taking:
-            self._reader = asyncio.get_running_loop().create_future()
-            await self._reader
+        if not self._is_ready:
+            return None
         if not self._pending:
-            assert self._error is not None
+            assert self._error is not None, "a slot is ready with something in it"
             raise self._error
-        self._is_worth_taking = self._error is not None
+        self._is_ready = self._error is not None
         output = self._pending[0] if len(self._pending) == 1 else merged(self._pending)
         self._pending = []
         self._num_pending_tokens, self._is_first = 0, False
         return output
-
-    def _wake(self) -> None:
-        self._is_worth_taking = True
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
 
 
 def merged(outputs: Sequence[RequestOutput]) -> RequestOutput:
@@ -78,3 +77,7 @@ def merged(outputs: Sequence[RequestOutput]) -> RequestOutput:
         trace=tuple(each for output in outputs for each in output.trace),
         prompt_logprobs=tuple(each for output in outputs for each in output.prompt_logprobs),
     )
+
+
+def _nobody() -> None:
+    """No reader yet: outputs wait."""

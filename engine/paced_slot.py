@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from engine.errors import EngineError
 from engine.output_slot import OutputSlot
 from engine.request import RequestOutput
 
@@ -68,7 +67,7 @@ class PacedSlot(OutputSlot):
         while self._held:
             self.put(self._held.popleft())
 
-    def fail(self, error: EngineError) -> None:
+    def fail(self, error: Exception) -> None:
         """See `OutputSlot.fail`."""
         self.flush()
         super().fail(error)

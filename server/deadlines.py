@@ -1,77 +1,41 @@
 """How long a request may wait for its turn, and how long it may take in all."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
-from engine.errors import DeadlinePassed, QueuedTooLong
-
-Item = TypeVar("Item")
+from engine.errors import DeadlinePassed, EngineError, QueuedTooLong
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Deadlines:
-    """In seconds from the request's arrival; 0 = any time."""
+    """In seconds from when they are set; 0 = any time."""
 
     queue_s: float
     total_s: float
+    _timers: list[asyncio.TimerHandle] = field(default_factory=list)
 
-    @property
-    def are_set(self) -> bool:
-        """Whether there is any."""
-        return self.queue_s > 0 or self.total_s > 0
+    def set(
+        self, has_started: Callable[[], bool], on_passed: Callable[[EngineError], object]
+    ) -> None:
+        """From now on time counts.
 
+        Args:
+            has_started: Whether the request has had its turn.
+            on_passed: Called with QueuedTooLong or DeadlinePassed, once at most each.
+        """
 
-async def within(
-    deadlines: Deadlines,
-    outputs: AsyncGenerator[Item, None],
-    has_started: Callable[[], bool],
-) -> AsyncGenerator[Item, None]:
-    """The same outputs, but not for longer than allowed; `outputs` is closed in any case.
+        def end_turn() -> None:
+            if not has_started():
+                on_passed(QueuedTooLong())
 
-    Args:
-        has_started: whether any of what makes the outputs has had its turn.
+        loop = asyncio.get_running_loop()
+        if self.queue_s > 0:
+            self._timers.append(loop.call_later(self.queue_s, end_turn))
+        if self.total_s > 0:
+            self._timers.append(loop.call_later(self.total_s, on_passed, DeadlinePassed()))
 
-    Raises:
-        QueuedTooLong: nothing came to run in time.
-        DeadlinePassed: it is not done in time.
-    """
-    loop = asyncio.get_running_loop()
-    now = loop.time()
-    turn = now + deadlines.queue_s if deadlines.queue_s else None
-    end = now + deadlines.total_s if deadlines.total_s else None
-    async with aclosing(outputs):
-        item = await _first(outputs, turn, end, has_started)
-        while item is not None:
-            yield item
-            try:
-                async with asyncio.timeout_at(end):
-                    item = await anext(outputs, None)
-            except TimeoutError:
-                raise DeadlinePassed from None
-
-
-async def _first(
-    outputs: AsyncGenerator[Item, None],
-    turn: float | None,
-    end: float | None,
-    has_started: Callable[[], bool],
-) -> Item | None:
-    """The first output, for which a request may have to wait its turn: until `turn`, no longer."""
-    loop = asyncio.get_running_loop()
-    upcoming = asyncio.ensure_future(anext(outputs, None))
-    try:
-        if turn is not None:
-            await asyncio.wait({upcoming}, timeout=turn - loop.time())
-            if not upcoming.done() and not has_started():
-                raise QueuedTooLong
-        left = None if end is None else max(0.0, end - loop.time())
-        await asyncio.wait({upcoming}, timeout=left)
-        if not upcoming.done():
-            raise DeadlinePassed
-        return upcoming.result()
-    finally:
-        upcoming.cancel()
-        await asyncio.gather(upcoming, return_exceptions=True)
+    def cancel(self) -> None:
+        """They do not matter any more. Idempotent."""
+        while self._timers:
+            self._timers.pop().cancel()

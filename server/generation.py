@@ -3,19 +3,17 @@
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import aclosing
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from engine import AsyncEngine
-from engine.errors import EngineError
 from engine.request import GenerationRequest
 from server.answer import streamed_answer, whole_answer
 from server.context import ServerContext
 from server.convert import to_generation_requests, truncated
-from server.deadlines import Deadlines, within
-from server.fan_out import IndexedOutputs, fan_out
+from server.deadlines import Deadlines
+from server.generations import Generations
 from server.protocol.common import CompletionRequestBase
 from server.records import RequestRecord, record_of
 from server.render.common import AnswerFrame, Renderer
@@ -82,21 +80,20 @@ async def generate_answer(
     demanding = "allowed_token_ids" if body.allowed_token_ids else None
     if demanding is None and structure is not None:
         demanding = structure.param
-    outputs = generate(context, model.engine, requests, record, demanding=demanding)
+    generations = generate(context, model.engine, requests, record, demanding=demanding)
     if body.stream:
         settings = context.settings
         return await streamed_answer(
             request,
-            outputs,
+            generations,
             renderer,
-            num_choices=len(requests),
             keep_alive_s=settings.sse_keep_alive_interval,
             queue_timeout_s=settings.queue_timeout,
         )
-    return await whole_answer(request, outputs, renderer)
+    return await whole_answer(request, generations, renderer)
 
 
-async def generate(
+def generate(
     context: ServerContext,
     engine: AsyncEngine,
     requests: Sequence[GenerationRequest],
@@ -104,35 +101,20 @@ async def generate(
     *,
     most_at_once: int | None = None,
     demanding: str | None = None,
-) -> IndexedOutputs:
-    """Outputs of all requests, none of which outlives this.
-
-    Args:
-        most_at_once: Queue only so many at a time; None: all at once, or none.
-        demanding: See `fan_out`.
+) -> Generations:
+    """Start generating; to be closed, see `Generations`.
 
     Raises:
-        EngineError: the engine refused or failed, or it took too long.
+        EngineError: the engine refused.
     """
-    first = requests[:most_at_once]
-    ids = [request.request_id for request in first]
-    try:
-        engine.admit(first)
-    except EngineError:
-        context.observer.note_refusal(requests, record)
-        raise
-    try:
-        outputs = fan_out(
-            [context.observer.watch(engine.generate(each), each, record) for each in requests],
-            most_at_once=most_at_once,
-            demanding=demanding,
-        )
-        deadlines = Deadlines(context.settings.queue_timeout, context.settings.request_timeout)
-        if deadlines.are_set:
-            outputs = within(deadlines, outputs, lambda: any(map(engine.has_started, ids)))
-        async with aclosing(outputs):
-            async for indexed in outputs:
-                yield indexed
-    finally:
-        for request_id in ids:
-            engine.abort(request_id)
+    generations = Generations(
+        engine,
+        context.observer,
+        requests,
+        record,
+        most_at_once=most_at_once,
+        demanding=demanding,
+    )
+    settings = context.settings
+    generations.start(Deadlines(settings.queue_timeout, settings.request_timeout))
+    return generations

@@ -11,6 +11,7 @@ from http import HTTPStatus
 from typing import Any
 
 import h11
+from starlette.types import Scope
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
@@ -35,6 +36,7 @@ _REASONS = {
         "The request's headers are too large or too many.",
     ),
 }
+_CONNECTION = "connection"  # key of a scope's state
 CROWDED = "is_crowded"  # key of a scope's state: the connection came when there were too many
 
 
@@ -71,6 +73,7 @@ class BoundedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Refuse at once what is beyond the reserve; mark what is beyond the limit."""
         super().connection_made(transport)
+        self.app_state = {**self.app_state, _CONNECTION: self}
         excess = len(self.connections) - self._limits.max_connections
         if excess > _PROBE_RESERVE:
             self._refuse(_REFUSED_AT_LIMIT)
@@ -117,6 +120,25 @@ class BoundedProtocol(H11Protocol):
         self._refuse(
             Failure(status=status, type="invalid_request_error", code=code, message=message)
         )
+
+    @property
+    def can_take_piece(self) -> bool:
+        """Whether a further piece of the stream that is being sent can go out at once: it has
+        begun, the client reads, and nothing is buffered beyond measure.
+        """
+        return (
+            self._bounded.is_sending_chunks
+            and not self.flow.write_paused
+            and not self.transport.is_closing()
+        )
+
+    def send_piece(self, piece: bytes) -> None:
+        """Send a piece, not empty, as `can_take_piece` said.
+
+        What the application's `send` would do with it, less the way there: of a stream's middle
+        nobody needs to know, neither middleware nor h11's state machine.
+        """
+        self.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
 
     @property
     def _is_answering(self) -> bool:
@@ -169,6 +191,12 @@ class BoundedProtocol(H11Protocol):
         self.transport.close()
 
 
+def connection_of(scope: Scope) -> BoundedProtocol | None:
+    """The connection that a request came on; None where another server is in front (tests)."""
+    connection = scope.get("state", {}).get(_CONNECTION)
+    return connection if isinstance(connection, BoundedProtocol) else None
+
+
 class _BoundedConnection(h11.Connection):
     """h11's state machine, with bounds on complete heads and on the number of chunks."""
 
@@ -180,10 +208,13 @@ class _BoundedConnection(h11.Connection):
         self._num_body_bytes = 0
         self._sends_chunks = False
 
+    @property
+    def is_sending_chunks(self) -> bool:
+        """Whether a stream has begun and not ended."""
+        return self._sends_chunks and self.our_state is h11.SEND_BODY
+
     def send(self, event: Any) -> Any:
-        """See h11; a further piece of a stream changes no state, so it is only framed."""
-        if type(event) is h11.Data and self._sends_chunks and self.our_state is h11.SEND_BODY:
-            return b"%x\r\n%b\r\n" % (len(event.data), event.data) if event.data else b""
+        """See h11; takes note of how the body will be framed."""
         sent = super().send(event)
         if isinstance(event, h11.Response):
             self._sends_chunks = b"\r\ntransfer-encoding: chunked\r\n" in sent.lower()

@@ -1,7 +1,7 @@
 """An open stream of server-sent events: what it costs beside its events, and how it ends."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.event import ensure_bytes
@@ -22,7 +22,7 @@ class AnswerStream(EventSourceResponse):
         self,
         events: AsyncIterator[bytes],
         leaving: asyncio.Future[None],
-        close: Callable[[], Awaitable[None]],
+        close: Callable[[], None],
         keep_alive_s: float,
     ) -> None:
         """Args:
@@ -68,7 +68,7 @@ class AnswerStream(EventSourceResponse):
             for each in (timer, keeping_alive):
                 if each is not None:
                     each.cancel()
-            await self._close()
+            self._close()
 
     async def _send_with_timeout(self, send: Send, message: Message) -> None:
         """The library's own puts a cancel scope around every send, which costs as much as all that

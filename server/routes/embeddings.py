@@ -42,10 +42,11 @@ async def create_embeddings(request: Request, context: Context) -> Response:
     context.note_unknown_fields(_check_options(body, model))
     inputs = await _inputs(context, model, body)
     requests = _pooling_requests(body, inputs, body.pooling or context.settings.pooling_type)
-    outputs = generate(
+    generations = generate(
         context, model.engine, requests, record_of(request), most_at_once=_MOST_AT_ONCE
     )
-    answer = render_embeddings(body, await while_connected(request, gather_choices(outputs)))
+    choices = await while_connected(request, gather_choices(generations))
+    answer = render_embeddings(body, choices)
     return Response(answer.model_dump_json(), media_type="application/json")
 
 

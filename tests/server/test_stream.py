@@ -41,7 +41,7 @@ class Client:
             self.was_closed_inside = True
             raise
 
-    async def _close(self):
+    def _close(self):
         self.num_closed += 1
 
 

@@ -2,12 +2,13 @@
 
 import asyncio
 import codecs
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from engine import EngineInfo
 from engine.errors import EngineStopped
+from engine.output_slot import OutputSlot
 from engine.policy_reason import PolicyReason, PolicyReport
 from engine.request import (
     DraftFigures,
@@ -121,6 +122,7 @@ class FakeEngine:
     requests: list[GenerationRequest] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)  # ids of requests closed before their end
     open_ids: set[str] = field(default_factory=set)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _ending: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -158,11 +160,12 @@ class FakeEngine:
     def check_room(self, num_requests: int = 1, num_tokens: int = 0) -> None:
         pass
 
-    def admit(self, requests: Sequence[GenerationRequest]) -> None:
+    def admit(self, requests: Sequence[GenerationRequest]) -> list[OutputSlot]:
         if self.refusal is not None:
             raise self.refusal
         if self.is_stopped:
             raise EngineStopped("stopped")
+        return [self._begin(request) for request in requests]
 
     async def approve(self, structure: Structure) -> None:
         self.structures.append(structure)
@@ -170,34 +173,40 @@ class FakeEngine:
             raise self.structure_error
 
     def abort(self, request_id: str) -> None:
-        pass
+        if request_id in self.open_ids:
+            self.open_ids.discard(request_id)
+            self.aborted.append(request_id)
 
     def has_started(self, request_id: str) -> bool:
         return True
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[RequestOutput, None]:
-        if self.refusal is not None:
-            raise self.refusal
-        if self.is_stopped:
-            raise EngineStopped("stopped")
+    def _begin(self, request: GenerationRequest) -> OutputSlot:
+        slot = OutputSlot(request.output_interval)
         self.requests.append(request)
         self.open_ids.add(request.request_id)
-        is_finished = False
-        try:
-            for output in self._outputs(request):
-                await self._compute()
-                if self.failure and output.num_output_tokens > self.failure_after:
-                    raise self.failure
-                if self.finish_with and output.num_output_tokens > self.failure_after:
-                    is_finished = True
-                    yield _ended(output, self.finish_with)
-                    return
-                is_finished = output.finish_reason is not None
-                yield output
-        finally:
-            self.open_ids.discard(request.request_id)
-            if not is_finished:
-                self.aborted.append(request.request_id)
+        task = asyncio.create_task(self._generate(request, slot))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return slot
+
+    async def _generate(self, request: GenerationRequest, slot: OutputSlot) -> None:
+        """Token by token: the next one when the one before was taken, so that none merge."""
+        for output in self._outputs(request):
+            await self._compute()
+            while slot.is_ready:
+                await asyncio.sleep(0)
+            if request.request_id not in self.open_ids:
+                return
+            if self.failure and output.num_output_tokens > self.failure_after:
+                slot.fail(self.failure)
+                return
+            has_to_end = self.finish_with and output.num_output_tokens > self.failure_after
+            last = _ended(output, self.finish_with) if has_to_end else output
+            if last.finish_reason is not None:
+                self.open_ids.discard(request.request_id)
+            slot.put(last)
+            if last.finish_reason is not None:
+                return
 
     async def _compute(self) -> None:
         """Takes a token's time, less when the engine is told to end."""

@@ -109,15 +109,15 @@ def test_another_model_is_not_found(client):
 def test_many_inputs_come_in_order_and_a_few_at_a_time(engine):
     engine.token_delay_s = 0.002
     most_open = 0
-    generate = engine.generate
+    admit = engine.admit
 
-    async def counting(request):
+    def counting(requests):
         nonlocal most_open
-        async for output in generate(request):
-            most_open = max(most_open, len(engine.open_ids))
-            yield output
+        slots = admit(requests)
+        most_open = max(most_open, len(engine.open_ids))
+        return slots
 
-    engine.generate = counting
+    engine.admit = counting
     inputs = [[1 + index % 250] for index in range(300)]
     with TestClient(fake_app(engine)) as client:
         data = embed(client, input=inputs).json()["data"]

@@ -1,0 +1,106 @@
+"""How events reach the client: at once while it reads, merged and in order when it does not."""
+
+import asyncio
+import json
+
+from fake_engine import FakeEngine
+from watched_generations import started
+
+from engine.request import FinishReason, RequestOutput
+from server.answer_events import AnswerEvents
+from server.delivery import Delivery
+from server.protocol.completions import CompletionRequest
+from server.render.common import AnswerFrame
+from server.render.completions import CompletionRenderer
+
+
+class Connection:
+    """Takes pieces while it is told to."""
+
+    def __init__(self) -> None:
+        self.can_take_piece = True
+        self.pieces: list[bytes] = []
+
+    def send_piece(self, piece: bytes) -> None:
+        assert self.can_take_piece
+        self.pieces.append(piece)
+
+
+def delivery(engine: FakeEngine, connection: Connection | None, count: int = 1) -> Delivery:
+    frame = AnswerFrame(
+        answer_id="a",
+        created=0,
+        model="m",
+        tokenizer=engine.tokenizer,  # type: ignore[arg-type]
+        num_choices=count,
+        num_prompt_tokens=1,
+        max_draft_tokens=0,
+    )
+    body = CompletionRequest(model="m", prompt="p")
+    events = AnswerEvents(CompletionRenderer(body, frame))
+    return Delivery(started(engine, count), events, connection)  # type: ignore[arg-type]
+
+
+def texts(events: bytes) -> list[str]:
+    data = [each.removeprefix("data: ") for each in events.decode().split("\n\n") if each]
+    chunks = [json.loads(each) for each in data if each != "[DONE]"]
+    return ["".join(choice["text"] for choice in chunk["choices"]) for chunk in chunks]
+
+
+async def test_a_reader_that_keeps_up_gets_all_but_the_end_at_once() -> None:
+    connection = Connection()
+    by_task = [piece async for piece in delivery(FakeEngine("abcdef"), connection).body()]
+
+    assert [texts(piece) for piece in by_task] == [["f", ""]]
+    assert b"".join(by_task).endswith(b"data: [DONE]\n\n")
+    assert [texts(piece) for piece in connection.pieces] == [["a"], ["b"], ["c"], ["d"], ["e"]]
+
+
+async def test_several_choices_go_the_same_way() -> None:
+    connection = Connection()
+    by_task = [piece async for piece in delivery(FakeEngine("abcd"), connection, 3).body()]
+
+    said = "".join(text for piece in (*by_task, *connection.pieces) for text in texts(piece))
+    assert sorted(said) == sorted(3 * "abcd")
+    assert len(connection.pieces) >= 3
+
+
+async def test_behind_another_server_the_task_sends_everything() -> None:
+    by_task = [piece async for piece in delivery(FakeEngine("abc"), None).body()]
+
+    assert [texts(piece) for piece in by_task] == [["a"], ["b"], ["c", ""]]
+
+
+async def test_for_a_reader_that_does_not_read_outputs_merge_and_nothing_overtakes() -> None:
+    connection, engine = Connection(), FakeEngine("a", token_delay_s=60)
+    stream = delivery(engine, connection)
+    slot = stream._generations._open[0].slot
+    body = stream.body()
+    slot.put(output(0))
+    first = await anext(body)
+    # The client stops reading: the task is busy with the first piece, however much comes.
+    for number in range(1, 5000):
+        slot.put(output(number))
+    assert connection.pieces == [], "it would have overtaken the first piece"
+    second = await anext(body)
+    assert texts(first) == ["x"]
+    assert texts(second) == [4999 * "x"], "one piece, whatever its length"
+
+    connection.can_take_piece = False
+    waiting = asyncio.ensure_future(anext(body))
+    await asyncio.sleep(0)
+    slot.put(output(5000))
+    slot.put(output(5001, FinishReason.LENGTH))
+    assert texts(await waiting) == ["x", "x", ""]
+    assert connection.pieces == []
+
+
+def output(number: int, reason: FinishReason | None = None) -> RequestOutput:
+    return RequestOutput(
+        request_id="0",
+        text="x",
+        token_ids=(7,),
+        num_prompt_tokens=1,
+        num_output_tokens=number + 1,
+        finish_reason=reason,
+    )
