@@ -30,7 +30,7 @@ from torch import Tensor
 
 from engine.errors import HeadsMismatch
 from engine.model.decoder import Decoder
-from engine.model.ops.interface import Ops
+from engine.model.ops.interface import Ops, PackedHead, Refinement
 
 FORMAT_VERSION = 2
 _LINEAR_FORMAT = 1  # knows no refinements; heads without one are still written in it
@@ -44,14 +44,10 @@ class Head(Protocol):
     def exit_layer(self) -> int:
         """The layer whose hidden states it reads."""
 
-    def __call__(self, hidden: Tensor, previous: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(
+        self, hidden: Tensor, previous: Tensor, lengths: Sequence[int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """See `ExitHead.__call__`."""
-
-    def estimate(self, hidden: Tensor, previous: Tensor) -> Tensor:
-        """See `ExitHead.estimate`."""
-
-    def logits(self, state: Tensor) -> tuple[Tensor, Tensor]:
-        """See `ExitHead.logits`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,25 +69,6 @@ class RefinementWeights:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Refinement:
-    """The same, packed for a backend."""
-
-    norm: Tensor  # [E], c
-    gate_up: Any  # [2 F, E], G above V
-    down: Any  # [E, F], D
-
-    @classmethod
-    def pack(cls, weights: RefinementWeights, ops: Ops) -> "Refinement":
-        """For a backend."""
-        gate_up = torch.cat((weights.gate, weights.up)).to(ops.device, ops.dtype)
-        return cls(
-            norm=weights.norm.to(ops.device, ops.dtype).contiguous(),
-            gate_up=ops.pack_head(gate_up),
-            down=ops.pack_head(weights.down.to(ops.device, ops.dtype).contiguous()),
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class HeadWeights:
     """What is trained of a head while it serves, as numbers that can be computed with."""
 
@@ -110,51 +87,18 @@ class HeadWeights:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExitHead:
+class ExitHead(PackedHead):
     """The head at one exit layer, packed for a backend."""
 
     exit_layer: int
-    norm: Tensor  # [E], a
-    previous_norm: Tensor  # [E], b
-    project: Any  # [E, E], T
-    project_previous: Any  # [E, E], U
-    other: Any  # [1, E], o
-    refinement: Refinement | None
-    unit_norm: Tensor  # [E], ones
-    final_norm: Tensor  # [E], the model's
-    lm_head: Any  # [V', E]: the reduced vocabulary's rows, shared by all exits
     ops: Ops
     eps: float
 
-    def __call__(self, hidden: Tensor, previous: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Both in one: the estimated states [T, E], their logits, and the logit of "other"."""
-        state = self.estimate(hidden, previous)
-        return state, *self.logits(state)
-
-    def estimate(self, hidden: Tensor, previous: Tensor) -> Tensor:
-        """The last hidden states [T, E] as the head expects them.
-
-        Args:
-            hidden: [T, E], at the exit.
-            previous: [T, E], last hidden states of the tokens before, or estimates of them.
-        """
-        ops = self.ops
-        state = ops.linear(hidden, self.project, norm=self.norm, eps=self.eps)
-        state = ops.linear(
-            previous, self.project_previous, norm=self.previous_norm, eps=self.eps, residual=state
-        )
-        refinement = self.refinement
-        if refinement is None:
-            return state
-        inner = ops.gate_up(state, refinement.gate_up, norm=refinement.norm, eps=self.eps)
-        return ops.linear(inner, refinement.down, residual=state)
-
-    def logits(self, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Estimated states [T, E] -> float32 logits [T, V'] and the logit of "other" [T, 1]."""
-        ops = self.ops
-        logits = ops.linear(state, self.lm_head, norm=self.final_norm, eps=self.eps)
-        other = ops.linear(state, self.other, norm=self.unit_norm, eps=self.eps)
-        return logits.float(), other.float()
+    def __call__(
+        self, hidden: Tensor, previous: Tensor, lengths: Sequence[int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Follow runs of tokens: see `Ops.run_head`."""
+        return self.ops.run_head(hidden, previous, lengths, self, self.eps)
 
     def adopt(self, weights: HeadWeights) -> None:
         """Go on with other weights, in the place of those it has."""
@@ -232,9 +176,6 @@ def build_heads(
     def vector(name: str) -> Tensor:
         return tensors[name].to(ops.device, ops.dtype).contiguous()
 
-    def packed(weights: RefinementWeights | None) -> Refinement | None:
-        return None if weights is None else Refinement.pack(weights, ops)
-
     refinements = {n: RefinementWeights.of(tensors, n) for n in sorted(exit_layers)}
     heads = [
         ExitHead(
@@ -244,7 +185,7 @@ def build_heads(
             project=ops.pack_head(vector(f"exits.{layer}.project")),
             project_previous=ops.pack_head(vector(f"exits.{layer}.project_previous")),
             other=ops.pack_head(vector(f"exits.{layer}.other")[None]),
-            refinement=packed(refinements[layer]),
+            refinement=_packed(refinements[layer], ops),
             unit_norm=torch.ones_like(decoder.final_norm),
             final_norm=decoder.final_norm,
             lm_head=lm_head,
@@ -293,6 +234,17 @@ def read_facts(directory: Path, decoder: Decoder) -> dict[str, Any]:
             "(train heads for this model with `adadecode heads train`, or pass --no-early-exit)"
         )
     return facts
+
+
+def _packed(weights: RefinementWeights | None, ops: Ops) -> Refinement | None:
+    if weights is None:
+        return None
+    gate_up = torch.cat((weights.gate, weights.up)).to(ops.device, ops.dtype)
+    return Refinement(
+        norm=weights.norm.to(ops.device, ops.dtype).contiguous(),
+        gate_up=ops.pack_head(gate_up),
+        down=ops.pack_head(weights.down.to(ops.device, ops.dtype).contiguous()),
+    )
 
 
 def _calibration(facts: Mapping[str, Any]) -> dict[int, Calibration]:

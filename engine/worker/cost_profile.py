@@ -182,7 +182,7 @@ def _look(ops: Ops, head: Head, hidden: Tensor, ids: SaltedIds, none: Tensor) ->
     Args:
         none: [T] int64, zeros: keys, and columns of drafts that follow.
     """
-    _, logits, other = head(hidden, hidden)
+    _, logits, other = head(hidden, hidden, [1] * len(hidden))
     return ops.expect(logits, other, torch.ones_like(none).float(), none, ids, none)
 
 

@@ -7,6 +7,7 @@ token's estimate reads. Decides nothing.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from math import exp, isnan, nan
 
 import torch
@@ -114,36 +115,20 @@ def _follow(
         arrival.places[start - len(arrival.row.drafts) - 1 :]
         for arrival, start in zip(arrivals, starts, strict=True)
     ]
-    estimates = [arrival.row.estimates for arrival in arrivals]
-    for known, start in zip(estimates, starts, strict=True):
-        del known[start + 1 :]
-    if all(len(run) == 1 for run in runs):
-        places = [place for (place,) in runs]
-        states, logits, other = head(_rows(hidden, places), _stacked([e[-1] for e in estimates]))
-        for known, state in zip(estimates, states, strict=True):
-            known.append(state)
-        return logits, other
-    for depth in range(max(map(len, runs))):
-        going = [i for i, run in enumerate(runs) if depth < len(run)]
-        arrived = _rows(hidden, [runs[i][depth] for i in going])
-        states = head.estimate(arrived, _stacked([estimates[i][-1] for i in going]))
-        for i, state in zip(going, states, strict=True):
-            estimates[i].append(state)
-    return head.logits(
-        torch.stack(
-            [
-                state
-                for known, start in zip(estimates, starts, strict=True)
-                for state in known[start + 1 :]
-            ]
-        )
-    )
+    places = [place for run in runs for place in run]
+    previous = [a.row.estimates[start] for a, start in zip(arrivals, starts, strict=True)]
+    states, logits, other = head(_rows(hidden, places), _stacked(previous), list(map(len, runs)))
+    fresh = iter(states.unbind())
+    for arrival, start, run in zip(arrivals, starts, runs, strict=True):
+        arrival.row.estimates[start + 1 :] = islice(fresh, len(run))
+    return logits, other
 
 
 def _rows(hidden: Tensor, places: Sequence[int]) -> Tensor:
-    """Rows [T, E] of a call; a single one, as of one stream, where it lies."""
-    if len(places) == 1:
-        return hidden[places[0] : places[0] + 1]
+    """Rows [T, E] of a call; those that lie together, as of one stream, where they lie."""
+    first, end = places[0], places[0] + len(places)
+    if places == list(range(first, end)):
+        return hidden[first:end]
     return hidden[upload(places, torch.int64, hidden.device)]
 
 

@@ -201,12 +201,14 @@ class HeadGraph:
         for count in reversed(self._token_counts):
             self._captured(count)
 
-    def __call__(self, hidden: Tensor, previous: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(
+        self, hidden: Tensor, previous: Tensor, lengths: Sequence[int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """See `ExitHead.__call__`; logits are valid until the next call."""
         num_tokens = len(hidden)
         count = fitting(self._token_counts, num_tokens)
-        if count is None:
-            return self._head(hidden, previous)
+        if count is None or len(lengths) < num_tokens:  # runs are followed token by token
+            return self._head(hidden, previous, lengths)
         replay, (state, logits, other) = self._captured(count)
         self._inputs[0, :num_tokens].copy_(hidden)
         self._inputs[1, :num_tokens].copy_(previous)
@@ -214,23 +216,15 @@ class HeadGraph:
         # Rows keep their state until their next draft.
         return state[:num_tokens].clone(), logits[:num_tokens], other[:num_tokens]
 
-    def estimate(self, hidden: Tensor, previous: Tensor) -> Tensor:
-        """See `ExitHead.estimate`: for runs of tokens, which are followed one by one."""
-        return self._head.estimate(hidden, previous)
-
-    def logits(self, state: Tensor) -> tuple[Tensor, Tensor]:
-        """See `ExitHead.logits`."""
-        return self._head.logits(state)
-
     def _captured(self, count: int) -> tuple[Replay, tuple[Tensor, Tensor, Tensor]]:
         if count not in self._replays:
-            hidden, previous = self._inputs[:, :count]
+            inputs = (*self._inputs[:, :count], [1] * count)
             with torch.inference_mode(False), torch.no_grad():
-                shapes = self._head(hidden, previous)
+                shapes = self._head(*inputs)
                 results = tuple(torch.empty_like(result) for result in shapes)
 
             def run() -> None:
-                for buffer, result in zip(results, self._head(hidden, previous), strict=True):
+                for buffer, result in zip(results, self._head(*inputs), strict=True):
                     buffer.copy_(result)
 
             state, logits, other = results

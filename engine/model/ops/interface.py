@@ -74,6 +74,32 @@ class DecoderLayer:
     down: Any  # [E, F]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refinement:
+    """A head's refinement, packed."""
+
+    norm: Tensor  # [E], c
+    gate_up: Any  # [2 F, E], G above V
+    down: Any  # [E, F], D
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedHead:
+    """One exit head's packed weights (see `engine.model.exit_head`, also for the letters); the same
+    object is passed on every call.
+    """
+
+    norm: Tensor  # [E], a
+    previous_norm: Tensor  # [E], b
+    project: Any  # [E, E], T
+    project_previous: Any  # [E, E], U
+    other: Any  # [1, E], o
+    refinement: Refinement | None
+    unit_norm: Tensor  # [E], ones
+    final_norm: Tensor  # [E], the model's
+    lm_head: Any  # [V', E]: the reduced vocabulary's rows, shared by all exits
+
+
 class Ops(Protocol):
     """A backend. `Linear` objects are opaque: whatever `pack` returned."""
 
@@ -150,6 +176,28 @@ class Ops(Protocol):
 
         What `layers.run_layers` composes of the operations above, which also says what a layer is;
         a backend may do the same at once.
+        """
+
+    def run_head(
+        self,
+        hidden: Tensor,
+        previous: Tensor,
+        lengths: Sequence[int],
+        head: PackedHead,
+        eps: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """An exit head on runs of tokens, each of which reads the estimate of the one before it.
+
+        What `heads.run_head` composes of the operations above, which also says what a head is; a
+        backend may do the same at once.
+
+        Args:
+            hidden: [T, E], at the exit, run by run.
+            previous: [R, E], last hidden states of the tokens before the runs, or estimates.
+            lengths: Of the R runs, at least 1 each.
+
+        Returns:
+            The estimated states [T, E], their logits [T, V'] and that of "other" [T, 1], float32.
         """
 
     def exclude(self, logits: Tensor, allowed: Tensor, token_ids: Tensor | None = None) -> None:

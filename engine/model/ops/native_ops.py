@@ -8,7 +8,7 @@ hand to C is laid out once.
 """
 
 from collections.abc import Sequence
-from ctypes import byref, c_int32, pointer
+from ctypes import byref, c_int32, c_int64, pointer
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +16,14 @@ from torch import Tensor
 
 from engine.model.block_weight import BlockWeight
 from engine.model.noise import DRAFT_WEIGHT, MEAN_GUMBEL, SaltedIds
-from engine.model.ops.interface import AttentionParams, DecoderLayer, LayerCache, TokenBatch
+from engine.model.ops.heads import run_head
+from engine.model.ops.interface import (
+    AttentionParams,
+    DecoderLayer,
+    LayerCache,
+    PackedHead,
+    TokenBatch,
+)
 from engine.model.ops.layers import run_layers
 from engine.model.ops.native import library
 from engine.model.ops.native.address import address, optional_address
@@ -70,6 +77,7 @@ class NativeOps:
         # By identity, and holding on to the key: the same objects come on every call.
         self._params: dict[int, tuple[AttentionParams, library.AttentionParams]] = {}
         self._segments: dict[int, _Segment] = {}
+        self._heads: dict[int, tuple[PackedHead, library.Head]] = {}
         self._batch: tuple[TokenBatch, Any] | None = None
 
     def __del__(self) -> None:
@@ -143,13 +151,12 @@ class NativeOps:
 
     def gate_up(self, x: Tensor, weight: NativeLinear, *, norm: Tensor, eps: float) -> Tensor:
         """See `Ops.gate_up`."""
-        width = weight.out_features // 2
-        if width % PANEL:
+        if not _is_gated(weight):
             gate, up = self.linear(x, weight, norm=norm, eps=eps).chunk(2, dim=-1)
             return gate / (1 + torch.exp(-gate)) * up
         x = x.contiguous()
         assert x.shape[1] == weight.in_features, "gate_up: x does not fit the weight"
-        out = torch.empty(x.shape[0], width)
+        out = torch.empty(x.shape[0], weight.out_features // 2)
         status = self._library.linear_gate_up(
             self._context,
             weight.reference,
@@ -206,6 +213,40 @@ class NativeOps:
         )
         _check(status)
         return out
+
+    def run_head(
+        self,
+        hidden: Tensor,
+        previous: Tensor,
+        lengths: Sequence[int],
+        head: PackedHead,
+        eps: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Ops.run_head`."""
+        if head.refinement is not None and not _is_gated(head.refinement.gate_up):
+            return run_head(self, hidden, previous, lengths, head, eps)
+        hidden, previous = hidden.contiguous(), previous.contiguous()
+        count, size = hidden.shape
+        assert count == sum(lengths), "run_head: one hidden state per token"
+        assert previous.shape == (len(lengths), size), "run_head: one previous state per run"
+        states = torch.empty(count, size)
+        logits = torch.empty(count, head.lm_head.out_features)
+        other = torch.empty(count, 1)
+        status = self._library.head_forward(
+            self._context,
+            byref(self._native_head(head)),
+            address(hidden),
+            count,
+            address(previous),
+            (c_int64 * len(lengths))(*lengths),
+            len(lengths),
+            eps,
+            states.data_ptr(),
+            logits.data_ptr(),
+            other.data_ptr(),
+        )
+        _check(status)
+        return states, logits, other
 
     def exclude(self, logits: Tensor, allowed: Tensor, token_ids: Tensor | None = None) -> None:
         """See `Ops.exclude`."""
@@ -294,6 +335,27 @@ class NativeOps:
             entry = self._params[id(params)] = (params, native)
         return entry[1]
 
+    def _native_head(self, head: PackedHead) -> library.Head:
+        """The head as C sees it."""
+        entry = self._heads.get(id(head))
+        if entry is None:
+            refinement = head.refinement
+            native = library.Head(
+                address(head.norm),
+                address(head.previous_norm),
+                None if refinement is None else address(refinement.norm),
+                address(head.final_norm),
+                address(head.unit_norm),
+                pointer(head.project.native),
+                pointer(head.project_previous.native),
+                None if refinement is None else pointer(refinement.gate_up.native),
+                None if refinement is None else pointer(refinement.down.native),
+                pointer(head.lm_head.native),
+                pointer(head.other.native),
+            )
+            entry = self._heads[id(head)] = (head, native)
+        return entry[1]
+
     def _segment(self, layers: Sequence[DecoderLayer], caches: Sequence[LayerCache]) -> "_Segment":
         """Layers with their caches as C sees them."""
         identity = (*map(id, layers), *map(id, caches))
@@ -301,7 +363,7 @@ class NativeOps:
         if segment is None or segment.identity != identity:
             pairs = list(zip(layers, caches, strict=True))
             native = (library.Layer * len(pairs))(*(self._native_layer(*pair) for pair in pairs))
-            is_fused = all(layer.gate_up.out_features % (2 * PANEL) == 0 for layer in layers)
+            is_fused = all(_is_gated(layer.gate_up) for layer in layers)
             segment = _Segment(native, is_fused, identity, pairs)
             self._segments[identity[0]] = segment
         return segment
@@ -333,6 +395,11 @@ class NativeOps:
             )
             self._batch = (batch, byref(native))
         return self._batch[1]
+
+
+def _is_gated(weight: NativeLinear) -> bool:
+    """Whether C can join its halves: each is a whole number of panels."""
+    return weight.out_features % (2 * PANEL) == 0
 
 
 def _native_cache(cache: LayerCache) -> library.LayerCache:

@@ -15,7 +15,14 @@ from torch import Tensor
 from engine.model.block_weight import BlockWeight
 from engine.model.noise import gumbel
 from engine.model.ops.expectation import expect
-from engine.model.ops.interface import AttentionParams, DecoderLayer, LayerCache, TokenBatch
+from engine.model.ops.heads import run_head
+from engine.model.ops.interface import (
+    AttentionParams,
+    DecoderLayer,
+    LayerCache,
+    PackedHead,
+    TokenBatch,
+)
 from engine.model.ops.layers import run_layers
 
 
@@ -147,6 +154,17 @@ class TorchOps:
     ) -> Tensor:
         """See `Ops.run_layers`."""
         return run_layers(self, hidden, layers, caches, batch, eps)
+
+    def run_head(
+        self,
+        hidden: Tensor,
+        previous: Tensor,
+        lengths: Sequence[int],
+        head: PackedHead,
+        eps: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Ops.run_head`."""
+        return run_head(self, hidden, previous, lengths, head, eps)
 
     def exclude(self, logits: Tensor, allowed: Tensor, token_ids: Tensor | None = None) -> None:
         """See `Ops.exclude`."""

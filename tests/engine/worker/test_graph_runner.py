@@ -212,9 +212,10 @@ def test_heads_are_replayed(decoder: Decoder, refinement_size: int) -> None:
     graph = HeadGraph(head, hidden_of(1), capture, (2, 4))
     graph.prepare()
     assert graph.exit_layer == 2
-    for count in (1, 3, 5):  # the last is more than any graph has
-        hidden, previous = hidden_of(count), hidden_of(count, seed=1)
-        for mine, expected in zip(graph(hidden, previous), head(hidden, previous), strict=True):
+    # Five tokens are more than any graph has; runs of several are followed one by one.
+    for lengths in ([1], [1, 1, 1], [1] * 5, [2, 1]):
+        inputs = (hidden_of(sum(lengths)), hidden_of(len(lengths), seed=1), lengths)
+        for mine, expected in zip(graph(*inputs), head(*inputs), strict=True):
             assert torch.equal(mine, expected)
     assert (capture.num_captures, capture.num_replays) == (2, 2)
 
@@ -227,18 +228,18 @@ def test_heads_can_be_called_in_any_mode(decoder: Decoder, makes_in_inference_mo
         heads = runner.heads(random_heads(decoder, [2], 40))
     hidden = hidden_of(3)
     with torch.no_grad():
-        outside = heads.heads[0](hidden, hidden)
+        outside = heads.heads[0](hidden, hidden, [1, 1, 1])
     with torch.inference_mode():
-        inside = heads.heads[0](hidden, hidden)
+        inside = heads.heads[0](hidden, hidden, [1, 1, 1])
     assert all(torch.equal(a, b) for a, b in zip(outside, inside, strict=True))
 
 
 def test_a_states_estimate_outlives_the_next_replay(decoder: Decoder) -> None:
     (head,) = random_heads(decoder, [2], 40).heads
     graph = HeadGraph(head, hidden_of(1), CallAgain(), (2,))
-    state, _, _ = graph(hidden_of(1), hidden_of(1))
+    state, _, _ = graph(hidden_of(1), hidden_of(1), [1])
     kept = state.clone()
-    graph(hidden_of(1, seed=5), hidden_of(1, seed=6))
+    graph(hidden_of(1, seed=5), hidden_of(1, seed=6), [1])
     assert torch.equal(state, kept)
 
 

@@ -77,6 +77,24 @@ class Layer(ctypes.Structure):
     )
 
 
+class Head(ctypes.Structure):
+    """`Head` in head.c."""
+
+    _fields_ = (
+        ("norm", c_void_p),
+        ("previous_norm", c_void_p),
+        ("refinement_norm", c_void_p),
+        ("final_norm", c_void_p),
+        ("unit_norm", c_void_p),
+        ("project", ctypes.POINTER(Linear)),
+        ("project_previous", ctypes.POINTER(Linear)),
+        ("gate_up", ctypes.POINTER(Linear)),
+        ("down", ctypes.POINTER(Linear)),
+        ("lm_head", ctypes.POINTER(Linear)),
+        ("other", ctypes.POINTER(Linear)),
+    )
+
+
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "context_new": (c_void_p, [c_int]),
     "context_pin": (None, [c_void_p, c_void_p, c_int32]),
@@ -99,6 +117,13 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "layers_forward": (
         c_int,
         [c_void_p, c_void_p, c_int64, c_void_p, c_float, c_void_p, c_void_p],
+    ),
+    "head_forward": (
+        c_int,
+        [
+            *(c_void_p, c_void_p, c_void_p, c_int64),
+            *(c_void_p, c_void_p, c_int64, c_float, c_void_p, c_void_p, c_void_p),
+        ],
     ),
     "exclude_forward": (
         c_int,
