@@ -112,11 +112,13 @@ def describe_heads(ops: Ops) -> str:
 
 def describe_machine(config: EngineConfig, ops: Ops) -> str:
     """What computes, and how: two workers with the same text take the same time."""
+    host = f"Python {platform.python_version()}, torch {torch.__version__}"
     if ops.device.type == "cuda":
-        return f"{torch.cuda.get_device_name()}, eager {config.model.enforce_eager}, {ops.name}"
-    kernels = ops.build if isinstance(ops, NativeOps) else f"torch {torch.__version__}"
+        device = torch.cuda.get_device_name()
+        return f"{device}, eager {config.model.enforce_eager}, {ops.name}, {host}"
+    kernels = ops.build if isinstance(ops, NativeOps) else ops.name
     threads = config.model.num_threads or usable_cores()
-    return f"{_cpu_name()}, {threads} threads, {kernels}"
+    return f"{_cpu_name()}, {threads} threads, {kernels}, {host}"
 
 
 def limit_torch_threads(config: EngineConfig, ops: Ops) -> None:

@@ -10,8 +10,9 @@ from tiny_model import write_tiny_llama
 from engine.config import EngineConfig, ModelConfig
 from engine.errors import ModelLoadError
 from engine.model.ops.native_ops import NativeOps
+from engine.model.ops.torch_ops import TorchOps
 from engine.model.spec import ModelSpec
-from engine.worker.backend import describe_heads, select_ops
+from engine.worker.backend import describe_heads, describe_machine, select_ops
 
 pytestmark = pytest.mark.torch
 
@@ -66,3 +67,12 @@ def test_heads_are_kept_in_8_bits_whatever_the_model_is_kept_in(
     ops = select_ops(EngineConfig(model=model), ModelSpec.from_directory(directory))
     assert isinstance(ops, NativeOps)
     assert (ops.form.name.lower(), describe_heads(ops)) == (weights, "int8")
+
+
+def test_what_was_timed_under_another_python_does_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = EngineConfig(model=ModelConfig(directory="unused"))
+    before = describe_machine(config, TorchOps("cpu"))
+    monkeypatch.setattr("platform.python_version", lambda: "3.99.0")
+    assert describe_machine(config, TorchOps("cpu")) != before

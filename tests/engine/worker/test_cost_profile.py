@@ -1,7 +1,6 @@
 """Costs are measured once per machine and model, and again when what they depend on changed."""
 
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +17,19 @@ pytestmark = pytest.mark.torch
 
 
 @dataclass
-class SleepyRunner:
-    """Implements `SegmentRunner`: every call is counted, and may not fit the memory."""
+class PlayedRunner:
+    """Implements `SegmentRunner`, on a clock of its own: every call is counted, and may not fit the
+    memory.
+    """
 
+    load: float = 1.0  # calls take so many times as long as on a quiet machine
+    growth: float = 1.0  # of the load, with every call
     most_tokens: int = 64
     counts: list[int] = field(default_factory=list)
+    now: float = 0.0
+
+    def clock(self) -> float:
+        return self.now
 
     def embed(self, token_ids: Tensor) -> Tensor:
         return torch.zeros(len(token_ids), 2)
@@ -31,72 +38,89 @@ class SleepyRunner:
         if len(hidden) > self.most_tokens:
             raise torch.OutOfMemoryError("CUDA out of memory")
         self.counts.append(len(hidden))
-        time.sleep(0.0004 * (1 + index) + 0.00001 * len(hidden))
+        self._spend(0.0004 * (1 + index) + 0.00001 * len(hidden))
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
+        self._spend(0.0002)
         return hidden
 
-
-def profiler(runner: SleepyRunner) -> Profiler:
-    return Profiler(runner, 2, None, 16, TorchOps("cpu"))
-
-
-@pytest.fixture
-def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However busy the machine is that runs the test."""
-    monkeypatch.setattr("engine.worker.cost_profile._QUIET", 1e9)
+    def _spend(self, seconds: float) -> None:
+        self.now += self.load * seconds
+        self.load *= self.growth
 
 
-@pytest.mark.usefixtures("quiet")
+def cost_of(runner: PlayedRunner, directory: Path, model: str = "a") -> list[float]:
+    """What a start with this runner believes a plain step of 1, 5 and 64 tokens to cost."""
+    profiler = Profiler(runner, 2, None, 16, TorchOps("cpu"), runner.clock)
+    cost = cost_model(profiler, directory, {"model": model})
+    return [cost.plain(count) for count in (1, 5, 64)]
+
+
 def test_a_second_start_reads_what_the_first_measured(tmp_path: Path) -> None:
-    first, second = SleepyRunner(), SleepyRunner()
-    measured = cost_model(profiler(first), tmp_path, {"model": "a"})
-    read = cost_model(profiler(second), tmp_path, {"model": "a"})
+    first, second = PlayedRunner(), PlayedRunner()
+    measured = cost_of(first, tmp_path)
+    assert cost_of(second, tmp_path) == measured
     assert set(first.counts) == set(TOKEN_COUNTS)
-    assert second.counts == []
-    assert [read.segment(1, n) for n in (1, 5, 64)] == [measured.segment(1, n) for n in (1, 5, 64)]
-    assert 0 < measured.segment(0, 1) < measured.segment(1, 1)
+    assert set(second.counts) == {1}, "plain steps only, to see whether it still holds"
+    assert len(second.counts) <= 6
+    assert 0 < measured[0] < measured[1] < measured[2]
 
 
-def _other_facts(_: Path) -> dict[str, str]:
-    return {"model": "b"}
+def test_what_a_busy_machine_measured_counts_until_a_start_is_clearly_faster(
+    tmp_path: Path,
+) -> None:
+    busy = cost_of(PlayedRunner(load=2.0), tmp_path)
+    assert cost_of(PlayedRunner(load=1.6), tmp_path) == busy, "near enough"
+    quiet = cost_of(PlayedRunner(), tmp_path)
+    assert quiet == pytest.approx([each / 2 for each in busy])
+    assert cost_of(PlayedRunner(load=3.0), tmp_path) == quiet, "a slower one says nothing"
+    assert cost_of(PlayedRunner(), tmp_path) == quiet
 
 
-def _age(directory: Path) -> dict[str, str]:
+def test_a_start_waits_for_few_slow_steps_to_see_whether_a_measurement_holds(
+    tmp_path: Path,
+) -> None:
+    slow = cost_of(PlayedRunner(load=100.0), tmp_path)
+    again = PlayedRunner(load=100.0)
+    assert cost_of(again, tmp_path) == slow
+    assert again.counts == [1, 1] * 2, "two segments, two steps of 0.14 s"
+
+
+def _other_facts(_: Path) -> str:
+    return "b"
+
+
+def _age(directory: Path) -> str:
     (path,) = directory.iterdir()
     os.utime(path, (0, 0))
-    return {"model": "a"}
+    return "a"
 
 
-def _break(directory: Path) -> dict[str, str]:
+def _break(directory: Path) -> str:
     (path,) = directory.iterdir()
     path.write_text('{"segment 0": [1]}')
-    return {"model": "a"}
+    return "a"
 
 
-@pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("change", [_other_facts, _age, _break])
-def test_what_is_stale_is_measured_again(
-    tmp_path: Path, change: Callable[[Path], dict[str, str]]
-) -> None:
-    cost_model(profiler(SleepyRunner()), tmp_path, {"model": "a"})
-    runner = SleepyRunner()
-    cost_model(profiler(runner), tmp_path, change(tmp_path))
-    assert runner.counts
+def test_what_is_stale_is_measured_again(tmp_path: Path, change: Callable[[Path], str]) -> None:
+    cost_of(PlayedRunner(), tmp_path)
+    runner = PlayedRunner()
+    cost_of(runner, tmp_path, change(tmp_path))
+    assert set(runner.counts) == set(TOKEN_COUNTS)
 
 
-def test_what_a_busy_machine_took_is_not_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("engine.worker.cost_profile._QUIET", 0.0)
-    cost_model(profiler(SleepyRunner()), tmp_path, {"model": "a"})
+def test_what_a_machine_took_that_got_ever_busier_is_not_kept(tmp_path: Path) -> None:
+    cost_of(PlayedRunner(growth=1.05), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_steps_that_do_not_fit_the_memory_are_left_out(tmp_path: Path) -> None:
-    cost = cost_model(profiler(SleepyRunner(most_tokens=8)), tmp_path, {"model": "a"})
-    assert [count for count, _ in cost.segments[0].points] == [1, 2, 4, 8]
+    runner = PlayedRunner(most_tokens=8)
+    one, five, many = cost_of(runner, tmp_path)
+    assert one < five < many
+    assert set(runner.counts) == {1, 2, 4, 8}
 
 
 def test_what_only_a_disturbance_can_have_taken_is_left_out() -> None:
@@ -106,8 +130,7 @@ def test_what_only_a_disturbance_can_have_taken_is_left_out() -> None:
     assert plausible({1: 1.0, 2: 9.0, 4: 9.5, 8: 9.9}) == {1: 1.0, 2: 2.0, 4: 4.0, 8: 8.0}
 
 
-@pytest.mark.usefixtures("quiet")
 def test_a_disk_that_takes_nothing_costs_only_time(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
-    assert cost_model(profiler(SleepyRunner()), blocked / "costs", {}).plain(1) > 0
+    assert min(cost_of(PlayedRunner(), blocked / "costs")) > 0
