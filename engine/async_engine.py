@@ -11,6 +11,7 @@ import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import attrgetter
 
 from engine.config import EngineConfig
 from engine.core import EngineCore
@@ -325,7 +326,7 @@ class AsyncEngine:
             await self._supervisor.prepare(structure)
 
     def _publish(self, outputs: list[RequestOutput]) -> None:
-        for request_id, step in itertools.groupby(outputs, lambda output: output.request_id):
+        for request_id, step in itertools.groupby(outputs, attrgetter("request_id")):
             slot = self._slots.get(request_id)
             if slot is not None:
                 slot.put_step(list(step))

@@ -67,7 +67,7 @@ class StepPlan:
     rows: list[RowPlan] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # made for every token; frozen, it would take twice as long
 class RowResult:
     """What a row produced. Accepted drafts first, the target's own token last."""
 

@@ -33,7 +33,7 @@ async def whole_answer(request: Request, generations: Generations, renderer: Ren
     choices = await while_connected(request, gather_choices(generations))
     body = (
         await asyncio.to_thread(_json, renderer, choices)
-        if is_long(choices)
+        if any(map(is_long, choices))
         else _json(renderer, choices)
     )
     return Response(body, media_type="application/json")

@@ -1,12 +1,12 @@
 """An answer as server-sent events: outputs in, bytes out; waits for nothing."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from engine.request import RequestOutput
 from server.errors import failure_of
-from server.protocol.common import NamedEvent
 from server.render.common import Chunk, Renderer
+from server.render.event import event, mark
 
 _INLINE_LOGPROBS = 1000  # a few milliseconds of rendering; more is done on a thread
 
@@ -29,8 +29,8 @@ class AnswerEvents:
 
     def piece(self, index: int, output: RequestOutput) -> bytes:
         """One output of one choice; may be nothing yet."""
-        text = self._renderer.text_chunk(index, output)
-        return _encode(self._renderer.chunks(index, output)) if text is None else _event(text)
+        text = self._renderer.text_event(index, output)
+        return _encode(self._renderer.chunks(index, output)) if text is None else text
 
     def ending(self) -> bytes:
         """What follows when every choice has ended."""
@@ -43,30 +43,18 @@ class AnswerEvents:
         return _encode(self._renderer.failure_chunks(failure)) + self._end_mark()
 
     def _end_mark(self) -> bytes:
-        mark = self._renderer.end_mark
-        return b"" if mark is None else _event(mark.encode())
+        text = self._renderer.end_mark
+        return b"" if text is None else mark(text)
 
 
-def is_long(outputs: Sequence[RequestOutput]) -> bool:
-    """Whether to render them would hold up the event loop."""
-    return sum(map(_num_logprobs, outputs)) > _INLINE_LOGPROBS
-
-
-def _num_logprobs(output: RequestOutput) -> int:
-    """Log-probabilities to be rendered, which is what long answers take their time for."""
+def is_long(output: RequestOutput) -> bool:
+    """Whether to render it would hold up the event loop."""
     if not (output.prompt_logprobs or output.logprobs):
-        return 0
+        return False
     lists = (output.prompt_logprobs, output.logprobs)
-    return sum(len(tokens) * (1 + len(tokens[0].top)) for tokens in lists if tokens)
+    num_logprobs = sum(len(tokens) * (1 + len(tokens[0].top)) for tokens in lists if tokens)
+    return num_logprobs > _INLINE_LOGPROBS
 
 
 def _encode(chunks: Iterable[Chunk]) -> bytes:
-    return b"".join(map(_event, chunks))
-
-
-def _event(chunk: Chunk) -> bytes:
-    """A server-sent event; JSON is always one line."""
-    if isinstance(chunk, bytes):
-        return b"data: %b\n\n" % chunk
-    name = b"event: %b\n" % chunk.type.encode() if isinstance(chunk, NamedEvent) else b""
-    return b"%bdata: %b\n\n" % (name, chunk.model_dump_json().encode())
+    return b"".join(chunk if isinstance(chunk, bytes) else event(chunk) for chunk in chunks)

@@ -55,7 +55,7 @@ class Delivery:
         connection = self._connection
         if connection is None or not connection.can_take_piece:
             return False
-        if output.finish_reason is not None or is_long((output,)):
+        if output.finish_reason is not None or is_long(output):
             return False
         piece = self._events.piece(index, output)
         if piece:
@@ -63,6 +63,6 @@ class Delivery:
         return True
 
     async def _piece(self, index: int, output: RequestOutput) -> bytes:
-        if is_long((output,)):
+        if is_long(output):
             return await asyncio.to_thread(self._events.piece, index, output)
         return self._events.piece(index, output)

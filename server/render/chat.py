@@ -50,6 +50,7 @@ class ChatRenderer(ChoiceRenderer):
     def chunks(self, index: int, output: RequestOutput) -> Iterator[Chunk]:
         """The chunks for one piece of one choice."""
         self._count(index, output)
+        self._tally.add(index, output)
         if index not in self._parsers:
             self._parsers[index] = self._format.parser()
             yield from self._opening(index, output)
@@ -99,7 +100,6 @@ class ChatRenderer(ChoiceRenderer):
     def _piece(self, index: int, output: RequestOutput) -> Iterator[ChatCompletionChunk]:
         """All that there is to say of a piece, if anything."""
         frame = self._frame
-        self._tally.add(index, output)
         delta = delta_of(self._events(index, output))
         if delta.tool_calls:
             self._callers.add(index)

@@ -12,16 +12,15 @@ class ChoiceRenderer(Renderer):
         self._tally = StreamTally()
         self._templates: dict[int, TextTemplate] = {}  # by choice, once text can be sent as it is
 
-    def text_chunk(self, index: int, output: RequestOutput) -> bytes | None:
-        """See `Renderer.text_chunk`."""
+    def text_event(self, index: int, output: RequestOutput) -> bytes | None:
+        """See `Renderer.text_event`."""
         if output.finish_reason is not None:
             return None
         return self._fill(index, output)
 
     def _fill(self, index: int, output: RequestOutput) -> bytes | None:
-        """A piece's text as a chunk, unless there is more to say of it."""
+        """A piece's text as an event, unless there is more to say of it."""
         template = self._templates.get(index)
         if template is None or not self._frame.is_text_only(output):
             return None
-        self._tally.add(index, output)
         return template.fill(output.text)

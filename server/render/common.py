@@ -22,6 +22,7 @@ from server.protocol.common import (
     TraceToken,
     Usage,
 )
+from server.render.event import event
 
 MIN_LOGPROB = -9999.0  # stands for minus infinity, which JSON lacks (as in vLLM)
 
@@ -78,11 +79,11 @@ class AnswerFrame:
         return f"token_id:{token_id}"
 
 
-Chunk: TypeAlias = BaseModel | bytes  # a chunk, or one as JSON already
+Chunk: TypeAlias = BaseModel | bytes  # a chunk, or its event, encoded already
 
 
 class TextTemplate:
-    """A chunk that differs from others in its text alone: encoded once, filled in for every token.
+    """An event that differs from others in its text alone: encoded once, filled in for every token.
 
     Most of what a token costs the server would else be building and encoding such a chunk.
     """
@@ -92,12 +93,12 @@ class TextTemplate:
     def __init__(self, chunk: BaseModel) -> None:
         """Args: chunk: with `HOLE` where the text goes."""
         hole = to_json(self.HOLE)
-        self._before, found, self._after = chunk.model_dump_json().encode().partition(hole)
+        self._before, found, self._after = event(chunk).partition(hole)
         assert found, "a template has a hole"
 
     def fill(self, text: str) -> bytes:
-        """The chunk with this text, as JSON."""
-        return b"%b%b%b" % (self._before, to_json(text), self._after)
+        """The event with this text."""
+        return self._before + to_json(text) + self._after
 
 
 class Renderer(ABC):
@@ -109,11 +110,11 @@ class Renderer(ABC):
         """What a stream begins with, before the first piece."""
         return ()
 
-    def text_chunk(self, index: int, output: RequestOutput) -> bytes | None:
-        """The only chunk for a piece that goes on and is nothing but text, as nearly all are.
+    def text_event(self, index: int, output: RequestOutput) -> bytes | None:
+        """The only event for a piece that goes on and is nothing but text, as nearly all are.
 
         Returns:
-            It, as JSON; None: see `chunks`.
+            It, encoded; None: see `chunks`.
         """
         return None
 

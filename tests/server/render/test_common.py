@@ -6,6 +6,7 @@ import pytest
 
 from server.protocol.chat import ChatChunkChoice, ChatCompletionChunk, Delta
 from server.render.common import TextTemplate
+from server.render.event import event
 
 
 def chunk(text: str) -> ChatCompletionChunk:
@@ -14,9 +15,10 @@ def chunk(text: str) -> ChatCompletionChunk:
 
 
 @pytest.mark.parametrize("text", ["a", " \n\r\t", '"}\\', "é😀\u2028\x00", TextTemplate.HOLE])
-def test_a_filled_template_is_the_chunk_with_that_text(text):
+def test_a_filled_template_is_the_event_of_the_chunk_with_that_text(text):
     filled = TextTemplate(chunk(TextTemplate.HOLE)).fill(text)
 
-    assert filled == chunk(text).model_dump_json().encode()
-    assert json.loads(filled)["choices"][0]["delta"] == {"content": text}
-    assert b"\n" not in filled
+    assert filled == event(chunk(text))
+    data = filled.removeprefix(b"data: ").removesuffix(b"\n\n")
+    assert json.loads(data)["choices"][0]["delta"] == {"content": text}
+    assert b"\n" not in data

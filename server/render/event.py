@@ -1,0 +1,16 @@
+"""How one server-sent event is written."""
+
+from pydantic import BaseModel
+
+from server.protocol.common import NamedEvent
+
+
+def event(chunk: BaseModel) -> bytes:
+    """A chunk's event, under its own name if it has one; JSON is always one line."""
+    name = b"event: %b\n" % chunk.type.encode() if isinstance(chunk, NamedEvent) else b""
+    return b"%bdata: %b\n\n" % (name, chunk.model_dump_json().encode())
+
+
+def mark(text: str) -> bytes:
+    """An event that is a word instead of a chunk."""
+    return b"data: %b\n\n" % text.encode()
