@@ -199,12 +199,12 @@ class EngineCore:
 
     def _render(self, entry: _Open, item: Committed, end: int, *, start: int = 0) -> RequestOutput:
         """Tokens [start, end) of a step."""
-        sequence = entry.sequence
+        sequence, request, result = entry.sequence, entry.sequence.request, item.result
         num_later = item.num_new_tokens - end
-        token_ids = item.result.token_ids[start:end]
+        token_ids = result.token_ids[start:end]
         # A token that ended the output is not part of its text, unless asked for.
         ended_by_token = sequence.finish_reason is FinishReason.STOP
-        is_hidden = ended_by_token and not sequence.request.sampling.include_stop_str_in_output
+        is_hidden = ended_by_token and not request.sampling.include_stop_str_in_output
         visible = token_ids[:-1] if is_hidden else token_ids
         is_first = sequence.num_output_tokens == item.num_new_tokens and not start
         pushed = entry.detokenizer.push(visible, sequence.is_finished)
@@ -215,15 +215,14 @@ class EngineCore:
             self._stop_at_string(sequence, pushed.stop_reason, num_surplus)
             num_later = 0
         self._stats.generation_tokens_total += kept
-        wants_trace = sequence.request.early_exit.return_trace
         output = self._output(
             sequence,
             text=pushed.text,
             token_ids=tuple(token_ids[:kept]),
             num_later=num_later,
-            logprobs=tuple(item.result.logprobs[start : start + kept]),
-            trace=tuple(token_traces(item.result, start + kept, self._num_layers)[start:])
-            if wants_trace
+            logprobs=tuple(result.logprobs[start : start + kept]) if result.logprobs else (),
+            trace=tuple(token_traces(result, start + kept, self._num_layers)[start:])
+            if request.early_exit.return_trace
             else (),
             prompt_logprobs=tuple(sequence.prompt_logprobs) if is_first else (),
         )
@@ -256,6 +255,7 @@ class EngineCore:
         trace: tuple[TokenTrace, ...] = (),
         prompt_logprobs: tuple[TokenLogprobs, ...] = (),
     ) -> RequestOutput:
+        is_last = sequence.is_finished
         return RequestOutput(
             request_id=sequence.request.request_id,
             text=text,
@@ -266,12 +266,12 @@ class EngineCore:
             num_output_tokens=sequence.num_output_tokens - num_later,
             num_cached_tokens=sequence.num_cached_tokens,
             prompt_logprobs=prompt_logprobs,
-            embedding=sequence.embedding if sequence.is_finished else None,
+            embedding=sequence.embedding if is_last else None,
             finish_reason=sequence.finish_reason,
             stop_reason=sequence.stop_reason,
             queue_s=sequence.queue_s or 0.0,
             num_preemptions=sequence.num_preemptions,
-            draft_figures=self._figures(sequence) if sequence.is_finished else None,
+            draft_figures=self._figures(sequence) if is_last else None,
             error=sequence.error,
         )
 

@@ -155,7 +155,8 @@ class Scheduler:
         budget = self._config.max_num_batched_tokens
         decoding = self._share_out(budget, decoding=True)
         budget -= sum(share.num_tokens for share in decoding)
-        prefilling = self._share_out(budget, decoding=False)
+        has_more = len(decoding) < self.num_running
+        prefilling = self._share_out(budget, decoding=False) if has_more else []
         budget -= sum(share.num_tokens for share in prefilling)
         # 2. Waiting sequences, unless somebody has just had to make room.
         is_short = self.num_preemptions > num_preempted_before
@@ -232,9 +233,9 @@ class Scheduler:
         sequence, start = share.sequence, share.sequence.num_computed_tokens
         until = start + share.num_tokens
         is_decoding = sequence.generates and until == sequence.num_tokens
-        drafts = 0
-        if is_decoding and share.num_tokens == 1:
-            drafts = max(0, min(self._max_drafts(sequence), sequence.num_tokens_left - 1))
+        drafts = self._max_drafts(sequence) if is_decoding and share.num_tokens == 1 else 0
+        if drafts:
+            drafts = max(0, min(drafts, sequence.num_tokens_left - 1))
             if drafts and not self._blocks.reserve(sequence.sequence_id, until + drafts):
                 drafts = 0
         return RowPlan(
@@ -248,7 +249,10 @@ class Scheduler:
 
     def _max_drafts(self, sequence: Sequence) -> int:
         """Drafts per step: the request's wish, else the server's; none without exit heads."""
-        exits, limit = sequence.request.early_exit, self._limits.max_draft_tokens
-        if not exits.enabled or limit == 0:
+        limit = self._limits.max_draft_tokens
+        if limit == 0:
+            return 0
+        exits = sequence.request.early_exit
+        if not exits.enabled:
             return 0
         return limit if exits.max_draft_tokens is None else exits.max_draft_tokens

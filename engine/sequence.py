@@ -79,7 +79,7 @@ class Sequence:
     @property
     def is_finished(self) -> bool:
         """Whether it has a finish reason."""
-        return self.status is SequenceStatus.FINISHED
+        return self.finish_reason is not None
 
     @property
     def num_tokens_left(self) -> int:

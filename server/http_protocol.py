@@ -206,18 +206,15 @@ class _BoundedConnection(h11.Connection):
         self._limits = limits
         self._num_chunks = 0
         self._num_body_bytes = 0
-        self._sends_chunks = False
-
-    @property
-    def is_sending_chunks(self) -> bool:
-        """Whether a stream has begun and not ended."""
-        return self._sends_chunks and self.our_state is h11.SEND_BODY
+        self.is_sending_chunks = False  # a stream has begun and not ended
 
     def send(self, event: Any) -> Any:
-        """See h11; takes note of how the body will be framed."""
+        """See h11; takes note of how the body is framed."""
         sent = super().send(event)
         if isinstance(event, h11.Response):
-            self._sends_chunks = b"\r\ntransfer-encoding: chunked\r\n" in sent.lower()
+            self.is_sending_chunks = b"\r\ntransfer-encoding: chunked\r\n" in sent.lower()
+        elif isinstance(event, h11.EndOfMessage):
+            self.is_sending_chunks = False
         return sent
 
     def next_event(self) -> Any:

@@ -54,7 +54,7 @@ class ChatRenderer(ChoiceRenderer):
         if index not in self._parsers:
             self._parsers[index] = self._format.parser()
             yield from self._opening(index, output)
-            if self._format.is_plain:
+            if self._format.is_plain and not self._frame.has_more_than_text:
                 self._templates[index] = self._template(index)
         text = self._fill(index, output)
         if text is not None:

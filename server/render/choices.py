@@ -10,7 +10,7 @@ class ChoiceRenderer(Renderer):
     def __init__(self, frame: AnswerFrame) -> None:
         self._frame = frame
         self._tally = StreamTally()
-        self._templates: dict[int, TextTemplate] = {}  # by choice, once text can be sent as it is
+        self._templates: dict[int, TextTemplate] = {}  # of choices whose text is sent as it is
 
     def text_event(self, index: int, output: RequestOutput) -> bytes | None:
         """See `Renderer.text_event`."""
@@ -21,6 +21,6 @@ class ChoiceRenderer(Renderer):
     def _fill(self, index: int, output: RequestOutput) -> bytes | None:
         """A piece's text as an event, unless there is more to say of it."""
         template = self._templates.get(index)
-        if template is None or not self._frame.is_text_only(output):
+        if template is None or not output.text or output.logprobs or output.trace:
             return None
         return template.fill(output.text)

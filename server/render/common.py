@@ -64,13 +64,10 @@ class AnswerFrame:
         """A piece's tokens, where they were asked for."""
         return list(output.token_ids) if self.has_token_ids else None
 
-    def is_text_only(self, output: RequestOutput) -> bool:
-        """Whether all that a stream says of a piece, but for an end, is its text."""
-        return bool(
-            output.text
-            and not (output.logprobs or output.trace)
-            and not (self.has_token_ids or self.has_continuous_usage)
-        )
+    @property
+    def has_more_than_text(self) -> bool:
+        """Whether a stream says of every piece what is not in its text."""
+        return self.has_token_ids or self.has_continuous_usage
 
     def token_name(self, token_id: int) -> str:
         """What log-probabilities call a token."""

@@ -34,12 +34,14 @@ class CompletionRenderer(ChoiceRenderer):
     def __init__(self, body: CompletionRequest, frame: AnswerFrame) -> None:
         super().__init__(frame)
         self._body = body
+        self._begun: set[int] = set()  # choices
         self._offsets: dict[int, OffsetCounter] = {}  # by choice
 
     def chunks(self, index: int, output: RequestOutput) -> Iterator[Chunk]:
         """The chunks for one piece of one choice."""
-        is_first = index not in self._templates
-        if is_first:
+        is_first = index not in self._begun
+        self._begun.add(index)
+        if is_first and not self._frame.has_more_than_text:
             self._templates[index] = self._template(index)
         prompt_ids = self._frame.prompt_ids(index) if is_first else None
         has_echo = is_first and bool(self._body.echo)
