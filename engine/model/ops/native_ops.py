@@ -306,7 +306,7 @@ class NativeOps:
             logits.shape[1],
             address(temperatures),
             optional_address(keys, torch.int64),
-            address(ids.token_ids, torch.int32),
+            address(ids.salts, torch.int64),
             address(followers, torch.int64),
             DRAFT_WEIGHT,
             DRAFT_WEIGHT * MEAN_GUMBEL,

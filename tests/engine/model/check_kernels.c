@@ -6,6 +6,7 @@
 
 #include "attention.h"
 #include "linear.h"
+#include "noise.h"
 #include "panel.h"
 
 enum { IN = 96, OUT = 80, TOKENS = 16, HEADS = 6, KV_HEADS = 2, SIZE = 24, CONTEXT = 150, WIDTH = (HEADS + 2 * KV_HEADS) * SIZE };
@@ -93,11 +94,26 @@ static int check_attention(Context *context) {
     return bad;
 }
 
+/* Every noise there is. */
+static int check_noise(void) {
+    float most = 0, uniform[NOISE_BLOCK], noise[NOISE_BLOCK];
+    for (int first = 0; first < 1 << 23; first += NOISE_BLOCK) {
+        for (int i = 0; i < NOISE_BLOCK; i++) uniform[i] = ((float)(first + i) + 0.5f) * 0x1p-23f, noise[i] = 0;
+        noise_add(uniform, 1.0f, noise);
+        for (int i = 0; i < NOISE_BLOCK; i++) most = noise[i] > most ? noise[i] : most;
+        if (first % (1 << 17) == 0) print("noise", first, noise, NOISE_BLOCK);
+    }
+    if (most < NOISE_MOST) return 0;
+    printf("noise 0: as much as %.9g\n", (double)most);
+    return 1;
+}
+
 int main(void) {
     Context *context = context_new(2);
     int bad = 0;
     for (Format format = FLOAT32; format < FORMATS; format++) bad |= check_linear(context, format);
     bad |= check_attention(context);
+    bad |= check_noise();
     context_free(context);
     return bad;
 }

@@ -362,8 +362,10 @@ def test_greedy_takes_the_lowest_of_the_best(ops: NativeOps) -> None:
 
 
 @pytest.mark.parametrize("columns", [1, 15, 100, 4097, 49152])
-def test_noise_is_the_contracts(ops: NativeOps, columns: int) -> None:
-    logits = randn(40, columns, scale=2.0)
+@pytest.mark.parametrize("spread", [0.0, 2.0, 6.0, 40.0])
+def test_noise_is_the_contracts(ops: NativeOps, columns: int, spread: float) -> None:
+    """Whether every column may win with some noise, or hardly any."""
+    logits = randn(40, columns, scale=spread)
     inverse = torch.linspace(0.3, 2.0, 40)
     keys = torch.arange(40) * 0x1234567890ABCDEF
     ids = torch.randperm(60000, generator=torch.Generator().manual_seed(1))[:columns].to(

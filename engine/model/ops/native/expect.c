@@ -1,6 +1,7 @@
 /* What an exit head expects under a row's own noise: the best column and its share (see Ops.expect). */
 #include <math.h>
 #include <stdbool.h>
+#include <string.h>
 
 #include "context.h"
 #include "noise.h"
@@ -19,7 +20,7 @@ typedef struct {
     const float *other;        /* [rows], the logit of the column behind the last */
     const float *temperatures; /* [rows]; 0: no noise, and logits as they are */
     const int64_t *keys;       /* [rows]; not read where the temperature is 0 */
-    const int32_t *token_ids;  /* [columns] */
+    const int64_t *salts;      /* [columns], of the token ids */
     const int64_t *followers;  /* [rows], columns; `columns` is the other one */
     float *follower_scores;    /* [rows] */
     Part *parts;               /* [rows, spans] */
@@ -37,14 +38,14 @@ static void score_span(const Job *job, int64_t row, int64_t begin, int64_t count
     for (int64_t i = 0; i < count; i++) scores[i] = logits[i] * scale;
     for (int64_t i = count; i < padded; i++) scores[i] = -INFINITY;
     if (temperature <= 0.0f) return;
-    uint64_t key = (uint64_t)job->keys[row];
-    int64_t i = 0;
-    for (; i + NOISE_BLOCK <= count; i += NOISE_BLOCK)
-        noise_add(key, job->token_ids + begin + i, job->weight, scores + i);
-    if (i == count) return;
-    int32_t token_ids[NOISE_BLOCK] = {0};
-    for (int64_t k = i; k < count; k++) token_ids[k - i] = job->token_ids[begin + k];
-    noise_add(key, token_ids, job->weight, scores + i);
+    uint64_t salts[NOISE_BLOCK] = {0};
+    for (int64_t i = 0; i < padded; i += NOISE_BLOCK) {
+        float uniform[NOISE_BLOCK];
+        int64_t left = count - i < NOISE_BLOCK ? count - i : NOISE_BLOCK;
+        memcpy(salts, job->salts + begin + i, left * sizeof(uint64_t));
+        noise_draw((uint64_t)job->keys[row], salts, uniform);
+        noise_add(uniform, job->weight, scores + i);
+    }
 }
 
 /* In lanes, then over lanes: the same for the same scores wherever they come from. */
@@ -107,9 +108,9 @@ static void join(const Job *job, int64_t row, double out[3]) {
 
 /* Per row three numbers, see `join`; NaN shares where a score is NaN or none is finite. */
 int expect_forward(Context *context, const float *logits, const float *other, int64_t rows, int64_t columns,
-                   const float *temperatures, const int64_t *keys, const int32_t *token_ids,
+                   const float *temperatures, const int64_t *keys, const int64_t *salts,
                    const int64_t *followers, float weight, float other_noise, double *out) {
-    Job job = {.logits = logits, .other = other, .temperatures = temperatures, .keys = keys, .token_ids = token_ids,
+    Job job = {.logits = logits, .other = other, .temperatures = temperatures, .keys = keys, .salts = salts,
                .followers = followers, .columns = columns, .spans = (columns + SPAN - 1) / SPAN, .weight = weight,
                .other_noise = other_noise};
     context_enter(context);

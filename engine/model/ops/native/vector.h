@@ -5,7 +5,9 @@
 #define ADADECODE_VECTOR_H
 
 #include <math.h>
+#include <stdbool.h>
 #include <stdint.h>
+#include <string.h>
 
 #if defined(__AVX512F__)
 #define VEC_LANES 16
@@ -50,6 +52,14 @@ INLINE vec vec_select(ivec mask, vec a, vec b) {
 }
 /* The greater one; b where either is NaN. */
 INLINE vec vec_max(vec a, vec b) { return vec_select(a > b, a, b); }
+
+/* Whether a mask is all ones in any lane. */
+INLINE bool vec_any(ivec mask) {
+    uint64_t words[VEC_BYTES / 8], any = 0;
+    memcpy(words, &mask, VEC_BYTES);
+    for (int i = 0; i < VEC_BYTES / 8; i++) any |= words[i];
+    return any != 0;
+}
 
 /* Halves are folded onto each other, so that few steps wait for one another. */
 INLINE float vec_sum(vec v) {
