@@ -138,7 +138,7 @@ class BoundedProtocol(H11Protocol):
         What the application's `send` would do with it, less the way there: of a stream's middle
         nobody needs to know, neither middleware nor h11's state machine.
         """
-        self.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+        self.transport.write(_chunk(piece))
 
     @property
     def _is_answering(self) -> bool:
@@ -209,7 +209,11 @@ class _BoundedConnection(h11.Connection):
         self.is_sending_chunks = False  # a stream has begun and not ended
 
     def send(self, event: Any) -> Any:
-        """See h11; takes note of how the body is framed."""
+        """See h11; takes note of how the body is framed, and frames a stream's pieces itself: they
+        change no state.
+        """
+        if self.is_sending_chunks and type(event) is h11.Data:
+            return _chunk(event.data) if event.data else b""
         sent = super().send(event)
         if isinstance(event, h11.Response):
             self.is_sending_chunks = b"\r\ntransfer-encoding: chunked\r\n" in sent.lower()
@@ -250,3 +254,8 @@ class _BoundedConnection(h11.Connection):
         excess = self._num_chunks - _FREE_CHUNKS
         if excess > 0 and self._num_body_bytes < excess * _MIN_MEAN_CHUNK_BYTES:
             raise h11.RemoteProtocolError("too many small chunks")
+
+
+def _chunk(data: bytes) -> bytes:
+    """A chunk of a body of unknown length (RFC 9112, 7.1); an empty one would end it."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
