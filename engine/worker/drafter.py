@@ -158,7 +158,7 @@ class PolicyDrafter:
         views = self._exit_look.opinions(exit_index, lookers, hidden)
         num_tokens = sum(map(len, views))
         estimate.seconds += self._policy.head_cost(exit_index, num_tokens)
-        if exit_index == 0:
+        if exit_index == 0 and any(len(view) > 1 for view in views):  # else nothing was looked up
             self._screen(lookers, views, estimate)
         fixed, free = self._offers(exit_index, lookers, views)
         for offer in fixed:

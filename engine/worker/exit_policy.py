@@ -345,6 +345,8 @@ def _best_prefixes(
 
     Survivals fall along a run, so the best drafts of all runs are prefixes of them.
     """
+    if not any(runs):
+        return [0] * len(runs)
     ranked = sorted(
         ((survival, index) for index, run in enumerate(runs) for survival in run),
         key=lambda entry: entry[0],
