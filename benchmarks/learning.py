@@ -25,7 +25,7 @@ from engine.checkpoint import resolve_model
 from engine.config import CacheConfig, EngineConfig, ExitsConfig, SchedulerConfig
 from engine.offline import OfflineEngine
 from engine.plan import Learning, StepPlan, StepResult
-from engine.request import EarlyExitOptions, Structure
+from engine.request import LOOKED_UP, EarlyExitOptions, Structure
 from engine.stats import EngineStats
 from engine.worker.worker import ModelWorker
 from training.prompts import Prompt
@@ -107,8 +107,12 @@ def window_of(runs: Sequence[Run]) -> Window:
     """The runs of a window in one mode, added up."""
     figures = [figure for run in runs for figure in run.figures]
     return Window(
-        num_drafted=sum(n for f in figures for layer, n in f.drafted_by_layer.items() if layer),
-        num_accepted=sum(n for f in figures for layer, n in f.accepted_by_layer.items() if layer),
+        num_drafted=sum(
+            n for f in figures for layer, n in f.drafted_by_layer.items() if layer != LOOKED_UP
+        ),
+        num_accepted=sum(
+            n for f in figures for layer, n in f.accepted_by_layer.items() if layer != LOOKED_UP
+        ),
         num_tokens=sum(len(ids) for run in runs for ids in run.token_ids),
         duration_s=sum(run.duration_s for run in runs),
     )

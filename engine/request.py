@@ -13,6 +13,8 @@ from engine.policy_reason import PolicyReason, PolicyReport
 
 DraftSource = Literal["head", "lookup"]
 
+LOOKED_UP = -1  # the exit layer of drafts that no head made: taken from prompt and output
+
 
 class FinishReason(StrEnum):
     """Why a request ended. Every request ends exactly once, with one of these."""
@@ -110,14 +112,14 @@ class ExitRecord:
     """What happened to one draft: where it left, how sure its source was, and the verdict."""
 
     token_id: int
-    exit_layer: int  # 0: looked up in prompt and output, before any layer
+    exit_layer: int  # 0: before any layer; LOOKED_UP
     confidence: float
     accepted: bool
 
     @property
     def source(self) -> DraftSource:
         """Who made it."""
-        return "head" if self.exit_layer else "lookup"
+        return "lookup" if self.exit_layer == LOOKED_UP else "head"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +127,7 @@ class TokenTrace:
     """Provenance of one emitted token (`early_exit.return_trace`)."""
 
     token_id: int
-    exit_layer: int  # it left there; 0: it was looked up; the model's layer count: it ran through
+    exit_layer: int  # it left there; LOOKED_UP; the model's layer count: it ran through
     confidence: float | None  # how sure its source was; None without a draft
     rejected: tuple[ExitRecord, ...] = ()  # drafts from this position on, rolled back here
 
@@ -134,7 +136,7 @@ class TokenTrace:
         """Who made it; the model itself where it was no draft."""
         if self.confidence is None:
             return "model"
-        return "head" if self.exit_layer else "lookup"
+        return "lookup" if self.exit_layer == LOOKED_UP else "head"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +147,7 @@ class DraftFigures:
     num_draft_tokens: int
     num_accepted_tokens: int
     acceptance_histogram: tuple[int, ...]  # [j] = steps with exactly j accepted drafts
-    accepted_by_layer: Mapping[int, int]  # exit layer (0: looked up) -> accepted drafts from there
+    accepted_by_layer: Mapping[int, int]  # exit layer (or LOOKED_UP) -> accepted drafts from there
     drafted_by_layer: Mapping[int, int]
     # What the policy was doing at the end, for all requests together or for this one.
     policy: PolicyReport = field(default_factory=PolicyReport, compare=False)

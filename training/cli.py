@@ -234,8 +234,8 @@ def _exit_layers(args: argparse.Namespace, directory: Path) -> list[int]:
             return list(read_facts(args.start_from)["exit_layers"])
         return [max(1, num_layers // 10)]
     layers = sorted({int(part) for part in text.split(",")})
-    if not all(0 < layer < num_layers for layer in layers):
-        raise ValueError(f"--exit-layers: between 1 and {num_layers - 1}, got {text}")
+    if not all(0 <= layer < num_layers for layer in layers):
+        raise ValueError(f"--exit-layers: between 0 and {num_layers - 1}, got {text}")
     return layers
 
 

@@ -40,7 +40,7 @@ class PartCosts:
         """For a choice of exits, with heads of a size that was measured."""
         segments = split_layers(self.num_layers, exit_layers)
         heads = [_curve(self.heads[vocabulary_size])] * len(exit_layers)
-        curves = [self._segment(segment.end - segment.start) for segment in segments]
+        curves = [self._segment(segment.num_layers) for segment in segments]
         return CostModel(curves, heads, _curve(self.logits))
 
     @classmethod
@@ -55,6 +55,8 @@ class PartCosts:
         )
 
     def _segment(self, num_layers: int) -> CostCurve:
+        if num_layers == 0:
+            return _curve(dict.fromkeys(self.layer, 0.0))
         return _curve(
             {
                 count: seconds + (num_layers - 1) * self.further_layer[count]

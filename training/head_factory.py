@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -15,10 +16,8 @@ from training.collect import ShardPaths
 from training.head_module import HeadModule, feature_scale
 from training.progress import ProgressReport
 from training.states import LAST, Shards, StateSource
-from training.train_head import HeadTrainer, TrainingConfig, fit_linear
+from training.train_head import HeadTrainer, TrainingConfig, carry_over, fit_linear
 from training.whole_file import whole_file
-
-_SCALE_SAMPLE = 65536  # positions that feature scales are measured on
 
 
 class HeadFactory:
@@ -41,8 +40,8 @@ class HeadFactory:
         sample = next(shards.groups())
         device = self.lm_head.device
         head = HeadModule(
-            feature_scale(sample.exit[:_SCALE_SAMPLE]).to(device),
-            feature_scale(sample.last[:_SCALE_SAMPLE]).to(device),
+            feature_scale(sample.exit).to(device),
+            feature_scale(sample.last).to(device),
             self.lm_head,
         ).to(device)
         fit_linear(head, sample, reads_previous=reads_previous)
@@ -59,30 +58,44 @@ class HeadFactory:
             raise ValueError(f"--start-from: {directory} has no head at layer {layer}")
         return HeadModule.from_tensors(tensors, layer, self.lm_head)
 
+    def carried(
+        self, directory: Path, source: int, there: StateSource, here: StateSource
+    ) -> HeadModule:
+        """As it was trained at another layer, turned into a head for this one.
+
+        Args:
+            there: States at the layer `source`.
+            here: The same positions' at this one.
+        """
+        head = self.loaded(directory, source)
+        carry_over(head, next(there.groups()), next(here.groups()))
+        return head
+
     def trained(
         self,
         name: str,
         shards: StateSource,
         config: TrainingConfig,
         work: Path,
-        start_from: tuple[Path, int] | None = None,
+        start: tuple[str, HeadModule] | None = None,
     ) -> HeadModule:
         """Trained to the end; a killed run goes on with the epoch it was in.
 
         Args:
             work: Where checkpoints are kept; another configuration, vocabulary or set of shards
                 has checkpoints of its own.
-            start_from: Heads, and the layer of the one to train further.
+            start: A head to train further, and where it comes from.
         """
-        if start_from is None:
+        if start is None:
+            origin = None
             head = self.fitted(shards, reads_previous=config.reads_previous)
         else:
-            head = self.loaded(*start_from)
+            origin, head = start
         if config.refinement_size and not head.refinement_size:
             head.refine(config.refinement_size, config.seed)
         trainer = HeadTrainer(head, shards, config)
-        facts = [asdict(config), shards.names, self.token_ids.tolist()]
-        facts.append(str(start_from))
+        facts: list[Any] = [asdict(config), shards.names, self.token_ids.tolist()]
+        facts.append(origin)
         key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
         checkpoint = work / f"{name}-{key}.pt"
         if checkpoint.is_file():

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from engine.model.exit_head import RefinementWeights
 from engine.worker.learning.trainee import unit_rms
 
+_SCALE_SAMPLE = 65536  # positions that feature scales are measured on
+
 
 class RefinementModule(nn.Module):
     """A gated MLP that says what a head's linear estimate misses; nothing, until it is trained."""
@@ -117,5 +119,5 @@ class HeadModule(nn.Module):
 
 
 def feature_scale(hidden: Tensor) -> Tensor:
-    """1 / root-mean-square of every feature [E] over the sample [N, E]."""
-    return torch.rsqrt(hidden.float().pow(2).mean(0) + 1e-4)
+    """1 / root-mean-square of every feature [E] over the first of the states [N, E]."""
+    return torch.rsqrt(hidden[:_SCALE_SAMPLE].float().pow(2).mean(0) + 1e-4)

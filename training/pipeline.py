@@ -60,6 +60,7 @@ logger = logging.getLogger(__name__)
 
 _REPORTED_PROMPTS, _REPORTED_LENGTH = 8, 96
 _FORECAST_SHARDS = 4
+_CARRIED_SHARDS = 16  # whose states tell how a head is carried over to another layer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +73,7 @@ class TrainOptions:
     vocabulary_size: int | None  # None: searched for
     training: TrainingConfig
     search: SearchOptions | None = None
-    start_from: Path | None = None  # heads to train further
+    start_from: Path | None = None  # heads to train further, at their layers or others
     has_report: bool = True  # with timed runs; else the heads alone are written
 
 
@@ -110,7 +111,13 @@ def train(
     for sources in _sources(decoder, factory, training, generation, layers):
         for layer, states in sources.items():
             heads[layer], figures[layer] = _trained(
-                factory, layer, states, held_out_paths, generation, options
+                factory,
+                layer,
+                states,
+                held_out_paths,
+                generation,
+                options,
+                _start(factory, layer, decoder, training, generation, options.start_from),
             )
     facts = model_facts(options.name, decoder) | {
         "training": _training_facts(training, options),
@@ -169,6 +176,30 @@ def _sources(
         yield {layer: held.at(layer) for layer in some}
 
 
+def _start(
+    factory: HeadFactory,
+    layer: int,
+    decoder: Decoder,
+    rows: Sequence[Generation],
+    generation: GenerationOptions,
+    directory: Path | None,
+) -> tuple[str, HeadModule] | None:
+    """The head of that layer to train further, or the nearest layer's, carried over to this one;
+    and where it comes from.
+    """
+    if directory is None:
+        return None
+    layers: list[int] = read_facts(directory)["exit_layers"]
+    source = min(layers, key=lambda each: abs(each - layer))
+    origin = str((directory, source))
+    if source == layer:
+        return origin, factory.loaded(directory, layer)
+    some = rows[: _CARRIED_SHARDS * ROWS_PER_SHARD]
+    paths = _collect(decoder, some, sorted([source, layer]), generation.states)
+    here, there = factory.shards(paths, layer), factory.shards(paths, source)
+    return origin, factory.carried(directory, source, there, here)
+
+
 def _trained(
     factory: HeadFactory,
     layer: int,
@@ -176,13 +207,15 @@ def _trained(
     held_out_paths: ShardPaths,
     generation: GenerationOptions,
     options: TrainOptions,
+    start: tuple[str, HeadModule] | None,
 ) -> tuple[HeadModule, HeadFigures]:
-    """A head and its figures."""
-    start_from = None if options.start_from is None else (options.start_from, layer)
+    """A head and its figures.
+
+    Args:
+        start: A head to train further, and where it comes from.
+    """
     with torch_threads(generation.model):
-        head = factory.trained(
-            f"head-{layer}", states, options.training, generation.work, start_from
-        )
+        head = factory.trained(f"head-{layer}", states, options.training, generation.work, start)
         held_out = factory.shards(held_out_paths, layer)
         figures = evaluate_head(head, held_out, factory.token_ids)
     logger.info("exit %d: %s", layer, figures.summary())
@@ -250,9 +283,7 @@ def _search(
     known = SearchResult.read(path)
     if known is not None:
         return known
-    layers = list(range(1, decoder.spec.num_layers))
-    if not layers:
-        raise ValueError("--search: a model of one layer has no exits")
+    layers = list(range(decoder.spec.num_layers))
     small = replace(generation, num_tokens=min(options.num_tokens, generation.num_tokens))
     _check_disk(small, decoder.spec.hidden_size, len(layers))
     generate(small, prompts, layers, decoder)

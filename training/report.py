@@ -197,7 +197,7 @@ def _pieces(result: GenerationResult, tokenizer: PreTrainedTokenizerBase) -> lis
 
 
 def _note(entry: Any) -> str:
-    where = "looked up" if entry.exit_layer == 0 else f"layer {entry.exit_layer}"
+    where = "looked up" if entry.source == "lookup" else f"layer {entry.exit_layer}"
     sure = "" if entry.confidence is None else f", confidence {entry.confidence:.2f}"
     lost = f", {len(entry.rejected)} drafts rejected" if entry.rejected else ""
     return where + sure + lost

@@ -134,7 +134,7 @@ class Search:
     def _cheap_heads(self, size: int) -> CalibratedOpinions:
         """Fitted at every layer."""
         factory = self._factory(size)
-        layers = range(1, self._decoder.spec.num_layers)
+        layers = range(self._decoder.spec.num_layers)
         opinions: dict[int, Opinions] = {}
         name, total = "cheap heads", len(layers)
         with ProgressReport(name, total, "layers") as report, torch_threads(self._model):

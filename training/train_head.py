@@ -18,7 +18,7 @@ from torch import Tensor
 
 from engine.worker.learning.trainee import unit_rms
 from training import gpu
-from training.head_module import HeadModule
+from training.head_module import HeadModule, feature_scale
 from training.states import HiddenStates, StateSource
 
 _RIDGE = 1e-3  # of the mean squared input
@@ -124,23 +124,65 @@ def fit_linear(head: HeadModule, states: HiddenStates, *, reads_previous: bool =
     It takes seconds and leaves the gradient steps only what least squares cannot see.
     """
     device, size = head.project.device, head.project.shape[0]
-    width = 2 * size if reads_previous else size
-    gram = torch.zeros(width, width, device=device)
-    moment = torch.zeros(width, size, device=device)
-    is_used = ~states.is_first
-    is_used[0] = False
-    for places in is_used.nonzero().flatten().split(_FIT_CHUNK):
-        inputs = states.exit[places].to(device).float() * head.norm
-        if reads_previous:
-            previous = states.last[places - 1].to(device).float() * head.previous_norm
-            inputs = torch.cat((inputs, previous), dim=1)
-        gram += inputs.T @ inputs
-        moment += inputs.T @ states.last[places].to(device).float()
-    gram.diagonal().add_(_RIDGE * gram.diagonal().mean())
-    weights = torch.linalg.solve(gram, moment)
+
+    def pairs(places: Tensor) -> tuple[Tensor, Tensor]:
+        inputs = _inputs(head, states, places)
+        targets = states.last[places].to(device).float()
+        return (inputs if reads_previous else inputs[:, :size]), targets
+
+    weights = _ridge(pairs, states, device)
     head.project.copy_(weights[:size].T)
     if reads_previous:
         head.project_previous.copy_(weights[size:].T)
+
+
+@torch.no_grad()
+def carry_over(head: HeadModule, there: HiddenStates, here: HiddenStates) -> None:
+    """Turn a head for one layer into a head for another: T gives from the states here, as well as
+    ridge regression can, what it gave from those there, the previous state helping; all else stays.
+
+    Args:
+        there: States at the head's layer.
+        here: The same positions' at the other one.
+    """
+    device, size = head.project.device, head.project.shape[0]
+    scale = feature_scale(here.exit).to(device)
+    before, head.norm = head.norm, scale
+
+    def pairs(places: Tensor) -> tuple[Tensor, Tensor]:
+        given = F.linear(there.exit[places].to(device).float() * before, head.project)
+        return _inputs(head, here, places), given
+
+    weights = _ridge(pairs, here, device)
+    head.project.copy_(weights[:size].T)
+    head.project_previous.add_(weights[size:].T)
+
+
+def _inputs(head: HeadModule, states: HiddenStates, places: Tensor) -> Tensor:
+    """Both inputs [T, 2 E] of a head, scaled."""
+    device = head.project.device
+    hidden = states.exit[places].to(device).float() * head.norm
+    previous = states.last[places - 1].to(device).float() * head.previous_norm
+    return torch.cat((hidden, previous), dim=1)
+
+
+def _ridge(
+    pairs: Callable[[Tensor], tuple[Tensor, Tensor]], states: HiddenStates, device: torch.device
+) -> Tensor:
+    """Weights [inputs, outputs] of the ridge regression over all positions that have one before.
+
+    Args:
+        pairs: Positions -> inputs and targets there.
+    """
+    is_used = ~states.is_first
+    is_used[0] = False
+    gram = moment = torch.zeros((), device=device)
+    for places in is_used.nonzero().flatten().split(_FIT_CHUNK):
+        inputs, targets = pairs(places)
+        gram = gram + inputs.T @ inputs
+        moment = moment + inputs.T @ targets
+    gram.diagonal().add_(_RIDGE * gram.diagonal().mean())
+    return torch.linalg.solve(gram, moment)
 
 
 def unrolled(

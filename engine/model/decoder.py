@@ -42,6 +42,11 @@ class Segment:
     start: int
     end: int
 
+    @property
+    def num_layers(self) -> int:
+        """0 before an exit at layer 0: its head reads embeddings."""
+        return self.end - self.start
+
 
 class Decoder:
     """A loaded model on one backend."""
@@ -135,8 +140,10 @@ class Decoder:
         hidden [T, E].
 
         Every position before a token's own, in its row, must already be in the cache of these
-        layers or be in this call.
+        layers or be in this call. An empty segment leaves hidden as it is.
         """
+        if not segment.num_layers:
+            return hidden
         chosen = slice(segment.start, segment.end)
         return self.ops.run_layers(
             hidden, self.layers[chosen], cache[chosen], batch, self.spec.norm_eps

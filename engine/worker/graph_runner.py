@@ -89,7 +89,8 @@ class GraphRunner:
         """Capture every part in every size, so that no step has to wait for it."""
         for count in reversed(self._limits.token_counts):  # what the largest needs serves all
             for index, width in product(range(len(self._segments)), self._widths):
-                self._segment(index, count, width)
+                if self._segments[index].num_layers:
+                    self._segment(index, count, width)
             self._last(count)
 
     def embed(self, token_ids: Tensor) -> Tensor:
@@ -102,7 +103,8 @@ class GraphRunner:
         num_rows, num_blocks = batch.block_tables.shape
         count = fitting(self._limits.token_counts, num_tokens)
         width = fitting(self._widths, num_blocks)
-        if count is None or width is None or num_rows > len(self._tables):
+        is_empty = not self._segments[index].num_layers
+        if is_empty or count is None or width is None or num_rows > len(self._tables):
             return self._eager.run(index, hidden, batch)
         replay = self._segment(index, count, width)
         self._load(hidden, batch, count)

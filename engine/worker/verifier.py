@@ -16,7 +16,7 @@ from torch import Tensor
 
 from engine.model.decoder import Decoder
 from engine.plan import RowResult
-from engine.request import ExitRecord
+from engine.request import LOOKED_UP, ExitRecord
 from engine.worker.acceptance import num_accepted
 from engine.worker.device_errors import is_row_fault
 from engine.worker.forward_batch import TokenRef
@@ -170,7 +170,8 @@ class Verifier:
         )
 
     def _layer(self, draft: Draft) -> int:
-        return 0 if draft.exit_index is None else self._exit_layers[draft.exit_index]
+        index = draft.exit_index
+        return LOOKED_UP if index is None else self._exit_layers[index]
 
 
 def _states_at(hidden: Tensor, places: Sequence[int]) -> Tensor:

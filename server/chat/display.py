@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
+from engine.request import LOOKED_UP
 from server.chat.client import Chunk, Draft, TracedToken
 
 # 256-colour codes that are told apart on dark and light backgrounds, in the order layers appear.
@@ -157,7 +158,7 @@ def _printable(text: str) -> str:
 
 
 def _name(layer: int) -> str:
-    return f"layer {layer}" if layer else "looked up"
+    return "looked up" if layer == LOOKED_UP else f"layer {layer}"
 
 
 def _one_line(drafts: Sequence[Draft]) -> str:

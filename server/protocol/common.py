@@ -257,7 +257,7 @@ class SpeculativeDecoding(ResponseModel):
 
 
 class EarlyExitMetrics(ResponseModel):
-    """Drafts by the layer they left at; layer 0: looked up, before any."""
+    """Drafts by the layer they left at; layer -1: looked up in the text."""
 
     accepted_by_layer: dict[int, int]
     drafted_by_layer: dict[int, int]
@@ -286,7 +286,7 @@ class TraceDraft(ResponseModel):
     token_id: int
     token: str
     bytes: list[int]
-    exit_layer: int  # 0: looked up
+    exit_layer: int  # -1: looked up
     confidence: float
     source: DraftSource
 
@@ -297,7 +297,7 @@ class TraceToken(ResponseModel):
     token_id: int
     token: str
     bytes: list[int]  # as in OpenAI's log-probabilities: a token need not be whole characters
-    exit_layer: int  # 0: looked up; the model's layer count when it ran to the end
+    exit_layer: int  # -1: looked up; the model's layer count when it ran to the end
     confidence: float | None
     source: Literal[DraftSource, "model"]
     accepted: Literal[True] = True

@@ -1,7 +1,10 @@
 /**
- * How an exit layer looks: one class per layer, by its place among the model's exits. Layer 0 is
- * where nothing was computed: the token was looked up in the text.
+ * How an exit layer looks: one class per layer, by its place among the model's exits. Tokens that
+ * were looked up in the text have a layer of their own, before the first.
  */
+
+/** The exit layer of drafts that no head made. */
+export const LOOKED_UP = -1;
 
 const NUM_LOOKS = 8; // .exit-0 … .exit-7 in style.css: a colour and a kind of underline each
 
@@ -10,7 +13,7 @@ export class Layers {
 
   /** @param {{exit_layers: number[], num_layers: number}} card of the model. */
   constructor(card) {
-    const layers = card.has_lookup ? [...card.exit_layers, 0] : [...card.exit_layers];
+    const layers = card.has_lookup ? [...card.exit_layers, LOOKED_UP] : [...card.exit_layers];
     this.#exits = layers.sort((a, b) => a - b);
     this.numLayers = card.num_layers;
   }

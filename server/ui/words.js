@@ -1,5 +1,7 @@
 /** Numbers and tokens in words. */
 
+import { LOOKED_UP } from "./layers.js";
+
 const SEPARATOR = " · ";
 
 export function formatSpeed(speed) {
@@ -36,7 +38,7 @@ export function describeFigures(figures, remarks) {
 export function describeToken(token, numLayers) {
   const where = token.confidence === null
     ? `ran through all ${numLayers} layers`
-    : token.exit_layer === 0
+    : token.exit_layer === LOOKED_UP
       ? `looked up in the text, ${formatShare(token.confidence)} sure`
       : `left at layer ${token.exit_layer} of ${numLayers}, ${formatShare(token.confidence)} sure`;
   const rejected = token.rejected.map((draft) => `${quote(draft.token)} (${nameLayer(draft.exit_layer)})`);
@@ -46,7 +48,7 @@ export function describeToken(token, numLayers) {
 
 /** An exit layer, by name. */
 export function nameLayer(layer) {
-  return layer === 0 ? "looked up" : `layer ${layer}`;
+  return layer === LOOKED_UP ? "looked up" : `layer ${layer}`;
 }
 
 function quote(text) {

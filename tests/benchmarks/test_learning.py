@@ -12,7 +12,7 @@ from benchmarks import learning
 from benchmarks.comparison import Run
 from benchmarks.contest import Entry
 from benchmarks.domains import DOMAINS, domain_prompts
-from engine.request import DraftFigures
+from engine.request import LOOKED_UP, DraftFigures
 
 pytestmark = pytest.mark.torch
 
@@ -58,8 +58,8 @@ def test_a_window_counts_what_heads_drafted_and_not_what_was_looked_up() -> None
         num_draft_tokens=9,
         num_accepted_tokens=6,
         acceptance_histogram=(0, 1, 2),
-        accepted_by_layer={0: 4, 3: 2},
-        drafted_by_layer={0: 5, 3: 4},
+        accepted_by_layer={LOOKED_UP: 4, 3: 2},
+        drafted_by_layer={LOOKED_UP: 5, 3: 4},
     )
     window = learning.window_of(
         [

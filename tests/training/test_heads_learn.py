@@ -18,7 +18,7 @@ from training.evaluate import evaluate_head
 from training.generations import Generation
 from training.head_module import HeadModule, feature_scale
 from training.states import LAST, Shards
-from training.train_head import HeadTrainer, TrainingConfig, fit_linear, unrolled_loss
+from training.train_head import HeadTrainer, TrainingConfig, carry_over, fit_linear, unrolled_loss
 
 pytestmark = pytest.mark.torch
 
@@ -117,6 +117,29 @@ def test_a_refinement_begins_with_the_linear_fit_and_learns(
     while not trainer.is_done:
         trainer.run_epoch()
     assert unrolled_loss(head, states, 0, config).item() < fitted, "it has learned alone"
+
+
+def test_a_head_carried_over_to_another_layer_expects_much_the_same(
+    decoder: Decoder, rows: list[Generation], shards: Shards, tmp_path: Path
+) -> None:
+    paths = collect(decoder, rows, [0, 2], tmp_path)
+    here = next(Shards([(shard[LAST], shard[2]) for shard in paths], 1 << 20).groups())
+    there = next(shards.groups())
+    head, token_ids = new_head(decoder, shards)
+    fit_linear(head, there)
+    before = evaluate_head(head, shards, token_ids, depth=1).agreement
+    config = TrainingConfig(batch_tokens=64, depth=1)
+    misused = unrolled_loss(head, here, 0, config).item()
+    carry_over(head, there, here)
+    assert unrolled_loss(head, here, 0, config).item() < misused
+    mine = Shards([(shard[LAST], shard[2]) for shard in paths], 1 << 20)
+    assert evaluate_head(head, mine, token_ids, depth=1).agreement > 0.5 * before
+    same, _ = new_head(decoder, shards)
+    fit_linear(same, there)
+    hidden, previous = there.exit[1:9].float(), there.last[:8].float()
+    expected = same.state(hidden, previous)
+    carry_over(same, there, there)
+    torch.testing.assert_close(same.state(hidden, previous), expected, atol=0.02, rtol=0.05)
 
 
 def write_heads(directory: Path, decoder: Decoder, head: HeadModule, ids: torch.Tensor) -> None:

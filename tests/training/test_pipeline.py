@@ -151,6 +151,9 @@ def test_a_run_that_was_killed_by_a_signal_goes_on(
     wrong = [*further, "--work", str(tmp_path / "work")]
     wrong[1] = str(other)
     assert train(monkeypatch, *wrong) == 1, "heads of other weights"
+    lower = command(model, tmp_path / "low", "--start-from", str(tmp_path / "on"))
+    assert train(monkeypatch, *lower, "--exit-layers", "0", "--refine", "32", "--no-report") == 0
+    assert json.loads((tmp_path / "low" / "heads.json").read_text())["exit_layers"] == [0]
     assert (tmp_path / "on" / "report.html").read_text().count("<svg") == 2
 
 

@@ -112,6 +112,18 @@ def test_padding_changes_no_result_and_writes_to_the_spare_slot_alone(decoder: D
         assert torch.equal(mine.values[:SPARE], theirs.values[:SPARE])
 
 
+def test_before_an_exit_at_layer_0_nothing_is_captured_and_nothing_runs(decoder: Decoder) -> None:
+    capture, segments = CallAgain(), split_layers(6, [0, 4])
+    runner = GraphRunner(decoder, segments, new_cache(decoder), limits(), capture)
+    runner.prepare()
+    whole = CallAgain()
+    GraphRunner(decoder, segments[1:], new_cache(decoder), limits(), whole).prepare()
+    assert capture.num_captures == whole.num_captures
+    hidden = hidden_of(2)
+    assert torch.equal(runner.run(0, hidden, batch_of([(0, 0), (1, 0)])), hidden)
+    assert capture.num_replays == 0
+
+
 def test_results_outlive_the_next_replay(decoder: Decoder) -> None:
     """Tokens that wait at a boundary keep their states while the segment runs for others."""
     runner = GraphRunner(decoder, SEGMENTS, new_cache(decoder), limits(), CallAgain())

@@ -88,7 +88,7 @@ def test_scripted_drafts_change_nothing(
     options = SAMPLING[sampling]
     plain = plain_outputs(decoder, options)
     starts = [sequence_start(i, prompt, **options) for i, prompt in PROMPTS.items()]
-    grid = [([1], 16, 64, 5), ([1, 3], 4, 7, 5), ([2, 3, 5], 8, 3, 3), ([1, 2, 3, 4, 5], 16, 64, 9)]
+    grid = [([1], 16, 64, 5), ([0, 3], 4, 7, 5), ([2, 3, 5], 8, 3, 3), ([1, 2, 3, 4, 5], 16, 64, 9)]
     for exit_layers, block_size, chunk, length in grid:
         drafter = scripted(decoder, exit_layers, plain, agreement)
         driver = StepDriver(decoder, block_size, drafter)
@@ -126,7 +126,7 @@ def test_untrained_heads_change_nothing(
     options |= {"threshold": threshold}
     starts = [sequence_start(i, prompt, **options) for i, prompt in PROMPTS.items()]
     shapes = [(20, 32), (97, 0)]  # of the reduced vocabulary, and the refinement
-    for exit_layers, (size, refined) in itertools.product(([1], [1, 3], [2, 4, 5]), shapes):
+    for exit_layers, (size, refined) in itertools.product(([0], [1, 3], [0, 2, 5]), shapes):
         drafter = policy_drafter(decoder, random_heads(decoder, exit_layers, size, refined))
         tokens, results = StepDriver(decoder, 16, drafter).generate(starts, NUM_TOKENS)
         assert tokens == plain
