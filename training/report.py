@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from engine.offline import GenerationResult
+from engine.request import LOOKED_UP
 from training.evaluate import HeadFigures
 from training.heads_file import read_facts
 from training.replay import Forecast
@@ -70,7 +71,7 @@ class Chart:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A token's text, the layer it left at (0: looked up), and what is known of it."""
+    """A token's text, the layer it left at (or LOOKED_UP), and what is known of it."""
 
     text: str
     layer: int
@@ -109,7 +110,8 @@ def write_report(
         timed=timed,
         charts=_charts(figures, found),
         num_layers=num_layers,
-        layers=[0, *sorted(figures), num_layers],
+        looked_up=LOOKED_UP,
+        layers=[LOOKED_UP, *sorted(figures), num_layers],
         shares=_shares(timed.results),
         samples=[_pieces(result, tokenizer) for result in timed.results[:_SAMPLES]],
     )

@@ -172,7 +172,8 @@ def test_loaded_head_computes_what_was_trained(
     loaded = load_heads(tmp_path / "heads", decoder).heads[0]
     hidden, previous = states.exit[1:6].float(), states.last[:5].float()
     with torch.inference_mode():
-        state, logits, other = loaded(hidden * 3.0, previous * 0.5)  # scale must not matter
+        # scale must not matter
+        state, logits, other = loaded(hidden * 3.0, previous * 0.5, [1] * 5)
         expected_state = head.state(hidden, previous)
         expected = head.logits(expected_state)
     torch.testing.assert_close(state, expected_state, atol=2e-2, rtol=1e-2)
