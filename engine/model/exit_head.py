@@ -1,7 +1,8 @@
 """Exit heads: the hidden state at an exit layer -> an estimate of the last hidden state -> logits.
 
 A head reads two things: the token's hidden state h at the exit layer, and the last layer's hidden
-state of the token before it (known for the first draft; for later drafts the head's own estimate):
+state of the token before it (known for the first draft; for later drafts the head's own estimate).
+At layer 0 h is the token's embedding:
 
     linear = T · (a * rms(h)) + U · (b * rms(previous))          T, U [E, E] trained, a, b [E] fixed
     state  = linear + D · (silu(G · x) * (V · x))                G, V [F, E] and D [E, F] trained
