@@ -39,7 +39,7 @@
 #define PANELS_AT_ONCE(format, rows)                                     \
     ((format) >= INT8 ? ((rows) == 1 ? 2 : 1)                            \
                       : 4 * (rows) * PANEL_VECS <= SUMS_AT_ONCE ? 4      \
-                      : 2 * (rows) * PANEL_VECS <= SUMS_AT_ONCE ? 2 : 1)
+                      : 2 * (rows) * PANEL_VECS <= ACCUMULATORS ? 2 : 1)
 
 #define BLOCK 32 /* values that share a scale */
 
