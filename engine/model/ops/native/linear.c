@@ -179,7 +179,7 @@ static void multiply_tiles(const Job *job, const char *panel, int64_t first, int
         for (int64_t t = first; t < end; t++) {
             Tile tile = tile_at(job, t);
             const float *x = job->packed + tile.first * in + k * tile.rows;
-            panel_product(read, tile.rows, depth, x, &weights, sums + (tile.first - base) * PANEL, ahead);
+            panel_product(read, tile.rows, 1, depth, x, &weights, sums + (tile.first - base) * PANEL, ahead);
             ahead.at += ahead.step * (lines / (end - first));
         }
     }
@@ -188,10 +188,12 @@ static void multiply_tiles(const Job *job, const char *panel, int64_t first, int
 /* sums[p][r][j] for `count` panels and the only tile, as many panels at once as it is good for. */
 static void multiply_panels(const Job *job, const char *const *panels, int count, float *sums) {
     int rows = (int)job->tokens;
+    int64_t in = job->weight->in_features;
     Format format = job->weight->format;
-    for (int p = 0; p < count; p += PANELS_AT_ONCE(format, rows)) {
+    int together = PANELS_AT_ONCE(format, rows);
+    for (int p = 0; p < count; p += together) {
         Ahead ahead = {.at = panels[p] + BYTES_AHEAD, .step = LINE};
-        panel_product(format, rows, job->weight->in_features, job->packed, panels + p, sums + p * rows * PANEL, ahead);
+        panel_product(format, rows, together, in, job->packed, panels + p, sums + p * rows * PANEL, ahead);
     }
 }
 

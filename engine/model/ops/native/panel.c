@@ -260,9 +260,10 @@ void panel_expand(Format format, int64_t depth, const void *panel, float *expand
 /* ---- one function per format and number of rows ---- */
 
 #define PRODUCT(format, rows)                                                                                     \
-    static void product_##format##_##rows(int64_t depth, const float *x, const char *const *panels, float *sums,  \
-                                          Ahead ahead) {                                                          \
-        product(format, PANELS_AT_ONCE(format, rows), rows, depth, x, panels, sums, ahead);                       \
+    static void product_##format##_##rows(int count, int64_t depth, const float *x, const char *const *panels,    \
+                                          float *sums, Ahead ahead) {                                             \
+        if (count == 1) product(format, 1, rows, depth, x, panels, sums, ahead);                                  \
+        else product(format, PANELS_AT_ONCE(format, rows), rows, depth, x, panels, sums, ahead);                  \
     }
 #define NAME(format, rows) product_##format##_##rows,
 #define UP_TO_6(each, format) \
@@ -282,7 +283,7 @@ EVERY(PRODUCT, BFLOAT16)
 EVERY(PRODUCT, INT8)
 EVERY(PRODUCT, INT4)
 
-typedef void (*Product)(int64_t depth, const float *x, const char *const *panels, float *sums, Ahead ahead);
+typedef void (*Product)(int count, int64_t depth, const float *x, const char *const *panels, float *sums, Ahead ahead);
 
 static const Product PRODUCTS[FORMATS][MAX_ROWS] = {
     {EVERY(NAME, FLOAT32)},
@@ -291,7 +292,7 @@ static const Product PRODUCTS[FORMATS][MAX_ROWS] = {
     {EVERY(NAME, INT4)},
 };
 
-void panel_product(Format format, int rows, int64_t depth, const float *x, const char *const *panels, float *sums,
-                   Ahead ahead) {
-    PRODUCTS[format][rows - 1](depth, x, panels, sums, ahead);
+void panel_product(Format format, int rows, int count, int64_t depth, const float *x, const char *const *panels,
+                   float *sums, Ahead ahead) {
+    PRODUCTS[format][rows - 1](count, depth, x, panels, sums, ahead);
 }

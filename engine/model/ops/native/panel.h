@@ -74,11 +74,12 @@ typedef struct {
     int64_t step;
 } Ahead;
 
-/* sums[p][r][j] += sum over k < depth of x[k][r] * panels[p][k][j], for PANELS_AT_ONCE(format, rows) panels.
+/* sums[p][r][j] += sum over k < depth of x[k][r] * panels[p][k][j], for `count` panels: one, or
+   PANELS_AT_ONCE(format, rows).
 
    x: [depth, rows], rows interleaved, 1 <= rows <= MAX_ROWS (quick up to MAX_CODE_ROWS for codes); sums: [panels, rows,
    PANEL], aligned. Of several panels each is read BYTES_AHEAD, whatever `ahead` says. */
-void panel_product(Format format, int rows, int64_t depth, const float *x, const char *const *panels, float *sums,
-                   Ahead ahead);
+void panel_product(Format format, int rows, int count, int64_t depth, const float *x, const char *const *panels,
+                   float *sums, Ahead ahead);
 
 #endif
