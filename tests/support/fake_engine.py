@@ -2,7 +2,7 @@
 
 import asyncio
 import codecs
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -166,6 +166,20 @@ class FakeEngine:
         if self.is_stopped:
             raise EngineStopped("stopped")
         return [self._begin(request) for request in requests]
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[RequestOutput, None]:
+        [slot] = self.admit([request])
+        ready = asyncio.Event()
+        slot.on_ready = ready.set
+        while True:
+            output = slot.take()
+            if output is None:
+                ready.clear()
+                await ready.wait()
+                continue
+            yield output
+            if output.finish_reason is not None:
+                return
 
     async def approve(self, structure: Structure) -> None:
         self.structures.append(structure)

@@ -10,7 +10,7 @@ from tiny_model import write_tiny_heads, write_tiny_llama
 
 from engine.config import CacheConfig, EngineConfig, ExitsConfig, ModelConfig, SchedulerConfig
 from engine.offline import GenerationResult, OfflineEngine
-from engine.request import EarlyExitOptions, GenerationRequest, SamplingParams
+from engine.request import LOOKED_UP, EarlyExitOptions, GenerationRequest, SamplingParams
 
 pytestmark = pytest.mark.torch
 
@@ -83,4 +83,4 @@ def test_outputs_are_those_of_plain_decoding(
             assert [r.token_ids for r in results] == [r.token_ids for r in plain]
             assert [r.logprobs for r in results] == [r.logprobs for r in plain]
             layers |= {layer for r in results for layer in r.draft_figures.drafted_by_layer}
-    assert {0, 1} <= layers, "both sources have drafted"
+    assert {LOOKED_UP, 1} <= layers, "both sources have drafted"
