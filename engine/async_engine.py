@@ -18,7 +18,7 @@ from engine.core import EngineCore
 from engine.errors import EngineFailed, EngineStopped, WorkerLost
 from engine.grammar.approver import Approver
 from engine.limits import ModelLimits
-from engine.output_slot import OutputSlot
+from engine.output_slot import OutputSlot, next_output
 from engine.paced_slot import PacedSlot
 from engine.plan import StepPlan, Worker, WorkerInfo
 from engine.request import FinishReason, GenerationRequest, RequestOutput, Structure
@@ -220,15 +220,10 @@ class AsyncEngine:
         """
         if request.request_id not in self._slots:
             self.admit([request])
-        slot, ready = self._slots[request.request_id], asyncio.Event()
-        slot.on_ready = ready.set
+        slot = self._slots[request.request_id]
         try:
             while True:
-                output = slot.take()
-                if output is None:
-                    ready.clear()
-                    await ready.wait()
-                    continue
+                output = await next_output(slot)
                 yield output
                 if output.finish_reason is not None:
                     return

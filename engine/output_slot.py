@@ -1,5 +1,6 @@
 """Where a request's outputs wait for their reader: one slot that merges, never a growing queue."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -65,6 +66,19 @@ class OutputSlot:
         self._pending = []
         self._num_pending_tokens, self._is_first = 0, False
         return output
+
+
+async def next_output(slot: OutputSlot) -> RequestOutput:
+    """Wait for what comes next, in a task that has nothing else to do.
+
+    Raises:
+        EngineError: see `OutputSlot.take`.
+    """
+    while (output := slot.take()) is None:
+        ready = asyncio.Event()
+        slot.on_ready = ready.set
+        await ready.wait()
+    return output
 
 
 def merged(outputs: Sequence[RequestOutput]) -> RequestOutput:

@@ -74,7 +74,7 @@ def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, help="default: <model directory>/exit_heads")
     parser.add_argument(
         "--exit-layers",
-        help="comma-separated; default: a tenth of the depth, or those of --start-from",
+        help="comma-separated, 0 for embeddings; default: a tenth of the depth, or --start-from's",
     )
     parser.add_argument(
         "--search", action="store_true", help="find exit layers by forecasts and timed runs instead"

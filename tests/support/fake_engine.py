@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from engine import EngineInfo
 from engine.errors import EngineStopped
-from engine.output_slot import OutputSlot
+from engine.output_slot import OutputSlot, next_output
 from engine.policy_reason import PolicyReason, PolicyReport
 from engine.request import (
     DraftFigures,
@@ -169,14 +169,8 @@ class FakeEngine:
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[RequestOutput, None]:
         [slot] = self.admit([request])
-        ready = asyncio.Event()
-        slot.on_ready = ready.set
         while True:
-            output = slot.take()
-            if output is None:
-                ready.clear()
-                await ready.wait()
-                continue
+            output = await next_output(slot)
             yield output
             if output.finish_reason is not None:
                 return
