@@ -65,6 +65,12 @@ def faulty_module(support_modules: None) -> str:
     return "faulty_worker_main"
 
 
+def stop(pid: int) -> None:
+    """Stop it and wait until it stands still: its threads may run on after `kill` is back."""
+    os.kill(pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+
+
 def is_alive(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -196,7 +202,7 @@ async def test_a_stopped_worker_is_killed_for_its_silence(
     pid = worker.pid
     assert pid is not None
     await asyncio.sleep(0.3)
-    os.kill(pid, signal.SIGSTOP)
+    stop(pid)
     started = time.monotonic()
     waiting = worker.execute(StepPlan(step_id=1)) if is_busy else worker.watch()
     with pytest.raises(WorkerLost, match="no sign of life") as lost:
@@ -228,7 +234,7 @@ async def test_structures_are_prepared_or_given_up_beside_steps(worker: WorkerPr
     await worker.start()
     await asyncio.wait_for(worker.prepare(structure), DEADLINE_S)
     assert worker.pid is not None
-    os.kill(worker.pid, signal.SIGSTOP)
+    stop(worker.pid)
     waiting = asyncio.create_task(worker.prepare(structure))
     await asyncio.sleep(0.1)
     assert not waiting.done()
