@@ -1,7 +1,8 @@
 """Drafters that are told what the plain output is: which of their drafts are right is scripted.
 
-`ScriptedDrafter` shows the two ends of verification, with drafts from both sources mixed, at every
-exit: everything accepted, everything rolled back. Others build on `Script`.
+`ScriptedDrafter` shows the ends of verification, with drafts from both sources mixed, at every
+exit: everything accepted, everything rolled back, nothing but second candidates accepted. Others
+build on `Script`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,13 +13,14 @@ from torch import Tensor
 from engine.plan import RowResult
 from engine.worker.exit_look import Arrival
 from engine.worker.exit_policy import StepEstimate
-from engine.worker.row import Draft, Row
+from engine.worker.row import Alternate, Draft, Row
 
-Agreement = Literal["always", "never", "sometimes"]
+Agreement = Literal["always", "never", "sometimes", "aside"]
 _AGREEMENTS: Mapping[Agreement, Callable[[int], bool]] = {
     "always": lambda _: True,
     "never": lambda _: False,
     "sometimes": lambda position: position % 3 != 0,
+    "aside": lambda _: False,
 }
 
 
@@ -63,18 +65,24 @@ class Script:
 
     def append(self, row: Row, exit_index: int | None) -> None:
         """One more draft, if the script goes so far."""
+        position = len(row.state.token_ids) + len(row.drafts)
+        token_id = self._token_at(row, position, 0 if self._is_right(position) else 1)
+        if token_id is not None:
+            row.drafts.append(Draft(token_id, exit_index, confidence=0.9, survival=0.9))
+
+    def _token_at(self, row: Row, position: int, error: int) -> int | None:
+        """What plain decoding brought there, or so many ids behind it; None behind its end."""
         start = row.state.start
         known = self.outputs[tuple(start.token_ids[: start.num_prompt_tokens])]
-        position = len(row.state.token_ids) + len(row.drafts)
-        if position < len(known):
-            token_id = known[position]
-            if not self._is_right(position):
-                token_id = (token_id + 1) % self._vocab_size
-            row.drafts.append(Draft(token_id, exit_index, confidence=0.9, survival=0.9))
+        return (known[position] + error) % self._vocab_size if position < len(known) else None
 
 
 class ScriptedDrafter(Script):
-    """Agrees with the plain output always, never, or now and then; looks at no hidden state."""
+    """Agrees with the plain output always, never, or now and then; looks at no hidden state.
+
+    Beside drafts that can be wrong it has alternates: "sometimes" right where the draft is wrong,
+    "aside" always.
+    """
 
     def __init__(
         self,
@@ -84,6 +92,7 @@ class ScriptedDrafter(Script):
         vocab_size: int,
     ) -> None:
         super().__init__(exit_layers, outputs, vocab_size, _AGREEMENTS[agreement])
+        self._agreement = agreement
 
     def look_up(self, rows: Sequence[Row], estimate: StepEstimate) -> None:
         """See `Drafter.look_up`: runs of no to three tokens."""
@@ -111,3 +120,16 @@ class ScriptedDrafter(Script):
             exit_of_position = (row.newest_position * 7 + 10) % (len(self.exit_layers) + 1)
             if exit_of_position == exit_index and row.num_room:
                 self.append(row, exit_index)
+            if self._agreement != "always" and estimate.num_spare and row.drafts:
+                self._put_aside(row, exit_index, estimate)
+
+    def _put_aside(self, row: Row, exit_index: int, estimate: StepEstimate) -> None:
+        """An alternate for one of the places, unless that has one."""
+        place = row.newest_position * 3 % len(row.drafts)
+        position = len(row.state.token_ids) + place
+        is_right = self._agreement != "never" and not self._is_right(position)
+        token_id = self._token_at(row, position, 0 if is_right else 2)
+        if token_id is not None and all(alternate.place != place for alternate in row.alternates):
+            estimate.num_spare -= 1
+            aside = Alternate(token_id, place, exit_index, 0.5, 0.1, estimate.num_spare)
+            row.alternates.append(aside)

@@ -74,7 +74,7 @@ class RowResult:
     sequence_id: int
     token_ids: list[int]  # empty where the row is not decoding; else num accepted + 1
     logprobs: list[TokenLogprobs] = field(default_factory=list)  # one per token when asked for
-    drafts: list[ExitRecord] = field(default_factory=list)  # every draft of this step, in order
+    drafts: list[ExitRecord] = field(default_factory=list)  # of this step, accepted ones first
     # Of the prompt tokens after those computed in this step, when asked for.
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     embedding: list[float] | None = None  # [E], once the prompt is computed, when asked for

@@ -115,6 +115,7 @@ class ExitRecord:
     exit_layer: int  # 0: before any layer; LOOKED_UP
     confidence: float
     accepted: bool
+    place: int = 0  # drafts before it; two candidates for a place share it
 
     @property
     def source(self) -> DraftSource:

@@ -69,12 +69,12 @@ class EngineStats:
             return
         self.drafts_total += 1
         self.draft_tokens_total += len(row.drafts)
-        missing = len(row.drafts) - len(self.accepted_per_position)
+        missing = 1 + max(draft.place for draft in row.drafts) - len(self.accepted_per_position)
         self.accepted_per_position += [0] * missing
-        for position, draft in enumerate(row.drafts):
+        for draft in row.drafts:
             layer = draft.exit_layer
             self.drafted_by_layer[layer] = self.drafted_by_layer.get(layer, 0) + 1
             if draft.accepted:
                 self.accepted_tokens_total += 1
-                self.accepted_per_position[position] += 1
+                self.accepted_per_position[draft.place] += 1
                 self.accepted_by_layer[layer] = self.accepted_by_layer.get(layer, 0) + 1

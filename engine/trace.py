@@ -7,7 +7,8 @@ from engine.request import TokenTrace
 def token_traces(result: RowResult, num_kept: int, num_layers: int) -> list[TokenTrace]:
     """One entry per emitted token: accepted drafts by their exit, the target's own without one.
 
-    Rejected drafts are listed with the token that replaced the first of them.
+    Rejected drafts are listed with the token that replaced the first of them; second candidates for
+    places before it are in no trace.
     """
     accepted = [draft for draft in result.drafts if draft.accepted]
     traces = [
@@ -22,7 +23,11 @@ def token_traces(result: RowResult, num_kept: int, num_layers: int) -> list[Toke
                 token_id=result.token_ids[len(accepted)],
                 exit_layer=num_layers,
                 confidence=None,
-                rejected=tuple(result.drafts[len(accepted) :]),
+                rejected=tuple(
+                    draft
+                    for draft in result.drafts
+                    if not draft.accepted and draft.place >= len(accepted)
+                ),
             )
         )
     return traces[:num_kept]

@@ -1,4 +1,5 @@
-"""P(accept) of every kind of guess: looked up, looked up and screened by a head, made by a head.
+"""P(accept) of every kind of guess: looked up, looked up and screened by a head, a head's best, and
+its second best.
 
 Which features each kind has, and what is believed of them before any traffic. Verification labels
 every guess whose predecessors turned out right, sent or not, so nothing is learned from a chosen
@@ -14,7 +15,7 @@ from engine.model.noise import MEAN_GUMBEL
 from engine.worker.calibrator import Calibrator
 from engine.worker.lookup import Continuation
 
-LOOKUP, SCREEN = "look-up", "screen"
+LOOKUP, SCREEN, SECOND = "look-up", "screen", "second"
 
 _LEAST_SHARE = -12.0  # logarithm
 
@@ -22,6 +23,7 @@ _LEAST_SHARE = -12.0  # logarithm
 _LOOKUP_SEED = {True: (-2.2, 0.35, 0.6, 2.6), False: (-2.2, 0.6, 0.2, 1.9, 0.45)}
 _SCREEN_SEED = (0.7, 1.0, 0.25, 1.4, -1.2)
 _HEAD_SEED = (0.0, 1.0, 0.0, 0.0)
+_SECOND_SEED = {True: (0.05, 1.1, -0.3), False: (-0.2, 0.9, 0.1)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class Chance:
     """What a guess is thought worth, and what to remember for when its verdict is in."""
 
     probability: float
-    kind: str | int  # LOOKUP, SCREEN, or the exit's index
+    kind: str | int  # LOOKUP, SCREEN, SECOND, or the exit's index
     is_greedy: bool
     features: tuple[float, ...]
 
@@ -47,6 +49,8 @@ class Chances:
             self._calibrators[SCREEN, is_greedy] = Calibrator(
                 _SCREEN_SEED, [0.5] * len(_SCREEN_SEED)
             )
+            second = _SECOND_SEED[is_greedy]
+            self._calibrators[SECOND, is_greedy] = Calibrator(second, [0.5] * len(second))
             for index in range(len(exit_layers)):
                 self._calibrators[index, is_greedy] = Calibrator(_HEAD_SEED, (0.5, 0.1, 0.5, 0.5))
 
@@ -100,6 +104,14 @@ class Chances:
             float(num_pending > 1),
         )
         return self._chance(exit_index, is_greedy, features)
+
+    def of_second(self, best: float, second: float, *, is_greedy: bool) -> Chance:
+        """Of a head's second-best token.
+
+        Args:
+            best, second: The head's confidence in its best token and in this one.
+        """
+        return self._chance(SECOND, is_greedy, (1.0, _logit(second), _logit(best)))
 
     def learn(self, chance: Chance, *, accepted: bool) -> None:
         """Take in the verdict on a guess."""

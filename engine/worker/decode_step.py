@@ -9,6 +9,9 @@ and run on together with their successors:
 
     boundary 0 ─ segment 0 ─ exit 0 ─ boundary 1 ─ segment 1 ─ exit 1 ─ … ─ last segment ─ verify
 
+A place may have a second candidate, an alternate: it enters segment 0 like a draft, stands in a
+slot aside, and ends its own run. If it turns out right, its keys and values move to its place.
+
 Where nobody may draft, as while the policy pauses, all segments run one after the other, and what
 they share is made once.
 
@@ -34,6 +37,7 @@ from engine.worker.drafter import Drafter
 from engine.worker.exit_look import Arrival
 from engine.worker.exit_policy import StepEstimate
 from engine.worker.forward_batch import BlockTables, ForwardBatch, TokenRef
+from engine.worker.kv_cache import copy_token
 from engine.worker.learning.recorder import Recorder
 from engine.worker.row import Row
 from engine.worker.segment_runner import EagerRunner, SegmentRunner
@@ -81,14 +85,18 @@ class DecodeStep:
         drafter: Drafter | None = None,
         runner: SegmentRunner | None = None,
         recorder: Recorder | None = None,
+        spare_slots: Sequence[int] = (),
         clock: Clock = time.perf_counter,
     ) -> None:
         """Args:
         runner: Runs the segments between the drafter's exits; None: they are simply called.
         recorder: Watches, for heads that learn.
+        spare_slots: Of the cache, no sequence's: as many alternates may a step have.
         clock: In seconds: tells the drafter what parts take.
         """
         self._decoder = decoder
+        self._cache = cache
+        self._spare_slots = spare_slots
         self._block_size = block_size
         self._block_tables = BlockTables(decoder.ops.device)
         self._clock = clock
@@ -112,10 +120,12 @@ class DecodeStep:
         """
         rows = [Row(plan, state) for plan, state in zip(plans, states, strict=True)]
         device = self._decoder.ops.device
-        batch = ForwardBatch(plans, self._block_tables, self._block_size, device)
+        size, spare_slots = self._block_size, self._spare_slots
+        batch = ForwardBatch(plans, self._block_tables, size, device, spare_slots)
         estimate = StepEstimate(
             num_tokens=sum(plan.num_tokens for plan in plans),
             expected_tokens=float(sum(plan.is_decoding for plan in plans)),
+            num_spare=len(spare_slots),
         )
         if self._recorder is not None:
             self._recorder.begin()
@@ -124,6 +134,7 @@ class DecodeStep:
         refs, hidden = descend(rows, batch, estimate)
         started = self._clock()
         results = self._verifier.verify(rows, refs, hidden)
+        self._settle(rows, batch)
         estimate.last_seconds = self._clock() - started
         if self._drafter is not None:
             self._drafter.learn(rows, results, estimate)
@@ -165,10 +176,12 @@ class DecodeStep:
                 self._recorder.see_exit(segment, rows, refs, hidden)
             self._look(segment, rows, refs, hidden, estimate)
             boundaries[segment + 1].put(*_still_pending(rows, refs, hidden))
-            segment = 0 if any(row.num_waiting for row in rows) else segment + 1
+            segment = 0 if any(row.is_waiting for row in rows) else segment + 1
 
     def _entering(self, rows: Sequence[Row], batch: ForwardBatch) -> tuple[list[TokenRef], Tensor]:
-        """The plan's tokens, later the drafts just made, embedded: they start at segment 0."""
+        """The plan's tokens, later the drafts and alternates just made, embedded: they start at
+        segment 0.
+        """
         refs: list[TokenRef] = []
         token_ids: list[int] = []
         for index, row in enumerate(rows):
@@ -176,6 +189,10 @@ class DecodeStep:
             ids = row.take_waiting()
             refs += [TokenRef(index, position) for position in range(start, start + len(ids))]
             token_ids += ids
+        for index, row in enumerate(rows):
+            for alternate in row.take_aside():
+                refs.append(TokenRef(index, row.position_of(alternate), alternate.spare))
+                token_ids.append(alternate.token_id)
         return refs, self._runner.embed(batch.int32(token_ids))
 
     def _run_segment(
@@ -203,7 +220,7 @@ class DecodeStep:
             return
         places: dict[int, list[int]] = {}
         for place, ref in enumerate(refs):
-            if ref.position >= rows[ref.row].first_pending:
+            if ref.spare is None and ref.position >= rows[ref.row].first_pending:
                 places.setdefault(ref.row, []).append(place)
         arrivals = [
             Arrival(rows[index], where)
@@ -213,12 +230,20 @@ class DecodeStep:
         if arrivals:
             self._drafter.look(exit_index, arrivals, hidden, estimate)
 
+    def _settle(self, rows: Sequence[Row], batch: ForwardBatch) -> None:
+        """Keys and values of alternates that turned out right, to where the sequence has them."""
+        for index, row in enumerate(rows):
+            if row.taken is not None:
+                place = TokenRef(index, row.position_of(row.taken))
+                aside = batch.slot(place._replace(spare=row.taken.spare))
+                copy_token(self._cache, aside, batch.slot(place))
+
 
 def _still_pending(
     rows: Sequence[Row], refs: Sequence[TokenRef], hidden: Tensor
 ) -> tuple[Sequence[TokenRef], Tensor]:
-    """Without the tokens whose drafts have just been given up."""
-    kept = [i for i, ref in enumerate(refs) if ref.position <= rows[ref.row].newest_position]
+    """Without the tokens of drafts and alternates that have just been given up."""
+    kept = [place for place, ref in enumerate(refs) if rows[ref.row].has(ref)]
     if len(kept) == len(refs):
         return refs, hidden
     return [refs[i] for i in kept], hidden[upload(kept, torch.int64, hidden.device)]

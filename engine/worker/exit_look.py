@@ -41,6 +41,8 @@ class Opinion:
     confidence: float
     share: float = nan  # logarithm of the same share of the draft that follows, if one does
     is_outside: bool = False  # that draft is outside the reduced vocabulary
+    second_id: int | None = None  # the second-best token, likewise
+    second_confidence: float = 0.0
 
 
 class ExitLook:
@@ -87,16 +89,20 @@ class ExitLook:
     def _opinion(
         self, num_drafts: int, facts: tuple[list[float], int], has_follower: bool
     ) -> Opinion:
-        (winner, best_share, share), follower = facts
-        column = int(winner)
-        is_known = column < self._size and not isnan(best_share)
+        (best, best_share, share, second, second_share), follower = facts
         return Opinion(
             num_drafts,
-            token_id=self._token_ids[column] if is_known else None,
+            token_id=self._token_id(best, best_share),
             confidence=exp(best_share),
             share=share if has_follower else nan,
             is_outside=has_follower and follower == self._size,
+            second_id=self._token_id(second, second_share),
+            second_confidence=exp(second_share),
         )
+
+    def _token_id(self, column: float, share: float) -> int | None:
+        is_known = column < self._size and not isnan(share)
+        return self._token_ids[int(column)] if is_known else None
 
 
 def first_unseen(arrival: Arrival) -> int:

@@ -48,6 +48,7 @@ class StepEstimate:
 
     num_tokens: int  # tokens that will reach the last pass
     expected_tokens: float  # tokens the step is expected to commit
+    num_spare: int = 0  # alternates that it can still have
     seconds: float = 0.0  # modelled, of the parts already run
     last_seconds: float = 0.0  # measured, from the last layer's states to the results
 
@@ -190,6 +191,23 @@ class ExitPolicy:
                 best_rate, best_count = expected / seconds, count
         return ranked[:best_count]
 
+    def num_alternates(
+        self, exit_index: int, gains: Sequence[float], num_waiting: int, step: StepEstimate
+    ) -> int:
+        """How many alternates enter segment 0, together with the drafts that wait there.
+
+        Args:
+            gains: Expected tokens of each, falling.
+            num_waiting: Those drafts, of all rows, counted in `step`.
+        """
+        if not self.is_drafting:
+            return 0
+
+        def seconds_with(count: int) -> float:
+            return self._seconds_with(exit_index, step, num_waiting + count, num_waiting)
+
+        return _best_prefixes([gains], step.expected_tokens, seconds_with, self._longest_step_s)[0]
+
     def observe_look(
         self,
         exit_index: int,
@@ -307,7 +325,7 @@ class ExitPolicy:
     ) -> float:
         """Seconds to bring `num_new` drafts down to the exit, then everything to the end."""
         cost = self._cost
-        down = sum(cost.segment(i, num_new) for i in range(exit_index + 1))
+        down = sum(cost.segment(i, num_new) for i in range(exit_index + 1)) if num_new else 0.0
         rest = cost.rest(exit_index + 1, step.num_tokens + num_new - num_replaced)
         return step.seconds + down + rest
 

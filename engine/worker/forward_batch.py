@@ -20,6 +20,7 @@ class TokenRef(NamedTuple):
 
     row: int  # index into the step's rows
     position: int
+    spare: int | None = None  # of a token that stands aside: which of the step's spare slots
 
 
 class BlockTables:
@@ -49,7 +50,12 @@ class ForwardBatch:
         block_tables: BlockTables,
         block_size: int,
         device: torch.device,
+        spare_slots: Sequence[int] = (),
     ) -> None:
+        """Args:
+        spare_slots: For tokens that stand aside.
+        """
+        self._spare_slots = spare_slots
         self._tables = [row.block_table for row in rows]
         self._block_size = block_size
         self._device = device
@@ -57,13 +63,9 @@ class ForwardBatch:
 
     def tokens(self, refs: Sequence[TokenRef]) -> TokenBatch:
         """Positions, slots and rows of the given tokens."""
-        size = self._block_size
-        slots = [
-            self._tables[row][position // size] * size + position % size for row, position in refs
-        ]
         # One tensor, so that a GPU is sent one.
         places = upload(
-            [[position for _, position in refs], slots, [row for row, _ in refs]],
+            [[ref.position for ref in refs], [*map(self.slot, refs)], [ref.row for ref in refs]],
             torch.int32,
             self._device,
         )
@@ -72,8 +74,15 @@ class ForwardBatch:
             slots=places[1],
             rows=places[2],
             block_tables=self._block_tables,
-            block_size=size,
+            block_size=self._block_size,
         )
+
+    def slot(self, ref: TokenRef) -> int:
+        """Where a token's keys and values lie in the pool."""
+        if ref.spare is not None:
+            return self._spare_slots[ref.spare]
+        size = self._block_size
+        return self._tables[ref.row][ref.position // size] * size + ref.position % size
 
     def int32(self, values: Sequence[int]) -> Tensor:
         """A list as an int32 tensor on the device."""

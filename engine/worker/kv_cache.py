@@ -38,6 +38,13 @@ def allocate_cache(
     ]
 
 
+def copy_token(cache: Sequence[LayerCache], source: int, target: int) -> None:
+    """One token's keys and values of all layers, from slot to slot."""
+    for layer in cache:
+        layer.keys[target] = layer.keys[source]
+        layer.values[target] = layer.values[source]
+
+
 def map_layers(num_layers: int, shape: Sequence[int], dtype: torch.dtype) -> Sequence[LayerCache]:
     """Layers' keys and values, each of the shape, one after another in a CPU's memory."""
     whole = (num_layers, 2, *shape)

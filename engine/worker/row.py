@@ -9,6 +9,7 @@ from torch import Tensor
 
 from engine.plan import RowPlan
 from engine.worker.chances import Chance
+from engine.worker.forward_batch import TokenRef
 from engine.worker.sample_point import SamplePoint
 from engine.worker.sequence_state import SequenceState
 
@@ -25,6 +26,20 @@ class Draft:
 
 
 @dataclass(frozen=True, slots=True)
+class Alternate:
+    """A second candidate for the place of a draft. Nothing follows it; it shares the drafts before
+    that place, and stands in a slot aside.
+    """
+
+    token_id: int
+    place: int  # drafts before it
+    exit_index: int
+    confidence: float
+    survival: float  # P(those are accepted, and this token is what follows)
+    spare: int  # which of the step's spare slots; no other alternate has it
+
+
+@dataclass(frozen=True, slots=True)
 class Guess:
     """What some source expected behind a run of drafts, drafted or not."""
 
@@ -37,14 +52,16 @@ class Guess:
 class Row:
     """A sequence in the step.
 
-    Pending tokens are the newest known one and the drafts behind it: one token more than there are
-    drafts.
+    Pending tokens are the newest known one, the drafts behind it, and then the alternates.
     """
 
     plan: RowPlan
     state: SequenceState
     drafts: list[Draft] = field(default_factory=list)
     num_entered: int = 0  # tokens of the step that have entered segment 0: known ones, then drafts
+    alternates: list[Alternate] = field(default_factory=list)
+    num_aside: int = 0  # alternates that have entered segment 0: the first so many
+    taken: Alternate | None = None  # the one that verification found right
     # [E] each: the last hidden state of the token before pending token j: the first one is known,
     # the others are heads' estimates. Empty where it is not known: heads do not draft then.
     estimates: list[Tensor] = field(default_factory=list)
@@ -61,8 +78,19 @@ class Row:
 
     @property
     def num_waiting(self) -> int:
-        """Tokens that have not entered segment 0 yet."""
+        """Tokens that have not entered segment 0 yet, alternates apart."""
         return self.plan.num_tokens + len(self.drafts) - self.num_entered
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether anything of it has not entered segment 0 yet."""
+        return self.num_waiting > 0 or self.num_aside < len(self.alternates)
+
+    def has(self, ref: TokenRef) -> bool:
+        """Whether a token that has entered segment 0 is still wanted."""
+        if ref.spare is None:
+            return ref.position <= self.newest_position
+        return any(alternate.spare == ref.spare for alternate in self.alternates)
 
     @property
     def first_pending(self) -> int:
@@ -72,7 +100,7 @@ class Row:
     @property
     def num_pending(self) -> int:
         """Positions that the last pass chooses tokens for; see `sample_points`."""
-        return 1 + len(self.drafts) if self.plan.is_decoding else 0
+        return 1 + len(self.drafts) + len(self.alternates) if self.plan.is_decoding else 0
 
     @property
     def is_draftable(self) -> bool:
@@ -104,8 +132,12 @@ class Row:
         return [draft.token_id for draft in self.drafts]
 
     def cut(self, num_drafts: int) -> None:
-        """Forget all drafts but the oldest so many, and what was derived from them."""
+        """Forget all drafts but the oldest so many, and what was derived from them; no alternate
+        of theirs may wait for segment 0.
+        """
         del self.drafts[num_drafts:]
+        self.alternates = [a for a in self.alternates if a.place < num_drafts]
+        self.num_aside = min(self.num_aside, len(self.alternates))
         del self.estimates[num_drafts + 2 :]
         self.num_entered = min(self.num_entered, self.plan.num_tokens + num_drafts)
 
@@ -117,11 +149,42 @@ class Row:
         self.num_entered = known + len(self.drafts)
         return ids
 
+    def pending_refs(self, index: int) -> list[TokenRef]:
+        """The tokens behind `sample_points`, in their order.
+
+        Args:
+            index: The row's, in the step.
+        """
+        if not self.plan.is_decoding:
+            return []
+        first = self.first_pending
+        run = [TokenRef(index, first + i) for i in range(len(self.drafts) + 1)]
+        return run + [TokenRef(index, self.position_of(a), a.spare) for a in self.alternates]
+
+    def take_aside(self) -> list[Alternate]:
+        """The alternates that wait for segment 0; they have entered it now."""
+        waiting = self.alternates[self.num_aside :]
+        self.num_aside = len(self.alternates)
+        return waiting
+
+    def position_of(self, alternate: Alternate) -> int:
+        """Where it would stand in the sequence."""
+        return self.first_pending + 1 + alternate.place
+
     def sample_points(self) -> Sequence[SamplePoint]:
-        """The positions the last pass chooses tokens for: after the newest known token and after
-        every draft.
+        """The positions the last pass chooses tokens for: after the newest known token, after every
+        draft, and after every alternate.
         """
         if not self.plan.is_decoding:
             return []
         ids = self.draft_ids
-        return [SamplePoint(self.state, ids[:count]) for count in range(len(ids) + 1)]
+        runs = [ids[:count] for count in range(len(ids) + 1)]
+        runs += [[*ids[: a.place], a.token_id] for a in self.alternates]
+        return [SamplePoint(self.state, run) for run in runs]
+
+    def sources(self, num_tokens: int) -> list[int]:
+        """Indices of the pending tokens behind which so many accepted tokens were chosen."""
+        if self.taken is None:
+            return list(range(num_tokens))
+        aside = 1 + len(self.drafts) + self.alternates.index(self.taken)
+        return [*range(num_tokens - 1), aside]

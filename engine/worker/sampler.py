@@ -70,9 +70,7 @@ class Sampler:
         reduced: ReducedVocabulary,
         followers: Sequence[int],
     ) -> list[list[float]]:
-        """What an exit head expects: per row the best column, and the logarithms of its share and
-        of the follower's. See `Ops.expect`.
-        """
+        """What an exit head expects, five numbers per row: see `Ops.expect`."""
         device = scores.device
         is_greedy = all(point.state.is_greedy for point in points)
         temperatures = [point.state.start.temperature for point in points]
@@ -84,7 +82,7 @@ class Sampler:
             reduced.ids,
             upload(followers, torch.int64, device),
         )
-        # One read, because a GPU is waited for each time; doubles hold all three as they are.
+        # One read, because a GPU is waited for each time; doubles hold columns as they are.
         facts: list[list[float]] = expected.tolist()
         return facts
 

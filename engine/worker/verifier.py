@@ -17,13 +17,13 @@ from torch import Tensor
 from engine.model.decoder import Decoder
 from engine.plan import RowResult
 from engine.request import LOOKED_UP, ExitRecord
-from engine.worker.acceptance import num_accepted
+from engine.worker.acceptance import chosen_alternate, num_accepted
 from engine.worker.device_errors import is_row_fault
 from engine.worker.forward_batch import TokenRef
 from engine.worker.learning.recorder import Recorder
 from engine.worker.logprobs import Wanted, read_for_rows
 from engine.worker.prompt_reader import NotNumbers, PromptReader, wants_reading
-from engine.worker.row import Draft, Row
+from engine.worker.row import Alternate, Draft, Row
 from engine.worker.sampler import Sampler
 from engine.worker.segment_runner import SegmentRunner
 from engine.worker.upload import upload
@@ -73,10 +73,7 @@ class Verifier:
             One result per row, in order. The rows' states have advanced: all of them, or none.
         """
         places = {ref: place for place, ref in enumerate(refs)}
-        pending = [
-            [places[TokenRef(index, row.first_pending + i)] for i in range(row.num_pending)]
-            for index, row in enumerate(rows)
-        ]
+        pending = [[places[ref] for ref in row.pending_refs(i)] for i, row in enumerate(rows)]
         last_hidden = _states_at(hidden, [place for mine in pending for place in mine])
         choices, logits = self._choose(rows, last_hidden)
         firsts = [0, *accumulate(map(len, pending))]
@@ -86,7 +83,7 @@ class Verifier:
             known = _known_states(index, row, places, hidden)
             outcomes.append(self._outcome_alone(row, choices[mine], logits[mine], known))
         outcomes = _with_logprobs(rows, outcomes, firsts, logits)
-        newest = _newest_states(outcomes, firsts, last_hidden)
+        newest = _newest_states(rows, outcomes, firsts, last_hidden)
         results = [outcome.result for outcome in outcomes]
         results = _without_broken_prompts(rows, refs, hidden, results)
         if self._recorder is not None:
@@ -146,32 +143,48 @@ class Verifier:
         return _Outcome(result, hidden_sum=reading.hidden_sum)
 
     def _accept(self, row: Row, targets: Sequence[int], logits: Tensor) -> RowResult:
-        """A row's accepted drafts and the target's own token."""
+        """A row's accepted drafts and the target's own token; that is an alternate where one is
+        right, and one more token follows.
+        """
         sequence_id = row.state.sequence_id
         if not targets:
             return RowResult(sequence_id=sequence_id, token_ids=[])
         ids = row.draft_ids
-        accepted = len(ids) if self.accepts_all else num_accepted(ids, targets)
+        accepted = len(ids) if self.accepts_all else num_accepted(ids, targets[: len(ids) + 1])
+        row.taken = chosen_alternate(row.alternates, accepted, targets[accepted])
         token_ids = [*ids[:accepted], targets[accepted]]
+        if row.taken is not None:
+            token_ids.append(targets[row.sources(accepted + 2)[-1]])
         if -1 in token_ids:
             return _without_token(row, logits)
-        return RowResult(
-            sequence_id=sequence_id,
-            token_ids=token_ids,
-            drafts=[
-                ExitRecord(
-                    token_id=draft.token_id,
-                    exit_layer=self._layer(draft),
-                    confidence=draft.confidence,
-                    accepted=index < accepted,
-                )
-                for index, draft in enumerate(row.drafts)
-            ],
-        )
+        drafts = self._records(row, accepted)
+        return RowResult(sequence_id=sequence_id, token_ids=token_ids, drafts=drafts)
 
-    def _layer(self, draft: Draft) -> int:
+    def _records(self, row: Row, accepted: int) -> list[ExitRecord]:
+        """What happened to a row's drafts and alternates, those first that were accepted."""
+        drafts = [
+            self._record(draft, place, accepted=place < accepted)
+            for place, draft in enumerate(row.drafts)
+        ]
+        if not row.alternates:
+            return drafts
+        taken = [self._record(row.taken, accepted, accepted=True)] if row.taken is not None else []
+        others = [
+            self._record(alternate, alternate.place, accepted=False)
+            for alternate in row.alternates
+            if alternate is not row.taken
+        ]
+        return [*drafts[:accepted], *taken, *drafts[accepted:], *others]
+
+    def _record(self, draft: Draft | Alternate, place: int, *, accepted: bool) -> ExitRecord:
         index = draft.exit_index
-        return LOOKED_UP if index is None else self._exit_layers[index]
+        return ExitRecord(
+            token_id=draft.token_id,
+            exit_layer=LOOKED_UP if index is None else self._exit_layers[index],
+            confidence=draft.confidence,
+            accepted=accepted,
+            place=place,
+        )
 
 
 def _states_at(hidden: Tensor, places: Sequence[int]) -> Tensor:
@@ -189,7 +202,7 @@ def _gather(hidden: Tensor, places: Sequence[int]) -> Tensor:
 
 
 def _newest_states(
-    outcomes: Sequence[_Outcome], firsts: Sequence[int], last_hidden: Tensor
+    rows: Sequence[Row], outcomes: Sequence[_Outcome], firsts: Sequence[int], last_hidden: Tensor
 ) -> dict[int, Tensor]:
     """By row with new tokens, the state [E] that its newest one was chosen from.
 
@@ -197,8 +210,8 @@ def _newest_states(
         firsts: Of every row, its first pending token's index in last_hidden [P, E].
     """
     places = {
-        index: firsts[index] + len(outcome.result.token_ids) - 1
-        for index, outcome in enumerate(outcomes)
+        index: firsts[index] + row.sources(len(outcome.result.token_ids))[-1]
+        for index, (row, outcome) in enumerate(zip(rows, outcomes, strict=True))
         if outcome.result.token_ids
     }
     # Copies: what the step computed need not outlive it.
@@ -219,9 +232,10 @@ def _with_logprobs(
     for index, (row, outcome) in enumerate(zip(rows, outcomes, strict=True)):
         num_top = row.state.start.num_logprobs
         if num_top is not None and outcome.result.token_ids:
+            ids = outcome.result.token_ids
             wanted[index] = [
-                Wanted(firsts[index] + i, token_id, num_top)
-                for i, token_id in enumerate(outcome.result.token_ids)
+                Wanted(firsts[index] + source, token_id, num_top)
+                for source, token_id in zip(row.sources(len(ids)), ids, strict=True)
             ]
     if not wanted:
         return list(outcomes)

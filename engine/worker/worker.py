@@ -110,7 +110,8 @@ class ModelWorker:
         self._exit_layers = exit_layers if drafter is None else drafter.exit_layers
         block_size = config.cache.block_size
         self._num_blocks = self._count_blocks()
-        # One block more than any sequence is given: the slot that graphs write padding to.
+        # One block more than any sequence is given: the slot that graphs write padding to, and
+        # those of tokens that stand aside.
         cache = allocate_cache(
             spec, self._num_blocks + 1, block_size, dtype=ops.dtype, device=ops.device
         )
@@ -132,6 +133,7 @@ class ModelWorker:
             drafter=drafter,
             runner=runner,
             recorder=None if self._school is None else self._school.recorder,
+            spare_slots=range(self._spare_slot + 1, self._spare_slot + block_size),
             clock=clock,
         )
         if not verifies:
@@ -304,12 +306,17 @@ class ModelWorker:
             max_rows=max_rows,
             max_positions=self._max_model_len + drafts,
             block_size=config.cache.block_size,
-            spare_slot=self._num_blocks * config.cache.block_size,
+            spare_slot=self._spare_slot,
             token_counts=token_counts_for(max_rows * (1 + drafts)),
         )
         runner = GraphRunner(decoder, segments, cache, limits, CudaCapture())
         runner.prepare()
         return runner
+
+    @property
+    def _spare_slot(self) -> int:
+        """The first slot of the block that no sequence is given."""
+        return self._num_blocks * self._config.cache.block_size
 
     def _count_blocks(self) -> int:
         """Blocks the memory budget buys, at most what all sequences at full length could use."""

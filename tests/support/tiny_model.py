@@ -199,7 +199,14 @@ class StepDriver:
             device=decoder.ops.device,
         )
         runner = make_runner(cache) if make_runner is not None else None
-        self._step = DecodeStep(decoder, cache, block_size, drafter=drafter, runner=runner)  # type: ignore[arg-type]
+        self._step = DecodeStep(
+            decoder,
+            cache,
+            block_size,
+            drafter=drafter,  # type: ignore[arg-type]
+            runner=runner,
+            spare_slots=range(1, block_size),  # of the first block, which is no row's
+        )
 
     @torch.inference_mode()
     def generate(

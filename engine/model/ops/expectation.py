@@ -27,5 +27,7 @@ def expect(
         other = other / divisor + MEAN_GUMBEL * weight
     shares = torch.cat((logits, other), dim=1).log_softmax(-1)
     best = shares.max(-1)
-    facts = (best.indices, best.values, shares.gather(1, followers[:, None])[:, 0])
+    second = shares.scatter(1, best.indices[:, None], float("-inf")).max(-1)
+    follower = shares.gather(1, followers[:, None])[:, 0]
+    facts = (best.indices, best.values, follower, second.indices, second.values)
     return torch.stack([fact.double() for fact in facts], dim=1)

@@ -44,6 +44,9 @@ class AttentionParams:
 class TokenBatch:
     """Where the tokens of one call stand. Tokens of a row may be any set of its positions, in
     ascending order.
+
+    A token may also stand aside, in a slot that its row's table does not name: it reads the
+    positions before its own from the table's blocks, and nobody but itself reads what it writes.
     """
 
     positions: Tensor  # [T] int32
@@ -160,8 +163,8 @@ class Ops(Protocol):
             qkv: [T, (H + 2 Hkv) * D], queries first, then keys, then values.
 
         Returns:
-            [T, H * D]. A token at position p attends to positions <= p of its row, those of this
-            call included.
+            [T, H * D]. A token at position p attends to positions < p of its row, those of this
+            call included, and to itself, wherever its slot is.
         """
 
     def run_layers(
@@ -241,9 +244,10 @@ class Ops(Protocol):
         followers: Tensor,
     ) -> Tensor:
         """What a head expects of each row, with a draft's weight of the noise that `sample` adds
-        (`noise.DRAFT_WEIGHT`): the best column and its share, and the share of the draft that
-        follows. Shares are those of the softmax of all scores. They steer drafts, not output: no
-        bits are promised, but a row's do not depend on the others.
+        (`noise.DRAFT_WEIGHT`): the best column and its share, the share of the draft that follows,
+        and the second-best column and its share. Shares are those of the softmax of all scores.
+        They steer drafts, not output: no bits are promised, but a row's do not depend on the
+        others.
 
         Args:
             logits: [T, V'] float32; -inf marks an excluded token.
@@ -254,6 +258,7 @@ class Ops(Protocol):
             followers: [T] int64, columns up to V'.
 
         Returns:
-            [T, 3] float64: the best column, the lowest of equals; the logarithm of its share; that
-            of the follower's. The shares of a row that holds a NaN are NaN.
+            [T, 5] float64: the best column, the lowest of equals; the logarithm of its share; that
+            of the follower's; the second-best column; the logarithm of its share. The shares of a
+            row that holds a NaN are NaN.
         """

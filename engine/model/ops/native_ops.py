@@ -297,7 +297,7 @@ class NativeOps:
     ) -> Tensor:
         """See `Ops.expect`."""
         logits, other = logits.contiguous(), other.contiguous()
-        out = torch.empty(len(logits), 3, dtype=torch.float64)
+        out = torch.empty(len(logits), 5, dtype=torch.float64)
         status = self._library.expect_forward(
             self._context,
             address(logits),

@@ -137,9 +137,9 @@ class TorchOps:
         cache.values[slots] = value
         query = rotate(query, cos, sin)
         heads = [
-            _attend(query[token], int(position), batch.block_tables[row], params, cache, batch)
-            for token, (position, row) in enumerate(
-                zip(batch.positions.tolist(), batch.rows.tolist(), strict=True)
+            _attend(query[token], position, slot, batch.block_tables[row], params, cache, batch)
+            for token, (position, slot, row) in enumerate(
+                torch.stack((batch.positions, batch.slots, batch.rows), dim=1).tolist()
             )
         ]
         return torch.stack(heads).to(qkv.dtype)
@@ -209,17 +209,23 @@ def _split_heads(qkv: Tensor, params: AttentionParams) -> tuple[Tensor, Tensor, 
 def _attend(
     query: Tensor,
     position: int,
+    slot: int,
     block_table: Tensor,
     params: AttentionParams,
     cache: LayerCache,
     batch: TokenBatch,
 ) -> Tensor:
-    """One token's attention: query [H, D] over positions [start, position] -> [H * D]."""
+    """One token's attention: query [H, D] over positions [start, position] -> [H * D].
+
+    Args:
+        slot: The token's own.
+    """
     start = 0 if params.sliding_window is None else max(0, position + 1 - params.sliding_window)
     seen = torch.arange(start, position + 1, device=query.device)
     slots = (
         block_table.long()[seen // batch.block_size] * batch.block_size + seen % batch.block_size
     )
+    slots[-1] = slot
     keys = cache.keys[slots].float().transpose(0, 1)  # [Hkv, positions, D]
     values = cache.values[slots].float().transpose(0, 1)
     grouped = query.float().view(params.num_kv_heads, -1, params.head_size)

@@ -106,22 +106,24 @@ class Recorder:
         last: Tensor,
         logits: Tensor,
     ) -> None:
-        offset = 0
+        first = 0
         reduced = logits.index_select(1, self._token_ids) if self.is_open and len(last) else logits
         for index, (row, result) in enumerate(zip(rows, results, strict=True)):
-            mine = slice(offset, offset + len(result.token_ids))
-            offset += len(row.sample_points())
+            sources = row.sources(len(result.token_ids))
+            mine = slice(first, first + row.num_pending)
+            first = mine.stop
             self._observe(row, result)
             if self.is_open and result.token_ids:
                 self._put(index, row, result, before.get(row.state))
-                self._last.append(last[mine])
-                self._reduced.append(reduced[mine])
+                self._last.append(last[mine][sources])
+                self._reduced.append(reduced[mine][sources])
         if len(self._targets) >= _BATCH:
             self._flush()
 
     def _put(self, index: int, row: Row, result: RowResult, before: tuple[int, int] | None) -> None:
         first, count = row.first_pending, len(result.token_ids)
-        refs = [TokenRef(index, position) for position in range(first, first + count)]
+        pending = row.pending_refs(index)
+        refs = [pending[source] for source in row.sources(count)]
         for states, seen in zip(self._exits, self._seen, strict=True):
             states += [seen[ref] for ref in refs]
         serial = self._examples.num_written + len(self._targets)

@@ -112,12 +112,17 @@ class Past:
             norm_eps=1e-5,
             **options,  # type: ignore[arg-type]
         )
-        shape = (order.numel() * BLOCK, 2, 16)
+        self._spare_slot = order.numel() * BLOCK
+        shape = (self._spare_slot + BLOCK, 2, 16)
         self._keys = random(*shape, seed=4).to(dtype)
         self._values = random(*shape, seed=5).to(dtype)
 
     def batch(self, tokens: Sequence[tuple[int, int]]) -> TokenBatch:
+        """Of (row, position) pairs; the second of equals stands aside."""
         slots = [int(self.tables[r, p // BLOCK]) * BLOCK + p % BLOCK for r, p in tokens]
+        for index, token in enumerate(tokens):
+            if token in tokens[:index]:
+                slots[index] = self._spare_slot + index
 
         def ints(values: Sequence[int]) -> Tensor:
             return torch.tensor(values, dtype=torch.int32, device=DEVICE)
@@ -149,6 +154,11 @@ def test_attention_of_decoding_rows(dtype: torch.dtype) -> None:
     """One or several new tokens a row, within one chunk of the past and over two."""
     past = Past([3, 140, 256], dtype)
     past.check([(0, 2), (1, 136), (1, 137), (1, 139), (2, 127), (2, 128), (2, 255)])
+
+
+def test_attention_of_tokens_aside() -> None:
+    past = Past([3, 140], torch.float32)
+    past.check([(1, 136), (1, 137), (1, 138), (0, 2), (1, 137), (0, 2)])
 
 
 def test_attention_of_a_prefill_chunk() -> None:

@@ -3,7 +3,7 @@ company.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
@@ -237,22 +237,37 @@ class Rows:
         )
         order = torch.randperm(64, generator=torch.Generator().manual_seed(5))
         self.block_tables = order[:40].view(2, 20).to(torch.int32).contiguous()
+        self.spare_block = int(order[40])
         width = (params.num_heads + 2 * params.num_kv_heads) * params.head_size
         self.qkv = randn(2, self.length, width, seed=6)
 
-    def run(self, ops: NativeOps | TorchOps, tokens: Sequence[tuple[int, int]]) -> Tensor:
-        """Attend with (row, position) pairs as one call."""
+    def run(
+        self,
+        ops: NativeOps | TorchOps,
+        tokens: Sequence[tuple[int, int]],
+        aside: Mapping[int, Tensor] | None = None,
+    ) -> Tensor:
+        """Attend with (row, position) pairs as one call.
+
+        Args:
+            aside: Indices of tokens that stand aside, and what they have in place of the row's.
+        """
         rows = torch.tensor([row for row, _ in tokens])
         positions = torch.tensor([position for _, position in tokens])
         blocks = self.block_tables[rows, positions // BLOCK_SIZE]
+        slots = (blocks * BLOCK_SIZE + positions % BLOCK_SIZE).to(torch.int32)
+        qkv = self.qkv[rows, positions]
+        for spare, (index, other) in enumerate((aside or {}).items()):
+            slots[index] = self.spare_block * BLOCK_SIZE + spare
+            qkv[index] = other
         batch = TokenBatch(
             positions=positions.to(torch.int32),
-            slots=(blocks * BLOCK_SIZE + positions % BLOCK_SIZE).to(torch.int32),
+            slots=slots,
             rows=rows.to(torch.int32),
             block_tables=self.block_tables,
             block_size=BLOCK_SIZE,
         )
-        return ops.attention(self.qkv[rows, positions], self.params, self.cache, batch)
+        return ops.attention(qkv, self.params, self.cache, batch)
 
     def run_in_chunks(self, ops: NativeOps | TorchOps, row: int, size: int) -> Tensor:
         starts = range(0, self.length, size)
@@ -292,6 +307,30 @@ def test_attention_of_rows_that_share_a_call(ops: NativeOps) -> None:
     together = rows.run(ops, tokens)
     for i, (row, position) in enumerate(tokens):
         assert torch.equal(together[i], (first, second)[row][position])
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("position", [0, 15, 16, 200])
+def test_a_token_aside_is_as_if_it_stood_in_its_place(
+    ops: NativeOps, layer: tuple[int, int, int, int | None, bool], position: int
+) -> None:
+    """Two that stand aside between others of their row, which do not see them."""
+    rows, there = Rows(layer_params(layer)), Rows(layer_params(layer))
+    others = randn(2, rows.qkv.shape[2], seed=9)
+    clean = rows.run_in_chunks(ops, 0, 300)
+    expected = []
+    for other in others:
+        there.qkv[0, position] = other
+        expected.append(there.run_in_chunks(ops, 0, 300)[position])
+    tokens = [(0, p) for p in (position, position + 1, position, position + 2, position)]
+    for backend in (ops, REFERENCE):
+        together = rows.run(backend, tokens, {2: others[0], 4: others[1]})
+        for index, right in ((0, clean[position]), (1, clean[position + 1]), (2, expected[0])):
+            assert_close(together[index], right)
+        if backend is ops:
+            assert torch.equal(together[[0, 1, 3]], clean[position : position + 3])
+            assert torch.equal(together[[2, 4]], torch.stack(expected))
+    assert torch.equal(rows.run_in_chunks(ops, 0, 300), clean)
 
 
 def test_a_poisoned_token_leaves_older_ones_alone(ops: NativeOps) -> None:
@@ -428,8 +467,11 @@ def test_expectations_are_torchs(ops: NativeOps, columns: int, temperature: floa
     asked = (logits, other, temperatures, keys, salted(columns), followers)
     actual, expected = ops.expect(*asked), REFERENCE.expect(*asked)
     assert actual[:, 0].tolist() == expected[:, 0].tolist()
+    hopeless = expected[:, 4].isinf()
+    actual[hopeless, 3] = expected[hopeless, 3]  # one of many that cannot be
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
     assert actual[6, 0] == columns
+    assert (actual[:, 3] != actual[:, 0]).all()
 
 
 def test_an_expectation_does_not_depend_on_other_rows(ops: NativeOps) -> None:
@@ -454,6 +496,10 @@ def test_the_lowest_of_equals_is_expected(ops: NativeOps) -> None:
     actual = ops.expect(logits, other, zeros, None, salted(5000), followers)
     assert actual[:, 0].tolist() == [0, 7, 2060, 5000]
     assert torch.equal(actual[:, 1], actual[:, 2])
+    assert actual[1, 4] == actual[1, 1]
+    assert float(actual[3, 4]) == pytest.approx(float(actual[3, 1]) - 0.5)
+    assert actual[1, 3] in (2048, 4500, 5000)
+    assert actual[2, 3] == 4999
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -467,7 +513,8 @@ def test_nothing_is_expected_where_there_is_nan_or_nothing_finite(
     temperatures, keys = torch.full((6,), temperature), torch.arange(6)
     followers = torch.tensor([3, 5000, 3, 5000, 17, 5000])
     for backend in (ops, REFERENCE):
-        shares = backend.expect(logits, other, temperatures, keys, salted(5000), followers)[:, 1:]
+        facts = backend.expect(logits, other, temperatures, keys, salted(5000), followers)
+        shares = facts[:, [1, 2, 4]]
         assert shares.isnan().all(dim=1).tolist() == [True] * 5 + [False]
         assert not shares[5].isnan().any()
 

@@ -5,6 +5,7 @@ block sizes and draft lengths; and with untrained heads under the real policy.
 """
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from tiny_model import (
 
 from benchmarks.scripted import Agreement, ScriptedDrafter
 from engine.model.decoder import Decoder
+from engine.plan import RowResult
 
 pytestmark = pytest.mark.torch
 
@@ -80,7 +82,22 @@ def scripted(
     return ScriptedDrafter(exit_layers, script, agreement, decoder.spec.vocab_size)
 
 
-@pytest.mark.parametrize("agreement", ["always", "never", "sometimes"])
+def has_alternates(results: Sequence[RowResult]) -> bool:
+    """Whether any place had two candidates."""
+    places = [[draft.place for draft in result.drafts] for result in results]
+    return any(len(set(each)) < len(each) for each in places)
+
+
+def takes_alternates(results: Sequence[RowResult]) -> bool:
+    """Whether the second candidate for a place was accepted."""
+    return any(
+        {d.place for d in result.drafts if d.accepted}
+        & {d.place for d in result.drafts if not d.accepted}
+        for result in results
+    )
+
+
+@pytest.mark.parametrize("agreement", ["always", "never", "sometimes", "aside"])
 @pytest.mark.parametrize("sampling", SAMPLING)
 def test_scripted_drafts_change_nothing(
     decoder: Decoder, sampling: str, agreement: Agreement
@@ -100,6 +117,8 @@ def test_scripted_drafts_change_nothing(
         accepted = sum(draft.accepted for draft in drafts)
         assert (accepted == len(drafts)) if agreement == "always" else (accepted < len(drafts))
         assert (accepted == 0) or agreement != "never"
+        assert has_alternates(results) == (agreement != "always")
+        assert takes_alternates(results) == (agreement in ("sometimes", "aside"))
 
 
 @pytest.mark.parametrize("sampling", SAMPLING)
@@ -110,6 +129,7 @@ def test_logprobs_are_equal_to_the_bit(decoder: Decoder, sampling: str) -> None:
     _, plain_results = StepDriver(decoder, 16).generate(starts, NUM_TOKENS)
     drafter = scripted(decoder, [1, 3], plain, "sometimes")
     _, results = StepDriver(decoder, 16, drafter).generate(starts, NUM_TOKENS)
+    assert takes_alternates(results)
     for i in PROMPTS:
         expected = [x for r in plain_results if r.sequence_id == i for x in r.logprobs]
         got = [x for r in results if r.sequence_id == i for x in r.logprobs]
@@ -130,5 +150,7 @@ def test_untrained_heads_change_nothing(
         drafter = policy_drafter(decoder, random_heads(decoder, exit_layers, size, refined))
         tokens, results = StepDriver(decoder, 16, drafter).generate(starts, NUM_TOKENS)
         assert tokens == plain
+        if threshold is None:
+            assert has_alternates(results)
         if threshold == 0.0:
             assert any(result.drafts for result in results)

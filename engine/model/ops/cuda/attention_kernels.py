@@ -116,13 +116,21 @@ def _rotate_and_write_kernel(
 
 @triton.jit(
     do_not_specialize=["table_stride", "num_chunks"],
-    do_not_specialize_on_alignment=["positions", "rows", "block_tables", "part_max", "part_sum"],
+    do_not_specialize_on_alignment=[
+        "positions",
+        "slots",
+        "rows",
+        "block_tables",
+        "part_max",
+        "part_sum",
+    ],
 )
 def _attend_kernel(
     query,  # [T, H, D]
     keys,  # [N B, Hkv, D]
     values,
     positions,
+    slots,
     rows,
     block_tables,
     part_values,  # [T, H, C, D] float32, written
@@ -151,6 +159,7 @@ def _attend_kernel(
     kv_head = tl.program_id(1)
     chunk = tl.program_id(2)
     position = tl.load(positions + token)
+    own_slot = tl.load(slots + token).to(tl.int64)
     row = tl.load(rows + token).to(tl.int64)
     size = _chunk_size(position, TILE, MOST_CHUNKS)
     first = chunk * size
@@ -176,6 +185,7 @@ def _attend_kernel(
             is_seen = (past <= position) & (past >= seen_from)
             block = tl.load(table + past // BLOCK, mask=is_seen, other=0)
             slot = block.to(tl.int64) * BLOCK + past % BLOCK
+            slot = tl.where(past == position, own_slot, slot)  # it may stand aside
             at = (slot[:, None] * KV_HEADS + kv_head) * SIZE + columns[None, :]
             mask = is_seen[:, None] & is_column[None, :]
             key = tl.load(keys + at, mask=mask, other=0.0)
@@ -331,7 +341,7 @@ def _attend_slab(
     num_parts = num_tokens * heads * num_chunks
     part_values = workspace[: num_parts * size]
     part_max, part_sum = workspace[num_parts * size :].view(2, num_parts)
-    positions, rows = batch.positions[start:], batch.rows[start:]
+    positions, slots, rows = batch.positions[start:], batch.slots[start:], batch.rows[start:]
     window = params.sliding_window or 0
     group = heads // params.num_kv_heads
     padded = max(16, triton.next_power_of_2(size))
@@ -340,6 +350,7 @@ def _attend_slab(
         cache.keys,
         cache.values,
         positions,
+        slots,
         rows,
         batch.block_tables,
         part_values,

@@ -141,12 +141,24 @@ static bool is_in_range(const AttentionJob *job) {
     return true;
 }
 
+/* Whether a token stands in a slot that its row's table does not name. */
+static bool is_aside(const TokenBatch *batch, int64_t token) {
+    int64_t position = batch->positions[token], block = position / batch->block_size;
+    const int32_t *table = batch->block_tables + batch->rows[token] * batch->max_blocks;
+    return batch->slots[token] != table[block] * batch->block_size + position % batch->block_size;
+}
+
+/* Whether the token behind a tile's last one may join it: one that stands aside is a tile of its own. */
+static bool joins(const TokenBatch *batch, int64_t token) {
+    bool is_same_row = batch->rows[token] == batch->rows[token - 1];
+    return is_same_row && !is_aside(batch, token) && !is_aside(batch, token - 1);
+}
+
 static void cut_tiles(AttentionJob *job) {
-    const int32_t *rows = job->batch->rows;
     int64_t limit = job->tile_queries / job->group;
     for (int64_t first = 0; first < job->batch->tokens;) {
         int64_t count = 1;
-        while (count < limit && first + count < job->batch->tokens && rows[first + count] == rows[first]) count++;
+        while (count < limit && first + count < job->batch->tokens && joins(job->batch, first + count)) count++;
         Tile tile = {.first = first, .count = count};
         job->tiles[job->num_tiles++] = tile;
         job->max_parts = most(job->max_parts, last_part(job, tile) - first_part(job, tile) + 1);

@@ -18,16 +18,17 @@ static int64_t next_share(int64_t left) {
 /* ---- keys and values in the cache ---- */
 
 /* Where the keys and values of positions [begin, begin + count) of a row lie in the cache. Positions outside
-   [start, last] stand for the nearest one inside: nothing else is ever read. */
+   [start, last] stand for the nearest one inside: nothing else is ever read. The last token is found at its own
+   slot, where it may stand aside. */
 static void locate(const AttentionJob *job, Tile tile, int64_t kv_head, int64_t begin, int count, int64_t *offsets) {
     const TokenBatch *batch = job->batch;
     const int32_t *table = batch->block_tables + batch->rows[tile.first] * batch->max_blocks;
     int64_t start = tile_start(job, tile), last = tile_last(job, tile), block_size = batch->block_size;
-    int64_t block = least(most(begin, start), last) / block_size;
+    int64_t block = least(most(begin, start), last) / block_size, own = batch->slots[tile.first + tile.count - 1];
     for (int i = 0; i < count; i++) {
         int64_t position = least(most(begin + i, start), last);
         while (position >= (block + 1) * block_size) block++;
-        int64_t slot = table[block] * block_size + position - block * block_size;
+        int64_t slot = position == last ? own : table[block] * block_size + position - block * block_size;
         offsets[i] = (slot * job->params->kv_heads + kv_head) * job->params->head_size;
     }
 }

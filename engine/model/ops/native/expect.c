@@ -6,14 +6,32 @@
 #include "context.h"
 #include "noise.h"
 
-enum { SPAN = 2048 }; /* columns of one item, a multiple of NOISE_BLOCK */
+enum {
+    SPAN = 2048, /* columns of one item, a multiple of NOISE_BLOCK */
+    FACTS = 5,   /* numbers per row */
+};
 
 /* The softmax of some columns: shares are exp(score - top) / sum. */
 typedef struct {
-    float top;     /* the greatest score; NaN where a score is NaN */
-    float sum;     /* of exp(score - top) */
-    int64_t column; /* the lowest with that score */
+    float top;      /* the greatest score; NaN where a score is NaN */
+    float second;   /* the greatest of the others */
+    float sum;      /* of exp(score - top) */
+    int64_t column; /* the lowest with the greatest score */
+    int64_t second_column;
 } Part;
+
+/* Let a column join, whose score is no NaN; the sum is left alone. */
+static void rank(Part *part, float score, int64_t column) {
+    if (score > part->top || (score == part->top && column < part->column)) {
+        part->second = part->top;
+        part->second_column = part->column;
+        part->top = score;
+        part->column = column;
+    } else if (score > part->second) {
+        part->second = score;
+        part->second_column = column;
+    }
+}
 
 typedef struct {
     const float *logits;       /* [rows, columns] */
@@ -50,22 +68,28 @@ static void score_span(const Job *job, int64_t row, int64_t begin, int64_t count
 
 /* In lanes, then over lanes: the same for the same scores wherever they come from. */
 static Part part_of(const float *scores, int64_t begin, int64_t count) {
-    vec best = vec_set(-INFINITY), sum = {0};
-    ivec columns, lane, nan = {0};
+    vec best = vec_set(-INFINITY), second = best, sum = {0};
+    ivec columns, seconds, lane, nan = {0};
     for (int i = 0; i < VEC_LANES; i++) lane[i] = i;
-    columns = lane + (int32_t)begin;
+    columns = seconds = lane + (int32_t)begin;
     for (int64_t i = 0; i < count; i += VEC_LANES) {
         vec score = vec_load(scores + i);
+        ivec here = lane + (int32_t)(begin + i);
         ivec is_better = score > best;
+        vec lower = vec_select(is_better, best, score);
+        ivec is_second = lower > second;
+        ivec of_lower = (is_better & columns) | (~is_better & here);
         nan |= score != score;
+        second = vec_select(is_second, lower, second);
+        seconds = (is_second & of_lower) | (~is_second & seconds);
         best = vec_select(is_better, score, best);
-        columns = (is_better & (lane + (int32_t)(begin + i))) | (~is_better & columns);
+        columns = (is_better & here) | (~is_better & columns);
     }
-    Part part = {.top = best[0], .column = columns[0]};
+    Part part = {.top = best[0], .column = columns[0], .second = second[0], .second_column = seconds[0]};
     for (int i = 0; i < VEC_LANES; i++) {
         if (nan[i]) return (Part){.top = NAN};
-        if (best[i] > part.top || (best[i] == part.top && columns[i] < part.column))
-            part = (Part){.top = best[i], .column = columns[i]};
+        if (i > 0) rank(&part, best[i], columns[i]);
+        if (i > 0) rank(&part, second[i], seconds[i]);
     }
     if (isinf(part.top)) return part; /* nothing but -inf, or +inf, beside which nothing has a share */
     for (int64_t i = 0; i < count; i += VEC_LANES) sum += vec_exp(vec_load(scores + i) - part.top);
@@ -85,28 +109,32 @@ static void expect_item(void *argument, int64_t item, int thread) {
     job->parts[item] = part_of(scores, begin, (count + VEC_LANES - 1) / VEC_LANES * VEC_LANES);
 }
 
-/* Of a row: its best column, then the logarithms of that one's share and of the follower's. */
-static void join(const Job *job, int64_t row, double out[3]) {
+/* Of a row: its best column, then the logarithms of that one's share and of the follower's, then the second-best
+   column and the logarithm of its share. */
+static void join(const Job *job, int64_t row, double out[FACTS]) {
     const Part *parts = job->parts + row * job->spans;
     float temperature = job->temperatures[row], other = job->other[row];
     if (temperature > 0.0f) other = other * (1.0f / temperature) + job->other_noise;
     double follower = job->followers[row] == job->columns ? other : job->follower_scores[row];
-    Part best = {.top = -INFINITY, .column = job->columns};
+    Part best = parts[0];
     float checked = other; /* NaN once there is one */
     for (int64_t i = 0; i < job->spans; i++) {
         checked += parts[i].top;
-        if (parts[i].top > best.top) best = parts[i];
+        if (i > 0) rank(&best, parts[i].top, parts[i].column);
+        if (i > 0) rank(&best, parts[i].second, parts[i].second_column);
     }
-    if (other > best.top) best = (Part){.top = other, .column = job->columns};
+    rank(&best, other, job->columns);
     double total = exp((double)other - best.top);
     for (int64_t i = 0; i < job->spans; i++) total += parts[i].sum * exp((double)parts[i].top - best.top);
     bool is_sound = checked == checked && !isinf(best.top);
     out[0] = (double)best.column;
     out[1] = is_sound ? -log(total) : NAN;
     out[2] = is_sound ? follower - best.top - log(total) : NAN;
+    out[3] = (double)best.second_column;
+    out[4] = is_sound ? best.second - (double)best.top - log(total) : NAN;
 }
 
-/* Per row three numbers, see `join`; NaN shares where a score is NaN or none is finite. */
+/* Per row FACTS numbers, see `join`; NaN shares where a score is NaN or none is finite. */
 int expect_forward(Context *context, const float *logits, const float *other, int64_t rows, int64_t columns,
                    const float *temperatures, const int64_t *keys, const int64_t *salts,
                    const int64_t *followers, float weight, float other_noise, double *out) {
@@ -118,7 +146,7 @@ int expect_forward(Context *context, const float *logits, const float *other, in
     if (job.parts != NULL) {
         job.follower_scores = (float *)(job.parts + rows * job.spans);
         pool_run(context->pool, expect_item, &job, rows * job.spans);
-        for (int64_t row = 0; row < rows; row++) join(&job, row, out + 3 * row);
+        for (int64_t row = 0; row < rows; row++) join(&job, row, out + FACTS * row);
     }
     context_leave(context);
     return job.parts == NULL ? OUT_OF_MEMORY : OK;
