@@ -23,6 +23,7 @@ from engine.worker.drafter import PolicyDrafter
 from engine.worker.exit_look import ExitLook
 from engine.worker.exit_policy import ExitPolicy
 from engine.worker.kv_cache import allocate_cache
+from engine.worker.learning.recorder import Recorder
 from engine.worker.sampler import Sampler
 from engine.worker.segment_runner import SegmentRunner
 from engine.worker.sequence_state import SequenceState
@@ -187,6 +188,7 @@ class StepDriver:
         drafter: object | None = None,
         open_structure: Callable[[SequenceStart], StructureState] | None = None,
         make_runner: Callable[[Sequence[LayerCache]], SegmentRunner] | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self._open_structure = open_structure
         self._block_size = block_size
@@ -205,6 +207,7 @@ class StepDriver:
             block_size,
             drafter=drafter,  # type: ignore[arg-type]
             runner=runner,
+            recorder=recorder,
             spare_slots=range(1, block_size),  # of the first block, which is no row's
         )
 

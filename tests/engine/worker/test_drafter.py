@@ -16,11 +16,12 @@ from engine.model.decoder import Decoder
 from engine.model.ops.torch_ops import TorchOps
 from engine.plan import RowPlan, RowResult
 from engine.request import LOOKED_UP
+from engine.worker.chances import SECOND, Chance, Chances
 from engine.worker.drafter import PolicyDrafter
 from engine.worker.exit_look import Arrival, ExitLook
 from engine.worker.exit_policy import ExitPolicy, StepEstimate
 from engine.worker.forward_batch import ForwardBatch
-from engine.worker.row import Draft, Row
+from engine.worker.row import Alternate, Draft, Row
 from engine.worker.sequence_state import SequenceState
 
 pytestmark = pytest.mark.torch
@@ -156,6 +157,69 @@ def test_a_head_sure_of_something_else_takes_a_look_ups_place(decoder: Decoder) 
     assert len(row.estimates) == 2
     assert step.num_tokens == 2
     assert step.expected_tokens == pytest.approx(1 + row.survival)
+
+
+def test_a_heads_second_best_stands_beside_its_best(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    likely = Chance(0.3, SECOND, is_greedy=True, features=(1.0, 0.0, 0.0))
+    monkeypatch.setattr(Chances, "of_second", lambda *_, **__: likely)
+    drafter = policy_drafter(decoder, random_heads(decoder, [1], VOCAB))
+    row, step = row_of([5, 1, 6, 2]), estimate()
+    step.num_spare = 3
+    look(drafter, row, step)
+    assert [draft.exit_index for draft in row.drafts] == [0]
+    (alternate,) = row.alternates
+    assert (alternate.place, alternate.exit_index, alternate.spare) == (0, 0, 2)
+    assert alternate.token_id != row.draft_ids[0]
+    assert step.num_spare == 2
+    assert step.num_tokens == 3
+    assert step.expected_tokens == pytest.approx(1 + row.survival + alternate.survival)
+    assert row.is_waiting
+    assert row.take_waiting() == row.draft_ids
+    assert row.take_aside() == [alternate]
+    assert not row.is_waiting
+    guessed = {guess.token_id for guess in row.guesses}
+    assert guessed == {row.draft_ids[0], alternate.token_id}
+
+
+def test_what_a_look_up_does_not_say_stands_beside_it(decoder: Decoder) -> None:
+    """The head's own best, where a look-up's draft is likelier."""
+    drafter = policy_drafter(decoder, random_heads(decoder, [1], VOCAB))
+    row, step = row_of(REPETITIVE), estimate()
+    step.num_spare = 1
+    row.drafts.append(Draft(40, None, 0.99, 0.99))
+    step.num_tokens, step.expected_tokens = 2, 1.99
+    look(drafter, row, step)
+    assert row.draft_ids[0] == 40
+    assert [alternate.place for alternate in row.alternates] == [0]
+    assert row.alternates[0].token_id != 40
+
+
+@pytest.mark.parametrize(("num_spare", "threshold"), [(0, None), (3, 0.0)])
+def test_no_alternate_without_room_or_where_a_threshold_decides(
+    decoder: Decoder, num_spare: int, threshold: float | None
+) -> None:
+    drafter = policy_drafter(decoder, random_heads(decoder, [1], VOCAB))
+    row, step = row_of([5, 1, 6, 2], threshold=threshold), estimate()
+    step.num_spare = num_spare
+    look(drafter, row, step)
+    assert len(row.drafts) == 1
+    assert row.alternates == []
+
+
+def test_alternates_go_with_the_drafts_they_stand_beside(decoder: Decoder) -> None:
+    row = row_of([5, 1, 6, 2])
+    row.drafts += [Draft(7, 0, 0.9, 0.9), Draft(8, 0, 0.9, 0.8)]
+    row.alternates += [Alternate(9, 0, 0, 0.5, 0.5, spare=1), Alternate(9, 1, 0, 0.5, 0.5, spare=0)]
+    row.take_waiting()
+    row.take_aside()
+    asides = row.pending_refs(0)[3:]
+    assert [row.has(ref) for ref in asides] == [True, True]
+    row.cut(1)
+    assert [row.has(ref) for ref in asides] == [True, False]
+    assert [alternate.place for alternate in row.alternates] == [0]
+    assert not row.is_waiting
 
 
 def test_verdicts_teach_also_what_was_not_drafted(decoder: Decoder) -> None:

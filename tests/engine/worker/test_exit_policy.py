@@ -70,6 +70,19 @@ def test_free_drafts_of_a_batch_compete() -> None:
     assert policy(per_token=0.2).extend(runs, 4, before(4)) == [2, 0, 0, 1]
 
 
+def test_alternates_enter_as_far_as_they_pay() -> None:
+    step = at_exit(1, (0.4,))
+    assert policy().num_alternates(0, [0.3, 0.2, 0.01], 1, step) == 2
+    assert policy(per_token=0.3).num_alternates(0, [0.3, 0.2, 0.01], 1, step) == 0
+    assert policy().num_alternates(0, [], 1, step) == 0
+
+
+def test_an_alternate_that_enters_alone_pays_for_the_way_down() -> None:
+    step = at_exit(1, (0.4,))
+    assert policy().num_alternates(0, [0.1], 1, step) == 1
+    assert policy().num_alternates(0, [0.1], 0, step) == 0
+
+
 def test_screening_drops_what_the_deep_layers_would_be_wasted_on() -> None:
     assert policy(per_token=0.1).keep(0, [[0.9, 0.02, 0.01]], at_exit()) == [1]
     assert policy(per_token=0.0).keep(0, [[0.9, 0.02, 0.011]], at_exit()) == [3]

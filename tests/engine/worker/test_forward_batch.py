@@ -28,8 +28,8 @@ def test_a_table_that_grows_in_place_is_another() -> None:
     assert tables.of([mine]).tolist() == [[3, 4]]
 
 
-def test_tokens_have_slots_in_their_rows_blocks() -> None:
-    rows = [
+def two_rows() -> list[RowPlan]:
+    return [
         RowPlan(
             sequence_id=number,
             start=0,
@@ -40,7 +40,18 @@ def test_tokens_have_slots_in_their_rows_blocks() -> None:
         )
         for number, table in enumerate(([3, 4], [5]))
     ]
-    batch = ForwardBatch(rows, BlockTables(CPU), 16, CPU)
+
+
+def test_tokens_aside_have_spare_slots() -> None:
+    batch = ForwardBatch(two_rows(), BlockTables(CPU), 16, CPU, range(97, 112))
+    tokens = batch.tokens([TokenRef(0, 17), TokenRef(0, 17, spare=4), TokenRef(1, 2, spare=0)])
+    assert tokens.positions.tolist() == [17, 17, 2]
+    assert tokens.slots.tolist() == [4 * 16 + 1, 101, 97]
+    assert tokens.rows.tolist() == [0, 0, 1]
+
+
+def test_tokens_have_slots_in_their_rows_blocks() -> None:
+    batch = ForwardBatch(two_rows(), BlockTables(CPU), 16, CPU)
     tokens = batch.tokens([TokenRef(0, 17), TokenRef(1, 2)])
     assert tokens.positions.tolist() == [17, 2]
     assert tokens.slots.tolist() == [4 * 16 + 1, 5 * 16 + 2]

@@ -9,7 +9,7 @@ import torch
 from tiny_model import write_tiny_llama
 
 from engine.model.spec import ModelSpec
-from engine.worker.kv_cache import allocate_cache, block_size_bytes, map_layers
+from engine.worker.kv_cache import allocate_cache, block_size_bytes, copy_token, map_layers
 
 pytestmark = pytest.mark.torch
 
@@ -25,6 +25,21 @@ def test_no_layer_writes_into_anothers_memory(tmp_path: Path, dtype: torch.dtype
         tensor.fill_(number)
     assert all((tensor == number).all() for tensor, number in zip(tensors, count(1), strict=False))
     assert sum(tensor.nbytes for tensor in tensors) == 5 * block_size_bytes(spec, 16, dtype)
+
+
+def test_a_token_is_copied_in_every_layer(tmp_path: Path) -> None:
+    spec = ModelSpec.from_directory(write_tiny_llama(tmp_path))
+    cache = allocate_cache(spec, 2, 16, dtype=torch.float32, device=torch.device("cpu"))
+    for layer in cache:
+        layer.keys.normal_()
+        layer.values.normal_()
+    before = [(layer.keys.clone(), layer.values.clone()) for layer in cache]
+    copy_token(cache, 20, 3)
+    for layer, kept in zip(cache, before, strict=True):
+        for tensor, old in zip((layer.keys, layer.values), kept, strict=True):
+            assert torch.equal(tensor[3], old[20])
+            tensor[3] = old[3]
+            assert torch.equal(tensor, old)
 
 
 def test_first_blocks_wait_for_no_memory() -> None:

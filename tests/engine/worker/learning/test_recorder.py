@@ -1,0 +1,54 @@
+"""What is recorded of steps depends on the tokens that stand, not on how they were drafted."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_model import (
+    HIDDEN,
+    VOCAB,
+    StepDriver,
+    load_tiny,
+    random_heads,
+    sequence_start,
+    write_tiny_llama,
+)
+
+from benchmarks.scripted import Agreement, ScriptedDrafter
+from engine.model.ops.torch_ops import TorchOps
+from engine.worker.learning.examples import Examples
+from engine.worker.learning.recorder import Recorder
+
+pytestmark = pytest.mark.torch
+
+EXITS = [1, 3]
+PROMPT = [5, 9, 2, 44]
+NUM_TOKENS = 40
+NUM_EXAMPLES = 32  # of the first positions; later ones may still wait to be put together
+
+
+def test_drafts_and_alternates_leave_the_same_examples(tmp_path: Path) -> None:
+    decoder = load_tiny(write_tiny_llama(tmp_path), TorchOps("cpu"))
+    heads = random_heads(decoder, EXITS, VOCAB)
+    start = sequence_start(0, PROMPT, temperature=0.8)
+    plain, _ = StepDriver(decoder, 16).generate([start], NUM_TOKENS)
+
+    def examples_of(agreement: Agreement) -> Examples:
+        examples = Examples(len(EXITS), HIDDEN, VOCAB + 1, torch.device("cpu"))
+        recorder = Recorder(examples, heads, observe=lambda row, result: None)
+        drafter = ScriptedDrafter(EXITS, {tuple(PROMPT): plain[0]}, agreement, VOCAB)
+        driver = StepDriver(decoder, 16, drafter, recorder=recorder)
+        driver.generate([start], NUM_TOKENS)
+        assert not recorder.is_broken
+        assert examples.num_written >= NUM_EXAMPLES
+        return examples
+
+    expected = examples_of("never")
+    agreements: tuple[Agreement, ...] = ("always", "sometimes", "aside")
+    for agreement in agreements:
+        actual = examples_of(agreement)
+        for part in ("_exits", "_last", "_probs", "_targets", "_before"):
+            ours, theirs = getattr(actual, part), getattr(expected, part)
+            if part == "_exits":
+                ours, theirs = ours.transpose(0, 1), theirs.transpose(0, 1)
+            assert torch.equal(ours[:NUM_EXAMPLES], theirs[:NUM_EXAMPLES]), (agreement, part)
