@@ -208,6 +208,11 @@ def _variants(
             remark=f"fixed threshold {_THRESHOLD}, at most 5 drafts, as in the paper",
         ),
         Variant("no free drafts", full, no_lookup, remark="heads alone"),
+        Variant(
+            "no second candidates",
+            replace(full, alternates=False),
+            remark="one candidate for a place",
+        ),
         Variant("no heads", ExitsConfig(), remark="free drafts alone"),
     ]
 

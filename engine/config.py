@@ -55,6 +55,7 @@ class ExitsConfig:
     enabled: bool = True
     heads: Path | None = None  # holds heads.safetensors and heads.json; None: no exits
     lookup: bool = True  # drafts from text that repeats its prompt or itself
+    alternates: bool = True  # second candidates for places of drafts, where they pay
     threshold: float | None = None  # fixed confidence threshold; None: the cost-aware policy
     target_itl_s: float | None = None  # drafts never make a step longer; tokens leave evenly
     max_draft_tokens: int = 15  # pending drafts per row and step; the policy mostly wants fewer

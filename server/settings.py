@@ -136,6 +136,9 @@ class ServerSettings(BaseModel):
     lookup_drafts: bool = _flag(
         True, "early exit", "Draft from text that repeats its prompt or itself as well."
     )
+    second_candidates: bool = _flag(
+        True, "early exit", "Verify a head's second choice beside its first where that pays."
+    )
     exit_threshold: float | None = _flag(
         None, "early exit", "Fixed confidence threshold (default: cost-aware policy).", ge=0, le=1
     )
@@ -323,6 +326,7 @@ class ServerSettings(BaseModel):
                 enabled=self.early_exit,
                 heads=heads if self.early_exit else None,
                 lookup=self.lookup_drafts,
+                alternates=self.second_candidates,
                 threshold=self.exit_threshold,
                 target_itl_s=None if self.target_itl_ms is None else self.target_itl_ms / 1000,
                 max_draft_tokens=self.max_draft_tokens,

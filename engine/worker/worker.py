@@ -133,7 +133,7 @@ class ModelWorker:
             drafter=drafter,
             runner=runner,
             recorder=None if self._school is None else self._school.recorder,
-            spare_slots=range(self._spare_slot + 1, self._spare_slot + block_size),
+            spare_slots=self._slots_aside if config.exits.alternates else (),
             clock=clock,
         )
         if not verifies:
@@ -317,6 +317,11 @@ class ModelWorker:
     def _spare_slot(self) -> int:
         """The first slot of the block that no sequence is given."""
         return self._num_blocks * self._config.cache.block_size
+
+    @property
+    def _slots_aside(self) -> range:
+        """The others of that block."""
+        return range(self._spare_slot + 1, self._spare_slot + self._config.cache.block_size)
 
     def _count_blocks(self) -> int:
         """Blocks the memory budget buys, at most what all sequences at full length could use."""

@@ -62,7 +62,8 @@ def test_every_row_runs_and_only_the_unverified_one_changes_outputs(
     assert list(rows) == [
         "full", "no verification", "fixed single exit", "no previous-token feature",
         "original LM head, untrained", "heads of noise", "full vocabulary", "two exits",
-        "heads of noise, no free drafts", "no policy", "no free drafts", "no heads",
+        "heads of noise, no free drafts", "no policy", "no free drafts",
+        "no second candidates", "no heads",
     ]  # fmt: skip
     assert "trained for it" in rows["full vocabulary"]
     changed = {name for name, line in rows.items() if "0 of 2" not in line}
