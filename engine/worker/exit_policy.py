@@ -76,6 +76,7 @@ class ExitPolicy:
         self._promised = 0.0  # decayed: the same of the tokens that were expected
         self._spent = 0.0  # decayed: seconds they took
         self._steps = 0
+        self._plain_rate = 0.0
         self._paused_because = PolicyReason.COSTS_MORE
         self._pause = _FIRST_PAUSE
         self._paused_for = 0
@@ -194,7 +195,9 @@ class ExitPolicy:
     def num_alternates(
         self, exit_index: int, gains: Sequence[float], num_waiting: int, step: StepEstimate
     ) -> int:
-        """How many alternates enter segment 0, together with the drafts that wait there.
+        """How many alternates enter segment 0, together with the drafts that wait there. Nothing
+        follows an alternate, so that its time has the price that it has in steps as they usually
+        become, not as this one stands before its further drafts.
 
         Args:
             gains: Expected tokens of each, falling.
@@ -202,11 +205,16 @@ class ExitPolicy:
         """
         if not self.is_drafting:
             return 0
-
-        def seconds_with(count: int) -> float:
-            return self._seconds_with(exit_index, step, num_waiting + count, num_waiting)
-
-        return _best_prefixes([gains], step.expected_tokens, seconds_with, self._longest_step_s)[0]
+        price = max(self._rate(exit_index, step), self._usual_rate(step))
+        without = self._seconds_with(exit_index, step, num_waiting, num_waiting)
+        best, best_count, gained = 0.0, 0, 0.0
+        for count, gain in enumerate(gains, start=1):
+            gained += gain
+            seconds = self._seconds_with(exit_index, step, num_waiting + count, num_waiting)
+            net = gained - price * (seconds - without)
+            if net > best and seconds <= self._longest_step_s:
+                best, best_count = net, count
+        return best_count
 
     def observe_look(
         self,
@@ -250,6 +258,7 @@ class ExitPolicy:
             self._paused_for -= 1
             return
         plain = self._cost.plain(num_rows) / num_rows
+        self._plain_rate = 1.0 / plain
         self._gained = self._gained * _WINDOW + num_committed * plain
         self._promised = self._promised * _WINDOW + num_expected * plain
         self._spent = self._spent * _WINDOW + seconds
@@ -319,6 +328,10 @@ class ExitPolicy:
         """Expected tokens per second if everything went down from this exit now."""
         rest = self._cost.rest(exit_index + 1, step.num_tokens)
         return step.expected_tokens / (step.seconds + rest)
+
+    def _usual_rate(self, step: StepEstimate) -> float:
+        """Tokens per second of recent steps."""
+        return self.speedup * self._plain_rate if self._spent else 0.0
 
     def _seconds_with(
         self, exit_index: int, step: StepEstimate, num_new: int, num_replaced: int

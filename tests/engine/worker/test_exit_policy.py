@@ -77,6 +77,14 @@ def test_alternates_enter_as_far_as_they_pay() -> None:
     assert policy().num_alternates(0, [], 1, step) == 0
 
 
+def test_alternates_cost_what_time_brings_elsewhere() -> None:
+    fast, step = policy(per_token=0.1), at_exit(1, (0.4,))
+    assert fast.num_alternates(0, [0.2], 1, step) == 1
+    fast.observe_step(1, 3, 3.0, 1.1)
+    assert fast.num_alternates(0, [0.2], 1, step) == 0
+    assert fast.num_alternates(0, [0.4], 1, step) == 1
+
+
 def test_an_alternate_that_enters_alone_pays_for_the_way_down() -> None:
     step = at_exit(1, (0.4,))
     assert policy().num_alternates(0, [0.1], 1, step) == 1
