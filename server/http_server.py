@@ -7,6 +7,7 @@ import resource
 import socket
 import ssl
 from collections.abc import Awaitable
+from contextlib import suppress
 from functools import partial
 from types import FrameType
 
@@ -20,7 +21,8 @@ from server.settings import ServerSettings
 _SPARE_FILES = 256  # files and sockets that are no client's
 _MAX_POLITE_SIGNALS = 2
 _LEFTOVER_TIMEOUT_S = 5  # for responses to be flushed once the engine has ended every request
-
+_LOOK_S = 1.0  # between two looks at whether the load has failed, and at the time of day
+_TICKS_PER_LOOK = 10  # uvicorn counts tenths of a second, and writes the date at every tenth tick
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +53,12 @@ class DrainingServer(uvicorn.Server):
         self._num_signals = 0
         self._num_handled = 0
         self._draining: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # once it serves
+        self._news = asyncio.Event()  # a signal, or the end of draining
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """See uvicorn; signals count from now on."""
+        self._loop = asyncio.get_running_loop()
         with self.capture_signals():
             if isinstance(self.config.app, Awaitable):
                 self.config.app = await self.config.app
@@ -63,13 +68,27 @@ class DrainingServer(uvicorn.Server):
         """Only counts: uvicorn's own would refuse connections at once and re-raise the signal."""
         self._num_signals += 1
         self.force_exit = self._num_signals > _MAX_POLITE_SIGNALS
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._news.set)
+
+    async def main_loop(self) -> None:
+        """See uvicorn, whose own looks ten times a second: to wake a process costs as much as the
+        rendering of several tokens. Here what ends it says so.
+        """
+        counter = 0
+        while not await self.on_tick(counter):
+            counter += _TICKS_PER_LOOK
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), _LOOK_S)
+            self._news.clear()
 
     async def on_tick(self, counter: int) -> bool:
-        """Called ten times a second; true ends the main loop."""
+        """Called once a second and when there is news; true ends the main loop."""
         if self._num_signals > self._num_handled:
             timeout_s = 0.0 if self._num_handled else self._drain_timeout_s
             self._num_handled = self._num_signals
             self._draining = asyncio.create_task(self._service.stop(timeout_s))
+            self._draining.add_done_callback(lambda _: self._news.set())
         is_drained = self._draining is not None and self._draining.done()
         has_failed = self._service.failure is not None and not self._num_signals
         self.should_exit = self.should_exit or is_drained or has_failed or self.force_exit
