@@ -275,13 +275,9 @@ class AsyncEngine:
         self, core: EngineCore, plan: StepPlan, committed: list[Committed]
     ) -> list[Committed]:
         """Execute a plan and, while the worker computes it, render the step before."""
-        step = asyncio.create_task(self._supervisor.execute(plan))
-        try:
-            await asyncio.sleep(0)  # the plan is on its way before anything is rendered
-            self._publish(core.render(committed, one_by_one=self._is_even))
-            committed = core.commit(plan, await step)
-        finally:
-            step.cancel()  # matters only when this task is itself cancelled
+        result = self._supervisor.execute(plan)
+        self._publish(core.render(committed, one_by_one=self._is_even))
+        committed = core.commit(plan, await result)
         if any(item.num_new_tokens or item.sequence.is_finished for item in committed):
             self._supervisor.note_progress()
         return committed

@@ -4,7 +4,7 @@ For tests and debugging: a crash in native code takes the server with it.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from engine.config import EngineConfig
@@ -28,16 +28,12 @@ class InlineWorker:
         self._worker = await loop.run_in_executor(self._thread, self._make)
         return self._worker.info
 
-    async def execute(self, plan: StepPlan) -> StepResult:
+    def execute(self, plan: StepPlan) -> Awaitable[StepResult]:
         """See `Worker.execute`."""
         assert self._worker is not None, "start the worker first"
         loop = asyncio.get_running_loop()
-        try:
-            result = await loop.run_in_executor(self._thread, self._worker.execute, plan)
-        except Exception as error:
-            raise WorkerLost(f"step {plan.step_id} failed: {error!r}", is_crash=True) from error
-        self._thread.submit(self._worker.rest, is_idle=False)
-        return result
+        step = loop.run_in_executor(self._thread, self._worker.execute, plan)
+        return self._result_of(plan, step)
 
     async def prepare(self, structure: Structure) -> None:
         """See `Worker.prepare`."""
@@ -53,6 +49,15 @@ class InlineWorker:
         self._worker = None
         thread, self._thread = self._thread, self._new_thread()
         thread.shutdown(wait=True)
+
+    async def _result_of(self, plan: StepPlan, step: Awaitable[StepResult]) -> StepResult:
+        try:
+            result = await step
+        except Exception as error:
+            raise WorkerLost(f"step {plan.step_id} failed: {error!r}", is_crash=True) from error
+        assert self._worker is not None, "start the worker first"
+        self._thread.submit(self._worker.rest, is_idle=False)
+        return result
 
     @staticmethod
     def _new_thread() -> ThreadPoolExecutor:

@@ -9,6 +9,7 @@ One step's token axis for a row, positions:
     [ computed by earlier steps | start .. start + num_tokens | drafts )
 """
 
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -45,7 +46,7 @@ class SequenceStart:
     pooling: Literal["mean", "last"] | None = None  # wanted: one vector for the whole prompt
 
 
-@dataclass(slots=True, kw_only=True)  # made for every token; frozen, it would take twice as long
+@dataclass(slots=True)  # made for every token: frozen, or by keywords, it takes twice as long
 class RowPlan:
     """One sequence's share of a step: compute known tokens [start, start + num_tokens)."""
 
@@ -67,7 +68,7 @@ class StepPlan:
     rows: list[RowPlan] = field(default_factory=list)
 
 
-@dataclass(slots=True, kw_only=True)  # made for every token; frozen, it would take twice as long
+@dataclass(slots=True)  # made for every token, see `RowPlan`
 class RowResult:
     """What a row produced. Accepted drafts first, the target's own token last."""
 
@@ -141,11 +142,11 @@ class Worker(Protocol):
             ModelLoadError: when the model or its heads cannot be served.
         """
 
-    async def execute(self, plan: StepPlan) -> StepResult:
-        """Run one step.
+    def execute(self, plan: StepPlan) -> Awaitable[StepResult]:
+        """Run one step: its plan is on its way at once, its result is to be awaited.
 
         Raises:
-            WorkerLost: when the worker is gone, hangs, or the step raised.
+            WorkerLost: by the result, when the worker is gone, hangs, or the step raised.
         """
 
     async def prepare(self, structure: Structure) -> None:

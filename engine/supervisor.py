@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections import deque
+from collections.abc import Awaitable
 from dataclasses import replace
 
 from engine.errors import EngineFailed, ModelLoadError, WorkerLost
@@ -40,9 +41,9 @@ class Supervisor:
         self._info = await self._worker.start()
         return self._info
 
-    async def execute(self, plan: StepPlan) -> StepResult:
+    def execute(self, plan: StepPlan) -> Awaitable[StepResult]:
         """See `Worker.execute`."""
-        return await self._worker.execute(plan)
+        return self._worker.execute(plan)
 
     async def prepare(self, structure: Structure) -> None:
         """See `Worker.prepare`."""

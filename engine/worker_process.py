@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Literal
@@ -102,7 +102,8 @@ class WorkerProcess:
             await self.spawn()
         assert self._watchdog is not None
         try:
-            await self._send(self._config)
+            self._write(self._config)
+            await self._drain()
             while True:
                 self._watchdog.begin()
                 message = await self._receive()
@@ -119,18 +120,12 @@ class WorkerProcess:
         except errors.WorkerLost as error:
             raise errors.ModelLoadError(f"while loading the model, {error}") from error
 
-    async def execute(self, plan: StepPlan) -> StepResult:
+    def execute(self, plan: StepPlan) -> Awaitable[StepResult]:
         """See `Worker.execute`."""
         assert self._watchdog is not None, "start the worker first"
         self._watchdog.begin()
-        await self._send(plan)
-        message = await self._receive()
-        self._watchdog.end()
-        if isinstance(message, Failure):
-            reason = f"step {plan.step_id} failed: {message.kind}: {message.message}"
-            raise errors.WorkerLost(reason, is_crash=True)
-        assert isinstance(message, StepResult), "a plan is answered by its result"
-        return message
+        self._write(plan)
+        return self._result_of(plan)
 
     async def prepare(self, structure: Structure) -> None:
         """See `Worker.prepare`."""
@@ -164,10 +159,25 @@ class WorkerProcess:
             with suppress(ProcessLookupError):
                 self._process.kill()
 
-    async def _send(self, message: Message) -> None:
+    async def _result_of(self, plan: StepPlan) -> StepResult:
+        """Of a plan that is on its way."""
+        assert self._watchdog is not None, "start the worker first"
+        await self._drain()
+        message = await self._receive()
+        self._watchdog.end()
+        if isinstance(message, Failure):
+            reason = f"step {plan.step_id} failed: {message.kind}: {message.message}"
+            raise errors.WorkerLost(reason, is_crash=True)
+        assert isinstance(message, StepResult), "a plan is answered by its result"
+        return message
+
+    def _write(self, message: Message) -> None:
+        assert self._writer is not None, "start the worker first"
+        self._writer.write(self._wire.encode(message))
+
+    async def _drain(self) -> None:
         assert self._writer is not None, "start the worker first"
         try:
-            self._writer.write(self._wire.encode(message))
             await self._writer.drain()
         except OSError:
             raise self._died(await self._end(_GRACE_S)) from None
