@@ -83,9 +83,9 @@ class BlockManager:
             False, with nothing changed, if there is no room now.
         """
         table = self._tables[sequence_id]
-        missing = self.blocks_for(num_positions) - len(table)
-        if missing <= 0:
+        if num_positions <= len(table) * self.block_size:
             return True
+        missing = self.blocks_for(num_positions) - len(table)
         blocks = self._pool.allocate(missing)
         if blocks is None:
             return False

@@ -18,8 +18,6 @@ from engine.request import (
     GenerationRequest,
     RequestOutput,
     Structure,
-    TokenLogprobs,
-    TokenTrace,
 )
 from engine.scheduler import Committed, Scheduler
 from engine.sequence import OUTGROWN, Sequence
@@ -137,12 +135,13 @@ class EngineCore:
         """
         outputs = []
         for item in committed:
-            entry = self._open.get(item.sequence.request.request_id)
-            if entry is None or entry.sequence is not item.sequence:
+            sequence = item.sequence
+            entry = self._open.get(sequence.request.request_id)
+            if entry is None or entry.sequence is not sequence:
                 continue  # aborted since the commit
-            if not item.result.token_ids and not item.sequence.is_finished:
+            if not item.result.token_ids and sequence.finish_reason is None:
                 continue
-            if one_by_one and item.num_new_tokens > 1 and _is_going_on(entry.sequence):
+            if one_by_one and item.num_new_tokens > 1 and _is_going_on(sequence):
                 outputs += self._render_each(entry, item)
             else:
                 outputs.append(self._render(entry, item, item.num_new_tokens))
@@ -199,7 +198,8 @@ class EngineCore:
 
     def _render(self, entry: _Open, item: Committed, end: int, *, start: int = 0) -> RequestOutput:
         """Tokens [start, end) of a step."""
-        sequence, request, result = entry.sequence, entry.sequence.request, item.result
+        sequence, result = item.sequence, item.result
+        request = sequence.request
         num_later = item.num_new_tokens - end
         token_ids = result.token_ids[start:end]
         # A token that ended the output is not part of its text, unless asked for.
@@ -207,7 +207,7 @@ class EngineCore:
         is_hidden = ended_by_token and not request.sampling.include_stop_str_in_output
         visible = token_ids[:-1] if is_hidden else token_ids
         is_first = sequence.num_output_tokens == item.num_new_tokens and not start
-        pushed = entry.detokenizer.push(visible, sequence.is_finished)
+        pushed = entry.detokenizer.push(visible, sequence.finish_reason is not None)
         kept = len(token_ids)
         if pushed.stop_reason is not None:
             kept = pushed.num_tokens_kept
@@ -215,19 +215,16 @@ class EngineCore:
             self._stop_at_string(sequence, pushed.stop_reason, num_surplus)
             num_later = 0
         self._stats.generation_tokens_total += kept
-        output = self._output(
-            sequence,
-            text=pushed.text,
-            token_ids=tuple(token_ids[:kept]),
-            num_later=num_later,
-            logprobs=tuple(result.logprobs[start : start + kept]) if result.logprobs else (),
-            trace=tuple(token_traces(result, start + kept, self._num_layers)[start:])
-            if request.early_exit.return_trace
-            else (),
-            prompt_logprobs=tuple(sequence.prompt_logprobs) if is_first else (),
-        )
-        if sequence.is_finished:
-            self._close(sequence)
+        output = self._output(sequence, pushed.text, tuple(token_ids[:kept]), num_later)
+        if result.logprobs:
+            output.logprobs = tuple(result.logprobs[start : start + kept])
+        if request.early_exit.return_trace:
+            traces = token_traces(result, start + kept, self._num_layers)
+            output.trace = tuple(traces[start:])
+        if is_first:
+            output.prompt_logprobs = tuple(sequence.prompt_logprobs)
+        if sequence.finish_reason is not None:
+            self._close(sequence, output)
         return output
 
     def _stop_at_string(self, sequence: Sequence, stop: str, num_surplus: int) -> None:
@@ -241,47 +238,40 @@ class EngineCore:
         sequence.finish(reason, error=error)
         self._scheduler.retire(sequence)
         output = self._output(sequence)
-        self._close(sequence)
+        self._close(sequence, output)
         return output
 
     def _output(
         self,
         sequence: Sequence,
-        *,
         text: str = "",
         token_ids: tuple[int, ...] = (),
         num_later: int = 0,
-        logprobs: tuple[TokenLogprobs, ...] = (),
-        trace: tuple[TokenTrace, ...] = (),
-        prompt_logprobs: tuple[TokenLogprobs, ...] = (),
     ) -> RequestOutput:
-        is_last = sequence.is_finished
         return RequestOutput(
-            request_id=sequence.request.request_id,
-            text=text,
-            token_ids=token_ids,
-            logprobs=logprobs,
-            trace=trace,
-            num_prompt_tokens=sequence.num_prompt_tokens,
-            num_output_tokens=sequence.num_output_tokens - num_later,
-            num_cached_tokens=sequence.num_cached_tokens,
-            prompt_logprobs=prompt_logprobs,
-            embedding=sequence.embedding if is_last else None,
-            finish_reason=sequence.finish_reason,
-            stop_reason=sequence.stop_reason,
-            queue_s=sequence.queue_s or 0.0,
-            num_preemptions=sequence.num_preemptions,
-            draft_figures=self._figures(sequence) if is_last else None,
-            error=sequence.error,
+            sequence.request.request_id,
+            text,
+            token_ids,
+            sequence.num_prompt_tokens,
+            sequence.num_output_tokens - num_later,
+            sequence.num_cached_tokens,
         )
+
+    def _close(self, sequence: Sequence, last: RequestOutput) -> None:
+        """Say in a finished sequence's last output how it ended, and forget it."""
+        last.finish_reason = sequence.finish_reason
+        last.stop_reason = sequence.stop_reason
+        last.embedding = sequence.embedding
+        last.queue_s = sequence.queue_s or 0.0
+        last.num_preemptions = sequence.num_preemptions
+        last.draft_figures = self._figures(sequence)
+        last.error = sequence.error
+        self._open.pop(sequence.request.request_id, None)
+        self._count_finished(sequence)
 
     def _figures(self, sequence: Sequence) -> DraftFigures:
         policy = sequence.request.early_exit.under(self._stats.policy)
         return replace(sequence.figures(), policy=policy)
-
-    def _close(self, sequence: Sequence) -> None:
-        self._open.pop(sequence.request.request_id, None)
-        self._count_finished(sequence)
 
     def _count_finished(self, sequence: Sequence) -> None:
         assert sequence.finish_reason is not None

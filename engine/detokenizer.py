@@ -24,7 +24,7 @@ class TokenSpeller(Protocol):
         """The bytes it stands for."""
 
 
-@dataclass(slots=True, kw_only=True)  # made for every token; frozen, it would take twice as long
+@dataclass(slots=True)  # made for every token: frozen, or by keywords, it takes twice as long
 class DetokenizedText:
     """What one push brought."""
 
@@ -71,6 +71,7 @@ class Detokenizer:
         self._num_unstoppable = sampling.min_tokens
         self._skips_special = sampling.skip_special_tokens
         self._characters = codecs.getincrementaldecoder("utf-8")("replace")
+        self._is_midway = False  # in a character, whose first bytes the decoder keeps
         self._held = ""
         self._strips_space = tokenizer.strips_first_space and all(
             tokenizer.is_special(token_id) for token_id in prompt_token_ids
@@ -82,20 +83,25 @@ class Detokenizer:
         Args:
             is_final: No token follows: whatever was held back comes out.
         """
+        if self._stops:
+            return self._push_watched(token_ids, is_final)
+        text = "".join(map(self._text_of, token_ids))
+        if is_final:
+            text += self._characters.decode(b"", True)
+        return DetokenizedText(text, None, len(token_ids))
+
+    def _push_watched(self, token_ids: Sequence[int], is_final: bool) -> DetokenizedText:
+        """Where the text may come to a stop string."""
         released: list[str] = []
         for index, token_id in enumerate(token_ids):
             stop = self._push_text(self._text_of(token_id), released)
             if stop is not None:
-                return DetokenizedText(
-                    text="".join(released), stop_reason=stop, num_tokens_kept=index + 1
-                )
+                return DetokenizedText("".join(released), stop, index + 1)
         stop = self._push_text(self._characters.decode(b"", True), released) if is_final else None
         if is_final and stop is None:
             released.append(self._held)
             self._held = ""
-        return DetokenizedText(
-            text="".join(released), stop_reason=stop, num_tokens_kept=len(token_ids)
-        )
+        return DetokenizedText("".join(released), stop, len(token_ids))
 
     def _text_of(self, token_id: int) -> str:
         """The characters that a token completes."""
@@ -105,11 +111,15 @@ class Detokenizer:
         if self._strips_space and piece:
             self._strips_space = False
             piece = piece.removeprefix(b" ")
-        return self._characters.decode(piece)
+        if piece.isascii() and not self._is_midway:
+            return piece.decode()  # as most are; the decoder takes several times as long
+        text = self._characters.decode(piece)
+        self._is_midway = bool(self._characters.getstate()[0])
+        return text
 
     def _push_text(self, text: str, released: list[str]) -> str | None:
         """Release what is safe of held + text; returns the stop string it completes, if any."""
-        if self._num_unstoppable > 0 or not self._stops:
+        if self._num_unstoppable > 0:
             self._num_unstoppable -= 1
             released.append(text)
             return None

@@ -164,23 +164,25 @@ class DraftFigures:
         return self.num_accepted_tokens / self.num_draft_tokens if self.num_draft_tokens else 0.0
 
 
-@dataclass(slots=True, kw_only=True)  # made for every token; frozen, it would take twice as long
+@dataclass(slots=True)  # made for every token: frozen, or by keywords, it takes twice as long
 class RequestOutput:
     """The next piece of a request's output. The last one has a `finish_reason`."""
 
     request_id: str
     text: str  # safe to send: never part of a stop string or of an unfinished character
     token_ids: tuple[int, ...]  # new since the last output, also while `text` is held back
-    logprobs: tuple[TokenLogprobs, ...] = ()  # one per new token when asked for
-    trace: tuple[TokenTrace, ...] = ()  # one per new token when asked for
     num_prompt_tokens: int
     num_output_tokens: int  # so far
     num_cached_tokens: int = 0  # prompt tokens whose KV was found in the prefix cache
+    # Where they were asked for:
+    logprobs: tuple[TokenLogprobs, ...] = ()  # one per new token
+    trace: tuple[TokenTrace, ...] = ()  # one per new token
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # on the first output, but the first token's
-    embedding: tuple[float, ...] | None = None  # with `pooling`, on the last output; any length
-    queue_s: float = field(default=0.0, compare=False)  # from arrival to the first step with it
-    num_preemptions: int = field(default=0, compare=False)  # so far
+    # On the last output:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None  # the stop string or stop token id that ended it
-    draft_figures: DraftFigures | None = None  # on the last output
+    embedding: tuple[float, ...] | None = None  # with `pooling`; any length
+    queue_s: float = field(default=0.0, compare=False)  # from arrival to the first step with it
+    num_preemptions: int = field(default=0, compare=False)
+    draft_figures: DraftFigures | None = None
     error: str | None = None  # with FinishReason.ERROR or DEAD_END: what to tell the client

@@ -6,6 +6,7 @@ admission rules' affair, who runs and who gives way the roster's.
 """
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from engine.admission import AdmissionRules
 from engine.block_manager import BlockManager
@@ -19,7 +20,7 @@ from engine.roster import Roster
 from engine.sequence import Sequence, SequenceStatus
 
 
-@dataclass(slots=True)  # made for every token; frozen, it would take twice as long
+@dataclass(slots=True)  # made for every token: frozen, or by keywords, it takes twice as long
 class Committed:
     """A sequence that moved in a step."""
 
@@ -28,12 +29,7 @@ class Committed:
     num_new_tokens: int  # of the result's tokens, those that became output
 
 
-@dataclass(slots=True)
-class _Share:
-    """How many of a sequence's known tokens the step computes."""
-
-    sequence: Sequence
-    num_tokens: int
+_Share: TypeAlias = tuple[Sequence, int]  # how many of its known tokens the step computes
 
 
 class Scheduler:
@@ -154,23 +150,22 @@ class Scheduler:
         num_preempted_before = self.num_preemptions
         budget = self._config.max_num_batched_tokens
         decoding = self._share_out(budget, decoding=True)
-        budget -= sum(share.num_tokens for share in decoding)
+        budget -= len(decoding)
         has_more = len(decoding) < self.num_running
         prefilling = self._share_out(budget, decoding=False) if has_more else []
-        budget -= sum(share.num_tokens for share in prefilling)
+        budget -= sum(num_tokens for _, num_tokens in prefilling)
         # 2. Waiting sequences, unless somebody has just had to make room.
         is_short = self.num_preemptions > num_preempted_before
         admitted = [] if is_short else self._admit(budget)
         # 3. Drafts, in the blocks that nobody needs.
-        shares = [*decoding, *prefilling, *admitted]
-        rows = [self._row(share) for share in shares]
+        rows = [self._row(*share) for share in (*decoding, *prefilling, *admitted)]
         if not rows and not self._roster.has_ended:
             return None
         self._step_id += 1
         return StepPlan(
             step_id=self._step_id,
             ended=self._roster.take_ended(),
-            started=[share.sequence.start() for share in admitted],
+            started=[sequence.start() for sequence, _ in admitted],
             rows=rows,
         )
 
@@ -186,7 +181,7 @@ class Scheduler:
                 num_new = sequence.commit(row.num_tokens, outcome)
                 self._cache.publish(sequence)
                 committed.append(Committed(sequence, outcome, num_new))
-                if sequence.is_finished:
+                if sequence.finish_reason is not None:
                     self.retire(sequence)
                 elif num_new:
                     self._roster.note_progress(sequence)
@@ -211,7 +206,7 @@ class Scheduler:
             until = sequence.num_computed_tokens + num_tokens
             is_running = sequence.status is SequenceStatus.RUNNING
             if is_running and self._roster.make_room(sequence, until):
-                shares.append(_Share(sequence, num_tokens))
+                shares.append((sequence, num_tokens))
                 budget -= num_tokens
         return shares
 
@@ -221,38 +216,29 @@ class Scheduler:
         if budget == 0:
             return admitted
         for sequence in self._roster.admit(most=self._rules.max_rows):
-            missing = sequence.num_tokens - sequence.num_computed_tokens
-            admitted.append(_Share(sequence, min(missing, budget)))
-            budget -= admitted[-1].num_tokens
+            num_tokens = min(sequence.num_tokens - sequence.num_computed_tokens, budget)
+            admitted.append((sequence, num_tokens))
+            budget -= num_tokens
             if budget == 0:
                 break
         return admitted
 
-    def _row(self, share: _Share) -> RowPlan:
+    def _row(self, sequence: Sequence, num_tokens: int) -> RowPlan:
         """The row of a sequence whose known tokens have blocks; it drafts if there are more."""
-        sequence, start = share.sequence, share.sequence.num_computed_tokens
-        until = start + share.num_tokens
-        is_decoding = sequence.generates and until == sequence.num_tokens
-        drafts = self._max_drafts(sequence) if is_decoding and share.num_tokens == 1 else 0
-        if drafts:
-            drafts = max(0, min(drafts, sequence.num_tokens_left - 1))
-            if drafts and not self._blocks.reserve(sequence.sequence_id, until + drafts):
+        sequence_id, start = sequence.sequence_id, sequence.num_computed_tokens
+        until = start + num_tokens
+        is_decoding = until == sequence.num_tokens and sequence.generates
+        drafts = 0
+        if self._limits.max_draft_tokens and is_decoding and num_tokens == 1:
+            drafts = max(0, min(self._max_drafts(sequence), sequence.num_tokens_left - 1))
+            if drafts and not self._blocks.reserve(sequence_id, until + drafts):
                 drafts = 0
-        return RowPlan(
-            sequence_id=sequence.sequence_id,
-            start=start,
-            num_tokens=share.num_tokens,
-            block_table=self._blocks.table(sequence.sequence_id),
-            max_draft_tokens=drafts,
-            is_decoding=is_decoding,
-        )
+        table = self._blocks.table(sequence_id)
+        return RowPlan(sequence_id, start, num_tokens, table, drafts, is_decoding)
 
     def _max_drafts(self, sequence: Sequence) -> int:
         """Drafts per step: the request's wish, else the server's; none without exit heads."""
-        limit = self._limits.max_draft_tokens
-        if limit == 0:
-            return 0
-        exits = sequence.request.early_exit
-        if not exits.enabled:
+        limit, exits = self._limits.max_draft_tokens, sequence.request.early_exit
+        if limit == 0 or not exits.enabled:
             return 0
         return limit if exits.max_draft_tokens is None else exits.max_draft_tokens

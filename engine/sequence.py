@@ -11,7 +11,7 @@ from enum import Enum, auto
 
 from engine.block_hashes import BlockHashes
 from engine.plan import RowResult, SequenceStart
-from engine.request import DraftFigures, FinishReason, GenerationRequest, TokenLogprobs
+from engine.request import DraftFigures, ExitRecord, FinishReason, GenerationRequest, TokenLogprobs
 
 OUTGROWN = "the KV cache of the worker that came for a lost one is too small for this request"
 
@@ -128,8 +128,10 @@ class Sequence:
             self.finish(reason, error=result.error)
             return 0
         self.num_computed_tokens += num_scheduled
-        self._figures.add(result)
-        self.prompt_logprobs += result.prompt_logprobs
+        if result.drafts:
+            self._figures.add(result.drafts)
+        if result.prompt_logprobs:
+            self.prompt_logprobs += result.prompt_logprobs
         if result.embedding is not None:
             self.embedding = tuple(result.embedding)
         kept = 0
@@ -137,10 +139,10 @@ class Sequence:
             self.token_ids.append(token_id)
             kept += 1
             self._finish_after(token_id)
-            if self.is_finished:
+            if self.finish_reason is not None:
                 break
-        if result.token_ids:
-            self.num_computed_tokens = self.num_tokens - 1
+        if kept:
+            self.num_computed_tokens = len(self.token_ids) - 1
         elif self.num_computed_tokens == self.num_tokens:
             self.finish(FinishReason.LENGTH)  # nothing was to be generated
         return kept
@@ -210,16 +212,20 @@ class Sequence:
         return self.request.sampling.max_tokens - self.num_output_tokens
 
     def _finish_after(self, token_id: int) -> None:
-        sampling = self.request.sampling
-        is_eos = token_id in self._eos_ids
-        num_output = self.num_output_tokens
-        is_over = num_output >= sampling.min_tokens or (is_eos and sampling.structure is not None)
-        if token_id in self._stop_ids and is_over:
-            self.finish(FinishReason.STOP, None if is_eos else token_id)
-        elif num_output >= sampling.max_tokens:
+        num_tokens = len(self.token_ids)
+        num_output = num_tokens - self.num_prompt_tokens
+        if token_id in self._stop_ids and self._may_stop_at(token_id, num_output):
+            self.finish(FinishReason.STOP, None if token_id in self._eos_ids else token_id)
+        elif num_output >= self.request.sampling.max_tokens:
             self.finish(FinishReason.LENGTH)
-        elif self.num_tokens >= self._max_len:  # never, unless the cache has shrunk
+        elif num_tokens >= self._max_len:  # never, unless the cache has shrunk
             self.finish(FinishReason.ERROR, error=OUTGROWN)
+
+    def _may_stop_at(self, token_id: int, num_output: int) -> bool:
+        """Whether the output is long enough, or complete as its structure has it."""
+        sampling = self.request.sampling
+        is_complete = sampling.structure is not None and token_id in self._eos_ids
+        return num_output >= sampling.min_tokens or is_complete
 
 
 class _FigureCounts:
@@ -230,14 +236,13 @@ class _FigureCounts:
         self._drafted: Counter[int] = Counter()
         self._accepted: Counter[int] = Counter()
 
-    def add(self, result: RowResult) -> None:
-        if not result.drafts:
-            return
-        accepted = sum(draft.accepted for draft in result.drafts)
+    def add(self, drafts: Many[ExitRecord]) -> None:
+        """A step's."""
+        accepted = sum(draft.accepted for draft in drafts)
         self._histogram += [0] * (accepted + 1 - len(self._histogram))
         self._histogram[accepted] += 1
-        self._drafted.update(draft.exit_layer for draft in result.drafts)
-        self._accepted.update(draft.exit_layer for draft in result.drafts if draft.accepted)
+        self._drafted.update(draft.exit_layer for draft in drafts)
+        self._accepted.update(draft.exit_layer for draft in drafts if draft.accepted)
 
     def snapshot(self) -> DraftFigures:
         return DraftFigures(

@@ -42,7 +42,7 @@ class EngineStats:
 
     def count_step(self, plan: StepPlan, result: StepResult) -> None:
         """Add a step's outcome."""
-        num_tokens = sum(row.num_tokens for row in plan.rows)
+        num_tokens = sum([row.num_tokens for row in plan.rows])
         self.steps_by_num_tokens[num_tokens] = self.steps_by_num_tokens.get(num_tokens, 0) + 1
         self.steps_total += 1
         self.worker_time_s_total += result.duration_s
@@ -50,8 +50,10 @@ class EngineStats:
         if result.learning is not None:
             self._count_learning(result.learning)
         for row in result.rows:
-            self.corrupted_total += row.is_corrupt
-            self._count_drafts(row)
+            if row.is_corrupt:
+                self.corrupted_total += 1
+            if row.drafts:
+                self._count_drafts(row)
 
     def _count_learning(self, news: Learning) -> None:
         """Totals outlive the worker; a new one has had no trial."""
@@ -65,8 +67,6 @@ class EngineStats:
         )
 
     def _count_drafts(self, row: RowResult) -> None:
-        if not row.drafts:
-            return
         self.drafts_total += 1
         self.draft_tokens_total += len(row.drafts)
         missing = 1 + max(draft.place for draft in row.drafts) - len(self.accepted_per_position)

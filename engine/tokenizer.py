@@ -56,6 +56,7 @@ class Tokenizer:
         self.eos_token_ids = tuple(dict.fromkeys((*eos_token_ids, *own)))
         added = self._backend.get_added_tokens_decoder()
         self._added: dict[int, str] = {token_id: token.content for token_id, token in added.items()}
+        self._bytes = {token_id: text.encode() for token_id, text in self._added.items()}
         self._special = {token_id for token_id, token in added.items() if token.special}
         self._special_texts = sorted({self._added[token_id] for token_id in self._special})
         spells_bytes = is_byte_level(self._backend.to_str())
@@ -102,12 +103,13 @@ class Tokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes a token stands for; none for an id that the tokenizer does not know."""
-        if token_id in self._added:
-            return self._added[token_id].encode()
-        piece: str | None = self._backend.id_to_token(token_id)
-        if piece is None:
-            return b""
-        return piece_bytes(piece, self._byte_of)
+        spelled = self._bytes.get(token_id)
+        if spelled is None:
+            piece: str | None = self._backend.id_to_token(token_id)
+            if piece is None:
+                return b""
+            spelled = self._bytes[token_id] = piece_bytes(piece, self._byte_of)
+        return spelled
 
     def token_piece(self, token_id: int) -> str:
         """A token as the vocabulary spells it; empty for an id that the tokenizer does not know."""
