@@ -9,7 +9,7 @@
 #include "noise.h"
 #include "panel.h"
 
-enum { IN = 96, OUT = 80, TOKENS = 16, HEADS = 6, KV_HEADS = 2, SIZE = 24, CONTEXT = 150, WIDTH = (HEADS + 2 * KV_HEADS) * SIZE };
+enum { IN = 160, OUT = 80, TOKENS = 20, HEADS = 6, KV_HEADS = 2, SIZE = 24, CONTEXT = 150, WIDTH = (HEADS + 2 * KV_HEADS) * SIZE };
 
 Context *context_new(int threads);
 void context_free(Context *context);

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.torch, needs_native]
 
 EPS = 1e-5
 REFERENCE = TorchOps("cpu")
-ROW_COUNTS = (1, 2, 3, 5, 8, 16, 25, 33, 64, 100)
+ROW_COUNTS = (*range(1, 21), 25, 33, 64, 100)  # every shape of tiles, then several of each
 # (out, in) of the default model's linears, then odd ones.
 SHAPES = ((960, 576), (576, 576), (576, 1536), (97, 48), (1, 16), (33, 130), (16, 7), (2048, 64))
 
@@ -130,7 +130,7 @@ def test_small_forms_change_no_bit_of_a_product(
     full = ops.pack(rounded(weight, form), bias)
     assert small.format is form
     assert small.num_bytes < full.num_bytes
-    for count in (1, 2, 3, 5, 6, 7, 8, 16, 25, 40):
+    for count in (*range(1, 21), 25, 40):
         options = {"norm": norm, "eps": EPS, "residual": residual[:count]}
         actual = ops.linear(x[:count], small, **options)
         assert torch.equal(actual, ops.linear(x[:count], full, **options)), f"{count} rows"
@@ -141,7 +141,7 @@ def test_small_forms_change_no_bit_of_gate_and_up(form: Format) -> None:
     weight, x, norm = randn(192, 64, scale=0.3), randn(40, 64, seed=2), randn(64, seed=3)
     ops = NativeOps(2, form)
     full = NativeOps(2).pack(rounded(weight, form))
-    for count in (1, 4, 7, 40):
+    for count in (*range(1, 21), 40):
         actual = ops.gate_up(x[:count], ops.pack(weight), norm=norm, eps=EPS)
         assert torch.equal(actual, ops.gate_up(x[:count], full, norm=norm, eps=EPS))
 

@@ -91,9 +91,6 @@ typedef struct {
     char *merged;  /* of all parts so far */
 } Bench;
 
-static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-
 static inline State *state_at(const AttentionJob *job, char *states, int64_t query) {
     return (State *)(states + query * job->state_size);
 }

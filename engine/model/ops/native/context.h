@@ -34,4 +34,7 @@ int context_reserve_own(Context *context, size_t size);
 void context_enter(Context *context);
 void context_leave(Context *context);
 
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
 #endif

@@ -13,10 +13,13 @@
 enum {
     ITEMS_PER_THREAD = 8,       /* fine enough that no thread waits long for the last one */
     ITEM_BYTES = 384 * 1024,    /* weights of one item stay in a core's second-level cache */
+    LEAST_ITEM_BYTES = 32 * 1024, /* fewer are read in less time than an item costs */
     EXPAND_TILES = 4,           /* from so many tiles on, BFLOAT16 is made floats once */
-    STRETCH = 128,              /* of k: what several tiles read of a panel at a time, from the first-level cache */
-    LINE = 64,                  /* bytes that come from memory at once */
-    TILES_AT_ONCE = 96 / MAX_ROWS, /* tiles that share a stretch */
+    PAIR_TOKENS = 2 * MAX_ROWS, /* so many at most read panels of floats two by two: more wait for arithmetic, not memory */
+    STRETCH = 64,               /* of k: what several tiles read of a panel at a time, from the first-level cache */
+    TILES_AT_ONCE = 96 / MAX_ROWS, /* that share a stretch */
+    BYTES_AHEAD = 2048,         /* that an only tile asks for ahead of use: the machine's own prefetcher stops at every page
+                                   (and up to there does better if it is not overtaken from afar) */
     SERIAL_PACK_VALUES = 4096,  /* fewer activations than this are packed by the calling thread */
 };
 
@@ -86,9 +89,18 @@ typedef struct {
     float *out;            /* [tokens, out], or [tokens, out / 2] for gate and up */
     int64_t tokens;
     int64_t panels;     /* columns of the result, in panels */
-    int64_t item_panels;
     int64_t up_panel;   /* gate and up: panels between the two; 0 for a plain product */
     float eps;
+    /* What plan() adds. */
+    bool expanded;      /* weights are made floats before they are multiplied: once for all the tiles */
+    int together;       /* panels that one product takes */
+    int group;          /* panels that are read side by side */
+    int64_t columns;    /* of the result they make; a column is a panel, or one of gate and one of up */
+    int64_t tiles;
+    int64_t tile_rows;  /* of a tile at least */
+    int64_t longer;     /* the first tiles, which have one row more */
+    int64_t step;       /* bytes of a panel that a tile asks for ahead of use, per word of a column that it reads */
+    int64_t item_columns;
 } Job;
 
 /* Tokens [first, first + rows). */
@@ -97,13 +109,35 @@ typedef struct {
     int rows;
 } Tile;
 
-static int64_t num_tiles(const Job *job) { return ceil_divide(job->tokens, MAX_ROWS); }
-
 /* Tiles differ by one row at most: a last tile of one row would cost nearly as much as a full one. */
 static Tile tile_at(const Job *job, int64_t index) {
-    int64_t tiles = num_tiles(job), rows = job->tokens / tiles, longer = job->tokens % tiles;
-    int64_t first = index * rows + (index < longer ? index : longer);
-    return (Tile){.first = first, .rows = (int)(rows + (index < longer))};
+    int64_t first = index * job->tile_rows + least(index, job->longer);
+    return (Tile){.first = first, .rows = (int)(job->tile_rows + (index < job->longer))};
+}
+
+static int64_t columns_per_item(const Job *job, int threads) {
+    int64_t bytes = job->weight->panel_bytes, even = job->panels / (threads * ITEMS_PER_THREAD);
+    int64_t columns = most(least(even, ITEM_BYTES / bytes), ceil_divide(LEAST_ITEM_BYTES, bytes));
+    return most(columns / job->columns, 1) * job->columns;
+}
+
+/* How tokens and panels are shared out. One stream of memory per thread does not keep the memory busy: as long as it is
+   what a product waits for, several panels are read side by side, and with more rows than leave registers for their
+   sums, smaller tiles read them one after the other. */
+static void plan(Job *job, int threads) {
+    Format format = job->weight->format;
+    bool paired = format == FLOAT32 && job->tokens <= PAIR_TOKENS;
+    job->expanded = format == BFLOAT16 ? job->tokens > (EXPAND_TILES - 1) * MAX_ROWS
+                                       : format != FLOAT32 && job->tokens > MAX_CODE_ROWS;
+    Format read = job->expanded ? FLOAT32 : format;
+    job->tiles = ceil_divide(job->tokens, paired ? MAX_ROWS / 2 : MAX_ROWS);
+    job->tile_rows = job->tokens / job->tiles, job->longer = job->tokens % job->tiles;
+    job->together = PANELS_AT_ONCE(read, (int)(job->tile_rows + (job->longer > 0)));
+    job->group = most(job->together, job->up_panel ? 2 : 1);
+    job->columns = job->up_panel ? job->group / 2 : job->group;
+    int64_t words = panel_bytes(read, BLOCK) / WORD_BYTES * least(job->tiles, TILES_AT_ONCE);
+    job->step = ceil_divide(panel_bytes(format, BLOCK), words);
+    job->item_columns = columns_per_item(job, threads);
 }
 
 /* Normalize the tile's rows and interleave them. */
@@ -154,53 +188,42 @@ static void store_gated(const Job *job, int64_t panel, Tile tile, const float *g
         }
 }
 
-/* Whether weights are turned into floats before they are multiplied: once for all the tiles. */
-static bool is_expanded(const Job *job) {
-    Format format = job->weight->format;
-    if (format == BFLOAT16) return num_tiles(job) >= EXPAND_TILES; /* quickly made a float, again and again */
-    return format != FLOAT32 && job->tokens > MAX_CODE_ROWS;
-}
-
-/* sums[r][j] = one panel's product with every row of tiles [first, end), a stretch of k after the other. While the
-   tiles share a stretch, they ask for the next one, each for its part: memory never waits for arithmetic. */
-static void multiply_tiles(const Job *job, const char *panel, int64_t first, int64_t end, float *sums) {
-    _Alignas(64) float expanded[STRETCH * PANEL];
-    int64_t in = job->weight->in_features, base = tile_at(job, first).first;
-    Format format = job->weight->format, read = is_expanded(job) ? FLOAT32 : format;
-    for (int64_t k = 0, depth; k < in; k += depth) {
-        depth = in - k < STRETCH ? in - k : STRETCH;
-        const char *weights = panel + panel_bytes(format, k);
-        int64_t bytes = panel_bytes(format, depth), lines = panel_bytes(read, depth) / LINE * (end - first);
-        Ahead ahead = {.at = weights + bytes, .step = ceil_divide(bytes, lines)};
-        if (is_expanded(job)) {
-            panel_expand(format, depth, weights, expanded);
-            weights = (const char *)expanded;
-        }
-        for (int64_t t = first; t < end; t++) {
-            Tile tile = tile_at(job, t);
-            const float *x = job->packed + tile.first * in + k * tile.rows;
-            panel_product(read, tile.rows, 1, depth, x, &weights, sums + (tile.first - base) * PANEL, ahead);
-            ahead.at += ahead.step * (lines / (end - first));
-        }
+/* A stretch of k of a group's panels, with every row of tiles [first, end). */
+static void multiply_stretch(const Job *job, Stream *streams, int64_t k, int64_t depth, int64_t first, int64_t end,
+                             float *sums) {
+    Format read = job->expanded ? FLOAT32 : job->weight->format;
+    int64_t in = job->weight->in_features, share = job->step * (panel_bytes(read, depth) / WORD_BYTES);
+    const float *x = job->packed + tile_at(job, first).first * in;
+    for (int64_t t = first; t < end; t++) {
+        int rows = tile_at(job, t).rows;
+        for (int p = 0; p < job->group; p += job->together, sums += job->together * rows * PANEL)
+            panel_product(read, rows, job->together, depth, x + k * rows, streams + p, job->step, sums);
+        for (int p = 0; p < job->group; p++) streams[p].ahead += share;
+        x += rows * in;
     }
 }
 
-/* sums[p][r][j] for `count` panels and the only tile, as many panels at once as it is good for. */
-static void multiply_panels(const Job *job, const char *const *panels, int count, float *sums) {
-    int rows = (int)job->tokens;
-    int64_t in = job->weight->in_features;
-    Format format = job->weight->format;
-    int together = PANELS_AT_ONCE(format, rows);
-    for (int p = 0; p < count; p += together) {
-        Ahead ahead = {.at = panels[p] + BYTES_AHEAD, .step = LINE};
-        panel_product(format, rows, together, in, job->packed, panels + p, sums + p * rows * PANEL, ahead);
+/* sums[t][p][r][j] = products of a group's panels with every row of tiles [first, end), a stretch of k after the other.
+   While the tiles share a stretch, they ask for the next one, each for its part: memory never waits for arithmetic. */
+static void multiply_group(const Job *job, const char *const *panels, int64_t first, int64_t end, float *sums) {
+    _Alignas(64) float expanded[2][STRETCH * PANEL];
+    Stream streams[MAX_PANELS];
+    const Linear *weight = job->weight;
+    bool shared = job->tiles > 1 || job->expanded;
+    int64_t in = weight->in_features, stretch = shared ? STRETCH : in;
+    int64_t bytes = panel_bytes(weight->format, stretch), ahead = shared ? bytes : BYTES_AHEAD / job->together;
+    for (int64_t k = 0, offset = 0; k < in; k += stretch, offset += bytes) {
+        int64_t depth = least(in - k, stretch);
+        bool last = shared && k + depth == in;
+        for (int p = 0; p < job->group; p++) {
+            const char *at = panels[p] + offset;
+            streams[p] = (Stream){at, last ? panels[p] + job->columns * weight->panel_bytes : at + ahead};
+            if (!job->expanded) continue;
+            panel_expand(weight->format, depth, at, expanded[p]);
+            streams[p].at = (const char *)expanded[p];
+        }
+        multiply_stretch(job, streams, k, depth, first, end, sums);
     }
-}
-
-/* Columns of the result, in panels, that are computed together. */
-static int columns_at_once(const Job *job) {
-    if (num_tiles(job) > 1 || is_expanded(job)) return 1;
-    return job->up_panel ? MAX_PANELS / 2 : MAX_PANELS;
 }
 
 static void finish(const Job *job, int64_t column, Tile tile, float *sums) {
@@ -214,45 +237,34 @@ static void finish(const Job *job, int64_t column, Tile tile, float *sums) {
     store_gated(job, column, tile, sums, up);
 }
 
-/* A few columns of the result, for all tokens. A column is a panel, or one of gate and one of up. */
-static void multiply_columns(const Job *job, int64_t column, int count) {
-    _Alignas(64) float sums[2 * TILES_AT_ONCE * MAX_ROWS * PANEL]; /* or MAX_PANELS of one tile, which are fewer */
+/* A few columns of the result, for all tokens. */
+static void multiply_columns(const Job *job, int64_t column, int64_t count) {
+    _Alignas(64) float sums[2 * TILES_AT_ONCE * MAX_ROWS * PANEL]; /* or those of MAX_PANELS with one tile, which are fewer */
     const char *panels[MAX_PANELS];
-    int per_column = job->up_panel ? 2 : 1;
-    for (int p = 0; p < MAX_PANELS; p++) { /* some may be multiplied for nothing, behind the last column */
-        int64_t at = column + (p / per_column < count ? p / per_column : count - 1);
-        panels[p] = job->weight->panels + (at + p % per_column * job->up_panel) * job->weight->panel_bytes;
+    int64_t per_column = job->group / job->columns;
+    for (int p = 0; p < job->group; p++) { /* some may be multiplied for nothing, behind the last column */
+        int64_t at = column + least(p / per_column, count - 1) + p % per_column * job->up_panel;
+        panels[p] = job->weight->panels + at * job->weight->panel_bytes;
     }
-    for (int64_t first = 0, end; first < num_tiles(job); first = end) {
-        end = first + TILES_AT_ONCE < num_tiles(job) ? first + TILES_AT_ONCE : num_tiles(job);
-        Tile last = tile_at(job, end - 1), all = {.first = tile_at(job, first).first};
-        all.rows = (int)(last.first + last.rows - all.first);
-        memset(sums, 0, (columns_at_once(job) > 1 ? MAX_PANELS : per_column) * all.rows * PANEL * sizeof(float));
-        if (columns_at_once(job) > 1) {
-            multiply_panels(job, panels, count * per_column, sums);
-        } else {
-            for (int p = 0; p < per_column; p++)
-                multiply_tiles(job, panels[p], first, end, sums + p * all.rows * PANEL);
+    for (int64_t first = 0, end; first < job->tiles; first = end) {
+        end = least(first + TILES_AT_ONCE, job->tiles);
+        memset(sums, 0, job->group * (tile_at(job, end).first - tile_at(job, first).first) * PANEL * sizeof(float));
+        multiply_group(job, panels, first, end, sums);
+        float *at = sums;
+        for (int64_t t = first; t < end; t++) {
+            Tile tile = tile_at(job, t);
+            for (int i = 0; i < count; i++) finish(job, column + i, tile, at + i * per_column * tile.rows * PANEL);
+            at += job->group * tile.rows * PANEL;
         }
-        for (int i = 0; i < count; i++) finish(job, column + i, all, sums + i * per_column * all.rows * PANEL);
     }
 }
 
 static void multiply_item(void *argument, int64_t item, int thread) {
     (void)thread;
     const Job *job = argument;
-    int64_t first = item * job->item_panels, end = first + job->item_panels;
-    if (end > job->panels) end = job->panels;
-    int step = columns_at_once(job);
-    for (int64_t column = first; column < end; column += step)
-        multiply_columns(job, column, end - column < step ? (int)(end - column) : step);
-}
-
-static int64_t panels_per_item(const Job *job, int threads) {
-    int64_t even = job->panels / (threads * ITEMS_PER_THREAD), step = columns_at_once(job);
-    int64_t cached = ITEM_BYTES / job->weight->panel_bytes;
-    int64_t panels = (even < cached ? even : cached) / step * step;
-    return panels > step ? panels : step;
+    int64_t first = item * job->item_columns, end = least(first + job->item_columns, job->panels);
+    for (int64_t column = first; column < end; column += job->columns)
+        multiply_columns(job, column, least(end - column, job->columns));
 }
 
 static int run(Context *context, Job *job) {
@@ -261,12 +273,12 @@ static int run(Context *context, Job *job) {
     int64_t values = job->tokens * job->weight->in_features;
     job->packed = scratch_reserve(&context->shared, values * sizeof(float));
     if (job->packed == NULL) return OUT_OF_MEMORY;
+    plan(job, pool_threads(pool));
     if (values < SERIAL_PACK_VALUES)
-        for (int64_t t = 0; t < num_tiles(job); t++) pack_tile(job, t, 0);
+        for (int64_t t = 0; t < job->tiles; t++) pack_tile(job, t, 0);
     else
-        pool_run(pool, pack_tile, job, num_tiles(job));
-    job->item_panels = panels_per_item(job, pool_threads(pool));
-    pool_run(pool, multiply_item, job, ceil_divide(job->panels, job->item_panels));
+        pool_run(pool, pack_tile, job, job->tiles);
+    pool_run(pool, multiply_item, job, ceil_divide(job->panels, job->item_columns));
     return OK;
 }
 

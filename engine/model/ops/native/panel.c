@@ -2,7 +2,6 @@
 
 #include <string.h>
 
-#define WORD_BYTES (PANEL * 4)   /* one word of every column */
 #define HALVES_BYTES (PANEL * 2) /* one half-precision number of every column */
 #define INT8_BYTES (HALVES_BYTES + BLOCK / 4 * WORD_BYTES)
 #define INT4_BYTES (2 * HALVES_BYTES + BLOCK / 8 * WORD_BYTES)
@@ -179,15 +178,16 @@ INLINE int span_of(const Format format) {
    do with the weights, compilers made slower code. */
 
 INLINE void product(const Format format, const int panels, const int rows, int64_t depth, const float *x,
-                    const char *const *starts, float *out, Ahead ahead) {
+                    const Stream *streams, int64_t step, float *out) {
+    const bool rows_kept = format == FLOAT32 && rows < panels * PANEL_VECS; /* in registers, not the weights */
     const int span = span_of(format);
     const int64_t length = format >= INT8 ? BLOCK : span; /* of k between two looks at what a block shares */
     vec sum[MAX_PANELS][MAX_ROWS][PANEL_VECS];
     Shared shared[MAX_PANELS] = {0};
-    const char *at[MAX_PANELS];
+    const char *at[MAX_PANELS], *ahead[MAX_PANELS];
 #pragma GCC unroll 4
     for (int p = 0; p < panels; p++) {
-        at[p] = starts[p];
+        at[p] = streams[p].at, ahead[p] = streams[p].ahead;
 #pragma GCC unroll 24
         for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
@@ -197,11 +197,11 @@ INLINE void product(const Format format, const int panels, const int rows, int64
         if (format >= INT8)
 #pragma GCC unroll 4
             for (int p = 0; p < panels; p++) at[p] = read_shared(format, at[p], &shared[p]);
-        for (int64_t k = 0; k < length; k += span, ahead.at += ahead.step) {
+        for (int64_t k = 0; k < length; k += span) {
             uvec words[MAX_PANELS][PANEL_VECS];
 #pragma GCC unroll 4
-            for (int p = 0; p < panels; p++, at[p - 1] += WORD_BYTES) {
-                __builtin_prefetch(panels > 1 ? at[p] + BYTES_AHEAD : ahead.at);
+            for (int p = 0; p < panels; p++, at[p - 1] += WORD_BYTES, ahead[p - 1] += step) {
+                __builtin_prefetch(ahead[p]);
 #pragma GCC unroll 4
                 for (int v = 0; v < PANEL_VECS; v++) words[p][v] = ((const loose_uvec *)at[p])[v];
             }
@@ -211,12 +211,18 @@ INLINE void product(const Format format, const int panels, const int rows, int64
                 for (int p = 0; p < panels; p++) {
                     vec weights[PANEL_VECS];
 #pragma GCC unroll 4
-                    for (int v = 0; v < PANEL_VECS; v++)
-                        weights[v] = vec_kept(weight_of(format, words[p][v], i, shared[p].scale[v], shared[p].minimum[v]));
+                    for (int v = 0; v < PANEL_VECS; v++) {
+                        vec weight = weight_of(format, words[p][v], i, shared[p].scale[v], shared[p].minimum[v]);
+                        weights[v] = vec_kept(weight);
+                        if (rows_kept)
 #pragma GCC unroll 24
-                    for (int r = 0; r < rows; r++)
+                            for (int r = 0; r < rows; r++) sum[p][r][v] += x[r] * weights[v];
+                    }
+                    if (!rows_kept)
+#pragma GCC unroll 24
+                        for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
-                        for (int v = 0; v < PANEL_VECS; v++) sum[p][r][v] += x[r] * weights[v];
+                            for (int v = 0; v < PANEL_VECS; v++) sum[p][r][v] += x[r] * weights[v];
                 }
         }
     }
@@ -259,11 +265,11 @@ void panel_expand(Format format, int64_t depth, const void *panel, float *expand
 
 /* ---- one function per format and number of rows ---- */
 
-#define PRODUCT(format, rows)                                                                                     \
-    static void product_##format##_##rows(int count, int64_t depth, const float *x, const char *const *panels,    \
-                                          float *sums, Ahead ahead) {                                             \
-        if (count == 1) product(format, 1, rows, depth, x, panels, sums, ahead);                                  \
-        else product(format, PANELS_AT_ONCE(format, rows), rows, depth, x, panels, sums, ahead);                  \
+#define PRODUCT(format, rows)                                                                                   \
+    static void product_##format##_##rows(int count, int64_t depth, const float *x, const Stream *panels,       \
+                                          int64_t step, float *sums) {                                          \
+        if (count == 1) product(format, 1, rows, depth, x, panels, step, sums);                                 \
+        else product(format, PANELS_AT_ONCE(format, rows), rows, depth, x, panels, step, sums);                 \
     }
 #define NAME(format, rows) product_##format##_##rows,
 #define UP_TO_6(each, format) \
@@ -283,7 +289,7 @@ EVERY(PRODUCT, BFLOAT16)
 EVERY(PRODUCT, INT8)
 EVERY(PRODUCT, INT4)
 
-typedef void (*Product)(int count, int64_t depth, const float *x, const char *const *panels, float *sums, Ahead ahead);
+typedef void (*Product)(int count, int64_t depth, const float *x, const Stream *panels, int64_t step, float *sums);
 
 static const Product PRODUCTS[FORMATS][MAX_ROWS] = {
     {EVERY(NAME, FLOAT32)},
@@ -292,7 +298,7 @@ static const Product PRODUCTS[FORMATS][MAX_ROWS] = {
     {EVERY(NAME, INT4)},
 };
 
-void panel_product(Format format, int rows, int count, int64_t depth, const float *x, const char *const *panels,
-                   float *sums, Ahead ahead) {
-    PRODUCTS[format][rows - 1](count, depth, x, panels, sums, ahead);
+void panel_product(Format format, int rows, int count, int64_t depth, const float *x, const Stream *panels, int64_t step,
+                   float *sums) {
+    PRODUCTS[format][rows - 1](count, depth, x, panels, step, sums);
 }

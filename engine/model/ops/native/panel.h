@@ -41,7 +41,8 @@
                       : 4 * (rows) * PANEL_VECS <= SUMS_AT_ONCE ? 4      \
                       : 2 * (rows) * PANEL_VECS <= ACCUMULATORS ? 2 : 1)
 
-#define BLOCK 32 /* values that share a scale */
+#define BLOCK 32               /* values that share a scale */
+#define WORD_BYTES (PANEL * 4) /* one word of every column */
 
 typedef enum { FLOAT32, BFLOAT16, INT8, INT4, FORMATS } Format;
 
@@ -65,21 +66,18 @@ void panel_column(Format format, int64_t depth, const void *panel, int column, f
 /* `depth` values of every column from `panel` on, as floats [depth, PANEL]. */
 void panel_expand(Format format, int64_t depth, const void *panel, float *expanded);
 
-/* Bytes of weights asked for ahead of use; the machine's own prefetcher stops at every page. */
-#define BYTES_AHEAD 1536
-
-/* What a product of one panel asks for ahead of use: a line per line that it reads, `step` bytes after the last. */
+/* A panel from some k on, and where to ask for weights ahead of use meanwhile. */
 typedef struct {
     const char *at;
-    int64_t step;
-} Ahead;
+    const char *ahead;
+} Stream;
 
 /* sums[p][r][j] += sum over k < depth of x[k][r] * panels[p][k][j], for `count` panels: one, or
-   PANELS_AT_ONCE(format, rows).
+   PANELS_AT_ONCE(format, rows). For every word of a column that it reads, it asks for `step` bytes ahead.
 
    x: [depth, rows], rows interleaved, 1 <= rows <= MAX_ROWS (quick up to MAX_CODE_ROWS for codes); sums: [panels, rows,
-   PANEL], aligned. Of several panels each is read BYTES_AHEAD, whatever `ahead` says. */
-void panel_product(Format format, int rows, int count, int64_t depth, const float *x, const char *const *panels,
-                   float *sums, Ahead ahead);
+   PANEL], aligned. */
+void panel_product(Format format, int rows, int count, int64_t depth, const float *x, const Stream *panels, int64_t step,
+                   float *sums);
 
 #endif
