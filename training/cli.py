@@ -88,7 +88,8 @@ def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--vocabulary-size",
         metavar="N|auto",
-        help="reduced vocabulary of the heads (4096; with --search auto, found by forecasts)",
+        help="reduced vocabulary of the heads (4096, or --start-from's; with --search auto, found "
+        "by forecasts)",
     )
     parser.add_argument("--epochs", type=int, default=4, help="(%(default)s)")
     parser.add_argument(
@@ -263,7 +264,9 @@ def _memory_bytes(args: argparse.Namespace) -> int:
 
 
 def _vocabulary_size(args: argparse.Namespace) -> int | None:
-    """As asked for; None: to be found."""
+    """As asked for; None: to be found, or that of the heads to start from."""
+    if args.vocabulary_size is None and args.start_from is not None:
+        return None
     text = args.vocabulary_size or ("auto" if args.search else "4096")
     if text == "auto":
         if not args.search:

@@ -8,7 +8,7 @@ import json
 import os
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, zip_longest
 from pathlib import Path
@@ -97,16 +97,17 @@ def num_output_tokens(rows: Sequence[Generation]) -> int:
     return sum(len(row.output_ids) for row in rows)
 
 
-def reduced_vocabulary(rows: Sequence[Generation], size: int) -> tuple[list[int], float]:
-    """The most frequent token ids of the model's own output.
-
-    Returns:
-        At most `size` ids, ascending, and the share of all output tokens they cover.
-    """
+def reduced_vocabulary(rows: Sequence[Generation], size: int) -> list[int]:
+    """The most frequent token ids of the model's own output: at most `size`, ascending."""
     counts = Counter(token for row in rows for token in row.output_ids)
-    kept = counts.most_common(size)
-    covered = sum(count for _, count in kept) / max(1, sum(counts.values()))
-    return sorted(token for token, _ in kept), covered
+    return sorted(token for token, _ in counts.most_common(size))
+
+
+def coverage(rows: Sequence[Generation], token_ids: Collection[int]) -> float:
+    """The share of all output tokens that are among the ids."""
+    kept = frozenset(token_ids)
+    num_kept = sum(token in kept for row in rows for token in row.output_ids)
+    return num_kept / max(1, num_output_tokens(rows))
 
 
 def choose_sample(rows: Sequence[Generation], num_tokens: int) -> list[Generation]:

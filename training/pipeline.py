@@ -29,6 +29,7 @@ from training.generations import (
     Generation,
     choose_prompts,
     choose_sample,
+    coverage,
     read_generations,
     reduced_vocabulary,
     split_held_out,
@@ -70,7 +71,7 @@ class TrainOptions:
     name: str  # the model as the user named it
     output: Path
     exit_layers: Sequence[int]  # unless they are searched for
-    vocabulary_size: int | None  # None: searched for
+    vocabulary_size: int | None  # None: searched for, or that of start_from
     training: TrainingConfig
     search: SearchOptions | None = None
     start_from: Path | None = None  # heads to train further, at their layers or others
@@ -103,8 +104,7 @@ def train(
     if not training:
         raise ValueError("the model has said too little to train on: give more --prompts")
     held_out_paths = _collect(decoder, held_out, layers, generation.held_out_states)
-    assert options.vocabulary_size is not None
-    ids, covered = reduced_vocabulary(training, options.vocabulary_size)
+    ids = _vocabulary(options, training)
     factory = HeadFactory(decoder, ids, generation.max_bytes)
     heads: dict[int, HeadModule] = {}
     figures: dict[int, HeadFigures] = {}
@@ -121,7 +121,7 @@ def train(
             )
     facts = model_facts(options.name, decoder) | {
         "training": _training_facts(training, options),
-        "vocabulary": {"size": len(ids), "coverage": round(covered, 4)},
+        "vocabulary": {"size": len(ids), "coverage": round(coverage(training, ids), 4)},
     }
     if found is not None:
         facts["search"] = found.facts()
@@ -268,6 +268,17 @@ def _check_disk(generation: GenerationOptions, hidden_size: int, num_exits: int)
             f"--tokens {generation.num_tokens}: their hidden states take {needed / 2**30:.1f} GiB, "
             f"and {generation.work} has {free / 2**30:.1f} GiB free"
         )
+
+
+def _vocabulary(options: TrainOptions, training: Sequence[Generation]) -> list[int]:
+    """The token ids that heads choose among. Heads to start from may have seen more text than
+    there is now, so that theirs are kept unless a size is asked for.
+    """
+    if options.vocabulary_size is not None:
+        return reduced_vocabulary(training, options.vocabulary_size)
+    assert options.start_from is not None, "a size, or heads to start from"
+    token_ids: list[int] = read_vocabulary(options.start_from).tolist()
+    return token_ids
 
 
 def _search(

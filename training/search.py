@@ -21,7 +21,7 @@ from training.collect import ShardPaths
 from training.costs import PartCosts, kept_costs
 from training.evaluate import evaluate_head
 from training.forecasts import CalibratedOpinions, Forecaster, all_forecasts
-from training.generations import Generation, choose_prompts, reduced_vocabulary
+from training.generations import Generation, choose_prompts, coverage, reduced_vocabulary
 from training.head_factory import HeadFactory
 from training.heads_file import model_facts, write_heads
 from training.progress import ProgressReport
@@ -128,7 +128,7 @@ class Search:
         return [size for size in _VOCABULARY_SIZES if size < most] or [most]
 
     def _factory(self, size: int) -> HeadFactory:
-        ids, _ = reduced_vocabulary(self._sample.training, size)
+        ids = reduced_vocabulary(self._sample.training, size)
         return HeadFactory(self._decoder, ids, self._max_bytes)
 
     def _cheap_heads(self, size: int) -> CalibratedOpinions:
@@ -173,7 +173,8 @@ class Search:
                 opinions = {layer: self._opinions(self._factory(size), layer)}
             cheap = CalibratedOpinions.of(opinions, self._texts.states, size)
             speedup = forecaster.forecast([layer], cheap).speedup
-            _, covered = reduced_vocabulary(self._sample.training, size)
+            training = self._sample.training
+            covered = coverage(training, reduced_vocabulary(training, size))
             found[size] = (round(covered, 4), speedup)
             logger.info("vocabulary of %d: covers %.3f, %.3fx", size, covered, speedup)
         return found

@@ -7,6 +7,7 @@ from training.generations import (
     append_generations,
     choose_prompts,
     choose_sample,
+    coverage,
     num_output_tokens,
     read_generations,
     reduced_vocabulary,
@@ -44,9 +45,9 @@ def test_all_answers_to_a_prompt_are_held_out_or_none() -> None:
 
 
 def test_reduced_vocabulary_is_the_most_frequent_output() -> None:
-    ids, covered = reduced_vocabulary(ROWS, 2)
+    ids = reduced_vocabulary(ROWS, 2)
     assert ids == [3, 4]
-    assert covered == (2 * 50 + 50 + 2) / num_output_tokens(ROWS)
+    assert coverage(ROWS, ids) == (2 * 50 + 50 + 2) / num_output_tokens(ROWS)
 
 
 def test_the_sample_is_the_first_so_many_tokens() -> None:
