@@ -123,7 +123,8 @@ def check_output(output: Path) -> None:
 def test_a_run_that_was_killed_by_a_signal_goes_on(
     monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path
 ) -> None:
-    args = command(model, tmp_path, "--exit-layers", "2", "--no-previous-token")
+    own = ("--exit-layers", "2", "--no-previous-token", "--vocabulary-size", "30")
+    args = command(model, tmp_path, *own)
     run = subprocess.Popen(
         [sys.executable, "-m", "training.cli", *args], cwd=ROOT, stderr=subprocess.DEVNULL
     )
@@ -154,6 +155,9 @@ def test_a_run_that_was_killed_by_a_signal_goes_on(
     lower = command(model, tmp_path / "low", "--start-from", str(tmp_path / "on"))
     assert train(monkeypatch, *lower, "--exit-layers", "0", "--refine", "32", "--no-report") == 0
     assert json.loads((tmp_path / "low" / "heads.json").read_text())["exit_layers"] == [0]
+    kept = load_file(str(tmp_path / "low" / "heads.safetensors"))["vocabulary"]
+    assert torch.equal(kept, tensors["vocabulary"]), "as the heads it goes on from have it"
+    assert len(kept) == 30
     assert (tmp_path / "on" / "report.html").read_text().count("<svg") == 2
 
 
