@@ -317,10 +317,16 @@ class AsyncEngine:
             await self._supervisor.prepare(structure)
 
     def _publish(self, outputs: list[RequestOutput]) -> None:
-        for request_id, step in itertools.groupby(outputs, attrgetter("request_id")):
-            slot = self._slots.get(request_id)
+        if self._is_even:
+            for request_id, step in itertools.groupby(outputs, attrgetter("request_id")):
+                slot = self._slots.get(request_id)
+                if slot is not None:
+                    slot.put_step(list(step))
+            return
+        for output in outputs:
+            slot = self._slots.get(output.request_id)
             if slot is not None:
-                slot.put_step(list(step))
+                slot.put(output)
 
 
 def _engine_info(info: WorkerInfo, limits: ModelLimits) -> EngineInfo:

@@ -63,7 +63,7 @@ class OutputSlot:
             raise self._error
         self._is_ready = self._error is not None
         output = self._pending[0] if len(self._pending) == 1 else merged(self._pending)
-        self._pending = []
+        self._pending.clear()
         self._num_pending_tokens, self._is_first = 0, False
         return output
 

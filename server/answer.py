@@ -75,7 +75,7 @@ async def streamed_answer(
         generations.close()
         raise
     delivery = Delivery(generations, AnswerEvents(renderer), connection_of(request.scope))
-    return AnswerStream(delivery.body(), leaving, generations.close, keep_alive_s)
+    return AnswerStream(delivery, leaving, generations.close, keep_alive_s)
 
 
 async def gather_choices(generations: Generations) -> list[RequestOutput]:

@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Request
 
 from engine.errors import RequestError
 from server.body import FIELD_NAME
@@ -54,11 +53,8 @@ class ServerContext:
             raise RequestError(message, param=param, code="unknown_parameter")
 
 
-async def _context_of(request: Request) -> ServerContext:
-    # A coroutine: FastAPI would run a plain function on a thread, which costs more than all of it.
+def context_of(request: Request) -> ServerContext:
+    """The context of the application that a request came to."""
     context = request.app.state.context
     assert isinstance(context, ServerContext), "create_app sets it"
     return context
-
-
-Context = Annotated[ServerContext, Depends(_context_of)]

@@ -6,7 +6,7 @@ and whatever comes while the client does not read as fast as tokens are made.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from engine.request import RequestOutput
 from server.answer_events import AnswerEvents, is_long
@@ -24,9 +24,12 @@ class Delivery:
         self._generations = generations
         self._events = events
         self._connection = connection
+        self.last_piece = b""  # what goes out with the stream's end, once `body` is over
 
-    async def body(self) -> AsyncIterator[bytes]:
-        """What is left to the task; events that are ready together go out together."""
+    async def body(self) -> AsyncGenerator[bytes, None]:
+        """What is left to the task, but the last piece; events that are ready together go out
+        together.
+        """
         ready = b""
         try:
             ready = self._events.opening()
@@ -43,8 +46,7 @@ class Delivery:
             ready += self._events.ending()
         except Exception as error:
             ready += self._events.failure(error)
-        if ready:
-            yield ready
+        self.last_piece = ready
 
     def _send_at_once(self, index: int, output: RequestOutput) -> bool:
         """Send an output's events if nothing has to be waited for.

@@ -1,13 +1,24 @@
 """An open stream of server-sent events: what it costs beside its events, and how it ends."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Protocol
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.event import ensure_bytes
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 _SEPARATOR = "\n"
+
+
+class Pieces(Protocol):
+    """What a stream consists of."""
+
+    last_piece: bytes  # goes out with the end, once the others are over
+
+    def body(self) -> AsyncGenerator[bytes, None]:
+        """All others."""
 
 
 class AnswerStream(EventSourceResponse):
@@ -20,7 +31,7 @@ class AnswerStream(EventSourceResponse):
 
     def __init__(
         self,
-        events: AsyncIterator[bytes],
+        pieces: Pieces,
         leaving: asyncio.Future[None],
         close: Callable[[], None],
         keep_alive_s: float,
@@ -30,7 +41,9 @@ class AnswerStream(EventSourceResponse):
         close: Called in the end, also when no event was ever asked for.
         keep_alive_s: Between comments that keep proxies from giving up; 0: none.
         """
-        super().__init__(events, sep=_SEPARATOR, ping=keep_alive_s)
+        self._body = pieces.body()
+        super().__init__(self._body, sep=_SEPARATOR, ping=keep_alive_s)
+        self._pieces = pieces
         self._send_lock = asyncio.Lock()  # type: ignore[assignment] # anyio's waits for a turn
         self._leaving = leaving
         self._close = close
@@ -70,11 +83,19 @@ class AnswerStream(EventSourceResponse):
                     each.cancel()
             self._close()
 
-    async def _send_with_timeout(self, send: Send, message: Message) -> None:
-        """The library's own puts a cancel scope around every send, which costs as much as all that
-        is rendered. Who stops reading is given up by the connection: `server.http_protocol`.
+    async def _stream_response(self, send: Send) -> None:
+        """The library's own sends an end of its own after the last piece, and puts a cancel scope
+        around every send, which costs as much as all that is rendered. Who stops reading is given
+        up by the connection: `server.http_protocol`.
         """
-        await send(message)
+        start = {"type": "http.response.start", "status": self.status_code}
+        await send({**start, "headers": self.raw_headers})
+        async with aclosing(self._body) as pieces:
+            async for piece in pieces:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        async with self._send_lock:
+            self.active = False
+            await send({"type": "http.response.body", "body": self._pieces.last_piece})
 
     async def _keep_alive(self, send: Send) -> None:
         comment = ensure_bytes(ServerSentEvent(comment="keep-alive", sep=_SEPARATOR), _SEPARATOR)

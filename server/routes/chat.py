@@ -5,7 +5,7 @@ from functools import partial
 from fastapi import APIRouter, Request, Response
 
 from server.body import parse_body
-from server.context import Context
+from server.context import context_of
 from server.conversation import prepare_chat
 from server.generation import generate_answer
 from server.openapi import accepts, streams
@@ -23,8 +23,9 @@ router = APIRouter(tags=["chat"])
         ChatCompletionRequest, messages=[{"role": "user", "content": "Hi"}], max_tokens=16
     ),
 )
-async def create_chat_completion(request: Request, context: Context) -> Response:
+async def create_chat_completion(request: Request) -> Response:
     """Answer a conversation."""
+    context = context_of(request)
     body = await parse_body(request, ChatCompletionRequest, context.settings.max_request_bytes)
     model = context.service.model(body.model)
     prepared = await prepare_chat(context, model, body)

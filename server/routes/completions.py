@@ -5,7 +5,7 @@ from functools import partial
 from fastapi import APIRouter, Request, Response
 
 from server.body import parse_body
-from server.context import Context
+from server.context import context_of
 from server.convert import check_options
 from server.generation import generate_answer
 from server.openapi import accepts, streams
@@ -24,8 +24,9 @@ router = APIRouter(tags=["completions"])
     responses=streams(Completion),
     openapi_extra=accepts(CompletionRequest, prompt="Hi", max_tokens=16),
 )
-async def create_completion(request: Request, context: Context) -> Response:
+async def create_completion(request: Request) -> Response:
     """Continue one or several prompts, given as text or token ids."""
+    context = context_of(request)
     body = await parse_body(request, CompletionRequest, context.settings.max_request_bytes)
     model = context.service.model(body.model)
     context.note_unknown_fields(check_options(body))

@@ -11,7 +11,7 @@ from engine.request import GenerationRequest, SamplingParams
 from server.answer import gather_choices
 from server.body import parse_body
 from server.connection import while_connected
-from server.context import Context, ServerContext
+from server.context import ServerContext, context_of
 from server.convert import check_token_ids, check_truncation, truncated
 from server.generation import generate
 from server.openapi import accepts, computes
@@ -33,10 +33,11 @@ _MOST_AT_ONCE = 16  # inputs of one request in the engine, lest it fill the queu
     responses=computes(),
     openapi_extra=accepts(EmbeddingsRequest, input="Hi"),
 )
-async def create_embeddings(request: Request, context: Context) -> Response:
+async def create_embeddings(request: Request) -> Response:
     """Embed one or several inputs, given as text or token ids: the model's last hidden states,
     pooled.
     """
+    context = context_of(request)
     body = await parse_body(request, EmbeddingsRequest, context.settings.max_request_bytes)
     model = context.service.model(body.model)
     context.note_unknown_fields(_check_options(body, model))

@@ -2,10 +2,10 @@
 
 from http import HTTPStatus
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
-from server.context import Context
+from server.context import context_of
 from server.protocol.common import ResponseModel
 from server.service import ServiceState
 from server.version import VERSION
@@ -26,11 +26,12 @@ class Version(ResponseModel):
 
 
 @router.get("/health", responses={503: {"model": Status}})
-async def health(context: Context, response: Response) -> Status:
+async def health(request: Request, response: Response) -> Status:
     """200 while the process is worth keeping, also while it loads or replaces a lost worker.
 
     503 once the engine has failed for good.
     """
+    context = context_of(request)
     if context.service.state is ServiceState.FAILED:
         response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
         return Status(status=ServiceState.FAILED)
@@ -38,20 +39,21 @@ async def health(context: Context, response: Response) -> Status:
 
 
 @router.get("/ping", responses={503: {"model": Status}})
-async def ping(context: Context, response: Response) -> Status:
+async def ping(request: Request, response: Response) -> Status:
     """The same as /health, where SageMaker asks for it."""
-    return await health(context, response)
+    return await health(request, response)
 
 
 @router.post("/ping", responses={503: {"model": Status}})
-async def post_ping(context: Context, response: Response) -> Status:
+async def post_ping(request: Request, response: Response) -> Status:
     """The same as GET /ping; a body is not read."""
-    return await health(context, response)
+    return await health(request, response)
 
 
 @router.get("/ready", responses={503: {"model": Status}})
-async def ready(context: Context, response: Response) -> Status:
+async def ready(request: Request, response: Response) -> Status:
     """200 while requests can be served."""
+    context = context_of(request)
     state = context.service.state
     if state is not ServiceState.READY:
         response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
@@ -65,6 +67,7 @@ async def version() -> Version:
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-async def metrics(context: Context) -> Response:
+async def metrics(request: Request) -> Response:
     """Prometheus metrics."""
+    context = context_of(request)
     return Response(await context.metrics.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from engine import EngineInfo
-from server.context import Context
+from server.context import context_of
 from server.openapi import errors
 from server.protocol.common import ResponseModel
 from server.public_settings import public_settings
@@ -48,8 +48,9 @@ class ServerInfo(ResponseModel):
 
 
 @router.get("/load", responses=errors(401))
-async def load(context: Context) -> Load:
+async def load(request: Request) -> Load:
     """How many generations and embeddings run or wait; 0 while the model loads."""
+    context = context_of(request)
     model = context.service.loaded_model
     if model is None:
         return Load(server_load=0)
@@ -58,8 +59,9 @@ async def load(context: Context) -> Load:
 
 
 @router.get("/server_info", responses=errors(401))
-async def server_info(context: Context) -> ServerInfo:
+async def server_info(request: Request) -> ServerInfo:
     """Version, state, settings and the model's figures."""
+    context = context_of(request)
     service = context.service
     model = service.loaded_model
     return ServerInfo(

@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
-from server.context import Context, ServerContext
+from server.context import ServerContext, context_of
 from server.protocol.common import ResponseModel
 
 router = APIRouter(tags=["models"])
@@ -40,14 +40,16 @@ class ModelList(ResponseModel):
 
 
 @router.get("/v1/models")
-async def list_models(context: Context) -> ModelList:
+async def list_models(request: Request) -> ModelList:
     """The names that requests may use."""
+    context = context_of(request)
     return ModelList(data=[_card(context, name) for name in context.service.model_names])
 
 
 @router.get("/v1/models/{model_id:path}")
-async def retrieve_model(model_id: str, context: Context) -> ModelCard:
+async def retrieve_model(model_id: str, request: Request) -> ModelCard:
     """One of them; ids may contain slashes."""
+    context = context_of(request)
     return _card(context, model_id)
 
 

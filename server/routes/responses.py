@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi import Response as HttpResponse
 
 from server.body import parse_body
-from server.context import Context
+from server.context import context_of
 from server.conversation import prepare_chat
 from server.errors import ResponseNotStored
 from server.generation import generate_answer
@@ -26,8 +26,9 @@ _STORED = "/v1/responses/{response_id}"
     responses=streams(ResponseStreamEvent, end=""),
     openapi_extra=accepts(ResponsesRequest, input="Hi", max_output_tokens=16),
 )
-async def create_response(request: Request, context: Context) -> HttpResponse:
+async def create_response(request: Request) -> HttpResponse:
     """Answer an input: a text, or the items of a conversation."""
+    context = context_of(request)
     body = await parse_body(request, ResponsesRequest, context.settings.max_request_bytes)
     model = context.service.model(body.model)
     check_responses_options(body)

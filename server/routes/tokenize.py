@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 
 from engine.errors import RequestError
 from server.body import parse_body
-from server.context import Context
+from server.context import context_of
 from server.convert import check_token_ids, check_truncation, truncated
 from server.openapi import accepts, errors
 from server.prompts import (
@@ -35,8 +35,9 @@ router = APIRouter(tags=["tokens"])
     responses=errors(400, 404, 408, 413, 415, 500, 503),
     openapi_extra=accepts(TokenizeRequest, prompt="Hi"),
 )
-async def tokenize(request: Request, context: Context) -> Tokenization:
+async def tokenize(request: Request) -> Tokenization:
     """Token ids of a text, or of a conversation in the model's chat template."""
+    context = context_of(request)
     body = await parse_body(request, TokenizeRequest, context.settings.max_request_bytes)
     model = context.service.model(body.model)
     context.note_unknown_fields(refuse_unsupported(body.model_extra or {}))
@@ -56,8 +57,9 @@ async def tokenize(request: Request, context: Context) -> Tokenization:
     responses=errors(400, 404, 408, 413, 415, 500, 503),
     openapi_extra=accepts(DetokenizeRequest, tokens=[1, 2]),
 )
-async def detokenize(request: Request, context: Context) -> Detokenization:
+async def detokenize(request: Request) -> Detokenization:
     """Text of token ids."""
+    context = context_of(request)
     body = await parse_body(request, DetokenizeRequest, context.settings.max_request_bytes)
     model = context.service.model(body.model)
     context.note_unknown_fields(refuse_unsupported(body.model_extra or {}))
@@ -66,8 +68,9 @@ async def detokenize(request: Request, context: Context) -> Detokenization:
 
 
 @router.get("/tokenizer_info", responses=errors(500, 503))
-async def tokenizer_info(context: Context) -> TokenizerCard:
+async def tokenizer_info(request: Request) -> TokenizerCard:
     """What a client needs to build prompts itself: special tokens and the chat template."""
+    context = context_of(request)
     model = context.service.model(None)
     return TokenizerCard(**asdict(model.tokenizer.card), model_max_length=model.info.max_model_len)
 

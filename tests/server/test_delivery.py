@@ -41,6 +41,10 @@ def delivery(engine: FakeEngine, connection: Connection | None, count: int = 1) 
     return Delivery(started(engine, count), events, connection)  # type: ignore[arg-type]
 
 
+async def sent_by_task(stream: Delivery) -> list[bytes]:
+    return [*[piece async for piece in stream.body()], stream.last_piece]
+
+
 def texts(events: bytes) -> list[str]:
     data = [each.removeprefix("data: ") for each in events.decode().split("\n\n") if each]
     chunks = [json.loads(each) for each in data if each != "[DONE]"]
@@ -49,7 +53,7 @@ def texts(events: bytes) -> list[str]:
 
 async def test_a_reader_that_keeps_up_gets_all_but_the_end_at_once() -> None:
     connection = Connection()
-    by_task = [piece async for piece in delivery(FakeEngine("abcdef"), connection).body()]
+    by_task = await sent_by_task(delivery(FakeEngine("abcdef"), connection))
 
     assert [texts(piece) for piece in by_task] == [["f", ""]]
     assert b"".join(by_task).endswith(b"data: [DONE]\n\n")
@@ -58,7 +62,7 @@ async def test_a_reader_that_keeps_up_gets_all_but_the_end_at_once() -> None:
 
 async def test_several_choices_go_the_same_way() -> None:
     connection = Connection()
-    by_task = [piece async for piece in delivery(FakeEngine("abcd"), connection, 3).body()]
+    by_task = await sent_by_task(delivery(FakeEngine("abcd"), connection, 3))
 
     said = "".join(text for piece in (*by_task, *connection.pieces) for text in texts(piece))
     assert sorted(said) == sorted(3 * "abcd")
@@ -66,7 +70,7 @@ async def test_several_choices_go_the_same_way() -> None:
 
 
 async def test_behind_another_server_the_task_sends_everything() -> None:
-    by_task = [piece async for piece in delivery(FakeEngine("abc"), None).body()]
+    by_task = await sent_by_task(delivery(FakeEngine("abc"), None))
 
     assert [texts(piece) for piece in by_task] == [["a"], ["b"], ["c", ""]]
 
@@ -87,11 +91,12 @@ async def test_for_a_reader_that_does_not_read_outputs_merge_and_nothing_overtak
     assert texts(second) == [4999 * "x"], "one piece, whatever its length"
 
     connection.can_take_piece = False
-    waiting = asyncio.ensure_future(anext(body))
+    waiting = asyncio.ensure_future(anext(body, None))
     await asyncio.sleep(0)
     slot.put(output(5000))
     slot.put(output(5001, FinishReason.LENGTH))
-    assert texts(await waiting) == ["x", "x", ""]
+    assert await waiting is None
+    assert texts(stream.last_piece) == ["x", "x", ""]
     assert connection.pieces == []
 
 
