@@ -65,7 +65,7 @@ INLINE void score(const int count, const float *const *queries, const float *key
         for (int q = 0; q < count; q++) query[q] = vec_kept(vec_load(queries[q] + d));
 #pragma GCC unroll 4
         for (int i = 0; i < KEYS_AT_ONCE; i++) {
-            vec key = vec_load(keys + offsets[i] + d);
+            vec key = vec_kept(vec_load(keys + offsets[i] + d));
 #pragma GCC unroll 4
             for (int q = 0; q < count; q++) sums[q][i] += query[q] * key;
         }
@@ -149,7 +149,7 @@ INLINE void add_span(const int queries, const int width, const Weighing *job, in
         for (int q = 0; q < queries; q++) weights[q] = vec_kept(vec_set(job->weights[q * CHUNK + i]));
 #pragma GCC unroll 4
         for (int v = 0; v < width; v++) {
-            vec part = vec_load(value + v * VEC_LANES);
+            vec part = vec_kept(vec_load(value + v * VEC_LANES));
 #pragma GCC unroll 4
             for (int q = 0; q < queries; q++) added[q][v] += weights[q] * part;
         }
