@@ -53,12 +53,11 @@ class DrainingServer(uvicorn.Server):
         self._num_signals = 0
         self._num_handled = 0
         self._draining: asyncio.Task[None] | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None  # once it serves
+        self._loop: asyncio.AbstractEventLoop | None = None  # once it runs
         self._news = asyncio.Event()  # a signal, or the end of draining
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """See uvicorn; signals count from now on."""
-        self._loop = asyncio.get_running_loop()
         with self.capture_signals():
             if isinstance(self.config.app, Awaitable):
                 self.config.app = await self.config.app
@@ -75,6 +74,7 @@ class DrainingServer(uvicorn.Server):
         """See uvicorn, whose own looks ten times a second: to wake a process costs as much as the
         rendering of several tokens. Here what ends it says so.
         """
+        self._loop = asyncio.get_running_loop()
         counter = 0
         while not await self.on_tick(counter):
             counter += _TICKS_PER_LOOK

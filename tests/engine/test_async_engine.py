@@ -1,7 +1,7 @@
 """The engine in an event loop: streams, slow readers, clients that leave, shutdown."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 
@@ -15,6 +15,7 @@ from engine.config import EngineConfig, ExitsConfig, ModelConfig
 from engine.core import EngineCore
 from engine.errors import EngineOverloaded, EngineStopped, PromptTooLong
 from engine.inline_worker import InlineWorker
+from engine.plan import StepPlan, StepResult
 from engine.request import FinishReason
 
 
@@ -53,6 +54,25 @@ async def test_tokens_come_one_step_at_a_time() -> None:
     async with running(FakeWorker(max_draft_tokens=0, step_time_s=0.002)) as engine:
         outputs = await collect(engine, make_request(0, ignore_eos=True, max_tokens=10))
     assert len(outputs) > 3
+
+
+async def test_a_step_is_rendered_while_the_worker_has_the_next_one() -> None:
+    happened: list[str] = []
+
+    class Worker(InlineWorker):
+        def execute(self, plan: StepPlan) -> Awaitable[StepResult]:
+            happened.append("plan")
+            return super().execute(plan)
+
+    engine = engine_on(Worker(lambda: FakeWorker(max_draft_tokens=0)))
+    await engine.start()
+    request = make_request(0, ignore_eos=True, max_tokens=4)
+    [slot] = engine.admit([request])
+    slot.on_ready = lambda: happened.append("output")
+    await until(lambda: happened.count("output") == 4)
+    await engine.stop()
+    # The last plan tells the worker of the request's end.
+    assert happened == ["plan", *4 * ["plan", "output"]]
 
 
 async def test_a_slow_reader_gets_everything_in_one_output() -> None:

@@ -1,5 +1,6 @@
 """Signals, on a server process of its own."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -141,6 +142,26 @@ def test_a_signal_while_the_application_is_made_ends_the_server_as_later_ones_do
         DrainingServer(make(), context.service, context.settings).run(sockets=[listener])
 
     assert engine.is_stopped
+
+
+async def test_an_idle_server_looks_up_once_a_second_and_at_every_signal(monkeypatch):
+    context = fake_app(FakeEngine()).state.context
+    server = DrainingServer(None, context.service, context.settings)
+    looks = []
+
+    async def on_tick(counter):
+        looks.append(counter)
+        return server._num_signals > 1
+
+    monkeypatch.setattr(server, "on_tick", on_tick)
+    running = asyncio.create_task(server.main_loop())
+    await asyncio.sleep(0.3)
+    assert looks == [0]
+    server.handle_exit(signal.SIGTERM, None)
+    await asyncio.sleep(0.05)
+    assert len(looks) == 2
+    server.handle_exit(signal.SIGTERM, None)
+    await asyncio.wait_for(running, 0.5)
 
 
 def test_small_pieces_of_an_answer_are_sent_at_once() -> None:
