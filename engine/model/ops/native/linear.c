@@ -15,8 +15,8 @@ enum {
     ITEM_BYTES = 384 * 1024,    /* weights of one item stay in a core's second-level cache */
     LEAST_ITEM_BYTES = 32 * 1024, /* fewer are read in less time than an item costs */
     EXPAND_TILES = 4,           /* from so many tiles on, BFLOAT16 is made floats once */
-    PAIR_TOKENS = 2 * MAX_ROWS, /* so many at most read panels of floats two by two: more wait for arithmetic, not memory */
-    STRETCH = 64,               /* of k: what several tiles read of a panel at a time, from the first-level cache */
+    PAIR_TOKENS = MAX_ROWS * 3 / 2, /* so many at most read panels of floats two by two: more wait for arithmetic */
+    STRETCH = 128,              /* of k: what several tiles read of a panel at a time, from the first-level cache */
     TILES_AT_ONCE = 96 / MAX_ROWS, /* that share a stretch */
     BYTES_AHEAD = 2048,         /* that an only tile asks for ahead of use: the machine's own prefetcher stops at every page
                                    (and up to there does better if it is not overtaken from afar) */
@@ -145,16 +145,16 @@ static void pack_tile(void *argument, int64_t index, int thread) {
     (void)thread;
     const Job *job = argument;
     Tile tile = tile_at(job, index);
-    int64_t in = job->weight->in_features;
-    float *packed = job->packed + tile.first * in;
-    for (int r = 0; r < tile.rows; r++) {
-        const float *x = job->x + (tile.first + r) * in;
-        if (job->norm == NULL) {
-            for (int64_t k = 0; k < in; k++) packed[k * tile.rows + r] = x[k];
-        } else {
-            float inverse = inverse_rms(x, in, job->eps);
-            for (int64_t k = 0; k < in; k++) packed[k * tile.rows + r] = job->norm[k] * (x[k] * inverse);
-        }
+    int64_t in = job->weight->in_features, rows = tile.rows;
+    const float *restrict norm = job->norm;
+    for (int64_t r = 0; r < rows; r++) {
+        const float *restrict x = job->x + (tile.first + r) * in;
+        float *restrict packed = job->packed + tile.first * in + r;
+        float inverse = norm == NULL ? 1.0f : inverse_rms(x, in, job->eps);
+        if (norm == NULL)
+            for (int64_t k = 0; k < in; k++, packed += rows) *packed = x[k];
+        else
+            for (int64_t k = 0; k < in; k++, packed += rows) *packed = norm[k] * (x[k] * inverse);
     }
 }
 
@@ -206,11 +206,11 @@ static void multiply_stretch(const Job *job, Stream *streams, int64_t k, int64_t
 /* sums[t][p][r][j] = products of a group's panels with every row of tiles [first, end), a stretch of k after the other.
    While the tiles share a stretch, they ask for the next one, each for its part: memory never waits for arithmetic. */
 static void multiply_group(const Job *job, const char *const *panels, int64_t first, int64_t end, float *sums) {
-    _Alignas(64) float expanded[2][STRETCH * PANEL];
+    _Alignas(64) float expanded[2][STRETCH * PANEL]; /* of gate and up */
     Stream streams[MAX_PANELS];
     const Linear *weight = job->weight;
     bool shared = job->tiles > 1 || job->expanded;
-    int64_t in = weight->in_features, stretch = shared ? STRETCH : in;
+    int64_t in = weight->in_features, stretch = shared ? STRETCH / job->together : in;
     int64_t bytes = panel_bytes(weight->format, stretch), ahead = shared ? bytes : BYTES_AHEAD / job->together;
     for (int64_t k = 0, offset = 0; k < in; k += stretch, offset += bytes) {
         int64_t depth = least(in - k, stretch);
