@@ -93,6 +93,6 @@ def _with_lowered(format_: Any) -> Any:
 
 
 def _told(error: Exception) -> str:
-    """xgrammar's own words, without where in its source they stand."""
+    """xgrammar's own words, without where in its source they stand, and without a full stop."""
     lines = _POSITION.sub("", str(error)).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return lines[0].removesuffix(".") if lines else type(error).__name__

@@ -44,6 +44,7 @@ async def refusal(approver: Approver, structure: Structure) -> str:
         (Structure(kind="json_schema", source='{"$ref": "#"}'), "no output"),
         (Structure(kind="json_schema", source='{"type": "string", "format": "x"}'), "#/format"),
         (Structure(kind="regex", source="["), "Unclosed"),
+        (Structure(kind="regex", source="("), "not closed"),
         (Structure(kind="grammar", source="root ::= nope"), ""),
         (Structure(kind="structural_tag", source='{"type": "nope"}'), ""),
         (Structure(kind="grammar", source="root ::= " + "é" * 9000), ""),
@@ -54,7 +55,9 @@ async def refusal(approver: Approver, structure: Structure) -> str:
 async def test_what_cannot_be_followed_is_refused(
     approver: Approver, structure: Structure, why: str
 ) -> None:
-    assert why in await refusal(approver, structure)
+    said = await refusal(approver, structure)
+    assert why in said
+    assert not said.endswith("."), "it becomes part of a sentence"
 
 
 async def test_a_slow_one_meets_its_deadline_and_holds_up_nothing(approver: Approver) -> None:
