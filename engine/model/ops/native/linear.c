@@ -13,13 +13,13 @@
 enum {
     ITEMS_PER_THREAD = 8,       /* fine enough that no thread waits long for the last one */
     ITEM_BYTES = 384 * 1024,    /* weights of one item stay in a core's second-level cache */
-    LEAST_ITEM_BYTES = 32 * 1024, /* fewer are read in less time than an item costs */
+    LEAST_ITEM_BYTES = 32 * 1024, /* times tokens: fewer are multiplied in less time than an item costs */
     EXPAND_TILES = 4,           /* from so many tiles on, BFLOAT16 is made floats once */
     PAIR_TOKENS = MAX_ROWS * 3 / 2, /* so many at most read panels of floats two by two: more wait for arithmetic */
     STRETCH = 128,              /* of k: what several tiles read of a panel at a time, from the first-level cache */
     TILES_AT_ONCE = 96 / MAX_ROWS, /* that share a stretch */
-    BYTES_AHEAD = 2048,         /* that an only tile asks for ahead of use: the machine's own prefetcher stops at every page
-                                   (and up to there does better if it is not overtaken from afar) */
+    BYTES_AHEAD = 2048,         /* that an only tile asks for ahead of use: the machine's own prefetcher stops at every
+                                   page (up to there it does better if it is not overtaken from afar) */
     SERIAL_PACK_VALUES = 4096,  /* fewer activations than this are packed by the calling thread */
 };
 
@@ -93,8 +93,8 @@ typedef struct {
     float eps;
     /* What plan() adds. */
     bool expanded;      /* weights are made floats before they are multiplied: once for all the tiles */
-    int together;       /* panels that one product takes */
-    int group;          /* panels that are read side by side */
+    int together;       /* panels read side by side */
+    int group;          /* panels whose sums are kept until they are stored: gate and up, or those */
     int64_t columns;    /* of the result they make; a column is a panel, or one of gate and one of up */
     int64_t tiles;
     int64_t tile_rows;  /* of a tile at least */
@@ -117,7 +117,7 @@ static Tile tile_at(const Job *job, int64_t index) {
 
 static int64_t columns_per_item(const Job *job, int threads) {
     int64_t bytes = job->weight->panel_bytes, even = job->panels / (threads * ITEMS_PER_THREAD);
-    int64_t columns = most(least(even, ITEM_BYTES / bytes), ceil_divide(LEAST_ITEM_BYTES, bytes));
+    int64_t columns = most(least(even, ITEM_BYTES / bytes), ceil_divide(LEAST_ITEM_BYTES, bytes * job->tokens));
     return most(columns / job->columns, 1) * job->columns;
 }
 
@@ -132,7 +132,7 @@ static void plan(Job *job, int threads) {
     Format read = job->expanded ? FLOAT32 : format;
     job->tiles = ceil_divide(job->tokens, paired ? MAX_ROWS / 2 : MAX_ROWS);
     job->tile_rows = job->tokens / job->tiles, job->longer = job->tokens % job->tiles;
-    job->together = PANELS_AT_ONCE(read, (int)(job->tile_rows + (job->longer > 0)));
+    job->together = job->expanded ? 1 : PANELS_AT_ONCE(format, tile_at(job, 0).rows);
     job->group = most(job->together, job->up_panel ? 2 : 1);
     job->columns = job->up_panel ? job->group / 2 : job->group;
     int64_t words = panel_bytes(read, BLOCK) / WORD_BYTES * least(job->tiles, TILES_AT_ONCE);
@@ -188,25 +188,27 @@ static void store_gated(const Job *job, int64_t panel, Tile tile, const float *g
         }
 }
 
-/* A stretch of k of a group's panels, with every row of tiles [first, end). */
+/* A stretch of k of the panels read side by side, with every row of tiles [first, end). */
 static void multiply_stretch(const Job *job, Stream *streams, int64_t k, int64_t depth, int64_t first, int64_t end,
-                             float *sums) {
+                             int panel, float *sums) {
     Format read = job->expanded ? FLOAT32 : job->weight->format;
     int64_t in = job->weight->in_features, share = job->step * (panel_bytes(read, depth) / WORD_BYTES);
     const float *x = job->packed + tile_at(job, first).first * in;
     for (int64_t t = first; t < end; t++) {
         int rows = tile_at(job, t).rows;
-        for (int p = 0; p < job->group; p += job->together, sums += job->together * rows * PANEL)
-            panel_product(read, rows, job->together, depth, x + k * rows, streams + p, job->step, sums);
-        for (int p = 0; p < job->group; p++) streams[p].ahead += share;
+        panel_product(read, rows, job->together, depth, x + k * rows, streams, job->step, sums + panel * rows * PANEL);
+        for (int p = 0; p < job->together; p++) streams[p].ahead += share;
         x += rows * in;
+        sums += job->group * rows * PANEL;
     }
 }
 
-/* sums[t][p][r][j] = products of a group's panels with every row of tiles [first, end), a stretch of k after the other.
-   While the tiles share a stretch, they ask for the next one, each for its part: memory never waits for arithmetic. */
-static void multiply_group(const Job *job, const char *const *panels, int64_t first, int64_t end, float *sums) {
-    _Alignas(64) float expanded[2][STRETCH * PANEL]; /* of gate and up */
+/* sums[t][p][r][j] = products of the panels from number `panel` of a group on that are read side by side, with every row
+   of tiles [first, end), a stretch of k after the other. While the tiles share a stretch, they ask for the next one, each
+   for its part: memory never waits for arithmetic. */
+static void multiply_panels(const Job *job, const char *const *group, int panel, int64_t first, int64_t end,
+                            float *sums) {
+    _Alignas(64) float expanded[STRETCH * PANEL];
     Stream streams[MAX_PANELS];
     const Linear *weight = job->weight;
     bool shared = job->tiles > 1 || job->expanded;
@@ -215,14 +217,15 @@ static void multiply_group(const Job *job, const char *const *panels, int64_t fi
     for (int64_t k = 0, offset = 0; k < in; k += stretch, offset += bytes) {
         int64_t depth = least(in - k, stretch);
         bool last = shared && k + depth == in;
-        for (int p = 0; p < job->group; p++) {
-            const char *at = panels[p] + offset;
-            streams[p] = (Stream){at, last ? panels[p] + job->columns * weight->panel_bytes : at + ahead};
-            if (!job->expanded) continue;
-            panel_expand(weight->format, depth, at, expanded[p]);
-            streams[p].at = (const char *)expanded[p];
+        for (int p = 0; p < job->together; p++) {
+            const char *begin = group[panel + p], *at = begin + offset;
+            streams[p] = (Stream){at, last ? begin + job->columns * weight->panel_bytes : at + ahead};
         }
-        multiply_stretch(job, streams, k, depth, first, end, sums);
+        if (job->expanded) {
+            panel_expand(weight->format, depth, streams[0].at, expanded);
+            streams[0].at = (const char *)expanded;
+        }
+        multiply_stretch(job, streams, k, depth, first, end, panel, sums);
     }
 }
 
@@ -249,7 +252,7 @@ static void multiply_columns(const Job *job, int64_t column, int64_t count) {
     for (int64_t first = 0, end; first < job->tiles; first = end) {
         end = least(first + TILES_AT_ONCE, job->tiles);
         memset(sums, 0, job->group * (tile_at(job, end).first - tile_at(job, first).first) * PANEL * sizeof(float));
-        multiply_group(job, panels, first, end, sums);
+        for (int p = 0; p < job->group; p += job->together) multiply_panels(job, panels, p, first, end, sums);
         float *at = sums;
         for (int64_t t = first; t < end; t++) {
             Tile tile = tile_at(job, t);
