@@ -7,7 +7,7 @@ their place.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from math import isnan
 from typing import Protocol
@@ -16,11 +16,12 @@ from torch import Tensor
 
 from engine.model.noise import gumbel_of, noise_key
 from engine.plan import RowResult
+from engine.worker.alternates import Alternates
 from engine.worker.chances import LOOKUP, Chance, Chances
 from engine.worker.device_queue import DeviceQueue
 from engine.worker.exit_look import Arrival, Opinion, first_unseen
 from engine.worker.exit_policy import Candidate, ExitPolicy, StepEstimate
-from engine.worker.row import Alternate, Draft, Guess, Row
+from engine.worker.row import Draft, Guess, Row
 from engine.worker.sample_point import SamplePoint
 
 _LEAST_SURVIVAL = 0.05  # of a look-up draft; what follows is not looked at
@@ -104,6 +105,7 @@ class PolicyDrafter:
         self.exit_layers = list(exit_layers)
         self._policy = policy
         self._chances = chances
+        self._alternates = Alternates(policy, chances)
         self._exit_look = exit_look
         self._has_lookup = has_lookup
         self._threshold = threshold
@@ -168,7 +170,9 @@ class PolicyDrafter:
         self._policy.observe_look(exit_index, offered, [candidates[i] for i in chosen], estimate)
         for index in chosen:
             _take(free[index], exit_index, estimate)
-        self._add_alternates(exit_index, lookers, views, estimate)
+        seen = zip((arrival.row for arrival in lookers), views, strict=True)
+        left = [(row, view) for row, view in seen if self._fixed(row) is None]
+        self._alternates.add(exit_index, left, estimate)
         seconds = self._clock() - started if self._queue is None else self._queue.wait()
         if seconds is not None:
             self._policy.observe_head(exit_index, num_tokens, seconds)
@@ -323,12 +327,14 @@ class PolicyDrafter:
             count = opinion.num_drafts
             if opinion.token_id is None:
                 continue
-            chance = self._chance(exit_index, row, opinion)
+            is_greedy = row.state.is_greedy
+            best, second = opinion.confidence, opinion.second_confidence
+            chance = self._chances.of_head(exit_index, best, count, is_greedy=is_greedy)
             path = tuple(ids[:count])
             row.guesses.append(Guess(path, opinion.token_id, chance))
             if opinion.second_id is not None:
-                second = self._chance_of_second(row, opinion)
-                row.guesses.append(Guess(path, opinion.second_id, second))
+                of_second = self._chances.of_second(best, second, is_greedy=is_greedy)
+                row.guesses.append(Guess(path, opinion.second_id, of_second))
             is_new = count == len(ids) or ids[count] != opinion.token_id
             if is_new and count < row.plan.max_draft_tokens and not _ends(row, count):
                 lost = survivals[count + 1 :]
@@ -336,62 +342,6 @@ class PolicyDrafter:
                 candidate = Candidate(gain, num_replaced=len(lost))
                 offers.append(_Offer(row, opinion, opinion.token_id, chance, candidate))
         return offers
-
-    def _add_alternates(
-        self,
-        exit_index: int,
-        arrivals: Sequence[Arrival],
-        views: Sequence[list[Opinion]],
-        estimate: StepEstimate,
-    ) -> None:
-        """Second candidates for the places of drafts, where the policy decides and they pay."""
-        offers = [
-            offer
-            for arrival, view in zip(arrivals, views, strict=True)
-            if self._fixed(arrival.row) is None
-            for opinion in view
-            for offer in self._alternates(exit_index, arrival.row, opinion)
-        ]
-        offers.sort(key=lambda offer: offer[1].survival, reverse=True)
-        gains = [alternate.survival for _, alternate in offers[: estimate.num_spare]]
-        num_waiting = sum(arrival.row.num_waiting for arrival in arrivals)
-        count = self._policy.num_alternates(exit_index, gains, num_waiting, estimate)
-        for row, alternate in offers[:count]:
-            estimate.num_spare -= 1
-            row.alternates.append(replace(alternate, spare=estimate.num_spare))
-            estimate.num_tokens += 1
-            estimate.expected_tokens += alternate.survival
-
-    def _alternates(
-        self, exit_index: int, row: Row, opinion: Opinion
-    ) -> list[tuple[Row, Alternate]]:
-        """The likeliest token beside the draft that has the place, if the head knows one. Which
-        spare slot it gets is open.
-        """
-        place = opinion.num_drafts
-        if place >= len(row.drafts) or any(a.place == place for a in row.alternates):
-            return []
-        if row.drafts[place].token_id == opinion.token_id:
-            token_id, confidence = opinion.second_id, opinion.second_confidence
-            chance = self._chance_of_second(row, opinion)
-        else:
-            token_id, confidence = opinion.token_id, opinion.confidence
-            chance = self._chance(exit_index, row, opinion)
-        if token_id is None:
-            return []
-        survival = chance.probability * (row.drafts[place - 1].survival if place else 1.0)
-        return [(row, Alternate(token_id, place, exit_index, confidence, survival, spare=-1))]
-
-    def _chance(self, exit_index: int, row: Row, opinion: Opinion) -> Chance:
-        """Of the head's best."""
-        is_greedy = row.state.is_greedy
-        confidence, place = opinion.confidence, opinion.num_drafts
-        return self._chances.of_head(exit_index, confidence, place, is_greedy=is_greedy)
-
-    def _chance_of_second(self, row: Row, opinion: Opinion) -> Chance:
-        """Of its second best."""
-        best, second = opinion.confidence, opinion.second_confidence
-        return self._chances.of_second(best, second, is_greedy=row.state.is_greedy)
 
     def _learn_row(self, row: Row, token_ids: Sequence[int]) -> None:
         """A guess has a verdict if everything before it turned out right."""

@@ -1,0 +1,68 @@
+"""Second candidates for the places of drafts: what heads offer beside them, and as much of it as
+pays.
+
+Lives between an exit's opinions and the rows; decides nothing about the drafts themselves.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from engine.worker.chances import Chances
+from engine.worker.exit_look import Opinion
+from engine.worker.exit_policy import ExitPolicy, StepEstimate
+from engine.worker.row import Alternate, Row
+
+
+class Alternates:
+    """Adds alternates to rows that the policy decides about."""
+
+    def __init__(self, policy: ExitPolicy, chances: Chances) -> None:
+        self._policy = policy
+        self._chances = chances
+
+    def add(
+        self,
+        exit_index: int,
+        views: Sequence[tuple[Row, Sequence[Opinion]]],
+        estimate: StepEstimate,
+    ) -> None:
+        """Give places of drafts second candidates.
+
+        Args:
+            views: Rows, whose drafts have been made, and what the exit expects of each.
+            estimate: Updated with what they promise.
+        """
+        offers = [
+            (row, alternate)
+            for row, view in views
+            for opinion in view
+            if (alternate := self._offer(exit_index, row, opinion)) is not None
+        ]
+        offers.sort(key=lambda offer: offer[1].survival, reverse=True)
+        gains = [alternate.survival for _, alternate in offers[: estimate.num_spare]]
+        num_waiting = sum(row.num_waiting for row, _ in views)
+        count = self._policy.num_alternates(exit_index, gains, num_waiting, estimate)
+        for row, alternate in offers[:count]:
+            estimate.num_spare -= 1
+            row.alternates.append(replace(alternate, spare=estimate.num_spare))
+            estimate.num_tokens += 1
+            estimate.expected_tokens += alternate.survival
+
+    def _offer(self, exit_index: int, row: Row, opinion: Opinion) -> Alternate | None:
+        """The likeliest token beside the draft that has the place, if the head knows one. Which
+        spare slot it gets is open.
+        """
+        place, is_greedy = opinion.num_drafts, row.state.is_greedy
+        if place >= len(row.drafts) or any(a.place == place for a in row.alternates):
+            return None
+        best, second = opinion.confidence, opinion.second_confidence
+        if row.drafts[place].token_id == opinion.token_id:
+            token_id, confidence = opinion.second_id, second
+            chance = self._chances.of_second(best, second, is_greedy=is_greedy)
+        else:
+            token_id, confidence = opinion.token_id, best
+            chance = self._chances.of_head(exit_index, best, place, is_greedy=is_greedy)
+        if token_id is None:
+            return None
+        survival = chance.probability * (row.drafts[place - 1].survival if place else 1.0)
+        return Alternate(token_id, place, exit_index, confidence, survival, spare=-1)
