@@ -65,7 +65,9 @@ def unpack(source: Path, target: Path) -> Path:
     count = sum(1 for _ in source.glob(f"{_PIECE}.*"))
     data = b"".join((source / f"{_PIECE}.{number}").read_bytes() for number in range(count))
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-        archive.extractall(target, filter="data")
+        # By attribute: Python 3.11.2, which Debian 12 has, knows no filters.
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)
+        archive.extractall(target)
     with safe_open(str(target / _REST), framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     with safe_open(str(target / BLOCKS_FILE), framework="pt") as file:
