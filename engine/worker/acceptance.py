@@ -1,10 +1,6 @@
-"""Which drafts stand: the longest prefix that equals the target's own choices, and an alternate in
-the place behind it that does.
-"""
+"""Which drafts stand: the longest prefix that equals the target's own choices."""
 
 from collections.abc import Sequence
-
-from engine.worker.row import Alternate
 
 
 def num_accepted(drafts: Sequence[int], targets: Sequence[int]) -> int:
@@ -23,10 +19,3 @@ def num_accepted(drafts: Sequence[int], targets: Sequence[int]) -> int:
         if draft != targets[index]:
             return index
     return len(drafts)
-
-
-def chosen_alternate(
-    alternates: Sequence[Alternate], accepted: int, target: int
-) -> Alternate | None:
-    """The alternate that the target chose in the place behind so many accepted drafts."""
-    return next((a for a in alternates if a.place == accepted and a.token_id == target), None)

@@ -76,7 +76,7 @@ class ExitPolicy:
         self._promised = 0.0  # decayed: the same of the tokens that were expected
         self._spent = 0.0  # decayed: seconds they took
         self._steps = 0
-        self._plain_rate = 0.0
+        self._plain_rate = 0.0  # tokens per second of plain steps, for as many rows as lately
         self._paused_because = PolicyReason.COSTS_MORE
         self._pause = _FIRST_PAUSE
         self._paused_for = 0
@@ -201,11 +201,11 @@ class ExitPolicy:
 
         Args:
             gains: Expected tokens of each, falling.
-            num_waiting: Those drafts, of all rows, counted in `step`.
+            num_waiting: Those drafts, of rows left to the policy, counted in `step`.
         """
-        if not self.is_drafting:
+        if not self.is_drafting or not gains:
             return 0
-        price = max(self._rate(exit_index, step), self._usual_rate(step))
+        price = max(self._rate(exit_index, step), self._usual_rate)
         without = self._seconds_with(exit_index, step, num_waiting, num_waiting)
         best, best_count, gained = 0.0, 0, 0.0
         for count, gain in enumerate(gains, start=1):
@@ -329,8 +329,9 @@ class ExitPolicy:
         rest = self._cost.rest(exit_index + 1, step.num_tokens)
         return step.expected_tokens / (step.seconds + rest)
 
-    def _usual_rate(self, step: StepEstimate) -> float:
-        """Tokens per second of recent steps."""
+    @property
+    def _usual_rate(self) -> float:
+        """Tokens per second of recent steps; 0.0 before there are any."""
         return self.speedup * self._plain_rate if self._spent else 0.0
 
     def _seconds_with(
@@ -338,7 +339,7 @@ class ExitPolicy:
     ) -> float:
         """Seconds to bring `num_new` drafts down to the exit, then everything to the end."""
         cost = self._cost
-        down = sum(cost.segment(i, num_new) for i in range(exit_index + 1)) if num_new else 0.0
+        down = sum(cost.segment(i, num_new) for i in range(exit_index + 1))
         rest = cost.rest(exit_index + 1, step.num_tokens + num_new - num_replaced)
         return step.seconds + down + rest
 

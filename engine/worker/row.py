@@ -167,6 +167,11 @@ class Row:
         self.num_aside = len(self.alternates)
         return waiting
 
+    def alternate(self, place: int, token_id: int) -> Alternate | None:
+        """The one with this token for a place, if there is one."""
+        there = (a for a in self.alternates if a.place == place)
+        return next((a for a in there if a.token_id == token_id), None)
+
     def position_of(self, alternate: Alternate) -> int:
         """Where it would stand in the sequence."""
         return self.first_pending + 1 + alternate.place

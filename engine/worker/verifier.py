@@ -17,7 +17,7 @@ from torch import Tensor
 from engine.model.decoder import Decoder
 from engine.plan import RowResult
 from engine.request import LOOKED_UP, ExitRecord
-from engine.worker.acceptance import chosen_alternate, num_accepted
+from engine.worker.acceptance import num_accepted
 from engine.worker.device_errors import is_row_fault
 from engine.worker.forward_batch import TokenRef
 from engine.worker.learning.recorder import Recorder
@@ -151,7 +151,7 @@ class Verifier:
             return RowResult(sequence_id=sequence_id, token_ids=[])
         ids = row.draft_ids
         accepted = len(ids) if self.accepts_all else num_accepted(ids, targets[: len(ids) + 1])
-        row.taken = chosen_alternate(row.alternates, accepted, targets[accepted])
+        row.taken = row.alternate(accepted, targets[accepted])
         token_ids = [*ids[:accepted], targets[accepted]]
         if row.taken is not None:
             token_ids.append(targets[row.sources(accepted + 2)[-1]])

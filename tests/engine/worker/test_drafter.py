@@ -208,6 +208,14 @@ def test_no_alternate_without_room_or_where_a_threshold_decides(
     assert row.alternates == []
 
 
+def test_an_alternate_is_known_by_its_place_and_token(decoder: Decoder) -> None:
+    row = row_of([5, 1, 6, 2])
+    row.alternates += [Alternate(7, 0, 0, 0.5, 0.5, spare=1), Alternate(8, 1, 0, 0.5, 0.5, spare=0)]
+    assert row.alternate(0, 7) is row.alternates[0]
+    assert row.alternate(1, 8) is row.alternates[1]
+    assert row.alternate(1, 7) is row.alternate(2, 8) is None
+
+
 def test_alternates_go_with_the_drafts_they_stand_beside(decoder: Decoder) -> None:
     row = row_of([5, 1, 6, 2])
     row.drafts += [Draft(7, 0, 0.9, 0.9), Draft(8, 0, 0.9, 0.8)]
