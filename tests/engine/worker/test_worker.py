@@ -53,3 +53,18 @@ def test_what_the_system_could_free_counts_as_free() -> None:
 def test_heads_that_are_not_there_cannot_learn(config: EngineConfig) -> None:
     with pytest.raises(ModelLoadError, match="--learn-heads: no exit heads"):
         ModelWorker(replace(config, exits=ExitsConfig(learn=True)))
+
+
+def test_without_second_candidates_no_slot_is_theirs(
+    config: EngineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[list[int]] = []
+    monkeypatch.setattr(
+        "engine.worker.worker.DecodeStep",
+        lambda *_, **options: given.append(list(options["spare_slots"])),
+    )
+    small = replace(config, cache=CacheConfig(kv_cache_memory_bytes=1 << 20))
+    num_slots = ModelWorker(small).info.num_blocks * small.cache.block_size
+    ModelWorker(replace(small, exits=ExitsConfig(alternates=False)))
+    # The first one is where graphs write padding.
+    assert given == [list(range(num_slots + 1, num_slots + small.cache.block_size)), []]
