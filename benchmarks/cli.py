@@ -218,6 +218,12 @@ def _add_contest_arguments(parser: argparse.ArgumentParser) -> None:
         help="prompts at once (1,4,8)",
     )
     parser.add_argument(
+        "--group-by",
+        choices=("task", "order"),
+        help="task: prompts that run at once are of one task, so that every task has its figures; "
+        "order: as they come, the tasks taking turns (by task where each has enough prompts)",
+    )
+    parser.add_argument(
         "--modes", type=_modes, default=MODES, metavar="M,M", help=f"({','.join(MODES)})"
     )
     parser.add_argument(

@@ -117,18 +117,35 @@ class Agreement:
 def compare(runs: Sequence[Run]) -> list[TaskComparison]:
     """By concurrency, then by task, all tasks together last.
 
-    Prompts that run at once are of several tasks, so only single ones are told apart by task.
+    Where prompts that ran at once are of several tasks, there are no figures by task.
     """
     comparisons = []
     for concurrency in sorted({run.concurrency for run in runs}):
         chosen = [run for run in runs if run.concurrency == concurrency]
-        tasks = dict.fromkeys(run.tasks[0] for run in chosen) if concurrency == 1 else {}
+        is_mixed = any(len(set(run.tasks)) > 1 for run in chosen)
+        tasks = {} if is_mixed else dict.fromkeys(run.tasks[0] for run in chosen)
         for task in tasks:
             of_task = [run for run in chosen if run.tasks[0] == task]
             comparisons.append(_compare_task(task, concurrency, of_task))
         if len(tasks) != 1:
             comparisons.append(_compare_task(ALL_TASKS, concurrency, chosen))
     return comparisons
+
+
+def mean_of_tasks(
+    comparisons: Sequence[TaskComparison], mode: str, baseline: str, concurrency: int
+) -> float | None:
+    """How many times faster `mode` is, task by task, on the mean.
+
+    Every task counts alike; None where tasks have no figures of their own, or a mode has none.
+    """
+    ratios = [
+        entry.ratio(mode, baseline)
+        for entry in comparisons
+        if entry.concurrency == concurrency and entry.task != ALL_TASKS
+    ]
+    known = [ratio for ratio in ratios if ratio is not None]
+    return sum(known) / len(known) if known else None
 
 
 def mean_ratio(runs: Sequence[Run], mode: str, baseline: str, concurrency: int) -> float | None:

@@ -6,7 +6,7 @@ does hits all alike.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from benchmarks.comparison import TRANSFORMERS, Run
 from engine.request import DraftFigures
@@ -21,6 +21,9 @@ class Outcome:
     duration_s: float  # prompts included
     first_token_s: float  # until the first token of any of them
     figures: tuple[DraftFigures, ...] = ()  # per prompt, where something was drafted
+
+
+GroupBy = Literal["task", "order"]
 
 
 class Contestant(Protocol):
@@ -41,19 +44,36 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contest:
-    """Who runs what: modes by name, prompts, and how many at once."""
+    """Who runs what: modes by name, prompts, and how many at once.
+
+    Attributes:
+        group_by: "task": prompts that run at once are of one task, so that every task has figures
+            of its own; "order": as they come; None: by task where every task has enough of them.
+    """
 
     contestants: dict[str, Contestant]
     entries: tuple[Entry, ...]
     concurrencies: tuple[int, ...]
+    group_by: GroupBy | None = None
+
+    def __post_init__(self) -> None:
+        """Raises:
+        ValueError: if a task asked to fill groups of its own has too few prompts.
+        """
+        if self.group_by == "task":
+            for task, entries in self._tasks.items():
+                if len(entries) < max(self.concurrencies):
+                    raise ValueError(
+                        f"--group-by task: {len(entries)} prompts of task {task!r} are fewer than "
+                        f"{max(self.concurrencies)} at once"
+                    )
 
     def groups(self) -> Iterator[tuple[int, tuple[Entry, ...], list[str]]]:
         """(concurrency, prompts, modes in order); transformers runs single prompts only."""
         for concurrency in self.concurrencies:
             modes = [m for m in self.contestants if concurrency == 1 or m != TRANSFORMERS]
-            for number, start in enumerate(range(0, len(self.entries), concurrency)):
+            for number, group in enumerate(self._groups_of(concurrency)):
                 turn = number % len(modes)
-                group = self.entries[start : start + concurrency]
                 yield concurrency, group, modes[turn:] + modes[:turn]
 
     def measure(self) -> list[Run]:
@@ -68,6 +88,25 @@ class Contest:
                     runs.append(_run(mode, self.contestants[mode], concurrency, group))
                     report.update(len(runs))
         return runs
+
+    def _groups_of(self, concurrency: int) -> list[tuple[Entry, ...]]:
+        tasks = self._tasks.values()
+        has_enough = all(len(entries) >= concurrency for entries in tasks)
+        if concurrency == 1 or self.group_by == "order" or not has_enough:
+            return _cut(self.entries, concurrency)
+        return [group for entries in tasks for group in _cut(entries, concurrency)]
+
+    @property
+    def _tasks(self) -> dict[str, list[Entry]]:
+        tasks: dict[str, list[Entry]] = {}
+        for entry in self.entries:
+            tasks.setdefault(entry.task, []).append(entry)
+        return tasks
+
+
+def _cut(entries: Sequence[Entry], size: int) -> list[tuple[Entry, ...]]:
+    """Groups of so many; the last may be smaller."""
+    return [tuple(entries[start : start + size]) for start in range(0, len(entries), size)]
 
 
 def _run(mode: str, contestant: Contestant, concurrency: int, group: Sequence[Entry]) -> Run:

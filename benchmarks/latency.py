@@ -28,6 +28,7 @@ from benchmarks.report import (
     format_agreements,
     format_comparisons,
     format_means,
+    mean_ratios,
     to_json,
 )
 from engine.checkpoint import find_heads, resolve_model
@@ -58,16 +59,19 @@ def run(args: argparse.Namespace) -> int:
         contestants=_contestants(args, engine, directory),
         entries=encode_prompts(prompts, directory),
         concurrencies=args.concurrency,
+        group_by=args.group_by,
     )
     runs = contest.measure()
     comparisons, agreements = compare(runs), check_agreement(runs)
-    print(f"\n{format_comparisons(comparisons)}\n\n{format_means(runs)}\n")
+    means = mean_ratios(comparisons, runs)
+    print(f"\n{format_comparisons(comparisons)}\n\n{format_means(means)}\n")
     print(format_agreements(agreements, is_greedy=args.temperature == 0))
     if args.json:
         report = {
             "machine": machine,
             "settings": settings,
             "comparisons": [to_json(entry) for entry in comparisons],
+            "means": means,
             "agreements": [agreement_to_json(entry) for entry in agreements],
             "runs": [asdict(entry) for entry in runs],
         }

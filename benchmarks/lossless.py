@@ -3,18 +3,19 @@ drafting, one verdict.
 
 Plain decoding of each prompt alone is the truth. Compared with it: the trained heads alone and in
 batches, also in a KV cache far too small for a batch, and scripted drafts in batches that always
-agree, never agree, and agree now and then. Ends with status 1 if anything differs.
+agree, never agree, and agree now and then, and some whose second candidates alone are right. Ends
+with status 1 if anything differs.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.machine import describe_machine, print_facts
 from benchmarks.model_flags import model_config, required_heads
 from benchmarks.prompts import choose_prompts, encode_prompts
-from benchmarks.scripted import ScriptedDrafter
+from benchmarks.scripted import Agreement, ScriptedDrafter
 from engine.checkpoint import resolve_model
 from engine.config import EngineConfig, ExitsConfig, SchedulerConfig
 from engine.offline import GenerationResult, OfflineEngine
@@ -26,6 +27,12 @@ Prompt = tuple[int, ...]
 
 _BATCH = 8
 _CROWD = 16  # at once in a KV cache that holds one at full length
+_SCRIPTS: Mapping[Agreement, str] = {
+    "always": f"always agree, batches of {_BATCH}",
+    "never": f"never agree, batches of {_BATCH}",
+    "sometimes": f"sometimes agree, batches of {_BATCH}",
+    "aside": f"second best, batches of {_BATCH}",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +99,7 @@ def _verdicts(
         results = ask.all(engine, name, prompts, _CROWD, early_exit=True)
         yield _judge(temperature, name, plain[temperature], results)
     del engine
-    for agreement in ("always", "never", "sometimes"):
+    for agreement, name in _SCRIPTS.items():
         for temperature in args.temperatures:
             script = {
                 prompt: prompt + result.token_ids
@@ -100,7 +107,6 @@ def _verdicts(
             }
             drafter = ScriptedDrafter(exit_layers, script, agreement, vocab_size)
             engine = OfflineEngine(config, ModelWorker(config, drafter=drafter))
-            name = f"{agreement} agree, batches of {_BATCH}"
             ask = _Asker(args.max_tokens, temperature)
             results = ask.all(engine, name, prompts, _BATCH, early_exit=True)
             yield _judge(temperature, name, plain[temperature], results)

@@ -1,9 +1,11 @@
 """A comparison as a table for people and as JSON for programs."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from benchmarks.comparison import (
+    ALL_TASKS,
     EARLY_EXIT,
     MODES,
     PLAIN,
@@ -11,6 +13,7 @@ from benchmarks.comparison import (
     Agreement,
     Run,
     TaskComparison,
+    mean_of_tasks,
     mean_ratio,
 )
 
@@ -22,10 +25,11 @@ def format_comparisons(comparisons: Sequence[TaskComparison]) -> str:
     tables = []
     for concurrency in dict.fromkeys(entry.concurrency for entry in comparisons):
         entries = [entry for entry in comparisons if entry.concurrency == concurrency]
-        title = "one prompt at a time" if concurrency == 1 else f"{concurrency} prompts at once"
         modes = [mode for mode in MODES if mode in entries[0].modes]
         rows = [_header(modes), *(_row(entry, modes) for entry in entries)]
-        tables.append(f"{title}: output tokens per second, prompts included\n{_align(rows)}")
+        tables.append(
+            f"{_title(entries)}: output tokens per second, prompts included\n{_align(rows)}"
+        )
     return "\n\n".join(tables)
 
 
@@ -44,18 +48,32 @@ def format_agreements(agreements: Sequence[Agreement], *, is_greedy: bool) -> st
     return "\n".join(lines)
 
 
-def format_means(runs: Sequence[Run]) -> str:
-    """One line per concurrency: the mean of the prompts' own ratios."""
-    lines = []
+def mean_ratios(comparisons: Sequence[TaskComparison], runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """By concurrency, the mean of the tasks' ratios, and of the groups' own ("single ratios", a
+    prompt's where they ran alone), where there are any.
+    """
+    means = []
     for concurrency in sorted({run.concurrency for run in runs}):
-        means = [
-            f"{mode} {mean:.2f}x {baseline}"
-            for mode, baseline in _RATIOS
-            if (mean := mean_ratio(runs, mode, baseline, concurrency)) is not None
-        ]
-        if means:
-            lines.append(f"mean of single ratios, {concurrency} at once: {', '.join(means)}")
-    return "\n".join(lines)
+        of_tasks = partial(mean_of_tasks, comparisons, concurrency=concurrency)
+        of_runs = partial(mean_ratio, runs, concurrency=concurrency)
+        for name, mean_of in (("tasks", of_tasks), ("single ratios", of_runs)):
+            ratios = {
+                f"{mode}/{baseline}": mean
+                for mode, baseline in _RATIOS
+                if (mean := mean_of(mode, baseline)) is not None
+            }
+            if ratios:
+                means.append({"mean_of": name, "concurrency": concurrency, "ratios": ratios})
+    return means
+
+
+def format_means(means: Sequence[Mapping[str, Any]]) -> str:
+    """One line each."""
+    return "\n".join(
+        f"mean of {each['mean_of']}, {each['concurrency']} at once: "
+        + ", ".join(f"{modes} {ratio:.2f}x" for modes, ratio in each["ratios"].items())
+        for each in means
+    )
 
 
 def to_json(comparison: TaskComparison) -> dict[str, Any]:
@@ -99,6 +117,13 @@ def agreement_to_json(agreement: Agreement) -> Mapping[str, Any]:
         "num_compared": agreement.num_compared,
         "different_prompts": list(agreement.different),
     }
+
+
+def _title(entries: Sequence[TaskComparison]) -> str:
+    if entries[0].concurrency == 1:
+        return "one prompt at a time"
+    kind = "of one task" if entries[0].task != ALL_TASKS else "of any task"
+    return f"{entries[0].concurrency} prompts at once, {kind}"
 
 
 def _header(modes: Sequence[str]) -> list[str]:

@@ -1,6 +1,6 @@
 import pytest
 
-from benchmarks.comparison import Run, check_agreement, compare, mean_ratio
+from benchmarks.comparison import Run, check_agreement, compare, mean_of_tasks, mean_ratio
 from engine.request import DraftFigures
 
 
@@ -17,14 +17,14 @@ def make_run(mode, index=0, task="math", *, token_ids=(1, 2, 3, 4), duration_s=1
     )
 
 
-def make_batch(mode, token_ids, concurrency=2):
+def make_batch(mode, token_ids, concurrency=2, *, tasks=("math", "qa"), duration_s=1.0):
     return Run(
         mode=mode,
         concurrency=concurrency,
         prompt_indices=(0, 1),
-        tasks=("math", "qa"),
+        tasks=tasks,
         token_ids=token_ids,
-        duration_s=1.0,
+        duration_s=duration_s,
         first_token_s=0.1,
     )
 
@@ -64,6 +64,21 @@ def test_tasks_come_apart_one_at_a_time_and_together_last():
     entries = [(entry.concurrency, entry.task) for entry in compare(runs)]
 
     assert entries == [(1, "math"), (1, "qa"), (1, "all"), (2, "all")]
+
+
+def test_batches_of_one_task_have_figures_by_task():
+    batches = [
+        make_batch(mode, ((1,), (2,)), tasks=(task, task), duration_s=duration_s)
+        for task, durations in (("math", (3.0, 2.0)), ("qa", (3.0, 1.2)))
+        for mode, duration_s in zip(("plain", "early-exit"), durations, strict=True)
+    ]
+    entries = compare(batches)
+    assert [entry.task for entry in entries] == ["math", "qa", "all"]
+    assert entries[0].ratio("early-exit", "plain") == pytest.approx(1.5)
+    assert mean_of_tasks(entries, "early-exit", "plain", 2) == pytest.approx(2.0)
+    mixed = compare([*batches, make_batch("plain", ((1,), (2,)))])
+    assert [entry.task for entry in mixed] == ["all"]
+    assert mean_of_tasks(mixed, "early-exit", "plain", 2) is None
 
 
 def test_drafts_add_up_over_requests():

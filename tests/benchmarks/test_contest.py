@@ -1,3 +1,5 @@
+import pytest
+
 from benchmarks.contest import Contest, Entry, Outcome
 
 
@@ -42,3 +44,28 @@ def test_transformers_runs_single_prompts_only():
     runs = contest.measure()
 
     assert {run.concurrency for run in runs if run.mode == "transformers"} == {1}
+
+
+def make_mixed(num_each, concurrencies, group_by=None):
+    tasks = ["math", "qa"] * num_each
+    entries = tuple(Entry(index=i, task=task, token_ids=(i,)) for i, task in enumerate(tasks))
+    contestants = {"plain": CountingContestant()}
+    return Contest(
+        contestants=contestants, entries=entries, concurrencies=concurrencies, group_by=group_by
+    )
+
+
+def groups(contest, concurrency):
+    return [run.prompt_indices for run in contest.measure() if run.concurrency == concurrency]
+
+
+def test_groups_are_of_one_task_where_every_task_has_enough_prompts():
+    assert groups(make_mixed(3, (2, 4)), 2) == [(0, 2), (4,), (1, 3), (5,)]
+    assert groups(make_mixed(3, (2, 4)), 4) == [(0, 1, 2, 3), (4, 5)]
+
+
+def test_groups_are_as_asked():
+    assert groups(make_mixed(2, (2,), "order"), 2) == [(0, 1), (2, 3)]
+    assert groups(make_mixed(2, (2,), "task"), 2) == [(0, 2), (1, 3)]
+    with pytest.raises(ValueError, match="2 prompts of task 'math' are fewer than 4"):
+        make_mixed(2, (1, 4), "task")

@@ -1,7 +1,14 @@
 import json
 
 from benchmarks.comparison import Agreement, Run, check_agreement, compare
-from benchmarks.report import agreement_to_json, format_agreements, format_comparisons, to_json
+from benchmarks.report import (
+    agreement_to_json,
+    format_agreements,
+    format_comparisons,
+    format_means,
+    mean_ratios,
+    to_json,
+)
 from engine.request import DraftFigures
 
 FIGURES = DraftFigures(
@@ -45,6 +52,16 @@ def test_the_table():
     ]
     assert row.split() == [
         *("math", "1", "2.0", "4.0", "1.0", "2.00x", "2.00x", "4.00x", "50%", "2.00", "3:", "50%")
+    ]
+
+
+def test_means_say_of_what():
+    runs = make_runs()
+    lines = format_means(mean_ratios(compare(runs), runs)).splitlines()
+    ratios = "early-exit/plain 2.00x, plain/transformers 2.00x, early-exit/transformers 4.00x"
+    assert lines == [
+        f"mean of tasks, 1 at once: {ratios}",
+        f"mean of single ratios, 1 at once: {ratios}",
     ]
 
 
