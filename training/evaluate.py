@@ -105,7 +105,8 @@ def _unrolled(
     alive = torch.ones(count, dtype=torch.bool, device=device)
     greedy = sampled = None
     by_draft: list[Tensor] = []
-    for here, logits in unrolled(head, hidden, last, depth):
+    for here, state in unrolled(head, hidden, last, depth):
+        logits = head.logits(state)
         alive = alive & ~is_first[here]
         confidence, best = logits.softmax(-1).max(-1)
         is_right = columns[best] == target[here]

@@ -104,7 +104,8 @@ class HeadModule(nn.Module):
 
     def logits(self, state: Tensor) -> Tensor:
         """[T, E] -> [T, V' + 1], "other" last."""
-        return F.linear(unit_rms(state), torch.cat((self.lm_head, self.other[None])))
+        unit = unit_rms(state)
+        return torch.cat((F.linear(unit, self.lm_head), (unit @ self.other)[:, None]), dim=1)
 
     def trained_tensors(self) -> dict[str, Tensor]:
         """Everything but the frozen rows of the LM head: what a checkpoint holds."""

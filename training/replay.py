@@ -90,7 +90,10 @@ def form_opinions(head: HeadModule, states: HiddenStates, token_ids: Tensor) -> 
         end = min(start + _CHUNK, len(states.last))
         hidden = _padded(states.exit, start, end + depth, device)
         last = _padded(states.last, start, end + depth, device)
-        best = [logits.softmax(-1).max(-1) for _, logits in unrolled(head, hidden, last, depth)]
+        best = [
+            head.logits(state).softmax(-1).max(-1)
+            for _, state in unrolled(head, hidden, last, depth)
+        ]
         ids.append(torch.stack([columns[each.indices] for each in best], 1).cpu())
         confidences.append(torch.stack([each.values for each in best], 1).cpu())
     return Opinions(torch.cat(ids), torch.cat(confidences))

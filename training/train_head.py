@@ -189,7 +189,7 @@ def unrolled(
     head: HeadModule, hidden: Tensor, last: Tensor, depth: int
 ) -> Iterator[tuple[slice, Tensor]]:
     """Drafts as they follow one another: where the draft number 1, 2, … `depth` of the runs that
-    begin behind each position stands, and its logits [T - depth, V' + 1].
+    begin behind each position stands, and its estimated state [T - depth, E].
 
     Args:
         hidden: [T, E] at the exit, consecutive positions.
@@ -200,8 +200,42 @@ def unrolled(
     for draft in range(1, depth + 1):
         here = slice(draft, draft + count)
         state = head.state(hidden[here], previous)
-        yield here, head.logits(state)
+        yield here, state
         previous = unit_rms(state)
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """What the model itself says at some positions, as far as the loss needs it: the whole
+    distributions need not be kept.
+    """
+
+    row: Tensor  # [T, E]: the LM head's rows, averaged as the final distribution weighs them
+    other: Tensor  # [T]: the probability of what is outside the reduced vocabulary
+    best: Tensor  # [T] int64: the most likely of [0, V'], V' for "other"
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, head: HeadModule, last: Tensor, log_normalizer: Tensor) -> "Teacher":
+        """Args:
+        last: [T, E], the last layer's states at unit RMS.
+        log_normalizer: [T]
+        """
+        probs, other = _final_probs(head, last, log_normalizer)
+        return cls(row=probs @ head.lm_head, other=other, best=_best(probs, other))
+
+    def losses(self, head: HeadModule, state: Tensor, here: slice) -> tuple[Tensor, Tensor]:
+        """Cross entropy [T] of a head's estimates [T, E] to the positions `here`, and whether their
+        best tokens are the model's [T].
+
+        The model's mean logit is one product with its mean row, so that of all [T, V'] numbers the
+        gradient needs the head's own softmax only.
+        """
+        unit = unit_rms(state)
+        logits, other = F.linear(unit, head.lm_head), unit @ head.other
+        normalizer = torch.logaddexp(logits.logsumexp(-1), other)
+        mean = (unit * self.row[here]).sum(-1) + self.other[here] * other
+        return normalizer - mean, _best(logits.detach(), other.detach()) == self.best[here]
 
 
 def unrolled_loss(
@@ -213,17 +247,15 @@ def unrolled_loss(
     hidden = states.exit[start:end].to(device).float()
     last = states.last[start:end].to(device).float()
     is_first = states.is_first[start:end].to(device)
-    probs = teacher_probs(head, last, states.log_normalizer[start:end].to(device))
+    teacher = Teacher.of(head, last, states.log_normalizer[start:end].to(device))
     weight = torch.ones(end - start - config.depth, device=device)
     total, weights = hidden.new_zeros(()), hidden.new_zeros(())
-    for here, logits in unrolled(head, hidden, last, config.depth):
+    for here, state in unrolled(head, hidden, last, config.depth):
         weight = weight * ~is_first[here]
-        losses = F.cross_entropy(logits, probs[here], reduction="none")
+        losses, is_right = teacher.losses(head, state, here)
         total = total + (losses * weight).sum()
         weights = weights + weight.sum()
-        with torch.no_grad():
-            is_right = logits.argmax(-1) == probs[here].argmax(-1)
-            weight = weight * torch.where(is_right, 1.0, _AFTER_WRONG)
+        weight = weight * torch.where(is_right, 1.0, _AFTER_WRONG)
     return total / weights.clamp_min(1.0)
 
 
@@ -232,10 +264,20 @@ def teacher_probs(head: HeadModule, last: Tensor, log_normalizer: Tensor) -> Ten
     """The model's final distribution [T, V' + 1] on the reduced vocabulary, the rest summed up
     in "other".
     """
-    logits = F.linear(last, head.lm_head)
-    probs = (logits - log_normalizer[:, None]).exp()
-    other = (1.0 - probs.sum(-1, keepdim=True)).clamp_min(0.0)
-    return torch.cat((probs, other), dim=1)
+    probs, other = _final_probs(head, last, log_normalizer)
+    return torch.cat((probs, other[:, None]), dim=1)
+
+
+def _final_probs(head: HeadModule, last: Tensor, log_normalizer: Tensor) -> tuple[Tensor, Tensor]:
+    """[T, V'], and "other" [T]."""
+    probs = (F.linear(last, head.lm_head) - log_normalizer[:, None]).exp_()
+    return probs, (1.0 - probs.sum(-1)).clamp_min_(0.0)
+
+
+def _best(values: Tensor, other: Tensor) -> Tensor:
+    """[T]: the column of the greatest of [T, V'], or V' if "other" [T] is greater."""
+    best = values.max(-1)
+    return torch.where(other > best.values, values.shape[1], best.indices)
 
 
 def _chunks(length: int, size: int, generator: torch.Generator) -> Iterator[int]:

@@ -18,7 +18,14 @@ from training.evaluate import evaluate_head
 from training.generations import Generation
 from training.head_module import HeadModule, feature_scale
 from training.states import LAST, Shards
-from training.train_head import HeadTrainer, TrainingConfig, carry_over, fit_linear, unrolled_loss
+from training.train_head import (
+    HeadTrainer,
+    TrainingConfig,
+    carry_over,
+    fit_linear,
+    teacher_probs,
+    unrolled_loss,
+)
 
 pytestmark = pytest.mark.torch
 
@@ -98,6 +105,29 @@ def test_training_lowers_the_loss_and_beats_the_linear_fit(
     assert figures.agreement > fitted.agreement
     assert figures.agreement > 0.5, "it has seen this very text"
     assert figures.calibration.greedy[-1] > figures.calibration.greedy[1]
+
+
+def test_the_loss_is_the_cross_entropy_to_the_whole_final_distribution(
+    decoder: Decoder, shards: Shards
+) -> None:
+    head, _ = new_head(decoder, shards)
+    with torch.no_grad():
+        head.other.normal_()
+    states = next(shards.groups())
+    fit_linear(head, states)
+    config = TrainingConfig(batch_tokens=16, depth=1)
+    here = slice(1, 17)
+    last = states.last[:17].float()
+    probs = teacher_probs(head, last, states.log_normalizer[:17])[here]
+    logits = head.logits(head.state(states.exit[here].float(), last[:16]))
+    kept = ~states.is_first[here]
+    losses = torch.nn.functional.cross_entropy(logits, probs, reduction="none")[kept]
+    loss = unrolled_loss(head, states, 0, config)
+    assert loss.item() == pytest.approx(losses.mean().item(), rel=1e-5)
+    ours = torch.autograd.grad(loss, [head.project, head.other])
+    plain = torch.autograd.grad(losses.mean(), [head.project, head.other])
+    for mine, theirs in zip(ours, plain, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_a_refinement_begins_with_the_linear_fit_and_learns(
