@@ -269,9 +269,10 @@ def teacher_probs(head: HeadModule, last: Tensor, log_normalizer: Tensor) -> Ten
 
 
 def _final_probs(head: HeadModule, last: Tensor, log_normalizer: Tensor) -> tuple[Tensor, Tensor]:
-    """[T, V'], and "other" [T]."""
+    """[T, V'], and "other" [T]; with it they sum up to 1, though states are kept rounded."""
     probs = (F.linear(last, head.lm_head) - log_normalizer[:, None]).exp_()
-    return probs, (1.0 - probs.sum(-1)).clamp_min_(0.0)
+    total = probs.sum(-1)
+    return probs.div_(total.clamp_min(1.0)[:, None]), (1.0 - total).clamp_min_(0.0)
 
 
 def _best(values: Tensor, other: Tensor) -> Tensor:
