@@ -285,7 +285,8 @@ def _chunks(length: int, size: int, generator: torch.Generator) -> Iterator[int]
     """Starts of consecutive runs that cover the data once, in random order, shifted differently
     every epoch.
     """
-    offset = int(torch.randint(0, size, (1,), generator=generator))
+    most = max(1, min(size, length - size))  # or little data would be shifted out of sight
+    offset = int(torch.randint(0, most, (1,), generator=generator))
     starts = torch.arange(offset, max(offset + 1, length - size), size)
     for index in torch.randperm(len(starts), generator=generator).tolist():
         yield int(starts[index])

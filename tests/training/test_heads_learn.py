@@ -130,6 +130,16 @@ def test_the_loss_is_the_cross_entropy_to_the_whole_final_distribution(
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
+def test_less_data_than_one_step_takes_is_learned_from_all_the_same(
+    decoder: Decoder, shards: Shards
+) -> None:
+    for seed in range(4):
+        head, _ = new_head(decoder, shards)
+        trainer = HeadTrainer(head, shards, TrainingConfig(epochs=1, batch_tokens=4096, seed=seed))
+        trainer.run_epoch()
+        assert head.project.abs().sum() > 0
+
+
 def test_a_refinement_begins_with_the_linear_fit_and_learns(
     decoder: Decoder, shards: Shards
 ) -> None:
