@@ -7,7 +7,6 @@ output.
 """
 
 import argparse
-import gc
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,10 +15,11 @@ from pathlib import Path
 
 from benchmarks.comparison import PLAIN, DraftTotals, Run, mean_ratio
 from benchmarks.contest import Contest, Contestant
-from benchmarks.contestants import CLOCKS, EngineContestant
+from benchmarks.contestants import EngineContestant
+from benchmarks.engines import make_engines
 from benchmarks.machine import describe_machine, print_facts
 from benchmarks.markdown import format_table
-from benchmarks.model_flags import model_config, required_heads
+from benchmarks.model_flags import required_heads
 from benchmarks.plots import plot_ratios, require_matplotlib
 from benchmarks.prompts import choose_prompts, encode_prompts
 from benchmarks.variants import (
@@ -30,11 +30,9 @@ from benchmarks.variants import (
     write_variant,
 )
 from engine.checkpoint import resolve_model
-from engine.config import CacheConfig, EngineConfig, ExitsConfig, SchedulerConfig
-from engine.model.decoder import Decoder
-from engine.offline import OfflineEngine
+from engine.config import CacheConfig, ExitsConfig
+from engine.model.spec import ModelSpec
 from engine.request import EarlyExitOptions
-from engine.worker.worker import ModelWorker
 
 _THRESHOLD = 0.75  # the paper's
 _FIXED_DRAFTS = 3
@@ -99,22 +97,26 @@ def run(args: argparse.Namespace) -> int:
     heads = required_heads(args, directory)
     retrained = dict(map(_retrained, args.retrained))
     entries = encode_prompts(choose_prompts(args.prompts, args.num_prompts), directory)
-    print_facts(describe_machine() | {"model": args.model, "clock": args.clock})
     with tempfile.TemporaryDirectory() as scratch:
-        engines = _Engines(args, directory)
-        variants = _variants(heads, Path(scratch), engines.vocab_size, retrained)
-        common = {"max_tokens": args.max_tokens, "temperature": args.temperature}
-        clock = CLOCKS[args.clock]
-        plain = EarlyExitOptions(enabled=False)
-        first = engines.make(variants[0])
-        contestants: dict[str, Contestant] = {
-            PLAIN: EngineContestant(first, plain, clock=clock, **common)
-        }
+        cache = CacheConfig(kv_cache_memory_bytes=_CACHE_BYTES)
+        engines = make_engines(args, directory, entries, (1,), cache)
+        vocab_size = ModelSpec.from_directory(directory).vocab_size
+        variants = _variants(heads, Path(scratch), vocab_size, retrained)
+        contestants: dict[str, Contestant] = {}
         for variant in variants:
-            engine = first if variant is variants[0] else engines.make(variant)
-            contestants[variant.name] = EngineContestant(
-                engine, variant.options, clock=clock, **common
-            )
+            timed = engines.make(variant.exits, verifies=variant.verifies)
+            ways = {variant.name: variant.options}
+            if not contestants:
+                ways = {PLAIN: EarlyExitOptions(enabled=False)} | ways
+            for name, options in ways.items():
+                contestants[name] = EngineContestant(
+                    timed.engine,
+                    options,
+                    max_tokens=args.max_tokens,
+                    temperature=args.temperature,
+                    clock=timed.clock,
+                )
+        print_facts(describe_machine() | {"model": args.model} | engines.settings)
         runs = Contest(contestants=contestants, entries=entries, concurrencies=(1,)).measure()
     rows = [_row(variant, runs) for variant in variants]
     table = format_table(_HEADER, [row.cells() for row in rows])
@@ -125,33 +127,6 @@ def run(args: argparse.Namespace) -> int:
         bars = [(row.variant.name, row.ratio) for row in rows]
         plot_ratios(bars, args.plot, f"{args.model}: times plain decoding's speed")
     return int(any(row.num_changed and row.variant.verifies for row in rows))
-
-
-class _Engines:
-    """Engines that share one copy of the weights."""
-
-    def __init__(self, args: argparse.Namespace, directory: Path) -> None:
-        self._config = EngineConfig(
-            model=model_config(args, directory),
-            cache=CacheConfig(kv_cache_memory_bytes=_CACHE_BYTES),
-            scheduler=SchedulerConfig(max_num_seqs=1),
-            exits=ExitsConfig(enabled=False),
-            worker="inline",
-        )
-        self._clock = CLOCKS[args.clock]
-        worker = ModelWorker(self._config)
-        self.vocab_size = worker.info.vocab_size
-        self._decoder: Decoder = worker.decoder
-        del worker
-        gc.collect()
-
-    def make(self, variant: Variant) -> OfflineEngine:
-        """An engine that drafts as the variant says."""
-        config = replace(self._config, exits=variant.exits)
-        worker = ModelWorker(
-            config, decoder=self._decoder, verifies=variant.verifies, clock=self._clock
-        )
-        return OfflineEngine(config, worker)
 
 
 def _retrained(text: str) -> tuple[str, Path]:

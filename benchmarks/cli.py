@@ -10,6 +10,11 @@ from benchmarks.domains import DOMAINS
 from benchmarks.peer_files import PRECISIONS
 from engine.errors import EngineError
 
+_CLOCKS = {
+    "wall": "wall: the time of day's",
+    "cpu": "cpu: the process's CPU seconds, for machines that do other work, with --threads 1",
+}
+
 # But for the engine itself, which imports it when it is made.
 _WITHOUT_TORCH = {
     "serve": (serve, "load on a running server: latencies, throughput, acceptance"),
@@ -35,6 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_contest_arguments(latency)
     latency.add_argument("--json", type=Path, metavar="FILE", help="write every figure and run")
     latency.add_argument("--plot", type=Path, metavar="FILE", help="write a bar chart (PNG, SVG)")
+    heads = commands.add_parser(
+        "heads", help="exit heads against one another, at costs that are held fixed"
+    )
+    _add_model_arguments(heads, many_heads=True)
+    _add_heads_arguments(heads)
     peers = commands.add_parser(
         "peers", help="one stream beside llama.cpp and transformers, precision by precision (CPU)"
     )
@@ -58,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_model_arguments(ablation)
     _add_prompt_arguments(ablation)
-    _add_clock_argument(ablation)
+    _add_clock_arguments(ablation)
     ablation.add_argument("--temperature", type=float, default=0.0, help="(%(default)s: greedy)")
     ablation.add_argument(
         "--retrained",
@@ -103,6 +113,7 @@ def run(args: argparse.Namespace) -> int:
         from benchmarks import (
             ablation,
             calibration,
+            heads,
             latency,
             learning,
             lossless,
@@ -113,6 +124,7 @@ def run(args: argparse.Namespace) -> int:
         commands = {
             "ablation": ablation.run,
             "calibration": calibration.run,
+            "heads": heads.run,
             "latency": latency.run,
             "learn": learning.run,
             "lossless": lossless.run,
@@ -126,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
         return 2
 
 
-def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_model_arguments(parser: argparse.ArgumentParser, *, many_heads: bool = False) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
@@ -134,7 +146,15 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
         default="smollm2-135m-instruct",
         help="local directory, .gguf file, hub id or built-in alias (%(default)s)",
     )
-    parser.add_argument("--heads", type=Path, metavar="DIR", help="exit heads (the model's own)")
+    parser.add_argument(
+        "--heads",
+        type=Path,
+        metavar="DIR",
+        action="append" if many_heads else "store",
+        help="exit heads, as often as there are any (the model's own)"
+        if many_heads
+        else "exit heads (the model's own)",
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     dtypes = ("auto", "float32", "bfloat16", "float16")
     parser.add_argument("--dtype", choices=dtypes, default="auto")
@@ -199,23 +219,52 @@ def _add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_clock_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--clock",
-        choices=("wall", "cpu"),
+        choices=tuple(_CLOCKS),
         default="wall",
-        help="cpu: the process's CPU seconds, for machines that do other work; with --threads 1 "
-        "(%(default)s)",
+        help=f"{'; '.join(_CLOCKS.values())} (%(default)s)",
     )
 
 
-def _add_contest_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_clock_arguments(parser: argparse.ArgumentParser, default: str = "wall") -> None:
+    """Those of commands that can do without a real one."""
+    modelled = (
+        "modelled: what the parts of steps are said to cost, measured at the start and then held "
+        "fixed, whatever else the machine does; tells nothing of long contexts"
+    )
+    parser.add_argument(
+        "--clock",
+        choices=(*_CLOCKS, "modelled"),
+        default=default,
+        help=f"{'; '.join((*_CLOCKS.values(), modelled))} (%(default)s)",
+    )
+    parser.add_argument(
+        "--costs",
+        type=Path,
+        metavar="FILE",
+        help="the modelled clock's costs, to repeat a run exactly: read from there, written there "
+        "where they are not known yet (measured anew)",
+    )
+
+
+def _add_heads_arguments(parser: argparse.ArgumentParser) -> None:
     _add_prompt_arguments(parser)
-    _add_clock_argument(parser)
+    _add_clock_arguments(parser, default="modelled")
+    _add_group_arguments(parser, (1,))
     parser.add_argument("--temperature", type=float, default=0.0, help="(%(default)s: greedy)")
+    parser.add_argument("--no-lookup-drafts", action="store_true", help="heads alone draft")
+    parser.add_argument(
+        "--no-second-candidates", action="store_true", help="one candidate for a place of a draft"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
+
+
+def _add_group_arguments(parser: argparse.ArgumentParser, default: tuple[int, ...]) -> None:
     parser.add_argument(
         "--concurrency",
         type=_concurrencies,
-        default=(1, 4, 8),
+        default=default,
         metavar="N,N",
-        help="prompts at once (1,4,8)",
+        help=f"prompts at once ({','.join(map(str, default))})",
     )
     parser.add_argument(
         "--group-by",
@@ -223,8 +272,18 @@ def _add_contest_arguments(parser: argparse.ArgumentParser) -> None:
         help="task: prompts that run at once are of one task, so that every task has its figures; "
         "order: as they come, the tasks taking turns (by task where each has enough prompts)",
     )
+
+
+def _add_contest_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_prompt_arguments(parser)
+    _add_clock_arguments(parser)
+    parser.add_argument("--temperature", type=float, default=0.0, help="(%(default)s: greedy)")
+    _add_group_arguments(parser, (1, 4, 8))
     parser.add_argument(
-        "--modes", type=_modes, default=MODES, metavar="M,M", help=f"({','.join(MODES)})"
+        "--modes",
+        type=_modes,
+        metavar="M,M",
+        help=f"({','.join(MODES)}, as far as the clock can tell)",
     )
     parser.add_argument(
         "--threshold", type=float, metavar="P", help="fixed confidence threshold (cost-aware)"

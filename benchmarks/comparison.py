@@ -35,21 +35,6 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModeFigures:
-    """One mode on one task."""
-
-    num_prompts: int
-    num_tokens: int
-    duration_s: float
-    first_token_s: float  # mean over runs
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Output tokens per second, the time for the prompts included."""
-        return self.num_tokens / self.duration_s if self.duration_s else 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class DraftTotals:
     """Drafts of many requests together."""
 
@@ -79,19 +64,53 @@ class DraftTotals:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModeFigures:
+    """One mode on one task."""
+
+    num_prompts: int
+    num_tokens: int
+    duration_s: float
+    first_token_s: float  # mean over runs
+    drafts: DraftTotals
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Output tokens per second, the time for the prompts included."""
+        return self.num_tokens / self.duration_s if self.duration_s else 0.0
+
+    @property
+    def committed_per_step(self) -> float:
+        """Output tokens per prompt and step: all but the accepted drafts have a step each."""
+        return self.num_tokens / self._num_steps
+
+    @property
+    def verified_per_step(self) -> float:
+        """Tokens per prompt and step that the last pass had: the newest known one, and drafts."""
+        return 1 + self.drafts.num_draft_tokens / self._num_steps
+
+    @property
+    def _num_steps(self) -> int:
+        return self.num_tokens - self.drafts.num_accepted_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskComparison:
     """All modes on one task at one concurrency."""
 
     task: str
     concurrency: int
     modes: dict[str, ModeFigures]
-    drafts: DraftTotals
 
     def ratio(self, mode: str, baseline: str) -> float | None:
         """How many times faster `mode` is; None unless both ran."""
         if mode not in self.modes or baseline not in self.modes:
             return None
         return self.modes[mode].tokens_per_s / self.modes[baseline].tokens_per_s
+
+    @property
+    def drafts(self) -> DraftTotals:
+        """The early-exit mode's."""
+        return self.modes[EARLY_EXIT].drafts if EARLY_EXIT in self.modes else DraftTotals()
 
     def exit_share(self, layer: int) -> float:
         """Share of the early-exit mode's tokens that left at a layer."""
@@ -173,7 +192,7 @@ def check_agreement(runs: Sequence[Run]) -> list[Agreement]:
         if run.mode == PLAIN:
             for index, token_ids in zip(run.prompt_indices, run.token_ids, strict=True):
                 reference.setdefault(index, token_ids)
-    present = [mode for mode in MODES if any(run.mode == mode for run in runs)]
+    present = dict.fromkeys(run.mode for run in runs)
     return [_agreement(mode, runs, reference) for mode in present] if reference else []
 
 
@@ -197,22 +216,17 @@ def _agreement(mode: str, runs: Sequence[Run], reference: dict[int, tuple[int, .
 def _compare_task(task: str, concurrency: int, runs: Sequence[Run]) -> TaskComparison:
     modes = {
         mode: _sum_up([run for run in runs if run.mode == mode])
-        for mode in MODES
-        if any(run.mode == mode for run in runs)
+        for mode in dict.fromkeys(run.mode for run in runs)
     }
-    figures = [one for run in runs if run.mode == EARLY_EXIT for one in run.figures]
-    return TaskComparison(
-        task=task,
-        concurrency=concurrency,
-        modes=modes,
-        drafts=reduce(DraftTotals.add, figures, DraftTotals()),
-    )
+    return TaskComparison(task=task, concurrency=concurrency, modes=modes)
 
 
 def _sum_up(runs: Sequence[Run]) -> ModeFigures:
+    figures = [one for run in runs for one in run.figures]
     return ModeFigures(
         num_prompts=sum(len(run.prompt_indices) for run in runs),
         num_tokens=sum(run.num_tokens for run in runs),
         duration_s=sum(run.duration_s for run in runs),
         first_token_s=sum(run.first_token_s for run in runs) / len(runs),
+        drafts=reduce(DraftTotals.add, figures, DraftTotals()),
     )

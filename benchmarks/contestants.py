@@ -65,7 +65,14 @@ class TransformersContestant:
     """`generate` of transformers, one prompt at a time, in the engine's data type."""
 
     def __init__(
-        self, directory: Path, *, device: str, dtype: str, max_tokens: int, temperature: float
+        self,
+        directory: Path,
+        *,
+        device: str,
+        dtype: str,
+        max_tokens: int,
+        temperature: float,
+        clock: Clock = time.perf_counter,
     ) -> None:
         from transformers import AutoModelForCausalLM, GenerationConfig
         from transformers.utils.logging import disable_progress_bar
@@ -74,6 +81,7 @@ class TransformersContestant:
         model: Any = AutoModelForCausalLM.from_pretrained(
             str(directory), dtype=getattr(torch, dtype)
         )
+        self._clock = clock
         self._model = model.to(device).eval()
         self._device = device
         # All of it is set here, so that nothing the checkpoint suggests (penalties, top-p) applies.
@@ -87,7 +95,7 @@ class TransformersContestant:
         ((prompt,), (seed,)) = prompts, seeds
         torch.manual_seed(seed)
         ids = torch.tensor([prompt], device=self._device)
-        watch = _FirstTokenWatch()
+        watch = _FirstTokenWatch(self._clock)
 
         def on_token(*_: Any, **__: Any) -> torch.Tensor:
             watch.on_tokens(1)
@@ -102,7 +110,7 @@ class TransformersContestant:
 class _FirstTokenWatch:
     """Times one run from its construction on."""
 
-    def __init__(self, clock: Clock = time.perf_counter) -> None:
+    def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._started = clock()
         self._first_token_s: float | None = None

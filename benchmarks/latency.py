@@ -6,8 +6,10 @@ exits or a batch changed one.
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from benchmarks.comparison import (
     EARLY_EXIT,
@@ -18,9 +20,9 @@ from benchmarks.comparison import (
     compare,
 )
 from benchmarks.contest import Contest, Contestant
-from benchmarks.contestants import CLOCKS, EngineContestant, TransformersContestant
+from benchmarks.contestants import EngineContestant, TransformersContestant
+from benchmarks.engines import MODELLED, TimedEngine, make_engines
 from benchmarks.machine import describe_machine, print_facts
-from benchmarks.model_flags import model_config
 from benchmarks.plots import plot_latency, require_matplotlib
 from benchmarks.prompts import choose_prompts, encode_prompts
 from benchmarks.report import (
@@ -32,10 +34,9 @@ from benchmarks.report import (
     to_json,
 )
 from engine.checkpoint import find_heads, resolve_model
-from engine.config import EngineConfig, ExitsConfig, SchedulerConfig
+from engine.config import ExitsConfig
 from engine.offline import OfflineEngine
 from engine.request import EarlyExitOptions
-from engine.worker.worker import ModelWorker
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,14 +51,16 @@ def run(args: argparse.Namespace) -> int:
     prompts = choose_prompts(args.prompts, args.num_prompts)
     directory = resolve_model(args.model)
     heads = args.heads or find_heads(args.model, directory)
-    config = _engine_config(args, directory, heads)
-    engine = OfflineEngine(config, ModelWorker(config, clock=CLOCKS[args.clock]))
-    settings = _describe_settings(args, engine, heads)
+    modes = _modes(args)
+    entries = encode_prompts(prompts, directory)
+    engines = make_engines(args, directory, entries, args.concurrency)
+    timed = engines.make(_exits(args, heads, modes))
+    settings = _describe_settings(args, timed.engine, heads, modes) | engines.settings
     machine = describe_machine()
     print_facts(machine | settings)
     contest = Contest(
-        contestants=_contestants(args, engine, directory),
-        entries=encode_prompts(prompts, directory),
+        contestants=_contestants(args, timed, directory, modes),
+        entries=entries,
         concurrencies=args.concurrency,
         group_by=args.group_by,
     )
@@ -84,37 +87,49 @@ def run(args: argparse.Namespace) -> int:
     return 0 if all(entry.is_complete for entry in ours) else 1
 
 
-def _engine_config(args: argparse.Namespace, directory: Path, heads: Path | None) -> EngineConfig:
-    return EngineConfig(
-        model=model_config(args, directory),
-        scheduler=SchedulerConfig(max_num_seqs=max(args.concurrency)),
-        exits=ExitsConfig(
-            enabled=EARLY_EXIT in args.modes, heads=heads, max_draft_tokens=args.max_draft_tokens
-        ),
-        worker="inline",
+def _modes(args: argparse.Namespace) -> tuple[str, ...]:
+    """Those asked for, in the order to print them.
+
+    Raises:
+        ValueError: if the clock cannot tell what one of them takes.
+    """
+    can_be_timed = MODES if args.clock != MODELLED else (PLAIN, EARLY_EXIT)
+    asked = can_be_timed if args.modes is None else args.modes
+    for mode in asked:
+        if mode not in can_be_timed:
+            raise ValueError(f"--clock {MODELLED}: says nothing of {mode}; leave it out of --modes")
+    return tuple(mode for mode in MODES if mode in asked)
+
+
+def _exits(args: argparse.Namespace, heads: Path | None, modes: Sequence[str]) -> ExitsConfig:
+    return ExitsConfig(
+        enabled=EARLY_EXIT in modes, heads=heads, max_draft_tokens=args.max_draft_tokens
     )
 
 
 def _contestants(
-    args: argparse.Namespace, engine: OfflineEngine, directory: Path
+    args: argparse.Namespace, timed: TimedEngine, directory: Path, modes: Sequence[str]
 ) -> dict[str, Contestant]:
-    common = {"max_tokens": args.max_tokens, "temperature": args.temperature}
+    common: dict[str, Any] = {
+        "max_tokens": args.max_tokens,
+        "temperature": args.temperature,
+        "clock": timed.clock,
+    }
+    info = timed.engine.info
     contestants: dict[str, Contestant] = {}
-    for mode in MODES:
-        if mode not in args.modes:
-            continue
+    for mode in modes:
         if mode == TRANSFORMERS:
             contestants[mode] = TransformersContestant(
-                directory, device=engine.info.device, dtype=engine.info.dtype, **common
+                directory, device=info.device, dtype=info.dtype, **common
             )
             continue
         early_exit = EarlyExitOptions(enabled=mode != PLAIN, threshold=args.threshold)
-        contestants[mode] = EngineContestant(engine, early_exit, clock=CLOCKS[args.clock], **common)
+        contestants[mode] = EngineContestant(timed.engine, early_exit, **common)
     return contestants
 
 
 def _describe_settings(
-    args: argparse.Namespace, engine: OfflineEngine, heads: Path | None
+    args: argparse.Namespace, engine: OfflineEngine, heads: Path | None, modes: Sequence[str]
 ) -> dict[str, str]:
     info = engine.info
     settings = {
@@ -122,11 +137,10 @@ def _describe_settings(
         "computed": f"{info.dtype} on {info.device} by {info.backend}",
         "generation": f"{args.max_tokens} tokens per prompt, temperature {args.temperature:g}",
     }
-    settings["clock"] = args.clock
     if info.max_draft_tokens:
         gate = "cost-aware" if args.threshold is None else f"threshold {args.threshold:g}"
         layers = ", ".join(map(str, info.exit_layers)) or "none"
         settings["exits"] = f"at {layers}, at most {info.max_draft_tokens} drafts, {gate}, {heads}"
-    if TRANSFORMERS in args.modes and args.concurrency != (1,):
+    if TRANSFORMERS in modes and args.concurrency != (1,):
         settings["transformers"] = "one prompt at a time only"
     return settings

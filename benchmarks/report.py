@@ -28,7 +28,7 @@ def format_comparisons(comparisons: Sequence[TaskComparison]) -> str:
         modes = [mode for mode in MODES if mode in entries[0].modes]
         rows = [_header(modes), *(_row(entry, modes) for entry in entries)]
         tables.append(
-            f"{_title(entries)}: output tokens per second, prompts included\n{_align(rows)}"
+            f"{_title(entries)}: output tokens per second, prompts included\n{align(rows)}"
         )
     return "\n\n".join(tables)
 
@@ -152,7 +152,7 @@ def _row(entry: TaskComparison, modes: Sequence[str]) -> list[str]:
     ]
 
 
-def _align(rows: Sequence[Sequence[str]]) -> str:
+def align(rows: Sequence[Sequence[str]]) -> str:
     """Columns of equal width: names to the left, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(

@@ -32,6 +32,7 @@ from engine.worker.backend import (
     select_ops,
 )
 from engine.worker.chances import Chances
+from engine.worker.cost_model import CostModel
 from engine.worker.cost_profile import Profiler, cost_model
 from engine.worker.cuda_graph import CudaCapture
 from engine.worker.decode_step import Clock, DecodeStep, split_layers
@@ -42,6 +43,7 @@ from engine.worker.grammars import Grammars
 from engine.worker.graph_runner import BatchLimits, GraphRunner, token_counts_for
 from engine.worker.kv_cache import allocate_cache, block_size_bytes
 from engine.worker.learning.school import School
+from engine.worker.modelled_clock import ModelledClock
 from engine.worker.sampler import Sampler
 from engine.worker.segment_runner import (
     EagerRunner,
@@ -79,13 +81,15 @@ class ModelWorker:
             decoder: The model, if it is loaded already (benchmarks); of the directory's shape.
             observer: Sees every pass; without drafts only (training).
             verifies: False: drafts are taken as they are, and change the output (benchmarks).
-            clock: In seconds, for what drafts cost (benchmarks may count CPU time).
+            clock: In seconds, for what drafts cost (benchmarks may count CPU time). A
+                `ModelledClock` brings its costs along: nothing is measured then, nor corrected.
 
         Raises:
             ModelLoadError: if the model, its heads or the memory for them cannot be had.
         """
         self._config = config
         self._clock = clock
+        self._modelled = clock if isinstance(clock, ModelledClock) else None
         spec = ModelSpec.from_directory(config.model.directory)
         self._max_model_len = config.model.max_model_len or spec.max_position_embeddings
         ops = select_ops(config, spec) if decoder is None else decoder.ops
@@ -123,9 +127,12 @@ class ModelWorker:
             runner = ObservedRunner(runner, segments, observer)
         self._policy: ExitPolicy | None = None
         self.chances: Chances | None = None  # of whoever drafts
+        self.cost: CostModel | None = None  # what parts are taken to cost, where something drafts
         if drafter is None and config.exits.enabled:
             drafter = self._make_drafter(runner, heads, progress)
         self._has_drafter = drafter is not None
+        if self._modelled is not None:
+            runner = self._modelled.watch_runner(runner)
         step = DecodeStep(
             self.decoder,
             cache,
@@ -221,16 +228,14 @@ class ModelWorker:
             return None
         if heads is not None and isinstance(runner, GraphRunner):
             heads = runner.heads(heads)
-        if progress is not None:
-            progress("measuring what drafts cost", 0.0)
-        layers = self._exit_layers
-        block_size = self._config.cache.block_size
-        profiler = Profiler(runner, len(layers) + 1, heads, block_size, ops, self._clock)
-        cost = cost_model(profiler, cache_root() / "costs", self._cost_facts(heads))
+        layers, modelled = self._exit_layers, self._modelled
+        self.cost = self._measure(runner, heads, progress) if modelled is None else modelled.cost
+        if heads is not None and modelled is not None:
+            heads = modelled.watch_heads(heads)
         self._policy = ExitPolicy(
             len(layers),
-            cost,
-            follows_cost=True,
+            self.cost,
+            follows_cost=modelled is None,
             longest_step_s=exits.target_itl_s,
         )
         self.chances = Chances(layers, {} if heads is None else heads.calibration)
@@ -244,6 +249,16 @@ class ModelWorker:
             clock=self._clock,
             is_queued=ops.device.type == "cuda",
         )
+
+    def _measure(
+        self, runner: SegmentRunner, heads: ExitHeads | None, progress: Progress | None
+    ) -> CostModel:
+        """What parts of a step cost here."""
+        if progress is not None:
+            progress("measuring what drafts cost", 0.0)
+        block_size, num_segments = self._config.cache.block_size, len(self._exit_layers) + 1
+        profiler = Profiler(runner, num_segments, heads, block_size, self.decoder.ops, self._clock)
+        return cost_model(profiler, cache_root() / "costs", self._cost_facts(heads))
 
     def _cost_facts(self, heads: ExitHeads | None) -> dict[str, str]:
         """All that decides what the parts of a step cost."""

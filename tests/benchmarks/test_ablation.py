@@ -53,8 +53,8 @@ def test_every_row_runs_and_only_the_unverified_one_changes_outputs(
     table = directory / "table.md"
     args = Namespace(
         model=str(directory), heads=directory / "exit_heads", prompts=None, num_prompts=1,
-        max_tokens=12, temperature=0.0, clock="cpu", device="cpu", dtype="auto", threads=1,
-        backend="torch", quantization="auto", markdown=table, plot=None,
+        max_tokens=12, temperature=0.0, clock="cpu", costs=None, device="cpu", dtype="auto",
+        threads=1, backend="torch", quantization="auto", markdown=table, plot=None,
         retrained=[f"full vocabulary={directory / 'full'}", f"two exits={two}"],
     )  # fmt: skip
     assert ablation.run(args) == 0

@@ -15,7 +15,7 @@ def test_defaults_run_everything_on_the_built_in_model():
     args = parse()
 
     assert args.model == "smollm2-135m-instruct"
-    assert args.modes == ("plain", "early-exit", "transformers")
+    assert args.modes is None
     assert args.concurrency == (1, 4, 8)
 
 

@@ -1,0 +1,164 @@
+"""Engines that share one copy of the weights, each with the clock that it goes by."""
+
+import argparse
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from benchmarks.contest import Entry
+from benchmarks.contestants import CLOCKS, Clock, EngineContestant
+from benchmarks.model_flags import model_config
+from benchmarks.step_costs import HeadSizes, StepCosts
+from engine.config import CacheConfig, EngineConfig, ExitsConfig, SchedulerConfig
+from engine.model.decoder import Decoder
+from engine.model.spec import ModelSpec
+from engine.offline import OfflineEngine
+from engine.request import EarlyExitOptions
+from engine.worker.modelled_clock import ModelledClock
+from engine.worker.worker import ModelWorker
+from training.progress import ProgressReport
+
+MODELLED = "modelled"
+
+_TRAFFIC_TOKENS = 64  # per prompt, for a worker to see what parts cost while it serves
+_TRAFFIC_GROUPS = 2  # of each size
+
+
+@dataclass(frozen=True, slots=True)
+class TimedEngine:
+    """An engine, and the clock that tells what it takes."""
+
+    engine: OfflineEngine
+    clock: Clock
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """Prompts of the benchmark, served with and without drafts to find out what parts cost, the
+    host's own work included.
+    """
+
+    entries: Sequence[Entry]
+    concurrencies: Sequence[int]
+    temperature: float
+
+    def serve(self, engine: OfflineEngine) -> None:
+        """A few groups of every size."""
+        groups = self._groups()
+        with ProgressReport("measuring costs", len(groups), "groups") as report:
+            for number, group in enumerate(groups, start=1):
+                for enabled in (False, True):
+                    EngineContestant(
+                        engine,
+                        EarlyExitOptions(enabled=enabled),
+                        max_tokens=_TRAFFIC_TOKENS,
+                        temperature=self.temperature,
+                    ).run([entry.token_ids for entry in group], [entry.index for entry in group])
+                report.update(number)
+
+    def _groups(self) -> list[Sequence[Entry]]:
+        starts = ((size, size * i) for size in self.concurrencies for i in range(_TRAFFIC_GROUPS))
+        groups = (self.entries[start : start + size] for size, start in starts)
+        return [group for group in groups if group]
+
+
+class Engines:
+    """Makes them, of one configuration but for the exits."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        clock: str,
+        costs: Path | None,
+        traffic: Traffic,
+    ) -> None:
+        """Args:
+        clock: One of `CLOCKS`, or MODELLED.
+        costs: Where the modelled clock's costs are read from; kept there where they are measured.
+
+        Raises:
+            ValueError: if costs are given to another clock, or they are none.
+        """
+        if costs is not None and clock != MODELLED:
+            raise ValueError(f"--costs: only --clock {MODELLED} goes by them")
+        self._config = config
+        self._clock = clock
+        self._file = costs
+        self._traffic = traffic
+        self._decoder: Decoder | None = None
+        self.costs: StepCosts | None = None
+        if costs is not None and costs.exists():
+            self.costs = StepCosts.read(costs)
+
+    def make(self, exits: ExitsConfig, *, verifies: bool = True) -> TimedEngine:
+        """An engine that drafts in this way.
+
+        Raises:
+            ValueError: if the costs that the clock goes by are another model's.
+        """
+        clock = self._clock_for(exits)
+        config = replace(self._config, exits=exits)
+        worker = ModelWorker(config, decoder=self._decoder, verifies=verifies, clock=clock)
+        self._decoder = worker.decoder
+        if isinstance(clock, ModelledClock) and self.costs is not None:
+            self.costs.check(_measured_of(worker))
+        return TimedEngine(OfflineEngine(config, worker), clock)
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What they go by, for people."""
+        costs = {} if self.costs is None else {"costs": str(self.costs)}
+        return {"clock": self._clock} | costs
+
+    def _clock_for(self, exits: ExitsConfig) -> Clock:
+        if self._clock != MODELLED:
+            return CLOCKS[self._clock]
+        sizes = HeadSizes.of(exits.heads if exits.enabled else None)
+        if self.costs is None or not self.costs.knows(sizes):
+            measured = self._measure(exits, sizes)
+            self.costs = measured if self.costs is None else self.costs.with_heads_of(measured)
+            if self._file is not None:
+                self.costs.write(self._file)
+        num_layers = ModelSpec.from_directory(self._config.model.directory).num_layers
+        return ModelledClock(self.costs.model(sizes, num_layers))
+
+    def _measure(self, exits: ExitsConfig, sizes: HeadSizes) -> StepCosts:
+        """By the wall clock, as a worker finds them that serves the traffic both ways."""
+        config = replace(self._config, exits=exits)
+        worker = ModelWorker(config, decoder=self._decoder)
+        self._decoder = worker.decoder
+        if worker.cost is None:
+            raise ValueError(f"--clock {MODELLED}: nothing drafts here, so nothing has a cost")
+        self._traffic.serve(OfflineEngine(config, worker))
+        costs = StepCosts.of(_measured_of(worker), worker.cost, sizes)
+        del worker
+        gc.collect()  # its KV cache
+        return costs
+
+
+def make_engines(
+    args: argparse.Namespace,
+    directory: Path,
+    entries: Sequence[Entry],
+    concurrencies: Sequence[int],
+    cache: CacheConfig | None = None,
+) -> Engines:
+    """As the parsed flags ask for."""
+    config = EngineConfig(
+        model=model_config(args, directory),
+        cache=cache or CacheConfig(),
+        scheduler=SchedulerConfig(max_num_seqs=max(concurrencies)),
+        worker="inline",
+    )
+    traffic = Traffic(entries=entries, concurrencies=concurrencies, temperature=args.temperature)
+    return Engines(config, clock=args.clock, costs=args.costs, traffic=traffic)
+
+
+def _measured_of(worker: ModelWorker) -> dict[str, str]:
+    info = worker.info
+    return {
+        "weights": worker.decoder.fingerprint,
+        "numbers": f"{info.dtype} on {info.device} by {info.backend}",
+    }

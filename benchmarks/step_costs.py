@@ -1,0 +1,160 @@
+"""What the parts of a step cost, held fixed: heads, vocabularies and policies are compared by the
+same costs, in one run or in many.
+
+All layers together have one curve, of which segments between exits take their share, so that heads
+at other layers meet the same model. A look's cost depends on the head's layer only where its size
+does.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+
+from engine.model.exit_head import RefinementWeights, read_tensors
+from engine.worker.cost_curve import CostCurve
+from engine.worker.cost_model import CostModel
+
+Points = Mapping[int, float]  # tokens -> seconds
+
+
+@dataclass(frozen=True, slots=True)
+class HeadSizes:
+    """Exits, and what decides what their looks cost: one name for each, such as `8192 tokens,
+    refinement of 384`.
+    """
+
+    exit_layers: Sequence[int] = ()
+    names: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, directory: Path | None) -> "HeadSizes":
+        """Of the heads in a directory; None: of none.
+
+        Raises:
+            ValueError: if there are no heads in it.
+        """
+        if directory is None:
+            return cls()
+        try:
+            tensors = read_tensors(directory)
+            layers = sorted(json.loads((directory / "heads.json").read_text())["exit_layers"])
+        except OSError as error:
+            raise ValueError(f"no exit heads in {directory}: {error}") from None
+        weights = (RefinementWeights.of(tensors, layer) for layer in layers)
+        sizes = ("linear" if w is None else f"refinement of {len(w.gate)}" for w in weights)
+        return cls(layers, [f"{len(tensors['vocabulary'])} tokens, {size}" for size in sizes])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCosts:
+    """Curves, by their points."""
+
+    measured_of: Mapping[str, str]  # weights and numbers
+    layers: Points  # all of them
+    logits: Points  # and all that follows until the step's result
+    heads: Mapping[str, Points] = field(default_factory=dict)  # a look, by the head's sizes
+
+    @classmethod
+    def of(cls, measured_of: Mapping[str, str], cost: CostModel, sizes: HeadSizes) -> "StepCosts":
+        """As a worker with such heads has found them."""
+        counts = [count for count, _ in cost.last_logits.points]
+        return cls(
+            measured_of=dict(measured_of),
+            layers={count: sum(curve(count) for curve in cost.segments) for count in counts},
+            logits=dict(cost.last_logits.points),
+            heads={
+                name: dict(curve.points)
+                for name, curve in zip(sizes.names, cost.heads, strict=True)
+            },
+        )
+
+    @classmethod
+    def read(cls, file: Path) -> "StepCosts":
+        """The inverse of `write`.
+
+        Raises:
+            ValueError: if the file holds something else.
+        """
+        try:
+            raw = json.loads(file.read_text(encoding="utf-8"))
+            return cls(
+                measured_of={str(name): str(fact) for name, fact in raw["measured_of"].items()},
+                layers=_points(raw["layers"]),
+                logits=_points(raw["logits"]),
+                heads={str(name): _points(each) for name, each in raw["heads"].items()},
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"--costs {file}: no costs of a step: {error!r}") from None
+
+    def write(self, file: Path) -> None:
+        """Keep them, for further runs."""
+        raw = {
+            "measured_of": self.measured_of,
+            "layers": self.layers,
+            "logits": self.logits,
+            "heads": self.heads,
+        }
+        file.write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
+
+    def check(self, found: Mapping[str, str]) -> None:
+        """Raises:
+        ValueError: if they were measured of another model, or of other numbers.
+        """
+        for name, fact in found.items():
+            if self.measured_of.get(name) != fact:
+                raise ValueError(
+                    f"--costs: measured of other {name}, {self.measured_of.get(name)}, not {fact}"
+                )
+
+    def knows(self, sizes: HeadSizes) -> bool:
+        """Whether nothing is missing for such heads."""
+        return all(name in self.heads for name in sizes.names)
+
+    def with_heads_of(self, other: "StepCosts") -> "StepCosts":
+        """These, and looks that were measured apart: on a machine as busy as it was here."""
+        load = self._plain_s / other._plain_s
+        fresh = {
+            name: {count: seconds * load for count, seconds in points.items()}
+            for name, points in other.heads.items()
+        }
+        return replace(self, heads=fresh | dict(self.heads))
+
+    def model(self, sizes: HeadSizes, num_layers: int) -> CostModel:
+        """For the policy, and for a clock. Nothing is learned from one by another."""
+        bounds = [0, *sizes.exit_layers, num_layers]
+        shares = [(end - start) / num_layers for start, end in pairwise(bounds)]
+        return CostModel(
+            [_curve(self.layers, share) for share in shares],
+            [_curve(self.heads[name]) for name in sizes.names],
+            _curve(self.logits),
+        )
+
+    def __str__(self) -> str:
+        """The first points, for people."""
+        steps = ", ".join(
+            f"{count}: {1e3 * (seconds + self.logits[count]):.1f}"
+            for count, seconds in self.layers.items()
+            if count <= 16
+        )
+        looks = "; ".join(
+            f"a look ({name}) {1e3 * points[1]:.2f}" for name, points in self.heads.items()
+        )
+        return f"ms of a step by tokens: {steps}" + (f"; {looks}" if looks else "")
+
+    @property
+    def _plain_s(self) -> float:
+        return self.layers[1] + self.logits[1]
+
+
+def _points(raw: Mapping[str, float]) -> Points:
+    points = {int(count): float(seconds) for count, seconds in raw.items()}
+    if 1 not in points:
+        raise ValueError("a single token has no cost")
+    return points
+
+
+def _curve(points: Points, share: float = 1.0) -> CostCurve:
+    counts = sorted(points)
+    return CostCurve(counts, [points[count] * share for count in counts])

@@ -1,0 +1,70 @@
+from pathlib import Path
+
+import pytest
+from tiny_model import write_tiny_heads, write_tiny_llama
+
+from benchmarks.step_costs import HeadSizes, StepCosts
+from engine.worker.cost_curve import CostCurve
+from engine.worker.cost_model import CostModel
+
+pytestmark = pytest.mark.torch
+
+SIZES = HeadSizes([2, 3], ["small", "big"])
+WEIGHTS = {"weights": "abc", "numbers": "float32"}
+
+
+def curve(scale: float) -> CostCurve:
+    return CostCurve([1, 4], [scale, 2 * scale])
+
+
+def measured(scale: float = 1.0, sizes: HeadSizes = SIZES) -> StepCosts:
+    heads = [curve(scale * (i + 1) / 10) for i in range(len(sizes.names))]
+    cost = CostModel([curve(scale * 4), curve(scale * 2), curve(scale * 4)], heads, curve(scale))
+    return StepCosts.of(WEIGHTS, cost, sizes)
+
+
+def test_segments_have_their_share_of_the_layers_wherever_exits_are() -> None:
+    model = measured().model(HeadSizes([5], ["big"]), 20)
+    assert model.segment(0, 1) == pytest.approx(2.5)
+    assert model.segment(1, 4) == pytest.approx(15.0)
+    assert model.head(0, 1) == pytest.approx(0.2)
+    assert model.plain(1) == pytest.approx(11.0)
+    assert measured().model(HeadSizes(), 20).plain(4) == pytest.approx(22.0)
+
+
+def test_what_is_kept_is_what_was_measured(tmp_path: Path) -> None:
+    file = tmp_path / "costs.json"
+    measured().write(file)
+    assert StepCosts.read(file) == measured()
+    assert "a look (small) 100.00" in str(StepCosts.read(file))
+
+
+def test_looks_measured_later_on_a_busier_machine_fit_in() -> None:
+    later = measured(3.0, HeadSizes([2], ["huge"]))
+    assert not measured().knows(HeadSizes([2], ["huge"]))
+    both = measured().with_heads_of(later)
+    assert both.knows(HeadSizes([2, 3], ["huge", "big"]))
+    assert both.heads["huge"][4] == pytest.approx(0.2)
+    assert both.layers == measured().layers
+
+
+def test_costs_of_something_else_are_refused(tmp_path: Path) -> None:
+    measured().check(WEIGHTS)
+    with pytest.raises(ValueError, match="measured of other numbers, float32, not bfloat16"):
+        measured().check(WEIGHTS | {"numbers": "bfloat16"})
+    file = tmp_path / "costs.json"
+    for text in ("", "{}", '{"measured_of": {}, "layers": {}, "logits": {}, "heads": {}}'):
+        file.write_text(text)
+        with pytest.raises(ValueError, match="--costs"):
+            StepCosts.read(file)
+
+
+def test_sizes_are_those_of_the_heads(tmp_path: Path) -> None:
+    model = write_tiny_llama(tmp_path / "tiny")
+    linear = write_tiny_heads(model, tmp_path / "linear", [1, 3])
+    refined = write_tiny_heads(model, tmp_path / "refined", [2], refinement_size=8)
+    assert HeadSizes.of(linear) == HeadSizes([1, 3], ["40 tokens, linear"] * 2)
+    assert HeadSizes.of(refined) == HeadSizes([2], ["40 tokens, refinement of 8"])
+    assert HeadSizes.of(None) == HeadSizes()
+    with pytest.raises(ValueError, match="no exit heads"):
+        HeadSizes.of(tmp_path)
