@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.contest import Outcome
 from engine.offline import OfflineEngine
+from engine.pauses import sparing_what_is_loaded
 from engine.request import DraftFigures, EarlyExitOptions, GenerationRequest, SamplingParams
 
 Clock = Callable[[], float]
@@ -54,7 +55,8 @@ class EngineContestant:
             for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
         ]
         watch = _FirstTokenWatch(self._clock)
-        results = self._engine.generate(requests, on_tokens=watch.on_tokens)
+        with sparing_what_is_loaded():
+            results = self._engine.generate(requests, on_tokens=watch.on_tokens)
         return watch.outcome(
             tuple(result.token_ids for result in results),
             tuple(result.draft_figures for result in results),

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from engine.offline import GenerationResult, OfflineEngine
+from engine.pauses import sparing_what_is_loaded
 from engine.request import EarlyExitOptions, GenerationRequest, SamplingParams
 
 Prompt = tuple[int, ...]
@@ -61,7 +62,9 @@ def generate(
     ]
     # Timed from where every prompt has its first token: from there on all steps only decode.
     watch = _Watch(len(prompts))
-    results: list[GenerationResult] = engine.generate(requests, on_tokens=watch.on_tokens)
+    results: list[GenerationResult]
+    with sparing_what_is_loaded():
+        results = engine.generate(requests, on_tokens=watch.on_tokens)
     figures = [result.draft_figures for result in results]
     return Timed(
         token_ids=tuple(result.token_ids for result in results),

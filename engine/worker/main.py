@@ -14,6 +14,7 @@ import traceback
 
 from engine.config import EngineConfig
 from engine.heartbeat import Heartbeat
+from engine.pauses import spare_what_is_loaded
 from engine.plan import StepPlan
 from engine.wire import Failure, Message, Progress
 from engine.worker.connection import Connection
@@ -40,6 +41,7 @@ def serve(connection: Connection, preparations: Connection) -> None:
         connection.send(Failure(type(error).__name__, str(error)))
         return
     Preparing(preparations, worker.prepare).start()
+    spare_what_is_loaded()
     connection.send(worker.info)
     while (plan := connection.receive()) is not None:
         assert isinstance(plan, StepPlan), "after loading, every frame is a plan"

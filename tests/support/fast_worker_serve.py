@@ -16,7 +16,7 @@ from engine import AsyncEngine, EngineConfig, ModelConfig
 from engine.plan import RowPlan, RowResult, StepPlan, StepResult, WorkerInfo
 from server.app import create_app
 from server.http_server import DrainingServer, listen
-from server.pauses import limit_pauses, spare_what_is_loaded
+from engine.pauses import limit_pauses, spare_what_is_loaded
 from server.service import InferenceService, ServedModel
 from server.settings import ServerSettings
 

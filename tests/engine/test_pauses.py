@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from server.pauses import limit_pauses, spare_what_is_loaded
+from engine.pauses import limit_pauses, spare_what_is_loaded, sparing_what_is_loaded
 
 
 @pytest.fixture(autouse=True)
@@ -30,3 +30,9 @@ def test_what_is_loaded_is_not_looked_at_again():
 
     assert gc.get_freeze_count() > 10_000
     assert len(gc.get_objects()) < 10_000
+
+
+def test_for_a_while_what_is_loaded_is_not_looked_at():
+    with sparing_what_is_loaded():
+        assert gc.get_freeze_count() > 10_000
+    assert gc.get_freeze_count() == 0
