@@ -16,9 +16,9 @@ from starlette.types import ASGIApp
 from engine.build import build_engine
 from engine.checkpoint import find_heads, resolve_model
 from engine.errors import EngineError
+from engine.pauses import limit_pauses, spare_what_is_loaded
 from server.http_server import CannotListen, DrainingServer, listen
 from server.logs import set_up_logging
-from engine.pauses import limit_pauses, spare_what_is_loaded
 from server.progress import LoadProgress
 from server.service import InferenceService, ServedModel
 from server.settings import ServerSettings

@@ -13,10 +13,10 @@ from pathlib import Path
 from fake_engine import ByteTokenizer
 
 from engine import AsyncEngine, EngineConfig, ModelConfig
+from engine.pauses import limit_pauses, spare_what_is_loaded
 from engine.plan import RowPlan, RowResult, StepPlan, StepResult, WorkerInfo
 from server.app import create_app
 from server.http_server import DrainingServer, listen
-from engine.pauses import limit_pauses, spare_what_is_loaded
 from server.service import InferenceService, ServedModel
 from server.settings import ServerSettings
 
