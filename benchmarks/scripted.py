@@ -54,7 +54,7 @@ class Script:
         """See `Drafter.look_up`: nothing is looked up."""
 
     def note_segment(
-        self, segment: int, num_tokens: int, seconds: float, estimate: StepEstimate
+        self, segment: int, num_tokens: int, seconds: float | None, estimate: StepEstimate
     ) -> None:
         """See `Drafter.note_segment`: a script counts no costs."""
 

@@ -57,6 +57,11 @@ class RowPlan:
     max_draft_tokens: int  # 0: do not draft
     is_decoding: bool  # the last known token is among those computed, and a new one is sampled
 
+    @property
+    def only_decodes(self) -> bool:
+        """Whether nothing of a prompt is computed along with the newest token."""
+        return self.is_decoding and self.num_tokens == 1
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepPlan:

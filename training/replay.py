@@ -26,6 +26,7 @@ from engine.worker.drafter import PolicyDrafter
 from engine.worker.exit_look import Arrival, Opinion, first_unseen
 from engine.worker.exit_policy import ExitPolicy, StepEstimate
 from engine.worker.row import Row
+from engine.worker.segment_runner import NewestTokens
 from engine.worker.sequence_state import SequenceState
 from training.evaluate import BIN_EDGES, rates
 from training.head_module import HeadModule
@@ -225,6 +226,10 @@ class _RecordedRunner:
     def __init__(self, vocab_size: int) -> None:
         self._vocab_size = vocab_size
         self.target: list[int] = []
+
+    def run_through(self, tokens: NewestTokens) -> Tensor | None:
+        """See `SegmentRunner.run_through`."""
+        return None
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """See `SegmentRunner.embed`."""

@@ -12,8 +12,8 @@ and run on together with their successors:
 A place may have a second candidate, an alternate: it enters segment 0 like a draft, stands in a
 slot aside, and ends its own run. If it turns out right, its keys and values move to its place.
 
-Where nobody may draft, as while the policy pauses, all segments run one after the other, and what
-they share is made once.
+Where nobody may draft, as while the policy pauses, all segments run one after the other, as one
+call where the runner has such a call, and what they share is made once.
 
 Invariants: a token never stands deeper than an older token of its row; drafts live inside one step;
 rollback moves cursors, never bytes. Prefill tokens ride along and never exit. The step knows plans
@@ -144,7 +144,13 @@ class DecodeStep:
         self, rows: Sequence[Row], batch: ForwardBatch, estimate: StepEstimate
     ) -> tuple[list[TokenRef], Tensor]:
         """Every known token from the first layer to the last, without a draft."""
-        refs, hidden = self._entering(rows, batch)
+        refs, token_ids = _take_waiting(rows)
+        if self._recorder is None and all(row.plan.only_decodes for row in rows):
+            hidden = self._runner.run_through(batch.newest(refs, token_ids))
+            if hidden is not None:
+                self._note_pass(len(refs), estimate)
+                return refs, hidden
+        hidden = self._runner.embed(batch.int32(token_ids))
         started = self._clock()
         tokens = batch.tokens(refs)
         for index in range(len(self._segments)):
@@ -178,21 +184,15 @@ class DecodeStep:
             boundaries[segment + 1].put(*_still_pending(rows, refs, hidden))
             segment = 0 if any(row.is_waiting for row in rows) else segment + 1
 
+    def _note_pass(self, num_tokens: int, estimate: StepEstimate) -> None:
+        """All segments have run, as one."""
+        if self._drafter is not None:
+            for index in range(len(self._segments)):
+                self._drafter.note_segment(index, num_tokens, None, estimate)
+
     def _entering(self, rows: Sequence[Row], batch: ForwardBatch) -> tuple[list[TokenRef], Tensor]:
-        """The plan's tokens, later the drafts and alternates just made, embedded: they start at
-        segment 0.
-        """
-        refs: list[TokenRef] = []
-        token_ids: list[int] = []
-        for index, row in enumerate(rows):
-            start = row.newest_position + 1
-            ids = row.take_waiting()
-            refs += [TokenRef(index, position) for position in range(start, start + len(ids))]
-            token_ids += ids
-        for index, row in enumerate(rows):
-            for alternate in row.take_aside():
-                refs.append(TokenRef(index, row.position_of(alternate), alternate.spare))
-                token_ids.append(alternate.token_id)
+        """Tokens that wait, embedded: they start at segment 0."""
+        refs, token_ids = _take_waiting(rows)
         return refs, self._runner.embed(batch.int32(token_ids))
 
     def _run_segment(
@@ -237,6 +237,22 @@ class DecodeStep:
                 place = TokenRef(index, row.position_of(row.taken))
                 aside = batch.slot(place._replace(spare=row.taken.spare))
                 copy_token(self._cache, aside, batch.slot(place))
+
+
+def _take_waiting(rows: Sequence[Row]) -> tuple[list[TokenRef], list[int]]:
+    """The plan's tokens, later the drafts and alternates just made, and their ids."""
+    refs: list[TokenRef] = []
+    token_ids: list[int] = []
+    for index, row in enumerate(rows):
+        start = row.newest_position + 1
+        ids = row.take_waiting()
+        refs += [TokenRef(index, position) for position in range(start, start + len(ids))]
+        token_ids += ids
+    for index, row in enumerate(rows):
+        for alternate in row.take_aside():
+            refs.append(TokenRef(index, row.position_of(alternate), alternate.spare))
+            token_ids.append(alternate.token_id)
+    return refs, token_ids
 
 
 def _still_pending(

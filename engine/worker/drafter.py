@@ -58,11 +58,12 @@ class Drafter(Protocol):
         """
 
     def note_segment(
-        self, segment: int, num_tokens: int, seconds: float, estimate: StepEstimate
+        self, segment: int, num_tokens: int, seconds: float | None, estimate: StepEstimate
     ) -> None:
-        """A segment has run for so many tokens, and the call took so long.
+        """A segment has run for so many tokens.
 
         Args:
+            seconds: That the call took; None: it was not alone in one.
             estimate: Updated with what that costs.
         """
 
@@ -178,15 +179,15 @@ class PolicyDrafter:
             self._policy.observe_head(exit_index, num_tokens, seconds)
 
     def note_segment(
-        self, segment: int, num_tokens: int, seconds: float, estimate: StepEstimate
+        self, segment: int, num_tokens: int, seconds: float | None, estimate: StepEstimate
     ) -> None:
         """See `Drafter.note_segment`."""
         cost = self._policy.segment_cost(segment, num_tokens)
         estimate.seconds += cost
-        if self._queue is None:
-            self._policy.observe_segment(segment, num_tokens, seconds)
-        else:
+        if self._queue is not None:
             self._queue.add(num_tokens, cost)
+        elif seconds is not None:
+            self._policy.observe_segment(segment, num_tokens, seconds)
 
     def learn(
         self, rows: Sequence[Row], results: Sequence[RowResult], estimate: StepEstimate

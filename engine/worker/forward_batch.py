@@ -12,6 +12,7 @@ from torch import Tensor
 
 from engine.model.ops.interface import TokenBatch
 from engine.plan import RowPlan
+from engine.worker.segment_runner import NewestTokens
 from engine.worker.upload import upload
 
 
@@ -64,11 +65,7 @@ class ForwardBatch:
     def tokens(self, refs: Sequence[TokenRef]) -> TokenBatch:
         """Positions, slots and rows of the given tokens."""
         # One tensor, so that a GPU is sent one.
-        places = upload(
-            [[ref.position for ref in refs], [*map(self.slot, refs)], [ref.row for ref in refs]],
-            torch.int32,
-            self._device,
-        )
+        places = upload(self._places(refs), torch.int32, self._device)
         return TokenBatch(
             positions=places[0],
             slots=places[1],
@@ -76,6 +73,15 @@ class ForwardBatch:
             block_tables=self._block_tables,
             block_size=self._block_size,
         )
+
+    def newest(self, refs: Sequence[TokenRef], token_ids: Sequence[int]) -> NewestTokens:
+        """The given tokens, not sent yet."""
+        return NewestTokens(token_ids, self._places(refs), self._block_tables)
+
+    def _places(self, refs: Sequence[TokenRef]) -> list[list[int]]:
+        """Positions, slots and rows."""
+        positions = [ref.position for ref in refs]
+        return [positions, [*map(self.slot, refs)], [ref.row for ref in refs]]
 
     def slot(self, ref: TokenRef) -> int:
         """Where a token's keys and values lie in the pool."""

@@ -3,8 +3,9 @@
 Launching a layer's kernels one by one takes the host longer than a GPU needs to run them. A graph
 is all launches of a part as one, over fixed buffers: tokens are copied into them, padded to the
 next captured number, and the graph is replayed. Padding tokens write their keys and values to a
-slot that no sequence has. Knows the decoder's parts, no plans and no drafts; how a graph is
-captured is given to it, so that a CPU can test the rest.
+slot that no sequence has. A step that decodes without drafts is one graph, from token ids to
+logits: between two such steps a GPU has nothing to do. Knows the decoder's parts, no plans and no
+drafts; how a graph is captured is given to it, so that a CPU can test the rest.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,11 +18,13 @@ from torch import Tensor
 from engine.model.decoder import Decoder, Segment
 from engine.model.exit_head import ExitHeads, Head
 from engine.model.ops.interface import LayerCache, TokenBatch
-from engine.worker.segment_runner import EagerRunner
+from engine.worker.segment_runner import EagerRunner, NewestTokens
+from engine.worker.upload import upload_to
 
 TOKEN_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)
 _FIRST_WIDTH = 1024  # positions that the narrowest captured block tables cover
 _WIDTH_STEP = 4  # each wider kind covers so many times as many
+_ALIGNED = 4  # numbers of int32 whose bytes kernels find as aligned as those of whole buffers
 
 Replay = Callable[[], None]
 Capture = Callable[[Callable[[], None]], Replay]
@@ -74,10 +77,13 @@ class GraphRunner:
         self._hidden = torch.zeros(most, decoder.spec.hidden_size, dtype=ops.dtype, device=device)
         self._result = torch.zeros_like(self._hidden)
         self._logits = torch.zeros(most, decoder.spec.vocab_size, device=device)
-        # Positions, slots and rows; a padding token is the first of row 0, written elsewhere.
-        self._padding = torch.zeros(3, most, dtype=torch.int32, device=device)
-        self._padding[1] = limits.spare_slot
-        self._places = self._padding.clone()
+        # Token ids, positions, slots, rows; a padding token is row 0's first, written elsewhere.
+        size = max(most, _ALIGNED)
+        self._padding = torch.zeros(4, size, dtype=torch.int32, device=device)
+        self._padding[2] = limits.spare_slot
+        self._places = self._padding[1:].clone()
+        self._newest = torch.zeros(4 * size, dtype=torch.int32, device=device)  # `_newest_of`
+        self._passed: Tensor | None = None  # states whose logits are there already
         # Every token may be a row of its own, as where costs are measured.
         shape = (max(limits.max_rows, most), self._widths[-1])
         self._tables = torch.zeros(shape, dtype=torch.int32, device=device)
@@ -92,6 +98,26 @@ class GraphRunner:
                 if self._segments[index].num_layers:
                     self._segment(index, count, width)
             self._last(count)
+        for count, width in product(reversed(self._row_counts), self._widths):
+            self._pass(count, width)
+
+    def run_through(self, tokens: NewestTokens) -> Tensor | None:
+        """See `SegmentRunner.run_through`."""
+        num_tokens, num_blocks = len(tokens.token_ids), tokens.block_tables.shape[1]
+        count = fitting(self._row_counts, num_tokens)
+        width = fitting(self._widths, num_blocks)
+        if count is None or width is None:
+            return None
+        replay = self._pass(count, width)
+        newest = self._newest_of(count)
+        fill = (0, 0, self._limits.spare_slot, 0)  # see `_padding`
+        padding = newest.shape[1] - num_tokens
+        lists = (tokens.token_ids, *tokens.places)
+        upload_to(newest, [[*x, *[one] * padding] for x, one in zip(lists, fill, strict=True)])
+        self._load_tables(tokens.block_tables)
+        replay()
+        self._passed = self._result[:num_tokens]
+        return self._passed
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """See `SegmentRunner.embed`; a single launch needs no graph."""
@@ -101,6 +127,7 @@ class GraphRunner:
         """See `SegmentRunner.run`."""
         num_tokens = len(hidden)
         num_rows, num_blocks = batch.block_tables.shape
+        self._passed = None
         count = fitting(self._limits.token_counts, num_tokens)
         width = fitting(self._widths, num_blocks)
         is_empty = not self._segments[index].num_layers
@@ -115,6 +142,9 @@ class GraphRunner:
     def logits(self, hidden: Tensor) -> Tensor:
         """See `SegmentRunner.logits`."""
         num_tokens = len(hidden)
+        if hidden is self._passed:
+            return self._logits[:num_tokens]
+        self._passed = None
         count = fitting(self._limits.token_counts, num_tokens)
         if count is None:
             return self._eager.logits(hidden)
@@ -139,12 +169,52 @@ class GraphRunner:
             places = (batch.positions, batch.slots, batch.rows)
             torch.stack(places, out=self._places[:, :num_tokens])  # one launch
             if num_tokens < count:
-                self._places[:, num_tokens:count].copy_(self._padding[:, num_tokens:count])
+                self._places[:, num_tokens:count].copy_(self._padding[1:, num_tokens:count])
             self._places_of = batch
-        if batch.block_tables is not self._tables_of:
-            num_rows, num_blocks = batch.block_tables.shape
-            self._tables[:num_rows, :num_blocks].copy_(batch.block_tables)
-            self._tables_of = batch.block_tables
+        self._load_tables(batch.block_tables)
+
+    def _load_tables(self, block_tables: Tensor) -> None:
+        """Copy rows' block tables into the buffer, unless they are there."""
+        if block_tables is not self._tables_of:
+            num_rows, num_blocks = block_tables.shape
+            self._tables[:num_rows, :num_blocks].copy_(block_tables)
+            self._tables_of = block_tables
+
+    @property
+    def _row_counts(self) -> list[int]:
+        """Numbers of tokens captured of steps that have one for each row."""
+        counts = self._limits.token_counts
+        most = fitting(counts, self._limits.max_rows) or counts[-1]
+        return [count for count in counts if count <= most]
+
+    def _newest_of(self, count: int) -> Tensor:
+        """Token ids, positions, slots and rows of so many tokens or more, in one piece that one
+        copy sends.
+        """
+        size = max(count, _ALIGNED)
+        return self._newest[: 4 * size].view(4, size)
+
+    def _pass(self, count: int, width: int) -> Replay:
+        key, newest = ("pass", count, width), self._newest_of(count)
+        if key not in self._replays:
+            newest.copy_(self._padding[:, : newest.shape[1]])
+
+        def run() -> None:
+            token_ids, positions, slots, rows = newest[:, :count]
+            batch = TokenBatch(
+                positions=positions,
+                slots=slots,
+                rows=rows,
+                block_tables=self._tables[:, :width],
+                block_size=self._limits.block_size,
+            )
+            hidden = self._decoder.embed(token_ids)
+            for segment in self._segments:
+                hidden = self._decoder.run(hidden, segment, self._cache, batch)
+            self._result[:count].copy_(hidden)
+            self._logits[:count].copy_(self._decoder.logits(hidden))
+
+        return self._captured(key, run)
 
     def _segment(self, index: int, count: int, width: int) -> Replay:
         def run() -> None:
@@ -169,7 +239,7 @@ class GraphRunner:
     def _captured(self, key: tuple[str, int, int], run: Callable[[], None]) -> Replay:
         if key not in self._replays:
             # Captured on padding: what the buffers name from the call before is others' by now.
-            self._places.copy_(self._padding)
+            self._places.copy_(self._padding[1:])
             self._places_of = None
             self._replays[key] = self._capture(run)
         return self._replays[key]

@@ -106,8 +106,7 @@ class Row:
     def is_draftable(self) -> bool:
         """Whether this row may draft in this step at all."""
         return (
-            self.plan.is_decoding
-            and self.plan.num_tokens == 1
+            self.plan.only_decodes
             and self.plan.max_draft_tokens > 0
             and self.state.start.early_exit
         )

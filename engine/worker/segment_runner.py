@@ -3,6 +3,7 @@
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
@@ -11,8 +12,24 @@ from engine.model.decoder import Decoder, Segment
 from engine.model.ops.interface import LayerCache, TokenBatch
 
 
+@dataclass(frozen=True, slots=True)
+class NewestTokens:
+    """One token of every row, where it stands, and nothing else: what a step has that decodes
+    without drafts.
+    """
+
+    token_ids: Sequence[int]
+    places: Sequence[Sequence[int]]  # positions, slots and rows
+    block_tables: Tensor
+
+
 class SegmentRunner(Protocol):
-    """Runs the parts of a pass, one at a time."""
+    """Runs the parts of a pass, one at a time or all of them."""
+
+    def run_through(self, tokens: NewestTokens) -> Tensor | None:
+        """Token ids -> last hidden states [T, E], valid until the next call; their `logits` may be
+        there already. None: the parts have to be run one by one.
+        """
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Token ids [T] int32 -> hidden states [T, E]."""
@@ -46,6 +63,10 @@ class EagerRunner:
         self._segments = segments
         self._cache = cache
 
+    def run_through(self, tokens: NewestTokens) -> Tensor | None:
+        """See `SegmentRunner.run_through`: calling the parts costs what calling all costs."""
+        return None
+
     def embed(self, token_ids: Tensor) -> Tensor:
         """See `SegmentRunner.embed`."""
         return self._decoder.embed(token_ids)
@@ -71,6 +92,10 @@ class ObservedRunner:
         self._runner = runner
         self._ends = [segment.end for segment in segments]
         self._observer = observer
+
+    def run_through(self, tokens: NewestTokens) -> Tensor | None:
+        """See `SegmentRunner.run_through`: then there would be nothing to see."""
+        return None
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """See `SegmentRunner.embed`."""

@@ -19,6 +19,13 @@ def upload(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> T
     return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)
 
 
+def upload_to(target: Tensor, values: Sequence[Any]) -> None:
+    """Numbers, or rows of them, into a buffer on the device."""
+    is_away = target.device.type == "cuda"
+    numbers = torch.tensor(values, dtype=target.dtype, pin_memory=is_away)
+    target.copy_(numbers, non_blocking=is_away)
+
+
 def send(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the CPU's on the device."""
     if device.type != "cuda":

@@ -189,9 +189,9 @@ class Verifier:
 
 def _states_at(hidden: Tensor, places: Sequence[int]) -> Tensor:
     """Some of the states [T, E]; as they are where all are wanted in their order, as of most steps
-    that only decode. On a GPU always copies: they may lie in a graph's buffer.
+    that only decode.
     """
-    if hidden.device.type == "cpu" and places == list(range(len(hidden))):
+    if places == list(range(len(hidden))):
         return hidden
     return _gather(hidden, places)
 

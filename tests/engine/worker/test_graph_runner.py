@@ -23,7 +23,7 @@ from engine.worker.graph_runner import (
     token_counts_for,
 )
 from engine.worker.kv_cache import allocate_cache
-from engine.worker.segment_runner import EagerRunner
+from engine.worker.segment_runner import EagerRunner, NewestTokens
 
 pytestmark = pytest.mark.torch
 
@@ -112,6 +112,48 @@ def test_padding_changes_no_result_and_writes_to_the_spare_slot_alone(decoder: D
         assert torch.equal(mine.values[:SPARE], theirs.values[:SPARE])
 
 
+@pytest.mark.parametrize("exits", [[2, 4], [0], []])
+def test_a_step_that_only_decodes_is_one_replay(decoder: Decoder, exits: list[int]) -> None:
+    segments = split_layers(6, exits)
+    caches = [new_cache(decoder) for _ in range(2)]
+    called = EagerRunner(decoder, segments, caches[0])
+    capture = CallAgain()
+    replayed = GraphRunner(decoder, segments, caches[1], limits(), capture)
+    replayed.prepare()
+    for replays, tokens in enumerate(([(0, 0), (1, 0), (2, 0)], [(1, 1)], [(1, 2), (0, 1)]), 1):
+        batch, token_ids = batch_of(tokens), [7, 30, 5][: len(tokens)]
+        expected = called.embed(torch.tensor(token_ids, dtype=torch.int32))
+        for index in range(len(segments)):
+            expected = called.run(index, expected, batch)
+        places = [getattr(batch, name).tolist() for name in ("positions", "slots", "rows")]
+        hidden = replayed.run_through(NewestTokens(token_ids, places, batch.block_tables))
+        assert hidden is not None
+        assert torch.equal(hidden, expected)
+        logits = replayed.logits(hidden)
+        assert capture.num_replays == replays, "logits are there already"
+        assert torch.equal(logits, called.logits(expected))
+    for mine, theirs in zip(caches[1], caches[0], strict=True):
+        assert torch.equal(mine.keys[:SPARE], theirs.keys[:SPARE])
+
+
+def test_logits_of_other_states_are_not_taken_for_those_of_the_last_pass(decoder: Decoder) -> None:
+    runner = GraphRunner(decoder, SEGMENTS, new_cache(decoder), limits(), CallAgain())
+    batch = batch_of([(0, 0)])
+    places = [getattr(batch, name).tolist() for name in ("positions", "slots", "rows")]
+    passed = runner.run_through(NewestTokens([7], places, batch.block_tables))
+    assert passed is not None
+    kept, first = passed.clone(), runner.logits(passed).clone()
+    other = runner.logits(hidden_of(1)).clone()
+    assert not torch.equal(other, first)
+    assert torch.equal(runner.logits(kept), first)
+
+
+def test_more_rows_than_were_captured_run_part_by_part(decoder: Decoder) -> None:
+    runner = GraphRunner(decoder, SEGMENTS, new_cache(decoder), limits(max_rows=2), CallAgain())
+    tables = batch_of([(0, 0)]).block_tables
+    assert runner.run_through(NewestTokens([1, 2, 3], [[0] * 3, [0] * 3, [0] * 3], tables)) is None
+
+
 def test_before_an_exit_at_layer_0_nothing_is_captured_and_nothing_runs(decoder: Decoder) -> None:
     capture, segments = CallAgain(), split_layers(6, [0, 4])
     runner = GraphRunner(decoder, segments, new_cache(decoder), limits(), capture)
@@ -163,7 +205,8 @@ def test_every_part_is_captured_once(decoder: Decoder) -> None:
     runner = GraphRunner(decoder, SEGMENTS, new_cache(decoder), limits(), capture)
     runner.prepare()
     prepared = capture.num_captures
-    assert prepared == 4 * (len(SEGMENTS) + 1), "four numbers of tokens; segments and logits"
+    # Four numbers of tokens, segments and logits; whole passes of at most four rows.
+    assert prepared == 4 * (len(SEGMENTS) + 1) + 3
     for count in (1, 2, 3, 8):
         tokens = [(0, position) for position in range(count)]
         runner.run(0, hidden_of(count), batch_of(tokens))
@@ -180,12 +223,13 @@ def test_every_width_of_tables_has_its_graph(decoder: Decoder) -> None:
     capture = CallAgain()
     runner = GraphRunner(decoder, SEGMENTS, new_cache(decoder), wide, capture)
     runner.prepare()
-    assert capture.num_captures == 2 * len(SEGMENTS) + 1
+    captured = 2 * len(SEGMENTS) + 1 + 2
+    assert capture.num_captures == captured
     batch = batch_of([(0, 0)])
     narrow = runner.run(0, hidden_of(1), batch)
     padded = replace(batch, block_tables=torch.nn.functional.pad(batch.block_tables, (0, 100)))
     assert torch.equal(runner.run(0, hidden_of(1), padded), narrow)
-    assert capture.num_captures == 2 * len(SEGMENTS) + 1
+    assert capture.num_captures == captured
 
 
 @pytest.mark.parametrize("too_many", ["tokens", "rows", "blocks"])
