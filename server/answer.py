@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from engine.request import RequestOutput
 from server.answer_events import AnswerEvents, is_long
-from server.connection import disconnected, while_connected
+from server.connection import leaving, while_connected
 from server.delivery import Delivery
 from server.generations import Generations
 from server.http_protocol import connection_of
@@ -60,22 +60,22 @@ async def streamed_answer(
         EngineError: the generation was refused.
         ClientDisconnect: the client left before the stream began.
     """
-    leaving = asyncio.ensure_future(disconnected(request))
+    gone = leaving(request)
     wait_s = min(keep_alive_s or _LONGEST_WAIT_S, _LONGEST_WAIT_S)
     if queue_timeout_s:
         wait_s = max(wait_s, min(queue_timeout_s + 1, _LONGEST_WAIT_IN_QUEUE_S))
     try:
-        both = {generations.ready(), leaving}
+        both = {generations.ready(), gone}
         await asyncio.wait(both, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
         generations.require_one()
-        if leaving.done():
+        if gone.done():
             raise ClientDisconnect
     except BaseException:
-        leaving.cancel()
+        gone.cancel()
         generations.close()
         raise
     delivery = Delivery(generations, AnswerEvents(renderer), connection_of(request.scope))
-    return AnswerStream(delivery, leaving, generations.close, keep_alive_s)
+    return AnswerStream(delivery, gone, generations.close, keep_alive_s)
 
 
 async def gather_choices(generations: Generations) -> list[RequestOutput]:

@@ -10,10 +10,11 @@ from http import HTTPStatus
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from engine.errors import RequestError
 from server.errors import BodyError
+from server.http_protocol import connection_of
 
 _RECEIVE_TIMEOUT_S = 30.0
 # Of a body as large as allowed. To parse a value costs far more time than a byte, all of it in one
@@ -59,17 +60,28 @@ def _check_headers(request: Request, max_bytes: int) -> None:
 
 
 async def _read(request: Request, max_bytes: int) -> bytes:
-    raw = bytearray()
+    connection = connection_of(request.scope)
+    if connection is not None and connection.has_whole_body:
+        return await _receive(request, max_bytes)  # which waits for nothing
     try:
         async with asyncio.timeout(_RECEIVE_TIMEOUT_S):
-            async for chunk in request.stream():
-                raw += chunk
-                if len(raw) > max_bytes:
-                    raise _too_large(max_bytes)
+            return await _receive(request, max_bytes)
     except TimeoutError:
         message = "The request body took too long to arrive."
         raise BodyError(HTTPStatus.REQUEST_TIMEOUT, "request_timeout", message) from None
-    return bytes(raw)
+
+
+async def _receive(request: Request, max_bytes: int) -> bytes:
+    raw = bytearray()
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        raw += message.get("body", b"")
+        if len(raw) > max_bytes:
+            raise _too_large(max_bytes)
+        if not message.get("more_body", False):
+            return bytes(raw)
 
 
 def _check_num_values(raw: bytes, max_bytes: int) -> None:

@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
+from server.http_protocol import connection_of
+
 Result = TypeVar("Result")
 
 
@@ -16,9 +18,10 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -
         ClientDisconnect: the client left first.
     """
     working = asyncio.ensure_future(work)
-    watching = asyncio.ensure_future(disconnected(request))
+    watching = leaving(request)
     try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        both: set[asyncio.Future[Any]] = {working, watching}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
         raise ClientDisconnect
@@ -28,7 +31,14 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -
         await asyncio.gather(working, watching, return_exceptions=True)
 
 
-async def disconnected(request: Request) -> None:
-    """Wait until the client is gone, or has its whole answer. The body must have been read."""
+def leaving(request: Request) -> asyncio.Future[None]:
+    """Done when the client is gone; to be cancelled in the end. The body must have been read."""
+    connection = connection_of(request.scope)
+    if connection is not None:
+        return connection.leaving()
+    return asyncio.ensure_future(_disconnected(request))
+
+
+async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass

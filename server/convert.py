@@ -6,7 +6,7 @@ unchecked.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from engine.errors import PromptTooLong, RequestError
 from engine.request import EarlyExitOptions, GenerationRequest, SamplingParams, Structure
@@ -118,8 +118,11 @@ def to_generation_requests(
                 GenerationRequest(
                     request_id=f"{answer_id}-{index}",
                     prompt_token_ids=tuple(prompt),
-                    sampling=replace(
-                        _sampling(body, limits, max_tokens, first_seed + index),
+                    sampling=_sampling(
+                        body,
+                        limits,
+                        max_tokens,
+                        seed=first_seed + index,
                         num_prompt_logprobs=num_prompt_logprobs if reads_prompt else None,
                         structure=structure,
                     ),
@@ -174,7 +177,13 @@ def prompt_param(body: CompletionRequestBase) -> str:
 
 
 def _sampling(
-    body: CompletionRequestBase, limits: RequestLimits, max_tokens: int, seed: int
+    body: CompletionRequestBase,
+    limits: RequestLimits,
+    max_tokens: int,
+    *,
+    seed: int,
+    num_prompt_logprobs: int | None,
+    structure: Structure | None,
 ) -> SamplingParams:
     temperature = 1.0 if body.temperature is None else body.temperature
     top_k = body.top_k or 0
@@ -204,6 +213,8 @@ def _sampling(
         logit_bias=_logit_bias(body, limits),
         allowed_token_ids=tuple(sorted(set(body.allowed_token_ids or ()))),
         num_logprobs=_num_logprobs(body, limits),
+        num_prompt_logprobs=num_prompt_logprobs,
+        structure=structure,
     )
 
 

@@ -6,8 +6,10 @@ are refused before there is a scope are answered in OpenAI's envelope all the sa
 """
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
+from itertools import chain
 from typing import Any
 
 import h11
@@ -20,6 +22,7 @@ from server.errors import Failure
 
 _FREE_CHUNKS = 1024  # chunks of a body that may be of any size
 _MIN_MEAN_CHUNK_BYTES = 64  # of those beyond; each costs as much to parse as kilobytes of body
+_MAX_HELD_BYTES = 64 * 1024  # of an answer, until the turn of the event loop is over
 _PROBE_RESERVE = 64  # connections beyond the limit, on which probes are answered
 _CROWDED_TIMEOUT_S = 1  # a probe asks at once and comes anew the next time
 _REFUSED_AT_LIMIT = Failure(
@@ -64,11 +67,12 @@ class BoundedProtocol(H11Protocol):
         limits: ConnectionLimits,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self.conn = self._bounded = _BoundedConnection(limits)
+        self.conn = self._bounded = _BoundedConnection(limits, self._flush_soon)
         self._limits = limits
         self._head_timeout_s = limits.head_timeout_s
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
+        self._leaving: asyncio.Future[None] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Refuse at once what is beyond the reserve; mark what is beyond the limit."""
@@ -84,9 +88,11 @@ class BoundedProtocol(H11Protocol):
         self._watch_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """No timer outlives the connection."""
+        """No timer outlives the connection; who waits for the client's leaving is told."""
         self._cancel_head_timer()
         self._cancel_write_timer()
+        if self._leaving is not None and not self._leaving.done():
+            self._leaving.set_result(None)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -122,6 +128,21 @@ class BoundedProtocol(H11Protocol):
         )
 
     @property
+    def has_whole_body(self) -> bool:
+        """Whether the body of the request that is being answered is here to its end."""
+        return self.cycle is not None and not self.cycle.more_body
+
+    def leaving(self) -> asyncio.Future[None]:
+        """Done when the client is gone; for one request at a time, and cancelled once its answer is
+        over.
+        """
+        self.flow.resume_reading()  # else nobody would notice
+        self._leaving = self.loop.create_future()
+        if self.cycle is None or self.cycle.disconnected:
+            self._leaving.set_result(None)
+        return self._leaving
+
+    @property
     def can_take_piece(self) -> bool:
         """Whether a further piece of the stream that is being sent can go out at once: it has
         begun, the client reads, and nothing is buffered beyond measure.
@@ -138,11 +159,17 @@ class BoundedProtocol(H11Protocol):
         What the application's `send` would do with it, less the way there: of a stream's middle
         nobody needs to know, neither middleware nor h11's state machine.
         """
-        self.transport.write(_chunk(piece))
+        self.transport.write(self._bounded.take_held() + _chunk(piece))
 
     @property
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
+
+    def _flush_soon(self) -> None:
+        self.loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self.transport.write(self._bounded.take_held())
 
     def _watch_head(self) -> None:
         """One deadline from the first byte to the complete head, whatever drips in between."""
@@ -198,10 +225,20 @@ def connection_of(scope: Scope) -> BoundedProtocol | None:
 
 
 class _BoundedConnection(h11.Connection):
-    """h11's state machine, with bounds on complete heads and on the number of chunks."""
+    """h11's state machine, with bounds on complete heads and on the number of chunks.
 
-    def __init__(self, limits: ConnectionLimits) -> None:
+    What is sent within one turn of the event loop leaves in one piece: head, body and end of a
+    short answer would else be three packets, and to send one costs as much as to render several
+    tokens.
+    """
+
+    def __init__(self, limits: ConnectionLimits, flush_soon: Callable[[], object]) -> None:
+        """Args: flush_soon: called when something is held: within this turn `take_held` is called,
+        or something is sent that takes it along.
+        """
         super().__init__(h11.SERVER, limits.max_header_bytes)
+        self._flush_soon = flush_soon
+        self._held = b""
         self.error_status: int = HTTPStatus.BAD_REQUEST
         self._limits = limits
         self._num_chunks = 0
@@ -209,17 +246,33 @@ class _BoundedConnection(h11.Connection):
         self.is_sending_chunks = False  # a stream has begun and not ended
 
     def send(self, event: Any) -> Any:
-        """See h11; takes note of how the body is framed, and frames a stream's pieces itself: they
-        change no state.
+        """See h11; takes note of how the body is framed, frames a stream's pieces itself (they
+        change no state), and holds back what more will follow.
         """
-        if self.is_sending_chunks and type(event) is h11.Data:
-            return _chunk(event.data) if event.data else b""
+        kind = type(event)
+        if self.is_sending_chunks and kind is h11.Data:
+            return self._hold(_chunk(event.data) if event.data else b"")
         sent = super().send(event)
-        if isinstance(event, h11.Response):
+        if kind is h11.Response:
             self.is_sending_chunks = b"\r\ntransfer-encoding: chunked\r\n" in sent.lower()
-        elif isinstance(event, h11.EndOfMessage):
+            return self._hold(sent)
+        if kind is h11.EndOfMessage:
             self.is_sending_chunks = False
-        return sent
+        return self._hold(sent) if kind is h11.Data else self.take_held() + (sent or b"")
+
+    def take_held(self) -> bytes:
+        """What was held back, to be sent now."""
+        held, self._held = self._held, b""
+        return held
+
+    def _hold(self, sent: bytes) -> bytes:
+        """Keep what may go out with the next; what is long goes out at once."""
+        if len(self._held) + len(sent) > _MAX_HELD_BYTES:
+            return self.take_held() + sent
+        if not self._held:
+            self._flush_soon()
+        self._held += sent
+        return b""
 
     def next_event(self) -> Any:
         """See h11.
@@ -229,9 +282,9 @@ class _BoundedConnection(h11.Connection):
         """
         try:
             event = super().next_event()
-            if isinstance(event, h11.Request):
+            if type(event) is h11.Request:
                 self._check_head(event)
-            elif isinstance(event, h11.Data):
+            elif type(event) is h11.Data:
                 self._check_chunks(event)
         except h11.RemoteProtocolError as error:
             self.error_status = error.error_status_hint
@@ -240,11 +293,9 @@ class _BoundedConnection(h11.Connection):
 
     def _check_head(self, head: h11.Request) -> None:
         self._num_chunks = self._num_body_bytes = 0
-        size = len(head.target) + sum(len(name) + len(value) for name, value in head.headers)
-        if (
-            size > self._limits.max_header_bytes
-            or len(head.headers) > self._limits.max_header_count
-        ):
+        headers = head.headers.raw_items()
+        size = len(head.target) + sum(map(len, chain.from_iterable(headers)))
+        if size > self._limits.max_header_bytes or len(headers) > self._limits.max_header_count:
             status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
             raise h11.RemoteProtocolError("headers too large", error_status_hint=status)
 

@@ -14,13 +14,12 @@ from typing import Literal, TypeAlias, get_args
 from prometheus_client import (
     CollectorRegistry,
     Counter,
-    Histogram,
     ProcessCollector,
     generate_latest,
 )
 
 from server.engine_collector import LABELS, TOKEN_COUNT_BUCKETS, EngineCollector
-from server.histogram import TokenHistogram
+from server.histogram import Histogram
 from server.records import GenerationRecord, RequestRecord
 from server.service import InferenceService
 
@@ -66,14 +65,11 @@ class ServerMetrics:
         self._first_token = self._histogram(
             "time_to_first_token_seconds", "Time to the first token.", _FIRST_TOKEN_BUCKETS
         )
-        self._between_tokens = TokenHistogram(
-            "vllm:inter_token_latency_seconds",
+        self._between_tokens = self._histogram(
+            "inter_token_latency_seconds",
             "Time between tokens; tokens that came together share it.",
-            LABELS,
-            self._label_values,
             _BETWEEN_TOKENS_BUCKETS,
         )
-        self._registry.register(self._between_tokens)
         self._per_token = self._histogram(
             "request_time_per_output_token_seconds",
             "A request's mean time per output token after the first.",
@@ -189,7 +185,6 @@ class ServerMetrics:
         return self._histogram(name, text, TOKEN_COUNT_BUCKETS)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        histogram = Histogram(
-            f"vllm:{name}", text, LABELS, buckets=buckets, registry=self._registry
-        )
-        return histogram.labels(*self._label_values)
+        histogram = Histogram(f"vllm:{name}", text, LABELS, self._label_values, buckets)
+        self._registry.register(histogram)
+        return histogram

@@ -7,9 +7,12 @@ from typing import Protocol
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.event import ensure_bytes
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 _SEPARATOR = "\n"
+_STATUS = 200
+_HEADERS = EventSourceResponse(iter(())).raw_headers  # as the library has them
 
 
 class Pieces(Protocol):
@@ -21,12 +24,14 @@ class Pieces(Protocol):
         """All others."""
 
 
-class AnswerStream(EventSourceResponse):
+class AnswerStream(Response):
     """Sends encoded events, and cleans up however it ends.
 
-    The library's own keeps four tasks in a task group for every stream, which costs a short answer
-    a fifth of its time. Here the request's own task sends; one that watches for the client's
-    leaving is there already, and one that keeps the connection alive begins when there is need.
+    sse-starlette's own keeps four tasks in a task group for every stream, which costs a short
+    answer a fifth of its time, sends an end of its own after the last piece, and puts a cancel
+    scope around every send. Here the request's own task sends, and one that keeps the connection
+    alive begins when there is need. Who stops reading is given up by the connection:
+    `server.http_protocol`.
     """
 
     def __init__(
@@ -41,12 +46,16 @@ class AnswerStream(EventSourceResponse):
         close: Called in the end, also when no event was ever asked for.
         keep_alive_s: Between comments that keep proxies from giving up; 0: none.
         """
-        self._body = pieces.body()
-        super().__init__(self._body, sep=_SEPARATOR, ping=keep_alive_s)
+        self.status_code = _STATUS
+        self.raw_headers = [*_HEADERS]
+        self.background = None
         self._pieces = pieces
-        self._send_lock = asyncio.Lock()  # type: ignore[assignment] # anyio's waits for a turn
+        self._body = pieces.body()
         self._leaving = leaving
         self._close = close
+        self._keep_alive_s = keep_alive_s
+        self._send_lock = asyncio.Lock()
+        self._is_active = True  # until the last event is out, or nobody is there to have it
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send until the events are over or the client has left."""
@@ -55,8 +64,8 @@ class AnswerStream(EventSourceResponse):
         keeping_alive: asyncio.Task[None] | None = None
 
         def stop(_: asyncio.Future[None]) -> None:
-            if self.active:  # the last event is not out
-                self.active = False
+            if self._is_active:
+                self._is_active = False
                 task.cancel()
 
         def keep_alive() -> None:
@@ -64,8 +73,8 @@ class AnswerStream(EventSourceResponse):
             keeping_alive = asyncio.create_task(self._keep_alive(send))
 
         timer = (
-            asyncio.get_running_loop().call_later(self.ping_interval, keep_alive)
-            if self.ping_interval
+            asyncio.get_running_loop().call_later(self._keep_alive_s, keep_alive)
+            if self._keep_alive_s
             else None
         )
         self._leaving.add_done_callback(stop)
@@ -76,7 +85,7 @@ class AnswerStream(EventSourceResponse):
             if not has_left or task.uncancel():
                 raise
         finally:
-            self.active = False
+            self._is_active = False
             self._leaving.cancel()
             for each in (timer, keeping_alive):
                 if each is not None:
@@ -84,24 +93,20 @@ class AnswerStream(EventSourceResponse):
             self._close()
 
     async def _stream_response(self, send: Send) -> None:
-        """The library's own sends an end of its own after the last piece, and puts a cancel scope
-        around every send, which costs as much as all that is rendered. Who stops reading is given
-        up by the connection: `server.http_protocol`.
-        """
         start = {"type": "http.response.start", "status": self.status_code}
         await send({**start, "headers": self.raw_headers})
         async with aclosing(self._body) as pieces:
             async for piece in pieces:
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
         async with self._send_lock:
-            self.active = False
+            self._is_active = False
             await send({"type": "http.response.body", "body": self._pieces.last_piece})
 
     async def _keep_alive(self, send: Send) -> None:
         comment = ensure_bytes(ServerSentEvent(comment="keep-alive", sep=_SEPARATOR), _SEPARATOR)
         message = {"type": "http.response.body", "body": comment, "more_body": True}
-        while self.active:
+        while self._is_active:
             async with self._send_lock:  # not after the stream's end
-                if self.active:
+                if self._is_active:
                     await send(message)
-            await asyncio.sleep(self.ping_interval)
+            await asyncio.sleep(self._keep_alive_s)

@@ -9,10 +9,11 @@ from server.context import context_of
 from server.conversation import prepare_chat
 from server.generation import generate_answer
 from server.openapi import accepts, streams
+from server.plain_route import PlainRoute
 from server.protocol.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
 from server.render.chat import ChatRenderer
 
-router = APIRouter(tags=["chat"])
+router = APIRouter(tags=["chat"], route_class=PlainRoute)
 
 
 @router.post(

@@ -9,13 +9,14 @@ from server.context import context_of
 from server.convert import check_options
 from server.generation import generate_answer
 from server.openapi import accepts, streams
+from server.plain_route import PlainRoute
 from server.prompts import encode_prompts
 from server.protocol.completions import Completion, CompletionRequest
 from server.render.best_of import BestOfRenderer
 from server.render.completions import CompletionRenderer
 from server.structures import asked_structure
 
-router = APIRouter(tags=["completions"])
+router = APIRouter(tags=["completions"], route_class=PlainRoute)
 
 
 @router.post(

@@ -15,6 +15,7 @@ from server.context import ServerContext, context_of
 from server.convert import check_token_ids, check_truncation, truncated
 from server.generation import generate
 from server.openapi import accepts, computes
+from server.plain_route import PlainRoute
 from server.prompts import encode_prompts
 from server.protocol.common import refuse_unsupported
 from server.protocol.embeddings import Embeddings, EmbeddingsRequest
@@ -22,7 +23,7 @@ from server.records import record_of
 from server.render.embeddings import render_embeddings
 from server.service import ServedModel
 
-router = APIRouter(tags=["embeddings"])
+router = APIRouter(tags=["embeddings"], route_class=PlainRoute)
 
 _MOST_AT_ONCE = 16  # inputs of one request in the engine, lest it fill the queue alone
 

@@ -4,7 +4,7 @@ import contextlib
 import json
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import h11
 import httpx
@@ -185,21 +185,62 @@ def test_a_client_that_reads_nothing_is_dropped_and_its_request_ended(monkeypatc
     assert len(engine.aborted) == 1
 
 
+def asked(connection: h11.Connection, line: bytes = b"GET / HTTP/1.1") -> h11.Connection:
+    connection.receive_data(line + b"\r\nHost: x\r\n\r\n")
+    connection.next_event()
+    return connection
+
+
+def bounded(flush_soon: Callable[[], object] = int) -> _BoundedConnection:
+    return _BoundedConnection(ConnectionLimits(), flush_soon)
+
+
 @pytest.mark.parametrize("asks", [b"GET / HTTP/1.1", b"GET / HTTP/1.0", b"HEAD / HTTP/1.1"])
 @pytest.mark.parametrize("length", [None, 7])
 def test_pieces_of_a_stream_are_framed_as_h11_frames_them(asks, length):
     said = []
-    for connection in (h11.Connection(h11.SERVER), _BoundedConnection(ConnectionLimits())):
-        connection.receive_data(asks + b"\r\nHost: x\r\n\r\n")
-        connection.next_event()
+    for connection in (h11.Connection(h11.SERVER), bounded()):
+        asked(connection, asks)
         headers = [("content-length", str(length))] if length else []
         pieces = [b""] * 2 if asks.startswith(b"HEAD") else [b"abc", b"", b"defg"]
         events = [
             h11.Response(status_code=200, headers=headers),
             *(h11.Data(data=p) for p in pieces),
         ]
-        said.append([connection.send(event) for event in (*events, h11.EndOfMessage())])
+        said.append(b"".join(connection.send(event) for event in (*events, h11.EndOfMessage())))
         with pytest.raises(h11.LocalProtocolError):
             connection.send(h11.Data(data=b"late"))
 
     assert said[0] == said[1]
+
+
+def test_an_answer_of_one_turn_of_the_loop_leaves_in_one_piece():
+    calls = []
+    connection = asked(bounded(lambda: calls.append(1)))
+
+    assert connection.send(h11.Response(status_code=200, headers=[])) == b""
+    assert connection.send(h11.Data(data=b"abc")) == b""
+    sent = connection.send(h11.EndOfMessage())
+    assert sent.startswith(b"HTTP/1.1 200")
+    assert sent.endswith(b"\r\n\r\n3\r\nabc\r\n0\r\n\r\n")
+    assert len(calls) == 1
+
+
+def test_what_nothing_follows_is_held_for_no_longer_than_a_turn():
+    calls = []
+    connection = asked(bounded(lambda: calls.append(1)))
+
+    connection.send(h11.Response(status_code=200, headers=[]))
+    assert calls == [1], "somebody is asked to take it"
+    assert connection.take_held().startswith(b"HTTP/1.1 200")
+    assert connection.send(h11.Data(data=b"abc")) == b""
+    assert calls == [1, 1]
+    assert connection.take_held() == b"3\r\nabc\r\n"
+    assert connection.take_held() == b""
+
+
+def test_what_is_long_is_not_held():
+    connection = asked(bounded())
+    connection.send(h11.Response(status_code=200, headers=[]))
+
+    assert len(connection.send(h11.Data(data=b"x" * 100_000))) > 100_000
