@@ -13,6 +13,7 @@ from triton.compiler import ASTSource
 
 from engine.model.ops.cuda import (
     attention_kernels,
+    expect_kernel,
     linear_kernel,
     norm_kernel,
     sample_kernels,
@@ -28,7 +29,8 @@ _TYPES = {
     "num_tokens": "i32", "out_features": "i32", "in_features": "i32", "size": "i32",
     "table_stride": "i32", "num_chunks": "i32", "window": "i32", "row_stride": "i32",
     "num_columns": "i32", "num_blocks": "i32", "scale": "fp32", "eps": "fp32",
-    "allowed": "*i32", "num_words": "i32",
+    "allowed": "*i32", "num_words": "i32", "other": "*fp32", "temperatures": "*fp32",
+    "followers": "*i64", "expected": "*fp64",
 }  # fmt: skip
 _DIVISIBLE = ("out_features", "in_features", "size")
 
@@ -122,6 +124,15 @@ def _others() -> Iterator[dict[str, object]]:
         yield _compile("exclude", sample_kernels._exclude_kernel, constants, num_warps=8)
         yield _compile(
             "sample", sample_kernels._best_of_block_kernel, constants, num_warps=8, keys="*i64"
+        )
+        constants = {"HAS_NOISE": has_ids, "BLOCK": expect_kernel._BLOCK}
+        constants |= {} if has_ids else {"keys": None}
+        yield _compile(
+            "expect",
+            expect_kernel._expect_kernel,
+            constants,
+            num_warps=16,
+            keys="*i64",
         )
     yield _compile("best", sample_kernels._best_of_row_kernel, {"BLOCKS": 64}, num_warps=1)
 

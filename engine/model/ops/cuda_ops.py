@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.model.block_weight import BlockWeight
+from engine.model.noise import SaltedIds
 from engine.model.ops.cuda.tiles import Tile, TileTable
-from engine.model.ops.expectation import expect
 from engine.model.ops.heads import run_head
 from engine.model.ops.interface import (
     AttentionParams,
@@ -54,6 +54,7 @@ class CudaOps:
         # Here, so that a machine without Triton can import this module.
         from engine.model.ops.cuda import (
             attention_kernels,
+            expect_kernel,
             linear_kernel,
             norm_kernel,
             sample_kernels,
@@ -68,6 +69,7 @@ class CudaOps:
             TileTable.read(torch.cuda.get_device_name(self.device)) if is_gpu else TileTable()
         )
         self._attention: Any = attention_kernels
+        self._expect: Any = expect_kernel
         self._linear: Any = linear_kernel
         self._norm: Any = norm_kernel
         self._sample: Any = sample_kernels
@@ -189,7 +191,17 @@ class CudaOps:
         """See `Ops.sample`."""
         return self._sample.sample(logits, inverse_temperature, keys, token_ids)
 
-    expect = staticmethod(expect)
+    def expect(
+        self,
+        logits: Tensor,
+        other: Tensor,
+        temperatures: Tensor,
+        keys: Tensor | None,
+        ids: SaltedIds,
+        followers: Tensor,
+    ) -> Tensor:
+        """See `Ops.expect`."""
+        return self._expect.expect(logits, other, temperatures, keys, ids, followers)
 
     def _tile(self, weight: CudaLinear, num_tokens: int) -> Tile:
         shape = (weight.out_features, weight.in_features)

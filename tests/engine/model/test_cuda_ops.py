@@ -11,6 +11,7 @@ from token_sets import random_sets
 from torch import Tensor
 
 from benchmarks.scripted import ScriptedDrafter
+from engine.model.noise import SaltedIds
 from engine.model.ops.interface import AttentionParams, LayerCache, TokenBatch
 from engine.model.ops.torch_ops import TorchOps
 
@@ -240,6 +241,104 @@ def test_half_of_the_rows_may_be_greedy() -> None:
     keys = torch.tensor([1, 2], device=DEVICE)
     expected = TorchOps(DEVICE).sample(logits, scales, keys)
     assert cuda_ops().sample(logits, scales, keys).tolist() == expected.tolist()
+
+
+Asked = tuple[Tensor, Tensor, Tensor, Tensor | None, SaltedIds, Tensor]
+
+
+def asked_of(columns: int, temperatures: Tensor, *, has_noise: bool = True) -> Asked:
+    """What a head may be asked to expect: a row per temperature, followers all over the columns."""
+    rows = len(temperatures)
+    count = torch.arange(rows, device=DEVICE)
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randperm(columns + 900, generator=generator)[:columns].int()
+    return (
+        random(rows, columns, scale=3.0),
+        random(rows, 1, seed=1, scale=3.0),
+        temperatures.to(DEVICE),
+        count * 0x1234567890ABCDEF - 2**62 if has_noise else None,
+        SaltedIds.of(ids.to(DEVICE)),
+        (count * 977 + columns) % (columns + 1),
+    )
+
+
+@pytest.mark.parametrize("columns", [1, 100, 4095, 4096, 4097, 16384])
+@pytest.mark.parametrize("has_noise", [True, False])
+def test_expectations_are_torchs(columns: int, has_noise: bool) -> None:
+    """Greedy rows, and rows at all temperatures; without keys none is looked at."""
+    temperatures = torch.tensor([0.0, 0.01, 0.3, 0.8, 1.0, 2.0, 0.0, 0.8, 1.0])
+    asked = asked_of(columns, temperatures, has_noise=has_noise)
+    logits, other, *_ = asked
+    logits[4, columns // 2] = other[5] = 60.0
+    logits[6:8, : columns // 2] = -torch.inf
+
+    actual, expected = cuda_ops().expect(*asked), TorchOps(DEVICE).expect(*asked)
+
+    assert actual.dtype is torch.float64
+    assert actual[:, [0, 3]].equal(expected[:, [0, 3]]), "the columns"
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+    assert actual[5, 0] == columns
+
+
+def test_a_whole_vocabulary_can_be_expected() -> None:
+    asked = asked_of(128256, torch.tensor([0.0, 0.8]))
+    actual, expected = cuda_ops().expect(*asked), TorchOps(DEVICE).expect(*asked)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_expectation_does_not_depend_on_other_rows() -> None:
+    logits, other, temperatures, keys, ids, followers = asked_of(5000, torch.linspace(0, 1.2, 5))
+    assert keys is not None
+    together = cuda_ops().expect(logits, other, temperatures, keys, ids, followers)
+    for i in range(5):
+        row = slice(i, i + 1)
+        mine = (logits[row], other[row], temperatures[row], keys[row], ids, followers[row])
+        assert cuda_ops().expect(*mine).equal(together[row])
+
+
+def test_the_lowest_of_equals_is_expected() -> None:
+    logits = torch.zeros(5, 5000, device=DEVICE)
+    logits[1, [4500, 7, 2048]] = logits[2, [4999, 2060, 4900]] = logits[4, [4096, 4999]] = 9.0
+    logits[3, 4999] = 9.0
+    other = torch.tensor([[0.0], [9.0], [8.0], [9.5], [10.0]], device=DEVICE)
+    followers = torch.tensor([5000, 7, 4999, 5000, 5000], device=DEVICE)
+    _, _, zeros, _, ids, _ = asked_of(5000, torch.zeros(5))
+    actual = cuda_ops().expect(logits, other, zeros, None, ids, followers)
+    assert actual[:, 0].tolist() == [0, 7, 2060, 5000, 5000]
+    assert actual[:, 3].tolist() == [1, 2048, 4900, 4999, 4096]
+    assert actual[:, 2].equal(actual[:, 1])
+    assert actual[:3, 4].equal(actual[:3, 1])
+    assert float(actual[3, 4]) == pytest.approx(float(actual[3, 1]) - 0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_nothing_is_expected_where_there_is_nan_or_nothing_finite(temperature: float) -> None:
+    asked = asked_of(5000, torch.full((6,), temperature))
+    logits, other, *_ = asked
+    logits[0, 4999] = logits[1, 0] = other[2] = torch.nan
+    logits[3], other[3] = -torch.inf, -torch.inf
+    logits[4, 17] = torch.inf
+    facts = cuda_ops().expect(*asked)
+    assert facts[:, [1, 2, 4]].isnan().all(dim=1).tolist() == [True] * 5 + [False]
+    assert not facts[5].isnan().any()
+    assert not facts[:, [0, 3]].isnan().any()
+
+
+def test_an_excluded_token_is_not_expected() -> None:
+    """If all but one are, there is no second."""
+    asked = asked_of(300, torch.tensor([0.0, 0.8, 0.0, 0.8, 0.0, 0.8]))
+    logits, other, *_ = asked
+    logits[:] = -torch.inf
+    logits[:4, 37], other[:] = -30.0, -50.0
+    other[2:4] = -torch.inf
+    actual, expected = cuda_ops().expect(*asked), TorchOps(DEVICE).expect(*asked)
+    assert actual[:, 0].tolist() == [37] * 4 + [300] * 2
+    assert actual[:, 4].isneginf().tolist() == [False] * 2 + [True] * 4
+    torch.testing.assert_close(actual[:, [1, 2, 4]], expected[:, [1, 2, 4]], rtol=1e-4, atol=1e-5)
+
+
+def test_nobody_can_be_asked() -> None:
+    assert cuda_ops().expect(*asked_of(30, torch.zeros(0))).shape == (0, 5)
 
 
 def test_early_exits_change_no_token_of_a_whole_model(tmp_path: Path) -> None:

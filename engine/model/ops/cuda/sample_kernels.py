@@ -2,9 +2,8 @@
 added, never stored. And what may not be chosen at all, which comes as bits.
 
 The 64-bit mixing is that of the torch implementation to the bit; the logarithms are the device's
-own. All choices of a worker on this backend take this path, so they agree with one another; noise
-that torch computes on the same device (exit heads use it) may differ in a last bit, which can only
-cost a draft.
+own. All choices of a worker on this backend take this path, and its exit heads' too, so they agree
+with one another; noise that torch computes on the same device may differ in a last bit.
 """
 
 import torch
@@ -25,7 +24,7 @@ _MULTIPLIER_2 = tl.constexpr(_signed(0x94D049BB133111EB))
 
 
 @triton.jit
-def _gumbel(key, token_ids):
+def gumbel(key, token_ids):
     """Noise [V'] float32 of one key; see `engine.model.noise.gumbel`."""
     z = key ^ (token_ids.to(tl.int64) * _GOLDEN)
     # Shifts of int64 are arithmetic: mask off the copied sign bits to get logical ones.
@@ -82,7 +81,7 @@ def _best_of_block_kernel(
         ids = columns
         if HAS_IDS:
             ids = tl.load(token_ids + columns, mask=mask, other=0)
-        values = values * scale + _gumbel(tl.load(keys + row), ids)
+        values = values * scale + gumbel(tl.load(keys + row), ids)
         values = tl.where(mask, values, float("-inf"))
     greatest, place = tl.max(values, axis=0, return_indices=True)
     at = row * tl.num_programs(1) + block
