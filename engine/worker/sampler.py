@@ -7,6 +7,7 @@ contract in `engine.model.noise`.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from engine.model.ops.interface import Ops
 from engine.worker.processors import has_processors, process
 from engine.worker.sample_point import ReducedVocabulary, SamplePoint
 from engine.worker.sequence_state import SequenceState
-from engine.worker.upload import upload
+from engine.worker.upload import upload, upload_all
 
 
 class Sampler:
@@ -52,15 +53,12 @@ class Sampler:
         reduced: ReducedVocabulary | None = None,
     ) -> list[int]:
         """Column chosen per row; -1 for a row with NaN."""
-        device = scores.device
         inverse = [_inverse_temperature(point.state) for point in points]
-        chosen = self._ops.sample(
-            scores,
-            upload(inverse, torch.float32, device),
-            upload(_keys(points), torch.int64, device),
-            None if reduced is None else reduced.ids.token_ids,
+        scales, keys = upload_all(
+            [(inverse, torch.float32), (_keys(points), torch.int64)], scores.device
         )
-        return chosen.tolist()
+        token_ids = None if reduced is None else reduced.ids.token_ids
+        return self._ops.sample(scores, scales, keys, token_ids).tolist()
 
     def expect(
         self,
@@ -71,16 +69,16 @@ class Sampler:
         followers: Sequence[int],
     ) -> list[list[float]]:
         """What an exit head expects, five numbers per row: see `Ops.expect`."""
-        device = scores.device
         is_greedy = all(point.state.is_greedy for point in points)
-        temperatures = [point.state.start.temperature for point in points]
+        asked: list[tuple[Sequence[Any], torch.dtype]] = [
+            (followers, torch.int64),
+            ([point.state.start.temperature for point in points], torch.float32),
+        ]
+        if not is_greedy:
+            asked.append((_keys(points), torch.int64))
+        columns, temperatures, *keys = upload_all(asked, scores.device)
         expected = self._ops.expect(
-            scores,
-            other,
-            upload(temperatures, torch.float32, device),
-            None if is_greedy else upload(_keys(points), torch.int64, device),
-            reduced.ids,
-            upload(followers, torch.int64, device),
+            scores, other, temperatures, None if is_greedy else keys[0], reduced.ids, columns
         )
         # One read, because a GPU is waited for each time; doubles hold columns as they are.
         facts: list[list[float]] = expected.tolist()

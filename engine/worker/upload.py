@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_ALIGNMENT = 16  # bytes: a kernel of Triton's is compiled anew for pointers that have less
+
 
 def upload(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Numbers, or rows of them, as a tensor on the device."""
@@ -24,6 +26,21 @@ def upload_to(target: Tensor, values: Sequence[Any]) -> None:
     is_away = target.device.type == "cuda"
     numbers = torch.tensor(values, dtype=target.dtype, pin_memory=is_away)
     target.copy_(numbers, non_blocking=is_away)
+
+
+def upload_all(
+    lists: Sequence[tuple[Sequence[Any], torch.dtype]], device: torch.device
+) -> list[Tensor]:
+    """Lists of numbers as tensors on the device; a GPU is sent one piece of memory."""
+    if device.type != "cuda":
+        return [upload(values, dtype, device) for values, dtype in lists]
+    pieces: list[bytes] = []
+    for values, dtype in lists:
+        piece = torch.tensor(values, dtype=dtype).numpy().tobytes()
+        pieces += piece, bytes(-len(piece) % _ALIGNMENT)
+    packed = torch.frombuffer(bytearray().join(pieces), dtype=torch.uint8)
+    there = send(packed, device).split([len(piece) for piece in pieces])
+    return [part.view(dtype) for part, (_, dtype) in zip(there[::2], lists, strict=True)]
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:

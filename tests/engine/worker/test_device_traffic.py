@@ -1,8 +1,11 @@
 """How often a step waits for the device: once per look of an exit, once for the tokens, once for
-log-probabilities; and nothing it sends makes it wait.
+log-probabilities; that it sends what a look or a choice needs in one piece; and that nothing it
+sends makes it wait.
 """
 
 import ast
+import importlib
+import pkgutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -30,7 +33,7 @@ from engine.request import Structure
 from engine.worker import upload as upload_module
 from engine.worker.exit_look import ExitLook
 from engine.worker.structure import StructureState
-from engine.worker.upload import send, upload
+from engine.worker.upload import send, upload, upload_all
 from engine.worker.verifier import Verifier
 
 pytestmark = pytest.mark.torch
@@ -66,6 +69,26 @@ class Reads:
             return real(tensor, *args, **options)
 
         return read
+
+
+class Sends:
+    """Counts what code of the worker's sends, by the function that does."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.counts: Counter[str] = Counter()
+        for module in pkgutil.walk_packages(engine.worker.__path__, "engine.worker."):
+            for name, value in list(vars(importlib.import_module(module.name)).items()):
+                is_upload = getattr(value, "__module__", None) == upload_module.__name__
+                if is_upload and module.name != upload_module.__name__:
+                    monkeypatch.setattr(f"{module.name}.{name}", self._counting(value))
+
+    def _counting(self, real: Any) -> Any:
+        def sent(*args: Any) -> Any:
+            caller = sys._getframe(1)
+            self.counts[f"{caller.f_globals['__name__']}.{caller.f_code.co_name}"] += 1
+            return real(*args)
+
+        return sent
 
 
 def open_letters(start: SequenceStart) -> StructureState:
@@ -111,7 +134,7 @@ def test_a_step_reads_once_per_look_and_once_at_its_end(
 
     monkeypatch.setattr(ExitLook, "opinions", opinions)
     monkeypatch.setattr(Verifier, "verify", verify)
-    reads = Reads(monkeypatch)
+    reads, sends = Reads(monkeypatch), Sends(monkeypatch)
 
     _, results = driver.generate(starts, 8)
 
@@ -122,6 +145,8 @@ def test_a_step_reads_once_per_look_and_once_at_its_end(
     if "num_logprobs" in options:
         expected["engine.worker.logprobs.tolist"] = len(steps)
     assert reads.counts == expected
+    assert sends.counts["engine.worker.sampler.expect"] == len(looks)
+    assert sends.counts["engine.worker.sampler.choose"] == len(steps)
     assert len(num_excluded) == (len(looks) + len(steps) if has_structure else 0)
     if has_structure:
         assert max(num_excluded) > 3, "the masks of all rows and of all their drafts together"
@@ -160,3 +185,25 @@ def test_what_is_uploaded_to_a_gpu_is_pinned_and_not_waited_for(
     monkeypatch.setattr(Tensor, "pin_memory", lambda _: Pinned())
     assert send(torch.zeros(1), gpu) == "there"
     assert moved == [("cuda", True)] * 2
+
+
+def test_lists_go_to_a_gpu_as_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    lists = [([1, -(2**63), 2**63 - 1], torch.int64), ([0.5], torch.float32), ([], torch.int64)]
+    lists += [([7, 8], torch.int32)]
+    expected = [torch.tensor(values, dtype=dtype) for values, dtype in lists]
+    moved = []
+
+    def to(tensor: Tensor, device: torch.device, *, non_blocking: bool) -> Tensor:
+        moved.append((device.type, non_blocking))
+        return tensor.clone()
+
+    here = upload_all(lists, torch.device("cpu"))
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
+    monkeypatch.setattr(Tensor, "to", to)
+    there = upload_all(lists, torch.device("cuda"))
+    assert moved == [("cuda", True)]
+    for mine, other, wanted in zip(here, there, expected, strict=True):
+        assert mine.dtype is other.dtype is wanted.dtype
+        assert mine.equal(wanted)
+        assert other.equal(wanted)
+        assert other.storage_offset() * other.itemsize % 16 == 0, "as a tensor of its own would lie"
