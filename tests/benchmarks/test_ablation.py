@@ -61,7 +61,7 @@ def test_every_row_runs_and_only_the_unverified_one_changes_outputs(
     rows = {line.split("|")[1].strip(): line for line in table.read_text().splitlines()[2:]}
     assert list(rows) == [
         "full", "no verification", "fixed single exit", "no previous-token feature",
-        "original LM head, untrained", "heads of noise", "full vocabulary", "two exits",
+        "full vocabulary", "original LM head, untrained", "heads of noise", "two exits",
         "heads of noise, no free drafts", "no policy", "no free drafts",
         "no second candidates", "no heads",
     ]  # fmt: skip
