@@ -2,9 +2,10 @@
 
 The file is named after everything that a cost depends on; one that is old is measured again. The
 parts take turns, and the fastest of a few rounds counts: what the machine can do, not what else it
-was doing. Where something else went on all the time the file says too much. So a start that reads
-it times a plain step, and measures anew if that is clearly faster. One that is slower says nothing:
-this hour may be the busy one, and costs that are too small are put right while serving.
+was doing. On a GPU whole looks and steps are timed, too: the host's work for them is no part's.
+Where something else went on all the time the file says too much. So a start that reads it times a
+plain step, and measures anew if that is clearly faster. One that is slower says nothing: this hour
+may be the busy one, and costs that are too small are put right while serving.
 """
 
 import hashlib
@@ -28,6 +29,7 @@ from engine.model.ops.interface import Ops, TokenBatch
 from engine.worker.cost_curve import CostCurve
 from engine.worker.cost_model import CostModel
 from engine.worker.device_errors import is_out_of_memory
+from engine.worker.dummy_rows import DummyRows
 from engine.worker.segment_runner import SegmentRunner
 
 logger = logging.getLogger(__name__)
@@ -53,6 +55,7 @@ class Profiler:
     block_size: int
     ops: Ops
     clock: Callable[[], float] = time.perf_counter
+    rows: DummyRows | None = None  # where parts cost more than they take by themselves
 
     def measure(self) -> tuple[Seconds, bool]:
         """Time every part. Overwrites KV blocks: call before the first sequence.
@@ -74,10 +77,12 @@ class Profiler:
                     counts = counts[: counts.index(count)]  # steps of so many will not fit either
                     break
             rounds.append(self.clock() - started)
-        seconds = {
-            part: plausible({count: times[count] for count in counts})
-            for part, times in stopwatch.best.items()
-        }
+        seconds = self._with_host(
+            {
+                part: plausible({count: times[count] for count in counts})
+                for part, times in stopwatch.best.items()
+            }
+        )
         fastest = sorted(rounds)[:2]
         return seconds, len(fastest) == 2 and fastest[1] < _QUIET * fastest[0]
 
@@ -86,7 +91,10 @@ class Profiler:
         stopwatch, started = _Stopwatch(self.clock), self.clock()
         said_s = sum(seconds[part][1] for part in self._plain_parts)
         for _ in range(_ROUNDS):
-            self._time_plain(1, stopwatch)
+            if self.rows is None:
+                self._time_plain(1, stopwatch)
+            else:
+                stopwatch.time("step", 1, self.rows.plain_step(1))
             if _FASTER * sum(times[1] for times in stopwatch.best.values()) < said_s:
                 return True
             if self.clock() - started > _LONGEST_CHECK_S:
@@ -111,6 +119,26 @@ class Profiler:
             for index, head in enumerate(self.heads.heads):
                 call = partial(_look, self.ops, head, hidden, ids, none)
                 stopwatch.time(f"head {index}", count, call)
+                if self.rows is not None:
+                    stopwatch.time(f"look {index}", count, self.rows.look(index, hidden))
+        if self.rows is not None:
+            stopwatch.time("step", count, self.rows.plain_step(count))
+
+    def _with_host(self, seconds: Seconds) -> Seconds:
+        """With what whole looks and steps take beside the parts, looks and the end of a step being
+        where the device is waited for.
+        """
+        if self.rows is None:
+            return seconds
+        segments = [seconds[f"segment {index}"] for index in range(self.num_segments)]
+        for count, whole in seconds.pop("step").items():
+            rest = whole - sum(times[count] for times in segments)
+            seconds["logits"][count] = max(rest, seconds["logits"][count])
+        for index in range(len(self.heads.heads) if self.heads else 0):
+            for count, whole in seconds.pop(f"look {index}").items():
+                head = seconds[f"head {index}"]
+                head[count] = max(whole, head[count])
+        return seconds
 
     def _time_plain(self, count: int, stopwatch: "_Stopwatch") -> Tensor:
         """Returns the embedded tokens."""
@@ -165,10 +193,11 @@ class _Stopwatch:
     clock: Callable[[], float]
     best: Seconds = field(default_factory=dict)
 
-    def time(self, part: str, count: int, call: Callable[[], Tensor]) -> None:
+    def time(self, part: str, count: int, call: Callable[[], object]) -> None:
         """Call, and keep the time if it is the shortest."""
         started = self.clock()
-        if call().is_cuda:
+        result = call()
+        if isinstance(result, Tensor) and result.is_cuda:
             torch.cuda.synchronize()
         elapsed = self.clock() - started
         times = self.best.setdefault(part, {})

@@ -37,6 +37,7 @@ from engine.worker.cost_profile import Profiler, cost_model
 from engine.worker.cuda_graph import CudaCapture
 from engine.worker.decode_step import Clock, DecodeStep, split_layers
 from engine.worker.drafter import Drafter, PolicyDrafter
+from engine.worker.dummy_rows import DummyRows
 from engine.worker.exit_look import ExitLook
 from engine.worker.exit_policy import ExitPolicy
 from engine.worker.grammars import Grammars
@@ -129,7 +130,8 @@ class ModelWorker:
         self.chances: Chances | None = None  # of whoever drafts
         self.cost: CostModel | None = None  # what parts are taken to cost, where something drafts
         if drafter is None and config.exits.enabled:
-            drafter = self._make_drafter(runner, heads, progress)
+            plain = DecodeStep(self.decoder, cache, block_size, runner=runner)
+            drafter = self._make_drafter(runner, plain, heads, progress)
         self._has_drafter = drafter is not None
         if self._modelled is not None:
             runner = self._modelled.watch_runner(runner)
@@ -220,16 +222,27 @@ class ModelWorker:
         self._grammars.prepare(structure)
 
     def _make_drafter(
-        self, runner: SegmentRunner, heads: ExitHeads | None, progress: Progress | None
+        self,
+        runner: SegmentRunner,
+        plain: DecodeStep,
+        heads: ExitHeads | None,
+        progress: Progress | None,
     ) -> Drafter | None:
-        """Whoever makes drafts as the configuration says; None: nobody."""
+        """Whoever makes drafts as the configuration says; None: nobody.
+
+        Args:
+            plain: Steps without drafts, to time them.
+        """
         exits, ops = self._config.exits, self.decoder.ops
         if heads is None and not exits.lookup:
             return None
         if heads is not None and isinstance(runner, GraphRunner):
             heads = runner.heads(heads)
         layers, modelled = self._exit_layers, self._modelled
-        self.cost = self._measure(runner, heads, progress) if modelled is None else modelled.cost
+        if modelled is None:
+            self.cost = self._measure(runner, plain, heads, progress)
+        else:
+            self.cost = modelled.cost
         if heads is not None and modelled is not None:
             heads = modelled.watch_heads(heads)
         self._policy = ExitPolicy(
@@ -247,17 +260,26 @@ class ModelWorker:
             has_lookup=exits.lookup,
             threshold=exits.threshold,
             clock=self._clock,
-            is_queued=ops.device.type == "cuda",
+            is_queued=self._is_queued,
         )
 
     def _measure(
-        self, runner: SegmentRunner, heads: ExitHeads | None, progress: Progress | None
+        self,
+        runner: SegmentRunner,
+        plain: DecodeStep,
+        heads: ExitHeads | None,
+        progress: Progress | None,
     ) -> CostModel:
         """What parts of a step cost here."""
         if progress is not None:
             progress("measuring what drafts cost", 0.0)
-        block_size, num_segments = self._config.cache.block_size, len(self._exit_layers) + 1
-        profiler = Profiler(runner, num_segments, heads, block_size, self.decoder.ops, self._clock)
+        block_size, ops = self._config.cache.block_size, self.decoder.ops
+        rows = None
+        if self._is_queued:
+            look = None if heads is None else ExitLook(heads, Sampler(ops))
+            rows = DummyRows(plain, look)
+        num_segments = len(self._exit_layers) + 1
+        profiler = Profiler(runner, num_segments, heads, block_size, ops, self._clock, rows)
         return cost_model(profiler, cache_root() / "costs", self._cost_facts(heads))
 
     def _cost_facts(self, heads: ExitHeads | None) -> dict[str, str]:
@@ -271,6 +293,7 @@ class ModelWorker:
             "numbers": describe_numbers(ops, has_blocks=self._keeps_blocks),
             "machine": describe_machine(self._config, ops),
             "clock": getattr(self._clock, "__name__", ""),
+            "counted": "with the host's work" if self._is_queued else "parts",
         }
 
     def _load_heads(self) -> ExitHeads | None:
@@ -327,6 +350,11 @@ class ModelWorker:
         runner = GraphRunner(decoder, segments, cache, limits, CudaCapture())
         runner.prepare()
         return runner
+
+    @property
+    def _is_queued(self) -> bool:
+        """Whether calls return before the device has computed."""
+        return self.decoder.ops.device.type == "cuda"
 
     @property
     def _spare_slot(self) -> int:

@@ -7,11 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_model import load_tiny, random_heads, write_tiny_llama
 from torch import Tensor
 
 from engine.model.ops.interface import TokenBatch
 from engine.model.ops.torch_ops import TorchOps
 from engine.worker.cost_profile import TOKEN_COUNTS, Profiler, cost_model, plausible
+from engine.worker.decode_step import DecodeStep
+from engine.worker.dummy_rows import DummyRows
+from engine.worker.exit_look import ExitLook
+from engine.worker.kv_cache import allocate_cache
+from engine.worker.sampler import Sampler
 
 pytestmark = pytest.mark.torch
 
@@ -55,6 +61,45 @@ def cost_of(runner: PlayedRunner, directory: Path, model: str = "a") -> list[flo
     profiler = Profiler(runner, 2, None, 16, TorchOps("cpu"), runner.clock)
     cost = cost_model(profiler, directory, {"model": model})
     return [cost.plain(count) for count in (1, 5, 64)]
+
+
+class PlayedRows:
+    """Whole steps on a played clock: what no part takes, the more of it the more rows there are."""
+
+    def __init__(self, runner: PlayedRunner) -> None:
+        self._runner = runner
+
+    def plain_step(self, count: int) -> Callable[[], object]:
+        return lambda: self._runner._spend(0.01 * count)
+
+
+def test_whole_steps_count_where_the_host_has_work_beside_the_parts(tmp_path: Path) -> None:
+    runner = PlayedRunner()
+    rows = PlayedRows(runner)
+    profiler = Profiler(runner, 2, None, 16, TorchOps("cpu"), runner.clock, rows)  # type: ignore[arg-type]
+    cost = cost_model(profiler, tmp_path, {})
+    parts = cost_of(PlayedRunner(), tmp_path / "parts")
+    assert [cost.plain(count) for count in (1, 4, 64)] == pytest.approx([0.01, 0.04, 0.64])
+    assert parts[0] < 0.01
+    assert cost.segment(0, 1) < 0.001, "the parts cost what they cost"
+    measured = len(runner.counts)
+    cost_model(profiler, tmp_path, {})
+    assert len(runner.counts) == measured, "steps are compared with steps, and no part is outdone"
+
+
+def test_dummy_rows_step_and_are_looked_at_as_often_as_wanted(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    decoder = load_tiny(write_tiny_llama(tmp_path_factory.mktemp("tiny")), TorchOps("cpu"))
+    cache = allocate_cache(decoder.spec, 2, 16, dtype=torch.float32, device=torch.device("cpu"))
+    heads = random_heads(decoder, [2], 40)
+    rows = DummyRows(DecodeStep(decoder, cache, 16), ExitLook(heads, Sampler(decoder.ops)))
+    step, look = rows.plain_step(3), rows.look(0, torch.ones(3, decoder.spec.hidden_size))
+    first, opinions = step(), look()
+    assert len(first) == len(opinions) == 3  # type: ignore[arg-type]
+    assert all(len(result.token_ids) == 1 for result in first)  # type: ignore[attr-defined]
+    assert step() == first, "at the same place again"
+    assert look() == opinions
 
 
 def test_a_second_start_reads_what_the_first_measured(tmp_path: Path) -> None:
