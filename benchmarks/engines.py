@@ -4,12 +4,13 @@ import argparse
 import gc
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle, islice, product
 from pathlib import Path
 
 from benchmarks.contest import Entry
 from benchmarks.contestants import CLOCKS, Clock, EngineContestant
 from benchmarks.model_flags import model_config
-from benchmarks.step_costs import HeadSizes, StepCosts
+from benchmarks.step_costs import HeadSizes, Observations, StepCosts
 from engine.config import CacheConfig, EngineConfig, ExitsConfig, SchedulerConfig
 from engine.model.decoder import Decoder
 from engine.model.spec import ModelSpec
@@ -21,8 +22,10 @@ from training.progress import ProgressReport
 
 MODELLED = "modelled"
 
-_TRAFFIC_TOKENS = 64  # per prompt, for a worker to see what parts cost while it serves
-_TRAFFIC_GROUPS = 2  # of each size
+_TRAFFIC_ROWS = (1, 2, 4, 8)
+_TRAFFIC_DRAFTS = (0, 1, 3)  # per row and step
+_TRAFFIC_TOKENS = 16  # per prompt
+_TRAFFIC_ROUNDS = 2  # a busy moment does not fall on all batches of a size
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,32 +38,30 @@ class TimedEngine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traffic:
-    """Prompts of the benchmark, served with and without drafts to find out what parts cost, the
-    host's own work included.
+    """Short prompts of the benchmark, served in batches of some sizes and with some numbers of
+    drafts, so that every part is seen with few tokens and with many.
     """
 
     entries: Sequence[Entry]
-    concurrencies: Sequence[int]
     temperature: float
 
     def serve(self, engine: OfflineEngine) -> None:
-        """A few groups of every size."""
-        groups = self._groups()
-        with ProgressReport("measuring costs", len(groups), "groups") as report:
-            for number, group in enumerate(groups, start=1):
-                for enabled in (False, True):
-                    EngineContestant(
-                        engine,
-                        EarlyExitOptions(enabled=enabled),
-                        max_tokens=_TRAFFIC_TOKENS,
-                        temperature=self.temperature,
-                    ).run([entry.token_ids for entry in group], [entry.index for entry in group])
+        """All of it."""
+        short = sorted(self.entries, key=lambda entry: len(entry.token_ids))
+        ways = [*product(_TRAFFIC_ROWS, _TRAFFIC_DRAFTS)] * _TRAFFIC_ROUNDS
+        with ProgressReport("measuring costs", len(ways), "batches") as report:
+            for number, (num_rows, num_drafts) in enumerate(ways, start=1):
+                group = list(islice(cycle(short), num_rows))
+                options = EarlyExitOptions(
+                    enabled=num_drafts > 0,
+                    threshold=0.0,
+                    max_draft_tokens=num_drafts,
+                    lookup=not engine.info.exit_layers,
+                )
+                EngineContestant(
+                    engine, options, max_tokens=_TRAFFIC_TOKENS, temperature=self.temperature
+                ).run([entry.token_ids for entry in group], range(num_rows))
                 report.update(number)
-
-    def _groups(self) -> list[Sequence[Entry]]:
-        starts = ((size, size * i) for size in self.concurrencies for i in range(_TRAFFIC_GROUPS))
-        groups = (self.entries[start : start + size] for size, start in starts)
-        return [group for group in groups if group]
 
 
 class Engines:
@@ -87,6 +88,7 @@ class Engines:
         self._clock = clock
         self._file = costs
         self._traffic = traffic
+        self._num_layers = ModelSpec.from_directory(config.model.directory).num_layers
         self._decoder: Decoder | None = None
         self.costs: StepCosts | None = None
         if costs is not None and costs.exists():
@@ -121,19 +123,20 @@ class Engines:
             self.costs = measured if self.costs is None else self.costs.with_heads_of(measured)
             if self._file is not None:
                 self.costs.write(self._file)
-        num_layers = ModelSpec.from_directory(self._config.model.directory).num_layers
-        return ModelledClock(self.costs.model(sizes, num_layers))
+        return ModelledClock(self.costs.model(sizes, self._num_layers))
 
     def _measure(self, exits: ExitsConfig, sizes: HeadSizes) -> StepCosts:
-        """By the wall clock, as a worker finds them that serves the traffic both ways."""
-        config = replace(self._config, exits=exits)
+        """By the wall clock."""
+        rows = SchedulerConfig(max_num_seqs=max(_TRAFFIC_ROWS))
+        config = replace(self._config, exits=exits, scheduler=rows)
         worker = ModelWorker(config, decoder=self._decoder)
         self._decoder = worker.decoder
         if worker.cost is None:
             raise ValueError(f"--clock {MODELLED}: nothing drafts here, so nothing has a cost")
+        seen = Observations(worker.cost)
         self._traffic.serve(OfflineEngine(config, worker))
-        costs = StepCosts.of(_measured_of(worker), worker.cost, sizes)
-        del worker
+        costs = StepCosts.of(_measured_of(worker), seen, sizes, self._num_layers)
+        del worker, seen
         gc.collect()  # its KV cache
         return costs
 
@@ -152,7 +155,7 @@ def make_engines(
         scheduler=SchedulerConfig(max_num_seqs=max(concurrencies)),
         worker="inline",
     )
-    traffic = Traffic(entries=entries, concurrencies=concurrencies, temperature=args.temperature)
+    traffic = Traffic(entries=entries, temperature=args.temperature)
     return Engines(config, clock=args.clock, costs=args.costs, traffic=traffic)
 
 

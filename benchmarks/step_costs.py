@@ -7,6 +7,7 @@ does.
 """
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -15,8 +16,12 @@ from pathlib import Path
 from engine.model.exit_head import RefinementWeights, read_tensors
 from engine.worker.cost_curve import CostCurve
 from engine.worker.cost_model import CostModel
+from engine.worker.cost_profile import plausible
 
 Points = Mapping[int, float]  # tokens -> seconds
+
+_ENOUGH = 6  # observations of so many tokens
+_QUANTILE = 8  # one of so many took less
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,39 @@ class HeadSizes:
         return cls(layers, [f"{len(tensors['vocabulary'])} tokens, {size}" for size in sizes])
 
 
+class Observations:
+    """What parts were seen to take, the host's own work included. Other work on the machine makes
+    a part take longer, never shorter: a low quantile of many is what it takes by itself.
+    """
+
+    def __init__(self, cost: CostModel) -> None:
+        """Args:
+        cost: A worker's; it is watched from now on.
+        """
+        self.cost = cost
+        self._seconds: dict[tuple[CostCurve, int], list[float]] = defaultdict(list)
+        cost.on_observation = self.add
+
+    def add(self, curve: CostCurve, num_tokens: int, seconds: float) -> None:
+        """One call of a part of the watched model."""
+        self._seconds[curve, num_tokens].append(seconds)
+
+    def points(self, curve: CostCurve) -> Points:
+        """One part's, at the numbers of tokens that were seen often enough.
+
+        Raises:
+            ValueError: if a single token was not.
+        """
+        often = {
+            count: sorted(seconds)[len(seconds) // _QUANTILE]
+            for (part, count), seconds in self._seconds.items()
+            if part is curve and len(seconds) >= _ENOUGH
+        }
+        if 1 not in often:
+            raise ValueError("a part of a step was not seen often enough to have a cost")
+        return plausible({count: often[count] for count in sorted(often)})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCosts:
     """Curves, by their points."""
@@ -57,16 +95,19 @@ class StepCosts:
     heads: Mapping[str, Points] = field(default_factory=dict)  # a look, by the head's sizes
 
     @classmethod
-    def of(cls, measured_of: Mapping[str, str], cost: CostModel, sizes: HeadSizes) -> "StepCosts":
-        """As a worker with such heads has found them."""
-        counts = [count for count, _ in cost.last_logits.points]
+    def of(
+        cls, measured_of: Mapping[str, str], seen: "Observations", sizes: HeadSizes, num_layers: int
+    ) -> "StepCosts":
+        """As a worker with such heads was seen to take them."""
+        below = num_layers - max(sizes.exit_layers, default=0)  # layers of the last segment
+        last = seen.points(seen.cost.segments[-1])
         return cls(
             measured_of=dict(measured_of),
-            layers={count: sum(curve(count) for curve in cost.segments) for count in counts},
-            logits=dict(cost.last_logits.points),
+            layers={count: seconds * num_layers / below for count, seconds in last.items()},
+            logits=seen.points(seen.cost.last_logits),
             heads={
-                name: dict(curve.points)
-                for name, curve in zip(sizes.names, cost.heads, strict=True)
+                name: seen.points(curve)
+                for name, curve in zip(sizes.names, seen.cost.heads, strict=True)
             },
         )
 
@@ -136,7 +177,7 @@ class StepCosts:
         steps = ", ".join(
             f"{count}: {1e3 * (seconds + self.logits[count]):.1f}"
             for count, seconds in self.layers.items()
-            if count <= 16
+            if count <= 32 and count in self.logits
         )
         looks = "; ".join(
             f"a look ({name}) {1e3 * points[1]:.2f}" for name, points in self.heads.items()

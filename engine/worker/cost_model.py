@@ -4,7 +4,7 @@ and the end of the step.
 Used by the exit policy only; an estimate that is off costs speed, never correctness.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from engine.worker.cost_curve import CostCurve
 
@@ -20,6 +20,8 @@ class CostModel:
         self.segments = list(segments)
         self.heads = list(heads)
         self.last_logits = last_logits
+        # Told of every observation before it is learned from: curve, tokens, seconds.
+        self.on_observation: Callable[[CostCurve, int, float], None] | None = None
 
     def segment(self, index: int, num_tokens: int) -> float:
         """Seconds to run a segment."""
@@ -44,6 +46,8 @@ class CostModel:
 
     def observe(self, curve: CostCurve, num_tokens: int, seconds: float) -> None:
         """Learn what one part (one of the model's curves) took."""
+        if self.on_observation is not None:
+            self.on_observation(curve, num_tokens, seconds)
         share = min(curve(num_tokens) / self.plain(num_tokens), 1.0)
         error = curve.observe(num_tokens, seconds)
         for other in (*self.segments, *self.heads, self.last_logits):

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from tiny_model import write_tiny_heads, write_tiny_llama
 
-from benchmarks.step_costs import HeadSizes, StepCosts
+from benchmarks.step_costs import HeadSizes, Observations, StepCosts
 from engine.worker.cost_curve import CostCurve
 from engine.worker.cost_model import CostModel
 
@@ -13,14 +13,18 @@ SIZES = HeadSizes([2, 3], ["small", "big"])
 WEIGHTS = {"weights": "abc", "numbers": "float32"}
 
 
-def curve(scale: float) -> CostCurve:
-    return CostCurve([1, 4], [scale, 2 * scale])
-
-
 def measured(scale: float = 1.0, sizes: HeadSizes = SIZES) -> StepCosts:
-    heads = [curve(scale * (i + 1) / 10) for i in range(len(sizes.names))]
-    cost = CostModel([curve(scale * 4), curve(scale * 2), curve(scale * 4)], heads, curve(scale))
-    return StepCosts.of(WEIGHTS, cost, sizes)
+    flat = [CostCurve([1], [1.0]) for _ in range(4 + len(sizes.names))]
+    cost = CostModel(flat[:3], flat[4:], flat[3])
+    seen = Observations(cost)
+    seconds = {cost.segments[-1]: 8.5, cost.last_logits: 1.0}
+    seconds |= {curve: (i + 1) / 10 for i, curve in enumerate(cost.heads)}
+    for curve, each in seconds.items():
+        for disturbance in (9.0, 1.0, 1.0, 2.0, 1.0, 5.0, 1.0):
+            cost.observe(curve, 1, scale * each * disturbance)
+            cost.observe(curve, 4, 2 * scale * each * disturbance)
+        cost.observe(curve, 2, 0.01)
+    return StepCosts.of(WEIGHTS, seen, sizes, 20)
 
 
 def test_segments_have_their_share_of_the_layers_wherever_exits_are() -> None:
@@ -39,8 +43,14 @@ def test_what_is_kept_is_what_was_measured(tmp_path: Path) -> None:
     assert "a look (small) 100.00" in str(StepCosts.read(file))
 
 
+def test_a_part_that_was_hardly_seen_has_no_cost() -> None:
+    cost = CostModel([CostCurve([1], [1.0])], [], CostCurve([1], [1.0]))
+    with pytest.raises(ValueError, match="not seen often enough"):
+        Observations(cost).points(cost.last_logits)
+
+
 def test_looks_measured_later_on_a_busier_machine_fit_in() -> None:
-    later = measured(3.0, HeadSizes([2], ["huge"]))
+    later = measured(3.0, HeadSizes([3], ["huge"]))
     assert not measured().knows(HeadSizes([2], ["huge"]))
     both = measured().with_heads_of(later)
     assert both.knows(HeadSizes([2, 3], ["huge", "big"]))
