@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from engine.model.exit_head import ExitHeads, Head
+from engine.model.ops.heads import stacked
 from engine.worker.row import Row
 from engine.worker.sample_point import ReducedVocabulary, SamplePoint
 from engine.worker.sampler import Sampler
@@ -123,7 +124,7 @@ def _follow(
     ]
     places = [place for run in runs for place in run]
     previous = [a.row.estimates[start] for a, start in zip(arrivals, starts, strict=True)]
-    states, logits, other = head(_rows(hidden, places), _stacked(previous), list(map(len, runs)))
+    states, logits, other = head(_rows(hidden, places), stacked(previous), list(map(len, runs)))
     fresh = iter(states.unbind())
     for arrival, start, run in zip(arrivals, starts, runs, strict=True):
         arrival.row.estimates[start + 1 :] = islice(fresh, len(run))
@@ -136,8 +137,3 @@ def _rows(hidden: Tensor, places: Sequence[int]) -> Tensor:
     if places == list(range(first, end)):
         return hidden[first:end]
     return hidden[upload(places, torch.int64, hidden.device)]
-
-
-def _stacked(states: list[Tensor]) -> Tensor:
-    """States [E] as [T, E]; a single one where it lies."""
-    return states[0][None] if len(states) == 1 else torch.stack(states)

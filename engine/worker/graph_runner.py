@@ -22,6 +22,7 @@ from engine.worker.segment_runner import EagerRunner, NewestTokens
 from engine.worker.upload import upload_to
 
 TOKEN_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)
+_LONGEST_RUN = 16  # tokens of one stream that a captured head follows
 _FIRST_WIDTH = 1024  # positions that the narrowest captured block tables cover
 _WIDTH_STEP = 4  # each wider kind covers so many times as many
 _ALIGNED = 4  # numbers of int32 whose bytes kernels find as aligned as those of whole buffers
@@ -246,7 +247,11 @@ class GraphRunner:
 
 
 class HeadGraph:
-    """An exit head that is replayed; see `ExitHead` for what it computes."""
+    """An exit head that is replayed; see `ExitHead` for what it computes.
+
+    There are graphs for tokens that each begin a run, as many streams have them, and graphs for one
+    run of several, as one stream has behind what it looked up.
+    """
 
     def __init__(
         self, head: Head, like: Tensor, capture: Capture, token_counts: Sequence[int] = TOKEN_COUNTS
@@ -256,11 +261,14 @@ class HeadGraph:
         """
         self._head = head
         self._token_counts = token_counts
+        self._run_lengths = [count for count in token_counts if 1 < count <= _LONGEST_RUN]
         self._capture = capture
         # Buffers are ordinary tensors, whatever mode they are made in: any call may write them.
         with torch.inference_mode(False):
-            self._inputs = like.new_zeros(2, token_counts[-1], like.shape[1])
-        self._replays: dict[int, tuple[Replay, tuple[Tensor, Tensor, Tensor]]] = {}
+            # A graph's previous states, and behind them its hidden states.
+            self._inputs = like.new_zeros(2 * token_counts[-1], like.shape[1])
+            self._padding = like.new_zeros(token_counts[-1], like.shape[1])
+        self._replays: dict[tuple[int, int], tuple[Replay, tuple[Tensor, Tensor, Tensor]]] = {}
 
     @property
     def exit_layer(self) -> int:
@@ -271,26 +279,34 @@ class HeadGraph:
     def prepare(self) -> None:
         """Capture it for every number of tokens."""
         for count in reversed(self._token_counts):
-            self._captured(count)
+            self._captured(count, count)
+        for count in reversed(self._run_lengths):
+            self._captured(1, count)
 
     def __call__(
         self, hidden: Tensor, previous: Tensor, lengths: Sequence[int]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See `ExitHead.__call__`; logits are valid until the next call."""
-        num_tokens = len(hidden)
-        count = fitting(self._token_counts, num_tokens)
-        if count is None or len(lengths) < num_tokens:  # runs are followed token by token
+        num_tokens, num_runs = len(hidden), len(lengths)
+        is_run = num_runs == 1 < num_tokens
+        count = fitting(self._run_lengths if is_run else self._token_counts, num_tokens)
+        if count is None or 1 < num_runs < num_tokens:  # called, token by token of every run
             return self._head(hidden, previous, lengths)
-        replay, (state, logits, other) = self._captured(count)
-        self._inputs[0, :num_tokens].copy_(hidden)
-        self._inputs[1, :num_tokens].copy_(previous)
+        num_previous = 1 if is_run else count
+        replay, (states, logits, other) = self._captured(num_previous, count)
+        padding = self._padding[num_runs:num_previous]
+        inputs = self._inputs[: num_previous + num_tokens]
+        torch.cat((previous, padding, hidden), out=inputs)  # one launch
         replay()
         # Rows keep their state until their next draft.
-        return state[:num_tokens].clone(), logits[:num_tokens], other[:num_tokens]
+        return states[:num_tokens].clone(), logits[:num_tokens], other[:num_tokens]
 
-    def _captured(self, count: int) -> tuple[Replay, tuple[Tensor, Tensor, Tensor]]:
-        if count not in self._replays:
-            inputs = (*self._inputs[:, :count], [1] * count)
+    def _captured(self, num_runs: int, count: int) -> tuple[Replay, tuple[Tensor, Tensor, Tensor]]:
+        """So many tokens, all of one run or each of its own."""
+        key = (num_runs, count)
+        if key not in self._replays:
+            previous, hidden = self._inputs[: num_runs + count].split((num_runs, count))
+            inputs = (hidden, previous, [count // num_runs] * num_runs)
             with torch.inference_mode(False), torch.no_grad():
                 shapes = self._head(*inputs)
                 results = tuple(torch.empty_like(result) for result in shapes)
@@ -299,9 +315,9 @@ class HeadGraph:
                 for buffer, result in zip(results, self._head(*inputs), strict=True):
                     buffer.copy_(result)
 
-            state, logits, other = results
-            self._replays[count] = (self._capture(run), (state, logits, other))
-        return self._replays[count]
+            states, logits, other = results
+            self._replays[key] = (self._capture(run), (states, logits, other))
+        return self._replays[key]
 
 
 def token_counts_for(most: int) -> Sequence[int]:

@@ -30,6 +30,11 @@ def run_head(
     return states, logits.float(), other.float()
 
 
+def stacked(states: Sequence[Tensor]) -> Tensor:
+    """States [E] as [T, E]; a single one where it lies."""
+    return states[0][None] if len(states) == 1 else torch.stack(list(states))
+
+
 def _follow(
     ops: Ops,
     projected: Tensor,
@@ -43,8 +48,8 @@ def _follow(
     found = [[state] for state in previous]
     for depth in range(max(lengths)):
         going = [i for i, run in enumerate(runs) if depth < len(run)]
-        arrived = torch.stack([runs[i][depth] for i in going])
-        before = torch.stack([found[i][-1] for i in going])
+        arrived = stacked([runs[i][depth] for i in going])
+        before = stacked([found[i][-1] for i in going])
         for i, state in zip(going, _estimate(ops, arrived, before, head, eps), strict=True):
             found[i].append(state)
     return torch.stack([state for _, *run in found for state in run])

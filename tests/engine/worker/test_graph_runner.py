@@ -268,12 +268,12 @@ def test_heads_are_replayed(decoder: Decoder, refinement_size: int) -> None:
     graph = HeadGraph(head, hidden_of(1), capture, (2, 4))
     graph.prepare()
     assert graph.exit_layer == 2
-    # Five tokens are more than any graph has; runs of several are followed one by one.
-    for lengths in ([1], [1, 1, 1], [1] * 5, [2, 1]):
+    # Five tokens are more than any graph has; several runs of several are followed one by one.
+    for lengths in ([1], [1, 1, 1], [3], [2], [1, 1], [1] * 5, [5], [2, 1]):
         inputs = (hidden_of(sum(lengths)), hidden_of(len(lengths), seed=1), lengths)
         for mine, expected in zip(graph(*inputs), head(*inputs), strict=True):
             assert torch.equal(mine, expected)
-    assert (capture.num_captures, capture.num_replays) == (2, 2)
+    assert (capture.num_captures, capture.num_replays) == (4, 5)
 
 
 @pytest.mark.parametrize("makes_in_inference_mode", [False, True])
