@@ -120,7 +120,10 @@ class Engines:
         sizes = HeadSizes.of(exits.heads if exits.enabled else None)
         if self.costs is None or not self.costs.knows(sizes):
             measured = self._measure(exits, sizes)
-            self.costs = measured if self.costs is None else self.costs.with_heads_of(measured)
+            if self.costs is not None:
+                self.costs.check(measured.measured_of)
+                measured = self.costs.with_heads_of(measured)
+            self.costs = measured
             if self._file is not None:
                 self.costs.write(self._file)
         return ModelledClock(self.costs.model(sizes, self._num_layers))

@@ -70,18 +70,12 @@ class Observations:
         self._seconds[curve, num_tokens].append(seconds)
 
     def points(self, curve: CostCurve) -> Points:
-        """One part's, at the numbers of tokens that were seen often enough.
-
-        Raises:
-            ValueError: if a single token was not.
-        """
+        """One part's, at the numbers of tokens that were seen often enough."""
         often = {
             count: sorted(seconds)[len(seconds) // _QUANTILE]
             for (part, count), seconds in self._seconds.items()
             if part is curve and len(seconds) >= _ENOUGH
         }
-        if 1 not in often:
-            raise ValueError("a part of a step was not seen often enough to have a cost")
         return plausible({count: often[count] for count in sorted(often)})
 
 
@@ -98,17 +92,27 @@ class StepCosts:
     def of(
         cls, measured_of: Mapping[str, str], seen: "Observations", sizes: HeadSizes, num_layers: int
     ) -> "StepCosts":
-        """As a worker with such heads was seen to take them."""
+        """As a worker with such heads was seen to take them.
+
+        Raises:
+            ValueError: if too little was seen.
+        """
         below = num_layers - max(sizes.exit_layers, default=0)  # layers of the last segment
-        last = seen.points(seen.cost.segments[-1])
+        last, logits = seen.points(seen.cost.segments[-1]), seen.points(seen.cost.last_logits)
+        if 1 not in last or 1 not in logits:
+            raise ValueError("plain steps of one token were not seen often enough to have a cost")
+        heads: dict[str, Points] = {}
+        for name, curve in zip(sizes.names, seen.cost.heads, strict=True):
+            looks = seen.points(curve)
+            if 1 in looks:
+                heads[name] = looks
+            else:  # an exit behind one that always drafts is not looked at
+                heads.setdefault(name, dict(curve.points))
         return cls(
             measured_of=dict(measured_of),
             layers={count: seconds * num_layers / below for count, seconds in last.items()},
-            logits=seen.points(seen.cost.last_logits),
-            heads={
-                name: seen.points(curve)
-                for name, curve in zip(sizes.names, seen.cost.heads, strict=True)
-            },
+            logits=logits,
+            heads=heads,
         )
 
     @classmethod

@@ -43,10 +43,17 @@ def test_what_is_kept_is_what_was_measured(tmp_path: Path) -> None:
     assert "a look (small) 100.00" in str(StepCosts.read(file))
 
 
-def test_a_part_that_was_hardly_seen_has_no_cost() -> None:
-    cost = CostModel([CostCurve([1], [1.0])], [], CostCurve([1], [1.0]))
+def test_an_exit_that_was_hardly_seen_costs_what_its_worker_believes() -> None:
+    cost = CostModel(
+        [CostCurve([1], [1.0])] * 3, [CostCurve([1], [0.5])] * 2, CostCurve([1], [1.0])
+    )
+    seen = Observations(cost)
     with pytest.raises(ValueError, match="not seen often enough"):
-        Observations(cost).points(cost.last_logits)
+        StepCosts.of(WEIGHTS, seen, SIZES, 20)
+    for curve in (cost.segments[-1], cost.last_logits):
+        for _ in range(9):
+            cost.observe(curve, 1, 1.0)
+    assert StepCosts.of(WEIGHTS, seen, SIZES, 20).heads["big"][1] == pytest.approx(0.5)
 
 
 def test_looks_measured_later_on_a_busier_machine_fit_in() -> None:
