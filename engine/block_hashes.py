@@ -10,12 +10,14 @@ from array import array
 from collections.abc import Sequence
 from hashlib import sha256
 
+_UNSALTED = sha256().digest()
+
 
 class BlockHashes:
     """The hashes of one sequence's full blocks, each computed once, as the sequence grows."""
 
     def __init__(self, salt: str = "") -> None:
-        self._root = sha256(salt.encode("utf-8", "surrogatepass")).digest()
+        self._root = sha256(salt.encode("utf-8", "surrogatepass")).digest() if salt else _UNSALTED
         self._hashes: list[bytes] = []
 
     def first(self, count: int, token_ids: Sequence[int], block_size: int) -> Sequence[bytes]:

@@ -5,7 +5,7 @@ Synchronous and single-threaded: no asyncio, no locks. Whoever drives it execute
 
 from collections.abc import Sequence as Many
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from engine.config import SchedulerConfig
 from engine.detokenizer import Detokenizer, TokenSpeller
@@ -271,7 +271,7 @@ class EngineCore:
 
     def _figures(self, sequence: Sequence) -> DraftFigures:
         policy = sequence.request.early_exit.under(self._stats.policy)
-        return replace(sequence.figures(), policy=policy)
+        return sequence.figures(policy)
 
     def _count_finished(self, sequence: Sequence) -> None:
         assert sequence.finish_reason is not None

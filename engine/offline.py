@@ -11,6 +11,7 @@ from engine.config import EngineConfig
 from engine.errors import UnsupportedOption
 from engine.limits import ModelLimits
 from engine.plan import StepPlan, StepResult, WorkerInfo
+from engine.policy_reason import PolicyReport
 from engine.request import (
     DraftFigures,
     FinishReason,
@@ -118,7 +119,7 @@ class OfflineEngine:
                 for item in items
                 for entry in token_traces(item.result, item.num_new_tokens, self.info.num_layers)
             ),
-            draft_figures=sequence.figures(),
+            draft_figures=sequence.figures(PolicyReport()),
             num_cached_tokens=sequence.num_cached_tokens,
             num_preemptions=sequence.num_preemptions,
             error=sequence.error,

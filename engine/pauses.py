@@ -12,8 +12,8 @@ from contextlib import contextmanager
 # event loop after so long. Every call that waits for a socket has to ask for it anew.
 _SWITCH_INTERVAL_S = 0.001
 # New objects between two collections. Requests leave few cycles behind, and thousands of open
-# connections make each collection long.
-_YOUNG_OBJECTS = 10_000
+# connections make each collection long; with so many, dozens of streams end before there is one.
+_YOUNG_OBJECTS = 50_000
 
 
 def limit_pauses() -> None:

@@ -11,6 +11,7 @@ from enum import Enum, auto
 
 from engine.block_hashes import BlockHashes
 from engine.plan import RowResult, SequenceStart
+from engine.policy_reason import PolicyReport
 from engine.request import DraftFigures, ExitRecord, FinishReason, GenerationRequest, TokenLogprobs
 
 OUTGROWN = "the KV cache of the worker that came for a lost one is too small for this request"
@@ -193,9 +194,9 @@ class Sequence:
         self._max_len = max_len
         return self.num_tokens + min(1, self._num_tokens_asked) <= max_len
 
-    def figures(self) -> DraftFigures:
-        """What drafting did for this request."""
-        return self._figures.snapshot()
+    def figures(self, policy: PolicyReport) -> DraftFigures:
+        """What drafting did for this request, and what the policy does for it now."""
+        return self._figures.snapshot(policy)
 
     def check(self) -> None:
         """Assert the cursors' invariants."""
@@ -244,7 +245,7 @@ class _FigureCounts:
         self._drafted.update(draft.exit_layer for draft in drafts)
         self._accepted.update(draft.exit_layer for draft in drafts if draft.accepted)
 
-    def snapshot(self) -> DraftFigures:
+    def snapshot(self, policy: PolicyReport) -> DraftFigures:
         return DraftFigures(
             num_steps=sum(self._histogram),
             num_draft_tokens=sum(self._drafted.values()),
@@ -252,4 +253,5 @@ class _FigureCounts:
             acceptance_histogram=tuple(self._histogram),
             accepted_by_layer=dict(sorted(self._accepted.items())),
             drafted_by_layer=dict(sorted(self._drafted.items())),
+            policy=policy,
         )

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,12 +59,13 @@ class Tokenizer:
         self._added: dict[int, str] = {token_id: token.content for token_id, token in added.items()}
         self._bytes = {token_id: text.encode() for token_id, text in self._added.items()}
         self._special = {token_id for token_id, token in added.items() if token.special}
-        self._special_texts = sorted({self._added[token_id] for token_id in self._special})
+        texts = sorted({self._added[token_id] for token_id in self._special})
+        self._special_texts = {text: _json_text(text)[1:-1] for text in texts}  # and in JSON
         spells_bytes = is_byte_level(self._backend.to_str())
         self._byte_of = byte_alphabet() if spells_bytes else None
         self.strips_first_space = not spells_bytes
 
-    @property
+    @cached_property
     def card(self) -> TokenizerCard:
         """Its class, special tokens and chat template."""
         source = self._tokenizer
@@ -177,12 +179,8 @@ class Tokenizer:
 
     def _special_texts_in(self, value: Any) -> list[str]:
         """The special tokens that a client's values spell out, longest first."""
-        everything = json.dumps(value, ensure_ascii=False, default=str)
-        found = [
-            text
-            for text in self._special_texts
-            if json.dumps(text, ensure_ascii=False)[1:-1] in everything
-        ]
+        everything = _json_text(value)
+        found = [text for text, spelled in self._special_texts.items() if spelled in everything]
         return sorted(found, key=len, reverse=True)
 
     def _encode_rendered(self, rendered: str, text_of: Mapping[str, str]) -> list[int]:
@@ -196,6 +194,10 @@ class Tokenizer:
             for part in (piece,) if plain is None else (plain[0], plain[1:]):
                 ids += self.encode(part, add_special_tokens=False)
         return ids
+
+
+def _json_text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:

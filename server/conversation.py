@@ -54,10 +54,10 @@ async def prepare_chat(
     prompt = await encode_messages(
         model.tokenizer, body.messages, model.info.max_model_len, template
     )
-    expected = replace(
-        output_format(body, model.tokenizer, prompt, context.settings),
-        note_calls=context.metrics.call_counter(api, is_streamed=bool(body.stream)),
-    )
+    expected = output_format(body, model.tokenizer, prompt, context.settings)
+    if expected.tools is not None:
+        note_calls = context.metrics.call_counter(api, is_streamed=bool(body.stream))
+        expected = replace(expected, note_calls=note_calls)
     if expected.marks_are_special:
         body.skip_special_tokens = False
     structure = chat_structure(body, expected, model.tokenizer)

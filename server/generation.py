@@ -1,7 +1,7 @@
 """From a checked body and its prompts to an HTTP answer: what both completion endpoints share."""
 
+import secrets
 import time
-import uuid
 from collections.abc import Callable, Sequence
 
 from starlette.requests import Request
@@ -44,7 +44,7 @@ async def generate_answer(
     if structure is not None:
         await structure.approve(model.engine)
     # The client's X-Request-Id is never the engine's: two requests may bring the same.
-    answer_id = f"{id_prefix}{uuid.uuid4().hex}"
+    answer_id = f"{id_prefix}{secrets.token_hex(16)}"
     requests = to_generation_requests(
         body,
         prompts,

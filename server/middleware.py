@@ -7,7 +7,6 @@ import hashlib
 import logging
 import re
 import secrets
-import uuid
 from collections.abc import Collection, Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -19,6 +18,7 @@ from server.records import RequestRecord, begin_record, record_of
 from server.tracing import TRACE_CONTEXT_HEADERS
 
 REQUEST_ID_HEADER = "X-Request-Id"
+_ASKED_ID = REQUEST_ID_HEADER.lower().encode()
 API_KEY = "api_key"  # key of a scope's state: the digest of the key that opened it
 _UNSAFE_IN_ID = re.compile(r"[^A-Za-z0-9._:\-]")
 _MAX_ID_CHARS = 128
@@ -37,11 +37,15 @@ class RequestIdMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        asked = headers.get(REQUEST_ID_HEADER, "")
+        headers = dict(reversed(scope["headers"]))  # the first of each name
+        asked = headers.get(_ASKED_ID, b"").decode("latin-1")
         request_id = _UNSAFE_IN_ID.sub("", asked[: 4 * _MAX_ID_CHARS])[:_MAX_ID_CHARS]
-        request_id = request_id or uuid.uuid4().hex
-        context = {name: headers[name] for name in TRACE_CONTEXT_HEADERS if name in headers}
+        request_id = request_id or secrets.token_hex(16)
+        context = {
+            name: headers[key].decode("latin-1")
+            for name in TRACE_CONTEXT_HEADERS
+            if (key := name.encode()) in headers
+        }
         record = RequestRecord(request_id=request_id, trace_context=context)
         begin_record(scope, record)
 

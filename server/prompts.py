@@ -108,7 +108,9 @@ def check_template_options(body: TemplateFields) -> None:
     if body.continue_final_message and body.add_generation_prompt:
         message = "continue_final_message and add_generation_prompt exclude each other."
         raise RequestError(message, param="continue_final_message")
-    variables = body.chat_template_kwargs or {}
+    variables = body.chat_template_kwargs
+    if not variables:
+        return
     for name in sorted(_TEMPLATE_OWN.intersection(variables)):
         param = f"chat_template_kwargs.{name}"
         raise UnsupportedOption(f"{param} is the server's own to set.", param=param)

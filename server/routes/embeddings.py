@@ -1,6 +1,6 @@
 """POST /v1/embeddings."""
 
-import uuid
+import secrets
 from collections.abc import Sequence
 from typing import Literal
 
@@ -98,7 +98,7 @@ def _pooling_requests(
     body: EmbeddingsRequest, inputs: Sequence[Sequence[int]], pooling: Literal["mean", "last"]
 ) -> list[GenerationRequest]:
     """One engine request per input, which computes it and generates nothing."""
-    answer_id = f"embd-{uuid.uuid4().hex}"
+    answer_id = f"embd-{secrets.token_hex(16)}"
     return [
         GenerationRequest(
             request_id=f"{answer_id}-{index}",

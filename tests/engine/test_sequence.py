@@ -4,6 +4,7 @@ import pytest
 from fake_worker import EOS_ID, make_request
 
 from engine.plan import RowResult
+from engine.policy_reason import PolicyReport
 from engine.request import ExitRecord, FinishReason
 from engine.sequence import OUTGROWN, Sequence, SequenceStatus
 
@@ -92,7 +93,7 @@ def test_figures_count_steps_layers_and_prefixes() -> None:
     sequence.commit(4, result(5))
     sequence.commit(1, result(5, 5, 9, drafts=(draft(1, True), draft(2, True), draft(1, False))))
     sequence.commit(1, result(7, drafts=(draft(1, False),)))
-    figures = sequence.figures()
+    figures = sequence.figures(PolicyReport())
     assert (figures.num_steps, figures.num_draft_tokens, figures.num_accepted_tokens) == (2, 4, 2)
     assert figures.acceptance_histogram == (1, 0, 1)
     assert figures.accepted_by_layer == {1: 1, 2: 1}
