@@ -56,10 +56,12 @@ def output_format(
     """What to look for in the answers to `prompt`: as the settings say, or the chat template."""
     template = tokenizer.card.chat_template or ""
     tools = tools_in_use(body)
-    tail = tokenizer.decode(prompt[-_NUM_TAIL_TOKENS:], skip_special_tokens=False).rstrip()
     thinks = END in template
     if settings.reasoning_parser != "auto":
         thinks = settings.reasoning_parser != "none"
+    tail = ""
+    if thinks:
+        tail = tokenizer.decode(prompt[-_NUM_TAIL_TOKENS:], skip_special_tokens=False).rstrip()
     return OutputFormat(
         thinks=thinks and not tail.endswith(END),
         shows_reasoning=body.include_reasoning is not False,
@@ -73,6 +75,7 @@ def output_format(
         )
         if tools
         else None,
+        ends_by_calling=not isinstance(body.tool_choice, ChosenTool),
     )
 
 

@@ -66,9 +66,12 @@ class OutputFormat:
 
     thinks: bool = False  # split reasoning from the answer
     shows_reasoning: bool = True  # False: thoughts are split off and dropped
-    is_thinking: bool = False  # the prompt ends within a thought
+    is_thinking: bool = False  # if it thinks: the prompt ends within a thought
     tool_form: ToolForm = ToolForm.HERMES
     tools: ToolOptions | None = None  # None: no calls, whatever the text looks like
+    # A call ends an answer for a reason of its own, unless it was asked for by name: then the
+    # answer just stops, at OpenAI and vLLM as well.
+    ends_by_calling: bool = True
     note_calls: Callable[[bool], None] | None = None  # told of every choice if it calls
 
     @property

@@ -119,7 +119,7 @@ class ChatRenderer(ChoiceRenderer):
         choice = ChatChunkChoice(
             index=index,
             delta=Delta(),
-            finish_reason=_finish_reason(output, index in self._callers),
+            finish_reason=self._finish_reason(output, index in self._callers),
             stop_reason=output.stop_reason,
         )
         chunk = self._chunk(choice, output)
@@ -150,11 +150,16 @@ class ChatRenderer(ChoiceRenderer):
             index=index,
             message=message,
             logprobs=_logprobs(self._frame, output.logprobs),
-            finish_reason=_finish_reason(output, message.tool_calls is not None),
+            finish_reason=self._finish_reason(output, message.tool_calls is not None),
             stop_reason=output.stop_reason,
             token_ids=self._frame.token_ids(output),
             early_exit_trace=trace_tokens(self._frame.tokenizer, output.trace),
         )
+
+    def _finish_reason(self, output: RequestOutput, has_called: bool) -> ChatFinishReason:
+        name = finish_reason_name(output.finish_reason)
+        has_called = has_called and self._format.ends_by_calling
+        return "tool_calls" if has_called and name == "stop" else name
 
     def _template(self, index: int) -> TextTemplate:
         choice = ChatChunkChoice(index=index, delta=Delta(content=TextTemplate.HOLE))
@@ -167,11 +172,6 @@ class ChatRenderer(ChoiceRenderer):
             choices=[choice],
             usage=piece_usage(self._frame, output, num_reasoning_tokens),
         )
-
-
-def _finish_reason(output: RequestOutput, has_called: bool) -> ChatFinishReason:
-    name = finish_reason_name(output.finish_reason)
-    return "tool_calls" if has_called and name == "stop" else name
 
 
 def token_logprobs(frame: AnswerFrame, tokens: Sequence[TokenLogprobs]) -> list[TokenLogprob]:

@@ -37,7 +37,7 @@ def expected(template: str, prompt: str, **settings: str) -> Any:
         ("</think>", "a", "auto", True, False),
         ("</think>", "a<think>\n", "auto", True, True),
         ("</think>", "a<think></think>\n\n", "auto", False, False),
-        ("</think>", "a<think>\n", "none", False, True),
+        ("</think>", "a<think>\n", "none", False, False),
         ("plain", "a", "qwen3", True, False),
         ("plain", "a", "deepseek_r1", True, True),
         ("plain", "a</think>", "deepseek_r1", False, True),

@@ -106,6 +106,28 @@ def test_a_call_that_is_cut_off_ends_by_length_with_as_much_of_it_as_there_is(cl
     assert heard(client, len(CALL) + 1) == ("", [call], "tool_calls")
 
 
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ("auto", "tool_calls"),
+        ("required", "tool_calls"),
+        ({"type": "function", "function": {"name": "weather"}}, "stop"),
+    ],
+)
+def test_an_answer_ends_by_calling_unless_the_call_was_asked_for_by_name(
+    client, engine, asked, reason
+):
+    """As OpenAI has it, and vLLM after it (vllm-project/vllm#25054)."""
+    engine.text = CALL
+    (choice,) = ask(client, tools=[WEATHER], tool_choice=asked).json()["choices"]
+    lines = ask(client, tools=[WEATHER], tool_choice=asked, stream=True).text.splitlines()
+    choices = [json.loads(line[6:])["choices"][0] for line in lines if line.startswith("data: {")]
+
+    assert choice["message"]["tool_calls"]
+    assert any(each["delta"].get("tool_calls") for each in choices)
+    assert choice["finish_reason"] == choices[-1]["finish_reason"] == reason
+
+
 def test_calls_and_their_answers_go_back_to_the_model(client, engine):
     function = {"name": "weather", "arguments": '{"a": 1}'}
     ask(
