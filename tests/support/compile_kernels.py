@@ -125,15 +125,13 @@ def _others() -> Iterator[dict[str, object]]:
         yield _compile(
             "sample", sample_kernels._best_of_block_kernel, constants, num_warps=8, keys="*i64"
         )
-        constants = {"HAS_NOISE": has_ids, "BLOCK": expect_kernel._BLOCK}
-        constants |= {} if has_ids else {"keys": None}
-        yield _compile(
-            "expect",
-            expect_kernel._expect_kernel,
-            constants,
-            num_warps=16,
-            keys="*i64",
-        )
+    yield _compile(
+        "expect",
+        expect_kernel._expect_kernel,
+        {"BLOCK": expect_kernel._BLOCK},
+        num_warps=16,
+        keys="*i64",
+    )
     yield _compile("best", sample_kernels._best_of_row_kernel, {"BLOCKS": 64}, num_warps=1)
 
 

@@ -52,24 +52,21 @@ def _expect_kernel(
     logits,  # [T, V'] float32
     other,  # [T] float32
     temperatures,  # [T] float32
-    keys,  # [T] int64
+    keys,  # [T] int64; of no use where the temperature is 0
     token_ids,  # [V'] int32
     followers,  # [T] int64
     expected,  # [T, 5] float64, written
     num_columns,
-    HAS_NOISE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     lanes = tl.arange(0, BLOCK)
     follower = tl.load(followers + row)
     outside = tl.load(other + row)
-    if HAS_NOISE:
-        key = tl.load(keys + row)
-        temperature = tl.load(temperatures + row)
-        divisor = tl.where(temperature > 0.0, temperature, 1.0)
-        weight = tl.where(temperature > 0.0, _WEIGHT, 0.0)
-        outside = tl.div_rn(outside, divisor) + _MEAN * weight
+    key = tl.load(keys + row)
+    temperature = tl.load(temperatures + row)
+    if temperature > 0.0:
+        outside = tl.div_rn(outside, temperature) + _MEAN * _WEIGHT
     best = tl.full((BLOCK,), float("-inf"), tl.float32)
     second = best
     followed = best
@@ -80,9 +77,9 @@ def _expect_kernel(
         columns = start + lanes
         mask = columns < num_columns
         scores = tl.load(logits + row * num_columns + columns, mask=mask, other=float("-inf"))
-        if HAS_NOISE:
+        if temperature > 0.0:
             ids = tl.load(token_ids + columns, mask=mask, other=0)
-            scores = tl.div_rn(scores, divisor) + gumbel(key, ids) * weight
+            scores = tl.div_rn(scores, temperature) + gumbel(key, ids) * _WEIGHT
         followed = tl.where(columns == follower, scores, followed)
         best, column, second, second_column, total = _meet(
             best, column, second, second_column, total, scores, columns
@@ -124,12 +121,11 @@ def expect(
             logits.contiguous(),
             other.contiguous(),
             temperatures,
-            keys,
+            followers if keys is None else keys,  # one program for both: all rows are greedy
             ids.token_ids,
             followers,
             expected,
             num_columns,
-            HAS_NOISE=keys is not None,
             BLOCK=_BLOCK,
             num_warps=16,
         )
