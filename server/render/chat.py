@@ -1,6 +1,7 @@
 """Answers of /v1/chat/completions."""
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 from engine.request import RequestOutput, TokenLogprobs
 from server.parsing.events import OutputEvent
@@ -24,13 +25,13 @@ from server.render.common import (
     MIN_LOGPROB,
     AnswerFrame,
     Chunk,
-    TextTemplate,
     finish_reason_name,
     piece_usage,
     request_metrics,
     total_usage,
     trace_tokens,
 )
+from server.render.event_shape import EventShape, TextTemplate
 from server.render.prompt_logprobs import prompt_logprobs
 
 
@@ -55,7 +56,9 @@ class ChatRenderer(ChoiceRenderer):
             self._parsers[index] = self._format.parser()
             yield from self._opening(index, output)
             if self._format.is_plain and not self._frame.has_more_than_text:
-                self._templates[index] = self._template(index)
+                self._templates[index] = TextTemplate(
+                    self._frame.event(_text_shape(self._frame.model, index))
+                )
         text = self._fill(index, output)
         if text is not None:
             yield text
@@ -88,12 +91,15 @@ class ChatRenderer(ChoiceRenderer):
             metrics=request_metrics(self._frame, choices[0].draft_figures),
         )
 
-    def _opening(self, index: int, output: RequestOutput) -> Iterator[ChatCompletionChunk]:
+    def _opening(self, index: int, output: RequestOutput) -> Iterator[Chunk]:
         """The role, then what is echoed."""
-        delta = Delta(role="assistant", content="")
-        first = self._chunk(ChatChunkChoice(index=index, delta=delta), output)
-        first.prompt_token_ids = self._frame.prompt_ids(index)
-        yield first
+        if self._frame.has_more_than_text:
+            choice = ChatChunkChoice(index=index, delta=Delta(role="assistant", content=""))
+            first = self._chunk(choice, output)
+            first.prompt_token_ids = self._frame.prompt_ids(index)
+            yield first
+        else:
+            yield self._frame.event(_opening_shape(self._frame.model, index))
         if self._echo:
             yield self._chunk(ChatChunkChoice(index=index, delta=Delta(content=self._echo)), output)
 
@@ -115,12 +121,13 @@ class ChatRenderer(ChoiceRenderer):
             )
             yield self._chunk(choice, output)
 
-    def _end(self, index: int, output: RequestOutput) -> ChatCompletionChunk:
+    def _end(self, index: int, output: RequestOutput) -> Chunk:
+        reason = self._finish_reason(output, index in self._callers)
+        is_bare = self._frame.has_usage and not self._frame.has_more_than_text
+        if is_bare and output.stop_reason is None:
+            return self._frame.event(_end_shape(self._frame.model, index, reason))
         choice = ChatChunkChoice(
-            index=index,
-            delta=Delta(),
-            finish_reason=self._finish_reason(output, index in self._callers),
-            stop_reason=output.stop_reason,
+            index=index, delta=Delta(), finish_reason=reason, stop_reason=output.stop_reason
         )
         chunk = self._chunk(choice, output)
         if not self._frame.has_usage:
@@ -161,10 +168,6 @@ class ChatRenderer(ChoiceRenderer):
         has_called = has_called and self._format.ends_by_calling
         return "tool_calls" if has_called and name == "stop" else name
 
-    def _template(self, index: int) -> TextTemplate:
-        choice = ChatChunkChoice(index=index, delta=Delta(content=TextTemplate.HOLE))
-        return TextTemplate(ChatCompletionChunk(**self._frame.head, choices=[choice]))
-
     def _chunk(self, choice: ChatChunkChoice, output: RequestOutput) -> ChatCompletionChunk:
         num_reasoning_tokens = self._counters[choice.index].num_tokens
         return ChatCompletionChunk(
@@ -172,6 +175,29 @@ class ChatRenderer(ChoiceRenderer):
             choices=[choice],
             usage=piece_usage(self._frame, output, num_reasoning_tokens),
         )
+
+
+@lru_cache(maxsize=256)
+def _opening_shape(model: str, index: int) -> EventShape:
+    return _shape(model, index, Delta(role="assistant", content=""))
+
+
+@lru_cache(maxsize=256)
+def _text_shape(model: str, index: int) -> EventShape:
+    return _shape(model, index, Delta(content=TextTemplate.HOLE))
+
+
+@lru_cache(maxsize=256)
+def _end_shape(model: str, index: int, reason: ChatFinishReason) -> EventShape:
+    return _shape(model, index, Delta(), reason)
+
+
+def _shape(
+    model: str, index: int, delta: Delta, reason: ChatFinishReason | None = None
+) -> EventShape:
+    """Of chunks of which there is no more to say."""
+    choice = ChatChunkChoice(index=index, delta=delta, finish_reason=reason)
+    return EventShape(lambda head: ChatCompletionChunk(**head, choices=[choice]), model)
 
 
 def token_logprobs(frame: AnswerFrame, tokens: Sequence[TokenLogprobs]) -> list[TokenLogprob]:

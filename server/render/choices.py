@@ -1,7 +1,8 @@
 """What streams of choices share: most of their pieces are nothing but text."""
 
 from engine.request import RequestOutput
-from server.render.common import AnswerFrame, Renderer, StreamTally, TextTemplate
+from server.render.common import AnswerFrame, Renderer, StreamTally
+from server.render.event_shape import TextTemplate
 
 
 class ChoiceRenderer(Renderer):

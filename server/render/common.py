@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeAlias
 
 from pydantic import BaseModel
-from pydantic_core import to_json
 
 from engine import Tokenizer
 from engine.request import DraftFigures, FinishReason, RequestOutput, TokenTrace
@@ -22,7 +21,7 @@ from server.protocol.common import (
     TraceToken,
     Usage,
 )
-from server.render.event import event
+from server.render.event_shape import EventShape
 
 MIN_LOGPROB = -9999.0  # stands for minus infinity, which JSON lacks (as in vLLM)
 
@@ -56,6 +55,10 @@ class AnswerFrame:
         """The fields that every answer and chunk begins with."""
         return {"id": self.answer_id, "created": self.created, "model": self.model}
 
+    def event(self, shape: EventShape) -> bytes:
+        """An event of this answer."""
+        return shape.fill(self.answer_id, self.created)
+
     def prompt_ids(self, index: int) -> list[int] | None:
         """A choice's prompt, where it was asked for."""
         return list(self.prompts[index]) if self.has_token_ids else None
@@ -77,25 +80,6 @@ class AnswerFrame:
 
 
 Chunk: TypeAlias = BaseModel | bytes  # a chunk, or its event, encoded already
-
-
-class TextTemplate:
-    """An event that differs from others in its text alone: encoded once, filled in for every token.
-
-    Most of what a token costs the server would else be building and encoding such a chunk.
-    """
-
-    HOLE: ClassVar[str] = "\ue000"  # a private character: in nothing else that the server writes
-
-    def __init__(self, chunk: BaseModel) -> None:
-        """Args: chunk: with `HOLE` where the text goes."""
-        hole = to_json(self.HOLE)
-        self._before, found, self._after = event(chunk).partition(hole)
-        assert found, "a template has a hole"
-
-    def fill(self, text: str) -> bytes:
-        """The event with this text."""
-        return self._before + to_json(text) + self._after
 
 
 class Renderer(ABC):

@@ -1,6 +1,7 @@
 """Answers of /v1/completions."""
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 from engine.request import RequestOutput, TokenLogprobs
 from server.protocol.completions import (
@@ -14,7 +15,6 @@ from server.render.common import (
     MIN_LOGPROB,
     AnswerFrame,
     Chunk,
-    TextTemplate,
     finish_reason_name,
     has_content,
     piece_usage,
@@ -22,6 +22,7 @@ from server.render.common import (
     total_usage,
     trace_tokens,
 )
+from server.render.event_shape import EventShape, TextTemplate
 from server.render.prompt_logprobs import prompt_logprobs, with_prompt_logprobs
 from server.render.text_offsets import OffsetCounter, offsets_in
 
@@ -42,7 +43,8 @@ class CompletionRenderer(ChoiceRenderer):
         is_first = index not in self._begun
         self._begun.add(index)
         if is_first and not self._frame.has_more_than_text:
-            self._templates[index] = self._template(index)
+            shape = _text_shape(self._frame.model, index)
+            self._templates[index] = TextTemplate(self._frame.event(shape))
         prompt_ids = self._frame.prompt_ids(index) if is_first else None
         has_echo = is_first and bool(self._body.echo)
         text = None if has_echo else self._fill(index, output)
@@ -105,10 +107,6 @@ class CompletionRenderer(ChoiceRenderer):
             early_exit_trace=trace_tokens(self._frame.tokenizer, output.trace),
         )
 
-    def _template(self, index: int) -> TextTemplate:
-        choice = CompletionChoice(index=index, text=TextTemplate.HOLE)
-        return TextTemplate(Completion(**self._frame.head, choices=[choice]))
-
     def _chunk(self, choice: CompletionChoice, output: RequestOutput) -> Completion:
         return Completion(
             **self._frame.head, choices=[choice], usage=piece_usage(self._frame, output)
@@ -162,3 +160,10 @@ class CompletionRenderer(ChoiceRenderer):
     @property
     def _skips_special(self) -> bool:
         return self._body.skip_special_tokens is not False
+
+
+@lru_cache(maxsize=256)
+def _text_shape(model: str, index: int) -> EventShape:
+    """Of a piece that is nothing but text."""
+    choice = CompletionChoice(index=index, text=TextTemplate.HOLE)
+    return EventShape(lambda head: Completion(**head, choices=[choice]), model)
