@@ -149,6 +149,10 @@ class Verifier:
         sequence_id = row.state.sequence_id
         if not targets:
             return RowResult(sequence_id=sequence_id, token_ids=[])
+        if len(targets) == 1:  # no drafts: of many rows on a GPU all that follows would be felt
+            if targets[0] == -1:
+                return _without_token(row, logits)
+            return RowResult(sequence_id, [targets[0]])
         ids = row.draft_ids
         accepted = len(ids) if self.accepts_all else num_accepted(ids, targets[: len(ids) + 1])
         row.taken = row.alternate(accepted, targets[accepted])
