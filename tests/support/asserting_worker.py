@@ -1,0 +1,46 @@
+"""A worker whose device breaks for real, once: a token that no table has, in a later step.
+
+The embedding reads it out of range, as a fault of ours would make it; on a GPU the kernel's assert
+then leaves the process without a device. Needs no msgspec (`asserting_worker_main` does).
+"""
+
+import json
+import os
+from pathlib import Path
+
+from engine.plan import StepPlan, StepResult
+from engine.worker.device_errors import is_device_broken, is_out_of_memory, is_row_fault
+from engine.worker.worker import ModelWorker
+
+VERDICT_VARIABLE = "ADADECODE_TEST_VERDICT"  # a file; once it is there, nothing breaks any more
+_AFTER_STEPS = 8
+_NO_TOKEN = 1_000_000
+
+
+class AssertingWorker(ModelWorker):
+    """Breaks in the middle of its rows' outputs, and writes down what that was taken for."""
+
+    _num_steps = 0
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """See `ModelWorker.execute`."""
+        verdict = Path(os.environ[VERDICT_VARIABLE])
+        self._num_steps += bool(plan.rows)
+        if plan.rows and self._num_steps > _AFTER_STEPS and not verdict.exists():
+            for state in self._states.values():
+                state.token_ids[-1] = _NO_TOKEN
+        try:
+            return super().execute(plan)
+        except Exception as error:
+            if verdict.exists():
+                raise
+            said = {
+                "kind": type(error).__name__,
+                "message": str(error),
+                "is_device_broken": is_device_broken(error),
+                "is_out_of_memory": is_out_of_memory(error),
+                "is_row_fault": is_row_fault(error),
+                "num_rows": len(plan.rows),
+            }
+            verdict.write_text(json.dumps(said))
+            raise
