@@ -18,8 +18,8 @@ from torch import Tensor
 from engine.model.decoder import Decoder, Segment
 from engine.model.exit_head import ExitHeads, Head
 from engine.model.ops.interface import LayerCache, TokenBatch
+from engine.worker.newest_buffer import NewestBuffer
 from engine.worker.segment_runner import EagerRunner, NewestTokens
-from engine.worker.upload import upload_to
 
 TOKEN_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)
 _LONGEST_RUN = 16  # tokens of one stream that a captured head follows
@@ -40,6 +40,12 @@ class BatchLimits:
     block_size: int
     spare_slot: int  # of the KV pool; no sequence's
     token_counts: Sequence[int] = TOKEN_COUNTS
+
+    @property
+    def row_counts(self) -> list[int]:
+        """Numbers of tokens captured of steps that have one for each row."""
+        most = fitting(self.token_counts, self.max_rows) or self.token_counts[-1]
+        return [count for count in self.token_counts if count <= most]
 
     @property
     def widths(self) -> list[int]:
@@ -83,7 +89,11 @@ class GraphRunner:
         self._padding = torch.zeros(4, size, dtype=torch.int32, device=device)
         self._padding[2] = limits.spare_slot
         self._places = self._padding[1:].clone()
-        self._newest = torch.zeros(4 * size, dtype=torch.int32, device=device)  # `_newest_of`
+        self._newest = {
+            count: NewestBuffer(max(count, _ALIGNED), limits.spare_slot, device)
+            for count in limits.row_counts
+        }
+        self._row_counts = list(self._newest)
         self._passed: Tensor | None = None  # states whose logits are there already
         # Every token may be a row of its own, as where costs are measured.
         shape = (max(limits.max_rows, most), self._widths[-1])
@@ -110,11 +120,7 @@ class GraphRunner:
         if count is None or width is None:
             return None
         replay = self._pass(count, width)
-        newest = self._newest_of(count)
-        fill = (0, 0, self._limits.spare_slot, 0)  # see `_padding`
-        padding = newest.shape[1] - num_tokens
-        lists = (tokens.token_ids, *tokens.places)
-        upload_to(newest, [[*x, *[one] * padding] for x, one in zip(lists, fill, strict=True)])
+        self._newest[count].send((tokens.token_ids, *tokens.places))
         self._load_tables(tokens.block_tables)
         replay()
         self._passed = self._result[:num_tokens]
@@ -181,27 +187,9 @@ class GraphRunner:
             self._tables[:num_rows, :num_blocks].copy_(block_tables)
             self._tables_of = block_tables
 
-    @property
-    def _row_counts(self) -> list[int]:
-        """Numbers of tokens captured of steps that have one for each row."""
-        counts = self._limits.token_counts
-        most = fitting(counts, self._limits.max_rows) or counts[-1]
-        return [count for count in counts if count <= most]
-
-    def _newest_of(self, count: int) -> Tensor:
-        """Token ids, positions, slots and rows of so many tokens or more, in one piece that one
-        copy sends.
-        """
-        size = max(count, _ALIGNED)
-        return self._newest[: 4 * size].view(4, size)
-
     def _pass(self, count: int, width: int) -> Replay:
-        key, newest = ("pass", count, width), self._newest_of(count)
-        if key not in self._replays:
-            newest.copy_(self._padding[:, : newest.shape[1]])
-
         def run() -> None:
-            token_ids, positions, slots, rows = newest[:, :count]
+            token_ids, positions, slots, rows = self._newest[count].there[:, :count]
             batch = TokenBatch(
                 positions=positions,
                 slots=slots,
@@ -215,7 +203,7 @@ class GraphRunner:
             self._result[:count].copy_(hidden)
             self._logits[:count].copy_(self._decoder.logits(hidden))
 
-        return self._captured(key, run)
+        return self._captured(("pass", count, width), run)
 
     def _segment(self, index: int, count: int, width: int) -> Replay:
         def run() -> None:

@@ -21,13 +21,6 @@ def upload(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> T
     return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)
 
 
-def upload_to(target: Tensor, values: Sequence[Any]) -> None:
-    """Numbers, or rows of them, into a buffer on the device."""
-    is_away = target.device.type == "cuda"
-    numbers = torch.tensor(values, dtype=target.dtype, pin_memory=is_away)
-    target.copy_(numbers, non_blocking=is_away)
-
-
 def upload_all(
     lists: Sequence[tuple[Sequence[Any], torch.dtype]], device: torch.device
 ) -> list[Tensor]:

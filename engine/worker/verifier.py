@@ -7,8 +7,9 @@ Knows nothing of exit heads or of how the states came to be.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate
 
 import torch
@@ -81,9 +82,11 @@ class Verifier:
         for index, row in enumerate(rows):
             mine = slice(firsts[index], firsts[index + 1])
             known = _known_states(index, row, places, hidden)
-            outcomes.append(self._outcome_alone(row, choices[mine], logits[mine], known))
+            outcomes.append(
+                self._outcome_alone(row, choices[mine], partial(logits.__getitem__, mine), known)
+            )
         outcomes = _with_logprobs(rows, outcomes, firsts, logits)
-        newest = _newest_states(rows, outcomes, firsts, last_hidden)
+        newest = _newest_states(rows, outcomes, firsts, last_hidden) if self._exit_layers else {}
         results = [outcome.result for outcome in outcomes]
         results = _without_broken_prompts(rows, refs, hidden, results)
         if self._recorder is not None:
@@ -91,9 +94,9 @@ class Verifier:
         # Nothing raises from here on: a step changes all its states or none.
         for index, (row, outcome) in enumerate(zip(rows, outcomes, strict=True)):
             row.state.hidden_sum = outcome.hidden_sum
-            if index in newest:
+            if outcome.result.token_ids:
                 row.state.append(outcome.result.token_ids)
-                row.state.last_hidden = newest[index]
+                row.state.last_hidden = newest.get(index)
         return results
 
     def _choose(self, rows: Sequence[Row], last_hidden: Tensor) -> tuple[list[int], Tensor]:
@@ -108,7 +111,7 @@ class Verifier:
         self,
         row: Row,
         targets: Sequence[int],
-        logits: Tensor,
+        logits: Callable[[], Tensor],
         known: Tensor | None,
     ) -> _Outcome:
         """`_outcome`; a fault in it is the row's own."""
@@ -126,13 +129,14 @@ class Verifier:
         self,
         row: Row,
         targets: Sequence[int],
-        logits: Tensor,
+        logits: Callable[[], Tensor],
         known: Tensor | None,
     ) -> _Outcome:
         """What a row's states say.
 
         Args:
-            targets, logits: One entry per pending token.
+            targets: One per pending token.
+            logits: Gives those that they were chosen by; a view takes its time, and is rarely used.
             known: [plan.num_tokens, E], where something is asked of the prompt.
         """
         result = self._accept(row, targets, logits)
@@ -142,7 +146,7 @@ class Verifier:
         result = replace(result, prompt_logprobs=reading.logprobs, embedding=reading.embedding)
         return _Outcome(result, hidden_sum=reading.hidden_sum)
 
-    def _accept(self, row: Row, targets: Sequence[int], logits: Tensor) -> RowResult:
+    def _accept(self, row: Row, targets: Sequence[int], logits: Callable[[], Tensor]) -> RowResult:
         """A row's accepted drafts and the target's own token; that is an alternate where one is
         right, and one more token follows.
         """
@@ -151,7 +155,7 @@ class Verifier:
             return RowResult(sequence_id=sequence_id, token_ids=[])
         if len(targets) == 1:  # no drafts: of many rows on a GPU all that follows would be felt
             if targets[0] == -1:
-                return _without_token(row, logits)
+                return _without_token(row, logits())
             return RowResult(sequence_id, [targets[0]])
         ids = row.draft_ids
         accepted = len(ids) if self.accepts_all else num_accepted(ids, targets[: len(ids) + 1])
@@ -160,7 +164,7 @@ class Verifier:
         if row.taken is not None:
             token_ids.append(targets[row.sources(accepted + 2)[-1]])
         if -1 in token_ids:
-            return _without_token(row, logits)
+            return _without_token(row, logits())
         drafts = self._records(row, accepted)
         return RowResult(sequence_id=sequence_id, token_ids=token_ids, drafts=drafts)
 
