@@ -148,6 +148,21 @@ def test_garbage_behind_an_answered_request_only_closes(live_url):
     assert status in (400, 0)
 
 
+def test_requests_that_come_together_are_answered_one_after_the_other(live_url):
+    length = b"Content-Length: %d\r\n\r\n" % len(BODY)
+    with connection(live_url) as sock:
+        sock.sendall(
+            b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n"
+            + (HEAD + length + BODY)
+            + b"GET /nowhere HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        )
+        _, content = answer(sock)
+
+    heads = [part for part in content.split(b"HTTP/1.1 ") if part]
+    assert [head[:3] for head in heads] == [b"200", b"200", b"404"]
+    assert b'"text_completion"' in heads[1]
+
+
 def test_beyond_the_limit_only_probes_are_answered():
     app = fake_app(FakeEngine(), max_connections=3)
     with serving(app) as url, contextlib.ExitStack() as crowd:
