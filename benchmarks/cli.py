@@ -272,6 +272,12 @@ def _add_group_arguments(parser: argparse.ArgumentParser, default: tuple[int, ..
         help="task: prompts that run at once are of one task, so that every task has its figures; "
         "order: as they come, the tasks taking turns (by task where each has enough prompts)",
     )
+    parser.add_argument(
+        "--continuous",
+        action="store_true",
+        help="where a prompt ends the next one begins, as in a server under load (a group runs to "
+        "its end before the next begins)",
+    )
 
 
 def _add_contest_arguments(parser: argparse.ArgumentParser) -> None:

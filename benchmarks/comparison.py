@@ -17,7 +17,7 @@ ALL_TASKS = "all"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One mode on one group of prompts at once."""
+    """One mode on one group of prompts."""
 
     mode: str
     concurrency: int  # the most that ran at once; a last group may be smaller

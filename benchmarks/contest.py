@@ -29,8 +29,13 @@ GroupBy = Literal["task", "order"]
 class Contestant(Protocol):
     """One way to generate."""
 
-    def run(self, prompts: Sequence[tuple[int, ...]], seeds: Sequence[int]) -> Outcome:
-        """Generate for all prompts at once."""
+    def run(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        seeds: Sequence[int],
+        at_once: int | None = None,
+    ) -> Outcome:
+        """Generate for all prompts, so many at once; None: all of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,12 +54,16 @@ class Contest:
     Attributes:
         group_by: "task": prompts that run at once are of one task, so that every task has figures
             of its own; "order": as they come; None: by task where every task has enough of them.
+        continuous: Where a prompt ends the next begins, as in a server under load, until a task
+            (or all of it) is through; else a group runs to its end before the next begins, so
+            that its last prompts run among few.
     """
 
     contestants: dict[str, Contestant]
     entries: tuple[Entry, ...]
     concurrencies: tuple[int, ...]
     group_by: GroupBy | None = None
+    continuous: bool = False
 
     def __post_init__(self) -> None:
         """Raises:
@@ -92,9 +101,10 @@ class Contest:
     def _groups_of(self, concurrency: int) -> list[tuple[Entry, ...]]:
         tasks = self._tasks.values()
         has_enough = all(len(entries) >= concurrency for entries in tasks)
-        if concurrency == 1 or self.group_by == "order" or not has_enough:
-            return _cut(self.entries, concurrency)
-        return [group for entries in tasks for group in _cut(entries, concurrency)]
+        is_mixed = concurrency == 1 or self.group_by == "order" or not has_enough
+        size = len(self.entries) if self.continuous and concurrency > 1 else concurrency
+        parts = [self.entries] if is_mixed else tasks
+        return [group for entries in parts for group in _cut(entries, size)]
 
     @property
     def _tasks(self) -> dict[str, list[Entry]]:
@@ -111,7 +121,7 @@ def _cut(entries: Sequence[Entry], size: int) -> list[tuple[Entry, ...]]:
 
 def _run(mode: str, contestant: Contestant, concurrency: int, group: Sequence[Entry]) -> Run:
     indices = tuple(entry.index for entry in group)
-    outcome = contestant.run([entry.token_ids for entry in group], indices)
+    outcome = contestant.run([entry.token_ids for entry in group], indices, concurrency)
     return Run(
         mode=mode,
         concurrency=concurrency,

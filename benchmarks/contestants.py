@@ -38,8 +38,13 @@ class EngineContestant:
         self._max_tokens = max_tokens
         self._temperature = temperature
 
-    def run(self, prompts: Sequence[tuple[int, ...]], seeds: Sequence[int]) -> Outcome:
-        """Generate for all prompts at once."""
+    def run(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        seeds: Sequence[int],
+        at_once: int | None = None,
+    ) -> Outcome:
+        """See `Contestant.run`."""
         requests = [
             GenerationRequest(
                 request_id=str(index),
@@ -56,7 +61,7 @@ class EngineContestant:
         ]
         watch = _FirstTokenWatch(self._clock)
         with sparing_what_is_loaded():
-            results = self._engine.generate(requests, on_tokens=watch.on_tokens)
+            results = self._engine.generate(requests, watch.on_tokens, max_num_seqs=at_once)
         return watch.outcome(
             tuple(result.token_ids for result in results),
             tuple(result.draft_figures for result in results),
@@ -92,7 +97,12 @@ class TransformersContestant:
             max_new_tokens=max_tokens, eos_token_id=None, pad_token_id=0, **sampling
         )
 
-    def run(self, prompts: Sequence[tuple[int, ...]], seeds: Sequence[int]) -> Outcome:
+    def run(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        seeds: Sequence[int],
+        at_once: int | None = None,
+    ) -> Outcome:
         """Generate for the one prompt given."""
         ((prompt,), (seed,)) = prompts, seeds
         torch.manual_seed(seed)

@@ -73,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
         entries=entries,
         concurrencies=args.concurrency,
         group_by=args.group_by,
+        continuous=args.continuous,
     ).measure()
     comparisons, agreements = compare(runs), check_agreement(runs)
     figures = [
@@ -109,16 +110,17 @@ def _named(heads: Sequence[Path]) -> dict[str, Path]:
 
 
 def _describe_settings(args: argparse.Namespace) -> dict[str, str]:
-    without = [
+    details = [
         text
         for text, is_so in (
             ("no look-up drafts", args.no_lookup_drafts),
             ("no second candidates", args.no_second_candidates),
+            ("the next prompt begins where one ends", args.continuous),
         )
         if is_so
     ]
     generation = f"{args.max_tokens} tokens per prompt, temperature {args.temperature:g}"
-    return {"model": args.model, "generation": ", ".join((generation, *without))}
+    return {"model": args.model, "generation": ", ".join((generation, *details))}
 
 
 def _figures(name: str, concurrency: int, comparisons: Sequence[TaskComparison]) -> dict[str, Any]:

@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
         entries=entries,
         concurrencies=args.concurrency,
         group_by=args.group_by,
+        continuous=args.continuous,
     )
     runs = contest.measure()
     comparisons, agreements = compare(runs), check_agreement(runs)
@@ -137,6 +138,8 @@ def _describe_settings(
         "computed": f"{info.dtype} on {info.device} by {info.backend}",
         "generation": f"{args.max_tokens} tokens per prompt, temperature {args.temperature:g}",
     }
+    if args.continuous:
+        settings["generation"] += ", the next prompt begins where one ends"
     if info.max_draft_tokens:
         gate = "cost-aware" if args.threshold is None else f"threshold {args.threshold:g}"
         layers = ", ".join(map(str, info.exit_layers)) or "none"

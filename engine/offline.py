@@ -79,18 +79,25 @@ class OfflineEngine:
         self,
         requests: Sequence[GenerationRequest],
         on_tokens: Callable[[int], None] | None = None,
+        max_num_seqs: int | None = None,
     ) -> list[GenerationResult]:
         """Run all requests to their end, batched as the scheduler sees fit.
 
         Args:
             on_tokens: Called after every step with the output tokens it brought.
+            max_num_seqs: At most so many at once; None: as configured, which is the most there is.
 
         Raises:
             RequestError: if one of them could never run, or has stop strings (no text here).
         """
         if any(request.sampling.stop for request in requests):
             raise UnsupportedOption("Stop strings need a tokenizer.", param="stop")
-        config = replace(self._config.scheduler, max_num_queued_requests=len(requests))
+        most = self._config.scheduler.max_num_seqs
+        config = replace(
+            self._config.scheduler,
+            max_num_seqs=most if max_num_seqs is None else min(max_num_seqs, most),
+            max_num_queued_requests=len(requests),
+        )
         scheduler = Scheduler(config, self._limits)
         sequences = [scheduler.add(request) for request in requests]
         outputs: dict[int, list[Committed]] = {s.sequence_id: [] for s in sequences}

@@ -9,8 +9,9 @@ class CountingContestant:
     def __init__(self):
         self.sizes = []
 
-    def run(self, prompts, seeds):
+    def run(self, prompts, seeds, at_once=None):
         self.sizes.append(len(prompts))
+        self.at_once = at_once
         return Outcome(token_ids=tuple(prompts), duration_s=1.0, first_token_s=0.5)
 
 
@@ -46,12 +47,16 @@ def test_transformers_runs_single_prompts_only():
     assert {run.concurrency for run in runs if run.mode == "transformers"} == {1}
 
 
-def make_mixed(num_each, concurrencies, group_by=None):
+def make_mixed(num_each, concurrencies, group_by=None, continuous=False):
     tasks = ["math", "qa"] * num_each
     entries = tuple(Entry(index=i, task=task, token_ids=(i,)) for i, task in enumerate(tasks))
     contestants = {"plain": CountingContestant()}
     return Contest(
-        contestants=contestants, entries=entries, concurrencies=concurrencies, group_by=group_by
+        contestants=contestants,
+        entries=entries,
+        concurrencies=concurrencies,
+        group_by=group_by,
+        continuous=continuous,
     )
 
 
@@ -69,3 +74,11 @@ def test_groups_are_as_asked():
     assert groups(make_mixed(2, (2,), "task"), 2) == [(0, 2), (1, 3)]
     with pytest.raises(ValueError, match="2 prompts of task 'math' are fewer than 4"):
         make_mixed(2, (1, 4), "task")
+
+
+def test_where_a_prompt_ends_the_next_begins_until_a_task_is_through():
+    contest = make_mixed(3, (1, 2), continuous=True)
+    assert groups(contest, 2) == [(0, 2, 4), (1, 3, 5)]
+    assert contest.contestants["plain"].at_once == 2
+    assert len(groups(contest, 1)) == 6
+    assert groups(make_mixed(3, (2,), "order", continuous=True), 2) == [(0, 1, 2, 3, 4, 5)]

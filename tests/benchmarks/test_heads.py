@@ -75,8 +75,9 @@ def test_latency_by_the_modelled_clock_leaves_out_what_it_cannot_tell(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], model: Path
 ) -> None:
     flags = ("--heads", model.parent / "deep", "--clock", "modelled", "--concurrency", "2")
-    assert bench(monkeypatch, "latency", model, *flags) == 0
+    assert bench(monkeypatch, "latency", model, *flags, "--continuous") == 0
     out = capsys.readouterr().out
     assert "2 prompts at once, of one task" in out
+    assert "the next prompt begins where one ends" in out
     assert "ms of a step by tokens" in out
     assert "transformers:" not in out

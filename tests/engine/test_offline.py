@@ -6,6 +6,7 @@ from fake_worker import POISON_ID, FakeWorker, expected_output, make_request
 from engine.config import EngineConfig, ModelConfig, SchedulerConfig
 from engine.errors import PromptTooLong, UnsupportedOption
 from engine.offline import OfflineEngine
+from engine.plan import StepPlan, StepResult
 from engine.request import EarlyExitOptions, FinishReason, GenerationRequest
 
 
@@ -34,6 +35,21 @@ def test_more_requests_than_the_servers_queue_takes() -> None:
     requests = [make_request(number) for number in range(8)]
     results = engine_on(FakeWorker(), max_num_queued_requests=2).generate(requests)
     assert len(results) == 8
+
+
+def test_so_many_at_once_as_asked() -> None:
+    class WatchedWorker(FakeWorker):
+        most = 0
+
+        def execute(self, plan: StepPlan) -> StepResult:
+            self.most = max(self.most, len(plan.rows))
+            return super().execute(plan)
+
+    requests = [make_request(number) for number in range(8)]
+    for asked, most in ((2, 2), (None, 4), (9, 4)):
+        worker = WatchedWorker()
+        engine_on(worker, max_num_seqs=4).generate(requests, max_num_seqs=asked)
+        assert worker.most == most
 
 
 def test_logprobs_trace_and_figures_agree_with_the_tokens() -> None:
