@@ -64,9 +64,10 @@ async def streamed_answer(
     wait_s = min(keep_alive_s or _LONGEST_WAIT_S, _LONGEST_WAIT_S)
     if queue_timeout_s:
         wait_s = max(wait_s, min(queue_timeout_s + 1, _LONGEST_WAIT_IN_QUEUE_S))
+    gone.add_done_callback(generations.wake)
+    timer = asyncio.get_running_loop().call_later(wait_s, generations.wake)
     try:
-        both = {generations.ready(), gone}
-        await asyncio.wait(both, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+        await generations.ready()
         generations.require_one()
         if gone.done():
             raise ClientDisconnect
@@ -74,6 +75,9 @@ async def streamed_answer(
         gone.cancel()
         generations.close()
         raise
+    finally:
+        gone.remove_done_callback(generations.wake)
+        timer.cancel()
     delivery = Delivery(generations, AnswerEvents(renderer), connection_of(request.scope))
     return AnswerStream(delivery, gone, generations.close, keep_alive_s)
 

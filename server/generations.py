@@ -89,8 +89,13 @@ class Generations:
         self._ready = asyncio.get_running_loop().create_future()
         self._collect()
         if self._taken or self._error:
-            self._wake()
+            self.wake()
         return self._ready
+
+    def wake(self, _: object = None) -> None:
+        """Have who waits look, whether there is anything or not."""
+        if self._ready is not None and not self._ready.done():
+            self._ready.set_result(None)
 
     async def wait(self, receiver: Receiver) -> None:
         """Wait until there is something to take.
@@ -155,7 +160,7 @@ class Generations:
             self._taken.append((index, output))
         except Exception as error:
             self._error = error
-        self._wake()
+        self.wake()
 
     def _collect(self) -> None:
         """Take what has come while the reader was busy."""
@@ -204,11 +209,7 @@ class Generations:
         self._collect()
         if self._open or self._later:
             self._error = self._error or error
-            self._wake()
-
-    def _wake(self) -> None:
-        if self._ready is not None and not self._ready.done():
-            self._ready.set_result(None)
+            self.wake()
 
 
 def _nobody() -> None:
