@@ -53,10 +53,21 @@ class Script:
     def look_up(self, rows: Sequence[Row], estimate: StepEstimate) -> None:
         """See `Drafter.look_up`: nothing is looked up."""
 
+    def will_look(self, rows: Sequence[Row], estimate: StepEstimate) -> bool:
+        """See `Drafter.will_look`."""
+        return True
+
     def note_segment(
-        self, segment: int, num_tokens: int, seconds: float | None, estimate: StepEstimate
+        self, segment: int, num_tokens: int, seconds: float, estimate: StepEstimate
     ) -> None:
         """See `Drafter.note_segment`: a script counts no costs."""
+
+    def note_pass(self, num_tokens: int, estimate: StepEstimate) -> None:
+        """See `Drafter.note_pass`."""
+
+    def wants_states(self, rows: Sequence[Row]) -> bool:
+        """See `Drafter.wants_states`."""
+        return True
 
     def learn(
         self, rows: Sequence[Row], results: Sequence[RowResult], estimate: StepEstimate

@@ -12,8 +12,8 @@ and run on together with their successors:
 A place may have a second candidate, an alternate: it enters segment 0 like a draft, stands in a
 slot aside, and ends its own run. If it turns out right, its keys and values move to its place.
 
-Where nobody may draft, as while the policy pauses, all segments run one after the other, as one
-call where the runner has such a call, and what they share is made once.
+Where nobody drafts, as while the policy pauses or no look would pay, all segments run one after the
+other, as one call where the runner has such a call, and what they share is made once.
 
 Invariants: a token never stands deeper than an older token of its row; drafts live inside one step;
 rollback moves cursors, never bytes. Prefill tokens ride along and never exit. The step knows plans
@@ -129,16 +129,24 @@ class DecodeStep:
         )
         if self._recorder is not None:
             self._recorder.begin()
-        drafts = self._drafter is not None and self._drafter.begin(rows)
-        descend = self._draft_and_descend if drafts else self._descend
+        descend = self._draft_and_descend if self._drafts(rows, estimate) else self._descend
         refs, hidden = descend(rows, batch, estimate)
         started = self._clock()
-        results = self._verifier.verify(rows, refs, hidden)
+        keeps_states = self._drafter is not None and self._drafter.wants_states(rows)
+        results = self._verifier.verify(rows, refs, hidden, keeps_states=keeps_states)
         self._settle(rows, batch)
         estimate.last_seconds = self._clock() - started
         if self._drafter is not None:
             self._drafter.learn(rows, results, estimate)
         return results
+
+    def _drafts(self, rows: Sequence[Row], estimate: StepEstimate) -> bool:
+        """Whether anything is drafted or an exit is asked; what look-ups say is drafted here."""
+        drafter = self._drafter
+        if drafter is None or not drafter.begin(rows):
+            return False
+        drafter.look_up(rows, estimate)
+        return any(row.drafts for row in rows) or drafter.will_look(rows, estimate)
 
     def _descend(
         self, rows: Sequence[Row], batch: ForwardBatch, estimate: StepEstimate
@@ -148,7 +156,8 @@ class DecodeStep:
         if self._recorder is None and all(row.plan.only_decodes for row in rows):
             hidden = self._runner.run_through(batch.newest(refs, token_ids))
             if hidden is not None:
-                self._note_pass(len(refs), estimate)
+                if self._drafter is not None:
+                    self._drafter.note_pass(len(refs), estimate)
                 return refs, hidden
         hidden = self._runner.embed(batch.int32(token_ids))
         started = self._clock()
@@ -172,8 +181,6 @@ class DecodeStep:
         segment = 0
         while True:
             if segment == 0:
-                if self._drafter is not None:
-                    self._drafter.look_up(rows, estimate)
                 boundaries[0].put(*self._entering(rows, batch))
             refs, hidden = self._run_segment(segment, boundaries[segment], batch, estimate)
             if segment == last:
@@ -183,12 +190,8 @@ class DecodeStep:
             self._look(segment, rows, refs, hidden, estimate)
             boundaries[segment + 1].put(*_still_pending(rows, refs, hidden))
             segment = 0 if any(row.is_waiting for row in rows) else segment + 1
-
-    def _note_pass(self, num_tokens: int, estimate: StepEstimate) -> None:
-        """All segments have run, as one."""
-        if self._drafter is not None:
-            for index in range(len(self._segments)):
-                self._drafter.note_segment(index, num_tokens, None, estimate)
+            if segment == 0 and self._drafter is not None:
+                self._drafter.look_up(rows, estimate)
 
     def _entering(self, rows: Sequence[Row], batch: ForwardBatch) -> tuple[list[TokenRef], Tensor]:
         """Tokens that wait, embedded: they start at segment 0."""

@@ -24,6 +24,7 @@ from engine.worker.exit_policy import Candidate, ExitPolicy, StepEstimate
 from engine.worker.row import Draft, Guess, Row
 from engine.worker.sample_point import SamplePoint
 
+_PASSES = 8  # plain passes of which one tells what they take: on a GPU the host would feel more
 _LEAST_SURVIVAL = 0.05  # of a look-up draft; what follows is not looked at
 
 
@@ -42,6 +43,11 @@ class Drafter(Protocol):
             estimate: Updated with what they promise.
         """
 
+    def will_look(self, rows: Sequence[Row], estimate: StepEstimate) -> bool:
+        """Whether any exit is to look at any of these rows, none of which has a draft; else the
+        step need not stop at exits.
+        """
+
     def look(
         self,
         exit_index: int,
@@ -58,14 +64,23 @@ class Drafter(Protocol):
         """
 
     def note_segment(
-        self, segment: int, num_tokens: int, seconds: float | None, estimate: StepEstimate
+        self, segment: int, num_tokens: int, seconds: float, estimate: StepEstimate
     ) -> None:
-        """A segment has run for so many tokens.
+        """A segment has run for so many tokens, and the call took so long.
 
         Args:
-            seconds: That the call took; None: it was not alone in one.
             estimate: Updated with what that costs.
         """
+
+    def note_pass(self, num_tokens: int, estimate: StepEstimate) -> None:
+        """All segments have run as one, in a step without drafts and looks.
+
+        Args:
+            estimate: Updated with what that costs.
+        """
+
+    def wants_states(self, rows: Sequence[Row]) -> bool:
+        """Whether the last states of this step's newest tokens may be read in the next one."""
 
     def learn(
         self, rows: Sequence[Row], results: Sequence[RowResult], estimate: StepEstimate
@@ -112,9 +127,13 @@ class PolicyDrafter:
         self._threshold = threshold
         self._clock = clock
         self._queue = DeviceQueue(clock) if is_queued else None
+        self._num_passes = 0
+        self._is_plain = False  # the policy found nothing to do in this step
+        self._is_untold = False  # what it took
 
     def begin(self, rows: Sequence[Row]) -> bool:
         """See `Drafter.begin`."""
+        self._is_plain = self._is_untold = False
         if self._queue is not None:
             self._queue.begin()
         if self._policy.is_drafting:
@@ -142,6 +161,17 @@ class PolicyDrafter:
         counts = self._policy.extend(runs, num_waiting, estimate)
         for (row, drafts), count in zip(free, counts, strict=True):
             _append(row, drafts[:count], estimate)
+
+    def will_look(self, rows: Sequence[Row], estimate: StepEstimate) -> bool:
+        """See `Drafter.will_look`."""
+        self._is_plain = not self._wants_look([row for row in rows if row.is_draftable], estimate)
+        return not self._is_plain
+
+    def wants_states(self, rows: Sequence[Row]) -> bool:
+        """See `Drafter.wants_states`."""
+        if self._exit_look is None:
+            return False
+        return self._policy.may_look_next or any(self._fixed(row) is not None for row in rows)
 
     def look(
         self,
@@ -179,15 +209,26 @@ class PolicyDrafter:
             self._policy.observe_head(exit_index, num_tokens, seconds)
 
     def note_segment(
-        self, segment: int, num_tokens: int, seconds: float | None, estimate: StepEstimate
+        self, segment: int, num_tokens: int, seconds: float, estimate: StepEstimate
     ) -> None:
         """See `Drafter.note_segment`."""
         cost = self._policy.segment_cost(segment, num_tokens)
         estimate.seconds += cost
-        if self._queue is not None:
-            self._queue.add(num_tokens, cost)
-        elif seconds is not None:
+        if self._queue is None:
             self._policy.observe_segment(segment, num_tokens, seconds)
+        else:
+            self._queue.add(num_tokens, cost)
+
+    def note_pass(self, num_tokens: int, estimate: StepEstimate) -> None:
+        """See `Drafter.note_pass`."""
+        self._num_passes += 1
+        self._is_untold = self._queue is not None and self._num_passes % _PASSES != 0
+        if not self._is_untold:
+            for segment in range(len(self.exit_layers) + 1):
+                cost = self._policy.segment_cost(segment, num_tokens)
+                estimate.seconds += cost
+                if self._queue is not None:
+                    self._queue.add(num_tokens, cost)
 
     def learn(
         self, rows: Sequence[Row], results: Sequence[RowResult], estimate: StepEstimate
@@ -196,19 +237,32 @@ class PolicyDrafter:
         for row, result in zip(rows, results, strict=True):
             if row.guesses:
                 self._learn_row(row, result.token_ids)
-        pending = sum(row.num_pending for row in rows)
-        seconds = estimate.last_seconds if self._queue is None else self._queue.wait()
-        if seconds is not None:
-            self._policy.observe_logits(pending, seconds)
         # Pauses pass wherever the policy would have had a say.
         matters = all if self._policy.is_drafting else any
-        if matters(row.is_draftable and self._fixed(row) is None for row in rows):
+        is_free = matters(row.is_draftable and self._fixed(row) is None for row in rows)
+        pending = sum(row.num_pending for row in rows)
+        if not self._is_untold:
+            seconds = estimate.last_seconds if self._queue is None else self._queue.wait()
+            if seconds is not None:
+                self._policy.observe_logits(pending, seconds)
+        if is_free and (self._is_plain or self._is_untold):
+            self._policy.pass_by()
+        elif is_free:
             self._policy.observe_step(
                 len(rows),
                 sum(len(result.token_ids) for result in results),
                 estimate.expected_tokens,
                 estimate.seconds + self._policy.logits_cost(pending),
             )
+
+    def _wants_look(self, rows: Sequence[Row], estimate: StepEstimate) -> bool:
+        """See `Drafter.will_look`, of rows that may draft."""
+        if self._exit_look is None:
+            return False
+        if any(self._fixed(row) is not None for row in rows):
+            return True
+        # Without states to read there is nothing to see yet: they are kept from now on.
+        return self._policy.will_look(len(rows), estimate) and any(row.estimates for row in rows)
 
     def _fixed(self, row: Row) -> float | None:
         """The threshold that decides for a row instead of the policy."""

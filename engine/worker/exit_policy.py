@@ -13,7 +13,7 @@ rejection so far).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 from engine.policy_reason import PolicyReason, PolicyReport
@@ -30,7 +30,10 @@ _HARDLY_ANY = 0.1  # of them or less did
 _PAUSE_PER_LOSS = 96  # steps without drafting per plain step lost so: 1 %
 _FIRST_WORTH = 0.15  # expected tokens of a look, before any was taken
 _WORTH_WINDOW = 0.95
-_UNSEEN = 32  # looks left out in a row before one is taken to see whether it would pay again
+_UNSEEN = 32  # looks left out in a row before one is taken to see whether it would pay again,
+_FEW = 4  # of so many rows at most,
+_REST = 8  # steps for which no look would pay if it does not in one
+_WAGER = 0.005  # and so many that it takes less than this share of their steps' time
 _NEGLIGIBLE = 0.01  # a survival below it is not worth the arithmetic
 
 
@@ -72,6 +75,8 @@ class ExitPolicy:
         self._longest_step_s = inf if longest_step_s is None else longest_step_s
         self._follows_cost = follows_cost
         self._looks = [_LookAccount() for _ in range(num_exits)]
+        self._rest = 0  # further steps without a look
+        self._rests_with = 0  # as long as there are so many rows
         self._gained = 0.0  # decayed: plain seconds that the committed tokens would have taken
         self._promised = 0.0  # decayed: the same of the tokens that were expected
         self._spent = 0.0  # decayed: seconds they took
@@ -149,13 +154,49 @@ class ExitPolicy:
         """
         if not self.is_drafting or not chances:
             return []
+        chosen = self._best_looks(exit_index, chances, step)
+        if not chosen:
+            self._looks[exit_index].leave_out()
+        return chosen
+
+    def will_look(self, num_rows: int, step: StepEstimate) -> bool:
+        """Whether any exit should look at any of so many rows, all of which offer everything. A
+        no is not thought over in every step: that, too, takes time.
+        """
+        if not self.is_drafting or not num_rows:
+            return False
+        if self._rest > 0 and num_rows == self._rests_with:
+            self._rest -= 1
+            return False
+        self._rest = 0
+        chances = [(1.0, 1)] * num_rows
+        seconds = step.seconds
+        for index in range(len(self._looks)):
+            seconds += self._cost.segment(index, step.num_tokens)
+            if self._best_looks(index, chances, replace(step, seconds=seconds)):
+                return True
+        for account in self._looks:
+            account.leave_out(_REST)
+        self._rest, self._rests_with = _REST - 1, num_rows
+        return False
+
+    @property
+    def may_look_next(self) -> bool:
+        """Whether an exit may look in the step after this one."""
+        return self._paused_for <= 1 and self._rest == 0
+
+    def _best_looks(
+        self, exit_index: int, chances: Sequence[tuple[float, int]], step: StepEstimate
+    ) -> list[int]:
+        """See `rows_to_look_at`."""
         account = self._looks[exit_index]
         if self._seconds_with(exit_index, step, 1, 0) > self._longest_step_s:
             return []
-        if account.is_due:
-            return list(range(len(chances)))
-        rate = self._rate(exit_index, step)
         order = sorted(range(len(chances)), key=lambda i: chances[i][0], reverse=True)
+        share = self._cost.head(exit_index, _FEW) / self._cost.plain(len(chances))
+        if account.is_due(share):
+            return order[:_FEW]
+        rate = self._rate(exit_index, step)
         best, best_count, worth, num_tokens = 0.0, 0, 0.0, 0
         for count, index in enumerate(order, start=1):
             worth += chances[index][0] * account.worth
@@ -163,8 +204,6 @@ class ExitPolicy:
             net = worth - rate * self._cost.head(exit_index, num_tokens)
             if net > best:
                 best, best_count = net, count
-        if not best_count:
-            account.leave_out()
         return order[:best_count]
 
     def select(
@@ -255,7 +294,7 @@ class ExitPolicy:
             seconds: Modelled cost of the step, heads included.
         """
         if self._paused_for > 0:
-            self._paused_for -= 1
+            self.pass_by()
             return
         plain = self._cost.plain(num_rows) / num_rows
         self._plain_rate = 1.0 / plain
@@ -275,6 +314,10 @@ class ExitPolicy:
             self._switch_off()
         elif self.speedup >= 1.0:
             self._pause = _FIRST_PAUSE
+
+    def pass_by(self) -> None:
+        """A step without drafts of which nothing is told: a pause goes on."""
+        self._paused_for = max(0, self._paused_for - 1)
 
     def observe_segment(self, segment: int, num_tokens: int, seconds: float) -> None:
         """Learn what running a segment took."""
@@ -353,12 +396,14 @@ class _LookAccount:
         self.worth = _FIRST_WORTH
         self._num_left_out = 0
 
-    @property
-    def is_due(self) -> bool:
-        return self._num_left_out >= _UNSEEN
+    def is_due(self, share: float) -> bool:
+        """Args:
+        share: Of a plain step's time that a look takes.
+        """
+        return self._num_left_out >= max(_UNSEEN, share / _WAGER)
 
-    def leave_out(self) -> None:
-        self._num_left_out += 1
+    def leave_out(self, count: int = 1) -> None:
+        self._num_left_out += count
 
     def add(self, gain: float, offered: float) -> None:
         self._num_left_out = 0

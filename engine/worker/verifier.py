@@ -62,13 +62,19 @@ class Verifier:
         self._reader = PromptReader(decoder)
 
     def verify(
-        self, rows: Sequence[Row], refs: Sequence[TokenRef], hidden: Tensor
+        self,
+        rows: Sequence[Row],
+        refs: Sequence[TokenRef],
+        hidden: Tensor,
+        *,
+        keeps_states: bool,
     ) -> list[RowResult]:
         """The target's choices for all pending tokens, and the accepted prefix of every row.
 
         Args:
             refs: Every token of the step.
             hidden: [T, E], their last layer's states.
+            keeps_states: Rows keep that of their newest token, for heads to read.
 
         Returns:
             One result per row, in order. The rows' states have advanced: all of them, or none.
@@ -86,7 +92,7 @@ class Verifier:
                 self._outcome_alone(row, choices[mine], partial(logits.__getitem__, mine), known)
             )
         outcomes = _with_logprobs(rows, outcomes, firsts, logits)
-        newest = _newest_states(rows, outcomes, firsts, last_hidden) if self._exit_layers else {}
+        newest = _newest_states(rows, outcomes, firsts, last_hidden) if keeps_states else {}
         results = [outcome.result for outcome in outcomes]
         results = _without_broken_prompts(rows, refs, hidden, results)
         if self._recorder is not None:

@@ -17,11 +17,14 @@ from engine.model.ops.torch_ops import TorchOps
 from engine.plan import RowPlan, RowResult
 from engine.request import LOOKED_UP
 from engine.worker.chances import SECOND, Chance, Chances
+from engine.worker.cost_curve import CostCurve
+from engine.worker.cost_model import CostModel
 from engine.worker.drafter import PolicyDrafter
 from engine.worker.exit_look import Arrival, ExitLook
 from engine.worker.exit_policy import ExitPolicy, StepEstimate
 from engine.worker.forward_batch import ForwardBatch
 from engine.worker.row import Alternate, Draft, Row
+from engine.worker.sampler import Sampler
 from engine.worker.sequence_state import SequenceState
 
 pytestmark = pytest.mark.torch
@@ -107,6 +110,31 @@ def test_a_pause_also_passes_beside_rows_that_never_draft(decoder: Decoder) -> N
         assert not drafter.begin([plain, row])
         drafter.learn([plain, row], [result, result], estimate())
     assert drafter.begin([plain, row])
+
+
+def test_where_no_look_pays_steps_run_straight_and_keep_no_states(decoder: Decoder) -> None:
+    cost = CostModel(
+        [CostCurve([1], [0.1]), CostCurve([1], [0.6])],
+        [CostCurve([1], [0.7])],
+        CostCurve([1], [0.3]),
+    )
+    heads = random_heads(decoder, [2], VOCAB)
+    drafter = PolicyDrafter(
+        ExitPolicy(1, cost),
+        Chances([2], heads.calibration),
+        exit_layers=[2],
+        exit_look=ExitLook(heads, Sampler(decoder.ops)),
+    )
+    start = sequence_start(0, [5, 9, 2], lookup=False)
+    looks = []
+    opinions = drafter._exit_look.opinions  # type: ignore[union-attr]
+    drafter._exit_look.opinions = (  # type: ignore[method-assign, union-attr]
+        lambda *args: looks.append(args) or opinions(*args)  # type: ignore[func-returns-value]
+    )
+    driver = StepDriver(decoder, 16, drafter)
+    tokens, _ = driver.generate([start], 250)
+    assert tokens == StepDriver(decoder, 16).generate([start], 250)[0]
+    assert len(looks) == 1, "one of some 140 steps is spent on seeing whether it would pay now"
 
 
 def test_while_nobody_may_draft_a_steps_tokens_are_placed_once(

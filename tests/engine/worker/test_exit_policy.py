@@ -110,6 +110,41 @@ def test_looks_that_bring_nothing_are_left_out_and_tried_again() -> None:
     assert p.rows_to_look_at(0, [(1.0, 1)], at_exit()) == [0]
 
 
+def dear_looks(share: float) -> ExitPolicy:
+    """A look takes so much of a plain step, which takes 1."""
+    segments = [CostCurve([1, 64], [0.1, 0.1]), CostCurve([1, 64], [0.7, 0.7])]
+    looks = [CostCurve([1, 64], [share, share])]
+    return ExitPolicy(1, CostModel(segments, looks, CostCurve([1, 64], [0.2, 0.2])))
+
+
+def test_dear_looks_are_tried_so_rarely_that_they_cost_little() -> None:
+    p = dear_looks(0.7)
+    looks = [p.rows_to_look_at(0, [(1.0, 1)] * 9, at_exit(9)) for _ in range(300)]
+    taken = [number for number, look in enumerate(looks) if look]
+    assert taken[0] >= 140
+    assert looks[taken[0]] == [0, 1, 2, 3], "some rows tell enough"
+
+
+def test_whether_to_look_at_all_is_known_before_the_step_and_thought_over_now_and_then() -> None:
+    p = dear_looks(0.7)
+    answers = [(p.will_look(1, before()), p.may_look_next) for _ in range(9)]
+    assert [look for look, _ in answers] == [False] * 9
+    assert [may for _, may in answers] == [False] * 7 + [True, False], "every eighth time"
+    looks = [p.will_look(1, before()) for _ in range(400)]
+    assert 120 < looks.index(True) < 160, "it is due, as it would be at the exit"
+    assert policy().will_look(1, before())
+    assert not policy().will_look(0, before())
+
+
+def test_another_number_of_rows_is_thought_over_at_once() -> None:
+    p = dear_looks(0.7)
+    assert not p.will_look(1, before())
+    p.will_look(1, before())
+    p.observe_look(0, 1e9, [Candidate(1e9)], at_exit())  # now they are worth a lot
+    assert not p.will_look(1, before())
+    assert p.will_look(2, before(2))
+
+
 def test_many_rows_at_once_tell_as_much_of_looks_as_one_row_many_times() -> None:
     one, many = policy(), policy()
     for _ in range(24):
