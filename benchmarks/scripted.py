@@ -46,7 +46,7 @@ class Script:
         self._vocab_size = vocab_size
         self._is_right = is_right
 
-    def begin(self, rows: Sequence[Row]) -> bool:
+    def begin(self, rows: Sequence[Row], estimate: StepEstimate) -> bool:
         """See `Drafter.begin`."""
         return any(row.is_draftable for row in rows)
 

@@ -143,7 +143,7 @@ class DecodeStep:
     def _drafts(self, rows: Sequence[Row], estimate: StepEstimate) -> bool:
         """Whether anything is drafted or an exit is asked; what look-ups say is drafted here."""
         drafter = self._drafter
-        if drafter is None or not drafter.begin(rows):
+        if drafter is None or not drafter.begin(rows, estimate):
             return False
         drafter.look_up(rows, estimate)
         return any(row.drafts for row in rows) or drafter.will_look(rows, estimate)

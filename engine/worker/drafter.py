@@ -33,8 +33,12 @@ class Drafter(Protocol):
 
     exit_layers: list[int]
 
-    def begin(self, rows: Sequence[Row]) -> bool:
-        """A step begins. Returns whether any row may get a draft in it."""
+    def begin(self, rows: Sequence[Row], estimate: StepEstimate) -> bool:
+        """A step begins. Returns whether any row may get a draft in it.
+
+        Args:
+            estimate: As it is without drafts.
+        """
 
     def look_up(self, rows: Sequence[Row], estimate: StepEstimate) -> None:
         """Append drafts that cost no layer to rows with tokens that are about to enter segment 0.
@@ -131,11 +135,12 @@ class PolicyDrafter:
         self._is_plain = False  # the policy found nothing to do in this step
         self._is_untold = False  # what it took
 
-    def begin(self, rows: Sequence[Row]) -> bool:
+    def begin(self, rows: Sequence[Row], estimate: StepEstimate) -> bool:
         """See `Drafter.begin`."""
         self._is_plain = self._is_untold = False
         if self._queue is not None:
             self._queue.begin()
+        self._policy.leave_out_prompts(estimate)
         if self._policy.is_drafting:
             return any(row.is_draftable for row in rows)
         return any(self._fixed(row) is not None and row.is_draftable for row in rows)

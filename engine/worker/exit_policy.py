@@ -52,7 +52,7 @@ class StepEstimate:
     num_tokens: int  # tokens that will reach the last pass
     expected_tokens: float  # tokens the step is expected to commit
     num_spare: int = 0  # alternates that it can still have
-    seconds: float = 0.0  # modelled, of the parts already run
+    seconds: float = 0.0  # modelled, of the parts already run; without what prompts add to a step
     last_seconds: float = 0.0  # measured, from the last layer's states to the results
 
 
@@ -110,6 +110,14 @@ class ExitPolicy:
             details=f"{self.speedup:.2f}x plain over recent steps{heads}",
             speedup=self.speedup,
         )
+
+    def leave_out_prompts(self, step: StepEstimate) -> None:
+        """A step begins: take off its seconds what the prompts in it will take. They are read in
+        any case, and at the rate of a step that is long with them any draft would seem to pay.
+        """
+        num_rows = int(step.expected_tokens)
+        if num_rows < step.num_tokens and self._longest_step_s == inf:
+            step.seconds -= self._cost.plain(step.num_tokens) - self._cost.plain(num_rows)
 
     def extend(
         self, runs: Sequence[Sequence[float]], num_waiting: int, step: StepEstimate

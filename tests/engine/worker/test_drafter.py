@@ -93,12 +93,12 @@ def test_a_step_begins_with_whether_anyone_may_draft(decoder: Decoder) -> None:
     drafter = policy_drafter(decoder, None)
     row, plain = row_of(REPETITIVE), row_of(REPETITIVE, early_exit=False)
     fixed = row_of(REPETITIVE, threshold=0.0)
-    assert drafter.begin([plain, row])
-    assert not drafter.begin([plain])
+    assert drafter.begin([plain, row], estimate())
+    assert not drafter.begin([plain], estimate())
     dear = StepEstimate(num_tokens=1, expected_tokens=5.0, seconds=60.0)
     drafter.learn([row], [RowResult(sequence_id=0, token_ids=[7])], dear)
-    assert not drafter.begin([plain, row]), "the policy pauses"
-    assert drafter.begin([row, fixed])
+    assert not drafter.begin([plain, row], estimate()), "the policy pauses"
+    assert drafter.begin([row, fixed], estimate())
 
 
 def test_a_pause_also_passes_beside_rows_that_never_draft(decoder: Decoder) -> None:
@@ -107,9 +107,9 @@ def test_a_pause_also_passes_beside_rows_that_never_draft(decoder: Decoder) -> N
     result = RowResult(sequence_id=0, token_ids=[7])
     drafter.learn([row], [result], StepEstimate(1, 5.0, seconds=60.0))
     for _ in range(1024):
-        assert not drafter.begin([plain, row])
+        assert not drafter.begin([plain, row], estimate())
         drafter.learn([plain, row], [result, result], estimate())
-    assert drafter.begin([plain, row])
+    assert drafter.begin([plain, row], estimate())
 
 
 def test_where_no_look_pays_steps_run_straight_and_keep_no_states(decoder: Decoder) -> None:

@@ -70,6 +70,18 @@ def test_free_drafts_of_a_batch_compete() -> None:
     assert policy(per_token=0.2).extend(runs, 4, before(4)) == [2, 0, 0, 1]
 
 
+@pytest.mark.parametrize("num_prompt_tokens", [0, 200])
+def test_beside_a_prompt_a_draft_has_to_pay_as_elsewhere(num_prompt_tokens: int) -> None:
+    p = policy(per_token=0.2)  # four rows have a token for every 0.4 s or so
+    step = StepEstimate(num_tokens=4 + num_prompt_tokens, expected_tokens=4.0)
+    p.leave_out_prompts(step)
+    runs = [[0.9, 0.85], [0.2, 0.1], [], [0.8, 0.1]]
+    assert p.extend(runs, 4 + num_prompt_tokens, step) == [2, 0, 0, 1]
+    step.seconds += p.segment_cost(0, step.num_tokens)
+    assert p.select(0, [Candidate(0.9), Candidate(0.1)], step) == [0]
+    assert p.keep(0, runs, step) == [2, 0, 0, 1]
+
+
 def test_alternates_enter_as_far_as_they_pay() -> None:
     step = at_exit(1, (0.4,))
     assert policy().num_alternates(0, [0.3, 0.2, 0.01], 1, step) == 2
