@@ -119,25 +119,31 @@ class Profiler:
             for index, head in enumerate(self.heads.heads):
                 call = partial(_look, self.ops, head, hidden, ids, none)
                 stopwatch.time(f"head {index}", count, call)
-                if self.rows is not None:
-                    stopwatch.time(f"look {index}", count, self.rows.look(index, hidden))
         if self.rows is not None:
             stopwatch.time("step", count, self.rows.plain_step(count))
+            if self.heads is not None:
+                stopwatch.time("drafting step", count, self.rows.drafting_step(count))
 
     def _with_host(self, seconds: Seconds) -> Seconds:
-        """With what whole looks and steps take beside the parts, looks and the end of a step being
-        where the device is waited for.
+        """With what whole steps take beside their parts: where the device is waited for, at looks
+        and at the end.
         """
         if self.rows is None:
             return seconds
         segments = [seconds[f"segment {index}"] for index in range(self.num_segments)]
-        for count, whole in seconds.pop("step").items():
+        plain = seconds.pop("step")
+        for count, whole in plain.items():
             rest = whole - sum(times[count] for times in segments)
             seconds["logits"][count] = max(rest, seconds["logits"][count])
-        for index in range(len(self.heads.heads) if self.heads else 0):
-            for count, whole in seconds.pop(f"look {index}").items():
+        num_heads = len(self.heads.heads) if self.heads else 0
+        without = _curve(plain)
+        for count, whole in seconds.pop("drafting step", {}).items():
+            pending = self.rows.num_pending[count]
+            num_looks = num_heads + (pending > count)
+            look = (whole - without(pending)) / num_looks
+            for index in range(num_heads):
                 head = seconds[f"head {index}"]
-                head[count] = max(whole, head[count])
+                head[count] = max(look, head[count])
         return seconds
 
     def _time_plain(self, count: int, stopwatch: "_Stopwatch") -> Tensor:

@@ -1,66 +1,105 @@
-"""Rows that stand for any others while costs are measured: whole steps and whole looks, with all
-that the host does for them.
+"""Rows that stand for any others while costs are measured: whole steps, with and without drafts,
+and all that the host does for them.
 
 On a device that computes after calls have returned, a part's own time says little: between parts
 it waits for the host, the longer the more rows there are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from torch import Tensor
-
-from engine.plan import RowPlan, SequenceStart
+from engine.model.decoder import Decoder
+from engine.model.exit_head import ExitHeads
+from engine.model.ops.interface import LayerCache
+from engine.plan import RowPlan, RowResult, SequenceStart
+from engine.worker.chances import Chances
+from engine.worker.cost_curve import CostCurve
+from engine.worker.cost_model import CostModel
 from engine.worker.decode_step import DecodeStep
-from engine.worker.exit_look import Arrival, ExitLook
-from engine.worker.row import Row
+from engine.worker.drafter import PolicyDrafter
+from engine.worker.exit_look import ExitLook
+from engine.worker.exit_policy import ExitPolicy
+from engine.worker.sampler import Sampler
+from engine.worker.segment_runner import SegmentRunner
 from engine.worker.sequence_state import SequenceState
+
+_BLOCK_SIZE = 16
 
 
 class DummyRows:
     """Each is at its first token, in block 0, and samples."""
 
-    def __init__(self, step: DecodeStep, look: ExitLook | None) -> None:
-        """Args:
-        step: Without a drafter.
-        """
-        self._step = step
-        self._look = look
+    def __init__(
+        self,
+        decoder: Decoder,
+        cache: Sequence[LayerCache],
+        runner: SegmentRunner,
+        heads: ExitHeads | None,
+    ) -> None:
+        self._plain = DecodeStep(decoder, cache, _BLOCK_SIZE, runner=runner)
+        self._state = decoder.final_norm.clone()  # any numbers
+        self._drafting: DecodeStep | None = None
+        self.num_pending: dict[int, int] = {}  # by rows: at the end of their drafting step
+        if heads is not None:
+            self._drafting = DecodeStep(
+                decoder, cache, _BLOCK_SIZE, drafter=_eager_drafter(decoder, heads), runner=runner
+            )
 
     def plain_step(self, count: int) -> Callable[[], object]:
         """A step of so many rows without drafts."""
-        rows = [_row(number) for number in range(count)]
+        return self._step(self._plain, count, max_drafts=0)
+
+    def drafting_step(self, count: int) -> Callable[[], object]:
+        """One in which every row has a draft, if its head can name one: every exit looks, and the
+        first once more when the drafts arrive.
+        """
+        assert self._drafting is not None, "there are heads"
+        step = self._step(self._drafting, count, max_drafts=1)
 
         def call() -> object:
-            for row in rows:
-                del row.state.token_ids[1:]
-            return self._step.run([row.plan for row in rows], [row.state for row in rows])
+            results = step()
+            self.num_pending[count] = count + sum(len(result.drafts) for result in results)
+            return results
 
         return call
 
-    def look(self, exit_index: int, hidden: Tensor) -> Callable[[], object]:
-        """An exit's look at as many rows as there are states [T, E]."""
-        assert self._look is not None, "there are exits"
-        look, rows = self._look, [_row(number) for number in range(len(hidden))]
-        arrivals = [Arrival(row, [place]) for place, row in enumerate(rows)]
+    def _step(self, step: DecodeStep, count: int, max_drafts: int) -> Callable[[], list[RowResult]]:
+        states = [SequenceState(_start(number)) for number in range(count)]
+        plans = [_plan(number, max_drafts) for number in range(count)]
 
-        def call() -> object:
-            for row, state in zip(rows, hidden.unbind(), strict=True):
-                row.estimates = [state]
-            return look.opinions(exit_index, arrivals, hidden)
+        def call() -> list[RowResult]:
+            for state in states:
+                del state.token_ids[1:]
+                state.last_hidden = self._state
+            return step.run(plans, states)
 
         return call
 
 
-def _row(number: int) -> Row:
-    plan = RowPlan(
+def _eager_drafter(decoder: Decoder, heads: ExitHeads) -> PolicyDrafter:
+    """Looks and drafts wherever it can: to its policy nothing costs anything but a step's end."""
+    layers = heads.exit_layers
+    free, end = CostCurve([1], [0.0]), CostCurve([1], [1.0])
+    policy = ExitPolicy(
+        len(layers), CostModel([free] * (len(layers) + 1), [free] * len(layers), end)
+    )
+    return PolicyDrafter(
+        policy,
+        Chances(layers, heads.calibration),
+        exit_layers=layers,
+        exit_look=ExitLook(heads, Sampler(decoder.ops)),
+        has_lookup=False,
+    )
+
+
+def _plan(number: int, max_drafts: int) -> RowPlan:
+    return RowPlan(
         sequence_id=number,
         start=0,
         num_tokens=1,
         block_table=[0],
-        max_draft_tokens=0,
+        max_draft_tokens=max_drafts,
         is_decoding=True,
     )
-    return Row(plan, SequenceState(_start(number)))
 
 
 def _start(number: int) -> SequenceStart:

@@ -130,8 +130,7 @@ class ModelWorker:
         self.chances: Chances | None = None  # of whoever drafts
         self.cost: CostModel | None = None  # what parts are taken to cost, where something drafts
         if drafter is None and config.exits.enabled:
-            plain = DecodeStep(self.decoder, cache, block_size, runner=runner)
-            drafter = self._make_drafter(runner, plain, heads, progress)
+            drafter = self._make_drafter(runner, cache, heads, progress)
         self._has_drafter = drafter is not None
         if self._modelled is not None:
             runner = self._modelled.watch_runner(runner)
@@ -224,15 +223,11 @@ class ModelWorker:
     def _make_drafter(
         self,
         runner: SegmentRunner,
-        plain: DecodeStep,
+        cache: Sequence[LayerCache],
         heads: ExitHeads | None,
         progress: Progress | None,
     ) -> Drafter | None:
-        """Whoever makes drafts as the configuration says; None: nobody.
-
-        Args:
-            plain: Steps without drafts, to time them.
-        """
+        """Whoever makes drafts as the configuration says; None: nobody."""
         exits, ops = self._config.exits, self.decoder.ops
         if heads is None and not exits.lookup:
             return None
@@ -240,7 +235,7 @@ class ModelWorker:
             heads = runner.heads(heads)
         layers, modelled = self._exit_layers, self._modelled
         if modelled is None:
-            self.cost = self._measure(runner, plain, heads, progress)
+            self.cost = self._measure(runner, cache, heads, progress)
         else:
             self.cost = modelled.cost
         if heads is not None and modelled is not None:
@@ -266,7 +261,7 @@ class ModelWorker:
     def _measure(
         self,
         runner: SegmentRunner,
-        plain: DecodeStep,
+        cache: Sequence[LayerCache],
         heads: ExitHeads | None,
         progress: Progress | None,
     ) -> CostModel:
@@ -274,10 +269,7 @@ class ModelWorker:
         if progress is not None:
             progress("measuring what drafts cost", 0.0)
         block_size, ops = self._config.cache.block_size, self.decoder.ops
-        rows = None
-        if self._is_queued:
-            look = None if heads is None else ExitLook(heads, Sampler(ops))
-            rows = DummyRows(plain, look)
+        rows = DummyRows(self.decoder, cache, runner, heads) if self._is_queued else None
         num_segments = len(self._exit_layers) + 1
         profiler = Profiler(runner, num_segments, heads, block_size, ops, self._clock, rows)
         return cost_model(profiler, cache_root() / "costs", self._cost_facts(heads))

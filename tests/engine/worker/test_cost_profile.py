@@ -1,23 +1,22 @@
 """Costs are measured once per machine and model, and again when what they depend on changed."""
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_model import load_tiny, random_heads, write_tiny_llama
+from tiny_model import VOCAB, load_tiny, random_heads, write_tiny_llama
 from torch import Tensor
 
 from engine.model.ops.interface import TokenBatch
 from engine.model.ops.torch_ops import TorchOps
 from engine.worker.cost_profile import TOKEN_COUNTS, Profiler, cost_model, plausible
-from engine.worker.decode_step import DecodeStep
+from engine.worker.decode_step import split_layers
 from engine.worker.dummy_rows import DummyRows
-from engine.worker.exit_look import ExitLook
 from engine.worker.kv_cache import allocate_cache
-from engine.worker.sampler import Sampler
+from engine.worker.segment_runner import EagerRunner
 
 pytestmark = pytest.mark.torch
 
@@ -68,38 +67,61 @@ class PlayedRows:
 
     def __init__(self, runner: PlayedRunner) -> None:
         self._runner = runner
+        self.num_pending = {count: 2 * count for count in TOKEN_COUNTS}
 
     def plain_step(self, count: int) -> Callable[[], object]:
-        return lambda: self._runner._spend(0.01 * count)
+        return lambda: self._runner._spend(0.002 * count)
+
+    def drafting_step(self, count: int) -> Callable[[], object]:
+        return lambda: self._runner._spend(0.004 * count + 2 * 0.0005 * count)
+
+
+class PlayedHead:
+    """Implements `Head`, in no time."""
+
+    exit_layer = 2
+
+    def __call__(
+        self, hidden: Tensor, previous: Tensor, lengths: Sequence[int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return hidden, torch.zeros(len(hidden), 40), torch.zeros(len(hidden), 1)
 
 
 def test_whole_steps_count_where_the_host_has_work_beside_the_parts(tmp_path: Path) -> None:
     runner = PlayedRunner()
     rows = PlayedRows(runner)
-    profiler = Profiler(runner, 2, None, 16, TorchOps("cpu"), runner.clock, rows)  # type: ignore[arg-type]
+    decoder = load_tiny(write_tiny_llama(tmp_path / "model"), TorchOps("cpu"))
+    heads = replace(random_heads(decoder, [2], 40), heads=[PlayedHead()])
+    profiler = Profiler(runner, 2, heads, 16, TorchOps("cpu"), runner.clock, rows)  # type: ignore[arg-type]
     cost = cost_model(profiler, tmp_path, {})
+    assert [cost.head(0, count) for count in (1, 4, 64)] == pytest.approx([0.0005, 0.002, 0.032])
     parts = cost_of(PlayedRunner(), tmp_path / "parts")
-    assert [cost.plain(count) for count in (1, 4, 64)] == pytest.approx([0.01, 0.04, 0.64])
-    assert parts[0] < 0.01
+    assert [cost.plain(count) for count in (1, 4, 64)] == pytest.approx([0.002, 0.008, 0.128])
+    assert parts[0] < 0.002
     assert cost.segment(0, 1) < 0.001, "the parts cost what they cost"
     measured = len(runner.counts)
     cost_model(profiler, tmp_path, {})
     assert len(runner.counts) == measured, "steps are compared with steps, and no part is outdone"
 
 
-def test_dummy_rows_step_and_are_looked_at_as_often_as_wanted(
-    tmp_path_factory: pytest.TempPathFactory,
+@pytest.mark.parametrize("exits", [[0], [2], [2, 4]])
+def test_dummy_rows_step_and_draft_as_often_as_wanted(
+    tmp_path_factory: pytest.TempPathFactory, exits: list[int]
 ) -> None:
     decoder = load_tiny(write_tiny_llama(tmp_path_factory.mktemp("tiny")), TorchOps("cpu"))
     cache = allocate_cache(decoder.spec, 2, 16, dtype=torch.float32, device=torch.device("cpu"))
-    heads = random_heads(decoder, [2], 40)
-    rows = DummyRows(DecodeStep(decoder, cache, 16), ExitLook(heads, Sampler(decoder.ops)))
-    step, look = rows.plain_step(3), rows.look(0, torch.ones(3, decoder.spec.hidden_size))
-    first, opinions = step(), look()
-    assert len(first) == len(opinions) == 3  # type: ignore[arg-type]
-    assert all(len(result.token_ids) == 1 for result in first)  # type: ignore[attr-defined]
-    assert step() == first, "at the same place again"
-    assert look() == opinions
+    segments = split_layers(6, exits)
+    heads = random_heads(decoder, exits, VOCAB)
+    rows = DummyRows(decoder, cache, EagerRunner(decoder, segments, cache), heads)
+    plain, drafting = rows.plain_step(3), rows.drafting_step(3)
+    first, drafted = plain(), drafting()
+    assert [len(result.token_ids) for result in first] == [1, 1, 1]  # type: ignore[attr-defined]
+    assert sum(len(result.drafts) for result in drafted) == rows.num_pending[3] - 3  # type: ignore[attr-defined]
+    assert rows.num_pending[3] > 3
+    for _ in range(40):
+        assert plain() == first, "at the same place again"
+        drafting()
+    assert rows.num_pending[3] > 3, "it does not stop drafting because nothing stands"
 
 
 def test_a_second_start_reads_what_the_first_measured(tmp_path: Path) -> None:

@@ -32,8 +32,12 @@ class Capture:
         return run
 
 
-def test_heads_policy_and_graphs_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_queued", [False, True])
+def test_heads_policy_and_graphs_together(
+    is_queued: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(worker_module, "CudaCapture", Capture)
+    monkeypatch.setattr(ModelWorker, "_is_queued", is_queued)  # costs are those of whole steps
     directory = TINY.write(tmp_path / "model")
     ops = TorchOps("cpu")
     ops.name = "cuda"  # what a worker goes by
