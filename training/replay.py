@@ -22,9 +22,9 @@ from engine.sequence import Sequence as EngineSequence
 from engine.worker.chances import Chances
 from engine.worker.cost_model import CostModel
 from engine.worker.decode_step import DecodeStep
-from engine.worker.drafter import PolicyDrafter
 from engine.worker.exit_look import Arrival, Opinion, first_unseen
 from engine.worker.exit_policy import ExitPolicy, StepEstimate
+from engine.worker.policy_drafter import PolicyDrafter
 from engine.worker.row import Row
 from engine.worker.segment_runner import NewestTokens
 from engine.worker.sequence_state import SequenceState

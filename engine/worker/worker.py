@@ -36,7 +36,7 @@ from engine.worker.cost_model import CostModel
 from engine.worker.cost_profile import Profiler, cost_model
 from engine.worker.cuda_graph import CudaCapture
 from engine.worker.decode_step import Clock, DecodeStep, split_layers
-from engine.worker.drafter import Drafter, PolicyDrafter
+from engine.worker.drafter import Drafter
 from engine.worker.dummy_rows import DummyRows
 from engine.worker.exit_look import ExitLook
 from engine.worker.exit_policy import ExitPolicy
@@ -45,6 +45,7 @@ from engine.worker.graph_runner import BatchLimits, GraphRunner, token_counts_fo
 from engine.worker.kv_cache import allocate_cache, block_size_bytes
 from engine.worker.learning.school import School
 from engine.worker.modelled_clock import ModelledClock
+from engine.worker.policy_drafter import PolicyDrafter
 from engine.worker.sampler import Sampler
 from engine.worker.segment_runner import (
     EagerRunner,

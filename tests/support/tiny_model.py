@@ -19,11 +19,11 @@ from engine.worker.chances import Chances
 from engine.worker.cost_curve import CostCurve
 from engine.worker.cost_model import CostModel
 from engine.worker.decode_step import DecodeStep
-from engine.worker.drafter import PolicyDrafter
 from engine.worker.exit_look import ExitLook
 from engine.worker.exit_policy import ExitPolicy
 from engine.worker.kv_cache import allocate_cache
 from engine.worker.learning.recorder import Recorder
+from engine.worker.policy_drafter import PolicyDrafter
 from engine.worker.sampler import Sampler
 from engine.worker.segment_runner import SegmentRunner
 from engine.worker.sequence_state import SequenceState
