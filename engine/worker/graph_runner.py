@@ -84,11 +84,10 @@ class GraphRunner:
         self._hidden = torch.zeros(most, decoder.spec.hidden_size, dtype=ops.dtype, device=device)
         self._result = torch.zeros_like(self._hidden)
         self._logits = torch.zeros(most, decoder.spec.vocab_size, device=device)
-        # Token ids, positions, slots, rows; a padding token is row 0's first, written elsewhere.
-        size = max(most, _ALIGNED)
-        self._padding = torch.zeros(4, size, dtype=torch.int32, device=device)
-        self._padding[2] = limits.spare_slot
-        self._places = self._padding[1:].clone()
+        # Positions, slots and rows; a padding token is the first of row 0, written elsewhere.
+        self._padding = torch.zeros(3, most, dtype=torch.int32, device=device)
+        self._padding[1] = limits.spare_slot
+        self._places = self._padding.clone()
         self._newest = {
             count: NewestBuffer(max(count, _ALIGNED), limits.spare_slot, device)
             for count in limits.row_counts
@@ -176,7 +175,7 @@ class GraphRunner:
             places = (batch.positions, batch.slots, batch.rows)
             torch.stack(places, out=self._places[:, :num_tokens])  # one launch
             if num_tokens < count:
-                self._places[:, num_tokens:count].copy_(self._padding[1:, num_tokens:count])
+                self._places[:, num_tokens:count].copy_(self._padding[:, num_tokens:count])
             self._places_of = batch
         self._load_tables(batch.block_tables)
 
@@ -228,7 +227,7 @@ class GraphRunner:
     def _captured(self, key: tuple[str, int, int], run: Callable[[], None]) -> Replay:
         if key not in self._replays:
             # Captured on padding: what the buffers name from the call before is others' by now.
-            self._places.copy_(self._padding[1:])
+            self._places.copy_(self._padding)
             self._places_of = None
             self._replays[key] = self._capture(run)
         return self._replays[key]

@@ -128,9 +128,9 @@ def test_a_step_reads_once_per_look_and_once_at_its_end(
         looks.append(1)
         return real_look(self, *args)
 
-    def verify(self: Verifier, *args: Any) -> Any:
+    def verify(self: Verifier, *args: Any, **options: Any) -> Any:
         steps.append(1)
-        return real_verify(self, *args)
+        return real_verify(self, *args, **options)
 
     monkeypatch.setattr(ExitLook, "opinions", opinions)
     monkeypatch.setattr(Verifier, "verify", verify)
