@@ -115,9 +115,10 @@ class Profiler:
         hidden = self._time_plain(count, stopwatch)
         if self.heads is not None:
             none = torch.zeros(count, dtype=torch.int64, device=self.ops.device)
+            ones = torch.ones(count, device=self.ops.device)
             ids = SaltedIds.of(self.heads.token_ids)
             for index, head in enumerate(self.heads.heads):
-                call = partial(_look, self.ops, head, hidden, ids, none)
+                call = partial(_look, self.ops, head, hidden, ids, none, ones)
                 stopwatch.time(f"head {index}", count, call)
         if self.rows is not None:
             stopwatch.time("step", count, self.rows.plain_step(count))
@@ -240,14 +241,16 @@ def _write(path: Path, seconds: Seconds) -> None:
         logger.warning("measured costs cannot be kept in %s: %s", path.parent, error)
 
 
-def _look(ops: Ops, head: Head, hidden: Tensor, ids: SaltedIds, none: Tensor) -> Tensor:
+def _look(
+    ops: Ops, head: Head, hidden: Tensor, ids: SaltedIds, none: Tensor, temperatures: Tensor
+) -> Tensor:
     """What a look does with a head: evaluate it, and see what it expects.
 
     Args:
         none: [T] int64, zeros: keys, and columns of drafts that follow.
     """
     _, logits, other = head(hidden, hidden, [1] * len(hidden))
-    return ops.expect(logits, other, torch.ones_like(none).float(), none, ids, none)
+    return ops.expect(logits, other, temperatures, none, ids, none)
 
 
 def _dummy_batch(count: int, block_size: int, device: torch.device) -> TokenBatch:

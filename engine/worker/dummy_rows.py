@@ -22,7 +22,7 @@ from engine.worker.sampler import Sampler
 from engine.worker.segment_runner import SegmentRunner
 from engine.worker.sequence_state import SequenceState
 
-_BLOCK_SIZE = 16
+_BLOCK_SIZE = 16  # whatever the cache's is: the rows stay within a block
 
 
 class DummyRows:

@@ -18,6 +18,7 @@ from math import inf
 
 from engine.policy_reason import PolicyReason, PolicyReport
 from engine.worker.cost_model import CostModel
+from engine.worker.look_account import LookAccount
 
 _WINDOW = 0.98  # decay per step of the measured gain: some 50 steps
 _DOUBT = 25.0  # steps whose outcome counts as much as what was promised of them
@@ -28,12 +29,8 @@ _MOST_LOST = 1.5  # plain steps that drafting may have cost before the gain is j
 _HOPED_FOR = 3.0  # or more drafts that were expected to stand
 _HARDLY_ANY = 0.1  # of them or less did
 _PAUSE_PER_LOSS = 96  # steps without drafting per plain step lost so: 1 %
-_FIRST_WORTH = 0.15  # expected tokens of a look, before any was taken
-_WORTH_WINDOW = 0.95
-_UNSEEN = 32  # looks left out in a row before one is taken to see whether it would pay again,
-_FEW = 4  # of so many rows at most,
+_FEW = 4  # rows at most that an exit looks at to see whether it would pay again
 _REST = 8  # steps for which no look would pay if it does not in one
-_WAGER = 0.005  # and so many that it takes less than this share of their steps' time
 _NEGLIGIBLE = 0.01  # a survival below it is not worth the arithmetic
 
 
@@ -74,7 +71,7 @@ class ExitPolicy:
         self._cost = cost
         self._longest_step_s = inf if longest_step_s is None else longest_step_s
         self._follows_cost = follows_cost
-        self._looks = [_LookAccount() for _ in range(num_exits)]
+        self._looks = [LookAccount() for _ in range(num_exits)]
         self._rest = 0  # further steps without a look
         self._rests_with = 0  # as long as there are so many rows
         self._gained = 0.0  # decayed: plain seconds that the committed tokens would have taken
@@ -393,31 +390,6 @@ class ExitPolicy:
         down = sum(cost.segment(i, num_new) for i in range(exit_index + 1))
         rest = cost.rest(exit_index + 1, step.num_tokens + num_new - num_replaced)
         return step.seconds + down + rest
-
-
-class _LookAccount:
-    """What looking at one exit has brought lately: expected tokens, what it cost taken off, per
-    look at a row all of whose drafts are sure to stand.
-    """
-
-    def __init__(self) -> None:
-        self.worth = _FIRST_WORTH
-        self._num_left_out = 0
-
-    def is_due(self, share: float) -> bool:
-        """Args:
-        share: Of a plain step's time that a look takes.
-        """
-        return self._num_left_out >= max(_UNSEEN, share / _WAGER)
-
-    def leave_out(self, count: int = 1) -> None:
-        self._num_left_out += count
-
-    def add(self, gain: float, offered: float) -> None:
-        self._num_left_out = 0
-        if offered > 0.0:  # many rows at once tell as much as one row many times
-            keep = _WORTH_WINDOW**offered
-            self.worth = keep * self.worth + (1.0 - keep) * gain / offered
 
 
 def _best_prefixes(

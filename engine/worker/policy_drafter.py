@@ -181,12 +181,15 @@ class PolicyDrafter:
         # Pauses pass wherever the policy would have had a say.
         matters = all if self._policy.is_drafting else any
         is_free = matters(row.is_draftable and self._fixed(row) is None for row in rows)
+        if self._is_untold:
+            if is_free:
+                self._policy.pass_by()
+            return
         pending = sum(row.num_pending for row in rows)
-        if not self._is_untold:
-            seconds = estimate.last_seconds if self._queue is None else self._queue.wait()
-            if seconds is not None:
-                self._policy.observe_logits(pending, seconds)
-        if is_free and (self._is_plain or self._is_untold):
+        seconds = estimate.last_seconds if self._queue is None else self._queue.wait()
+        if seconds is not None:
+            self._policy.observe_logits(pending, seconds)
+        if is_free and self._is_plain:
             self._policy.pass_by()
         elif is_free:
             self._policy.observe_step(
