@@ -16,15 +16,24 @@ class LookAccount:
         self._num_left_out = 0
 
     def is_due(self, share: float) -> bool:
-        """Args:
+        """Whether a look is to be taken to see whether it would pay again.
+
+        Args:
         share: Of a plain step's time that a look takes.
         """
         return self._num_left_out >= max(_UNSEEN, share / _WAGER)
 
     def leave_out(self, count: int = 1) -> None:
+        """So many steps have had none."""
         self._num_left_out += count
 
     def add(self, gain: float, offered: float) -> None:
+        """A look was taken.
+
+        Args:
+            gain: Expected tokens, less what the drafts cost in tokens.
+            offered: Sum of the shares of a look's usual worth that its rows offered.
+        """
         self._num_left_out = 0
         if offered > 0.0:  # many rows at once tell as much as one row many times
             keep = _WORTH_WINDOW**offered
