@@ -143,9 +143,9 @@ def _until_only_canaries(server: TableServer) -> None:
 
 
 def _has_ended(server: TableServer) -> bool:
-    """Whether a request with many tokens has."""
+    """Whether a request with a long prompt has, however few tokens it came to."""
     lines = [json.loads(line) for line in server.access_lines()]
-    return any(line.get("completion_tokens", 0) > 100 for line in lines)
+    return any(line.get("prompt_tokens", 0) > 100 for line in lines)
 
 
 def _leave_after(server: TableServer, seconds: float, body: Mapping[str, object]) -> None:
