@@ -4,7 +4,7 @@ Each turns the same prompts into the same number of tokens and says how long it 
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,7 @@ from benchmarks.contest import Outcome
 from engine.offline import OfflineEngine
 from engine.pauses import sparing_what_is_loaded
 from engine.request import DraftFigures, EarlyExitOptions, GenerationRequest, SamplingParams
-
-Clock = Callable[[], float]
-# The process's CPU time is for machines that do other work as well; mind that threads add up.
-CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
+from training.engines import Clock
 
 
 class EngineContestant:

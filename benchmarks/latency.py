@@ -21,7 +21,7 @@ from benchmarks.comparison import (
 )
 from benchmarks.contest import Contest, Contestant
 from benchmarks.contestants import EngineContestant, TransformersContestant
-from benchmarks.engines import MODELLED, TimedEngine, make_engines
+from benchmarks.engines import make_engines
 from benchmarks.machine import describe_machine, print_facts
 from benchmarks.plots import plot_latency, require_matplotlib
 from benchmarks.prompts import choose_prompts, encode_prompts
@@ -37,6 +37,7 @@ from engine.checkpoint import find_heads, resolve_model
 from engine.config import ExitsConfig
 from engine.offline import OfflineEngine
 from engine.request import EarlyExitOptions
+from training.engines import MODELLED, TimedEngine
 
 
 def run(args: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.comparison import Run
 from benchmarks.contest import Contest, Entry
-from benchmarks.contestants import CLOCKS, EngineContestant
+from benchmarks.contestants import EngineContestant
 from benchmarks.domains import domain_prompts
 from benchmarks.machine import describe_machine, print_facts
 from benchmarks.markdown import format_table
@@ -28,6 +28,7 @@ from engine.plan import Learning, StepPlan, StepResult
 from engine.request import LOOKED_UP, EarlyExitOptions, Structure
 from engine.stats import EngineStats
 from engine.worker.worker import ModelWorker
+from training.engines import CLOCKS
 from training.prompts import Prompt
 
 OFF, ON = "learning off", "learning on"

@@ -16,11 +16,13 @@ from engine.config import ModelConfig
 from engine.errors import EngineError
 from engine.model.block_weight import BLOCK
 from engine.model.spec import ModelSpec
+from training.engines import MODELLED
 from training.generate import GenerationOptions
 from training.heads_file import read_facts
 from training.pipeline import TrainOptions, choose_exits, evaluate, train
 from training.prompts import Prompt, code_prompts, read_prompts, shuffled
 from training.search import SearchOptions
+from training.timing import Timekeeping
 from training.train_head import TrainingConfig
 
 
@@ -38,8 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     choose.add_argument("--heads", type=Path, required=True, help="directory of trained heads")
     choose.add_argument("--output", type=Path, required=True, help="where the chosen ones go")
     choose.add_argument(
-        "--candidates", type=int, default=5, help="choices of exits that are timed (%(default)s)"
+        "--candidates", type=int, default=5, help="choices of exits that are compared (%(default)s)"
     )
+    _add_clock_arguments(choose)
     choose.add_argument(
         "--quantization",
         choices=["auto", "none", "int8", "q4"],
@@ -77,14 +80,17 @@ def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
         help="comma-separated, 0 for embeddings; default: a tenth of the depth, or --start-from's",
     )
     parser.add_argument(
-        "--search", action="store_true", help="find exit layers by forecasts and timed runs instead"
+        "--search",
+        action="store_true",
+        help="find exit layers by forecasts, and runs of the best few",
     )
     parser.add_argument(
         "--search-tokens", type=int, default=40_000, help="of them, searched on (%(default)s)"
     )
     parser.add_argument(
-        "--candidates", type=int, default=3, help="choices of exits that are timed (%(default)s)"
+        "--candidates", type=int, default=3, help="choices of exits that are compared (%(default)s)"
     )
+    _add_clock_arguments(parser)
     parser.add_argument(
         "--vocabulary-size",
         metavar="N|auto",
@@ -113,6 +119,22 @@ def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--no-report", action="store_true", help="write the heads alone: no page, no timed runs"
+    )
+
+
+def _add_clock_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--clock",
+        choices=[MODELLED, "wall"],
+        help="what choices are compared by: the costs of the parts of steps, measured once and the "
+        f"same for all, or the time of day ({MODELLED})",
+    )
+    parser.add_argument(
+        "--costs",
+        type=Path,
+        metavar="FILE",
+        help="the modelled clock's costs, as `bench heads` keeps them: read from there, written "
+        "there where they are not known yet (measured, and kept in --work)",
     )
 
 
@@ -188,10 +210,16 @@ def _choose(args: argparse.Namespace) -> int:
     generation = _generation_options(
         args, directory, args.output / "work", quantization=args.quantization
     )
-    timed = choose_exits(generation, args.heads, args.output, args.candidates, _prompts(args))
-    for each in timed:
-        print(f"exits {each.exit_layers}: {each.measured:.2f}x, {each.forecast:.2f}x forecast")
-    print(f"exits {timed[0].exit_layers} written to {args.output}")
+    found = choose_exits(
+        generation, args.heads, args.output, args.candidates, _timekeeping(args), _prompts(args)
+    )
+    for name, text in found.rule.items():
+        print(f"{name}: {text}")
+    for each in found.exits:
+        parts = [f"{x:.3f} at T = {t}" for t, x in each.measured_by_temperature.items()]
+        details = ", ".join((*parts, f"forecast {each.forecast:.2f}"))
+        print(f"exits {each.exit_layers}: {each.measured:.3f}x ({details})")
+    print(f"exits {found.exits[0].exit_layers} written to {args.output}")
     return 0
 
 
@@ -279,6 +307,8 @@ def _vocabulary_size(args: argparse.Namespace) -> int | None:
 
 def _search_options(args: argparse.Namespace, vocabulary_size: int | None) -> SearchOptions | None:
     if not args.search:
+        if args.clock is not None or args.costs is not None:
+            raise ValueError("--clock and --costs are for --search, which is not asked for")
         return None
     if args.exit_layers is not None:
         raise ValueError("--search finds the exit layers: leave out --exit-layers")
@@ -291,7 +321,15 @@ def _search_options(args: argparse.Namespace, vocabulary_size: int | None) -> Se
         num_candidates=args.candidates,
         vocabulary_size=vocabulary_size,
         refinement_size=args.refine,
+        timekeeping=_timekeeping(args),
     )
+
+
+def _timekeeping(args: argparse.Namespace) -> Timekeeping:
+    clock = args.clock or MODELLED
+    if args.costs is not None and clock != MODELLED:
+        raise ValueError(f"--costs: only --clock {MODELLED} goes by them")
+    return Timekeeping(clock=clock, costs=args.costs)
 
 
 def main() -> int:

@@ -50,11 +50,11 @@ from training.replay import Forecast, Replay, form_opinions
 from training.report import write_report
 from training.search import Sample, Search, SearchOptions
 from training.search_result import SearchResult
-from training.selection import Selection, TimedExits
+from training.selection import Comparison, Selection
 from training.states import ROWS_PER_SHARD, StateShards, StateSource
 from training.texts import GreedyTexts
 from training.threads import torch_threads
-from training.timing import Stopwatch, TimedRuns
+from training.timing import Stopwatch, TimedRuns, Timekeeping
 from training.train_head import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ def train(
     write_heads(options.output, heads, figures, factory.token_ids, facts)
     if not options.has_report:
         return figures
-    timed = _timed(generation.model, decoder, options.output, held_out)
+    timed = _timed(generation, decoder, options.output, held_out)
     texts = GreedyTexts(*_first(held_out, held_out_paths))
     forecast = _forecast(factory, heads, figures, texts, decoder, generation.model)
     write_report(options.output, generation.model.directory, figures, found, forecast, timed)
@@ -144,13 +144,15 @@ def _training_facts(rows: Sequence[Generation], options: TrainOptions) -> Facts:
 
 
 def _timed(
-    model: ModelConfig, decoder: Decoder, heads: Path, rows: Sequence[Generation]
+    generation: GenerationOptions, decoder: Decoder, heads: Path, rows: Sequence[Generation]
 ) -> TimedRuns:
-    """Runs of written heads on the prompts of some generations."""
+    """Runs of written heads on the prompts of some generations, for real."""
     prompts = choose_prompts(rows, _REPORTED_PROMPTS)
-    stopwatch = Stopwatch(model, decoder, prompts, _REPORTED_LENGTH)
-    [timed] = stopwatch.run({"early exits": heads}).values()
-    return timed
+    wall = Timekeeping(clock="wall")
+    stopwatch = Stopwatch(
+        generation.model, decoder, prompts, _REPORTED_LENGTH, wall, generation.work
+    )
+    return stopwatch.time_greedy(heads)
 
 
 def _sources(
@@ -288,7 +290,7 @@ def _search(
     prompts: Sequence[Prompt],
 ) -> SearchResult:
     """Exits and the size of the reduced vocabulary, as found by an earlier run or now."""
-    key = hashlib.sha256(json.dumps(asdict(options)).encode()).hexdigest()[:12]
+    key = hashlib.sha256(json.dumps(asdict(options), default=str).encode()).hexdigest()[:12]
     work = generation.work / f"search-{key}"
     path = work / "result.json"
     known = SearchResult.read(path)
@@ -338,23 +340,22 @@ def choose_exits(
     heads: Path,
     output: Path,
     num_candidates: int,
+    timekeeping: Timekeeping,
     prompts: Sequence[Prompt],
-) -> list[TimedExits]:
-    """Write those of some trained heads that are fastest on this machine; what was timed, the
-    fastest first.
+) -> Comparison:
+    """Write those of some trained heads that are fastest on this machine; what was compared.
 
     Raises:
         HeadsMismatch: if the heads belong to other weights.
+        ValueError: if the costs to compare by do not fit.
     """
     decoder = load_decoder(generation.model)
     exit_layers = load_heads(heads, decoder).exit_layers
     rows, paths = _answers(generation, prompts, exit_layers, decoder)
-    selection = Selection(
-        generation.model, decoder, heads, rows, paths, generation.work, generation.max_bytes
-    )
-    timed = selection.run(num_candidates)
-    selection.write(timed, output)
-    return timed
+    selection = Selection(generation, decoder, heads, rows, paths)
+    found = selection.run(num_candidates, timekeeping)
+    selection.write(found, output)
+    return found
 
 
 def _answers(

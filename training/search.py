@@ -3,7 +3,8 @@
 On a sample of the model's output, states at every layer:
 
     heads by ridge regression → what each expects → forecasts of every exit and of pairs, with the
-    measured costs of segments and heads → the best few, trained a little → timed runs → the fastest
+    measured costs of segments and heads → the best few, trained a little → the engine with each, by
+    the same costs of steps → the fastest
 
 Forecasts are the policy's own (see `replay`). Every stage leaves a file; a killed run goes on.
 """
@@ -30,7 +31,7 @@ from training.search_result import Candidate, LayerCurve, SearchResult
 from training.states import ROWS_PER_SHARD
 from training.texts import GreedyTexts
 from training.threads import torch_threads
-from training.timing import Stopwatch, TimedRuns
+from training.timing import Stopwatch, TimedRuns, Timekeeping
 from training.train_head import TrainingConfig
 from training.whole_file import whole_file
 
@@ -48,10 +49,11 @@ class SearchOptions:
     """How much is tried."""
 
     num_tokens: int  # of the sample
-    num_candidates: int = 3  # trained and timed
+    num_candidates: int = 3  # trained and compared
     epochs: int = 2
     vocabulary_size: int | None = None  # None: found, too
-    refinement_size: int = 0  # of the heads that are trained and timed
+    refinement_size: int = 0  # of the heads that are trained and compared
+    timekeeping: Timekeeping = Timekeeping()  # noqa: RUF009 - frozen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,9 +107,12 @@ class Search:
         size = max(vocabularies, key=lambda size: vocabularies[size][1])
         ranked = sorted(forecasts, key=lambda forecast: forecast.speedup, reverse=True)
         chosen = ranked[: self._options.num_candidates]
+        directories = self._trained(chosen, size)
+        stopwatch = self._stopwatch()
+        timed = stopwatch.compare(directories)
         candidates = [
-            _candidate(forecaster, cheap, forecast, timed)
-            for forecast, timed in zip(chosen, self._timed(chosen, size), strict=True)
+            _candidate(forecaster, cheap, forecast, timed[name])
+            for forecast, name in zip(chosen, directories, strict=True)
         ]
         return SearchResult(
             exit_layers=max(candidates, key=lambda each: each.measured).exit_layers,
@@ -115,6 +120,7 @@ class Search:
             curves=[self._curve(cheap, single) for single in singles],
             vocabularies=vocabularies,
             candidates=candidates,
+            rule=stopwatch.rule,
         )
 
     def _costs(self, sizes: Sequence[int]) -> PartCosts:
@@ -179,8 +185,8 @@ class Search:
             logger.info("vocabulary of %d: covers %.3f, %.3fx", size, covered, speedup)
         return found
 
-    def _timed(self, forecasts: Sequence[Forecast], size: int) -> list[TimedRuns]:
-        """Runs of heads trained on the sample."""
+    def _trained(self, forecasts: Sequence[Forecast], size: int) -> dict[str, Path]:
+        """Heads trained on the sample: a directory for every choice of exits, by its name."""
         sample, factory = self._sample, self._factory(size)
         config = TrainingConfig(
             epochs=self._options.epochs, refinement_size=self._options.refinement_size
@@ -204,9 +210,18 @@ class Search:
                 model_facts("", self._decoder),
             )
             directories[directory.name] = directory
-        prompts = choose_prompts([*sample.held_out, *sample.training], _TIMED_PROMPTS)
-        stopwatch = Stopwatch(self._model, self._decoder, prompts, _TIMED_LENGTH)
-        return list(stopwatch.run(directories).values())
+        return directories
+
+    def _stopwatch(self) -> Stopwatch:
+        rows = [*self._sample.held_out, *self._sample.training]
+        return Stopwatch(
+            self._model,
+            self._decoder,
+            choose_prompts(rows, _TIMED_PROMPTS),
+            _TIMED_LENGTH,
+            self._options.timekeeping,
+            self._work,
+        )
 
 
 def _candidate(
@@ -224,5 +239,6 @@ def _candidate(
         threshold=threshold,
         threshold_forecast=speedup,
         measured_alone=timed.speedup_alone,
+        measured_by_temperature=dict(timed.speedups),
         measured=timed.speedup,
     )

@@ -20,14 +20,15 @@ class LayerCurve:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A choice of exits that was timed."""
+    """A choice of exits that was compared with others."""
 
     exit_layers: list[int]
     forecast: float  # of cheap heads, without look-ups
     threshold: float  # the best fixed one
     threshold_forecast: float
-    measured_alone: float  # of heads trained a little, without look-ups
-    measured: float  # the same with look-ups
+    measured_alone: float  # of heads trained a little, greedy, without look-ups
+    measured_by_temperature: dict[str, float]  # the same with look-ups
+    measured: float  # the mean of those, which decides
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,10 +40,12 @@ class SearchResult:
     curves: list[LayerCurve]
     vocabularies: dict[int, tuple[float, float]]  # size -> coverage, forecast at the best exit
     candidates: list[Candidate]
+    rule: dict[str, str]  # how they were compared
 
     def facts(self) -> dict[str, Any]:
         """What `heads.json` says of it."""
         return {
+            **self.rule,
             "candidates": [asdict(candidate) for candidate in self.candidates],
             "vocabularies": {
                 str(size): {"coverage": coverage, "forecast": forecast}

@@ -1,7 +1,8 @@
 """`heads search`: which exits of heads that were trained elsewhere pay on this machine.
 
     heads at many layers → what each expects of new text → forecasts of every exit and of pairs,
-    with the measured costs of segments and heads → timed runs of the best few → the fastest
+    with the measured costs of segments and heads → the engine with each of the best few, by the
+    same costs of steps → the fastest
 
 The parts are `search`'s, but nothing is trained, and the model is the one that is served: with its
 weights in blocks, where it has them.
@@ -13,19 +14,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from engine.config import ModelConfig
 from engine.model.decoder import Decoder
 from engine.model.exit_head import Calibration
 from training.collect import ShardPaths
 from training.costs import PartCosts, kept_costs
 from training.forecasts import CalibratedOpinions, Forecaster, all_forecasts
+from training.generate import GenerationOptions
 from training.generations import Generation, choose_prompts
 from training.head_factory import HeadFactory
 from training.heads_file import Facts, read_facts, read_vocabulary, write_chosen
 from training.replay import Forecast, Replay, form_opinions
 from training.texts import GreedyTexts
 from training.threads import torch_threads
-from training.timing import Stopwatch, TimedRuns
+from training.timing import Stopwatch, TimedRuns, Timekeeping
 
 logger = logging.getLogger(__name__)
 
@@ -34,12 +35,21 @@ _TIMED_PROMPTS, _TIMED_LENGTH = 12, 96
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimedExits:
-    """A choice of exits that was timed."""
+    """A choice of exits that was compared with others."""
 
     exit_layers: list[int]
-    forecast: float  # without look-ups
-    measured_alone: float  # without look-ups
-    measured: float  # with them
+    forecast: float  # greedy, without look-ups
+    measured_alone: float  # greedy, without look-ups
+    measured_by_temperature: dict[str, float]  # with them
+    measured: float  # the mean of those, which decides
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """What was found."""
+
+    exits: list[TimedExits]  # the fastest first
+    rule: Facts  # how they were compared
 
 
 class Selection:
@@ -47,33 +57,59 @@ class Selection:
 
     def __init__(
         self,
-        model: ModelConfig,
+        generation: GenerationOptions,
         decoder: Decoder,
         heads: Path,
         rows: Sequence[Generation],
         paths: ShardPaths,
-        work: Path,
-        max_bytes: int,
     ) -> None:
         """Args:
+        generation: Forecasts and costs are kept in its work directory, for these heads and answers.
         rows: Answers that the forecasts are made on.
         paths: Their states at all exits of the heads.
-        work: Forecasts are kept there, for these heads and answers.
         """
-        self._model = model
+        self._model = generation.model
         self._decoder = decoder
         self._heads = heads
         self._facts = read_facts(heads)
         self._rows = rows
         self._texts = GreedyTexts(rows, paths)
-        self._factory = HeadFactory(decoder, read_vocabulary(heads).tolist(), max_bytes)
+        vocabulary = read_vocabulary(heads).tolist()
+        self._factory = HeadFactory(decoder, vocabulary, generation.max_bytes)
         names = [str(path) for shard in paths for path in shard.values()]
         facts = (heads / "heads.json").read_text() + "\n".join(names)
-        self._work = work / f"selection-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
+        key = hashlib.sha256(facts.encode()).hexdigest()[:12]
+        self._work = generation.work / f"selection-{key}"
         self._work.mkdir(parents=True, exist_ok=True)
 
-    def run(self, num_candidates: int) -> list[TimedExits]:
-        """Time the most promising choices; the fastest comes first."""
+    def run(self, num_candidates: int, timekeeping: Timekeeping) -> Comparison:
+        """Compare the most promising choices.
+
+        Raises:
+            ValueError: if the costs to go by are another model's, or none.
+        """
+        prompts = choose_prompts(self._rows, _TIMED_PROMPTS)
+        stopwatch = Stopwatch(
+            self._model, self._decoder, prompts, _TIMED_LENGTH, timekeeping, self._work
+        )
+        chosen = _promising(self._ranked(), num_candidates)
+        directories = [self._written(forecast.exit_layers) for forecast in chosen]
+        runs = stopwatch.compare({directory.name: directory for directory in directories})
+        timed = [
+            _timed(forecast, runs[directory.name])
+            for forecast, directory in zip(chosen, directories, strict=True)
+        ]
+        fastest_first = sorted(timed, key=lambda each: each.measured, reverse=True)
+        return Comparison(exits=fastest_first, rule=stopwatch.rule)
+
+    def write(self, found: Comparison, output: Path) -> None:
+        """The heads at the fastest choice's exits, and what it was chosen from."""
+        search: Facts = {"chosen_from": sorted(self._facts["exit_layers"]), **found.rule}
+        search["candidates"] = [asdict(each) for each in found.exits]
+        write_chosen(self._heads, found.exits[0].exit_layers, output, {"search": search})
+
+    def _ranked(self) -> list[Forecast]:
+        """The best forecast first."""
         heads = self._opinions()
         costs = self._costs(heads.vocabulary_size)
         replay = Replay(self._decoder.spec, self._texts.states)
@@ -81,23 +117,7 @@ class Selection:
         ranked = sorted(forecasts, key=lambda each: each.speedup, reverse=True)
         for forecast in ranked:
             logger.info("exits %s: %.3fx forecast", forecast.exit_layers, forecast.speedup)
-        chosen = _promising(ranked, num_candidates)
-        timed = [
-            TimedExits(
-                exit_layers=forecast.exit_layers,
-                forecast=forecast.speedup,
-                measured_alone=runs.speedup_alone,
-                measured=runs.speedup,
-            )
-            for forecast, runs in zip(chosen, self._timed(chosen), strict=True)
-        ]
-        return sorted(timed, key=lambda each: each.measured, reverse=True)
-
-    def write(self, timed: Sequence[TimedExits], output: Path) -> None:
-        """The heads at the fastest choice's exits, and what it was chosen from."""
-        search: Facts = {"chosen_from": sorted(self._facts["exit_layers"])}
-        search["candidates"] = [asdict(each) for each in timed]
-        write_chosen(self._heads, timed[0].exit_layers, output, {"search": search})
+        return ranked
 
     def _opinions(self) -> CalibratedOpinions:
         factory = self._factory
@@ -117,16 +137,21 @@ class Selection:
         refinement_size = max(self._facts.get("refinement_sizes", {"": 0}).values())
         return kept_costs(self._work / "costs.json", self._decoder, [size], refinement_size)
 
-    def _timed(self, forecasts: Sequence[Forecast]) -> list[TimedRuns]:
-        directories = {}
-        for forecast in forecasts:
-            layers = forecast.exit_layers
-            directory = self._work / ("exits-" + "-".join(map(str, layers)))
-            write_chosen(self._heads, layers, directory, {})
-            directories[directory.name] = directory
-        prompts = choose_prompts(self._rows, _TIMED_PROMPTS)
-        stopwatch = Stopwatch(self._model, self._decoder, prompts, _TIMED_LENGTH)
-        return list(stopwatch.run(directories).values())
+    def _written(self, exit_layers: Sequence[int]) -> Path:
+        """A directory with the heads at some of the exits."""
+        directory = self._work / ("exits-" + "-".join(map(str, exit_layers)))
+        write_chosen(self._heads, exit_layers, directory, {})
+        return directory
+
+
+def _timed(forecast: Forecast, runs: TimedRuns) -> TimedExits:
+    return TimedExits(
+        exit_layers=forecast.exit_layers,
+        forecast=forecast.speedup,
+        measured_alone=runs.speedup_alone,
+        measured_by_temperature=dict(runs.speedups),
+        measured=runs.speedup,
+    )
 
 
 def _promising(ranked: Sequence[Forecast], count: int) -> list[Forecast]:

@@ -27,8 +27,8 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def brief_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.worker.cost_profile._ROUNDS", 1)
-    monkeypatch.setattr("benchmarks.engines._TRAFFIC_ROWS", (1, 2))
-    monkeypatch.setattr("benchmarks.engines._TRAFFIC_ROUNDS", 1)
+    monkeypatch.setattr("training.engines._TRAFFIC_ROWS", (1, 2))
+    monkeypatch.setattr("training.engines._TRAFFIC_ROUNDS", 1)
 
 
 def bench(monkeypatch: pytest.MonkeyPatch, command: str, model: Path, *flags: object) -> int:

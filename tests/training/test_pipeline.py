@@ -44,6 +44,8 @@ def few_timed_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"{name}_PROMPTS", 2)
         monkeypatch.setattr(f"{name}_LENGTH", 12)
     monkeypatch.setattr("engine.worker.cost_profile._ROUNDS", 1)
+    monkeypatch.setattr("training.engines._TRAFFIC_ROWS", (1, 2))
+    monkeypatch.setattr("training.engines._TRAFFIC_ROUNDS", 1)
 
 
 def command(model: Path, output: Path, *flags: str) -> list[str]:
@@ -111,6 +113,8 @@ def check_output(output: Path) -> None:
     assert len(facts["search"]["candidates"]) == 3
     fastest = max(facts["search"]["candidates"], key=lambda each: each["measured"])
     assert fastest["exit_layers"] == layers
+    assert set(fastest["measured_by_temperature"]) == {"0", "0.8"}
+    assert facts["search"]["clock"] == "modelled"
     assert facts["refinement_sizes"] == {str(layer): 32 for layer in layers}
     states = {path.name.split(".")[1] for path in (output / "work" / "hidden").iterdir()}
     assert states == {"last", *(f"exit-{layer}" for layer in layers)}, "nothing else is kept"
@@ -187,13 +191,21 @@ def test_as_on_a_gpu_with_little_memory(
         "--heads", str(tmp_path), "--output", str(tmp_path / "chosen"), "--tokens", "400",
         "--max-new-tokens", "8", "--threads", "1", "--device", "cpu", "--candidates", "2",
     ]  # fmt: skip
-    assert train(monkeypatch, *choose) == 0
+    costs = ("--costs", str(tmp_path / "costs.json"))
+    assert train(monkeypatch, *choose, *costs) == 0
+    searches = [json.loads((tmp_path / "chosen" / "heads.json").read_text())["search"]]
+    assert train(monkeypatch, *choose, *costs) == 0
+    searches.append(json.loads((tmp_path / "chosen" / "heads.json").read_text())["search"])
+    assert searches[0] == searches[1], "the same costs, the same figures"
+    assert searches[0]["clock"] == "modelled"
+    assert train(monkeypatch, *choose, "--clock", "wall") == 0
     chosen = json.loads((tmp_path / "chosen" / "heads.json").read_text())
     layers = chosen["exit_layers"]
     assert 0 < len(layers) <= 2
     assert chosen["search"]["chosen_from"] == [1, 2, 4]
     assert chosen["search"]["candidates"][0]["exit_layers"] == layers
     assert len(chosen["search"]["candidates"]) == 2
+    assert chosen["search"]["clock"] == "wall"
     assert chosen["calibration"] == {str(n): facts["calibration"][str(n)] for n in layers}
     kept = load_file(str(tmp_path / "chosen" / "heads.safetensors"))
     assert {int(name.split(".")[1]) for name in kept if name != "vocabulary"} == set(layers)
@@ -209,6 +221,8 @@ def test_as_on_a_gpu_with_little_memory(
         (("--start-from", "x", "--no-previous-token"), "--no-previous-token"),
         (("--exit-layers", "9"), "--exit-layers"),
         (("--search", "--candidates", "0"), "--candidates"),
+        (("--clock", "modelled"), "--clock"),
+        (("--search", "--clock", "wall", "--costs", "x"), "--costs"),
         (("--refine", "33"), "--refine"),
         (("--vocabulary-size", "auto"), "--search"),
         (("--vocabulary-size", "-3"), "--vocabulary-size"),

@@ -24,10 +24,13 @@ def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
                 threshold=0.5,
                 threshold_forecast=1.1,
                 measured_alone=1.2,
+                measured_by_temperature={"0": 1.5, "0.8": 1.3},
                 measured=1.4,
             )
         ],
+        rule={"clock": "modelled"},
     )
     result.write(tmp_path / "result.json")
     assert SearchResult.read(tmp_path / "result.json") == result
+    assert result.facts()["clock"] == "modelled"
     assert result.facts()["vocabularies"]["4096"] == {"coverage": 0.9, "forecast": 1.2}

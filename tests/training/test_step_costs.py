@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 from tiny_model import write_tiny_heads, write_tiny_llama
 
-from benchmarks.step_costs import HeadSizes, Observations, StepCosts
 from engine.worker.cost_curve import CostCurve
 from engine.worker.cost_model import CostModel
+from training.step_costs import HeadSizes, Observations, StepCosts
 
 pytestmark = pytest.mark.torch
 
