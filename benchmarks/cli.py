@@ -216,15 +216,6 @@ def _add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_clock_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--clock",
-        choices=tuple(_CLOCKS),
-        default="wall",
-        help=f"{'; '.join(_CLOCKS.values())} (%(default)s)",
-    )
-
-
 def _add_clock_arguments(parser: argparse.ArgumentParser, default: str = "wall") -> None:
     """Those of commands that can do without a real one."""
     modelled = (
@@ -325,7 +316,7 @@ def _add_learning_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--temperature", type=float, default=0.0, help="(%(default)s: greedy)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a picture (PNG, SVG)")
-    _add_clock_argument(parser)
+    _add_clock_arguments(parser)
 
 
 def _add_structured_arguments(parser: argparse.ArgumentParser) -> None:

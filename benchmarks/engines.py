@@ -16,12 +16,14 @@ def make_engines(
     entries: Sequence[Entry],
     concurrencies: Sequence[int],
     cache: CacheConfig | None = None,
+    *,
+    prefix_caching: bool = True,
 ) -> Engines:
     """As the parsed flags ask for."""
     config = EngineConfig(
         model=model_config(args, directory),
         cache=cache or CacheConfig(),
-        scheduler=SchedulerConfig(max_num_seqs=max(concurrencies)),
+        scheduler=SchedulerConfig(max_num_seqs=max(concurrencies), prefix_caching=prefix_caching),
         worker="inline",
     )
     traffic = Traffic(prompts=[entry.token_ids for entry in entries], temperature=args.temperature)

@@ -13,22 +13,22 @@ from itertools import islice
 from pathlib import Path
 
 from benchmarks.comparison import Run
-from benchmarks.contest import Contest, Entry
+from benchmarks.contest import Contest, Contestant
 from benchmarks.contestants import EngineContestant
 from benchmarks.domains import domain_prompts
+from benchmarks.engines import make_engines
 from benchmarks.machine import describe_machine, print_facts
 from benchmarks.markdown import format_table
-from benchmarks.model_flags import model_config, required_heads
+from benchmarks.model_flags import required_heads
 from benchmarks.plots import plot_curves, require_matplotlib
 from benchmarks.prompts import choose_prompts, encode_prompts
 from engine.checkpoint import resolve_model
-from engine.config import CacheConfig, EngineConfig, ExitsConfig, SchedulerConfig
+from engine.config import CacheConfig, ExitsConfig
 from engine.offline import OfflineEngine
 from engine.plan import Learning, StepPlan, StepResult
 from engine.request import LOOKED_UP, EarlyExitOptions, Structure
 from engine.stats import EngineStats
 from engine.worker.worker import ModelWorker
-from training.engines import CLOCKS
 from training.prompts import Prompt
 
 OFF, ON = "learning off", "learning on"
@@ -73,6 +73,10 @@ class CountingWorker:
     def prepare(self, structure: Structure) -> None:
         """See `SynchronousWorker.prepare`."""
         self._worker.prepare(structure)
+
+    def close(self) -> None:
+        """See `ModelWorker.close`."""
+        self._worker.close()
 
     def rest(self, *, is_idle: bool) -> bool:
         """See `SynchronousWorker.rest`."""
@@ -132,17 +136,26 @@ def run(args: argparse.Namespace) -> int:
     heads = required_heads(args, directory)
     entries = encode_prompts(_prompts(args), directory)
     facts = {"model": args.model, "share": f"{args.share:g} of the worker's time"}
-    print_facts(describe_machine() | facts)
+    cache = CacheConfig(kv_cache_memory_bytes=_CACHE_BYTES)
+    engines = make_engines(args, directory, entries, (1,), cache, prefix_caching=False)
     with tempfile.TemporaryDirectory() as scratch:
         exits = ExitsConfig(heads=heads, lookup=not args.no_lookup_drafts)
         learning = replace(exits, learn=True, learn_share=args.share, learn_directory=Path(scratch))
-        off = ModelWorker(_config(args, directory, exits), clock=CLOCKS[args.clock])
-        on = ModelWorker(
-            _config(args, directory, learning), decoder=off.decoder, clock=CLOCKS[args.clock]
-        )
-        workers = {OFF: CountingWorker(off), ON: CountingWorker(on)}
-        runs = _measure(args, workers, entries)
-        on.close()
+        workers: dict[str, CountingWorker] = {}
+        contestants: dict[str, Contestant] = {}
+        for mode, config in ((OFF, exits), (ON, learning)):
+            worker, clock = engines.worker(config)
+            workers[mode] = CountingWorker(worker)
+            contestants[mode] = EngineContestant(
+                OfflineEngine(engines.config, workers[mode]),
+                EarlyExitOptions(),
+                max_tokens=args.max_tokens,
+                temperature=args.temperature,
+                clock=clock,
+            )
+        print_facts(describe_machine() | facts | engines.settings)
+        runs = Contest(contestants=contestants, entries=entries, concurrencies=(1,)).measure()
+        workers[ON].close()
     rows, curves = _windows(runs, args.window)
     print(format_table(_HEADER, rows))
     print(_summary(workers[ON]))
@@ -164,33 +177,6 @@ def _prompts(args: argparse.Namespace) -> list[Prompt]:
 
 def _domain(args: argparse.Namespace) -> str:
     return str(args.domain if args.prompts is None else args.prompts.name)
-
-
-def _config(args: argparse.Namespace, directory: Path, exits: ExitsConfig) -> EngineConfig:
-    return EngineConfig(
-        model=model_config(args, directory),
-        cache=CacheConfig(kv_cache_memory_bytes=_CACHE_BYTES),
-        scheduler=SchedulerConfig(max_num_seqs=1, prefix_caching=False),
-        exits=exits,
-        worker="inline",
-    )
-
-
-def _measure(
-    args: argparse.Namespace, workers: dict[str, CountingWorker], entries: tuple[Entry, ...]
-) -> list[Run]:
-    config = _config(args, Path(), ExitsConfig())  # of the scheduler
-    contestants = {
-        mode: EngineContestant(
-            OfflineEngine(config, worker),
-            EarlyExitOptions(),
-            max_tokens=args.max_tokens,
-            temperature=args.temperature,
-            clock=CLOCKS[args.clock],
-        )
-        for mode, worker in workers.items()
-    }
-    return Contest(contestants=dict(contestants), entries=entries, concurrencies=(1,)).measure()
 
 
 def _windows(

@@ -101,7 +101,7 @@ class Engines:
         """
         if costs is not None and clock != MODELLED:
             raise ValueError(f"--costs: only --clock {MODELLED} goes by them")
-        self._config = config
+        self.config = config
         self._clock = clock
         self._file = costs
         self._traffic = traffic
@@ -117,13 +117,18 @@ class Engines:
         Raises:
             ValueError: if the costs that the clock goes by are another model's.
         """
+        worker, clock = self.worker(exits, verifies=verifies)
+        return TimedEngine(OfflineEngine(replace(self.config, exits=exits), worker), clock)
+
+    def worker(self, exits: ExitsConfig, *, verifies: bool = True) -> tuple[ModelWorker, Clock]:
+        """What `make` makes an engine of."""
         clock = self._clock_for(exits)
-        config = replace(self._config, exits=exits)
+        config = replace(self.config, exits=exits)
         worker = ModelWorker(config, decoder=self._decoder, verifies=verifies, clock=clock)
         self._decoder = worker.decoder
         if isinstance(clock, ModelledClock) and self.costs is not None:
             self.costs.check(_measured_of(worker))
-        return TimedEngine(OfflineEngine(config, worker), clock)
+        return worker, clock
 
     @property
     def settings(self) -> dict[str, str]:
@@ -148,7 +153,8 @@ class Engines:
     def _measure(self, exits: ExitsConfig, sizes: HeadSizes) -> StepCosts:
         """By the wall clock."""
         rows = SchedulerConfig(max_num_seqs=max(_TRAFFIC_ROWS))
-        config = replace(self._config, exits=exits, scheduler=rows)
+        still = replace(exits, learn=False)
+        config = replace(self.config, exits=still, scheduler=rows)
         worker = ModelWorker(config, decoder=self._decoder)
         self._decoder = worker.decoder
         if worker.cost is None:

@@ -20,7 +20,7 @@ from engine.model.exact_rows import TOKEN_COUNTS, uneven_counts
 from engine.model.exit_head import ExitHeads, load_heads
 from engine.model.ops.interface import LayerCache
 from engine.model.spec import ModelSpec
-from engine.plan import RowResult, StepPlan, StepResult, WorkerInfo
+from engine.plan import Learning, RowResult, StepPlan, StepResult, WorkerInfo
 from engine.policy_reason import PolicyReason, PolicyReport
 from engine.request import Structure
 from engine.worker import memory
@@ -174,7 +174,7 @@ class ModelWorker:
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step."""
-        started = time.perf_counter()
+        started = self._clock()
         for sequence_id in plan.ended:
             self._states.pop(sequence_id, None)
         for start in plan.started:
@@ -184,15 +184,23 @@ class ModelWorker:
         if plan.rows:
             states = [self._states[row.sequence_id] for row in plan.rows]
             results = self._step.run(plan.rows, states)
-        school = self._school
-        duration_s = time.perf_counter() - started
+        duration_s = self._clock() - started
         return StepResult(
             step_id=plan.step_id,
             rows=results,
             duration_s=duration_s,
             policy=self._policy_report(),
-            learning=None if school is None else school.note_step(duration_s),
+            learning=self._note_step(duration_s),
         )
+
+    def _note_step(self, duration_s: float) -> Learning | None:
+        """What was learned in this step and since the one before."""
+        if self._school is None:
+            return None
+        learning = self._school.note_step(duration_s)
+        if self._modelled is not None:
+            self._modelled.advance(learning.seconds)
+        return learning
 
     def _policy_report(self) -> PolicyReport:
         if self._policy is None:
@@ -306,7 +314,9 @@ class ModelWorker:
         if heads is None or exits.heads is None:
             raise ModelLoadError("--learn-heads: no exit heads serve here that could learn")
         where = exits.learn_directory or cache_root() / "heads"
-        return School(heads, self.decoder, exits.heads, where, exits.learn_share)
+        # What learning takes is in no costs: on a modelled clock it counts as it is, by CPU time.
+        clock = self._clock if self._modelled is None else time.thread_time
+        return School(heads, self.decoder, exits.heads, where, exits.learn_share, clock)
 
     def _check_exact_rows(self) -> None:
         """Find out on a GPU whether rows keep their bits, where that is promised."""

@@ -17,8 +17,12 @@ from engine.request import LOOKED_UP, DraftFigures
 pytestmark = pytest.mark.torch
 
 
+@pytest.mark.parametrize("clock", ["wall", "modelled"])
 def test_learning_changes_no_output_and_is_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    clock: str,
 ) -> None:
     directory = write_tiny_llama(tmp_path / "model")
     write_tiny_heads(directory, directory / "exit_heads", [1])
@@ -30,12 +34,15 @@ def test_learning_changes_no_output_and_is_counted(
     monkeypatch.setattr(learning, "encode_prompts", lambda *_: prompts)
     monkeypatch.setattr(learning, "resolve_model", Path)
     monkeypatch.setattr("engine.worker.cost_profile._ROUNDS", 1)
+    monkeypatch.setattr("engine.worker.learning.budget._RESERVE_S", -1.0)  # steps are short here
+    monkeypatch.setattr("training.engines._TRAFFIC_ROWS", (1, 2))
+    monkeypatch.setattr("training.engines._TRAFFIC_ROUNDS", 1)
     plot = tmp_path / "learning.png" if find_spec("matplotlib") else None
     args = Namespace(
         model=str(directory), heads=directory / "exit_heads", prompts=None, domain="german",
         num_prompts=4, familiar=1, window=2, share=0.5, no_lookup_drafts=True, max_tokens=24,
-        temperature=0.0, clock="wall", device="cpu", dtype="auto", threads=1, backend="auto",
-        quantization="auto", plot=plot,
+        temperature=0.0, clock=clock, costs=None, device="cpu", dtype="auto", threads=1,
+        backend="auto", quantization="auto", plot=plot,
     )  # fmt: skip
 
     assert learning.run(args) == 0

@@ -1,6 +1,8 @@
 """Heads that learn, with what they keep on disk: the worker's view of learning while serving."""
 
 import logging
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from engine.errors import ModelLoadError
@@ -18,7 +20,13 @@ class School:
     """A `HeadLearner` and its `Checkpoints`."""
 
     def __init__(
-        self, heads: ExitHeads, decoder: Decoder, shipped: Path, directory: Path, share: float
+        self,
+        heads: ExitHeads,
+        decoder: Decoder,
+        shipped: Path,
+        directory: Path,
+        share: float,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Go on from the newest checkpoint, if there is one.
 
@@ -26,6 +34,7 @@ class School:
             shipped: Where the heads were loaded from.
             directory: Checkpoints go to a directory in it, named after the model's weights.
             share: Of the worker's time.
+        clock: In seconds, for what learning takes.
 
         Raises:
             ModelLoadError: if nothing can be kept there.
@@ -42,6 +51,7 @@ class School:
             self._checkpoints.shipped,
             rows,
             share,
+            clock,
             refinements=self._checkpoints.refinements,
         )
         self._learner.on_change = self._save
