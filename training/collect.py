@@ -2,7 +2,7 @@
 
 import hashlib
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from engine.worker.kv_cache import allocate_cache
 from engine.worker.upload import send, upload
 from training import gpu
 from training.generations import Generation
+from training.progress import ProgressReport
 from training.states import (
     LAST,
     ROWS_PER_SHARD,
@@ -35,33 +36,31 @@ def collect(
     rows: Sequence[Generation],
     exit_layers: Sequence[int],
     directory: Path,
-    *,
-    max_tokens_per_call: int | None = None,
-    on_rows: Callable[[int], object] | None = None,
 ) -> ShardPaths:
-    """Write one shard per group of generations; what exists is kept.
-
-    Args:
-        on_rows: Called with the number of rows done.
+    """Write one shard per group of generations; what exists is kept. Shows how far it is.
 
     Returns:
         The parts of every shard, in the order of the rows.
     """
-    max_tokens = max_tokens_per_call or _tokens_per_call(decoder)
+    max_tokens = _tokens_per_call(decoder)
     store = StateShards(directory)
     cache: Sequence[LayerCache] | None = None
     paths: ShardPaths = []
-    for start in range(0, len(rows), ROWS_PER_SHARD):
-        group = rows[start : start + ROWS_PER_SHARD]
-        number = start // ROWS_PER_SHARD
-        missing = store.missing(number, len(group), exit_layers)
-        if missing:
-            cache = cache or _cache(decoder, rows, max_tokens)
-            parts = [_forward(decoder, pack, missing, cache) for pack in _packs(group, max_tokens)]
-            store.write(number, parts, len(group))
-        paths.append({part: store.path(number, len(group), part) for part in parts_of(exit_layers)})
-        if on_rows is not None:
-            on_rows(min(start + ROWS_PER_SHARD, len(rows)))
+    with ProgressReport(f"hidden states ({directory.name})", len(rows), "sequences") as report:
+        for start in range(0, len(rows), ROWS_PER_SHARD):
+            group = rows[start : start + ROWS_PER_SHARD]
+            number = start // ROWS_PER_SHARD
+            missing = store.missing(number, len(group), exit_layers)
+            if missing:
+                cache = cache or _cache(decoder, rows, max_tokens)
+                parts = [
+                    _forward(decoder, pack, missing, cache) for pack in _packs(group, max_tokens)
+                ]
+                store.write(number, parts, len(group))
+            paths.append(
+                {part: store.path(number, len(group), part) for part in parts_of(exit_layers)}
+            )
+            report.update(min(start + ROWS_PER_SHARD, len(rows)))
     return paths
 
 
@@ -69,14 +68,8 @@ def collect_held(
     decoder: Decoder,
     rows: Sequence[Generation],
     exit_layers: Sequence[int],
-    *,
-    on_rows: Callable[[int], object] | None = None,
 ) -> HeldStates:
-    """All generations' states at once, on the model's device.
-
-    Args:
-        on_rows: Called with the number of rows done.
-    """
+    """All generations' states at once, on the model's device. Shows how far it is."""
     parts = parts_of(exit_layers)
     max_tokens = _tokens_per_call(decoder)
     cache = _cache(decoder, rows, max_tokens)
@@ -85,11 +78,11 @@ def collect_held(
         exit_layers, num_positions, decoder.spec.hidden_size, decoder.ops.device, _name(rows)
     )
     place = done = 0
-    for pack in _packs(rows, max_tokens):
-        place = held.put(place, _forward(decoder, pack, parts, cache))
-        done += len(pack)
-        if on_rows is not None:
-            on_rows(done)
+    with ProgressReport(f"hidden states {exit_layers}", len(rows), "sequences") as report:
+        for pack in _packs(rows, max_tokens):
+            place = held.put(place, _forward(decoder, pack, parts, cache))
+            done += len(pack)
+            report.update(done)
     return held
 
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -21,8 +21,9 @@ from engine.model.exit_head import load_heads
 from engine.model.spec import ModelSpec
 from engine.worker.backend import limit_torch_threads, select_ops
 from training import gpu
-from training.collect import ShardPaths, collect, collect_held, held_bytes
+from training.collect import ShardPaths, collect
 from training.costs import measure_costs
+from training.course import Course
 from training.evaluate import HeadFigures, evaluate_head
 from training.generate import GenerationOptions, generate
 from training.generations import (
@@ -44,14 +45,13 @@ from training.heads_file import (
     read_vocabulary,
     write_heads,
 )
-from training.progress import ProgressReport
 from training.prompts import Prompt
 from training.replay import Forecast, Replay, form_opinions
 from training.report import write_report
 from training.search import Sample, Search, SearchOptions
 from training.search_result import SearchResult
 from training.selection import Comparison, Selection
-from training.states import ROWS_PER_SHARD, StateShards, StateSource
+from training.states import ROWS_PER_SHARD, StateShards
 from training.texts import GreedyTexts
 from training.threads import torch_threads
 from training.timing import Stopwatch, TimedRuns, Timekeeping
@@ -61,7 +61,6 @@ logger = logging.getLogger(__name__)
 
 _REPORTED_PROMPTS, _REPORTED_LENGTH = 8, 96
 _FORECAST_SHARDS = 4
-_CARRIED_SHARDS = 16  # whose states tell how a head is carried over to another layer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,22 +102,21 @@ def train(
     training, held_out = split_held_out(read_generations(generation.generations))
     if not training:
         raise ValueError("the model has said too little to train on: give more --prompts")
-    held_out_paths = _collect(decoder, held_out, layers, generation.held_out_states)
+    held_out_paths = collect(decoder, held_out, layers, generation.held_out_states)
     ids = _vocabulary(options, training)
     factory = HeadFactory(decoder, ids, generation.max_bytes)
-    heads: dict[int, HeadModule] = {}
-    figures: dict[int, HeadFigures] = {}
-    for sources in _sources(decoder, factory, training, generation, layers):
-        for layer, states in sources.items():
-            heads[layer], figures[layer] = _trained(
-                factory,
-                layer,
-                states,
-                held_out_paths,
-                generation,
-                options,
-                _start(factory, layer, decoder, training, generation, options.start_from),
-            )
+    course = Course(
+        decoder=decoder,
+        factory=factory,
+        rows=training,
+        held_out=held_out_paths,
+        generation=generation,
+        config=options.training,
+        start_from=options.start_from,
+    )
+    trained = course.run(layers)
+    heads = {layer: head for layer, (head, _) in trained.items()}
+    figures = {layer: each for layer, (_, each) in trained.items()}
     facts = model_facts(options.name, decoder) | {
         "training": _training_facts(training, options),
         "vocabulary": {"size": len(ids), "coverage": round(coverage(training, ids), 4)},
@@ -153,75 +151,6 @@ def _timed(
         generation.model, decoder, prompts, _REPORTED_LENGTH, wall, generation.work
     )
     return stopwatch.time_greedy(heads)
-
-
-def _sources(
-    decoder: Decoder,
-    factory: HeadFactory,
-    training: Sequence[Generation],
-    generation: GenerationOptions,
-    layers: Sequence[int],
-) -> Iterator[dict[int, StateSource]]:
-    """States to train on, by exit layer: from the disk, or of as many exits at a time as a GPU's
-    memory holds. There a pass over everything takes seconds, less than reading it would.
-    """
-    per_part = held_bytes(decoder, training, 0)
-    num_exits = generation.max_bytes // per_part - 1
-    if not gpu.is_used(decoder) or num_exits < 1:
-        paths = _collect(decoder, training, layers, generation.states)
-        yield {layer: factory.shards(paths, layer) for layer in layers}
-        return
-    for start in range(0, len(layers), num_exits):
-        some = layers[start : start + num_exits]
-        with ProgressReport(f"hidden states {some}", len(training), "sequences") as report:
-            held = collect_held(decoder, training, some, on_rows=report.update)
-        yield {layer: held.at(layer) for layer in some}
-
-
-def _start(
-    factory: HeadFactory,
-    layer: int,
-    decoder: Decoder,
-    rows: Sequence[Generation],
-    generation: GenerationOptions,
-    directory: Path | None,
-) -> tuple[str, HeadModule] | None:
-    """The head of that layer to train further, or the nearest layer's, carried over to this one;
-    and where it comes from.
-    """
-    if directory is None:
-        return None
-    layers: list[int] = read_facts(directory)["exit_layers"]
-    source = min(layers, key=lambda each: abs(each - layer))
-    origin = str((directory, source))
-    if source == layer:
-        return origin, factory.loaded(directory, layer)
-    some = rows[: _CARRIED_SHARDS * ROWS_PER_SHARD]
-    paths = _collect(decoder, some, sorted([source, layer]), generation.states)
-    here, there = factory.shards(paths, layer), factory.shards(paths, source)
-    return origin, factory.carried(directory, source, there, here)
-
-
-def _trained(
-    factory: HeadFactory,
-    layer: int,
-    states: StateSource,
-    held_out_paths: ShardPaths,
-    generation: GenerationOptions,
-    options: TrainOptions,
-    start: tuple[str, HeadModule] | None,
-) -> tuple[HeadModule, HeadFigures]:
-    """A head and its figures.
-
-    Args:
-        start: A head to train further, and where it comes from.
-    """
-    with torch_threads(generation.model):
-        head = factory.trained(f"head-{layer}", states, options.training, generation.work, start)
-        held_out = factory.shards(held_out_paths, layer)
-        figures = evaluate_head(head, held_out, factory.token_ids)
-    logger.info("exit %d: %s", layer, figures.summary())
-    return head, figures
 
 
 def _first(
@@ -305,8 +234,8 @@ def _search(
     sample = Sample(
         training=training,
         held_out=held_out,
-        training_paths=_collect(decoder, training, layers, generation.states),
-        held_out_paths=_collect(decoder, held_out, layers, generation.held_out_states),
+        training_paths=collect(decoder, training, layers, generation.states),
+        held_out_paths=collect(decoder, held_out, layers, generation.held_out_states),
     )
     search = Search(generation.model, decoder, sample, options, work, generation.max_bytes)
     result = search.run()
@@ -367,8 +296,8 @@ def _answers(
     """What the model answers, for heads that are trained already, and the states."""
     generate(generation, prompts, exit_layers, decoder)
     rows, held_out = split_held_out(read_generations(generation.generations))
-    paths = _collect(decoder, rows, exit_layers, generation.states)
-    paths += _collect(decoder, held_out, exit_layers, generation.held_out_states)
+    paths = collect(decoder, rows, exit_layers, generation.states)
+    paths += collect(decoder, held_out, exit_layers, generation.held_out_states)
     return rows + held_out, paths
 
 
@@ -381,10 +310,3 @@ def load_decoder(model: ModelConfig) -> Decoder:
         ops.name == "native" and model.quantization != "none" and has_blocks(model.directory)
     )
     return Decoder.load(model.directory, ops, keep_blocks=keeps_blocks)
-
-
-def _collect(
-    decoder: Decoder, rows: Sequence[Generation], exit_layers: Sequence[int], directory: Path
-) -> ShardPaths:
-    with ProgressReport(f"hidden states ({directory.name})", len(rows), "sequences") as report:
-        return collect(decoder, rows, exit_layers, directory, on_rows=report.update)
