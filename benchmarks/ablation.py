@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
         cache = CacheConfig(kv_cache_memory_bytes=_CACHE_BYTES)
         engines = make_engines(args, directory, entries, (1,), cache)
         vocab_size = ModelSpec.from_directory(directory).vocab_size
-        variants = _variants(heads, Path(scratch), vocab_size, retrained)
+        variants = _asked_for(args.row, _variants(heads, Path(scratch), vocab_size, retrained))
         contestants: dict[str, Contestant] = {}
         for variant in variants:
             timed = engines.make(variant.exits, verifies=variant.verifies)
@@ -139,6 +139,19 @@ def _retrained(text: str) -> tuple[str, Path]:
     if name in ("", _NOISE) or not (Path(directory) / "heads.json").is_file():
         raise ValueError(f"--retrained: expected NAME=DIR with heads in DIR, got {text!r}")
     return name, Path(directory)
+
+
+def _asked_for(names: Sequence[str] | None, variants: Sequence[Variant]) -> list[Variant]:
+    """Those of the names; None: all of them.
+
+    Raises:
+        ValueError: if there is no row of a name.
+    """
+    known = [variant.name for variant in variants]
+    for name in names or ():
+        if name not in known:
+            raise ValueError(f"--row: {name!r} is none of {', '.join(map(repr, known))}")
+    return [variant for variant in variants if names is None or variant.name in names]
 
 
 def _variants(

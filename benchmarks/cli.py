@@ -71,6 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_clock_arguments(ablation)
     ablation.add_argument("--temperature", type=float, default=0.0, help="(%(default)s: greedy)")
     ablation.add_argument(
+        "--row", action="append", metavar="NAME", help="only that row, as often as wanted (all)"
+    )
+    ablation.add_argument(
         "--retrained",
         action="append",
         default=[],

@@ -55,7 +55,7 @@ def test_every_row_runs_and_only_the_unverified_one_changes_outputs(
         model=str(directory), heads=directory / "exit_heads", prompts=None, num_prompts=1,
         max_tokens=12, temperature=0.0, clock="cpu", costs=None, device="cpu", dtype="auto",
         threads=1, backend="torch", quantization="auto", markdown=table, plot=None,
-        retrained=[f"full vocabulary={directory / 'full'}", f"two exits={two}"],
+        retrained=[f"full vocabulary={directory / 'full'}", f"two exits={two}"], row=None,
     )  # fmt: skip
     assert ablation.run(args) == 0
     rows = {line.split("|")[1].strip(): line for line in table.read_text().splitlines()[2:]}
@@ -69,6 +69,14 @@ def test_every_row_runs_and_only_the_unverified_one_changes_outputs(
     changed = {name for name, line in rows.items() if "0 of 2" not in line}
     assert changed <= {"no verification"}
     assert "speed-up" in capsys.readouterr().out
+    args.row = ["two exits", "full"]
+    assert ablation.run(args) == 0
+    assert [line.split("|")[1].strip() for line in table.read_text().splitlines()[2:]] == [
+        "full", "two exits",
+    ]  # fmt: skip
+    args.row = ["three exits"]
+    with pytest.raises(ValueError, match="'three exits' is none of 'full'"):
+        ablation.run(args)
 
 
 @pytest.mark.parametrize(
