@@ -38,6 +38,12 @@ def _is_going_on(sequence: Sequence) -> bool:
     return sequence.request.output_interval > 0 and not sequence.is_finished
 
 
+def _ends_unseen(sequence: Sequence) -> bool:
+    """Whether a token ended the output, which is no part of its text unless that is asked for."""
+    ended_by_token = sequence.finish_reason is FinishReason.STOP
+    return ended_by_token and not sequence.request.sampling.include_stop_str_in_output
+
+
 class EngineCore:
     """Requests in, plans out, results in, outputs out."""
 
@@ -136,11 +142,11 @@ class EngineCore:
         outputs = []
         for item in committed:
             sequence = item.sequence
+            if not item.num_new_tokens and sequence.finish_reason is None:
+                continue
             entry = self._open.get(sequence.request.request_id)
             if entry is None or entry.sequence is not sequence:
                 continue  # aborted since the commit
-            if not item.result.token_ids and sequence.finish_reason is None:
-                continue
             if one_by_one and item.num_new_tokens > 1 and _is_going_on(sequence):
                 outputs += self._render_each(entry, item)
             else:
@@ -198,30 +204,26 @@ class EngineCore:
 
     def _render(self, entry: _Open, item: Committed, end: int, *, start: int = 0) -> RequestOutput:
         """Tokens [start, end) of a step."""
-        sequence, result = item.sequence, item.result
-        request = sequence.request
+        sequence, result, detokenizer = item.sequence, item.result, entry.detokenizer
         num_later = item.num_new_tokens - end
-        token_ids = result.token_ids[start:end]
-        # A token that ended the output is not part of its text, unless asked for.
-        ended_by_token = sequence.finish_reason is FinishReason.STOP
-        is_hidden = ended_by_token and not request.sampling.include_stop_str_in_output
-        visible = token_ids[:-1] if is_hidden else token_ids
-        is_first = sequence.num_output_tokens == item.num_new_tokens and not start
-        pushed = entry.detokenizer.push(visible, sequence.finish_reason is not None)
+        token_ids = visible = tuple(result.token_ids[start:end])
+        if _ends_unseen(sequence):
+            visible = token_ids[:-1]
+        text = detokenizer.push(visible, sequence.finish_reason is not None)
+        if detokenizer.found_stop is not None:
+            stop = detokenizer.found_stop
+            num_surplus = len(token_ids) - stop.num_tokens_kept + num_later
+            self._stop_at_string(sequence, stop.text, num_surplus)
+            token_ids, num_later = token_ids[: stop.num_tokens_kept], 0
         kept = len(token_ids)
-        if pushed.stop_reason is not None:
-            kept = pushed.num_tokens_kept
-            num_surplus = len(token_ids) - kept + num_later
-            self._stop_at_string(sequence, pushed.stop_reason, num_surplus)
-            num_later = 0
         self._stats.generation_tokens_total += kept
-        output = self._output(sequence, pushed.text, tuple(token_ids[:kept]), num_later)
+        output = self._output(sequence, text, token_ids, num_later)
         if result.logprobs:
             output.logprobs = tuple(result.logprobs[start : start + kept])
-        if request.early_exit.return_trace:
+        if sequence.request.early_exit.return_trace:
             traces = token_traces(result, start + kept, self._num_layers)
             output.trace = tuple(traces[start:])
-        if is_first:
+        if sequence.prompt_logprobs and output.num_output_tokens == kept:  # it is the first
             output.prompt_logprobs = tuple(sequence.prompt_logprobs)
         if sequence.finish_reason is not None:
             self._close(sequence, output)

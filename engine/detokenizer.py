@@ -24,13 +24,12 @@ class TokenSpeller(Protocol):
         """The bytes it stands for."""
 
 
-@dataclass(slots=True)  # made for every token: frozen, or by keywords, it takes twice as long
-class DetokenizedText:
-    """What one push brought."""
+@dataclass(frozen=True, slots=True)
+class FoundStop:
+    """Where an output ends before its last token."""
 
-    text: str  # safe to send, nothing of it sent before
-    stop_reason: str | None  # the stop string that ended the output
-    num_tokens_kept: int  # of this push: all, or up to the token that completed the stop string
+    text: str  # the stop string
+    num_tokens_kept: int  # of the last push: up to the token that completed it
 
 
 class _StopString:
@@ -65,6 +64,7 @@ class Detokenizer:
     def __init__(
         self, tokenizer: TokenSpeller, sampling: SamplingParams, prompt_token_ids: Sequence[int]
     ) -> None:
+        self.found_stop: FoundStop | None = None  # what ended the output in the last push
         self._tokenizer = tokenizer
         self._stops = [_StopString(text) for text in sampling.stop if text]
         self._includes_stop = sampling.include_stop_str_in_output
@@ -77,31 +77,37 @@ class Detokenizer:
             tokenizer.is_special(token_id) for token_id in prompt_token_ids
         )
 
-    def push(self, token_ids: Sequence[int], is_final: bool) -> DetokenizedText:
+    def push(self, token_ids: Sequence[int], is_final: bool) -> str:
         """Take the next tokens; nothing may be pushed after the final ones or after a stop string.
 
         Args:
             is_final: No token follows: whatever was held back comes out.
+
+        Returns:
+            Text that is safe to send, nothing of it sent before; see also `found_stop`.
         """
         if self._stops:
             return self._push_watched(token_ids, is_final)
         text = "".join(map(self._text_of, token_ids))
         if is_final:
             text += self._characters.decode(b"", True)
-        return DetokenizedText(text, None, len(token_ids))
+        return text
 
-    def _push_watched(self, token_ids: Sequence[int], is_final: bool) -> DetokenizedText:
+    def _push_watched(self, token_ids: Sequence[int], is_final: bool) -> str:
         """Where the text may come to a stop string."""
         released: list[str] = []
         for index, token_id in enumerate(token_ids):
             stop = self._push_text(self._text_of(token_id), released)
             if stop is not None:
-                return DetokenizedText("".join(released), stop, index + 1)
+                self.found_stop = FoundStop(stop, index + 1)
+                return "".join(released)
         stop = self._push_text(self._characters.decode(b"", True), released) if is_final else None
-        if is_final and stop is None:
+        if stop is not None:
+            self.found_stop = FoundStop(stop, len(token_ids))
+        elif is_final:
             released.append(self._held)
             self._held = ""
-        return DetokenizedText("".join(released), stop, len(token_ids))
+        return "".join(released)
 
     def _text_of(self, token_id: int) -> str:
         """The characters that a token completes."""

@@ -15,6 +15,8 @@ class OutputSlot:
         and nothing else is where it is 0.
         """
         self.on_ready: Callable[[], object] = _nobody  # called whenever there is enough to take
+        # Before that it is offered what need not wait; says whether it was taken.
+        self.offer: Callable[[RequestOutput], bool] = _refuse
         self._interval = interval
         self._pending: list[RequestOutput] = []
         self._num_pending_tokens = 0
@@ -28,11 +30,17 @@ class OutputSlot:
         return self._is_ready
 
     def put(self, output: RequestOutput) -> None:
-        """Add an output to those that wait."""
+        """Add an output to those that wait, unless the reader takes it at once."""
+        num_tokens = self._num_pending_tokens + len(output.token_ids)
+        is_enough = 0 < self._interval <= num_tokens
+        if not is_enough:
+            is_enough = self._is_first or output.finish_reason is not None
+        if is_enough and not self._pending and self.offer(output):
+            self._is_first = False
+            return
         self._pending.append(output)
-        self._num_pending_tokens += len(output.token_ids)
-        is_enough = 0 < self._interval <= self._num_pending_tokens
-        if is_enough or self._is_first or output.finish_reason is not None:
+        self._num_pending_tokens = num_tokens
+        if is_enough:
             self._is_ready = True
             self.on_ready()
 
@@ -95,3 +103,8 @@ def merged(outputs: Sequence[RequestOutput]) -> RequestOutput:
 
 def _nobody() -> None:
     """No reader yet: outputs wait."""
+
+
+def _refuse(_: RequestOutput) -> bool:
+    """Outputs wait until they are asked for."""
+    return False

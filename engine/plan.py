@@ -79,10 +79,10 @@ class RowResult:
 
     sequence_id: int
     token_ids: list[int]  # empty where the row is not decoding; else num accepted + 1
-    logprobs: list[TokenLogprobs] = field(default_factory=list)  # one per token when asked for
-    drafts: list[ExitRecord] = field(default_factory=list)  # of this step, accepted ones first
+    logprobs: tuple[TokenLogprobs, ...] = ()  # one per token when asked for
+    drafts: tuple[ExitRecord, ...] = ()  # of this step, accepted ones first
     # Of the prompt tokens after those computed in this step, when asked for.
-    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     embedding: list[float] | None = None  # [E], once the prompt is computed, when asked for
     error: str | None = None  # this row failed (NaN logits, an exception); no tokens then
     is_dead_end: bool = False  # it failed, as what the request asks for leaves no token

@@ -5,6 +5,7 @@ Decoding rows come first, then prefills by rank, in chunks, then newcomers. Who 
 admission rules' affair, who runs and who gives way the roster's.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -149,16 +150,16 @@ class Scheduler:
         # 1. Known tokens of running sequences, decoding ones first.
         num_preempted_before = self.num_preemptions
         budget = self._config.max_num_batched_tokens
-        decoding = self._share_out(budget, decoding=True)
-        budget -= len(decoding)
-        has_more = len(decoding) < self.num_running
-        prefilling = self._share_out(budget, decoding=False) if has_more else []
-        budget -= sum(num_tokens for _, num_tokens in prefilling)
+        missing = [(each, each.num_missing_tokens) for each in self._roster.running]
+        decoding = [share for share in missing if share[1] == 1]
+        prefilling = [share for share in missing if share[1] > 1]
+        shares = self._share_out(decoding + prefilling, budget)
+        budget -= sum([num_tokens for _, num_tokens in shares])
         # 2. Waiting sequences, unless somebody has just had to make room.
         is_short = self.num_preemptions > num_preempted_before
         admitted = [] if is_short else self._admit(budget)
         # 3. Drafts, in the blocks that nobody needs.
-        rows = [self._row(*share) for share in (*decoding, *prefilling, *admitted)]
+        rows = [self._row(sequence, num_tokens) for sequence, num_tokens in shares + admitted]
         if not rows and not self._roster.has_ended:
             return None
         self._step_id += 1
@@ -195,16 +196,15 @@ class Scheduler:
             most = sequence.num_tokens + self._max_drafts(sequence)
             assert held <= self._blocks.blocks_for(most), "more blocks than drafts can need"
 
-    def _share_out(self, budget: int, *, decoding: bool) -> list[_Share]:
-        """Shares of running sequences with one token to compute (decoding) or with more."""
+    def _share_out(self, missing: Iterable[_Share], budget: int) -> list[_Share]:
+        """Of what running sequences miss, in this order, as much as the budget allows."""
         shares: list[_Share] = []
-        for sequence in list(self._roster.running):
-            missing = sequence.num_tokens - sequence.num_computed_tokens
-            if budget == 0 or (missing == 1) != decoding:
-                continue
-            num_tokens = min(missing, budget)
+        for sequence, num_missing in missing:
+            if budget == 0:
+                break
+            num_tokens = num_missing if num_missing < budget else budget
             until = sequence.num_computed_tokens + num_tokens
-            is_running = sequence.status is SequenceStatus.RUNNING
+            is_running = sequence.status is SequenceStatus.RUNNING  # it has not given way
             if is_running and self._roster.make_room(sequence, until):
                 shares.append((sequence, num_tokens))
                 budget -= num_tokens
@@ -216,7 +216,7 @@ class Scheduler:
         if budget == 0:
             return admitted
         for sequence in self._roster.admit(most=self._rules.max_rows):
-            num_tokens = min(sequence.num_tokens - sequence.num_computed_tokens, budget)
+            num_tokens = min(sequence.num_missing_tokens, budget)
             admitted.append((sequence, num_tokens))
             budget -= num_tokens
             if budget == 0:
@@ -227,7 +227,7 @@ class Scheduler:
         """The row of a sequence whose known tokens have blocks; it drafts if there are more."""
         sequence_id, start = sequence.sequence_id, sequence.num_computed_tokens
         until = start + num_tokens
-        is_decoding = until == sequence.num_tokens and sequence.generates
+        is_decoding = until == len(sequence.token_ids) and sequence.generates
         drafts = 0
         if self._limits.max_draft_tokens and is_decoding and num_tokens == 1:
             drafts = max(0, min(self._max_drafts(sequence), sequence.num_tokens_left - 1))

@@ -46,8 +46,13 @@ class Sequence:
         self.error: str | None = None
         self.queue_s: float | None = None  # once it has run
         self.num_preemptions = 0
+        # Whether any output is to come of it at all.
+        self.generates = request.sampling.max_tokens > 0
         self._arrived_s = time.monotonic()
-        self._max_len = max_len
+        # Known tokens with which the output ends: all that were asked for, or fewer where the KV
+        # cache has shrunk.
+        self._asked_len = self.num_prompt_tokens + request.sampling.max_tokens
+        self._last_len = min(self._asked_len, max_len)
         # A structure's end cannot be ignored: nothing may follow it.
         is_endless = request.sampling.ignore_eos and request.sampling.structure is None
         eos = () if is_endless else eos_token_ids
@@ -61,14 +66,14 @@ class Sequence:
         return len(self.token_ids)
 
     @property
+    def num_missing_tokens(self) -> int:
+        """Known tokens that are to be computed."""
+        return len(self.token_ids) - self.num_computed_tokens
+
+    @property
     def num_output_tokens(self) -> int:
         """Tokens generated so far."""
         return len(self.token_ids) - self.num_prompt_tokens
-
-    @property
-    def generates(self) -> bool:
-        """Whether any output is to come of it at all."""
-        return self.request.sampling.max_tokens > 0
 
     @property
     def needs_every_position(self) -> bool:
@@ -85,7 +90,7 @@ class Sequence:
     @property
     def num_tokens_left(self) -> int:
         """Output tokens that may still come."""
-        return min(self._num_tokens_asked, self._max_len - self.num_tokens)
+        return self._last_len - len(self.token_ids)
 
     def start(self) -> SequenceStart:
         """Everything a worker needs to go on with this sequence."""
@@ -139,12 +144,13 @@ class Sequence:
         for token_id in result.token_ids:
             self.token_ids.append(token_id)
             kept += 1
-            self._finish_after(token_id)
-            if self.finish_reason is not None:
-                break
+            if token_id in self._stop_ids or len(self.token_ids) >= self._last_len:
+                self._finish_after(token_id)
+                if self.finish_reason is not None:
+                    break
         if kept:
             self.num_computed_tokens = len(self.token_ids) - 1
-        elif self.num_computed_tokens == self.num_tokens:
+        elif self.num_computed_tokens == len(self.token_ids):
             self.finish(FinishReason.LENGTH)  # nothing was to be generated
         return kept
 
@@ -191,8 +197,8 @@ class Sequence:
         Returns:
             Whether it can go on at all.
         """
-        self._max_len = max_len
-        return self.num_tokens + min(1, self._num_tokens_asked) <= max_len
+        self._last_len = min(self._asked_len, max_len)
+        return min(self.num_tokens + 1, self._asked_len) <= max_len
 
     def figures(self, policy: PolicyReport) -> DraftFigures:
         """What drafting did for this request, and what the policy does for it now."""
@@ -208,18 +214,14 @@ class Sequence:
             return False
         return len(self.prompt_logprobs) < self.num_prompt_tokens - 1
 
-    @property
-    def _num_tokens_asked(self) -> int:
-        return self.request.sampling.max_tokens - self.num_output_tokens
-
     def _finish_after(self, token_id: int) -> None:
         num_tokens = len(self.token_ids)
         num_output = num_tokens - self.num_prompt_tokens
         if token_id in self._stop_ids and self._may_stop_at(token_id, num_output):
             self.finish(FinishReason.STOP, None if token_id in self._eos_ids else token_id)
-        elif num_output >= self.request.sampling.max_tokens:
+        elif num_tokens >= self._asked_len:
             self.finish(FinishReason.LENGTH)
-        elif num_tokens >= self._max_len:  # never, unless the cache has shrunk
+        elif num_tokens >= self._last_len:
             self.finish(FinishReason.ERROR, error=OUTGROWN)
 
     def _may_stop_at(self, token_id: int, num_output: int) -> bool:

@@ -29,8 +29,11 @@ class AnswerEvents:
 
     def piece(self, index: int, output: RequestOutput) -> bytes:
         """One output of one choice; may be nothing yet."""
-        text = self._renderer.text_event(index, output)
-        return _encode(self._renderer.chunks(index, output)) if text is None else text
+        if output.finish_reason is None:
+            text = self._renderer.text_event(index, output)
+            if text is not None:
+                return text
+        return _encode(self._renderer.chunks(index, output))
 
     def ending(self) -> bytes:
         """What follows when every choice has ended."""

@@ -148,6 +148,27 @@ class Generations:
             watch = self._observer.watch(request, self._record)
             self._open[index] = _Open(request, slot, watch)
             slot.on_ready = partial(self._on_ready, index)
+            slot.offer = partial(self._offer, index, watch)
+
+    def _offer(self, index: int, watch: GenerationWatch, output: RequestOutput) -> bool:
+        """Called by the engine, as `_on_ready`: the shortest way, of all outputs but the last.
+
+        Returns:
+            Whether the output is taken; else it waits in its slot.
+        """
+        if self._receiver is None or self._ready is None or self._ready.done():
+            return False  # the reader is busy
+        if output.finish_reason is not None:
+            return False
+        try:
+            watch.note(output)
+            if self._receiver(index, output):
+                return True
+            self._taken.append((index, output))
+        except Exception as error:
+            self._error = error
+        self.wake()
+        return True
 
     def _on_ready(self, index: int) -> None:
         """Called by the engine: nothing that goes wrong here may disturb it."""
@@ -191,7 +212,7 @@ class Generations:
 
     def _end(self, index: int, reason: FinishReason | None = None) -> None:
         generation = self._open.pop(index)
-        generation.slot.on_ready = _nobody
+        generation.slot.on_ready, generation.slot.offer = _nobody, _refuse
         generation.watch.end(reason)
         self._engine.abort(generation.request.request_id)
 
@@ -214,3 +235,8 @@ class Generations:
 
 def _nobody() -> None:
     """Nobody waits any more."""
+
+
+def _refuse(_: RequestOutput) -> bool:
+    """Nor takes anything."""
+    return False

@@ -39,6 +39,7 @@ _REASONS = {
         "The request's headers are too large or too many.",
     ),
 }
+_CHUNK_BEHIND = b"%b%x\r\n%b\r\n"  # what was held back; length and bytes of the chunk
 _CONNECTION = "connection"  # key of a scope's state
 CROWDED = "is_crowded"  # key of a scope's state: the connection came when there were too many
 
@@ -159,7 +160,7 @@ class BoundedProtocol(H11Protocol):
         What the application's `send` would do with it, less the way there: of a stream's middle
         nobody needs to know, neither middleware nor h11's state machine.
         """
-        self.transport.write(self._bounded.take_held() + _chunk(piece))
+        self.transport.write(_CHUNK_BEHIND % (self._bounded.take_held(), len(piece), piece))
 
     @property
     def _is_answering(self) -> bool:
@@ -309,4 +310,4 @@ class _BoundedConnection(h11.Connection):
 
 def _chunk(data: bytes) -> bytes:
     """A chunk of a body of unknown length (RFC 9112, 7.1); an empty one would end it."""
-    return b"%x\r\n%b\r\n" % (len(data), data)
+    return _CHUNK_BEHIND % (b"", len(data), data)

@@ -149,7 +149,8 @@ class Verifier:
         if known is None:
             return _Outcome(result)
         reading = self._reader.read(row.plan, row.state, known)
-        result = replace(result, prompt_logprobs=reading.logprobs, embedding=reading.embedding)
+        logprobs = tuple(reading.logprobs)
+        result = replace(result, prompt_logprobs=logprobs, embedding=reading.embedding)
         return _Outcome(result, hidden_sum=reading.hidden_sum)
 
     def _accept(self, row: Row, targets: Sequence[int], logits: Callable[[], Tensor]) -> RowResult:
@@ -171,7 +172,7 @@ class Verifier:
             token_ids.append(targets[row.sources(accepted + 2)[-1]])
         if -1 in token_ids:
             return _without_token(row, logits())
-        drafts = self._records(row, accepted)
+        drafts = tuple(self._records(row, accepted))
         return RowResult(sequence_id=sequence_id, token_ids=token_ids, drafts=drafts)
 
     def _records(self, row: Row, accepted: int) -> list[ExitRecord]:
@@ -259,7 +260,8 @@ def _with_logprobs(
         if logprobs is None:
             completed[index] = _Outcome(_failed(rows[index], _NO_RESULT))
         else:
-            completed[index] = replace(outcome, result=replace(outcome.result, logprobs=logprobs))
+            result = replace(outcome.result, logprobs=tuple(logprobs))
+            completed[index] = replace(outcome, result=result)
     return completed
 
 

@@ -59,7 +59,7 @@ class ChatRenderer(ChoiceRenderer):
                 self._templates[index] = TextTemplate(
                     self._frame.event(_text_shape(self._frame.model, index))
                 )
-        text = self._fill(index, output)
+        text = self.text_event(index, output)
         if text is not None:
             yield text
         else:

@@ -15,12 +15,6 @@ class ChoiceRenderer(Renderer):
 
     def text_event(self, index: int, output: RequestOutput) -> bytes | None:
         """See `Renderer.text_event`."""
-        if output.finish_reason is not None:
-            return None
-        return self._fill(index, output)
-
-    def _fill(self, index: int, output: RequestOutput) -> bytes | None:
-        """A piece's text as an event, unless there is more to say of it."""
         template = self._templates.get(index)
         if template is None or not output.text or output.logprobs or output.trace:
             return None

@@ -92,7 +92,8 @@ class Renderer(ABC):
         return ()
 
     def text_event(self, index: int, output: RequestOutput) -> bytes | None:
-        """The only event for a piece that goes on and is nothing but text, as nearly all are.
+        """The event for the text of a piece that has nothing else, as nearly all are; where the
+        piece goes on, its only event.
 
         Returns:
             It, encoded; None: see `chunks`.

@@ -47,7 +47,7 @@ class CompletionRenderer(ChoiceRenderer):
             self._templates[index] = TextTemplate(self._frame.event(shape))
         prompt_ids = self._frame.prompt_ids(index) if is_first else None
         has_echo = is_first and bool(self._body.echo)
-        text = None if has_echo else self._fill(index, output)
+        text = None if has_echo else self.text_event(index, output)
         if text is not None:
             yield text
         elif has_echo or has_content(output) or self._frame.token_ids(output):

@@ -7,8 +7,8 @@ answer, half of what rendering costs are such chunks.
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from msgspec import json
 from pydantic import BaseModel
-from pydantic_core import to_json
 
 from server.render.event import event
 
@@ -44,9 +44,9 @@ class TextTemplate:
 
     def __init__(self, spelled: bytes) -> None:
         """Args: spelled: The event with `HOLE` for its text."""
-        self._before, found, self._after = spelled.rpartition(to_json(self.HOLE))
+        self._before, found, self._after = spelled.rpartition(json.encode(self.HOLE))
         assert found, "a template has a hole"
 
     def fill(self, text: str) -> bytes:
         """The event with this text."""
-        return self._before + to_json(text) + self._after
+        return self._before + json.encode(text) + self._after

@@ -8,7 +8,7 @@ from default_model import default_model_directory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.detokenizer import Detokenizer, TokenSpeller
+from engine.detokenizer import Detokenizer, FoundStop, TokenSpeller
 from engine.request import SamplingParams
 from engine.tokenizer import Tokenizer, load_tokenizer
 
@@ -55,10 +55,11 @@ def _stream(
         size = sizes[turn % len(sizes)] if sizes else 1
         chunk, start, turn = ids[start : start + size], start + size, turn + 1
         is_final = start >= len(ids)
-        pushed = detokenizer.push(chunk, is_final)
-        text, kept = text + pushed.text, kept + pushed.num_tokens_kept
-        if pushed.stop_reason is not None or is_final:
-            return text, pushed.stop_reason, kept
+        text += detokenizer.push(chunk, is_final)
+        stop = detokenizer.found_stop
+        kept += len(chunk) if stop is None else stop.num_tokens_kept
+        if stop is not None or is_final:
+            return text, stop and stop.text, kept
 
 
 def _expected(
@@ -89,7 +90,7 @@ def test_no_replacement_character_for_text(text: str, sizes: list[int]) -> None:
     detokenizer = Detokenizer(Bytes(), SamplingParams(), ())
     so_far = ""
     for byte in text.encode():
-        so_far += detokenizer.push([byte], False).text
+        so_far += detokenizer.push([byte], False)
         assert text.startswith(so_far)
     assert so_far == text
 
@@ -108,16 +109,16 @@ def test_stop_strings(ids: list[int], stops: list[str], sizes: list[int], includ
 
 def test_held_text_comes_out_when_it_was_no_stop_string() -> None:
     detokenizer = Detokenizer(Bytes(), SamplingParams(stop=("</s>",)), ())
-    assert detokenizer.push(b"x</", False).text == "x"
-    assert detokenizer.push(b"t", False).text == "</t"
-    assert detokenizer.push(b"<", False).text == ""
-    assert detokenizer.push(b"", True).text == "<"
+    assert detokenizer.push(b"x</", False) == "x"
+    assert detokenizer.push(b"t", False) == "</t"
+    assert detokenizer.push(b"<", False) == ""
+    assert detokenizer.push(b"", True) == "<"
 
 
 def test_tokens_after_the_stop_are_not_kept() -> None:
     detokenizer = Detokenizer(Bytes(), SamplingParams(stop=("b",)), ())
-    pushed = detokenizer.push(b"abc", False)
-    assert (pushed.text, pushed.stop_reason, pushed.num_tokens_kept) == ("a", "b", 2)
+    assert detokenizer.push(b"abc", False) == "a"
+    assert detokenizer.found_stop == FoundStop("b", num_tokens_kept=2)
 
 
 def test_min_tokens_come_before_any_stop_string() -> None:

@@ -14,7 +14,7 @@ def sequence_of(num_prompt: int = 4, max_len: int = 64, **sampling: object) -> S
 
 
 def result(*token_ids: int, drafts: tuple[ExitRecord, ...] = ()) -> RowResult:
-    return RowResult(sequence_id=0, token_ids=list(token_ids), drafts=list(drafts))
+    return RowResult(sequence_id=0, token_ids=list(token_ids), drafts=tuple(drafts))
 
 
 def draft(layer: int, accepted: bool) -> ExitRecord:

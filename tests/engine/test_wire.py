@@ -43,10 +43,10 @@ MESSAGES = [
             RowResult(
                 sequence_id=3,
                 token_ids=[9, 8],
-                logprobs=[
-                    TokenLogprobs(token_id=9, logprob=-0.5, top=((9, -0.5), (1, float("-inf"))))
-                ],
-                drafts=[ExitRecord(token_id=9, exit_layer=4, confidence=0.75, accepted=True)],
+                logprobs=(
+                    TokenLogprobs(token_id=9, logprob=-0.5, top=((9, -0.5), (1, float("-inf")))),
+                ),
+                drafts=(ExitRecord(token_id=9, exit_layer=4, confidence=0.75, accepted=True),),
             ),
             RowResult(sequence_id=4, token_ids=[], error="the model's logits are not numbers"),
         ],

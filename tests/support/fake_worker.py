@@ -219,7 +219,7 @@ class FakeWorker:
             return RowResult(
                 sequence_id=row.sequence_id,
                 token_ids=[],
-                prompt_logprobs=prompt_logprobs,
+                prompt_logprobs=tuple(prompt_logprobs),
                 embedding=embedding,
             )
         drafts = self._draft(row, start, end) if start.early_exit else []
@@ -232,17 +232,17 @@ class FakeWorker:
         return RowResult(
             sequence_id=row.sequence_id,
             token_ids=new,
-            prompt_logprobs=prompt_logprobs,
+            prompt_logprobs=tuple(prompt_logprobs),
             embedding=embedding,
-            logprobs=[]
+            logprobs=()
             if start.num_logprobs is None
-            else [TokenLogprobs(token_id=token, logprob=-token / 10) for token in new],
-            drafts=[
+            else tuple(TokenLogprobs(token_id=token, logprob=-token / 10) for token in new),
+            drafts=tuple(
                 ExitRecord(
                     token_id=token, exit_layer=1 + i % 2, confidence=0.5, accepted=i < accepted
                 )
                 for i, token in enumerate(drafts)
-            ],
+            ),
         )
 
     def _read_prompt(
