@@ -75,7 +75,8 @@ def create_app(service: InferenceService, settings: ServerSettings) -> FastAPI:
     )
     app.openapi = partial(describe, app)  # type: ignore[method-assign]
     for routes in (chat, completions, responses, embeddings, tokenize, models, info, health):
-        app.include_router(routes.router)
+        # Not included: FastAPI would look for the route of an included router twice.
+        app.router.routes += routes.router.routes
     if settings.ui:
         add_page(app)
     for error in (EngineError, BodyError, ModelNotReady, ResponseNotStored, HTTPException):
