@@ -1,7 +1,7 @@
 """What the routes of one application share; there are no globals."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fastapi import Request
 
@@ -10,6 +10,7 @@ from server.body import FIELD_NAME
 from server.convert import RequestLimits
 from server.metrics import ServerMetrics
 from server.observer import Observer
+from server.render.event_shapes import EventShapes
 from server.seeds import SeedSource
 from server.service import InferenceService, ServedModel
 from server.settings import ServerSettings
@@ -24,6 +25,7 @@ class ServerContext:
     metrics: ServerMetrics
     observer: Observer
     seeds: SeedSource
+    shapes: EventShapes = field(default_factory=EventShapes)
 
     def limits(self, model: ServedModel) -> RequestLimits:
         """What a request to `model` may ask for."""

@@ -73,6 +73,7 @@ async def generate_answer(
             has_continuous_usage=bool(
                 has_usage and stream_options and stream_options.continuous_usage_stats
             ),
+            shapes=context.shapes,
         )
     )
     record = record_of(request)

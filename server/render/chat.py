@@ -1,7 +1,7 @@
 """Answers of /v1/chat/completions."""
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from typing import Any
 
 from engine.request import RequestOutput, TokenLogprobs
 from server.parsing.events import OutputEvent
@@ -31,7 +31,7 @@ from server.render.common import (
     total_usage,
     trace_tokens,
 )
-from server.render.event_shape import EventShape, TextTemplate
+from server.render.event_shape import TextTemplate
 from server.render.prompt_logprobs import prompt_logprobs
 
 
@@ -56,9 +56,7 @@ class ChatRenderer(ChoiceRenderer):
             self._parsers[index] = self._format.parser()
             yield from self._opening(index, output)
             if self._format.is_plain and not self._frame.has_more_than_text:
-                self._templates[index] = TextTemplate(
-                    self._frame.event(_text_shape(self._frame.model, index))
-                )
+                self._templates[index] = TextTemplate(self._frame.event(_text_chunk, index))
         text = self.text_event(index, output)
         if text is not None:
             yield text
@@ -99,7 +97,7 @@ class ChatRenderer(ChoiceRenderer):
             first.prompt_token_ids = self._frame.prompt_ids(index)
             yield first
         else:
-            yield self._frame.event(_opening_shape(self._frame.model, index))
+            yield self._frame.event(_opening_chunk, index)
         if self._echo:
             yield self._chunk(ChatChunkChoice(index=index, delta=Delta(content=self._echo)), output)
 
@@ -125,7 +123,7 @@ class ChatRenderer(ChoiceRenderer):
         reason = self._finish_reason(output, index in self._callers)
         is_bare = self._frame.has_usage and not self._frame.has_more_than_text
         if is_bare and output.stop_reason is None:
-            return self._frame.event(_end_shape(self._frame.model, index, reason))
+            return self._frame.event(_end_chunk, index, reason)
         choice = ChatChunkChoice(
             index=index, delta=Delta(), finish_reason=reason, stop_reason=output.stop_reason
         )
@@ -177,27 +175,24 @@ class ChatRenderer(ChoiceRenderer):
         )
 
 
-@lru_cache(maxsize=256)
-def _opening_shape(model: str, index: int) -> EventShape:
-    return _shape(model, index, Delta(role="assistant", content=""))
+def _opening_chunk(head: dict[str, Any], index: int) -> ChatCompletionChunk:
+    return _bare_chunk(head, index, Delta(role="assistant", content=""))
 
 
-@lru_cache(maxsize=256)
-def _text_shape(model: str, index: int) -> EventShape:
-    return _shape(model, index, Delta(content=TextTemplate.HOLE))
+def _text_chunk(head: dict[str, Any], index: int) -> ChatCompletionChunk:
+    return _bare_chunk(head, index, Delta(content=TextTemplate.HOLE))
 
 
-@lru_cache(maxsize=256)
-def _end_shape(model: str, index: int, reason: ChatFinishReason) -> EventShape:
-    return _shape(model, index, Delta(), reason)
+def _end_chunk(head: dict[str, Any], index: int, reason: ChatFinishReason) -> ChatCompletionChunk:
+    return _bare_chunk(head, index, Delta(), reason)
 
 
-def _shape(
-    model: str, index: int, delta: Delta, reason: ChatFinishReason | None = None
-) -> EventShape:
-    """Of chunks of which there is no more to say."""
+def _bare_chunk(
+    head: dict[str, Any], index: int, delta: Delta, reason: ChatFinishReason | None = None
+) -> ChatCompletionChunk:
+    """One of which there is no more to say."""
     choice = ChatChunkChoice(index=index, delta=delta, finish_reason=reason)
-    return EventShape(lambda head: ChatCompletionChunk(**head, choices=[choice]), model)
+    return ChatCompletionChunk(**head, choices=[choice])
 
 
 def token_logprobs(frame: AnswerFrame, tokens: Sequence[TokenLogprobs]) -> list[TokenLogprob]:

@@ -1,7 +1,7 @@
 """What the answers of both endpoints share: their frame, usage, draft figures, traces."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeAlias
 
@@ -21,7 +21,7 @@ from server.protocol.common import (
     TraceToken,
     Usage,
 )
-from server.render.event_shape import EventShape
+from server.render.event_shapes import EventShapes
 
 MIN_LOGPROB = -9999.0  # stands for minus infinity, which JSON lacks (as in vLLM)
 
@@ -49,14 +49,18 @@ class AnswerFrame:
     has_token_names: bool = True  # False: log-probabilities name tokens by their ids
     has_usage: bool = False  # in streams: a last chunk with the usage
     has_continuous_usage: bool = False  # in streams: usage on every chunk
+    shapes: EventShapes = field(default_factory=EventShapes)
 
     @property
     def head(self) -> dict[str, Any]:
         """The fields that every answer and chunk begins with."""
         return {"id": self.answer_id, "created": self.created, "model": self.model}
 
-    def event(self, shape: EventShape) -> bytes:
-        """An event of this answer."""
+    def event(self, make: Callable[..., BaseModel], *about: object) -> bytes:
+        """The event of the chunk that `make` makes of this answer's head and these; the same for
+        all answers but for their heads.
+        """
+        shape = self.shapes.get(make, self.model, *about)
         return shape.fill(self.answer_id, self.created)
 
     def prompt_ids(self, index: int) -> list[int] | None:

@@ -1,7 +1,7 @@
 """Answers of /v1/completions."""
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from typing import Any
 
 from engine.request import RequestOutput, TokenLogprobs
 from server.protocol.completions import (
@@ -22,7 +22,7 @@ from server.render.common import (
     total_usage,
     trace_tokens,
 )
-from server.render.event_shape import EventShape, TextTemplate
+from server.render.event_shape import TextTemplate
 from server.render.prompt_logprobs import prompt_logprobs, with_prompt_logprobs
 from server.render.text_offsets import OffsetCounter, offsets_in
 
@@ -43,8 +43,7 @@ class CompletionRenderer(ChoiceRenderer):
         is_first = index not in self._begun
         self._begun.add(index)
         if is_first and not self._frame.has_more_than_text:
-            shape = _text_shape(self._frame.model, index)
-            self._templates[index] = TextTemplate(self._frame.event(shape))
+            self._templates[index] = TextTemplate(self._frame.event(_text_chunk, index))
         prompt_ids = self._frame.prompt_ids(index) if is_first else None
         has_echo = is_first and bool(self._body.echo)
         text = None if has_echo else self.text_event(index, output)
@@ -162,8 +161,7 @@ class CompletionRenderer(ChoiceRenderer):
         return self._body.skip_special_tokens is not False
 
 
-@lru_cache(maxsize=256)
-def _text_shape(model: str, index: int) -> EventShape:
+def _text_chunk(head: dict[str, Any], index: int) -> Completion:
     """Of a piece that is nothing but text."""
     choice = CompletionChoice(index=index, text=TextTemplate.HOLE)
-    return EventShape(lambda head: Completion(**head, choices=[choice]), model)
+    return Completion(**head, choices=[choice])

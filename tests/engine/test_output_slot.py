@@ -1,5 +1,7 @@
 """One slot per request: outputs merge, none is lost, a slow reader costs no queue."""
 
+from dataclasses import replace
+
 import pytest
 
 from engine.errors import EngineFailed
@@ -61,6 +63,19 @@ def test_the_reader_is_called_when_it_is_worth_it(interval: int, texts: list[str
 
     assert [each.text for each in taken] == texts
     assert [token_id for each in taken for token_id in each.token_ids] == list(range(8))
+
+
+def test_what_need_not_wait_is_offered_first() -> None:
+    slot, offered, ready = OutputSlot(interval=2), [], []
+    takes = iter([True, True, False])
+    slot.offer = lambda output: offered.append(output.text) or next(takes)
+    slot.on_ready = lambda: ready.append(slot.take())
+    for token_ids in ("a", "bc", "de", "f", "g"):
+        slot.put(replace(output(0), text=token_ids, token_ids=tuple(map(ord, token_ids))))
+
+    # Refused, "de" is what the reader is called for; "f" is too little, and waits for "g".
+    assert offered == ["a", "bc", "de"]
+    assert [each.text for each in ready] == ["de", "fg"]
 
 
 def test_a_failure_comes_after_what_came_before_it() -> None:
