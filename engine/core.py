@@ -8,9 +8,10 @@ from copy import deepcopy
 from dataclasses import dataclass
 
 from engine.config import SchedulerConfig
-from engine.detokenizer import Detokenizer, TokenSpeller
+from engine.detokenizer import Detokenizer
 from engine.errors import EngineError, EngineOverloaded, WorkerLost
 from engine.limits import ModelLimits
+from engine.plain_texts import PlainTexts, TokenSpeller
 from engine.plan import StepPlan, StepResult
 from engine.request import (
     DraftFigures,
@@ -51,7 +52,7 @@ class EngineCore:
         self, config: SchedulerConfig, limits: ModelLimits, tokenizer: TokenSpeller, num_layers: int
     ) -> None:
         self._scheduler = Scheduler(config, limits)
-        self._tokenizer = tokenizer
+        self._plain_texts = PlainTexts(tokenizer)
         self._num_layers = num_layers
         self._open: dict[str, _Open] = {}
         self._stats = EngineStats()
@@ -80,7 +81,7 @@ class EngineCore:
             EngineOverloaded: if the queue is full.
         """
         assert request.request_id not in self._open, "request ids are unique among open requests"
-        detokenizer = Detokenizer(self._tokenizer, request.sampling, request.prompt_token_ids)
+        detokenizer = Detokenizer(self._plain_texts, request.sampling, request.prompt_token_ids)
         try:
             sequence = self._scheduler.add(request)
         except EngineOverloaded:

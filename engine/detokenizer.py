@@ -7,21 +7,9 @@ One per request; knows what bytes a token stands for, and nothing of how tokens 
 import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
+from engine.plain_texts import PlainTexts
 from engine.request import SamplingParams
-
-
-class TokenSpeller(Protocol):
-    """The part of `engine.tokenizer.Tokenizer` that is needed here."""
-
-    strips_first_space: bool
-
-    def is_special(self, token_id: int) -> bool:
-        """Whether the token has no place in the text."""
-
-    def token_bytes(self, token_id: int) -> bytes:
-        """The bytes it stands for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +50,11 @@ class Detokenizer:
     """
 
     def __init__(
-        self, tokenizer: TokenSpeller, sampling: SamplingParams, prompt_token_ids: Sequence[int]
+        self, plain_texts: PlainTexts, sampling: SamplingParams, prompt_token_ids: Sequence[int]
     ) -> None:
         self.found_stop: FoundStop | None = None  # what ended the output in the last push
-        self._tokenizer = tokenizer
+        self._plain_texts = plain_texts
+        self._speller = plain_texts.speller
         self._stops = [_StopString(text) for text in sampling.stop if text]
         self._includes_stop = sampling.include_stop_str_in_output
         self._num_unstoppable = sampling.min_tokens
@@ -73,8 +62,8 @@ class Detokenizer:
         self._characters = codecs.getincrementaldecoder("utf-8")("replace")
         self._is_midway = False  # in a character, whose first bytes the decoder keeps
         self._held = ""
-        self._strips_space = tokenizer.strips_first_space and all(
-            tokenizer.is_special(token_id) for token_id in prompt_token_ids
+        self._strips_space = self._speller.strips_first_space and all(
+            map(self._speller.is_special, prompt_token_ids)
         )
 
     def push(self, token_ids: Sequence[int], is_final: bool) -> str:
@@ -111,14 +100,16 @@ class Detokenizer:
 
     def _text_of(self, token_id: int) -> str:
         """The characters that a token completes."""
-        if self._skips_special and self._tokenizer.is_special(token_id):
+        if not self._is_midway and not self._strips_space:
+            plain = self._plain_texts[token_id]
+            if plain is not None:
+                return plain
+        if self._skips_special and self._speller.is_special(token_id):
             return ""
-        piece = self._tokenizer.token_bytes(token_id)
+        piece = self._speller.token_bytes(token_id)
         if self._strips_space and piece:
             self._strips_space = False
             piece = piece.removeprefix(b" ")
-        if piece.isascii() and not self._is_midway:
-            return piece.decode()  # as most are; the decoder takes several times as long
         text = self._characters.decode(piece)
         self._is_midway = bool(self._characters.getstate()[0])
         return text

@@ -66,6 +66,11 @@ class Quarantine:
         self._records: dict[int, _Record] = {}
 
     @property
+    def is_empty(self) -> bool:
+        """Whether nobody has lost a worker since its last progress."""
+        return not self._records
+
+    @property
     def suspect(self) -> Sequence | None:
         """The sequence that has to run alone now; None: all may run together."""
         if not self._records:

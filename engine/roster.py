@@ -104,6 +104,11 @@ class Roster:
                 return False
         return True
 
+    @property
+    def is_wary(self) -> bool:
+        """Whether workers were lost lately, so that progress has to be noted."""
+        return not self._quarantine.is_empty
+
     def note_progress(self, sequence: Sequence) -> None:
         """It has a new token, so it does not kill workers; alone no more, it goes behind those of
         higher rank.

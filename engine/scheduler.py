@@ -174,6 +174,7 @@ class Scheduler:
         """Move cursors by what the worker did; rows of sequences that have ended are dropped."""
         assert plan.step_id == result.step_id, "results arrive in the order of their plans"
         by_id = {sequence.sequence_id: sequence for sequence in self._roster.running}
+        is_wary = self._roster.is_wary
         committed = []
         for row, outcome in zip(plan.rows, result.rows, strict=True):
             sequence = by_id.get(row.sequence_id)
@@ -184,7 +185,7 @@ class Scheduler:
                 committed.append(Committed(sequence, outcome, num_new))
                 if sequence.finish_reason is not None:
                     self.retire(sequence)
-                elif num_new:
+                elif num_new and is_wary:
                     self._roster.note_progress(sequence)
         return committed
 

@@ -7,7 +7,6 @@ import resource
 import socket
 import ssl
 from collections.abc import Awaitable
-from contextlib import suppress
 from functools import partial
 from types import FrameType
 
@@ -78,8 +77,9 @@ class DrainingServer(uvicorn.Server):
         counter = 0
         while not await self.on_tick(counter):
             counter += _TICKS_PER_LOOK
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), _LOOK_S)
+            timer = self._loop.call_later(_LOOK_S, self._news.set)  # `wait_for` would take a task
+            await self._news.wait()
+            timer.cancel()
             self._news.clear()
 
     async def on_tick(self, counter: int) -> bool:

@@ -8,7 +8,8 @@ from default_model import default_model_directory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.detokenizer import Detokenizer, FoundStop, TokenSpeller
+from engine.detokenizer import Detokenizer, FoundStop
+from engine.plain_texts import PlainTexts, TokenSpeller
 from engine.request import SamplingParams
 from engine.tokenizer import Tokenizer, load_tokenizer
 
@@ -49,7 +50,7 @@ def _stream(
     prompt: Sequence[int] = (),
 ) -> tuple[str, str | None, int]:
     """All text, the stop string, and how many tokens were kept; `sizes` repeat as chunk lengths."""
-    detokenizer = Detokenizer(tokenizer, sampling or SamplingParams(), prompt)
+    detokenizer = Detokenizer(PlainTexts(tokenizer), sampling or SamplingParams(), prompt)
     text, kept, start, turn = "", 0, 0, 0
     while True:
         size = sizes[turn % len(sizes)] if sizes else 1
@@ -87,7 +88,7 @@ def test_any_bytes_in_any_chunks(data: bytes, sizes: list[int]) -> None:
 
 @given(text=st.text(), sizes=_SIZES)
 def test_no_replacement_character_for_text(text: str, sizes: list[int]) -> None:
-    detokenizer = Detokenizer(Bytes(), SamplingParams(), ())
+    detokenizer = Detokenizer(PlainTexts(Bytes()), SamplingParams(), ())
     so_far = ""
     for byte in text.encode():
         so_far += detokenizer.push([byte], False)
@@ -108,7 +109,7 @@ def test_stop_strings(ids: list[int], stops: list[str], sizes: list[int], includ
 
 
 def test_held_text_comes_out_when_it_was_no_stop_string() -> None:
-    detokenizer = Detokenizer(Bytes(), SamplingParams(stop=("</s>",)), ())
+    detokenizer = Detokenizer(PlainTexts(Bytes()), SamplingParams(stop=("</s>",)), ())
     assert detokenizer.push(b"x</", False) == "x"
     assert detokenizer.push(b"t", False) == "</t"
     assert detokenizer.push(b"<", False) == ""
@@ -116,7 +117,7 @@ def test_held_text_comes_out_when_it_was_no_stop_string() -> None:
 
 
 def test_tokens_after_the_stop_are_not_kept() -> None:
-    detokenizer = Detokenizer(Bytes(), SamplingParams(stop=("b",)), ())
+    detokenizer = Detokenizer(PlainTexts(Bytes()), SamplingParams(stop=("b",)), ())
     assert detokenizer.push(b"abc", False) == "a"
     assert detokenizer.found_stop == FoundStop("b", num_tokens_kept=2)
 

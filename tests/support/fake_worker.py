@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, Literal
 from zlib import crc32
 
-from engine.detokenizer import TokenSpeller
+from engine.plain_texts import TokenSpeller
 from engine.plan import RowPlan, RowResult, SequenceStart, StepPlan, StepResult, WorkerInfo
 from engine.request import (
     EarlyExitOptions,

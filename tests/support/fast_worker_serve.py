@@ -14,14 +14,14 @@ from fake_engine import ByteTokenizer
 
 from engine import AsyncEngine, EngineConfig, ModelConfig
 from engine.pauses import limit_pauses, spare_what_is_loaded
-from engine.plan import RowPlan, RowResult, StepPlan, StepResult, WorkerInfo
+from engine.plan import RowResult, StepPlan, StepResult, WorkerInfo
 from server.app import create_app
 from server.http_server import DrainingServer, listen
 from server.service import InferenceService, ServedModel
 from server.settings import ServerSettings
 
 MODEL = "nothing"
-_TOKEN_ID = ord("a")
+_TOKENS: tuple[list[int], list[int]] = ([], [ord("a")])  # of a row, by whether it decodes
 
 
 class Speller(ByteTokenizer):
@@ -63,7 +63,7 @@ class FastWorker:
 
     def _answer(self, plan: StepPlan, result: asyncio.Future[StepResult]) -> None:
         if not result.done():
-            rows = [_result(row) for row in plan.rows]
+            rows = [RowResult(row.sequence_id, _TOKENS[row.is_decoding]) for row in plan.rows]
             result.set_result(StepResult(step_id=plan.step_id, rows=rows, duration_s=self._step_s))
 
     async def watch(self) -> None:
@@ -71,11 +71,6 @@ class FastWorker:
 
     async def close(self) -> None:
         pass
-
-
-def _result(row: RowPlan) -> RowResult:
-    token_ids = [_TOKEN_ID] if row.is_decoding else []
-    return RowResult(sequence_id=row.sequence_id, token_ids=token_ids)
 
 
 def main(port: int, step_s: float, stream_interval: int = 1) -> None:
