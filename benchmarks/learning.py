@@ -1,8 +1,9 @@
 """`adadecode bench learn`: what heads that learn while serving bring when the traffic changes.
 
 A few familiar prompts, then a stream of a domain that the shipped heads were not trained on, served
-with learning off and on, in turns, prompt by prompt. What learning takes is in its times. Prints
-acceptance and speed by window, and ends with status 1 if learning changed an output.
+with learning off and on, in turns, prompt by prompt. What learning takes is in its times: by the
+modelled clock, as steps have fixed costs there, with its CPU time. Prints acceptance and speed by
+window, and ends with status 1 if learning changed an output.
 """
 
 import argparse

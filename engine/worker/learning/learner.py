@@ -24,16 +24,17 @@ from engine.worker.row import Row
 
 logger = logging.getLogger(__name__)
 
-_PER_UPDATE = 128  # examples
+_PER_UPDATE = 32  # examples: many small steps learn more in the same time than few large ones
 _LEAST_PIECE, _MOST_PIECE = 16, 32  # examples that are computed at a time
 _LONG_S, _SHORT_S = 0.02, 0.005  # for a piece: then the next are smaller, or larger
 _DEPTHS, _DEPTH_WEIGHTS = (1, 2, 3), (0.6, 0.25, 0.15)  # of the drafts that are studied
+_TRIED_DEPTHS = (1, 2)
 _FIRST = 128  # examples before anything is studied
 _LEAST_HELD_OUT, _MOST_HELD_OUT = 128, 256  # examples of a trial
-_UPDATES_PER_TRIAL = 16
+_UPDATES_PER_TRIAL = 24
 _MOST_DEBT_S = 0.1
 _FIRST_PAUSE, _LONGEST_PAUSE = 256, 2048  # examples, after trials that changed nothing
-_MOST_UPDATES = 64  # without a trial, for want of traffic
+_MOST_UPDATES = 96  # without a trial, for want of traffic
 
 
 class HeadLearner:
@@ -197,8 +198,7 @@ class HeadLearner:
                     yield False
                     continue
                 started = self._clock()
-                chosen = torch.randint(runs.shape[1], (self._piece,))
-                pupil.study(self._examples, runs[:, chosen])
+                pupil.study(self._examples, runs[:, _newer(runs.shape[1], self._piece)])
                 num_studied += self._piece
                 self._fit_piece(self._clock() - started)
                 yield True
@@ -211,8 +211,10 @@ class HeadLearner:
         first, end = self._num_studied, self._examples.num_written
         num_adopted = 0
         for pupil in self._pupils:
-            for depth in _DEPTHS[:2]:
-                for runs in self._examples.runs(first, end, depth).split(self._piece, dim=1):
+            for depth in _TRIED_DEPTHS:  # each is tried on its share of the examples
+                runs_of_depth = self._examples.runs(first, end, depth)
+                mine = runs_of_depth[:, depth - 1 :: len(_TRIED_DEPTHS)]
+                for runs in mine.split(self._piece, dim=1):
                     if runs.shape[1]:
                         pupil.sit(self._examples, runs)
                         yield True
@@ -238,6 +240,12 @@ class HeadLearner:
         self._news.num_adopted += change is Change.ADOPTED
         self._news.num_dropped += change is Change.DROPPED
         self.on_change()
+
+
+def _newer(count: int, size: int) -> Tensor:
+    """So many of `count` places, drawn at random, newer ones more often: traffic changes."""
+    from_newest = (torch.rand(size) ** 2 * count).long()
+    return count - 1 - from_newest
 
 
 class _News:
