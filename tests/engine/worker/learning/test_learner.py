@@ -9,7 +9,7 @@ from tiny_model import load_tiny, random_heads, write_tiny_llama
 
 from engine.model.decoder import Decoder
 from engine.model.ops.torch_ops import TorchOps
-from engine.worker.learning.learner import HeadLearner
+from engine.worker.learning.learner import HeadLearner, _newer
 
 pytestmark = pytest.mark.torch
 
@@ -104,3 +104,20 @@ def test_trials_that_change_nothing_are_followed_by_ever_longer_pauses(decoder: 
         learner._resumes_at = 0
     written = learner._examples.num_written
     assert pauses == [0, 256, 512, 1024, 2048, 2048, -written, 0, 256]
+
+
+def test_newer_examples_are_studied_more_often() -> None:
+    places = _newer(100, 5000)
+    assert set(places.tolist()) == set(range(100)), "all of them, though"
+    assert 0.65 < float((places >= 50).float().mean()) < 0.76, "1 / sqrt(2) are of the newer half"
+
+
+def test_every_held_out_example_is_tried_at_one_depth(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = learner_of(decoder, 0.5, TickingClock(0.0))
+    learner._num_studied = 256
+    tried: list[int] = []
+    monkeypatch.setattr(learner.pupils[0], "sit", lambda _, runs: tried.extend(runs[-1].tolist()))
+    assert all(learner._trial())
+    assert sorted(tried) == list(range(256, 512))
