@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from engine.plain_texts import PlainTexts
 from engine.request import SamplingParams
 
+_Characters = codecs.getincrementaldecoder("utf-8")
+
 
 @dataclass(frozen=True, slots=True)
 class FoundStop:
@@ -59,7 +61,7 @@ class Detokenizer:
         self._includes_stop = sampling.include_stop_str_in_output
         self._num_unstoppable = sampling.min_tokens
         self._skips_special = sampling.skip_special_tokens
-        self._characters = codecs.getincrementaldecoder("utf-8")("replace")
+        self._characters = _Characters("replace")
         self._is_midway = False  # in a character, whose first bytes the decoder keeps
         self._held = ""
         self._strips_space = self._speller.strips_first_space and all(

@@ -22,6 +22,8 @@ class AnswerEvents:
 
     def __init__(self, renderer: Renderer) -> None:
         self._renderer = renderer
+        # The only event of a piece that goes on and is nothing but text; None: see `piece`.
+        self.text_event = renderer.text_event
 
     def opening(self) -> bytes:
         """What a stream begins with, before the first output."""
@@ -29,10 +31,6 @@ class AnswerEvents:
 
     def piece(self, index: int, output: RequestOutput) -> bytes:
         """One output of one choice; may be nothing yet."""
-        if output.finish_reason is None:
-            text = self._renderer.text_event(index, output)
-            if text is not None:
-                return text
         return _encode(self._renderer.chunks(index, output))
 
     def ending(self) -> bytes:

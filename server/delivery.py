@@ -23,6 +23,7 @@ class Delivery:
         """Args: connection: None: everything is left to the request's task."""
         self._generations = generations
         self._events = events
+        self._text_event = events.text_event
         self._connection = connection
         self.last_piece = b""  # what goes out with the stream's end, once `body` is over
 
@@ -55,11 +56,15 @@ class Delivery:
             Whether that was done; else they are the task's affair.
         """
         connection = self._connection
-        if connection is None or not connection.can_take_piece:
+        if connection is None or output.finish_reason is not None:
             return False
-        if output.finish_reason is not None or is_long(output):
+        if not connection.can_take_piece:
             return False
-        piece = self._events.piece(index, output)
+        piece = self._text_event(index, output)
+        if piece is None:
+            if is_long(output):
+                return False
+            piece = self._events.piece(index, output)
         if piece:
             connection.send_piece(piece)
         return True
