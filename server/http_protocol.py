@@ -40,6 +40,7 @@ _REASONS = {
     ),
 }
 _CHUNK_BEHIND = b"%b%x\r\n%b\r\n"  # what was held back; length and bytes of the chunk
+_FRAMING_HEADERS = frozenset((b"connection", b"content-length", b"transfer-encoding"))
 _CONNECTION = "connection"  # key of a scope's state
 CROWDED = "is_crowded"  # key of a scope's state: the connection came when there were too many
 
@@ -253,13 +254,28 @@ class _BoundedConnection(h11.Connection):
         kind = type(event)
         if self.is_sending_chunks and kind is h11.Data:
             return self._hold(_chunk(event.data) if event.data else b"")
-        sent = super().send(event)
         if kind is h11.Response:
-            self.is_sending_chunks = b"\r\ntransfer-encoding: chunked\r\n" in sent.lower()
-            return self._hold(sent)
+            return self._hold(self._send_head(event))
+        sent = super().send(event)
         if kind is h11.EndOfMessage:
             self.is_sending_chunks = False
         return self._hold(sent) if kind is h11.Data else self.take_held() + (sent or b"")
+
+    def _send_head(self, head: h11.Response) -> bytes:
+        """As h11 would, which is shown those headers alone that it acts upon: it goes through all
+        that it sees four times.
+        """
+        seen: list[tuple[bytes, bytes]] = []
+        others: list[bytes] = []
+        for name, value in head.headers.raw_items():
+            if name.lower() in _FRAMING_HEADERS:
+                seen.append((name, value))
+            else:
+                others.append(b"%b: %b\r\n" % (name, value))
+        bare = h11.Response(status_code=head.status_code, headers=seen, reason=head.reason)
+        sent = super().send(bare) or b""
+        self.is_sending_chunks = b"\r\ntransfer-encoding: chunked\r\n" in sent.lower()
+        return b"%b%b\r\n" % (sent.removesuffix(b"\r\n"), b"".join(others))
 
     def take_held(self) -> bytes:
         """What was held back, to be sent now."""

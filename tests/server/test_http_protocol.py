@@ -229,6 +229,30 @@ def test_pieces_of_a_stream_are_framed_as_h11_frames_them(asks, length):
     assert said[0] == said[1]
 
 
+@pytest.mark.parametrize("asks", [b"GET / HTTP/1.1", b"GET / HTTP/1.0", b"HEAD / HTTP/1.1"])
+@pytest.mark.parametrize("framing", [[], ["Content-Length: 3"], ["Connection: keep-alive"]])
+@pytest.mark.parametrize("closes", [False, True])
+def test_a_head_is_that_of_h11(asks, framing, closes):
+    lines = ["X-Request-Id: é", *framing, "content-type: text/plain", "Vary: a", "Vary: b"]
+    lines += ["connection: close"] * closes
+    headers = [tuple(line.encode("latin-1").split(b": ")) for line in lines]
+    heads, states = [], []
+    for connection in (h11.Connection(h11.SERVER), bounded()):
+        asked(connection, asks)
+        sent = connection.send(h11.Response(status_code=207, reason=b"So so", headers=headers))
+        head, end, rest = (sent or connection.take_held()).partition(b"\r\n\r\n")
+        assert (end, rest) == (b"\r\n\r\n", b"")
+        status_line, *fields = head.split(b"\r\n")
+        heads.append((status_line, sorted(fields)))
+        for event in (h11.Data(data=b"abc"), h11.EndOfMessage()):
+            if not asks.startswith(b"HEAD") or type(event) is not h11.Data:
+                connection.send(event)
+        states.append(connection.our_state)
+
+    assert heads[0] == heads[1]
+    assert states[0] is states[1]
+
+
 def test_an_answer_of_one_turn_of_the_loop_leaves_in_one_piece():
     calls = []
     connection = asked(bounded(lambda: calls.append(1)))
