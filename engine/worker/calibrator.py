@@ -9,6 +9,7 @@ recursive Laplace approximation of logistic regression (Spiegelhalter and Laurit
 
 from collections.abc import Sequence
 from math import exp
+from operator import mul
 
 _DRIFT = 1.0 / 400  # of the seed's variance, per outcome: some 400 outcomes of memory
 _LEAST = 0.002  # no guess is ever certain, either way
@@ -30,20 +31,19 @@ class Calibrator:
 
     def probability(self, features: Sequence[float]) -> float:
         """P(accept) of a guess whose predecessors are all accepted."""
-        score = sum(w * x for w, x in zip(self._weights, features, strict=True))
+        score = sum(map(mul, self._weights, features))
         chance = 1.0 / (1.0 + exp(-min(max(score, -20.0), 20.0)))
         return min(max(chance, _LEAST), 1.0 - _LEAST)
 
     def observe(self, features: Sequence[float], accepted: bool) -> None:
         """Learn one verified outcome."""
         chance = self.probability(features)
-        pull = [sum(c * x for c, x in zip(row, features, strict=True)) for row in self._covariance]
+        pull = [sum(map(mul, row, features)) for row in self._covariance]
         curvature = chance * (1.0 - chance)
-        scale = 1.0 + curvature * sum(p * x for p, x in zip(pull, features, strict=True))
+        scale = 1.0 + curvature * sum(map(mul, pull, features))
         error = (accepted - chance) / scale
+        self._weights = [w + p * error for w, p in zip(self._weights, pull, strict=True)]
         for i, row in enumerate(self._covariance):
-            self._weights[i] += pull[i] * error
             shrink = curvature * pull[i] / scale
-            for j in range(len(row)):
-                row[j] -= shrink * pull[j]
+            row[:] = [c - shrink * p for c, p in zip(row, pull, strict=True)]
             row[i] = min(row[i] + _DRIFT * self._most[i], self._most[i])

@@ -7,6 +7,7 @@ not keep the price of a busier hour.
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from itertools import accumulate
 from math import exp, log
 
 _POINT_RATE, _SHAPE_RATE = 0.05, 0.03  # of what was seen, for the points beside it and for all
@@ -19,7 +20,7 @@ class CostCurve:
 
     def __init__(self, counts: Sequence[int], seconds: Sequence[float]) -> None:
         self._counts = list(counts)
-        self._logs = [log(max(value, _LEAST_S)) for value in seconds]
+        self._points = [max(value, _LEAST_S) for value in seconds]
         self._factor = 1.0  # on all of them: many more observations move it than any point
         self._seconds: list[float] = []
         self._settle()
@@ -31,7 +32,7 @@ class CostCurve:
         counts, seconds = self._counts, self._seconds
         if num_tokens <= counts[0] or len(counts) == 1:
             return seconds[0] * self._factor
-        right = min(bisect_left(counts, num_tokens), len(counts) - 1)
+        right = bisect_left(counts, num_tokens, 1, len(counts) - 1)
         x0, x1, y0, y1 = counts[right - 1], counts[right], seconds[right - 1], seconds[right]
         return (y0 + (y1 - y0) * (num_tokens - x0) / (x1 - x0)) * self._factor
 
@@ -49,7 +50,7 @@ class CostCurve:
         right = bisect_left(counts, num_tokens)
         left = right - 1 if right and counts[right] != num_tokens else right
         for point in {left, right}:
-            self._logs[point] += _POINT_RATE * error
+            self._points[point] *= exp(_POINT_RATE * error)
         self._settle()
         self.scale(_SHAPE_RATE * error)
         return error
@@ -64,8 +65,4 @@ class CostCurve:
         return [(count, self(count)) for count in self._counts]
 
     def _settle(self) -> None:
-        seconds, most = [], 0.0
-        for value in self._logs:
-            most = max(most, exp(value))
-            seconds.append(most)
-        self._seconds = seconds
+        self._seconds = list(accumulate(self._points, max))

@@ -12,7 +12,11 @@ _LOAD_RATE = 0.05  # of what was seen of one part, for all others: other work sl
 
 
 class CostModel:
-    """Cost of the parts of a step, the Python around them included once steps were observed."""
+    """Cost of the parts of a step, the Python around them included once steps were observed.
+
+    What is observed counts from the next `settle` on, once a step: within a step the same question
+    is asked many times, and answered from memory.
+    """
 
     def __init__(
         self, segments: Sequence[CostCurve], heads: Sequence[CostCurve], last_logits: CostCurve
@@ -20,8 +24,10 @@ class CostModel:
         self.segments = list(segments)
         self.heads = list(heads)
         self.last_logits = last_logits
-        # Told of every observation before it is learned from: curve, tokens, seconds.
+        # Told of every observation: curve, tokens, seconds.
         self.on_observation: Callable[[CostCurve, int, float], None] | None = None
+        self._observed: list[tuple[CostCurve, int, float]] = []
+        self._rests: dict[tuple[int, int], float] = {}  # those asked for since the last `settle`
 
     def segment(self, index: int, num_tokens: int) -> float:
         """Seconds to run a segment."""
@@ -37,18 +43,36 @@ class CostModel:
 
     def rest(self, first_segment: int, num_tokens: int) -> float:
         """Seconds from a segment to the end, final logits included, for all tokens at once."""
-        curves = self.segments[first_segment:]
-        return sum(curve(num_tokens) for curve in curves) + self.last_logits(num_tokens)
+        key = (first_segment, num_tokens)
+        seconds = self._rests.get(key)
+        if seconds is None:
+            seconds = self._rests[key] = self._sum(first_segment, num_tokens)
+        return seconds
 
     def plain(self, num_rows: int) -> float:
         """Seconds of a step without drafts."""
         return self.rest(0, num_rows)
 
     def observe(self, curve: CostCurve, num_tokens: int, seconds: float) -> None:
-        """Learn what one part (one of the model's curves) took."""
+        """Take note of what one part (one of the model's curves) took."""
         if self.on_observation is not None:
             self.on_observation(curve, num_tokens, seconds)
-        share = min(curve(num_tokens) / self.plain(num_tokens), 1.0)
+        self._observed.append((curve, num_tokens, seconds))
+
+    def settle(self) -> None:
+        """Learn from what was observed."""
+        if self._observed:
+            for curve, num_tokens, seconds in self._observed:
+                self._learn(curve, num_tokens, seconds)
+            self._observed.clear()
+            self._rests.clear()
+
+    def _sum(self, first_segment: int, num_tokens: int) -> float:
+        curves = self.segments[first_segment:]
+        return sum([curve(num_tokens) for curve in curves]) + self.last_logits(num_tokens)
+
+    def _learn(self, curve: CostCurve, num_tokens: int, seconds: float) -> None:
+        share = min(curve(num_tokens) / self._sum(0, num_tokens), 1.0)
         error = curve.observe(num_tokens, seconds)
         for other in (*self.segments, *self.heads, self.last_logits):
             if other is not curve:

@@ -162,12 +162,13 @@ class DecodeStep:
         hidden = self._runner.embed(batch.int32(token_ids))
         started = self._clock()
         tokens = batch.tokens(refs)
-        for index in range(len(self._segments)):
-            hidden = self._runner.run(index, hidden, tokens)
-            if self._drafter is not None:
-                now = self._clock()
-                self._drafter.note_segment(index, len(refs), now - started, estimate)
-                started = now
+        for index, segment in enumerate(self._segments):
+            if segment.num_layers:
+                hidden = self._runner.run(index, hidden, tokens)
+                if self._drafter is not None:
+                    now = self._clock()
+                    self._drafter.note_segment(index, len(refs), now - started, estimate)
+                    started = now
             if self._recorder is not None and index < len(self._segments) - 1:
                 self._recorder.see_exit(index, rows, refs, hidden)
         return refs, hidden
@@ -201,9 +202,13 @@ class DecodeStep:
     def _run_segment(
         self, index: int, boundary: Boundary, batch: ForwardBatch, estimate: StepEstimate
     ) -> tuple[list[TokenRef], Tensor]:
-        """Everything that waits at a boundary, through the segment behind it, as one batch."""
+        """Everything that waits at a boundary, through the segment behind it, as one batch; before
+        an exit at layer 0 there is nothing to go through.
+        """
         started = self._clock()
         refs, hidden = boundary.take()
+        if not self._segments[index].num_layers:
+            return refs, hidden
         hidden = self._runner.run(index, hidden, batch.tokens(refs))
         if self._drafter is not None:
             seconds = self._clock() - started
@@ -265,4 +270,4 @@ def _still_pending(
     kept = [place for place, ref in enumerate(refs) if rows[ref.row].has(ref)]
     if len(kept) == len(refs):
         return refs, hidden
-    return [refs[i] for i in kept], hidden[upload(kept, torch.int64, hidden.device)]
+    return [refs[i] for i in kept], hidden.index_select(0, upload(kept, torch.int64, hidden.device))

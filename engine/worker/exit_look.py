@@ -136,4 +136,4 @@ def _rows(hidden: Tensor, places: Sequence[int]) -> Tensor:
     first, end = places[0], places[0] + len(places)
     if places == list(range(first, end)):
         return hidden[first:end]
-    return hidden[upload(places, torch.int64, hidden.device)]
+    return hidden.index_select(0, upload(places, torch.int64, hidden.device))

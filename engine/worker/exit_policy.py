@@ -108,10 +108,12 @@ class ExitPolicy:
             speedup=self.speedup,
         )
 
-    def leave_out_prompts(self, step: StepEstimate) -> None:
-        """A step begins: take off its seconds what the prompts in it will take. They are read in
-        any case, and at the rate of a step that is long with them any draft would seem to pay.
+    def begin(self, step: StepEstimate) -> None:
+        """A step begins: learn what the parts of the last one took, and take off this one's seconds
+        what the prompts in it will take. They are read in any case, and at the rate of a step that
+        is long with them any draft would seem to pay.
         """
+        self._cost.settle()
         num_rows = int(step.expected_tokens)
         if num_rows < step.num_tokens and self._longest_step_s == inf:
             step.seconds -= self._cost.plain(step.num_tokens) - self._cost.plain(num_rows)

@@ -105,7 +105,7 @@ def _rows(logits: Tensor, places: Sequence[int]) -> Tensor:
     first, last = places[0], places[-1]
     if list(places) == list(range(first, last + 1)):
         return logits[first : last + 1]
-    return logits[upload(places, torch.int64, logits.device)]
+    return logits.index_select(0, upload(places, torch.int64, logits.device))
 
 
 def _log_softmax(logits: Tensor) -> Tensor:

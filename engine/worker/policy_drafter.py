@@ -76,7 +76,7 @@ class PolicyDrafter:
         self._is_plain = self._is_untold = False
         if self._queue is not None:
             self._queue.begin()
-        self._policy.leave_out_prompts(estimate)
+        self._policy.begin(estimate)
         if self._policy.is_drafting:
             return any(row.is_draftable for row in rows)
         return any(self._fixed(row) is not None and row.is_draftable for row in rows)

@@ -206,14 +206,14 @@ def _states_at(hidden: Tensor, places: Sequence[int]) -> Tensor:
     """Some of the states [T, E]; as they are where all are wanted in their order, as of most steps
     that only decode.
     """
-    if places == list(range(len(hidden))):
+    if len(places) == hidden.shape[0] and places == list(range(len(places))):
         return hidden
     return _gather(hidden, places)
 
 
 def _gather(hidden: Tensor, places: Sequence[int]) -> Tensor:
     """Some of the states [T, E]."""
-    return hidden[upload(places, torch.int64, hidden.device)]
+    return hidden.index_select(0, upload(places, torch.int64, hidden.device))
 
 
 def _newest_states(

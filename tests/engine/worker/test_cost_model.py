@@ -55,6 +55,17 @@ def test_load_on_one_part_is_load_on_all() -> None:
     cost = CostModel([cheap, dear], [CostCurve([1], [0.1])], last)
     for _ in range(100):
         cost.observe(cost.segments[1], 1, 16.0)
+        cost.settle()
     assert cost.segment(1, 1) == pytest.approx(16.0, rel=0.05)
     assert cost.head(0, 1) > 0.12
     assert cost.logits(1) > 1.2
+
+
+def test_what_was_observed_counts_from_the_next_step_on() -> None:
+    curve, last = CostCurve([1], [1.0]), CostCurve([1], [1.0])
+    cost = CostModel([curve], [], last)
+    before = cost.plain(1)
+    cost.observe(curve, 1, 2.0)
+    assert cost.plain(1) == before
+    cost.settle()
+    assert cost.plain(1) > before

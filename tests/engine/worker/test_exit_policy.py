@@ -74,7 +74,7 @@ def test_free_drafts_of_a_batch_compete() -> None:
 def test_beside_a_prompt_a_draft_has_to_pay_as_elsewhere(num_prompt_tokens: int) -> None:
     p = policy(per_token=0.2)  # four rows have a token for every 0.4 s or so
     step = StepEstimate(num_tokens=4 + num_prompt_tokens, expected_tokens=4.0)
-    p.leave_out_prompts(step)
+    p.begin(step)
     runs = [[0.9, 0.85], [0.2, 0.1], [], [0.8, 0.1]]
     assert p.extend(runs, 4 + num_prompt_tokens, step) == [2, 0, 0, 1]
     step.seconds += p.segment_cost(0, step.num_tokens)
