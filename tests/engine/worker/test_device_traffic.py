@@ -175,14 +175,9 @@ def test_what_is_uploaded_to_a_gpu_is_pinned_and_not_waited_for(
             moved.append((device.type, non_blocking))
             return "there"
 
-    def tensor(values: list[int], *, dtype: torch.dtype, pin_memory: bool) -> Pinned:
-        assert pin_memory
-        return Pinned()
-
     gpu = torch.device("cuda")
-    monkeypatch.setattr(torch, "tensor", tensor)
-    assert upload([1], torch.int64, gpu) == "there"
     monkeypatch.setattr(Tensor, "pin_memory", lambda _: Pinned())
+    assert upload([1], torch.int64, gpu) == "there"
     assert send(torch.zeros(1), gpu) == "there"
     assert moved == [("cuda", True)] * 2
 
