@@ -69,6 +69,9 @@ class Observations:
         """One call of a part of the watched model."""
         self._seconds[curve, num_tokens].append(seconds)
 
+    def __contains__(self, curve: CostCurve) -> bool:
+        return any(part is curve for part, _ in self._seconds)
+
     def points(self, curve: CostCurve) -> Points:
         """One part's, at the numbers of tokens that were seen often enough."""
         often = {
@@ -97,12 +100,17 @@ class StepCosts:
         Raises:
             ValueError: if too little was seen.
         """
+        cost = seen.cost
+        # Single parts of a step cannot be seen on a GPU: there the profile has the host's work.
+        last, logits = (
+            seen.points(curve) if curve in seen else dict(curve.points)
+            for curve in (cost.segments[-1], cost.last_logits)
+        )
         below = num_layers - max(sizes.exit_layers, default=0)  # layers of the last segment
-        last, logits = seen.points(seen.cost.segments[-1]), seen.points(seen.cost.last_logits)
         if 1 not in last or 1 not in logits:
             raise ValueError("plain steps of one token were not seen often enough to have a cost")
         heads: dict[str, Points] = {}
-        for name, curve in zip(sizes.names, seen.cost.heads, strict=True):
+        for name, curve in zip(sizes.names, cost.heads, strict=True):
             looks = seen.points(curve)
             if 1 in looks:
                 heads[name] = looks

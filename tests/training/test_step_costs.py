@@ -48,6 +48,9 @@ def test_an_exit_that_was_hardly_seen_costs_what_its_worker_believes() -> None:
         [CostCurve([1], [1.0])] * 3, [CostCurve([1], [0.5])] * 2, CostCurve([1], [1.0])
     )
     seen = Observations(cost)
+    unseen = StepCosts.of(WEIGHTS, seen, SIZES, 20)
+    assert unseen.layers[1] == pytest.approx(20 / 17), "on a GPU, where parts cannot be seen"
+    cost.observe(cost.segments[-1], 1, 1.0)
     with pytest.raises(ValueError, match="not seen often enough"):
         StepCosts.of(WEIGHTS, seen, SIZES, 20)
     for curve in (cost.segments[-1], cost.last_logits):

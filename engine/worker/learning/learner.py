@@ -31,10 +31,10 @@ _DEPTHS, _DEPTH_WEIGHTS = (1, 2, 3), (0.6, 0.25, 0.15)  # of the drafts that are
 _TRIED_DEPTHS = (1, 2)
 _FIRST = 128  # examples before anything is studied
 _LEAST_HELD_OUT, _MOST_HELD_OUT = 128, 256  # examples of a trial
-_UPDATES_PER_TRIAL = 24
+_UPDATES_PER_TRIAL = 16
 _MOST_DEBT_S = 0.1
 _FIRST_PAUSE, _LONGEST_PAUSE = 256, 2048  # examples, after trials that changed nothing
-_MOST_UPDATES = 96  # without a trial, for want of traffic
+_MOST_UPDATES = 64  # without a trial, for want of traffic
 
 
 class HeadLearner:
