@@ -33,7 +33,8 @@ _FIRST = 128  # examples before anything is studied
 _LEAST_HELD_OUT, _MOST_HELD_OUT = 128, 256  # examples of a trial
 _UPDATES_PER_TRIAL = 16
 _MOST_DEBT_S = 0.1
-_FIRST_PAUSE, _LONGEST_PAUSE = 256, 2048  # examples, after trials that changed nothing
+_WORTH = 0.03  # agreement that a trial should have brought: else there is little left to learn
+_FIRST_PAUSE, _LONGEST_PAUSE = 256, 2048  # examples, after trials that brought less
 _MOST_UPDATES = 64  # without a trial, for want of traffic
 
 
@@ -209,7 +210,7 @@ class HeadLearner:
     def _trial(self) -> Iterator[bool]:
         """Examples held out so far decide who serves; they are studied from then on."""
         first, end = self._num_studied, self._examples.num_written
-        num_adopted = 0
+        gain = 0.0
         for pupil in self._pupils:
             for depth in _TRIED_DEPTHS:  # each is tried on its share of the examples
                 runs_of_depth = self._examples.runs(first, end, depth)
@@ -220,15 +221,16 @@ class HeadLearner:
                         yield True
             change = pupil.judge()
             self._note(change)
-            num_adopted += change is Change.ADOPTED
+            if change is Change.ADOPTED:
+                gain = max(gain, pupil.agreement.candidate - pupil.agreement.serving)
             yield True
         self._num_studied = end
         self._updates_since_trial = 0
-        self._rest_after(num_adopted)
+        self._rest_after(gain)
 
-    def _rest_after(self, num_adopted: int) -> None:
+    def _rest_after(self, gain: float) -> None:
         """Heads that have learned what there is to learn cost less and less."""
-        if num_adopted > 0:
+        if gain >= _WORTH:
             self._pause = 0
         else:
             self._resumes_at = self._examples.num_written + self._pause

@@ -95,11 +95,11 @@ def test_a_step_that_cannot_be_recorded_goes_on(decoder: Decoder) -> None:
     assert learner.recorder.is_broken
 
 
-def test_trials_that_change_nothing_are_followed_by_ever_longer_pauses(decoder: Decoder) -> None:
+def test_trials_that_bring_little_are_followed_by_ever_longer_pauses(decoder: Decoder) -> None:
     learner = learner_of(decoder, 0.5, TickingClock(0.0))
     pauses = []
-    for num_adopted in (0, 0, 0, 0, 0, 0, 1, 0, 0):
-        learner._rest_after(num_adopted)
+    for gain in (0.0, 0.01, 0.0, 0.02, 0.0, 0.0, 0.1, 0.0, 0.0):
+        learner._rest_after(gain)
         pauses.append(learner._resumes_at - learner._examples.num_written)
         learner._resumes_at = 0
     written = learner._examples.num_written
