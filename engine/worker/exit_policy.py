@@ -4,9 +4,8 @@ second rise.
 A guess's chance comes from `chances`; a run of drafts survives with the product of its chances;
 costs come from `cost_model`. Before drafts enter a segment the policy compares the step's expected
 tokens per second with and without them. It also keeps account of what looking at exits brings, so
-that no head is evaluated where that does not pay, and of what drafting yields as a whole, and
-switches it off while plain decoding is faster. Rows with a fixed threshold are decided by that
-alone.
+that no head is evaluated where that does not pay. Whether drafting as a whole pays is its
+`DraftingSwitch`'s say. Rows with a fixed threshold are decided by that alone.
 
 Source of the product rule: SpecDec++ (Huang et al. 2025): optimal stopping thresholds P(any
 rejection so far).
@@ -16,19 +15,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 
-from engine.policy_reason import PolicyReason, PolicyReport
+from engine.policy_reason import PolicyReport
 from engine.worker.cost_model import CostModel
+from engine.worker.drafting_switch import DraftingSwitch
 from engine.worker.look_account import LookAccount
 
-_WINDOW = 0.98  # decay per step of the measured gain: some 50 steps
-_DOUBT = 25.0  # steps whose outcome counts as much as what was promised of them
-_MIN_STEPS = 16  # before the gain is judged
-_FIRST_PAUSE = 32  # steps without drafting after the first switch-off; doubles up to
-_LONGEST_PAUSE = 1024
-_MOST_LOST = 1.5  # plain steps that drafting may have cost before the gain is judged, if of
-_HOPED_FOR = 3.0  # or more drafts that were expected to stand
-_HARDLY_ANY = 0.1  # of them or less did
-_PAUSE_PER_LOSS = 96  # steps without drafting per plain step lost so: 1 %
 _FEW = 4  # rows at most that an exit looks at to see whether it would pay again
 _REST = 8  # steps for which no look would pay if it does not in one
 _NEGLIGIBLE = 0.01  # a survival below it is not worth the arithmetic
@@ -74,39 +65,23 @@ class ExitPolicy:
         self._looks = [LookAccount() for _ in range(num_exits)]
         self._rest = 0  # further steps without a look
         self._rests_with = 0  # as long as there are so many rows
-        self._gained = 0.0  # decayed: plain seconds that the committed tokens would have taken
-        self._promised = 0.0  # decayed: the same of the tokens that were expected
-        self._spent = 0.0  # decayed: seconds they took
-        self._steps = 0
-        self._plain_rate = 0.0  # tokens per second of plain steps, for as many rows as lately
-        self._paused_because = PolicyReason.COSTS_MORE
-        self._pause = _FIRST_PAUSE
-        self._paused_for = 0
+        self._switch = DraftingSwitch()
 
     @property
     def is_drafting(self) -> bool:
         """Whether anything is drafted at present (rows with a fixed threshold aside)."""
-        return self._paused_for == 0
+        return self._switch.is_on
 
     @property
     def speedup(self) -> float:
         """Modelled gain over plain steps, recent steps only; 1.0 before there are any."""
-        return self._gained / self._spent if self._spent else 1.0
+        return self._switch.speedup
 
     @property
     def report(self) -> PolicyReport:
         """Whether drafting is on or off, and why."""
-        if not self.is_drafting:
-            details = f"tries again in {self._paused_for} steps"
-            return PolicyReport(reason=self._paused_because, details=details)
-        is_new = self._steps < _MIN_STEPS
         looks = ", ".join(f"{account.worth:.2f}" for account in self._looks)
-        heads = f"; a look at an exit brings {looks} tokens" if looks else ""
-        return PolicyReport(
-            reason=PolicyReason.PROBING if is_new else PolicyReason.DRAFTING,
-            details=f"{self.speedup:.2f}x plain over recent steps{heads}",
-            speedup=self.speedup,
-        )
+        return self._switch.report(f"; a look at an exit brings {looks} tokens" if looks else "")
 
     def begin(self, step: StepEstimate) -> None:
         """A step begins: learn what the parts of the last one took, and take off this one's seconds
@@ -190,7 +165,7 @@ class ExitPolicy:
     @property
     def may_look_next(self) -> bool:
         """Whether an exit may look in the step after this one."""
-        return self._paused_for <= 1 and self._rest == 0
+        return self._switch.may_be_on_next and self._rest == 0
 
     def _best_looks(
         self, exit_index: int, chances: Sequence[tuple[float, int]], step: StepEstimate
@@ -251,7 +226,7 @@ class ExitPolicy:
         """
         if not self.is_drafting or not gains:
             return 0
-        price = max(self._rate(exit_index, step), self._usual_rate)
+        price = max(self._rate(exit_index, step), self._switch.usual_rate)
         without = self._seconds_with(exit_index, step, num_waiting, num_waiting)
         best, best_count, gained = 0.0, 0, 0.0
         for count, gain in enumerate(gains, start=1):
@@ -289,42 +264,18 @@ class ExitPolicy:
     ) -> None:
         """Learn what a decode step brought; switches drafting off or back on.
 
-        Whether few drafts stand is chance at first, so that what was promised counts too: half
-        at `_DOUBT` steps, less and less after. Where the first steps have lost much, and chance
-        cannot explain how few drafts stood, it ends at once, and the next attempt is put off until
-        it can cost little in comparison.
-
         Args:
             num_rows: Decoding rows that may draft.
             num_committed: Tokens they committed.
             num_expected: Tokens that were expected of them.
             seconds: Modelled cost of the step, heads included.
         """
-        if self._paused_for > 0:
-            self.pass_by()
-            return
-        plain = self._cost.plain(num_rows) / num_rows
-        self._plain_rate = 1.0 / plain
-        self._gained = self._gained * _WINDOW + num_committed * plain
-        self._promised = self._promised * _WINDOW + num_expected * plain
-        self._spent = self._spent * _WINDOW + seconds
-        self._steps += 1
-        num_seen = (1.0 - _WINDOW**self._steps) / (1.0 - _WINDOW)
-        if self._steps < _MIN_STEPS:
-            lost = (self._spent - self._gained) / (plain * num_rows)
-            if lost > _MOST_LOST and self._has_no_luck(plain, num_rows * num_seen):
-                self._pause = max(self._pause, int(lost * _PAUSE_PER_LOSS))
-                self._switch_off()
-            return
-        share = num_seen / (num_seen + _DOUBT)
-        if share * self._gained + (1.0 - share) * self._promised < self._spent:
-            self._switch_off()
-        elif self.speedup >= 1.0:
-            self._pause = _FIRST_PAUSE
+        plain_s = self._cost.plain(num_rows)
+        self._switch.observe(plain_s, num_rows, num_committed, num_expected, seconds)
 
     def pass_by(self) -> None:
         """A step without drafts of which nothing is told: a pause goes on."""
-        self._paused_for = max(0, self._paused_for - 1)
+        self._switch.pass_by()
 
     def observe_segment(self, segment: int, num_tokens: int, seconds: float) -> None:
         """Learn what running a segment took."""
@@ -353,36 +304,10 @@ class ExitPolicy:
         """Modelled seconds of the final logits."""
         return self._cost.logits(num_tokens)
 
-    def _has_no_luck(self, plain: float, num_plain: float) -> bool:
-        """Whether so few drafts stood that chance cannot explain it.
-
-        Args:
-            plain: Seconds of a row's token, decoded plainly.
-            num_plain: Tokens that plain decoding would have brought.
-        """
-        came = self._gained / plain - num_plain
-        hoped = self._promised / plain - num_plain
-        return hoped > _HOPED_FOR and came < hoped * _HARDLY_ANY
-
-    def _switch_off(self) -> None:
-        has_failed = self._promised >= self._spent
-        self._paused_because = (
-            PolicyReason.POOR_ACCEPTANCE if has_failed else PolicyReason.COSTS_MORE
-        )
-        self._paused_for = min(self._pause, _LONGEST_PAUSE)
-        self._pause = min(self._pause * 2, _LONGEST_PAUSE)
-        self._gained = self._promised = self._spent = 0.0
-        self._steps = 0
-
     def _rate(self, exit_index: int, step: StepEstimate) -> float:
         """Expected tokens per second if everything went down from this exit now."""
         rest = self._cost.rest(exit_index + 1, step.num_tokens)
         return step.expected_tokens / (step.seconds + rest)
-
-    @property
-    def _usual_rate(self) -> float:
-        """Tokens per second of recent steps; 0.0 before there are any."""
-        return self.speedup * self._plain_rate if self._spent else 0.0
 
     def _seconds_with(
         self, exit_index: int, step: StepEstimate, num_new: int, num_replaced: int

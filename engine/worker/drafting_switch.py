@@ -1,0 +1,136 @@
+"""Whether drafting as a whole pays, and when to try again where it does not.
+
+What drafts are expected to bring is the policy's estimate; here it is held against what came of it.
+Knows seconds and tokens only.
+"""
+
+from engine.policy_reason import PolicyReason, PolicyReport
+
+_WINDOW = 0.98  # decay per step of the measured gain: some 50 steps
+_DOUBT = 25.0  # steps whose outcome counts as much as what was promised of them
+_MIN_STEPS = 16  # before the gain is judged
+_FIRST_PAUSE = 32  # steps without drafting after the first switch-off; doubles up to
+_LONGEST_PAUSE = 1024
+_MOST_LOST = 1.5  # plain steps that drafting may have cost before the gain is judged, if of
+_HOPED_FOR = 3.0  # or more drafts that were expected to stand
+_HARDLY_ANY = 0.1  # of them or less did
+_PAUSE_PER_LOSS = 96  # steps without drafting per plain step lost so: 1 %
+
+
+class DraftingSwitch:
+    """On at first; off while plain decoding is faster, for longer every time."""
+
+    def __init__(self) -> None:
+        self._gained = 0.0  # decayed: plain seconds that the committed tokens would have taken
+        self._promised = 0.0  # decayed: the same of the tokens that were expected
+        self._spent = 0.0  # decayed: seconds they took
+        self._steps = 0
+        self._plain_rate = 0.0  # tokens per second of plain steps, for as many rows as lately
+        self._paused_because = PolicyReason.COSTS_MORE
+        self._pause = _FIRST_PAUSE
+        self._paused_for = 0
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is drafted at present."""
+        return self._paused_for == 0
+
+    @property
+    def may_be_on_next(self) -> bool:
+        """Whether it can be on in the step after this one."""
+        return self._paused_for <= 1
+
+    @property
+    def speedup(self) -> float:
+        """Modelled gain over plain steps, recent steps only; 1.0 before there are any."""
+        return self._gained / self._spent if self._spent else 1.0
+
+    @property
+    def usual_rate(self) -> float:
+        """Tokens per second of recent steps; 0.0 before there are any."""
+        return self.speedup * self._plain_rate if self._spent else 0.0
+
+    def report(self, more: str) -> PolicyReport:
+        """Whether it is on, and why.
+
+        Args:
+            more: Details of drafting, while it is.
+        """
+        if not self.is_on:
+            details = f"tries again in {self._paused_for} steps"
+            return PolicyReport(reason=self._paused_because, details=details)
+        is_new = self._steps < _MIN_STEPS
+        return PolicyReport(
+            reason=PolicyReason.PROBING if is_new else PolicyReason.DRAFTING,
+            details=f"{self.speedup:.2f}x plain over recent steps{more}",
+            speedup=self.speedup,
+        )
+
+    def observe(
+        self,
+        plain_s: float,
+        num_rows: int,
+        num_committed: int,
+        num_expected: float,
+        seconds: float,
+    ) -> None:
+        """Learn what a decode step brought; switches off or back on.
+
+        Whether few drafts stand is chance at first, so that what was promised counts too: half
+        at `_DOUBT` steps, less and less after. Where the first steps have lost much, and chance
+        cannot explain how few drafts stood, it ends at once, and the next attempt is put off until
+        it can cost little in comparison.
+
+        Args:
+            plain_s: Seconds of a plain step of these rows.
+            num_rows: Decoding rows that may draft.
+            num_committed: Tokens they committed.
+            num_expected: Tokens that were expected of them.
+            seconds: Modelled cost of the step, heads included.
+        """
+        if self._paused_for > 0:
+            self.pass_by()
+            return
+        plain = plain_s / num_rows
+        self._plain_rate = 1.0 / plain
+        self._gained = self._gained * _WINDOW + num_committed * plain
+        self._promised = self._promised * _WINDOW + num_expected * plain
+        self._spent = self._spent * _WINDOW + seconds
+        self._steps += 1
+        num_seen = (1.0 - _WINDOW**self._steps) / (1.0 - _WINDOW)
+        if self._steps < _MIN_STEPS:
+            lost = (self._spent - self._gained) / plain_s
+            if lost > _MOST_LOST and self._has_no_luck(plain, num_rows * num_seen):
+                self._pause = max(self._pause, int(lost * _PAUSE_PER_LOSS))
+                self._switch_off()
+            return
+        share = num_seen / (num_seen + _DOUBT)
+        if share * self._gained + (1.0 - share) * self._promised < self._spent:
+            self._switch_off()
+        elif self.speedup >= 1.0:
+            self._pause = _FIRST_PAUSE
+
+    def pass_by(self) -> None:
+        """A step without drafts of which nothing is told: a pause goes on."""
+        self._paused_for = max(0, self._paused_for - 1)
+
+    def _has_no_luck(self, plain: float, num_plain: float) -> bool:
+        """Whether so few drafts stood that chance cannot explain it.
+
+        Args:
+            plain: Seconds of a row's token, decoded plainly.
+            num_plain: Tokens that plain decoding would have brought.
+        """
+        came = self._gained / plain - num_plain
+        hoped = self._promised / plain - num_plain
+        return hoped > _HOPED_FOR and came < hoped * _HARDLY_ANY
+
+    def _switch_off(self) -> None:
+        has_failed = self._promised >= self._spent
+        self._paused_because = (
+            PolicyReason.POOR_ACCEPTANCE if has_failed else PolicyReason.COSTS_MORE
+        )
+        self._paused_for = min(self._pause, _LONGEST_PAUSE)
+        self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+        self._gained = self._promised = self._spent = 0.0
+        self._steps = 0
