@@ -83,7 +83,8 @@ def _serve(
 ) -> Verdicts:
     """Everything after the warm-up, one prompt at a time."""
     worker = ModelWorker(config)
-    if worker.chances is None:
+    drafting = worker.drafting
+    if drafting is None:
         raise ValueError("nothing drafts here: no exit heads, no look-ups")
     verdicts, num_tokens = Verdicts(), 0
     engine = OfflineEngine(config, worker)
@@ -91,8 +92,8 @@ def _serve(
     def count(new: int) -> None:
         nonlocal num_tokens
         num_tokens += new
-        if num_tokens >= args.warm_up and worker.chances is not None:
-            worker.chances.on_verdict = verdicts.add
+        if num_tokens >= args.warm_up:
+            drafting.chances.on_verdict = verdicts.add
 
     with ProgressReport(f"calibration, {temperature:g}", len(entries), "prompts") as report:
         for index, entry in enumerate(entries):

@@ -157,9 +157,9 @@ class Engines:
         config = replace(self.config, exits=still, scheduler=rows)
         worker = ModelWorker(config, decoder=self._decoder)
         self._decoder = worker.decoder
-        if worker.cost is None:
+        if worker.drafting is None:
             raise ValueError(f"--clock {MODELLED}: nothing drafts here, so nothing has a cost")
-        seen = Observations(worker.cost)
+        seen = Observations(worker.drafting.cost)
         self._traffic.serve(OfflineEngine(config, worker))
         costs = StepCosts.of(_measured_of(worker), seen, sizes, self._num_layers)
         del worker, seen

@@ -24,29 +24,16 @@ from engine.plan import Learning, RowResult, StepPlan, StepResult, WorkerInfo
 from engine.policy_reason import PolicyReason, PolicyReport
 from engine.request import Structure
 from engine.worker import memory
-from engine.worker.backend import (
-    describe_heads,
-    describe_machine,
-    describe_numbers,
-    limit_torch_threads,
-    select_ops,
-)
-from engine.worker.chances import Chances
-from engine.worker.cost_model import CostModel
-from engine.worker.cost_profile import Profiler, cost_model
+from engine.worker.backend import describe_numbers, limit_torch_threads, select_ops
 from engine.worker.cuda_graph import CudaCapture
 from engine.worker.decode_step import Clock, DecodeStep, split_layers
 from engine.worker.drafter import Drafter
-from engine.worker.dummy_rows import DummyRows
-from engine.worker.exit_look import ExitLook
-from engine.worker.exit_policy import ExitPolicy
+from engine.worker.drafting import Drafting, DraftingMaker
 from engine.worker.grammars import Grammars
 from engine.worker.graph_runner import BatchLimits, GraphRunner, token_counts_for
 from engine.worker.kv_cache import allocate_cache, block_size_bytes
 from engine.worker.learning.school import School
 from engine.worker.modelled_clock import ModelledClock
-from engine.worker.policy_drafter import PolicyDrafter
-from engine.worker.sampler import Sampler
 from engine.worker.segment_runner import (
     EagerRunner,
     ObservedRunner,
@@ -127,11 +114,20 @@ class ModelWorker:
         runner = self._make_runner(segments, cache, progress)
         if observer is not None:
             runner = ObservedRunner(runner, segments, observer)
-        self._policy: ExitPolicy | None = None
-        self.chances: Chances | None = None  # of whoever drafts
-        self.cost: CostModel | None = None  # what parts are taken to cost, where something drafts
+        self.drafting: Drafting | None = None  # by heads or look-ups, as the configuration says
         if drafter is None and config.exits.enabled:
-            drafter = self._make_drafter(runner, cache, heads, progress)
+            maker = DraftingMaker(
+                config=config,
+                decoder=self.decoder,
+                runner=runner,
+                cache=cache,
+                clock=clock,
+                numbers=describe_numbers(ops, has_blocks=self._keeps_blocks),
+                is_queued=self._is_queued,
+                progress=progress,
+            )
+            self.drafting = maker.make(heads)
+            drafter = None if self.drafting is None else self.drafting.drafter
         self._has_drafter = drafter is not None
         if self._modelled is not None:
             runner = self._modelled.watch_runner(runner)
@@ -203,11 +199,11 @@ class ModelWorker:
         return learning
 
     def _policy_report(self) -> PolicyReport:
-        if self._policy is None:
+        if self.drafting is None:
             return PolicyReport()
         if self._config.exits.threshold is not None:
             return PolicyReport(reason=PolicyReason.FIXED_THRESHOLD)
-        return self._policy.report
+        return self.drafting.policy.report
 
     def rest(self, *, is_idle: bool) -> bool:
         """Between steps: let the heads learn for a few milliseconds, if it is their turn.
@@ -228,74 +224,6 @@ class ModelWorker:
     def prepare(self, structure: Structure) -> None:
         """Compile a structure ahead of the sequence that brings it; safe beside steps."""
         self._grammars.prepare(structure)
-
-    def _make_drafter(
-        self,
-        runner: SegmentRunner,
-        cache: Sequence[LayerCache],
-        heads: ExitHeads | None,
-        progress: Progress | None,
-    ) -> Drafter | None:
-        """Whoever makes drafts as the configuration says; None: nobody."""
-        exits, ops = self._config.exits, self.decoder.ops
-        if heads is None and not exits.lookup:
-            return None
-        if heads is not None and isinstance(runner, GraphRunner):
-            heads = runner.heads(heads)
-        layers, modelled = self._exit_layers, self._modelled
-        if modelled is None:
-            self.cost = self._measure(runner, cache, heads, progress)
-        else:
-            self.cost = modelled.cost
-        if heads is not None and modelled is not None:
-            heads = modelled.watch_heads(heads)
-        self._policy = ExitPolicy(
-            len(layers),
-            self.cost,
-            follows_cost=modelled is None,
-            longest_step_s=exits.target_itl_s,
-        )
-        self.chances = Chances(layers, {} if heads is None else heads.calibration)
-        return PolicyDrafter(
-            self._policy,
-            self.chances,
-            exit_layers=layers,
-            exit_look=None if heads is None else ExitLook(heads, Sampler(ops)),
-            has_lookup=exits.lookup,
-            threshold=exits.threshold,
-            clock=self._clock,
-            is_queued=self._is_queued,
-        )
-
-    def _measure(
-        self,
-        runner: SegmentRunner,
-        cache: Sequence[LayerCache],
-        heads: ExitHeads | None,
-        progress: Progress | None,
-    ) -> CostModel:
-        """What parts of a step cost here."""
-        if progress is not None:
-            progress("measuring what drafts cost", 0.0)
-        block_size, ops = self._config.cache.block_size, self.decoder.ops
-        rows = DummyRows(self.decoder, cache, runner, heads) if self._is_queued else None
-        num_segments = len(self._exit_layers) + 1
-        profiler = Profiler(runner, num_segments, heads, block_size, ops, self._clock, rows)
-        return cost_model(profiler, cache_root() / "costs", self._cost_facts(heads))
-
-    def _cost_facts(self, heads: ExitHeads | None) -> dict[str, str]:
-        """All that decides what the parts of a step cost."""
-        ops = self.decoder.ops
-        shape = () if heads is None else (len(heads.token_ids), *heads.refinement_sizes)
-        return {
-            "model": self.decoder.fingerprint,
-            "exits": f"{self._exit_layers}, {shape}",
-            "head numbers": describe_heads(ops),
-            "numbers": describe_numbers(ops, has_blocks=self._keeps_blocks),
-            "machine": describe_machine(self._config, ops),
-            "clock": getattr(self._clock, "__name__", ""),
-            "counted": "with the host's work" if self._is_queued else "parts",
-        }
 
     def _load_heads(self) -> ExitHeads | None:
         directory = self._config.exits.heads
