@@ -1,20 +1,25 @@
 """Whether drafting as a whole pays, and when to try again where it does not.
 
-What drafts are expected to bring is the policy's estimate; here it is held against what came of it.
+What drafts are expected to bring, and what steps cost, is the policy's estimate; here it is held
+against what came of it. Steps with drafts and steps without are measured as a whole, for all that
+no part's cost knows of; so that both kinds are seen, one without drafts is due from time to time.
 Knows seconds and tokens only.
 """
 
 from engine.policy_reason import PolicyReason, PolicyReport
+from engine.worker.measured_bias import MeasuredBias
 
 _WINDOW = 0.98  # decay per step of the measured gain: some 50 steps
 _DOUBT = 25.0  # steps whose outcome counts as much as what was promised of them
 _MIN_STEPS = 16  # before the gain is judged
+_FEWEST_STEPS = 4  # before what is promised is judged, once it is known what steps take
 _FIRST_PAUSE = 32  # steps without drafting after the first switch-off; doubles up to
 _LONGEST_PAUSE = 1024
 _MOST_LOST = 1.5  # plain steps that drafting may have cost before the gain is judged, if of
 _HOPED_FOR = 3.0  # or more drafts that were expected to stand
 _HARDLY_ANY = 0.1  # of them or less did
 _PAUSE_PER_LOSS = 96  # steps without drafting per plain step lost so: 1 %
+_CONTROL_LOSS = 0.003  # of the time, for steps without drafts that are there to be measured
 
 
 class DraftingSwitch:
@@ -25,6 +30,8 @@ class DraftingSwitch:
         self._promised = 0.0  # decayed: the same of the tokens that were expected
         self._spent = 0.0  # decayed: seconds they took
         self._steps = 0
+        self._since_plain = 0  # steps
+        self._plain_bias, self._drafting_bias = MeasuredBias(), MeasuredBias()
         self._plain_rate = 0.0  # tokens per second of plain steps, for as many rows as lately
         self._paused_because = PolicyReason.COSTS_MORE
         self._pause = _FIRST_PAUSE
@@ -34,6 +41,15 @@ class DraftingSwitch:
     def is_on(self) -> bool:
         """Whether anything is drafted at present."""
         return self._paused_for == 0
+
+    @property
+    def wants_control(self) -> bool:
+        """Whether a step without drafts is due, to see what it takes: the less is lost by one, the
+        sooner.
+        """
+        if not self.is_on or self._since_plain < _MIN_STEPS:
+            return False
+        return self._since_plain * _CONTROL_LOSS >= 1.0 - 1.0 / self.speedup
 
     @property
     def may_be_on_next(self) -> bool:
@@ -73,8 +89,10 @@ class DraftingSwitch:
         num_committed: int,
         num_expected: float,
         seconds: float,
+        took_s: float,
     ) -> None:
-        """Learn what a decode step brought; switches off or back on.
+        """Learn what a step with drafts brought, or one in which they were thought of; switches off
+        where they do not pay.
 
         Whether few drafts stand is chance at first, so that what was promised counts too: half
         at `_DOUBT` steps, less and less after. Where the first steps have lost much, and chance
@@ -82,15 +100,17 @@ class DraftingSwitch:
         it can cost little in comparison.
 
         Args:
-            plain_s: Seconds of a plain step of these rows.
+            plain_s: Modelled cost of a plain step of these rows.
             num_rows: Decoding rows that may draft.
             num_committed: Tokens they committed.
             num_expected: Tokens that were expected of them.
             seconds: Modelled cost of the step, heads included.
+            took_s: Measured, of the whole step.
         """
-        if self._paused_for > 0:
-            self.pass_by()
-            return
+        self._since_plain += 1
+        self._drafting_bias.observe(seconds, took_s)
+        seconds *= self._drafting_bias.factor
+        plain_s *= self._plain_bias.factor
         plain = plain_s / num_rows
         self._plain_rate = 1.0 / plain
         self._gained = self._gained * _WINDOW + num_committed * plain
@@ -103,6 +123,8 @@ class DraftingSwitch:
             if lost > _MOST_LOST and self._has_no_luck(plain, num_rows * num_seen):
                 self._pause = max(self._pause, int(lost * _PAUSE_PER_LOSS))
                 self._switch_off()
+            elif self._is_hopeless:
+                self._switch_off()
             return
         share = num_seen / (num_seen + _DOUBT)
         if share * self._gained + (1.0 - share) * self._promised < self._spent:
@@ -110,9 +132,23 @@ class DraftingSwitch:
         elif self.speedup >= 1.0:
             self._pause = _FIRST_PAUSE
 
-    def pass_by(self) -> None:
-        """A step without drafts of which nothing is told: a pause goes on."""
+    def pass_by(self, plain_s: float, took_s: float | None) -> None:
+        """A step without drafts: a pause goes on.
+
+        Args:
+            plain_s: Modelled cost of the step.
+            took_s: Measured; None: it was no plain step of these rows.
+        """
         self._paused_for = max(0, self._paused_for - 1)
+        if took_s is not None:
+            self._since_plain = 0
+            self._plain_bias.observe(plain_s, took_s)
+
+    @property
+    def _is_hopeless(self) -> bool:
+        """Whether drafting would not pay even if all went as expected."""
+        knows = self._steps >= _FEWEST_STEPS and self._drafting_bias.is_known
+        return knows and self._promised < self._spent
 
     def _has_no_luck(self, plain: float, num_plain: float) -> bool:
         """Whether so few drafts stood that chance cannot explain it.

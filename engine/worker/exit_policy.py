@@ -66,11 +66,12 @@ class ExitPolicy:
         self._rest = 0  # further steps without a look
         self._rests_with = 0  # as long as there are so many rows
         self._switch = DraftingSwitch()
+        self._is_control = False  # this step drafts nothing, to see what that takes
 
     @property
     def is_drafting(self) -> bool:
         """Whether anything is drafted at present (rows with a fixed threshold aside)."""
-        return self._switch.is_on
+        return self._switch.is_on and not self._is_control
 
     @property
     def speedup(self) -> float:
@@ -83,12 +84,16 @@ class ExitPolicy:
         looks = ", ".join(f"{account.worth:.2f}" for account in self._looks)
         return self._switch.report(f"; a look at an exit brings {looks} tokens" if looks else "")
 
-    def begin(self, step: StepEstimate) -> None:
+    def begin(self, step: StepEstimate, *, may_control: bool) -> None:
         """A step begins: learn what the parts of the last one took, and take off this one's seconds
         what the prompts in it will take. They are read in any case, and at the rate of a step that
         is long with them any draft would seem to pay.
+
+        Args:
+            may_control: The step only decodes, and all of it is left to the policy.
         """
         self._cost.settle()
+        self._is_control = may_control and self._switch.wants_control
         num_rows = int(step.expected_tokens)
         if num_rows < step.num_tokens and self._longest_step_s == inf:
             step.seconds -= self._cost.plain(step.num_tokens) - self._cost.plain(num_rows)
@@ -260,22 +265,27 @@ class ExitPolicy:
         self._looks[exit_index].add(max(gain, 0.0), offered)
 
     def observe_step(
-        self, num_rows: int, num_committed: int, num_expected: float, seconds: float
+        self, num_rows: int, num_committed: int, num_expected: float, seconds: float, took_s: float
     ) -> None:
-        """Learn what a decode step brought; switches drafting off or back on.
+        """Learn what a decode step with drafts brought; switches off what does not pay.
 
         Args:
             num_rows: Decoding rows that may draft.
             num_committed: Tokens they committed.
             num_expected: Tokens that were expected of them.
             seconds: Modelled cost of the step, heads included.
+            took_s: Measured, of the whole step.
         """
         plain_s = self._cost.plain(num_rows)
-        self._switch.observe(plain_s, num_rows, num_committed, num_expected, seconds)
+        self._switch.observe(plain_s, num_rows, num_committed, num_expected, seconds, took_s)
 
-    def pass_by(self) -> None:
-        """A step without drafts of which nothing is told: a pause goes on."""
-        self._switch.pass_by()
+    def pass_by(self, num_rows: int, took_s: float | None) -> None:
+        """A step without drafts: a pause goes on.
+
+        Args:
+            took_s: Measured, of a step that only decoded so many rows; None: of another.
+        """
+        self._switch.pass_by(self._cost.plain(num_rows), took_s)
 
     def observe_segment(self, segment: int, num_tokens: int, seconds: float) -> None:
         """Learn what running a segment took."""

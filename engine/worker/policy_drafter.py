@@ -69,14 +69,17 @@ class PolicyDrafter:
         self._queue = DeviceQueue(clock) if is_queued else None
         self._num_passes = 0
         self._is_plain = False  # the policy found nothing to do in this step
-        self._is_untold = False  # what it took
+        self._is_untold = False  # what its parts took
+        self._began = 0.0
 
     def begin(self, rows: Sequence[Row], estimate: StepEstimate) -> bool:
         """See `Drafter.begin`."""
         self._is_plain = self._is_untold = False
+        self._began = self._clock()
         if self._queue is not None:
             self._queue.begin()
-        self._policy.begin(estimate)
+        may_control = all(row.is_draftable and self._fixed(row) is None for row in rows)
+        self._policy.begin(estimate, may_control=may_control)
         if self._policy.is_drafting:
             return any(row.is_draftable for row in rows)
         return any(self._fixed(row) is not None and row.is_draftable for row in rows)
@@ -178,25 +181,26 @@ class PolicyDrafter:
         for row, result in zip(rows, results, strict=True):
             if row.guesses:
                 self._learn_row(row, result.token_ids)
-        # Pauses pass wherever the policy would have had a say.
-        matters = all if self._policy.is_drafting else any
-        is_free = matters(row.is_draftable and self._fixed(row) is None for row in rows)
-        if self._is_untold:
-            if is_free:
-                self._policy.pass_by()
-            return
         pending = sum(row.num_pending for row in rows)
-        seconds = estimate.last_seconds if self._queue is None else self._queue.wait()
-        if seconds is not None:
-            self._policy.observe_logits(pending, seconds)
-        if is_free and self._is_plain:
-            self._policy.pass_by()
-        elif is_free:
+        if not self._is_untold:
+            seconds = estimate.last_seconds if self._queue is None else self._queue.wait()
+            if seconds is not None:
+                self._policy.observe_logits(pending, seconds)
+        took_s = self._clock() - self._began
+        is_free = [row.is_draftable and self._fixed(row) is None for row in rows]
+        if self._is_plain or not self._policy.is_drafting:
+            if any(is_free):  # pauses pass wherever the policy would have had a say
+                is_measure = not self._policy.is_drafting and all(
+                    row.plan.only_decodes and self._fixed(row) is None for row in rows
+                )
+                self._policy.pass_by(len(rows), took_s if is_measure else None)
+        elif all(is_free):
             self._policy.observe_step(
                 len(rows),
                 sum(len(result.token_ids) for result in results),
                 estimate.expected_tokens,
                 estimate.seconds + self._policy.logits_cost(pending),
+                took_s,
             )
 
     def _wants_look(self, rows: Sequence[Row], estimate: StepEstimate) -> bool:

@@ -8,29 +8,39 @@ from engine.worker.drafting_switch import DraftingSwitch
 PLAIN_S = 0.98  # of one row
 
 
+def run(
+    switch: DraftingSwitch, committed: int, expected: float, seconds: float, took: float = 0.0
+) -> None:
+    """One step of one row, with drafts if they are made at present."""
+    if switch.is_on and not switch.wants_control:
+        switch.observe(PLAIN_S, 1, committed, expected, seconds, took or seconds)
+    else:
+        switch.pass_by(PLAIN_S, PLAIN_S)
+
+
 def test_pauses_grow_while_it_never_pays() -> None:
     switch = DraftingSwitch()
     drafting = 0
     for _ in range(2000):
         drafting += switch.is_on
-        switch.observe(PLAIN_S, 1, 1, 1.0, 1.02)
+        run(switch, 1, 1.0, 1.02)
     assert drafting < 200
 
 
 def test_a_few_bad_steps_are_chance_while_the_chances_promise_a_gain() -> None:
     switch = DraftingSwitch()
     for _ in range(12):
-        switch.observe(PLAIN_S, 1, 1, 1.6, 1.1)
+        run(switch, 1, 1.6, 1.1)
     assert switch.is_on
     for _ in range(40):
-        switch.observe(PLAIN_S, 1, 2, 1.6, 1.1)
+        run(switch, 2, 1.6, 1.1)
     assert switch.report("").reason is PolicyReason.DRAFTING
 
 
 def test_promises_that_are_never_kept_end_it() -> None:
     switch = DraftingSwitch()
     for _ in range(80):
-        switch.observe(PLAIN_S, 1, 1, 1.3, 1.1)
+        run(switch, 1, 1.3, 1.1)
         if not switch.is_on:
             break
     assert switch.report("").reason is PolicyReason.POOR_ACCEPTANCE
@@ -46,29 +56,82 @@ def test_heads_that_promise_much_and_bring_nothing_cost_little_of_a_short_answer
     for _ in range(128):
         step = 1.0 + dearer * switch.is_on
         seconds += step
-        switch.observe(PLAIN_S, 1, 1, 1.0 + 2 * dearer, step)
+        run(switch, 1, 1.0 + 2 * dearer, step)
     assert seconds < 128 / 0.98
     assert switch.report("").reason is PolicyReason.POOR_ACCEPTANCE
 
 
 def test_a_heavy_loss_puts_off_the_next_attempt_but_not_for_ever() -> None:
     switch = DraftingSwitch()
-    switch.observe(PLAIN_S, 1, 1, 4.5, 9.0)
+    run(switch, 1, 4.5, 9.0)
     assert not switch.is_on
     assert "tries again in 785 steps" in switch.report("").text
     for _ in range(785):
-        switch.observe(PLAIN_S, 1, 1, 1.0, 1.0)
+        run(switch, 1, 1.0, 1.0)
     assert switch.report("").reason is PolicyReason.PROBING
-    switch.observe(PLAIN_S, 1, 1, 4.5, 90.0)
+    run(switch, 1, 4.5, 90.0)
     assert "tries again in 1024 steps" in switch.report("").text
 
 
 def test_a_loss_at_the_beginning_ends_nothing_while_drafts_stand_or_few_were_hoped_for() -> None:
     switch = DraftingSwitch()
     for step in range(15):  # one of four drafts stands where three of four were hoped for
-        switch.observe(PLAIN_S, 1, 2 if step % 4 == 3 else 1, 1.75, 1.4)
+        run(switch, 2 if step % 4 == 3 else 1, 1.75, 1.4)
     assert switch.is_on
     switch = DraftingSwitch()
     for _ in range(5):
-        switch.observe(PLAIN_S, 1, 1, 1.5, 1.4)
+        run(switch, 1, 1.5, 1.4)
     assert switch.is_on
+
+
+def test_work_that_no_part_is_charged_with_counts() -> None:
+    """The parts say 1.3 times as fast; measured, steps with drafts take half as long again."""
+    switch = DraftingSwitch()
+    for _ in range(60):
+        run(switch, 2, 2.0, 1.5, took=2.3)
+        if not switch.is_on:
+            break
+    assert not switch.is_on
+    assert switch.report("").reason is PolicyReason.COSTS_MORE
+
+
+def test_plain_steps_that_take_longer_than_their_parts_count_as_well() -> None:
+    switch = DraftingSwitch()
+    for number in range(600):
+        if number < 20 or switch.wants_control:
+            switch.pass_by(PLAIN_S, 1.3 * PLAIN_S)
+        else:
+            switch.observe(PLAIN_S, 1, 2, 2.0, 2.2, 2.2)
+    assert switch.is_on
+    assert switch.speedup == pytest.approx(2 * 1.3 * PLAIN_S / 2.2, rel=0.03)
+
+
+@pytest.mark.parametrize(("committed", "seconds", "most"), [(3, 1.2, 6), (2, 1.9, 64)])
+def test_a_control_is_due_the_sooner_the_less_it_loses(
+    committed: int, seconds: float, most: int
+) -> None:
+    switch = DraftingSwitch()
+    controls, spent = 0, 0.0
+    for _ in range(1000):
+        if switch.wants_control:
+            controls += 1
+            spent += PLAIN_S
+            switch.pass_by(PLAIN_S, PLAIN_S)
+        else:
+            spent += seconds
+            switch.observe(PLAIN_S, 1, committed, float(committed), seconds, seconds)
+    assert 3 <= controls <= most
+    assert controls * (PLAIN_S - seconds / committed) < 0.004 * spent
+
+
+def test_another_attempt_ends_soon_where_even_the_promise_does_not_pay() -> None:
+    switch = DraftingSwitch()
+    attempts: list[int] = []  # steps of each
+    was_on = False
+    for _ in range(400):
+        if switch.is_on and not was_on:
+            attempts.append(0)
+        was_on = switch.is_on
+        attempts[-1] += was_on
+        run(switch, 1, 1.1, 1.0, took=1.3)
+    assert attempts[:3] == [16, 4, 4]

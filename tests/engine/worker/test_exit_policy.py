@@ -74,7 +74,7 @@ def test_free_drafts_of_a_batch_compete() -> None:
 def test_beside_a_prompt_a_draft_has_to_pay_as_elsewhere(num_prompt_tokens: int) -> None:
     p = policy(per_token=0.2)  # four rows have a token for every 0.4 s or so
     step = StepEstimate(num_tokens=4 + num_prompt_tokens, expected_tokens=4.0)
-    p.begin(step)
+    p.begin(step, may_control=True)
     runs = [[0.9, 0.85], [0.2, 0.1], [], [0.8, 0.1]]
     assert p.extend(runs, 4 + num_prompt_tokens, step) == [2, 0, 0, 1]
     step.seconds += p.segment_cost(0, step.num_tokens)
@@ -92,7 +92,7 @@ def test_alternates_enter_as_far_as_they_pay() -> None:
 def test_alternates_cost_what_time_brings_elsewhere() -> None:
     fast, step = policy(per_token=0.1), at_exit(1, (0.4,))
     assert fast.num_alternates(0, [0.2], 1, step) == 1
-    fast.observe_step(1, 3, 3.0, 1.1)
+    fast.observe_step(1, 3, 3.0, 1.1, 1.1)
     assert fast.num_alternates(0, [0.2], 1, step) == 0
     assert fast.num_alternates(0, [0.4], 1, step) == 1
 
@@ -175,7 +175,7 @@ def test_rows_whose_drafts_hardly_stand_are_not_looked_at() -> None:
 def test_switches_off_when_drafting_does_not_pay_and_comes_back() -> None:
     p = policy()
     for _ in range(40):
-        p.observe_step(1, 1, 1.0, 1.08)  # one token for more than a plain step's cost
+        p.observe_step(1, 1, 1.0, 1.08, 1.08)  # one token for more than a plain step's cost
         if not p.is_drafting:
             break
     assert not p.is_drafting
@@ -185,9 +185,9 @@ def test_switches_off_when_drafting_does_not_pay_and_comes_back() -> None:
     assert p.extend([[0.99]], 1, before()) == [0]
     assert p.rows_to_look_at(0, [(1.0, 1)], at_exit()) == []
     for _ in range(32):
-        p.observe_step(1, 1, 1.0, 1.0)
+        p.pass_by(1, None)
     assert p.report.reason is PolicyReason.PROBING
     for _ in range(100):
-        p.observe_step(1, 3, 2.5, 1.3)
+        p.observe_step(1, 3, 2.5, 1.3, 1.3)
     assert p.report.reason is PolicyReason.DRAFTING
     assert p.speedup == pytest.approx(3 * 0.98 / 1.3)

@@ -264,6 +264,7 @@ def test_verdicts_teach_also_what_was_not_drafted(decoder: Decoder) -> None:
     for _ in range(40):
         row.guesses.clear()
         row.drafts.clear()
+        drafter.begin([row], estimate())
         drafter.look_up([row], estimate())
         drafter.learn([row], [RowResult(sequence_id=0, token_ids=[50])], estimate())
     before = row.guesses[0].chance.probability
