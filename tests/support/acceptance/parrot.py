@@ -1,6 +1,7 @@
 """A model that says what it is told to, one token per byte: any text, cut anywhere, on demand."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from zlib import crc32
 
@@ -101,9 +102,8 @@ class Parrot(FakeWorker):
 
 
 def _make_unlikely(row: RowResult) -> None:
-    for place, entry in enumerate(row.logprobs):
-        if entry.token_id == UNLIKELY:
-            top = ((UNLIKELY, float("-inf")),)
-            row.logprobs[place] = type(entry)(
-                token_id=entry.token_id, logprob=float("-inf"), top=top
-            )
+    top = ((UNLIKELY, float("-inf")),)
+    row.logprobs = tuple(
+        replace(entry, logprob=float("-inf"), top=top) if entry.token_id == UNLIKELY else entry
+        for entry in row.logprobs
+    )
