@@ -31,7 +31,7 @@ from training.search_result import Candidate, LayerCurve, SearchResult
 from training.states import ROWS_PER_SHARD
 from training.texts import GreedyTexts
 from training.threads import torch_threads
-from training.timing import Stopwatch, TimedRuns, Timekeeping
+from training.timing import Stopwatch, TimedRuns, Timekeeping, best_first
 from training.train_head import TrainingConfig
 from training.whole_file import whole_file
 
@@ -115,7 +115,7 @@ class Search:
             for forecast, name in zip(chosen, directories, strict=True)
         ]
         return SearchResult(
-            exit_layers=max(candidates, key=lambda each: each.measured).exit_layers,
+            exit_layers=best_first(candidates)[0].exit_layers,
             vocabulary_size=size,
             curves=[self._curve(cheap, single) for single in singles],
             vocabularies=vocabularies,

@@ -26,7 +26,7 @@ from training.heads_file import Facts, read_facts, read_vocabulary, write_chosen
 from training.replay import Forecast, Replay, form_opinions
 from training.texts import GreedyTexts
 from training.threads import torch_threads
-from training.timing import Stopwatch, TimedRuns, Timekeeping
+from training.timing import Stopwatch, TimedRuns, Timekeeping, best_first
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class TimedExits:
 class Comparison:
     """What was found."""
 
-    exits: list[TimedExits]  # the fastest first
+    exits: list[TimedExits]  # the preferred first
     rule: Facts  # how they were compared
 
 
@@ -99,11 +99,10 @@ class Selection:
             _timed(forecast, runs[directory.name])
             for forecast, directory in zip(chosen, directories, strict=True)
         ]
-        fastest_first = sorted(timed, key=lambda each: each.measured, reverse=True)
-        return Comparison(exits=fastest_first, rule=stopwatch.rule)
+        return Comparison(exits=best_first(timed), rule=stopwatch.rule)
 
     def write(self, found: Comparison, output: Path) -> None:
-        """The heads at the fastest choice's exits, and what it was chosen from."""
+        """The heads at the preferred exits, and what it was chosen from."""
         search: Facts = {"chosen_from": sorted(self._facts["exit_layers"]), **found.rule}
         search["candidates"] = [asdict(each) for each in found.exits]
         write_chosen(self._heads, found.exits[0].exit_layers, output, {"search": search})
