@@ -20,7 +20,7 @@ class CostCurve:
 
     def __init__(self, counts: Sequence[int], seconds: Sequence[float]) -> None:
         self._counts = list(counts)
-        self._points = [max(value, _LEAST_S) for value in seconds]
+        self._points = [max(value, _LEAST_S) for value in seconds]  # as seen; they may fall
         self._factor = 1.0  # on all of them: many more observations move it than any point
         self._seconds: list[float] = []
         self._settle()

@@ -78,8 +78,7 @@ class PolicyDrafter:
         self._began = self._clock()
         if self._queue is not None:
             self._queue.begin()
-        may_control = all(row.is_draftable and self._fixed(row) is None for row in rows)
-        self._policy.begin(estimate, may_control=may_control)
+        self._policy.begin(estimate, may_control=all(map(self._is_free, rows)))
         if self._policy.is_drafting:
             return any(row.is_draftable for row in rows)
         return any(self._fixed(row) is not None and row.is_draftable for row in rows)
@@ -187,14 +186,13 @@ class PolicyDrafter:
             if seconds is not None:
                 self._policy.observe_logits(pending, seconds)
         took_s = self._clock() - self._began
-        is_free = [row.is_draftable and self._fixed(row) is None for row in rows]
         if self._is_plain or not self._policy.is_drafting:
-            if any(is_free):  # pauses pass wherever the policy would have had a say
+            if any(map(self._is_free, rows)):  # pauses pass where the policy would have had a say
                 is_measure = not self._policy.is_drafting and all(
                     row.plan.only_decodes and self._fixed(row) is None for row in rows
                 )
                 self._policy.pass_by(len(rows), took_s if is_measure else None)
-        elif all(is_free):
+        elif all(map(self._is_free, rows)):
             self._policy.observe_step(
                 len(rows),
                 sum(len(result.token_ids) for result in results),
@@ -216,6 +214,10 @@ class PolicyDrafter:
         """The threshold that decides for a row instead of the policy."""
         asked = row.state.start.threshold
         return self._threshold if asked is None else asked
+
+    def _is_free(self, row: Row) -> bool:
+        """Whether a row may draft, as the policy wants it."""
+        return row.is_draftable and self._fixed(row) is None
 
     def _continue(self, row: Row) -> list[Draft]:
         """Drafts that the row's text suggests, as long as there is any hope for them."""
