@@ -6,6 +6,8 @@ no part's cost knows of; so that both kinds are seen, one without drafts is due 
 Knows seconds and tokens only.
 """
 
+from dataclasses import dataclass
+
 from engine.policy_reason import PolicyReason, PolicyReport
 from engine.worker.measured_bias import MeasuredBias
 
@@ -20,6 +22,17 @@ _HOPED_FOR = 3.0  # or more drafts that were expected to stand
 _HARDLY_ANY = 0.1  # of them or less did
 _PAUSE_PER_LOSS = 96  # steps without drafting per plain step lost so: 1 %
 _CONTROL_LOSS = 0.003  # of the time, for steps without drafts that are there to be measured
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepOutcome:
+    """What came of a step with drafts, or one in which they were thought of."""
+
+    num_rows: int  # decoding rows that may draft
+    num_committed: int  # tokens they committed
+    num_expected: float  # tokens that were expected of them
+    modelled_s: float  # heads included
+    took_s: float  # measured, of the whole step
 
 
 class DraftingSwitch:
@@ -82,17 +95,8 @@ class DraftingSwitch:
             speedup=self.speedup,
         )
 
-    def observe(
-        self,
-        plain_s: float,
-        num_rows: int,
-        num_committed: int,
-        num_expected: float,
-        seconds: float,
-        took_s: float,
-    ) -> None:
-        """Learn what a step with drafts brought, or one in which they were thought of; switches off
-        where they do not pay.
+    def observe(self, plain_s: float, step: StepOutcome) -> None:
+        """Learn what a step brought; switches off where drafts do not pay.
 
         Whether few drafts stand is chance at first, so that what was promised counts too: half
         at `_DOUBT` steps, less and less after. Where the first steps have lost much, and chance
@@ -100,27 +104,22 @@ class DraftingSwitch:
         it can cost little in comparison.
 
         Args:
-            plain_s: Modelled cost of a plain step of these rows.
-            num_rows: Decoding rows that may draft.
-            num_committed: Tokens they committed.
-            num_expected: Tokens that were expected of them.
-            seconds: Modelled cost of the step, heads included.
-            took_s: Measured, of the whole step.
+            plain_s: Modelled, of a plain step of these rows.
         """
         self._since_plain += 1
-        self._drafting_bias.observe(seconds, took_s)
-        seconds *= self._drafting_bias.factor
+        self._drafting_bias.observe(step.modelled_s, step.took_s)
+        seconds = step.modelled_s * self._drafting_bias.factor
         plain_s *= self._plain_bias.factor
-        plain = plain_s / num_rows
+        plain = plain_s / step.num_rows
         self._plain_rate = 1.0 / plain
-        self._gained = self._gained * _WINDOW + num_committed * plain
-        self._promised = self._promised * _WINDOW + num_expected * plain
+        self._gained = self._gained * _WINDOW + step.num_committed * plain
+        self._promised = self._promised * _WINDOW + step.num_expected * plain
         self._spent = self._spent * _WINDOW + seconds
         self._steps += 1
         num_seen = (1.0 - _WINDOW**self._steps) / (1.0 - _WINDOW)
         if self._steps < _MIN_STEPS:
             lost = (self._spent - self._gained) / plain_s
-            if lost > _MOST_LOST and self._has_no_luck(plain, num_rows * num_seen):
+            if lost > _MOST_LOST and self._has_no_luck(plain, step.num_rows * num_seen):
                 self._pause = max(self._pause, int(lost * _PAUSE_PER_LOSS))
                 self._switch_off()
             elif self._is_hopeless:

@@ -17,7 +17,7 @@ from math import inf
 
 from engine.policy_reason import PolicyReport
 from engine.worker.cost_model import CostModel
-from engine.worker.drafting_switch import DraftingSwitch
+from engine.worker.drafting_switch import DraftingSwitch, StepOutcome
 from engine.worker.look_account import LookAccount
 
 _FEW = 4  # rows at most that an exit looks at to see whether it would pay again
@@ -264,20 +264,9 @@ class ExitPolicy:
             gain = sum(candidate.gain for candidate in chosen) - rate * (with_them - without)
         self._looks[exit_index].add(max(gain, 0.0), offered)
 
-    def observe_step(
-        self, num_rows: int, num_committed: int, num_expected: float, seconds: float, took_s: float
-    ) -> None:
-        """Learn what a decode step with drafts brought; switches off what does not pay.
-
-        Args:
-            num_rows: Decoding rows that may draft.
-            num_committed: Tokens they committed.
-            num_expected: Tokens that were expected of them.
-            seconds: Modelled cost of the step, heads included.
-            took_s: Measured, of the whole step.
-        """
-        plain_s = self._cost.plain(num_rows)
-        self._switch.observe(plain_s, num_rows, num_committed, num_expected, seconds, took_s)
+    def observe_step(self, outcome: StepOutcome) -> None:
+        """Learn what a decode step with drafts brought; switches off what does not pay."""
+        self._switch.observe(self._cost.plain(outcome.num_rows), outcome)
 
     def pass_by(self, num_rows: int, took_s: float | None) -> None:
         """A step without drafts: a pause goes on.

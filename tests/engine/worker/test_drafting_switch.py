@@ -3,9 +3,20 @@
 import pytest
 
 from engine.policy_reason import PolicyReason
-from engine.worker.drafting_switch import DraftingSwitch
+from engine.worker.drafting_switch import DraftingSwitch, StepOutcome
 
 PLAIN_S = 0.98  # of one row
+
+
+def outcome(committed: int, expected: float, seconds: float, took: float = 0.0) -> StepOutcome:
+    """Of one row's step, which took as long as its parts if nothing else is said."""
+    return StepOutcome(
+        num_rows=1,
+        num_committed=committed,
+        num_expected=expected,
+        modelled_s=seconds,
+        took_s=took or seconds,
+    )
 
 
 def run(
@@ -13,7 +24,7 @@ def run(
 ) -> None:
     """One step of one row, with drafts if they are made at present."""
     if switch.is_on and not switch.wants_control:
-        switch.observe(PLAIN_S, 1, committed, expected, seconds, took or seconds)
+        switch.observe(PLAIN_S, outcome(committed, expected, seconds, took))
     else:
         switch.pass_by(PLAIN_S, PLAIN_S)
 
@@ -101,7 +112,7 @@ def test_plain_steps_that_take_longer_than_their_parts_count_as_well() -> None:
         if number < 20 or switch.wants_control:
             switch.pass_by(PLAIN_S, 1.3 * PLAIN_S)
         else:
-            switch.observe(PLAIN_S, 1, 2, 2.0, 2.2, 2.2)
+            switch.observe(PLAIN_S, outcome(2, 2.0, 2.2))
     assert switch.is_on
     assert switch.speedup == pytest.approx(2 * 1.3 * PLAIN_S / 2.2, rel=0.03)
 
@@ -119,7 +130,7 @@ def test_a_control_is_due_the_sooner_the_less_it_loses(
             switch.pass_by(PLAIN_S, PLAIN_S)
         else:
             spent += seconds
-            switch.observe(PLAIN_S, 1, committed, float(committed), seconds, seconds)
+            switch.observe(PLAIN_S, outcome(committed, float(committed), seconds))
     assert 3 <= controls <= most
     assert controls * (PLAIN_S - seconds / committed) < 0.004 * spent
 

@@ -5,6 +5,7 @@ import pytest
 from engine.policy_reason import PolicyReason
 from engine.worker.cost_curve import CostCurve
 from engine.worker.cost_model import CostModel
+from engine.worker.drafting_switch import StepOutcome
 from engine.worker.exit_policy import Candidate, ExitPolicy, StepEstimate
 
 pytestmark = pytest.mark.torch
@@ -26,6 +27,17 @@ def at_exit(rows: int = 1, survivals: tuple[float, ...] = ()) -> StepEstimate:
 
 def before(rows: int = 1) -> StepEstimate:
     return StepEstimate(num_tokens=rows, expected_tokens=float(rows))
+
+
+def outcome(committed: int, expected: float, seconds: float) -> StepOutcome:
+    """Of one row's step, which took as long as its parts."""
+    return StepOutcome(
+        num_rows=1,
+        num_committed=committed,
+        num_expected=expected,
+        modelled_s=seconds,
+        took_s=seconds,
+    )
 
 
 def test_drafts_when_sure_and_not_when_unsure() -> None:
@@ -92,7 +104,7 @@ def test_alternates_enter_as_far_as_they_pay() -> None:
 def test_alternates_cost_what_time_brings_elsewhere() -> None:
     fast, step = policy(per_token=0.1), at_exit(1, (0.4,))
     assert fast.num_alternates(0, [0.2], 1, step) == 1
-    fast.observe_step(1, 3, 3.0, 1.1, 1.1)
+    fast.observe_step(outcome(3, 3.0, 1.1))
     assert fast.num_alternates(0, [0.2], 1, step) == 0
     assert fast.num_alternates(0, [0.4], 1, step) == 1
 
@@ -175,7 +187,7 @@ def test_rows_whose_drafts_hardly_stand_are_not_looked_at() -> None:
 def test_switches_off_when_drafting_does_not_pay_and_comes_back() -> None:
     p = policy()
     for _ in range(40):
-        p.observe_step(1, 1, 1.0, 1.08, 1.08)  # one token for more than a plain step's cost
+        p.observe_step(outcome(1, 1.0, 1.08))  # one token for more than a plain step's cost
         if not p.is_drafting:
             break
     assert not p.is_drafting
@@ -188,6 +200,6 @@ def test_switches_off_when_drafting_does_not_pay_and_comes_back() -> None:
         p.pass_by(1, None)
     assert p.report.reason is PolicyReason.PROBING
     for _ in range(100):
-        p.observe_step(1, 3, 2.5, 1.3, 1.3)
+        p.observe_step(outcome(3, 2.5, 1.3))
     assert p.report.reason is PolicyReason.DRAFTING
     assert p.speedup == pytest.approx(3 * 0.98 / 1.3)

@@ -1,0 +1,86 @@
+"""Drafts that heads offer, from what they expect behind every token that has just arrived."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine.worker.chances import Chance, Chances
+from engine.worker.exit_look import Arrival, Opinion
+from engine.worker.exit_policy import Candidate, StepEstimate
+from engine.worker.pending import append, cut
+from engine.worker.row import Draft, Guess, Row
+from engine.worker.thresholds import Thresholds
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A draft that a head offers to a row."""
+
+    row: Row
+    opinion: Opinion
+    token_id: int
+    chance: Chance
+    candidate: Candidate
+
+    def take(self, exit_index: int, estimate: StepEstimate) -> None:
+        """Make the draft, in the place of whatever was drafted there."""
+        row, opinion = self.row, self.opinion
+        cut(row, opinion.num_drafts, estimate)
+        survival = row.survival * self.chance.probability
+        draft = Draft(self.token_id, exit_index, opinion.confidence, survival)
+        append(row, [draft], estimate)
+
+
+class HeadOffers:
+    """Makes them, and notes every guess with its row."""
+
+    def __init__(self, chances: Chances, thresholds: Thresholds) -> None:
+        self._chances = chances
+        self._thresholds = thresholds
+
+    def make(
+        self, exit_index: int, arrivals: Sequence[Arrival], views: Sequence[list[Opinion]]
+    ) -> tuple[list[Offer], list[Offer]]:
+        """What the head would draft: for rows with a fixed threshold if it is sure enough, and the
+        best for the others.
+        """
+        fixed: list[Offer] = []
+        free: list[Offer] = []
+        for arrival, view in zip(arrivals, views, strict=True):
+            offers = self._of_row(exit_index, arrival.row, view)
+            threshold = self._thresholds.of(arrival.row)
+            if threshold is None:
+                free += [max(offers, key=lambda offer: offer.candidate.gain)] if offers else []
+            else:
+                newest = [offer for offer in offers if not offer.candidate.num_replaced]
+                fixed += [offer for offer in newest if offer.opinion.confidence > threshold]
+        return fixed, free
+
+    def _of_row(self, exit_index: int, row: Row, view: Sequence[Opinion]) -> list[Offer]:
+        """One for every place where the head expects something that is not drafted."""
+        offers = []
+        ids = row.draft_ids
+        survivals = [1.0, *(draft.survival for draft in row.drafts)]
+        for opinion in view:
+            count = opinion.num_drafts
+            if opinion.token_id is None:
+                continue
+            is_greedy = row.state.is_greedy
+            best, second = opinion.confidence, opinion.second_confidence
+            chance = self._chances.of_head(exit_index, best, count, is_greedy=is_greedy)
+            path = tuple(ids[:count])
+            row.guesses.append(Guess(path, opinion.token_id, chance))
+            if opinion.second_id is not None:
+                of_second = self._chances.of_second(best, second, is_greedy=is_greedy)
+                row.guesses.append(Guess(path, opinion.second_id, of_second))
+            is_new = count == len(ids) or ids[count] != opinion.token_id
+            if is_new and count < row.plan.max_draft_tokens and not _ends(row, count):
+                lost = survivals[count + 1 :]
+                gain = survivals[count] * chance.probability - sum(lost)
+                candidate = Candidate(gain, num_replaced=len(lost))
+                offers.append(Offer(row, opinion, opinion.token_id, chance, candidate))
+        return offers
+
+
+def _ends(row: Row, num_drafts: int) -> bool:
+    """Whether nothing can follow so many drafts: the last of them ends the sequence."""
+    return num_drafts > 0 and row.drafts[num_drafts - 1].token_id in row.state.start.stop_token_ids
