@@ -36,7 +36,7 @@ from engine.request import EarlyExitOptions
 
 _THRESHOLD = 0.75  # the paper's
 _FIXED_DRAFTS = 3
-_CACHE_BYTES = 64 << 20  # of every row's engine
+_CACHE_BYTES = 64 << 20  # of every stream of every row's engine
 
 _NOISE = "heads of noise"
 _CHANGES = {
@@ -63,7 +63,8 @@ class Row:
     """One row's figures."""
 
     variant: Variant
-    ratio: float  # mean over prompts of plain's time over its own
+    concurrency: int
+    ratio: float  # mean over prompts, or groups of them, of plain's time over its own
     drafts: DraftTotals
     num_changed: int  # outputs that differ from plain decoding's
     num_outputs: int
@@ -73,6 +74,7 @@ class Row:
         rate, length = self.drafts.acceptance_rate, self.drafts.mean_acceptance_length
         return [
             self.variant.name,
+            f"{self.concurrency}",
             f"{self.ratio:.2f}",
             "-" if rate is None else f"{rate:.0%}",
             "-" if length is None else f"{length:.2f}",
@@ -81,7 +83,15 @@ class Row:
         ]
 
 
-_HEADER = ["row", "speed-up", "drafts accepted", "mean length", "outputs changed", "remark"]
+_HEADER = [
+    "row",
+    "at once",
+    "speed-up",
+    "drafts accepted",
+    "mean length",
+    "outputs changed",
+    "remark",
+]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -98,8 +108,8 @@ def run(args: argparse.Namespace) -> int:
     retrained = dict(map(_retrained, args.retrained))
     entries = encode_prompts(choose_prompts(args.prompts, args.num_prompts), directory)
     with tempfile.TemporaryDirectory() as scratch:
-        cache = CacheConfig(kv_cache_memory_bytes=_CACHE_BYTES)
-        engines = make_engines(args, directory, entries, (1,), cache)
+        cache = CacheConfig(kv_cache_memory_bytes=_CACHE_BYTES * max(args.concurrency))
+        engines = make_engines(args, directory, entries, args.concurrency, cache)
         vocab_size = ModelSpec.from_directory(directory).vocab_size
         variants = _asked_for(args.row, _variants(heads, Path(scratch), vocab_size, retrained))
         contestants: dict[str, Contestant] = {}
@@ -117,14 +127,20 @@ def run(args: argparse.Namespace) -> int:
                     clock=timed.clock,
                 )
         print_facts(describe_machine() | {"model": args.model} | engines.settings)
-        runs = Contest(contestants=contestants, entries=entries, concurrencies=(1,)).measure()
-    rows = [_row(variant, runs) for variant in variants]
+        runs = Contest(
+            contestants=contestants,
+            entries=entries,
+            concurrencies=args.concurrency,
+            group_by=args.group_by,
+            continuous=args.continuous,
+        ).measure()
+    rows = [_row(variant, count, runs) for count in args.concurrency for variant in variants]
     table = format_table(_HEADER, [row.cells() for row in rows])
     print(f"\n{table}")
     if args.markdown:
         args.markdown.write_text(table + "\n", encoding="utf-8")
     if args.plot:
-        bars = [(row.variant.name, row.ratio) for row in rows]
+        bars = [(_bar_name(row, len(args.concurrency) > 1), row.ratio) for row in rows]
         plot_ratios(bars, args.plot, f"{args.model}: times plain decoding's speed")
     return int(any(row.num_changed and row.variant.verifies for row in rows))
 
@@ -204,16 +220,26 @@ def _variants(
     ]
 
 
-def _row(variant: Variant, runs: Sequence[Run]) -> Row:
-    ratio = mean_ratio(runs, variant.name, PLAIN, 1)
+def _row(variant: Variant, concurrency: int, runs: Sequence[Run]) -> Row:
+    ratio = mean_ratio(runs, variant.name, PLAIN, concurrency)
     assert ratio is not None
+    runs = [run for run in runs if run.concurrency == concurrency]
     plain = {run.prompt_indices: run.token_ids for run in runs if run.mode == PLAIN}
     mine = [run for run in runs if run.mode == variant.name]
-    figures = [one for run in mine for one in run.figures]
+    pairs = [
+        pair for run in mine for pair in zip(run.token_ids, plain[run.prompt_indices], strict=True)
+    ]
     return Row(
         variant,
+        concurrency,
         ratio,
-        reduce(DraftTotals.add, figures, DraftTotals()),
-        sum(run.token_ids != plain[run.prompt_indices] for run in mine),
-        len(mine),
+        reduce(DraftTotals.add, (one for run in mine for one in run.figures), DraftTotals()),
+        sum(own != expected for own, expected in pairs),
+        len(pairs),
+    )
+
+
+def _bar_name(row: Row, says_concurrency: bool) -> str:
+    return (
+        f"{row.variant.name}, {row.concurrency} at once" if says_concurrency else row.variant.name
     )

@@ -10,6 +10,7 @@ import argparse
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import pi, sqrt
 from pathlib import Path
 
 from benchmarks.contest import Entry
@@ -44,11 +45,24 @@ class Verdicts:
 
 def expected_calibration_error(outcomes: Sequence[tuple[float, bool]]) -> float:
     """Over ten bins of equal width, weighted by what is in them."""
+    gaps = (abs(sum(c for c, _ in part) - sum(a for _, a in part)) for part in _bins(outcomes))
+    return sum(gaps) / len(outcomes) if outcomes else 0.0
+
+
+def error_by_luck(outcomes: Sequence[tuple[float, bool]]) -> float:
+    """The ECE to be expected of so many guesses even if every chance is true: what comes of few
+    strays from it. By the normal approximation, E|x| = sqrt(2 / pi * variance) in every bin.
+    """
+    gaps = (sqrt(2 / pi * sum(c * (1 - c) for c, _ in part)) for part in _bins(outcomes))
+    return sum(gaps) / len(outcomes) if outcomes else 0.0
+
+
+def _bins(outcomes: Sequence[tuple[float, bool]]) -> list[list[tuple[float, bool]]]:
+    """By what was said; without empty ones."""
     bins: dict[int, list[tuple[float, bool]]] = defaultdict(list)
     for chance, accepted in outcomes:
         bins[min(int(chance * _BINS), _BINS - 1)].append((chance, accepted))
-    gaps = (abs(sum(c for c, _ in part) - sum(a for _, a in part)) for part in bins.values())
-    return sum(gaps) / len(outcomes) if outcomes else 0.0
+    return list(bins.values())
 
 
 def run(args: argparse.Namespace) -> int:
@@ -73,7 +87,8 @@ def run(args: argparse.Namespace) -> int:
             came = sum(accepted for _, accepted in outcomes) / len(outcomes)
             print(
                 f"temperature {temperature:<4g} {kind:<8} {len(outcomes):>6} guesses  "
-                f"said {said:.3f}  came {came:.3f}  ECE {error:.3f}"
+                f"said {said:.3f}  came {came:.3f}  ECE {error:.3f} "
+                f"({error_by_luck(outcomes):.3f} by luck alone)"
             )
     return int(worst > LIMIT)
 

@@ -69,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_model_arguments(ablation)
     _add_prompt_arguments(ablation)
     _add_clock_arguments(ablation)
+    _add_group_arguments(ablation, (1,))
     ablation.add_argument("--temperature", type=float, default=0.0, help="(%(default)s: greedy)")
     ablation.add_argument(
         "--row", action="append", metavar="NAME", help="only that row, as often as wanted (all)"

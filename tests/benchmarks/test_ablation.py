@@ -56,6 +56,7 @@ def test_every_row_runs_and_only_the_unverified_one_changes_outputs(
         max_tokens=12, temperature=0.0, clock="cpu", costs=None, device="cpu", dtype="auto",
         threads=1, backend="torch", quantization="auto", markdown=table, plot=None,
         retrained=[f"full vocabulary={directory / 'full'}", f"two exits={two}"], row=None,
+        concurrency=(1,), group_by=None, continuous=False,
     )  # fmt: skip
     assert ablation.run(args) == 0
     rows = {line.split("|")[1].strip(): line for line in table.read_text().splitlines()[2:]}
@@ -69,11 +70,13 @@ def test_every_row_runs_and_only_the_unverified_one_changes_outputs(
     changed = {name for name, line in rows.items() if "0 of 2" not in line}
     assert changed <= {"no verification"}
     assert "speed-up" in capsys.readouterr().out
-    args.row = ["two exits", "full"]
+    args.row, args.concurrency = ["two exits", "full"], (1, 2)
     assert ablation.run(args) == 0
-    assert [line.split("|")[1].strip() for line in table.read_text().splitlines()[2:]] == [
-        "full", "two exits",
+    lines = [line.split("|") for line in table.read_text().splitlines()[2:]]
+    assert [(name.strip(), count.strip()) for _, name, count, *_ in lines] == [
+        ("full", "1"), ("two exits", "1"), ("full", "2"), ("two exits", "2"),
     ]  # fmt: skip
+    assert all("0 of 2" in changed for *_, changed, _, _ in lines)
     args.row = ["three exits"]
     with pytest.raises(ValueError, match="'three exits' is none of 'full'"):
         ablation.run(args)
