@@ -30,7 +30,7 @@ from engine.worker.decode_step import Clock, DecodeStep, split_layers
 from engine.worker.drafter import Drafter
 from engine.worker.drafting import Drafting, DraftingMaker
 from engine.worker.grammars import Grammars
-from engine.worker.graph_runner import BatchLimits, GraphRunner, token_counts_for
+from engine.worker.graph_runner import BatchLimits, Capture, GraphRunner, token_counts_for
 from engine.worker.kv_cache import allocate_cache, block_size_bytes
 from engine.worker.learning.school import School
 from engine.worker.modelled_clock import ModelledClock
@@ -61,6 +61,7 @@ class ModelWorker:
         observer: PassObserver | None = None,
         verifies: bool = True,
         clock: Clock = time.perf_counter,
+        capture: Capture | None = None,
     ) -> None:
         """Load everything.
 
@@ -72,12 +73,14 @@ class ModelWorker:
             verifies: False: drafts are taken as they are, and change the output (benchmarks).
             clock: In seconds, for what drafts cost (benchmarks may count CPU time). A
                 `ModelledClock` brings its costs along: nothing is measured then, nor corrected.
+            capture: How graphs are captured where there is no GPU (benchmarks).
 
         Raises:
             ModelLoadError: if the model, its heads or the memory for them cannot be had.
         """
         self._config = config
         self._clock = clock
+        self._capture = capture
         self._modelled = clock if isinstance(clock, ModelledClock) else None
         spec = ModelSpec.from_directory(config.model.directory)
         self._max_model_len = config.model.max_model_len or spec.max_position_embeddings
@@ -265,8 +268,10 @@ class ModelWorker:
         progress: Progress | None,
     ) -> SegmentRunner:
         """Graphs on a GPU, unless they are not wanted."""
-        decoder, config = self.decoder, self._config
-        if decoder.ops.name != "cuda" or config.model.enforce_eager:
+        decoder, config, capture = self.decoder, self._config, self._capture
+        if capture is None and decoder.ops.name == "cuda" and not config.model.enforce_eager:
+            capture = CudaCapture()
+        if capture is None:
             return EagerRunner(decoder, segments, cache)
         if progress is not None:
             progress("capturing graphs", 0.0)
@@ -278,7 +283,7 @@ class ModelWorker:
             spare_slot=self._spare_slot,
             token_counts=token_counts_for(max_rows * (1 + drafts)),
         )
-        runner = GraphRunner(decoder, segments, cache, limits, CudaCapture())
+        runner = GraphRunner(decoder, segments, cache, limits, capture)
         runner.prepare()
         return runner
 

@@ -1,0 +1,244 @@
+"""What the host does around a step, and how much of it a GPU feels: `python -m benchmarks.host`.
+
+Scheduler, worker and graphs as they serve on a GPU, on a device that is only imagined: its parts
+take the time they are said to, and all else is the Python of a step on this machine, in CPU time.
+What is not in it: what launching a kernel or a graph takes the host, and sending to a GPU. Needs
+torch only.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean
+
+import torch
+
+from benchmarks.gpu.shapes import Shape, random_decoder, write_heads
+from benchmarks.imagined_device import Costs, DeviceClock, ImaginedOps, Work
+from benchmarks.machine import describe_machine, print_facts
+from engine.config import CacheConfig, EngineConfig, ExitsConfig, ModelConfig, SchedulerConfig
+from engine.model.exit_head import ExitHeads, load_heads
+from engine.offline import OfflineEngine
+from engine.pauses import sparing_what_is_loaded
+from engine.plan import RowResult, StepPlan, StepResult, WorkerInfo
+from engine.request import GenerationRequest, SamplingParams, Structure
+from engine.worker.chances import Chances
+from engine.worker.cost_curve import CostCurve
+from engine.worker.cost_model import CostModel
+from engine.worker.decode_step import split_layers
+from engine.worker.drafting import Drafting
+from engine.worker.exit_look import ExitLook
+from engine.worker.exit_policy import ExitPolicy
+from engine.worker.graph_runner import HeadGraph
+from engine.worker.policy_drafter import PolicyDrafter
+from engine.worker.sampler import Sampler
+from engine.worker.worker import ModelWorker
+
+_SHAPE = Shape(
+    name="imagined",
+    hidden=4,
+    feed_forward=4,
+    layers=30,
+    heads=1,
+    kv_heads=1,
+    vocabulary=1024,
+    is_tied=True,
+    positions=4096,
+    reduced_vocabulary=1024,
+)
+_EXIT_LAYERS = [0]
+_PROMPT = 64  # tokens
+_LEFT_OUT = 0.25  # of the steps, at either end: other work on the machine
+_HOST_S = 1e-4  # a look's, and a step's end: what the policy begins with, before it sees them
+_LARGE_S = 180e-6  # a layer of a model with which drafts pay whatever the host does
+FIGURES = ("tokens", "drafts", "launches", "reads", "worker", "scheduler", "felt")
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way of serving."""
+
+    name: str
+    drafts: bool = True
+    lookup: bool = False
+    agreement: float = 0.8  # of a head with the model
+    period: int = 1000  # tokens after which texts repeat themselves
+    layer_s: float = 18e-6  # a small model's: 0.6 ms a pass
+
+
+WAYS = {
+    way.name: way
+    for way in (
+        Way("plain", drafts=False),
+        Way("no draft pays", agreement=0.0),
+        Way("heads draft", layer_s=_LARGE_S),
+        Way("look-ups and heads draft", lookup=True, period=48, layer_s=_LARGE_S),
+    )
+}
+CASES = [
+    *(("plain", rows, 0.0) for rows in (1, 16, 64)),
+    *(("plain", rows, 0.8) for rows in (1, 16, 64)),
+    *(("no draft pays", rows, 0.0) for rows in (1, 16, 64)),
+    *(("heads draft", rows, temperature) for rows in (1, 16) for temperature in (0.0, 0.8)),
+    *(("look-ups and heads draft", 1, temperature) for temperature in (0.0, 0.8)),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One that only decoded."""
+
+    between: Work  # since the step before
+    inside: Work
+    rows: Sequence[RowResult]
+
+
+class WatchedWorker:
+    """A worker whose steps are kept."""
+
+    def __init__(self, worker: ModelWorker, clock: DeviceClock) -> None:
+        self.info: WorkerInfo = worker.info
+        self.steps: list[Step] = []
+        self._worker = worker
+        self._clock = clock
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """See `SynchronousWorker.execute`."""
+        between = self._clock.tell()
+        result = self._worker.execute(plan)
+        inside = self._clock.tell()
+        if all(row.only_decodes for row in plan.rows) and not plan.started:
+            self.steps.append(Step(between, inside, result.rows))
+        self._clock.tell()
+        return result
+
+    def prepare(self, structure: Structure) -> None:
+        """See `SynchronousWorker.prepare`."""
+
+    def rest(self, *, is_idle: bool) -> bool:
+        """See `SynchronousWorker.rest`."""
+        return self._worker.rest(is_idle=is_idle)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--steps", type=int, default=400, help="of every case (%(default)s)")
+    parser.add_argument("--only", metavar="TEXT", default="", help="ways with this in their name")
+    args = parser.parse_args()
+    print_facts(describe_machine())
+    print("\na step's tokens and drafts per row, launches and reads, and microseconds of the host:")
+    print(f"{'':<26}{'rows':>6}{'T':>6}" + "".join(name.rjust(11) for name in FIGURES))
+    with tempfile.TemporaryDirectory() as folder:
+        engines: dict[str, tuple[OfflineEngine, WatchedWorker]] = {}
+        for name, rows, temperature in CASES:
+            if args.only not in name:
+                continue
+            if name not in engines:
+                engines[name] = make_engine(WAYS[name], Path(folder))
+            engine, worker = engines[name]
+            figures = _measure(engine, worker, rows, temperature, args.steps)
+            cells = "".join(f"{figures[figure]:>11.2f}" for figure in FIGURES)
+            print(f"{name:<26}{rows:>6}{temperature:>6}{cells}", flush=True)
+
+
+def make_engine(way: Way, folder: Path) -> tuple[OfflineEngine, WatchedWorker]:
+    """An engine on the imagined device, and its worker."""
+    clock = DeviceClock()
+    costs = Costs(layer_s=way.layer_s, logits_s=3 * way.layer_s, head_s=2 * way.layer_s)
+    ops = ImaginedOps(clock, costs, _SHAPE.vocabulary, period=way.period, agreement=way.agreement)
+    directory = _SHAPE.write(folder / _SHAPE.name)
+    decoder = random_decoder(_SHAPE, directory, ops)
+    config = EngineConfig(
+        model=ModelConfig(directory=directory, device="cpu", num_threads=1),
+        cache=CacheConfig(kv_cache_memory_bytes=1 << 27),
+        scheduler=SchedulerConfig(max_num_seqs=64),
+        exits=ExitsConfig(lookup=way.lookup),
+    )
+    drafting = None
+    if way.drafts:
+        heads = load_heads(write_heads(_SHAPE, _EXIT_LAYERS, folder / "heads"), decoder)
+        drafting = _drafting(heads, ops, clock, way)
+    drafter = None if drafting is None else drafting.drafter
+    worker = ModelWorker(
+        config, drafter=drafter, decoder=decoder, clock=clock, capture=clock.capture
+    )
+    worker.drafting = drafting
+    watched = WatchedWorker(worker, clock)
+    return OfflineEngine(config, watched), watched
+
+
+def _drafting(heads: ExitHeads, ops: ImaginedOps, clock: DeviceClock, way: Way) -> Drafting:
+    """By the policy, as on a GPU: the costs it begins with are the device's."""
+    costs, like = ops.costs, torch.zeros(1, _SHAPE.hidden)
+    graphs = [HeadGraph(head, like, clock.capture) for head in heads.heads]
+    heads = replace(heads, heads=graphs)
+    segments = [
+        _curve(costs, costs.layer_s * segment.num_layers)
+        for segment in split_layers(_SHAPE.layers, _EXIT_LAYERS)
+    ]
+    looks = [_curve(costs, costs.head_s + costs.expect_s + _HOST_S) for _ in _EXIT_LAYERS]
+    cost = CostModel(segments, looks, _curve(costs, costs.logits_s + costs.sample_s + _HOST_S))
+    policy = ExitPolicy(len(_EXIT_LAYERS), cost, follows_cost=True)
+    chances = Chances(heads.exit_layers, heads.calibration)
+    drafter = PolicyDrafter(
+        policy,
+        chances,
+        exit_layers=heads.exit_layers,
+        exit_look=ExitLook(heads, Sampler(ops)),
+        has_lookup=way.lookup,
+        clock=clock,
+        is_queued=True,
+    )
+    return Drafting(drafter=drafter, policy=policy, chances=chances, cost=cost)
+
+
+def _curve(costs: Costs, seconds: float) -> CostCurve:
+    counts = [1, 64]
+    return CostCurve(counts, [costs.of(seconds, count) for count in counts])
+
+
+def requests(rows: int, temperature: float, num_tokens: int) -> list[GenerationRequest]:
+    """So many, with prompts of their own."""
+    return [
+        GenerationRequest(
+            request_id=str(index),
+            prompt_token_ids=tuple(range(2 + index, 2 + index + _PROMPT)),
+            sampling=SamplingParams(
+                temperature=temperature, seed=index, max_tokens=num_tokens, ignore_eos=True
+            ),
+        )
+        for index in range(rows)
+    ]
+
+
+def _measure(
+    engine: OfflineEngine, worker: WatchedWorker, rows: int, temperature: float, num_steps: int
+) -> dict[str, float]:
+    """A step's figures: without the quickest and the slowest ones."""
+    worker.steps.clear()
+    with sparing_what_is_loaded():
+        engine.generate(requests(rows, temperature, num_steps))
+    steps = [step for step in worker.steps if len(step.rows) == rows]
+    steps = steps[len(steps) // 2 :]  # warmed up, and the policy knows what it does
+    return {
+        "tokens": mean(len(row.token_ids) for step in steps for row in step.rows),
+        "drafts": mean(len(row.drafts) for step in steps for row in step.rows),
+        "launches": mean(step.inside.num_launches for step in steps),
+        "reads": mean(step.inside.num_reads for step in steps),
+        "worker": _middle([step.inside.host_s for step in steps]) * 1e6,
+        "scheduler": _middle([step.between.host_s for step in steps]) * 1e6,
+        "felt": _middle([step.between.felt_s + step.inside.felt_s for step in steps]) * 1e6,
+    }
+
+
+def _middle(seconds: Sequence[float]) -> float:
+    """Mean of the middle ones."""
+    count = int(len(seconds) * _LEFT_OUT)
+    return mean(sorted(seconds)[count : len(seconds) - count])
+
+
+if __name__ == "__main__":
+    main()
