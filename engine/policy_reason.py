@@ -1,5 +1,6 @@
 """What the exit policy is doing and why, as the worker tells it with every step's result."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -32,13 +33,14 @@ _TEXTS = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True)  # made for every step: frozen, or by keywords, it takes twice as long
 class PolicyReport:
     """The policy's state after a step."""
 
     reason: PolicyReason = PolicyReason.OFF
-    details: str = ""  # figures, for people
     speedup: float = 1.0  # recent steps against the model of plain ones, as the policy has it
+    pause: int = 0  # steps until it tries again
+    looks: tuple[float, ...] = ()  # tokens that a look brings, by exit
 
     @property
     def is_drafting(self) -> bool:
@@ -52,4 +54,14 @@ class PolicyReport:
     @property
     def text(self) -> str:
         """All of it, for people."""
-        return f"{self.reason.text}; {self.details}" if self.details else self.reason.text
+        return "; ".join((self.reason.text, *self._figures))
+
+    @property
+    def _figures(self) -> Iterator[str]:
+        if self.pause:
+            yield f"tries again in {self.pause} steps"
+        if self.reason in (PolicyReason.DRAFTING, PolicyReason.PROBING):
+            yield f"{self.speedup:.2f}x plain over recent steps"
+        if self.looks:
+            worths = ", ".join(f"{worth:.2f}" for worth in self.looks)
+            yield f"a look at an exit brings {worths} tokens"

@@ -24,6 +24,7 @@ from engine.worker.cost_model import CostModel
 from engine.worker.decode_step import DecodeStep
 from engine.worker.exit_look import Arrival, Opinion, first_unseen
 from engine.worker.exit_policy import ExitPolicy, StepEstimate
+from engine.worker.kv_cache import KvCache
 from engine.worker.policy_drafter import PolicyDrafter
 from engine.worker.row import Row
 from engine.worker.segment_runner import NewestTokens
@@ -158,7 +159,9 @@ class Replay:
             threshold=threshold,
         )
         runner = _RecordedRunner(self._spec.vocab_size)
-        step = DecodeStep(self._decoder, [], _BLOCK_SIZE, drafter=drafter, runner=runner)
+        step = DecodeStep(
+            self._decoder, KvCache(torch.empty(0, 2)), _BLOCK_SIZE, drafter=drafter, runner=runner
+        )
         seconds = 0.0
         for number, (start, end) in enumerate(self._spans):
             look.begin(start)

@@ -34,9 +34,19 @@ def _signed(z: int) -> int:
     return z - (1 << 64) if z >> 63 else z
 
 
+class NoiseKeys:
+    """Keys of one seed's noise by position, as signed 64-bit integers (what tensors can hold)."""
+
+    def __init__(self, seed: int) -> None:
+        self._start = _mix(seed & _MASK)
+
+    def __call__(self, position: int) -> int:
+        return _signed(_mix((self._start + position * _GOLDEN) & _MASK))
+
+
 def noise_key(seed: int, position: int) -> int:
-    """The key of one position's noise, as a signed 64-bit integer (what tensors can hold)."""
-    return _signed(_mix((_mix(seed & _MASK) + position * _GOLDEN) & _MASK))
+    """The key of one position's noise."""
+    return NoiseKeys(seed)(position)
 
 
 def _mix_tensor(z: Tensor) -> Tensor:

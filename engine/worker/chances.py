@@ -7,8 +7,8 @@ few only.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from math import log, log2
+from typing import NamedTuple
 
 from engine.model.exit_head import Calibration
 from engine.model.noise import MEAN_GUMBEL
@@ -26,8 +26,7 @@ _HEAD_SEED = (0.0, 1.0, 0.0, 0.0)
 _SECOND_SEED = {True: (0.05, 1.1, -0.3), False: (-0.2, 0.9, 0.1)}
 
 
-@dataclass(frozen=True, slots=True)
-class Chance:
+class Chance(NamedTuple):
     """What a guess is thought worth, and what to remember for when its verdict is in."""
 
     probability: float

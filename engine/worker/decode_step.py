@@ -31,14 +31,14 @@ import torch
 from torch import Tensor
 
 from engine.model.decoder import Decoder, Segment
-from engine.model.ops.interface import LayerCache
 from engine.plan import RowPlan, RowResult
 from engine.worker.drafter import Drafter
 from engine.worker.exit_look import Arrival
 from engine.worker.exit_policy import StepEstimate
 from engine.worker.forward_batch import BlockTables, ForwardBatch, TokenRef
-from engine.worker.kv_cache import copy_token
+from engine.worker.kv_cache import KvCache
 from engine.worker.learning.recorder import Recorder
+from engine.worker.prompt_reader import wants_reading
 from engine.worker.row import Row
 from engine.worker.segment_runner import EagerRunner, SegmentRunner
 from engine.worker.sequence_state import SequenceState
@@ -79,7 +79,7 @@ class DecodeStep:
     def __init__(
         self,
         decoder: Decoder,
-        cache: Sequence[LayerCache],
+        cache: KvCache,
         block_size: int,
         *,
         drafter: Drafter | None = None,
@@ -129,12 +129,21 @@ class DecodeStep:
         )
         if self._recorder is not None:
             self._recorder.begin()
-        descend = self._draft_and_descend if self._drafts(rows, estimate) else self._descend
-        refs, hidden = descend(rows, batch, estimate)
+        refs: Sequence[TokenRef] = ()
+        drafts = self._drafts(rows, estimate)
+        is_plain = not drafts and self._is_plain(rows)
+        if is_plain:
+            hidden = self._pass(rows, batch, estimate)
+        else:
+            descend = self._draft_and_descend if drafts else self._descend
+            refs, hidden = descend(rows, batch, estimate)
         started = self._clock()
         keeps_states = self._drafter is not None and self._drafter.wants_states(rows)
-        results = self._verifier.verify(rows, refs, hidden, keeps_states=keeps_states)
-        self._settle(rows, batch)
+        if is_plain:
+            results = self._verifier.next_tokens(rows, hidden, keeps_states=keeps_states)
+        else:
+            results = self._verifier.verify(rows, refs, hidden, keeps_states=keeps_states)
+            self._settle(rows, batch)
         estimate.last_seconds = self._clock() - started
         if self._drafter is not None:
             self._drafter.learn(rows, results, estimate)
@@ -148,17 +157,28 @@ class DecodeStep:
         drafter.look_up(rows, estimate)
         return any(row.drafts for row in rows) or drafter.will_look(rows, estimate)
 
+    def _is_plain(self, rows: Sequence[Row]) -> bool:
+        """Whether a step without drafts has one token of every row, and nobody wants to see more of
+        it than the next ones.
+        """
+        if self._recorder is not None:
+            return False
+        return all(row.plan.only_decodes and not wants_reading(row.plan, row.state) for row in rows)
+
+    def _pass(self, rows: Sequence[Row], batch: ForwardBatch, estimate: StepEstimate) -> Tensor:
+        """Rows' newest tokens through all layers, in one call if the runner has such a call."""
+        hidden = self._runner.run_through(batch.newest([row.state.token_ids[-1] for row in rows]))
+        if hidden is None:
+            _, hidden = self._descend(rows, batch, estimate)
+        elif self._drafter is not None:
+            self._drafter.note_pass(len(rows), estimate)
+        return hidden
+
     def _descend(
         self, rows: Sequence[Row], batch: ForwardBatch, estimate: StepEstimate
     ) -> tuple[list[TokenRef], Tensor]:
-        """Every known token from the first layer to the last, without a draft."""
+        """Every known token from the first layer to the last, part by part, without a draft."""
         refs, token_ids = _take_waiting(rows)
-        if self._recorder is None and all(row.plan.only_decodes for row in rows):
-            hidden = self._runner.run_through(batch.newest(refs, token_ids))
-            if hidden is not None:
-                if self._drafter is not None:
-                    self._drafter.note_pass(len(refs), estimate)
-                return refs, hidden
         hidden = self._runner.embed(batch.int32(token_ids))
         started = self._clock()
         tokens = batch.tokens(refs)
@@ -244,7 +264,7 @@ class DecodeStep:
             if row.taken is not None:
                 place = TokenRef(index, row.position_of(row.taken))
                 aside = batch.slot(place._replace(spare=row.taken.spare))
-                copy_token(self._cache, aside, batch.slot(place))
+                self._cache.copy_token(aside, batch.slot(place))
 
 
 def _take_waiting(rows: Sequence[Row]) -> tuple[list[TokenRef], list[int]]:

@@ -10,7 +10,6 @@ from engine.checkpoint.cache import cache_root
 from engine.config import EngineConfig
 from engine.model.decoder import Decoder
 from engine.model.exit_head import ExitHeads
-from engine.model.ops.interface import LayerCache
 from engine.worker.backend import describe_heads, describe_machine
 from engine.worker.chances import Chances
 from engine.worker.cost_model import CostModel
@@ -20,6 +19,7 @@ from engine.worker.dummy_rows import DummyRows
 from engine.worker.exit_look import ExitLook
 from engine.worker.exit_policy import ExitPolicy
 from engine.worker.graph_runner import GraphRunner
+from engine.worker.kv_cache import KvCache
 from engine.worker.modelled_clock import ModelledClock
 from engine.worker.policy_drafter import PolicyDrafter
 from engine.worker.sampler import Sampler
@@ -43,7 +43,7 @@ class DraftingMaker:
     config: EngineConfig
     decoder: Decoder
     runner: SegmentRunner
-    cache: Sequence[LayerCache]
+    cache: KvCache
     clock: Clock  # a `ModelledClock` brings its costs along: nothing is measured, nor corrected
     numbers: str  # what is computed in
     is_queued: bool  # calls return before the device has computed

@@ -79,21 +79,17 @@ class DraftingSwitch:
         """Tokens per second of recent steps; 0.0 before there are any."""
         return self.speedup * self._plain_rate if self._spent else 0.0
 
-    def report(self, more: str) -> PolicyReport:
+    def report(self, looks: tuple[float, ...] = ()) -> PolicyReport:
         """Whether it is on, and why.
 
         Args:
-            more: Details of drafting, while it is.
+            looks: Tokens that a look brings, by exit.
         """
         if not self.is_on:
-            details = f"tries again in {self._paused_for} steps"
-            return PolicyReport(reason=self._paused_because, details=details)
+            return PolicyReport(self._paused_because, pause=self._paused_for)
         is_new = self._steps < _MIN_STEPS
-        return PolicyReport(
-            reason=PolicyReason.PROBING if is_new else PolicyReason.DRAFTING,
-            details=f"{self.speedup:.2f}x plain over recent steps{more}",
-            speedup=self.speedup,
-        )
+        reason = PolicyReason.PROBING if is_new else PolicyReason.DRAFTING
+        return PolicyReport(reason, self.speedup, looks=looks)
 
     def observe(self, plain_s: float, step: StepOutcome) -> None:
         """Learn what a step brought; switches off where drafts do not pay.

@@ -5,11 +5,10 @@ On a device that computes after calls have returned, a part's own time says litt
 it waits for the host, the longer the more rows there are.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from engine.model.decoder import Decoder
 from engine.model.exit_head import ExitHeads
-from engine.model.ops.interface import LayerCache
 from engine.plan import RowPlan, RowResult, SequenceStart
 from engine.worker.chances import Chances
 from engine.worker.cost_curve import CostCurve
@@ -17,6 +16,7 @@ from engine.worker.cost_model import CostModel
 from engine.worker.decode_step import DecodeStep
 from engine.worker.exit_look import ExitLook
 from engine.worker.exit_policy import ExitPolicy
+from engine.worker.kv_cache import KvCache
 from engine.worker.policy_drafter import PolicyDrafter
 from engine.worker.sampler import Sampler
 from engine.worker.segment_runner import SegmentRunner
@@ -31,7 +31,7 @@ class DummyRows:
     def __init__(
         self,
         decoder: Decoder,
-        cache: Sequence[LayerCache],
+        cache: KvCache,
         runner: SegmentRunner,
         heads: ExitHeads | None,
     ) -> None:

@@ -6,9 +6,9 @@ token's estimate reads. Decides nothing.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import islice
 from math import exp, isnan, nan
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,16 +21,14 @@ from engine.worker.sampler import Sampler
 from engine.worker.upload import upload
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
+class Arrival(NamedTuple):
     """A row whose newest token has just arrived at an exit."""
 
     row: Row
     places: list[int]  # of its pending tokens in the call; the newest is the last
 
 
-@dataclass(frozen=True, slots=True)
-class Opinion:
+class Opinion(NamedTuple):
     """What a head expects behind one pending token.
 
     Confidence is the winner's softmax share of the scores under the row's own noise, which at

@@ -14,6 +14,7 @@ rejection so far).
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import inf
+from typing import NamedTuple
 
 from engine.policy_reason import PolicyReport
 from engine.worker.cost_model import CostModel
@@ -25,8 +26,7 @@ _REST = 8  # steps for which no look would pay if it does not in one
 _NEGLIGIBLE = 0.01  # a survival below it is not worth the arithmetic
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A draft that a head offers to a row."""
 
     gain: float  # expected tokens with it, less those of the drafts it would replace
@@ -81,8 +81,7 @@ class ExitPolicy:
     @property
     def report(self) -> PolicyReport:
         """Whether drafting is on or off, and why."""
-        looks = ", ".join(f"{account.worth:.2f}" for account in self._looks)
-        return self._switch.report(f"; a look at an exit brings {looks} tokens" if looks else "")
+        return self._switch.report(tuple([account.worth for account in self._looks]))
 
     def begin(self, step: StepEstimate, *, may_control: bool) -> None:
         """A step begins: learn what the parts of the last one took, and take off this one's seconds

@@ -31,15 +31,20 @@ class BlockTables:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._sent: tuple[list[list[int]], Tensor] | None = None
+        # As they were sent: a list may have grown since, but keeps what it had.
+        self._tables: list[list[int]] = []
+        self._lengths: list[int] = []
+        self._sent = torch.empty(0, 0, dtype=torch.int32, device=device)
 
-    def of(self, tables: Sequence[Sequence[int]]) -> Tensor:
+    def of(self, tables: list[list[int]]) -> Tensor:
         """[rows, most blocks] int32; the same tensor while the tables are. Not to be written to."""
-        width = max(map(len, tables))
-        padded = [[*table, *[0] * (width - len(table))] for table in tables]
-        if self._sent is None or self._sent[0] != padded:
-            self._sent = (padded, upload(padded, torch.int32, self._device))
-        return self._sent[1]
+        lengths = [*map(len, tables)]
+        if lengths != self._lengths or tables != self._tables:
+            width = max(lengths)
+            padded = [[*table, *[0] * (width - len(table))] for table in tables]
+            self._tables, self._lengths = tables, lengths
+            self._sent = upload(padded, torch.int32, self._device)
+        return self._sent
 
 
 class ForwardBatch:
@@ -57,6 +62,7 @@ class ForwardBatch:
         spare_slots: For tokens that stand aside.
         """
         self._spare_slots = spare_slots
+        self._rows = rows
         self._tables = [row.block_table for row in rows]
         self._block_size = block_size
         self._device = device
@@ -74,9 +80,14 @@ class ForwardBatch:
             block_size=self._block_size,
         )
 
-    def newest(self, refs: Sequence[TokenRef], token_ids: Sequence[int]) -> NewestTokens:
-        """The given tokens, not sent yet."""
-        return NewestTokens(token_ids, self._places(refs), self._block_tables)
+    def newest(self, token_ids: Sequence[int]) -> NewestTokens:
+        """Every row's first token, not sent yet."""
+        size = self._block_size
+        positions = [row.start for row in self._rows]
+        tables = zip(self._tables, positions, strict=True)
+        slots = [table[place // size] * size + place % size for table, place in tables]
+        places = (positions, slots, [*range(len(positions))])
+        return NewestTokens(token_ids, places, self._block_tables)
 
     def _places(self, refs: Sequence[TokenRef]) -> list[list[int]]:
         """Positions, slots and rows."""

@@ -8,6 +8,7 @@ logits: between two such steps a GPU has nothing to do. Knows the decoder's part
 drafts; how a graph is captured is given to it, so that a CPU can test the rest.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -315,4 +316,5 @@ def token_counts_for(most: int) -> Sequence[int]:
 
 def fitting(sizes: Sequence[int], wanted: int) -> int | None:
     """The smallest of ascending sizes that holds what is wanted; None: none does."""
-    return next((size for size in sizes if size >= wanted), None)
+    place = bisect_left(sizes, wanted)
+    return sizes[place] if place < len(sizes) else None

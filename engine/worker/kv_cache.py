@@ -20,38 +20,40 @@ def block_size_bytes(spec: ModelSpec, block_size: int, dtype: torch.dtype) -> in
     return per_token * block_size * dtype.itemsize
 
 
+class KvCache(list[LayerCache]):
+    """Layers' keys and values, all in one piece of memory."""
+
+    def __init__(self, whole: Tensor) -> None:
+        """Args:
+        whole: [L, 2, N * B, Hkv, D], a layer's keys before its values.
+        """
+        super().__init__(LayerCache(keys=keys, values=values) for keys, values in whole)
+        self._whole = whole
+
+    def copy_token(self, source: int, target: int) -> None:
+        """One token's keys and values of all layers, from slot to slot, in one launch."""
+        self._whole[:, :, target] = self._whole[:, :, source]
+
+
 def allocate_cache(
     spec: ModelSpec, num_blocks: int, block_size: int, *, dtype: torch.dtype, device: torch.device
-) -> Sequence[LayerCache]:
-    """One `LayerCache` per layer. Most memory is left untouched: the system hands out pages as
-    blocks are first used.
+) -> KvCache:
+    """A pool of so many blocks. Most memory of a CPU's is left untouched: the system hands out
+    pages as blocks are first used.
     """
     shape = (num_blocks * block_size, spec.num_kv_heads, spec.head_size)
     if device.type == "cpu":
         return map_layers(spec.num_layers, shape, dtype)
-    return [
-        LayerCache(
-            keys=torch.empty(shape, dtype=dtype, device=device),
-            values=torch.empty(shape, dtype=dtype, device=device),
-        )
-        for _ in range(spec.num_layers)
-    ]
+    return KvCache(torch.empty(spec.num_layers, 2, *shape, dtype=dtype, device=device))
 
 
-def copy_token(cache: Sequence[LayerCache], source: int, target: int) -> None:
-    """One token's keys and values of all layers, from slot to slot."""
-    for layer in cache:
-        layer.keys[target] = layer.keys[source]
-        layer.values[target] = layer.values[source]
-
-
-def map_layers(num_layers: int, shape: Sequence[int], dtype: torch.dtype) -> Sequence[LayerCache]:
+def map_layers(num_layers: int, shape: Sequence[int], dtype: torch.dtype) -> KvCache:
     """Layers' keys and values, each of the shape, one after another in a CPU's memory."""
     whole = (num_layers, 2, *shape)
     pool = _map_memory(math.prod(whole) * dtype.itemsize).view(dtype).view(whole)
     # Two huge pages a layer to begin with: else the first prompt waits for all of them.
     pool[:, :, 0] = 0
-    return [LayerCache(keys=keys, values=values) for keys, values in pool]
+    return KvCache(pool)
 
 
 def _map_memory(num_bytes: int) -> Tensor:

@@ -4,6 +4,7 @@ the step.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -14,8 +15,7 @@ from engine.worker.sample_point import SamplePoint
 from engine.worker.sequence_state import SequenceState
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
+class Draft(NamedTuple):
     """A pending token: looked up or predicted at an exit, not yet verified."""
 
     token_id: int
@@ -39,8 +39,7 @@ class Alternate:
     spare: int  # which of the step's spare slots; no other alternate has it
 
 
-@dataclass(frozen=True, slots=True)
-class Guess:
+class Guess(NamedTuple):
     """What some source expected behind a run of drafts, drafted or not."""
 
     path: tuple[int, ...]  # those drafts

@@ -1,7 +1,7 @@
 """Where a token is to be chosen, and among which columns."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -11,8 +11,7 @@ from engine.worker.token_bits import TokenBits, has_token
 from engine.worker.token_wishes import TokenValues
 
 
-@dataclass(frozen=True, slots=True)
-class SamplePoint:
+class SamplePoint(NamedTuple):
     """A position whose token is to be chosen."""
 
     state: SequenceState

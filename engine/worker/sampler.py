@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.model.noise import noise_key
 from engine.model.ops.interface import Ops
 from engine.worker.processors import has_processors, process
 from engine.worker.sample_point import ReducedVocabulary, SamplePoint
-from engine.worker.sequence_state import SequenceState
 from engine.worker.upload import upload, upload_all
+
+_ZEROS = 64  # tokens of most steps
 
 
 class Sampler:
@@ -25,6 +25,7 @@ class Sampler:
 
     def __init__(self, ops: Ops) -> None:
         self._ops = ops
+        self._made: dict[torch.dtype, Tensor] = {}
 
     def scores(
         self,
@@ -53,10 +54,13 @@ class Sampler:
         reduced: ReducedVocabulary | None = None,
     ) -> list[int]:
         """Column chosen per row; -1 for a row with NaN."""
-        inverse = [_inverse_temperature(point.state) for point in points]
-        scales, keys = upload_all(
-            [(inverse, torch.float32), (_keys(points), torch.int64)], scores.device
-        )
+        if _are_greedy(points):
+            scales, keys = self._zeros(len(points)), self._zeros(len(points), torch.int64)
+        else:
+            inverse = [point.state.inverse_temperature for point in points]
+            scales, keys = upload_all(
+                [(inverse, torch.float32), (_keys(points), torch.int64)], scores.device
+            )
         token_ids = None if reduced is None else reduced.ids.token_ids
         return self._ops.sample(scores, scales, keys, token_ids).tolist()
 
@@ -69,25 +73,36 @@ class Sampler:
         followers: Sequence[int],
     ) -> list[list[float]]:
         """What an exit head expects, five numbers per row: see `Ops.expect`."""
-        is_greedy = all(point.state.is_greedy for point in points)
-        asked: list[tuple[Sequence[Any], torch.dtype]] = [
-            (followers, torch.int64),
-            ([point.state.start.temperature for point in points], torch.float32),
-        ]
-        if not is_greedy:
-            asked.append((_keys(points), torch.int64))
-        columns, temperatures, *keys = upload_all(asked, scores.device)
-        expected = self._ops.expect(
-            scores, other, temperatures, None if is_greedy else keys[0], reduced.ids, columns
-        )
+        keys: Tensor | None = None
+        if _are_greedy(points):
+            temperatures, columns = self._zeros(len(points)), self._zeros(len(points), torch.int64)
+            if any(followers):
+                columns = upload(followers, torch.int64, scores.device)
+        else:
+            asked: list[tuple[Sequence[Any], torch.dtype]] = [
+                ([point.state.start.temperature for point in points], torch.float32),
+                (_keys(points), torch.int64),
+                (followers, torch.int64),
+            ]
+            temperatures, keys, columns = upload_all(asked, scores.device)
+        expected = self._ops.expect(scores, other, temperatures, keys, reduced.ids, columns)
         # One read, because a GPU is waited for each time; doubles hold columns as they are.
         facts: list[list[float]] = expected.tolist()
         return facts
 
+    def _zeros(self, count: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """So many, on the device; they are made once. Not to be written to."""
+        zeros = self._made.get(dtype)
+        if zeros is None or len(zeros) < count:
+            zeros = self._made[dtype] = torch.zeros(
+                max(count, _ZEROS), dtype=dtype, device=self._ops.device
+            )
+        return zeros[:count]
 
-def _inverse_temperature(state: SequenceState) -> float:
-    return 0.0 if state.is_greedy else 1.0 / state.start.temperature
+
+def _are_greedy(points: Sequence[SamplePoint]) -> bool:
+    return all(point.state.is_greedy for point in points)
 
 
 def _keys(points: Sequence[SamplePoint]) -> list[int]:
-    return [noise_key(point.state.start.seed, point.position) for point in points]
+    return [point.state.noise_key(point.position) for point in points]

@@ -3,8 +3,7 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -12,8 +11,7 @@ from engine.model.decoder import Decoder, Segment
 from engine.model.ops.interface import LayerCache, TokenBatch
 
 
-@dataclass(frozen=True, slots=True)
-class NewestTokens:
+class NewestTokens(NamedTuple):
     """One token of every row, where it stands, and nothing else: what a step has that decodes
     without drafts.
     """

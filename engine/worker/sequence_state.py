@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from engine.model.noise import NoiseKeys
 from engine.plan import SequenceStart
 from engine.worker.lookup import Lookup
 from engine.worker.structure import StructureState
@@ -29,6 +30,9 @@ class SequenceState:
         self.token_ids: list[int] = list(start.token_ids)
         self.last_hidden: Tensor | None = None  # [E]
         self.hidden_sum: Tensor | None = None  # [E] float64: of the prompt so far, to be pooled
+        self.is_greedy = start.temperature == 0.0  # tokens are chosen without noise
+        self.inverse_temperature = 0.0 if self.is_greedy else 1.0 / start.temperature
+        self.noise_key = NoiseKeys(start.seed)  # by position
         self.lookup = Lookup(self.token_ids)
         self.wishes = TokenWishes(start)
         self.counts: TokenCounts | None = None  # where penalties ask for them
@@ -40,11 +44,6 @@ class SequenceState:
     def sequence_id(self) -> int:
         """The scheduler's id."""
         return self.start.sequence_id
-
-    @property
-    def is_greedy(self) -> bool:
-        """Whether tokens are chosen without noise."""
-        return self.start.temperature == 0.0
 
     def num_output_tokens(self, num_drafts: int = 0) -> int:
         """Output tokens known, drafts before the position included."""

@@ -7,9 +7,8 @@ Knows nothing of exit heads or of how the states came to be.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 
 import torch
@@ -25,6 +24,7 @@ from engine.worker.learning.recorder import Recorder
 from engine.worker.logprobs import Wanted, read_for_rows
 from engine.worker.prompt_reader import NotNumbers, PromptReader, wants_reading
 from engine.worker.row import Alternate, Draft, Row
+from engine.worker.sample_point import SamplePoint
 from engine.worker.sampler import Sampler
 from engine.worker.segment_runner import SegmentRunner
 from engine.worker.upload import upload
@@ -34,14 +34,6 @@ logger = logging.getLogger(__name__)
 _NOT_NUMBERS = "the model's logits are not numbers"
 _NO_RESULT = "the row's result could not be made"
 _DEAD_END = "at some point of the output no token of the vocabulary is allowed"
-
-
-@dataclass(frozen=True, slots=True)
-class _Outcome:
-    """What a row's client gets, and what its state takes over."""
-
-    result: RowResult
-    hidden_sum: Tensor | None = None  # [E], of a prompt to be pooled
 
 
 class Verifier:
@@ -82,27 +74,60 @@ class Verifier:
         places = {ref: place for place, ref in enumerate(refs)}
         pending = [[places[ref] for ref in row.pending_refs(i)] for i, row in enumerate(rows)]
         last_hidden = _states_at(hidden, [place for mine in pending for place in mine])
-        choices, logits = self._choose(rows, last_hidden)
         firsts = [0, *accumulate(map(len, pending))]
-        outcomes = []
+        choices, logits = self._choose(rows, last_hidden)
+        results: list[RowResult] = []
+        hidden_sums: list[Tensor | None] = []
         for index, row in enumerate(rows):
             mine = slice(firsts[index], firsts[index + 1])
             known = _known_states(index, row, places, hidden)
-            outcomes.append(
-                self._outcome_alone(row, choices[mine], partial(logits.__getitem__, mine), known)
-            )
-        outcomes = _with_logprobs(rows, outcomes, firsts, logits)
-        newest = _newest_states(rows, outcomes, firsts, last_hidden) if keeps_states else {}
-        results = [outcome.result for outcome in outcomes]
+            result, hidden_sum = self._result(row, choices[mine], known)
+            results.append(result)
+            hidden_sums.append(hidden_sum)
+        if -1 in choices:
+            results = _without_choice(rows, results, firsts, logits)
+        results = _with_logprobs(rows, results, firsts, logits)
+        newest = _newest_states(rows, results, firsts, last_hidden) if keeps_states else {}
         results = _without_broken_prompts(rows, refs, hidden, results)
         if self._recorder is not None:
             self._recorder.see_verified(rows, results, last_hidden, logits)
         # Nothing raises from here on: a step changes all its states or none.
-        for index, (row, outcome) in enumerate(zip(rows, outcomes, strict=True)):
-            row.state.hidden_sum = outcome.hidden_sum
-            if outcome.result.token_ids:
-                row.state.append(outcome.result.token_ids)
+        for index, (row, result) in enumerate(zip(rows, results, strict=True)):
+            row.state.hidden_sum = hidden_sums[index]
+            if result.token_ids:
+                row.state.append(result.token_ids)
                 row.state.last_hidden = newest.get(index)
+        return results
+
+    def next_tokens(
+        self, rows: Sequence[Row], hidden: Tensor, *, keeps_states: bool
+    ) -> list[RowResult]:
+        """`verify` where every row has one token in the step, nothing is drafted, and nothing asked
+        of a prompt. As little as can be follows the choice: a GPU waits for it.
+
+        Args:
+            hidden: [T, E], the last layer's states, row by row.
+        """
+        states = [row.state for row in rows]
+        points = [SamplePoint(state, ()) for state in states]
+        wants_logprobs = any(state.start.num_logprobs is not None for state in states)
+        newest = hidden.clone().unbind() if keeps_states else [None] * len(states)
+        logits = self._runner.logits(hidden)
+        choices = self._sampler.choose(self._sampler.scores(logits, points), points)
+        results = [
+            RowResult(state.start.sequence_id, [token_id])
+            for state, token_id in zip(states, choices, strict=True)
+        ]
+        firsts = range(len(rows) + 1)
+        if -1 in choices:
+            results = _without_choice(rows, results, firsts, logits)
+        if wants_logprobs:
+            results = _with_logprobs(rows, results, firsts, logits)
+        # Nothing raises from here on: a step changes all its states or none.
+        for state, result, last_hidden in zip(states, results, newest, strict=True):
+            if result.token_ids:
+                state.append(result.token_ids)
+                state.last_hidden = last_hidden
         return results
 
     def _choose(self, rows: Sequence[Row], last_hidden: Tensor) -> tuple[list[int], Tensor]:
@@ -113,56 +138,40 @@ class Verifier:
         logits = self._runner.logits(last_hidden)
         return self._sampler.choose(self._sampler.scores(logits, points), points), logits
 
-    def _outcome_alone(
-        self,
-        row: Row,
-        targets: Sequence[int],
-        logits: Callable[[], Tensor],
-        known: Tensor | None,
-    ) -> _Outcome:
-        """`_outcome`; a fault in it is the row's own."""
+    def _result(
+        self, row: Row, targets: Sequence[int], known: Tensor | None
+    ) -> tuple[RowResult, Tensor | None]:
+        """What a row's client gets, and the sum over its prompt [E] that its state takes over. A
+        fault is the row's own.
+
+        Args:
+            targets: One per pending token; -1 where there is no choice.
+            known: [plan.num_tokens, E], where something is asked of the prompt.
+        """
         try:
-            return self._outcome(row, targets, logits, known)
+            result = self._accept(row, targets)
+            if known is None:
+                return result, None
+            reading = self._reader.read(row.plan, row.state, known)
+            logprobs = tuple(reading.logprobs)
+            result = replace(result, prompt_logprobs=logprobs, embedding=reading.embedding)
+            return result, reading.hidden_sum
         except NotNumbers:
-            return _Outcome(_corrupt(row))
+            return _corrupt(row), None
         except Exception as error:
             if not is_row_fault(error):
                 raise
             logger.exception("sequence %d: %s", row.state.sequence_id, _NO_RESULT)
-            return _Outcome(_failed(row, _NO_RESULT))
+            return _failed(row, _NO_RESULT), None
 
-    def _outcome(
-        self,
-        row: Row,
-        targets: Sequence[int],
-        logits: Callable[[], Tensor],
-        known: Tensor | None,
-    ) -> _Outcome:
-        """What a row's states say.
-
-        Args:
-            targets: One per pending token.
-            logits: Gives those that they were chosen by; a view takes its time, and is rarely used.
-            known: [plan.num_tokens, E], where something is asked of the prompt.
-        """
-        result = self._accept(row, targets, logits)
-        if known is None:
-            return _Outcome(result)
-        reading = self._reader.read(row.plan, row.state, known)
-        logprobs = tuple(reading.logprobs)
-        result = replace(result, prompt_logprobs=logprobs, embedding=reading.embedding)
-        return _Outcome(result, hidden_sum=reading.hidden_sum)
-
-    def _accept(self, row: Row, targets: Sequence[int], logits: Callable[[], Tensor]) -> RowResult:
+    def _accept(self, row: Row, targets: Sequence[int]) -> RowResult:
         """A row's accepted drafts and the target's own token; that is an alternate where one is
         right, and one more token follows.
         """
         sequence_id = row.state.sequence_id
         if not targets:
-            return RowResult(sequence_id=sequence_id, token_ids=[])
-        if len(targets) == 1:  # no drafts: of many rows on a GPU all that follows would be felt
-            if targets[0] == -1:
-                return _without_token(row, logits())
+            return RowResult(sequence_id, [])
+        if len(targets) == 1:  # of many rows on a GPU all that follows would be felt
             return RowResult(sequence_id, [targets[0]])
         ids = row.draft_ids
         accepted = len(ids) if self.accepts_all else num_accepted(ids, targets[: len(ids) + 1])
@@ -170,8 +179,6 @@ class Verifier:
         token_ids = [*ids[:accepted], targets[accepted]]
         if row.taken is not None:
             token_ids.append(targets[row.sources(accepted + 2)[-1]])
-        if -1 in token_ids:
-            return _without_token(row, logits())
         drafts = tuple(self._records(row, accepted))
         return RowResult(sequence_id=sequence_id, token_ids=token_ids, drafts=drafts)
 
@@ -217,7 +224,7 @@ def _gather(hidden: Tensor, places: Sequence[int]) -> Tensor:
 
 
 def _newest_states(
-    rows: Sequence[Row], outcomes: Sequence[_Outcome], firsts: Sequence[int], last_hidden: Tensor
+    rows: Sequence[Row], results: Sequence[RowResult], firsts: Sequence[int], last_hidden: Tensor
 ) -> dict[int, Tensor]:
     """By row with new tokens, the state [E] that its newest one was chosen from.
 
@@ -225,9 +232,9 @@ def _newest_states(
         firsts: Of every row, its first pending token's index in last_hidden [P, E].
     """
     places = {
-        index: firsts[index] + row.sources(len(outcome.result.token_ids))[-1]
-        for index, (row, outcome) in enumerate(zip(rows, outcomes, strict=True))
-        if outcome.result.token_ids
+        index: firsts[index] + row.sources(len(result.token_ids))[-1]
+        for index, (row, result) in enumerate(zip(rows, results, strict=True))
+        if result.token_ids
     }
     # Copies: what the step computed need not outlive it.
     if len(places) <= 1:
@@ -236,32 +243,30 @@ def _newest_states(
 
 
 def _with_logprobs(
-    rows: Sequence[Row], outcomes: Sequence[_Outcome], firsts: Sequence[int], logits: Tensor
-) -> list[_Outcome]:
-    """Outcomes with the log-probabilities that their rows want.
+    rows: Sequence[Row], results: list[RowResult], firsts: Sequence[int], logits: Tensor
+) -> list[RowResult]:
+    """Results with the log-probabilities that their rows want.
 
     Args:
         firsts: Of every row, its first pending token's index in logits [P, V].
     """
     wanted: dict[int, list[Wanted]] = {}
-    for index, (row, outcome) in enumerate(zip(rows, outcomes, strict=True)):
+    for index, (row, result) in enumerate(zip(rows, results, strict=True)):
         num_top = row.state.start.num_logprobs
-        if num_top is not None and outcome.result.token_ids:
-            ids = outcome.result.token_ids
+        if num_top is not None and result.token_ids:
+            ids = result.token_ids
             wanted[index] = [
                 Wanted(firsts[index] + source, token_id, num_top)
                 for source, token_id in zip(row.sources(len(ids)), ids, strict=True)
             ]
     if not wanted:
-        return list(outcomes)
-    completed = list(outcomes)
+        return results
+    completed = list(results)
     for index, logprobs in read_for_rows(logits, wanted).items():
-        outcome = completed[index]
         if logprobs is None:
-            completed[index] = _Outcome(_failed(rows[index], _NO_RESULT))
+            completed[index] = _failed(rows[index], _NO_RESULT)
         else:
-            result = replace(outcome.result, logprobs=tuple(logprobs))
-            completed[index] = replace(outcome, result=result)
+            completed[index] = replace(completed[index], logprobs=tuple(logprobs))
     return completed
 
 
@@ -296,6 +301,21 @@ def _without_broken_prompts(
         if row in broken
         else result
         for row, result in enumerate(results)
+    ]
+
+
+def _without_choice(
+    rows: Sequence[Row], results: Sequence[RowResult], firsts: Sequence[int], logits: Tensor
+) -> list[RowResult]:
+    """Results, with an error in the place of tokens one of which is -1.
+
+    Args:
+        firsts: Of every row, its first pending token's index in logits [P, V], and their end.
+    """
+    mine = map(slice, firsts, firsts[1:])
+    return [
+        _without_token(row, logits[share]) if -1 in result.token_ids else result
+        for row, result, share in zip(rows, results, mine, strict=True)
     ]
 
 

@@ -5,7 +5,7 @@ import pytest
 from engine.policy_reason import PolicyReason, PolicyReport
 from engine.request import EarlyExitOptions
 
-PROBING = PolicyReport(reason=PolicyReason.PROBING, details="1.1x plain", speedup=1.1)
+PROBING = PolicyReport(PolicyReason.PROBING, speedup=1.1, looks=(0.25, 0.1))
 
 
 @pytest.mark.parametrize(
@@ -27,4 +27,8 @@ def test_every_reason_says_whether_it_drafts_and_why():
 
     assert drafting == {PolicyReason.DRAFTING, PolicyReason.PROBING, PolicyReason.FIXED_THRESHOLD}
     assert len({reason.text for reason in PolicyReason}) == len(PolicyReason)
-    assert PROBING.text == f"{PolicyReason.PROBING.text}; 1.1x plain"
+    figures = "1.10x plain over recent steps; a look at an exit brings 0.25, 0.10 tokens"
+    assert PROBING.text == f"{PolicyReason.PROBING.text}; {figures}"
+    paused = PolicyReport(PolicyReason.COSTS_MORE, pause=32)
+    assert paused.text == f"{PolicyReason.COSTS_MORE.text}; tries again in 32 steps"
+    assert PolicyReport().text == PolicyReason.OFF.text

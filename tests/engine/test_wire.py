@@ -51,7 +51,7 @@ MESSAGES = [
             RowResult(sequence_id=4, token_ids=[], error="the model's logits are not numbers"),
         ],
         duration_s=0.01,
-        policy=PolicyReport(reason=PolicyReason.DRAFTING, details="pays", speedup=1.5),
+        policy=PolicyReport(PolicyReason.DRAFTING, speedup=1.5, looks=(0.25,)),
         learning=Learning(num_updates=2, seconds=0.1),
     ),
 ]

@@ -31,10 +31,10 @@ from engine.model.ops.torch_ops import TorchOps
 from engine.plan import SequenceStart
 from engine.request import Structure
 from engine.worker import upload as upload_module
+from engine.worker.decode_step import DecodeStep
 from engine.worker.exit_look import ExitLook
 from engine.worker.structure import StructureState
 from engine.worker.upload import send, upload, upload_all
-from engine.worker.verifier import Verifier
 
 pytestmark = pytest.mark.torch
 
@@ -122,18 +122,18 @@ def test_a_step_reads_once_per_look_and_once_at_its_end(
 
     monkeypatch.setattr(TorchOps, "exclude", exclude)
     looks, steps = [], []
-    real_look, real_verify = ExitLook.opinions, Verifier.verify
+    real_look, real_run = ExitLook.opinions, DecodeStep.run
 
     def opinions(self: ExitLook, *args: Any) -> Any:
         looks.append(1)
         return real_look(self, *args)
 
-    def verify(self: Verifier, *args: Any, **options: Any) -> Any:
+    def run(self: DecodeStep, *args: Any) -> Any:
         steps.append(1)
-        return real_verify(self, *args, **options)
+        return real_run(self, *args)
 
     monkeypatch.setattr(ExitLook, "opinions", opinions)
-    monkeypatch.setattr(Verifier, "verify", verify)
+    monkeypatch.setattr(DecodeStep, "run", run)
     reads, sends = Reads(monkeypatch), Sends(monkeypatch)
 
     _, results = driver.generate(starts, 8)
@@ -145,8 +145,12 @@ def test_a_step_reads_once_per_look_and_once_at_its_end(
     if "num_logprobs" in options:
         expected["engine.worker.logprobs.tolist"] = len(steps)
     assert reads.counts == expected
-    assert sends.counts["engine.worker.sampler.expect"] == len(looks)
-    assert sends.counts["engine.worker.sampler.choose"] == len(steps)
+    if options:
+        assert sends.counts["engine.worker.sampler.expect"] == len(looks)
+        assert sends.counts["engine.worker.sampler.choose"] == len(steps)
+    else:  # what greedy rows ask is there already, but for drafts that follow
+        assert sends.counts["engine.worker.sampler.expect"] < len(looks)
+        assert sends.counts["engine.worker.sampler.choose"] == 0
     assert len(num_excluded) == (len(looks) + len(steps) if has_structure else 0)
     if has_structure:
         assert max(num_excluded) > 3, "the masks of all rows and of all their drafts together"

@@ -45,7 +45,7 @@ def test_a_few_bad_steps_are_chance_while_the_chances_promise_a_gain() -> None:
     assert switch.is_on
     for _ in range(40):
         run(switch, 2, 1.6, 1.1)
-    assert switch.report("").reason is PolicyReason.DRAFTING
+    assert switch.report().reason is PolicyReason.DRAFTING
 
 
 def test_promises_that_are_never_kept_end_it() -> None:
@@ -54,8 +54,8 @@ def test_promises_that_are_never_kept_end_it() -> None:
         run(switch, 1, 1.3, 1.1)
         if not switch.is_on:
             break
-    assert switch.report("").reason is PolicyReason.POOR_ACCEPTANCE
-    assert not switch.report("").is_drafting
+    assert switch.report().reason is PolicyReason.POOR_ACCEPTANCE
+    assert not switch.report().is_drafting
 
 
 @pytest.mark.parametrize("dearer", [0.12, 0.25, 1.0])
@@ -69,19 +69,19 @@ def test_heads_that_promise_much_and_bring_nothing_cost_little_of_a_short_answer
         seconds += step
         run(switch, 1, 1.0 + 2 * dearer, step)
     assert seconds < 128 / 0.98
-    assert switch.report("").reason is PolicyReason.POOR_ACCEPTANCE
+    assert switch.report().reason is PolicyReason.POOR_ACCEPTANCE
 
 
 def test_a_heavy_loss_puts_off_the_next_attempt_but_not_for_ever() -> None:
     switch = DraftingSwitch()
     run(switch, 1, 4.5, 9.0)
     assert not switch.is_on
-    assert "tries again in 785 steps" in switch.report("").text
+    assert "tries again in 785 steps" in switch.report().text
     for _ in range(785):
         run(switch, 1, 1.0, 1.0)
-    assert switch.report("").reason is PolicyReason.PROBING
+    assert switch.report().reason is PolicyReason.PROBING
     run(switch, 1, 4.5, 90.0)
-    assert "tries again in 1024 steps" in switch.report("").text
+    assert "tries again in 1024 steps" in switch.report().text
 
 
 def test_a_loss_at_the_beginning_ends_nothing_while_drafts_stand_or_few_were_hoped_for() -> None:
@@ -103,7 +103,7 @@ def test_work_that_no_part_is_charged_with_counts() -> None:
         if not switch.is_on:
             break
     assert not switch.is_on
-    assert switch.report("").reason is PolicyReason.COSTS_MORE
+    assert switch.report().reason is PolicyReason.COSTS_MORE
 
 
 def test_plain_steps_that_take_longer_than_their_parts_count_as_well() -> None:

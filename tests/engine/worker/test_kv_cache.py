@@ -9,7 +9,7 @@ import torch
 from tiny_model import write_tiny_llama
 
 from engine.model.spec import ModelSpec
-from engine.worker.kv_cache import allocate_cache, block_size_bytes, copy_token, map_layers
+from engine.worker.kv_cache import allocate_cache, block_size_bytes, map_layers
 
 pytestmark = pytest.mark.torch
 
@@ -34,7 +34,7 @@ def test_a_token_is_copied_in_every_layer(tmp_path: Path) -> None:
         layer.keys.normal_()
         layer.values.normal_()
     before = [(layer.keys.clone(), layer.values.clone()) for layer in cache]
-    copy_token(cache, 20, 3)
+    cache.copy_token(20, 3)
     for layer, kept in zip(cache, before, strict=True):
         for tensor, old in zip((layer.keys, layer.values), kept, strict=True):
             assert torch.equal(tensor[3], old[20])
