@@ -65,6 +65,9 @@ class Script:
     def note_pass(self, num_tokens: int, estimate: StepEstimate) -> None:
         """See `Drafter.note_pass`."""
 
+    def catch_up(self) -> None:
+        """See `Drafter.catch_up`: there is nothing to catch up on."""
+
     def wants_states(self, rows: Sequence[Row]) -> bool:
         """See `Drafter.wants_states`."""
         return True

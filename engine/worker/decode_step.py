@@ -137,6 +137,8 @@ class DecodeStep:
         else:
             descend = self._draft_and_descend if drafts else self._descend
             refs, hidden = descend(rows, batch, estimate)
+        if self._drafter is not None:
+            self._drafter.catch_up()
         started = self._clock()
         keeps_states = self._drafter is not None and self._drafter.wants_states(rows)
         if is_plain:

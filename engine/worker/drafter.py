@@ -68,6 +68,11 @@ class Drafter(Protocol):
             estimate: Updated with what that costs.
         """
 
+    def catch_up(self) -> None:
+        """The step's last layers are on their way. What was put off is done now: a GPU that
+        computes does not wait for it.
+        """
+
     def wants_states(self, rows: Sequence[Row]) -> bool:
         """Whether the last states of this step's newest tokens may be read in the next one."""
 

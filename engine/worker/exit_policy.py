@@ -84,18 +84,20 @@ class ExitPolicy:
         return self._switch.report(tuple([account.worth for account in self._looks]))
 
     def begin(self, step: StepEstimate, *, may_control: bool) -> None:
-        """A step begins: learn what the parts of the last one took, and take off this one's seconds
-        what the prompts in it will take. They are read in any case, and at the rate of a step that
-        is long with them any draft would seem to pay.
+        """A step begins: take off its seconds what the prompts in it will take. They are read in
+        any case, and at the rate of a step that is long with them any draft would seem to pay.
 
         Args:
             may_control: The step only decodes, and all of it is left to the policy.
         """
-        self._cost.settle()
         self._is_control = may_control and self._switch.wants_control
         num_rows = int(step.expected_tokens)
         if num_rows < step.num_tokens and self._longest_step_s == inf:
             step.seconds -= self._cost.plain(step.num_tokens) - self._cost.plain(num_rows)
+
+    def settle(self) -> None:
+        """Learn what parts of steps were observed to take."""
+        self._cost.settle()
 
     def extend(
         self, runs: Sequence[Sequence[float]], num_waiting: int, step: StepEstimate

@@ -58,6 +58,24 @@ class BatchLimits:
         return [*widths, -(-self.max_positions // self.block_size)]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Room:
+    """Where the tokens of a call lie in the buffers: views take their time, and are made once."""
+
+    count: int  # tokens of the graphs that it fits
+    hidden: Tensor
+    result: Tensor
+    logits: Tensor
+    places: Tensor
+    rest: Tensor  # places of what is left of `count`: padding
+    padding: Tensor
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether anything is left."""
+        return self.rest.shape[1] > 0
+
+
 class GraphRunner:
     """Implements `SegmentRunner`; what is too large for any graph is called."""
 
@@ -98,6 +116,7 @@ class GraphRunner:
         # Every token may be a row of its own, as where costs are measured.
         shape = (max(limits.max_rows, most), self._widths[-1])
         self._tables = torch.zeros(shape, dtype=torch.int32, device=device)
+        self._rooms: dict[int, _Room | None] = {}  # by number of tokens
         self._tables_of: Tensor | None = None  # whose copy `_tables` holds
         self._places_of: TokenBatch | None = None  # likewise
 
@@ -115,15 +134,14 @@ class GraphRunner:
     def run_through(self, tokens: NewestTokens) -> Tensor | None:
         """See `SegmentRunner.run_through`."""
         num_tokens, num_blocks = len(tokens.token_ids), tokens.block_tables.shape[1]
-        count = fitting(self._row_counts, num_tokens)
-        width = fitting(self._widths, num_blocks)
-        if count is None or width is None:
+        room, width = self._room(num_tokens), fitting(self._widths, num_blocks)
+        if room is None or num_tokens > self._row_counts[-1] or width is None:
             return None
-        replay = self._pass(count, width)
-        self._newest[count].send((tokens.token_ids, *tokens.places))
+        replay = self._pass(room.count, width)
+        self._newest[room.count].send((tokens.token_ids, *tokens.places))
         self._load_tables(tokens.block_tables)
         replay()
-        self._passed = self._result[:num_tokens]
+        self._passed = room.result
         return self._passed
 
     def embed(self, token_ids: Tensor) -> Tensor:
@@ -132,33 +150,35 @@ class GraphRunner:
 
     def run(self, index: int, hidden: Tensor, batch: TokenBatch) -> Tensor:
         """See `SegmentRunner.run`."""
-        num_tokens = len(hidden)
         num_rows, num_blocks = batch.block_tables.shape
         self._passed = None
-        count = fitting(self._limits.token_counts, num_tokens)
-        width = fitting(self._widths, num_blocks)
+        room, width = self._room(hidden.shape[0]), fitting(self._widths, num_blocks)
         is_empty = not self._segments[index].num_layers
-        if is_empty or count is None or width is None or num_rows > len(self._tables):
+        if is_empty or room is None or width is None or num_rows > self._tables.shape[0]:
             return self._eager.run(index, hidden, batch)
-        replay = self._segment(index, count, width)
-        self._load(hidden, batch, count)
+        replay = self._segment(index, room.count, width)
+        room.hidden.copy_(hidden)
+        if batch is not self._places_of:
+            torch.stack((batch.positions, batch.slots, batch.rows), out=room.places)  # one launch
+            if room.is_padded:
+                room.rest.copy_(room.padding)
+            self._places_of = batch
+        self._load_tables(batch.block_tables)
         replay()
         # A new tensor: tokens may wait at the boundary while the same graph runs again.
-        return self._result[:num_tokens].clone()
+        return room.result.clone()
 
     def logits(self, hidden: Tensor) -> Tensor:
         """See `SegmentRunner.logits`."""
-        num_tokens = len(hidden)
-        if hidden is self._passed:
-            return self._logits[:num_tokens]
-        self._passed = None
-        count = fitting(self._limits.token_counts, num_tokens)
-        if count is None:
+        room = self._room(hidden.shape[0])
+        if room is None:
             return self._eager.logits(hidden)
-        replay = self._last(count)
-        self._hidden[:num_tokens].copy_(hidden)
-        replay()
-        return self._logits[:num_tokens]
+        if hidden is not self._passed:
+            self._passed = None
+            replay = self._last(room.count)
+            room.hidden.copy_(hidden)
+            replay()
+        return room.logits
 
     def heads(self, heads: ExitHeads) -> ExitHeads:
         """The same exit heads, captured."""
@@ -168,17 +188,24 @@ class GraphRunner:
             graph.prepare()
         return replace(heads, heads=graphs)
 
-    def _load(self, hidden: Tensor, batch: TokenBatch, count: int) -> None:
-        """Copy a call's tokens into the buffers; what is left of `count` becomes padding."""
-        num_tokens = len(hidden)
-        self._hidden[:num_tokens].copy_(hidden)
-        if batch is not self._places_of:
-            places = (batch.positions, batch.slots, batch.rows)
-            torch.stack(places, out=self._places[:, :num_tokens])  # one launch
-            if num_tokens < count:
-                self._places[:, num_tokens:count].copy_(self._padding[:, num_tokens:count])
-            self._places_of = batch
-        self._load_tables(batch.block_tables)
+    def _room(self, num_tokens: int) -> "_Room | None":
+        """Where so many tokens lie; None: they are more than any graph is for."""
+        if num_tokens not in self._rooms:
+            count = fitting(self._limits.token_counts, num_tokens)
+            self._rooms[num_tokens] = (
+                None
+                if count is None
+                else _Room(
+                    count=count,
+                    hidden=self._hidden[:num_tokens],
+                    result=self._result[:num_tokens],
+                    logits=self._logits[:num_tokens],
+                    places=self._places[:, :num_tokens],
+                    rest=self._places[:, num_tokens:count],
+                    padding=self._padding[:, num_tokens:count],
+                )
+            )
+        return self._rooms[num_tokens]
 
     def _load_tables(self, block_tables: Tensor) -> None:
         """Copy rows' block tables into the buffer, unless they are there."""
@@ -234,6 +261,18 @@ class GraphRunner:
         return self._replays[key]
 
 
+@dataclass(frozen=True, slots=True)
+class _HeadRoom:
+    """Where the tokens of a call lie in a head's buffers, and the graph that reads them there."""
+
+    replay: Replay
+    padding: Tensor
+    inputs: Tensor
+    states: Tensor
+    logits: Tensor
+    other: Tensor
+
+
 class HeadGraph:
     """An exit head that is replayed; see `ExitHead` for what it computes.
 
@@ -257,6 +296,7 @@ class HeadGraph:
             self._inputs = like.new_zeros(2 * token_counts[-1], like.shape[1])
             self._padding = like.new_zeros(token_counts[-1], like.shape[1])
         self._replays: dict[tuple[int, int], tuple[Replay, tuple[Tensor, Tensor, Tensor]]] = {}
+        self._rooms: dict[tuple[int, int], _HeadRoom | None] = {}  # by tokens and runs
 
     @property
     def exit_layer(self) -> int:
@@ -275,19 +315,29 @@ class HeadGraph:
         self, hidden: Tensor, previous: Tensor, lengths: Sequence[int]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See `ExitHead.__call__`; logits are valid until the next call."""
-        num_tokens, num_runs = len(hidden), len(lengths)
+        key = (hidden.shape[0], len(lengths))
+        if key not in self._rooms:
+            self._rooms[key] = self._room(*key)
+        room = self._rooms[key]
+        if room is None:  # called, token by token of every run
+            return self._head(hidden, previous, lengths)
+        torch.cat((previous, room.padding, hidden), out=room.inputs)  # one launch
+        room.replay()
+        # Rows keep their state until their next draft.
+        return room.states.clone(), room.logits, room.other
+
+    def _room(self, num_tokens: int, num_runs: int) -> "_HeadRoom | None":
+        """Where so many tokens lie, and their graph; None: there is none."""
         is_run = num_runs == 1 < num_tokens
         count = fitting(self._run_lengths if is_run else self._token_counts, num_tokens)
-        if count is None or 1 < num_runs < num_tokens:  # called, token by token of every run
-            return self._head(hidden, previous, lengths)
+        if count is None or 1 < num_runs < num_tokens:
+            return None
         num_previous = 1 if is_run else count
-        replay, (states, logits, other) = self._captured(num_previous, count)
+        replay, results = self._captured(num_previous, count)
+        states, logits, other = (result[:num_tokens] for result in results)
         padding = self._padding[num_runs:num_previous]
         inputs = self._inputs[: num_previous + num_tokens]
-        torch.cat((previous, padding, hidden), out=inputs)  # one launch
-        replay()
-        # Rows keep their state until their next draft.
-        return states[:num_tokens].clone(), logits[:num_tokens], other[:num_tokens]
+        return _HeadRoom(replay, padding, inputs, states, logits, other)
 
     def _captured(self, num_runs: int, count: int) -> tuple[Replay, tuple[Tensor, Tensor, Tensor]]:
         """So many tokens, all of one run or each of its own."""

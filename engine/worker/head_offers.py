@@ -1,7 +1,7 @@
 """Drafts that heads offer, from what they expect behind every token that has just arrived."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from engine.worker.chances import Chance, Chances
 from engine.worker.exit_look import Arrival, Opinion
@@ -11,8 +11,7 @@ from engine.worker.row import Draft, Guess, Row
 from engine.worker.thresholds import Thresholds
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Offer(NamedTuple):
     """A draft that a head offers to a row."""
 
     row: Row

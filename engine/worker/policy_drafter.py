@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine.plan import RowResult
 from engine.worker.alternates import Alternates
-from engine.worker.chances import LOOKUP, Chances
+from engine.worker.chances import LOOKUP, Chance, Chances
 from engine.worker.device_queue import DeviceQueue
 from engine.worker.drafting_switch import StepOutcome
 from engine.worker.exit_look import Arrival, Opinion, first_unseen
@@ -72,6 +72,8 @@ class PolicyDrafter:
         self._num_passes = 0
         self._is_plain = False  # the policy found nothing to do in this step
         self._is_untold = False  # what its parts took
+        self._all_free = self._any_free = False  # rows that the policy decides about, in this step
+        self._verdicts: list[tuple[Chance, bool]] = []  # not learned from yet
         self._began = 0.0
 
     def begin(self, rows: Sequence[Row], estimate: StepEstimate) -> bool:
@@ -80,10 +82,12 @@ class PolicyDrafter:
         self._began = self._clock()
         if self._queue is not None:
             self._queue.begin()
-        self._policy.begin(estimate, may_control=all(map(self._thresholds.leaves, rows)))
+        free = [*map(self._thresholds.leaves, rows)]
+        self._all_free, self._any_free = all(free), any(free)
+        self._policy.begin(estimate, may_control=self._all_free)
         if self._policy.is_drafting:
-            return any(row.is_draftable for row in rows)
-        return any(self._thresholds.of(row) is not None and row.is_draftable for row in rows)
+            return self._any_free or any(row.is_draftable for row in rows)
+        return any(row.is_draftable for row in self._fixed(rows))
 
     def look_up(self, rows: Sequence[Row], estimate: StepEstimate) -> None:
         """See `Drafter.look_up`."""
@@ -107,16 +111,22 @@ class PolicyDrafter:
 
     def will_look(self, rows: Sequence[Row], estimate: StepEstimate) -> bool:
         """See `Drafter.will_look`."""
-        self._is_plain = not self._wants_look([row for row in rows if row.is_draftable], estimate)
+        able = rows if self._all_free else [row for row in rows if row.is_draftable]
+        self._is_plain = not self._wants_look(able, estimate)
         return not self._is_plain
+
+    def catch_up(self) -> None:
+        """See `Drafter.catch_up`: what the step before has taught."""
+        for chance, accepted in self._verdicts:
+            self._chances.learn(chance, accepted=accepted)
+        self._verdicts.clear()
+        self._policy.settle()
 
     def wants_states(self, rows: Sequence[Row]) -> bool:
         """See `Drafter.wants_states`."""
         if self._exit_look is None:
             return False
-        return self._policy.may_look_next or any(
-            self._thresholds.of(row) is not None for row in rows
-        )
+        return self._policy.may_look_next or bool(self._fixed(rows))
 
     def look(
         self,
@@ -182,20 +192,18 @@ class PolicyDrafter:
         for row, result in zip(rows, results, strict=True):
             if row.guesses:
                 self._learn_row(row, result.token_ids)
-        pending = sum(row.num_pending for row in rows)
         if not self._is_untold:
             seconds = estimate.last_seconds if self._queue is None else self._queue.wait()
             if seconds is not None:
-                self._policy.observe_logits(pending, seconds)
+                self._policy.observe_logits(sum(row.num_pending for row in rows), seconds)
         took_s = self._clock() - self._began
-        leaves = self._thresholds.leaves
         if self._is_plain or not self._policy.is_drafting:
-            if any(map(leaves, rows)):  # pauses pass where the policy would have had a say
-                is_measure = not self._policy.is_drafting and all(
-                    row.plan.only_decodes and self._thresholds.of(row) is None for row in rows
-                )
+            if self._any_free:  # pauses pass where the policy would have had a say
+                only_decodes = self._all_free or all(row.plan.only_decodes for row in rows)
+                is_measure = not (self._policy.is_drafting or self._fixed(rows)) and only_decodes
                 self._policy.pass_by(len(rows), took_s if is_measure else None)
-        elif all(map(leaves, rows)):
+        elif self._all_free:
+            pending = sum(row.num_pending for row in rows)
             outcome = StepOutcome(
                 num_rows=len(rows),
                 num_committed=sum(len(result.token_ids) for result in results),
@@ -209,7 +217,7 @@ class PolicyDrafter:
         """See `Drafter.will_look`, of rows that may draft."""
         if self._exit_look is None:
             return False
-        if any(self._thresholds.of(row) is not None for row in rows):
+        if self._fixed(rows):
             return True
         # Without states to read there is nothing to see yet: they are kept from now on.
         return self._policy.will_look(len(rows), estimate) and any(row.estimates for row in rows)
@@ -218,11 +226,18 @@ class PolicyDrafter:
         self, exit_index: int, arrivals: Sequence[Arrival], estimate: StepEstimate
     ) -> tuple[list[Arrival], float]:
         """Rows that the exit looks at, and what those left to the policy offer in sum."""
-        fixed = [a for a in arrivals if self._thresholds.of(a.row) is not None]
-        free = [a for a in arrivals if self._thresholds.of(a.row) is None]
+        fixed: list[Arrival] = []
+        free = arrivals
+        if not self._all_free:
+            fixed = [a for a in arrivals if self._thresholds.of(a.row) is not None]
+            free = [a for a in arrivals if self._thresholds.of(a.row) is None]
         chances = [(_hope(a), len(a.row.drafts) + 1 - first_unseen(a)) for a in free]
         places = self._policy.rows_to_look_at(exit_index, chances, estimate)
         return [*fixed, *(free[i] for i in places)], sum(chances[i][0] for i in places)
+
+    def _fixed(self, rows: Sequence[Row]) -> list[Row]:
+        """Rows that a fixed threshold decides about."""
+        return [] if self._all_free else [r for r in rows if self._thresholds.of(r) is not None]
 
     def _learn_row(self, row: Row, token_ids: Sequence[int]) -> None:
         """A guess has a verdict if everything before it turned out right."""
@@ -230,7 +245,7 @@ class PolicyDrafter:
             place = len(guess.path)
             if place < len(token_ids) and guess.path == tuple(token_ids[:place]):
                 accepted = token_ids[place] == guess.token_id
-                self._chances.learn(guess.chance, accepted=accepted)
+                self._verdicts.append((guess.chance, accepted))
                 if guess.chance.kind == LOOKUP:
                     row.state.lookup.judge(was_right=accepted)
 

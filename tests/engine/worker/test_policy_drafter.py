@@ -82,6 +82,7 @@ def test_nothing_is_looked_up_while_the_policy_pauses(decoder: Decoder) -> None:
     drafter = policy_drafter(decoder, None)
     dear = StepEstimate(num_tokens=1, expected_tokens=1.0, seconds=60.0)
     for _ in range(16):
+        drafter.begin([row_of(REPETITIVE)], estimate())
         drafter.learn([row_of(REPETITIVE)], [RowResult(sequence_id=0, token_ids=[7])], dear)
     row, fixed = row_of(REPETITIVE), row_of(REPETITIVE, threshold=0.0)
     drafter.look_up([row, fixed], estimate())
@@ -96,6 +97,7 @@ def test_a_step_begins_with_whether_anyone_may_draft(decoder: Decoder) -> None:
     assert drafter.begin([plain, row], estimate())
     assert not drafter.begin([plain], estimate())
     dear = StepEstimate(num_tokens=1, expected_tokens=5.0, seconds=60.0)
+    assert drafter.begin([row], estimate())
     drafter.learn([row], [RowResult(sequence_id=0, token_ids=[7])], dear)
     assert not drafter.begin([plain, row], estimate()), "the policy pauses"
     assert drafter.begin([row, fixed], estimate())
@@ -105,6 +107,7 @@ def test_a_pause_also_passes_beside_rows_that_never_draft(decoder: Decoder) -> N
     drafter = policy_drafter(decoder, None)
     row, plain = row_of(REPETITIVE), row_of(REPETITIVE, early_exit=False)
     result = RowResult(sequence_id=0, token_ids=[7])
+    assert drafter.begin([row], estimate())
     drafter.learn([row], [result], StepEstimate(1, 5.0, seconds=60.0))
     for _ in range(1024):
         assert not drafter.begin([plain, row], estimate())
@@ -266,6 +269,7 @@ def test_verdicts_teach_also_what_was_not_drafted(decoder: Decoder) -> None:
         row.drafts.clear()
         drafter.begin([row], estimate())
         drafter.look_up([row], estimate())
+        drafter.catch_up()  # as every step does: what the one before has taught
         drafter.learn([row], [RowResult(sequence_id=0, token_ids=[50])], estimate())
     before = row.guesses[0].chance.probability
     assert before < 0.1
