@@ -205,7 +205,8 @@ def requests(rows: int, temperature: float, num_tokens: int) -> list[GenerationR
     return [
         GenerationRequest(
             request_id=str(index),
-            prompt_token_ids=tuple(range(2 + index, 2 + index + _PROMPT)),
+            # Of lengths of their own, as most rows are: some get a block in every step.
+            prompt_token_ids=tuple(range(2 + index, 2 + 2 * index + _PROMPT)),
             sampling=SamplingParams(
                 temperature=temperature, seed=index, max_tokens=num_tokens, ignore_eos=True
             ),

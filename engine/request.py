@@ -107,7 +107,7 @@ class TokenLogprobs:
     rank: int = 0  # how many tokens are at least as likely, itself included: 1 for the likeliest
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True)  # made for every draft: frozen, or by keywords, it takes twice as long
 class ExitRecord:
     """What happened to one draft: where it left, how sure its source was, and the verdict."""
 

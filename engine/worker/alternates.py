@@ -5,7 +5,6 @@ Lives between an exit's opinions and the rows; decides nothing about the drafts 
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from engine.worker.chances import Chances
 from engine.worker.exit_look import Opinion
@@ -44,7 +43,7 @@ class Alternates:
         count = self._policy.num_alternates(exit_index, gains, num_waiting, estimate)
         for row, alternate in offers[:count]:
             estimate.num_spare -= 1
-            row.alternates.append(replace(alternate, spare=estimate.num_spare))
+            row.alternates.append(alternate._replace(spare=estimate.num_spare))
             estimate.num_tokens += 1
             estimate.expected_tokens += alternate.survival
 

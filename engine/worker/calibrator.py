@@ -8,11 +8,12 @@ recursive Laplace approximation of logistic regression (Spiegelhalter and Laurit
 """
 
 from collections.abc import Sequence
-from math import exp
+from math import exp, log
 from operator import mul
 
 _DRIFT = 1.0 / 400  # of the seed's variance, per outcome: some 400 outcomes of memory
 _LEAST = 0.002  # no guess is ever certain, either way
+_MOST_SCORE = log((1.0 - _LEAST) / _LEAST)
 
 
 class Calibrator:
@@ -32,8 +33,9 @@ class Calibrator:
     def probability(self, features: Sequence[float]) -> float:
         """P(accept) of a guess whose predecessors are all accepted."""
         score = sum(map(mul, self._weights, features))
-        chance = 1.0 / (1.0 + exp(-min(max(score, -20.0), 20.0)))
-        return min(max(chance, _LEAST), 1.0 - _LEAST)
+        if score > _MOST_SCORE:
+            return 1.0 - _LEAST
+        return 1.0 / (1.0 + exp(-score)) if score > -_MOST_SCORE else _LEAST
 
     def observe(self, features: Sequence[float], accepted: bool) -> None:
         """Learn one verified outcome."""

@@ -18,6 +18,7 @@ from engine.worker.lookup import Continuation
 LOOKUP, SCREEN, SECOND = "look-up", "screen", "second"
 
 _LEAST_SHARE = -12.0  # logarithm
+_LEAST = 0.002  # of a probability whose logarithm is taken; as far from 1 at most
 
 # Seeds, as fitted on output of the default model; what is learned replaces them.
 _LOOKUP_SEED = {True: (-2.2, 0.35, 0.6, 2.6), False: (-2.2, 0.6, 0.2, 1.9, 0.45)}
@@ -124,8 +125,9 @@ class Chances:
 
 
 def _logit(probability: float) -> float:
-    bounded = min(max(probability, 0.002), 0.998)
-    return log(bounded / (1.0 - bounded))
+    if not _LEAST < probability < 1.0 - _LEAST:
+        probability = _LEAST if probability <= _LEAST else 1.0 - _LEAST
+    return log(probability / (1.0 - probability))
 
 
 def _interpolate(edges: Sequence[float], rates: Sequence[float], confidence: float) -> float:

@@ -27,7 +27,9 @@ class CostModel:
         # Told of every observation: curve, tokens, seconds.
         self.on_observation: Callable[[CostCurve, int, float], None] | None = None
         self._observed: list[tuple[CostCurve, int, float]] = []
-        self._rests: dict[tuple[int, int], float] = {}  # those asked for since the last `settle`
+        # Those asked for since the last `settle`.
+        self._rests: dict[tuple[int, int], float] = {}
+        self._downs: dict[tuple[int, int], float] = {}
 
     def segment(self, index: int, num_tokens: int) -> float:
         """Seconds to run a segment."""
@@ -49,6 +51,15 @@ class CostModel:
             seconds = self._rests[key] = self._sum(first_segment, num_tokens)
         return seconds
 
+    def down(self, exit_index: int, num_tokens: int) -> float:
+        """Seconds from the first layer to an exit, for all tokens at once."""
+        key = (exit_index, num_tokens)
+        seconds = self._downs.get(key)
+        if seconds is None:
+            curves = self.segments[: exit_index + 1]
+            seconds = self._downs[key] = sum([curve(num_tokens) for curve in curves])
+        return seconds
+
     def plain(self, num_rows: int) -> float:
         """Seconds of a step without drafts."""
         return self.rest(0, num_rows)
@@ -66,6 +77,7 @@ class CostModel:
                 self._learn(curve, num_tokens, seconds)
             self._observed.clear()
             self._rests.clear()
+            self._downs.clear()
 
     def _sum(self, first_segment: int, num_tokens: int) -> float:
         curves = self.segments[first_segment:]

@@ -313,10 +313,9 @@ class ExitPolicy:
         self, exit_index: int, step: StepEstimate, num_new: int, num_replaced: int
     ) -> float:
         """Seconds to bring `num_new` drafts down to the exit, then everything to the end."""
-        cost = self._cost
-        down = sum(cost.segment(i, num_new) for i in range(exit_index + 1))
-        rest = cost.rest(exit_index + 1, step.num_tokens + num_new - num_replaced)
-        return step.seconds + down + rest
+        num_tokens = step.num_tokens + num_new - num_replaced
+        rest = self._cost.rest(exit_index + 1, num_tokens)
+        return step.seconds + self._cost.down(exit_index, num_new) + rest
 
 
 def _best_prefixes(

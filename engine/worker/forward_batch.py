@@ -7,13 +7,14 @@ Knows plans and tensors; knows nothing of layers, exits or sampling.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from engine.model.ops.interface import TokenBatch
 from engine.plan import RowPlan
 from engine.worker.segment_runner import NewestTokens
-from engine.worker.upload import upload
+from engine.worker.upload import send, upload
 
 
 class TokenRef(NamedTuple):
@@ -34,17 +35,31 @@ class BlockTables:
         # As they were sent: a list may have grown since, but keeps what it had.
         self._tables: list[list[int]] = []
         self._lengths: list[int] = []
-        self._sent = torch.empty(0, 0, dtype=torch.int32, device=device)
+        self._here = np.zeros((0, 0), dtype=np.int32)
+        self._sent = torch.from_numpy(self._here)
 
     def of(self, tables: list[list[int]]) -> Tensor:
         """[rows, most blocks] int32; the same tensor while the tables are. Not to be written to."""
         lengths = [*map(len, tables)]
         if lengths != self._lengths or tables != self._tables:
-            width = max(lengths)
-            padded = [[*table, *[0] * (width - len(table))] for table in tables]
-            self._tables, self._lengths = tables, lengths
-            self._sent = upload(padded, torch.int32, self._device)
+            self._write(tables, lengths)
+            self._sent = send(torch.from_numpy(self._here.copy()), self._device)
         return self._sent
+
+    def _write(self, tables: list[list[int]], lengths: list[int]) -> None:
+        """Bring what is here up to date, of the same rows as before with the few that changed."""
+        before, width = self._here, max(lengths)
+        is_same = len(tables) == len(before) and width >= before.shape[1]
+        if not is_same or width > before.shape[1]:
+            self._here = np.zeros((len(tables), width), dtype=np.int32)
+        if is_same:
+            self._here[:, : before.shape[1]] = before
+        for row, (table, length) in enumerate(zip(tables, lengths, strict=True)):
+            if is_same and length == self._lengths[row] and table == self._tables[row]:
+                continue
+            self._here[row, :length] = table
+            self._here[row, length:] = 0
+        self._tables, self._lengths = tables, lengths
 
 
 class ForwardBatch:

@@ -3,7 +3,6 @@ the step.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torch import Tensor
@@ -25,8 +24,7 @@ class Draft(NamedTuple):
     chance: Chance | None = None  # of a draft that a head may still have a say in
 
 
-@dataclass(frozen=True, slots=True)
-class Alternate:
+class Alternate(NamedTuple):
     """A second candidate for the place of a draft. Nothing follows it; it shares the drafts before
     that place, and stands in a slot aside.
     """
@@ -47,28 +45,24 @@ class Guess(NamedTuple):
     chance: Chance
 
 
-@dataclass(slots=True)
 class Row:
     """A sequence in the step.
 
     Pending tokens are the newest known one, the drafts behind it, and then the alternates.
     """
 
-    plan: RowPlan
-    state: SequenceState
-    drafts: list[Draft] = field(default_factory=list)
-    num_entered: int = 0  # tokens of the step that have entered segment 0: known ones, then drafts
-    alternates: list[Alternate] = field(default_factory=list)
-    num_aside: int = 0  # alternates that have entered segment 0: the first so many
-    taken: Alternate | None = None  # the one that verification found right
-    # [E] each: the last hidden state of the token before pending token j: the first one is known,
-    # the others are heads' estimates. Empty where it is not known: heads do not draft then.
-    estimates: list[Tensor] = field(default_factory=list)
-    guesses: list[Guess] = field(default_factory=list)  # in the order they were made
-
-    def __post_init__(self) -> None:
-        if self.state.last_hidden is not None:
-            self.estimates.append(self.state.last_hidden)
+    def __init__(self, plan: RowPlan, state: SequenceState) -> None:
+        self.plan = plan
+        self.state = state
+        self.drafts: list[Draft] = []
+        self.num_entered = 0  # tokens of the step that have entered segment 0: known, then drafts
+        self.alternates: list[Alternate] = []
+        self.num_aside = 0  # alternates that have entered segment 0: the first so many
+        self.taken: Alternate | None = None  # the one that verification found right
+        # [E] each: the last hidden state of the token before pending token j: the first one is
+        # known, the others are heads' estimates. Empty where it is not known: heads do not draft.
+        self.estimates: list[Tensor] = [] if state.last_hidden is None else [state.last_hidden]
+        self.guesses: list[Guess] = []  # in the order they were made
 
     @property
     def newest_position(self) -> int:

@@ -17,15 +17,13 @@ from engine.worker.processors import has_processors, process
 from engine.worker.sample_point import ReducedVocabulary, SamplePoint
 from engine.worker.upload import upload, upload_all
 
-_ZEROS = 64  # tokens of most steps
-
 
 class Sampler:
     """Chooses tokens on one backend."""
 
     def __init__(self, ops: Ops) -> None:
         self._ops = ops
-        self._made: dict[torch.dtype, Tensor] = {}
+        self._made: dict[int, tuple[Tensor, Tensor]] = {}
 
     def scores(
         self,
@@ -55,7 +53,7 @@ class Sampler:
     ) -> list[int]:
         """Column chosen per row; -1 for a row with NaN."""
         if _are_greedy(points):
-            scales, keys = self._zeros(len(points)), self._zeros(len(points), torch.int64)
+            scales, keys = self._zeros(len(points))
         else:
             inverse = [point.state.inverse_temperature for point in points]
             scales, keys = upload_all(
@@ -75,7 +73,7 @@ class Sampler:
         """What an exit head expects, five numbers per row: see `Ops.expect`."""
         keys: Tensor | None = None
         if _are_greedy(points):
-            temperatures, columns = self._zeros(len(points)), self._zeros(len(points), torch.int64)
+            temperatures, columns = self._zeros(len(points))
             if any(followers):
                 columns = upload(followers, torch.int64, scores.device)
         else:
@@ -90,14 +88,12 @@ class Sampler:
         facts: list[list[float]] = expected.tolist()
         return facts
 
-    def _zeros(self, count: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """So many, on the device; they are made once. Not to be written to."""
-        zeros = self._made.get(dtype)
-        if zeros is None or len(zeros) < count:
-            zeros = self._made[dtype] = torch.zeros(
-                max(count, _ZEROS), dtype=dtype, device=self._ops.device
-            )
-        return zeros[:count]
+    def _zeros(self, count: int) -> tuple[Tensor, Tensor]:
+        """So many float32 and int64, on the device; they are made once. Not to be written to."""
+        if count not in self._made:
+            floats = torch.zeros(count, device=self._ops.device)
+            self._made[count] = (floats, torch.zeros_like(floats, dtype=torch.int64))
+        return self._made[count]
 
 
 def _are_greedy(points: Sequence[SamplePoint]) -> bool:

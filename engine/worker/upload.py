@@ -45,8 +45,8 @@ def upload_all(
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the CPU's on the device."""
-    if device.type != "cuda":
-        return tensor.to(device)
+    if device.type == "cpu":
+        return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
@@ -56,6 +56,6 @@ def _table(values: Sequence[Any], dtype: torch.dtype) -> Tensor:
     """
     if not values:
         return torch.empty(0, dtype=dtype)
-    if isinstance(values[0], Sequence):
+    if isinstance(values[0], (list, tuple)):
         return _table([*chain.from_iterable(values)], dtype).view(len(values), -1)
     return torch.frombuffer(array(_CODES[dtype], values), dtype=dtype)

@@ -200,13 +200,8 @@ class Verifier:
 
     def _record(self, draft: Draft | Alternate, place: int, *, accepted: bool) -> ExitRecord:
         index = draft.exit_index
-        return ExitRecord(
-            token_id=draft.token_id,
-            exit_layer=LOOKED_UP if index is None else self._exit_layers[index],
-            confidence=draft.confidence,
-            accepted=accepted,
-            place=place,
-        )
+        exit_layer = LOOKED_UP if index is None else self._exit_layers[index]
+        return ExitRecord(draft.token_id, exit_layer, draft.confidence, accepted, place)
 
 
 def _states_at(hidden: Tensor, places: Sequence[int]) -> Tensor:
