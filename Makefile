@@ -16,7 +16,7 @@ COMPILE := uv pip compile -q --universal --generate-hashes --no-emit-index-url -
 
 .DEFAULT_GOAL := help
 .SILENT:
-.PHONY: help setup serve chat bench bench-overhead parameters acceptance test test-fast nightly machine kills aborts soak \
+.PHONY: help setup serve chat bench bench-overhead parameters acceptance test test-fast nightly full machine kills aborts soak \
     traces fuzz overload test-api lint format lock clean
 
 help: ## show this
@@ -54,7 +54,11 @@ test-fast: setup ## all but the tests that need torch or the model
 test-api: setup ## many requests, right and wrong, per operation of the OpenAPI document; none may surprise
 	ADADECODE_API_EXAMPLES=200 $(BIN)/python -m pytest -q tests/server/test_openapi.py $(ARGS)
 
-nightly: machine kills aborts traces fuzz overload ## the six proofs below, at full size, one after the other
+nightly: full machine kills aborts traces fuzz overload ## the seven proofs below, at full size, one after the other
+
+full: setup ## every combination that may change an output, and every stream; the suite runs those that meet each setting
+	ADADECODE_FULL_SIZE=1 $(BIN)/python -m pytest -q tests/engine/worker/test_lossless.py \
+	    tests/engine/model/test_default_model.py tests/system/test_many_streams.py $(ARGS)
 
 machine: setup ## the engine's state machine, for 10^5 steps and more
 	ADADECODE_MACHINE_EXAMPLES=2000 $(BIN)/python -m pytest -q tests/engine/test_engine_machine.py

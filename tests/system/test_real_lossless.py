@@ -16,7 +16,7 @@ from engine.request import EarlyExitOptions, GenerationRequest, SamplingParams
 
 pytestmark = [pytest.mark.torch, pytest.mark.model]
 
-NUM_TOKENS = 32
+NUM_TOKENS = 20
 
 
 @pytest.fixture(scope="module")
