@@ -33,7 +33,7 @@ def test_a_full_queue_refuses_before_the_body_is_read():
 
 
 def test_each_key_has_its_share(engine):
-    engine.token_delay_s = 0.5
+    engine.token_delay_s = 1.0  # until one more has asked
     app = fake_app(engine, api_key=["a", "b"], max_concurrent_per_key=2)
     with serving(app) as url:
 
@@ -46,7 +46,9 @@ def test_each_key_has_its_share(engine):
             thread.start()
         while len(engine.open_ids) < 2:
             time.sleep(0.01)
-        refused, other = ask("a"), ask("b")
+        refused = ask("a")
+        engine.token_delay_s = 0.0
+        other = ask("b")
         for thread in open_ones:
             thread.join()
         again = ask("a")

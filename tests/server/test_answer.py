@@ -186,7 +186,7 @@ def test_a_silent_stream_is_kept_alive(engine):
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_ends_the_generation(engine, live_url, path, n, stream):
-    engine.token_delay_s = 1.0  # whole answers would take 12 s
+    engine.text, engine.token_delay_s = "x" * 120, 0.1  # whole answers would take 12 s
     host, port = live_url.removeprefix("http://").split(":")
     content = json.dumps(body_for(path, stream=stream, n=n)).encode()
     with socket.create_connection((host, int(port))) as connection:

@@ -53,7 +53,7 @@ def ask(number: int, prompt: list[int], temperature: float, *, is_early: bool, s
         request_id=str(number),
         prompt_token_ids=tuple(prompt),
         sampling=SamplingParams(
-            temperature=temperature, seed=7, max_tokens=12, ignore_eos=True, num_logprobs=2
+            temperature=temperature, seed=7, max_tokens=8, ignore_eos=True, num_logprobs=2
         ),
         early_exit=EarlyExitOptions(enabled=is_early, threshold=0.3 if is_early else None),
         cache_salt=salt,

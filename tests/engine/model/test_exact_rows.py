@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.torch, pytest.mark.model]
 BLOCK = 16
 NUM_ROWS = 16
 PROMPT = [1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411]
+LAST = len(PROMPT) - 1
 
 
 @pytest.fixture(scope="module", params=available_ops(), ids=lambda ops: ops.name)
@@ -75,22 +76,37 @@ def test_blocks_of_the_file_give_the_bits_of_their_expansion() -> None:
     assert torch.equal(expanded, blocks)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 16])
-def test_rows_do_not_depend_on_their_number(decoder: Decoder, count: int) -> None:
+@pytest.fixture(scope="module")
+def rows(decoder: Decoder) -> Rows:
+    """Rows whose prompts were read but for the last token, which leaves no trace when run again."""
     rows = Rows(decoder)
-    last = len(PROMPT) - 1
     for row in range(NUM_ROWS):
-        rows.run([(row, position) for position in range(last)])
-    together = rows.run([(row, last) for row in range(NUM_ROWS)])
+        rows.run([(row, position) for position in range(LAST)])
+    return rows
+
+
+@pytest.fixture(scope="module")
+def together(rows: Rows) -> Tensor:
+    """Logits of all rows' last tokens, run as one call."""
+    return rows.run([(row, LAST) for row in range(NUM_ROWS)])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 16])
+def test_rows_do_not_depend_on_their_number(rows: Rows, together: Tensor, count: int) -> None:
     for start in range(0, NUM_ROWS, count):
         members = list(range(start, min(start + count, NUM_ROWS)))
-        part = rows.run([(row, last) for row in reversed(members)])
+        part = rows.run([(row, LAST) for row in reversed(members)])
         assert torch.equal(part.flip(0), together[members])
 
 
+@pytest.fixture(scope="module")
+def whole(decoder: Decoder) -> Tensor:
+    """A prompt's logits, run as one call."""
+    return Rows(decoder).run([(0, position) for position in range(len(PROMPT))])
+
+
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5, 8, 16])
-def test_chunking_a_prompt_changes_no_bit(decoder: Decoder, chunk: int) -> None:
-    whole = Rows(decoder).run([(0, position) for position in range(len(PROMPT))])
+def test_chunking_a_prompt_changes_no_bit(decoder: Decoder, whole: Tensor, chunk: int) -> None:
     rows = Rows(decoder)
     parts = [
         rows.run([(0, p) for p in range(start, min(start + chunk, len(PROMPT)))])
