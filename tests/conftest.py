@@ -1,4 +1,7 @@
-"""The acceptance table runs last: its rows ask how the tests that they point to have ended.
+"""The acceptance table runs late: its rows ask how the tests that they point to have ended.
+
+Those begin first, with all that is slow, so that no process waits for another's last file, and none
+runs again what another has not ended yet.
 
 Where several processes share a run, each has cores of its own, so that what one does never slows
 down what another waits for, and they tell each other their outcomes in a directory.
@@ -37,8 +40,28 @@ def pytest_configure_node(node: Any) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order is kept otherwise."""
-    items.sort(key=lambda item: item.path.name == "test_acceptance_table.py")
+    """File by file; within a file, and among files of the same turn, order is kept."""
+    early = {proof.partition("::")[0] for item in items for proof in _proofs_of(item)}
+    early |= {_file_of(item) for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: _turn(item, early))
+
+
+def _turn(item: pytest.Item, early: set[str]) -> int:
+    if item.path.name == "test_acceptance_table.py":
+        return 2
+    if item.path.parent.name == "training":  # no row points there: what others do meanwhile
+        return 3
+    return 0 if _file_of(item) in early else 1
+
+
+def _proofs_of(item: pytest.Item) -> tuple[str, ...]:
+    """Those that a row of the table points to."""
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    return getattr(parameters.get("row"), "proofs", ())
+
+
+def _file_of(item: pytest.Item) -> str:
+    return item.nodeid.partition("::")[0]
 
 
 def _keep_to_cores(number: int, count: int) -> None:
