@@ -56,6 +56,6 @@ def _table(values: Sequence[Any], dtype: torch.dtype) -> Tensor:
     """
     if not values:
         return torch.empty(0, dtype=dtype)
-    if isinstance(values[0], (list, tuple)):
+    if isinstance(values[0], (list, tuple, range)):  # faster to ask for than `Sequence`
         return _table([*chain.from_iterable(values)], dtype).view(len(values), -1)
     return torch.frombuffer(array(_CODES[dtype], values), dtype=dtype)
