@@ -65,6 +65,20 @@ def faulty_module(support_modules: None) -> str:
     return "faulty_worker_main"
 
 
+@pytest.fixture
+def light_module(support_modules: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """The main module of a worker without a model, which starts at once and answers no plan."""
+    monkeypatch.setenv("LIGHT_WORKER_PID", str(tmp_path / "pid"))
+    return "light_worker_main"
+
+
+@pytest.fixture
+async def light_worker(config: EngineConfig, light_module: str) -> AsyncIterator[WorkerProcess]:
+    process = WorkerProcess(config, module=light_module)
+    yield process
+    await process.close()
+
+
 def stop(pid: int) -> None:
     """Stop it and wait until it stands still: its threads may run on after `kill` is back."""
     os.kill(pid, signal.SIGSTOP)
@@ -158,25 +172,27 @@ async def test_a_killed_worker_is_noticed_by_step_and_watch(worker: WorkerProces
 
 
 async def test_who_may_have_wanted_memory_was_not_killed_by_somebody(
-    worker: WorkerProcess, monkeypatch: pytest.MonkeyPatch
+    light_worker: WorkerProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kills = iter([5, 6])
     monkeypatch.setattr("engine.worker_process.num_memory_kills", lambda: next(kills))
-    await worker.start()
-    assert worker.pid is not None
-    os.kill(worker.pid, signal.SIGKILL)
+    await light_worker.start()
+    assert light_worker.pid is not None
+    os.kill(light_worker.pid, signal.SIGKILL)
     with pytest.raises(WorkerLost, match="want of memory") as lost:
-        await worker.watch()
+        await light_worker.watch()
     assert not lost.value.was_killed
 
 
 @pytest.mark.parametrize("how", [signal.SIGABRT, signal.SIGSEGV])
-async def test_a_worker_that_faults_has_crashed(worker: WorkerProcess, how: signal.Signals) -> None:
-    await worker.start()
-    assert worker.pid is not None
-    os.kill(worker.pid, how)
+async def test_a_worker_that_faults_has_crashed(
+    light_worker: WorkerProcess, how: signal.Signals
+) -> None:
+    await light_worker.start()
+    assert light_worker.pid is not None
+    os.kill(light_worker.pid, how)
     with pytest.raises(WorkerLost, match=how.name) as lost:
-        await worker.watch()
+        await light_worker.watch()
     assert lost.value.is_crash
 
 
@@ -194,10 +210,10 @@ async def test_a_lost_worker_starts_again_and_serves_the_same(worker: WorkerProc
 
 @pytest.mark.parametrize("is_busy", [False, True])
 async def test_a_stopped_worker_is_killed_for_its_silence(
-    config: EngineConfig, is_busy: bool
+    config: EngineConfig, light_module: str, is_busy: bool
 ) -> None:
     supervision = SupervisionConfig(heartbeat_timeout_s=2.0)
-    worker = WorkerProcess(replace(config, supervision=supervision))
+    worker = WorkerProcess(replace(config, supervision=supervision), module=light_module)
     await worker.start()
     pid = worker.pid
     assert pid is not None
@@ -214,12 +230,11 @@ async def test_a_stopped_worker_is_killed_for_its_silence(
 
 
 async def test_a_step_that_never_ends_is_ended_though_the_heart_beats(
-    config: EngineConfig, support_modules: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    config: EngineConfig, light_module: str
 ) -> None:
-    """A worker without a model, which starts within the step's deadline on the busiest machine."""
-    monkeypatch.setenv("LIGHT_WORKER_PID", str(tmp_path / "pid"))
+    """The light worker starts within the step's deadline on the busiest machine."""
     supervision = SupervisionConfig(step_timeout_s=5.0, heartbeat_timeout_s=60.0)
-    worker = WorkerProcess(replace(config, supervision=supervision), module="light_worker_main")
+    worker = WorkerProcess(replace(config, supervision=supervision), module=light_module)
     await worker.start()
     with pytest.raises(WorkerLost, match="busy for more than 5 s") as lost:
         await worker.execute(StepPlan(step_id=1))

@@ -74,5 +74,6 @@ async def test_a_stopped_worker_costs_a_pause_and_no_token() -> None:
 def test_no_stream_notices_two_kills() -> None:
     parser = argparse.ArgumentParser()
     faults.add_arguments(parser)
-    args = parser.parse_args(["--kills", "2", "--concurrency", "3", "--max-tokens", "24"])
+    flags = ["--kills", "2", "--longest-pause", "1", "--concurrency", "3", "--max-tokens", "24"]
+    args = parser.parse_args(flags)
     assert faults.run(args) == 0
