@@ -16,8 +16,8 @@ COMPILE := uv pip compile -q --universal --generate-hashes --no-emit-index-url -
 
 .DEFAULT_GOAL := help
 .SILENT:
-.PHONY: help setup serve chat bench bench-overhead parameters acceptance test test-fast nightly full machine kills aborts soak \
-    traces fuzz overload test-api lint format lock clean
+.PHONY: help setup serve chat bench bench-overhead parameters acceptance test prepared test-fast nightly full machine \
+    kills aborts soak traces fuzz overload test-api lint format lock clean
 
 help: ## show this
 	awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,9 +43,15 @@ parameters: setup ## write docs/parameters.md: what becomes of every request par
 acceptance: setup ## try every row of the acceptance table and write docs/acceptance.md
 	PYTHONPATH=.:tests/support $(BIN)/python tests/support/acceptance/document.py
 
-test: lint ## everything CI runs, a process per core
+# Or every process that tests start compiles the engine's modules for itself.
+test: export PYTHONDONTWRITEBYTECODE :=
+test: setup ## everything CI runs, a process per core
+	$(MAKE) --no-print-directory -j2 lint prepared
 	echo "pytest"
 	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
+
+prepared: setup
+	$(BIN)/python tests/support/prepare.py
 
 test-fast: setup ## all but the tests that need torch or the model
 	$(BIN)/python -m pytest -q -m "not torch and not model and not slow and not gpu" \

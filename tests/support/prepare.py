@@ -1,0 +1,14 @@
+"""What the first tests would do, in every process of the run at once, and one can do beforehand:
+convert the default model, compile the kernels.
+"""
+
+from engine.checkpoint import resolve_model
+from engine.checkpoint.builtin import builtin_file
+from engine.model.ops.native_ops import NativeOps
+
+ALIAS = "smollm2-135m-instruct"
+
+if __name__ == "__main__":
+    NativeOps.unavailable_reason()
+    if builtin_file(ALIAS) is not None:
+        resolve_model(ALIAS)
