@@ -63,7 +63,7 @@ class RowPlan:
         return self.is_decoding and self.num_tokens == 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # made for every step: frozen, it takes twice as long
 class StepPlan:
     """One step. `ended` is applied first, then `started`, then `rows` run as one batch."""
 
@@ -103,7 +103,7 @@ class Learning:
     shipped_agreement: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # made for every step, see `StepPlan`
 class StepResult:
     """The outcome of a `StepPlan`; `rows` in the plan's order."""
 

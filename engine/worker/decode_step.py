@@ -123,8 +123,8 @@ class DecodeStep:
         size, spare_slots = self._block_size, self._spare_slots
         batch = ForwardBatch(plans, self._block_tables, size, device, spare_slots)
         estimate = StepEstimate(
-            num_tokens=sum(plan.num_tokens for plan in plans),
-            expected_tokens=float(sum(plan.is_decoding for plan in plans)),
+            num_tokens=sum([plan.num_tokens for plan in plans]),
+            expected_tokens=float(sum([plan.is_decoding for plan in plans])),
             num_spare=len(spare_slots),
         )
         if self._recorder is not None:

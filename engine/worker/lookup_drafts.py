@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from engine.model.noise import gumbel_of, noise_key
+from engine.model.noise import gumbel_of
 from engine.worker.chances import Chances
 from engine.worker.row import Draft, Guess, Row
 from engine.worker.sample_point import SamplePoint
@@ -22,7 +22,7 @@ class LookupDrafts:
         position = len(row.state.token_ids) + len(ids)
         noise = None
         if not row.state.is_greedy:
-            noise = partial(gumbel_of, noise_key(start.seed, position))
+            noise = partial(gumbel_of, row.state.noise_key(position))
         found = row.state.lookup.find(ids, row.num_room, noise)
         if found is None:
             return []
@@ -34,7 +34,7 @@ class LookupDrafts:
                 break
             luck = None
             if not row.state.is_greedy:
-                luck = gumbel_of(noise_key(start.seed, position + offset), token_id)
+                luck = gumbel_of(row.state.noise_key(position + offset), token_id)
             chance = self._chances.looked_up(found, offset, row.state.lookup.recent, luck)
             survival *= chance.probability
             row.guesses.append(Guess(path, token_id, chance))
