@@ -1,9 +1,10 @@
 """What the host does around a step, and how much of it a GPU feels: `python -m benchmarks.host`.
 
 Scheduler, worker and graphs as they serve on a GPU, on a device that is only imagined: its parts
-take the time they are said to, and all else is the Python of a step on this machine, in CPU time.
-What is not in it: what launching a kernel or a graph takes the host, and sending to a GPU. Needs
-torch only.
+take the time they are said to, and all else is the Python of a step on this machine, in CPU time:
+the worker's and the scheduler's, and as much of both as is felt, that is while the device has
+nothing to do. What is not in it: what launching a kernel or a graph takes the host, and sending to
+a GPU. Needs torch only.
 """
 
 import argparse
