@@ -154,12 +154,16 @@ def test_only_the_row_that_never_fits_fails(
     engine: OfflineEngine, expected: list[Any], shortages: list[Exception], how: str
 ) -> None:
     huge = make_request(99, 6000, max_tokens=3, ignore_eos=True)
-    assert essence(engine, [huge])[0][1] is FinishReason.LENGTH
+    for number in (ROWS, ROWS // 2, ROWS // 4, ROWS // 8, 4, 2, 1):
+        # As they will be halved: kernels for so many tokens are loaded while there is memory for
+        # them; on a full card that, too, would fail.
+        *_, (_, reason, _) = essence(engine, [*REQUESTS[ROWS - number : ROWS - 1], huge])
+        assert reason is FinishReason.LENGTH
     with want_of_memory(how):
         *others, last = essence(engine, [*REQUESTS[: ROWS - 1], huge])
-    assert others == expected[: ROWS - 1]
-    assert last == ((), FinishReason.ERROR, "the request does not fit the memory")
-    assert isinstance(shortages[0], torch.OutOfMemoryError)
+    assert others == expected[: ROWS - 1], shortages
+    assert last == ((), FinishReason.ERROR, "the request does not fit the memory"), shortages
+    assert isinstance(shortages[0], torch.OutOfMemoryError), shortages
 
 
 @pytest.mark.parametrize("early_exit", [False, True])
