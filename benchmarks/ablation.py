@@ -20,7 +20,7 @@ from benchmarks.engines import make_engines
 from benchmarks.machine import describe_machine, print_facts
 from benchmarks.markdown import format_table
 from benchmarks.model_flags import required_heads
-from benchmarks.plots import plot_ratios, require_matplotlib
+from benchmarks.plots import RatioBar, plot_ratios, require_matplotlib
 from benchmarks.prompts import choose_prompts, encode_prompts
 from benchmarks.variants import (
     noise,
@@ -140,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
     if args.markdown:
         args.markdown.write_text(table + "\n", encoding="utf-8")
     if args.plot:
-        bars = [(_bar_name(row, len(args.concurrency) > 1), row.ratio) for row in rows]
+        bars = [_bar(row, names_concurrency=len(args.concurrency) > 1) for row in rows]
         plot_ratios(bars, args.plot, f"{args.model}: times plain decoding's speed")
     return int(any(row.num_changed and row.variant.verifies for row in rows))
 
@@ -239,7 +239,8 @@ def _row(variant: Variant, concurrency: int, runs: Sequence[Run]) -> Row:
     )
 
 
-def _bar_name(row: Row, says_concurrency: bool) -> str:
-    return (
-        f"{row.variant.name}, {row.concurrency} at once" if says_concurrency else row.variant.name
-    )
+def _bar(row: Row, *, names_concurrency: bool) -> RatioBar:
+    name = row.variant.name
+    if names_concurrency:
+        name = f"{name}, {row.concurrency} at once"
+    return RatioBar(name, row.ratio, is_lossless=not row.num_changed)
