@@ -42,7 +42,7 @@ CANARY: Mapping[str, object] = {
     "max_tokens": 24,
 }
 _CANARY_PROMPT = tuple(b"canary")
-_SETTLE_S = 5.0
+_SETTLE_S = 30.0
 _JSON = {"content-type": "application/json"}
 
 Value = TypeVar("Value")
