@@ -42,7 +42,7 @@ def chunks(url: str, path: str, **fields: object) -> list[dict]:
     return [json.loads(event) for event in data]
 
 
-def wait_until(condition, timeout_s: float = 5.0) -> bool:
+def wait_until(condition, timeout_s: float = 30.0) -> bool:
     deadline = time.monotonic() + timeout_s
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -17,6 +17,7 @@ import pytest
 from fake_engine import FakeEngine
 from live_server import MODEL, fake_app
 
+from server import http_server
 from server.http_server import CannotListen, DrainingServer, listen
 
 pytestmark = pytest.mark.slow
@@ -144,24 +145,32 @@ def test_a_signal_while_the_application_is_made_ends_the_server_as_later_ones_do
     assert engine.is_stopped
 
 
-async def test_an_idle_server_looks_up_once_a_second_and_at_every_signal(monkeypatch):
+async def test_an_idle_server_looks_up_now_and_then_and_at_every_signal(monkeypatch):
     context = fake_app(FakeEngine()).state.context
     server = DrainingServer(None, context.service, context.settings)
     looks = []
 
     async def on_tick(counter):
         looks.append(counter)
+        if len(looks) == 2:  # from now on it waits for signals only
+            monkeypatch.setattr(http_server, "_LOOK_S", 1000.0)
         return server._num_signals > 1
 
+    async def until(count):
+        async with asyncio.timeout(30):
+            while len(looks) < count:
+                await asyncio.sleep(0.001)
+
+    assert http_server._LOOK_S == 1.0
     monkeypatch.setattr(server, "on_tick", on_tick)
+    monkeypatch.setattr(http_server, "_LOOK_S", 0.01)
     running = asyncio.create_task(server.main_loop())
-    await asyncio.sleep(0.3)
-    assert looks == [0]
+    await until(2)
     server.handle_exit(signal.SIGTERM, None)
-    await asyncio.sleep(0.05)
-    assert len(looks) == 2
+    await until(3)
     server.handle_exit(signal.SIGTERM, None)
-    await asyncio.wait_for(running, 0.5)
+    await asyncio.wait_for(running, 30)
+    assert looks == [0, 10, 20, 30]
 
 
 def test_small_pieces_of_an_answer_are_sent_at_once() -> None:

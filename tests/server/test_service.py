@@ -1,4 +1,5 @@
 import asyncio
+from collections.abc import Callable
 
 import pytest
 from fake_engine import ByteTokenizer, FakeEngine
@@ -17,12 +18,19 @@ def service_of(engine: FakeEngine, load_time_s: float = 0.0) -> InferenceService
     return InferenceService(("a", "b"), load)
 
 
+async def until(is_true: Callable[[], bool]) -> None:
+    """Wait for it, and not for ever."""
+    async with asyncio.timeout(30):
+        while not is_true():
+            await asyncio.sleep(0.001)
+
+
 async def test_it_answers_while_it_loads_and_serves_afterwards():
     service = service_of(FakeEngine(), load_time_s=0.01)
     service.start()
     with pytest.raises(ModelNotReady):
         service.model("a")
-    await asyncio.sleep(0.05)
+    await until(lambda: service.state is not ServiceState.LOADING)
 
     assert service.state is ServiceState.READY
     assert service.model("a") is service.model("b")
@@ -33,7 +41,7 @@ async def test_it_answers_while_it_loads_and_serves_afterwards():
 async def test_a_failed_load_is_kept():
     service = service_of(FakeEngine(start_error=ModelLoadError("no weights")))
     service.start()
-    await asyncio.sleep(0.01)
+    await until(lambda: service.failure is not None)
 
     assert str(service.failure) == "no weights"
     with pytest.raises(EngineFailed):
@@ -44,7 +52,7 @@ async def test_once_stopping_nothing_new_is_taken():
     engine = FakeEngine()
     service = service_of(engine)
     service.start()
-    await asyncio.sleep(0.01)
+    await until(lambda: service.state is ServiceState.READY)
     await service.stop()
 
     assert engine.is_stopped
@@ -53,9 +61,9 @@ async def test_once_stopping_nothing_new_is_taken():
 
 
 async def test_stopping_while_loading_cancels_the_load():
-    service = service_of(FakeEngine(), load_time_s=10)
+    service = service_of(FakeEngine(), load_time_s=1000)
     service.start()
-    await asyncio.wait_for(service.stop(), timeout=1)
+    await asyncio.wait_for(service.stop(), timeout=30)
 
     assert service.loaded_model is None
 
@@ -64,7 +72,7 @@ async def test_an_engine_that_failed_for_good_is_why_the_process_ends():
     engine = FakeEngine()
     service = service_of(engine)
     service.start()
-    await asyncio.sleep(0.05)
+    await until(lambda: service.state is ServiceState.READY)
     engine.is_recovering = True
     assert (service.state, service.failure) == (ServiceState.RECOVERING, None)
     assert service.model("a")

@@ -20,8 +20,8 @@ pytestmark = [pytest.mark.torch, pytest.mark.model, pytest.mark.asyncio(loop_sco
 
 PERSON = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
 FINE = Structure(kind="json_schema", source=json.dumps(PERSON))
-SLOW = Structure(kind="regex", source="([a-z]|[0-9]b)" * 8000)  # twelve times the time allowed
-TIMEOUT_S = 2.0
+SLOW = Structure(kind="regex", source="([a-z]|[0-9]b)" * 8000)  # several times the time allowed
+TIMEOUT_S = 3.0
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -67,14 +67,14 @@ async def test_a_slow_one_meets_its_deadline_and_holds_up_nothing(approver: Appr
     await approver.approve(Structure(kind="regex", source="[a-z]+"))
     assert not slow.done()
     assert time.monotonic() - started < TIMEOUT_S
-    assert await slow == "it takes longer than 2 s to compile"
+    assert await slow == "it takes longer than 3 s to compile"
 
 
 async def test_what_was_approved_is_not_tried_again(approver: Approver) -> None:
     started = time.monotonic()
     for _ in range(1000):
         await approver.approve(FINE)
-    assert await refusal(approver, SLOW) == "it takes longer than 2 s to compile"
+    assert await refusal(approver, SLOW) == "it takes longer than 3 s to compile"
     assert time.monotonic() - started < 1
 
 
