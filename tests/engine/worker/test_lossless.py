@@ -3,7 +3,7 @@
 Outputs with drafts equal outputs without, over exits, agreement, temperatures, batches, chunks,
 block sizes and draft lengths; and with untrained heads under the real policy.
 
-Of the combinations of settings so many are run that any two of them meet on every backend, and any
+Every second combination of settings is run, so that any two of them meet on every backend, and any
 three on some; `make full` runs all.
 """
 
@@ -109,9 +109,9 @@ def scripted(
     return ScriptedDrafter(exit_layers, script, agreement, decoder.spec.vocab_size)
 
 
-def is_run(settings: Sequence[int], *, one_in: int) -> bool:
+def is_run(*settings: int) -> bool:
     """Whether a combination is, given the number of each setting among its kind."""
-    return FULL_SIZE or sum(settings) % one_in == 0
+    return FULL_SIZE or sum(settings) % 2 == 0
 
 
 def has_alternates(results: Sequence[RowResult]) -> bool:
@@ -142,7 +142,7 @@ def test_scripted_drafts_change_nothing(
         AGREEMENTS.index(agreement),
     )
     for number, (exit_layers, block_size, chunk, length) in enumerate(SHAPES):
-        if not is_run((number, *here), one_in=len(SHAPES)):
+        if not is_run(number, *here):
             continue
         drafter = scripted(decoder, exit_layers, expected, agreement)
         driver = StepDriver(decoder, block_size, drafter)
@@ -184,7 +184,7 @@ def test_untrained_heads_change_nothing(
     every = itertools.product(enumerate(([0], [1, 3], [0, 2, 5])), enumerate(sizes))
     here = (list(SAMPLING).index(sampling), THRESHOLDS.index(threshold))
     for (exits, exit_layers), (number, (size, refined)) in every:
-        if not is_run((exits, number, *here), one_in=2):
+        if not is_run(exits, number, *here):
             continue
         drafter = policy_drafter(decoder, random_heads(decoder, exit_layers, size, refined))
         tokens, results = StepDriver(decoder, 16, drafter).generate(starts, NUM_TOKENS)
