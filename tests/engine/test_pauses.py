@@ -7,8 +7,11 @@ from engine.pauses import limit_pauses, spare_what_is_loaded, sparing_what_is_lo
 
 
 @pytest.fixture(autouse=True)
-def _as_before():
+def _as_python_begins():
+    """Whatever tests of a whole server have left in this process."""
     interval, threshold = sys.getswitchinterval(), gc.get_threshold()
+    sys.setswitchinterval(0.005)
+    gc.set_threshold(700, 10, 10)
     yield
     sys.setswitchinterval(interval)
     gc.set_threshold(*threshold)
