@@ -127,13 +127,7 @@ def run(args: argparse.Namespace) -> int:
                     clock=timed.clock,
                 )
         print_facts(describe_machine() | {"model": args.model} | engines.settings)
-        runs = Contest(
-            contestants=contestants,
-            entries=entries,
-            concurrencies=args.concurrency,
-            group_by=args.group_by,
-            continuous=args.continuous,
-        ).measure()
+        runs = Contest.asked(args, contestants, entries).measure()
     rows = [_row(variant, count, runs) for count in args.concurrency for variant in variants]
     table = format_table(_HEADER, [row.cells() for row in rows])
     print(f"\n{table}")

@@ -4,6 +4,7 @@ The modes take turns prompt by prompt and in a changing order, so that whatever 
 does hits all alike.
 """
 
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -76,6 +77,23 @@ class Contest:
                         f"--group-by task: {len(entries)} prompts of task {task!r} are fewer than "
                         f"{max(self.concurrencies)} at once"
                     )
+
+    @classmethod
+    def asked(
+        cls, args: Namespace, contestants: dict[str, Contestant], entries: tuple[Entry, ...]
+    ) -> "Contest":
+        """As parsed flags have it: how many at once, and which.
+
+        Raises:
+            ValueError: as when it is made.
+        """
+        return cls(
+            contestants=contestants,
+            entries=entries,
+            concurrencies=args.concurrency,
+            group_by=args.group_by,
+            continuous=args.continuous,
+        )
 
     def groups(self) -> Iterator[tuple[int, tuple[Entry, ...], list[str]]]:
         """(concurrency, prompts, modes in order); transformers runs single prompts only."""

@@ -68,13 +68,7 @@ def run(args: argparse.Namespace) -> int:
     settings = _describe_settings(args) | engines.settings
     machine = describe_machine()
     print_facts(machine | settings)
-    runs = Contest(
-        contestants=contestants,
-        entries=entries,
-        concurrencies=args.concurrency,
-        group_by=args.group_by,
-        continuous=args.continuous,
-    ).measure()
+    runs = Contest.asked(args, contestants, entries).measure()
     comparisons, agreements = compare(runs), check_agreement(runs)
     figures = [
         _figures(name, concurrency, comparisons)

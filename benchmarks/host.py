@@ -25,16 +25,11 @@ from engine.offline import OfflineEngine
 from engine.pauses import sparing_what_is_loaded
 from engine.plan import RowResult, StepPlan, StepResult, WorkerInfo
 from engine.request import GenerationRequest, SamplingParams, Structure
-from engine.worker.chances import Chances
 from engine.worker.cost_curve import CostCurve
 from engine.worker.cost_model import CostModel
 from engine.worker.decode_step import split_layers
 from engine.worker.drafting import Drafting
-from engine.worker.exit_look import ExitLook
-from engine.worker.exit_policy import ExitPolicy
-from engine.worker.graph_runner import HeadGraph
-from engine.worker.policy_drafter import PolicyDrafter
-from engine.worker.sampler import Sampler
+from engine.worker.head_graph import HeadGraph
 from engine.worker.worker import ModelWorker
 
 _SHAPE = Shape(
@@ -161,7 +156,7 @@ def make_engine(way: Way, folder: Path) -> tuple[OfflineEngine, WatchedWorker]:
     drafting = None
     if way.drafts:
         heads = load_heads(write_heads(_SHAPE, _EXIT_LAYERS, folder / "heads"), decoder)
-        drafting = _drafting(heads, ops, clock, way)
+        drafting = _drafting(heads, config.exits, ops, clock)
     drafter = None if drafting is None else drafting.drafter
     worker = ModelWorker(
         config, drafter=drafter, decoder=decoder, clock=clock, capture=clock.capture
@@ -171,7 +166,9 @@ def make_engine(way: Way, folder: Path) -> tuple[OfflineEngine, WatchedWorker]:
     return OfflineEngine(config, watched), watched
 
 
-def _drafting(heads: ExitHeads, ops: ImaginedOps, clock: DeviceClock, way: Way) -> Drafting:
+def _drafting(
+    heads: ExitHeads, exits: ExitsConfig, ops: ImaginedOps, clock: DeviceClock
+) -> Drafting:
     """By the policy, as on a GPU: the costs it begins with are the device's."""
     costs, like = ops.costs, torch.zeros(1, _SHAPE.hidden)
     graphs = [HeadGraph(head, like, clock.capture) for head in heads.heads]
@@ -182,18 +179,7 @@ def _drafting(heads: ExitHeads, ops: ImaginedOps, clock: DeviceClock, way: Way) 
     ]
     looks = [_curve(costs, costs.head_s + costs.expect_s + _HOST_S) for _ in _EXIT_LAYERS]
     cost = CostModel(segments, looks, _curve(costs, costs.logits_s + costs.sample_s + _HOST_S))
-    policy = ExitPolicy(len(_EXIT_LAYERS), cost, follows_cost=True)
-    chances = Chances(heads.exit_layers, heads.calibration)
-    drafter = PolicyDrafter(
-        policy,
-        chances,
-        exit_layers=heads.exit_layers,
-        exit_look=ExitLook(heads, Sampler(ops)),
-        has_lookup=way.lookup,
-        clock=clock,
-        is_queued=True,
-    )
-    return Drafting(drafter=drafter, policy=policy, chances=chances, cost=cost)
+    return Drafting.of(heads, cost, exits, ops, clock, follows_cost=True, is_queued=True)
 
 
 def _curve(costs: Costs, seconds: float) -> CostCurve:

@@ -11,20 +11,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import log
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from engine.model.block_weight import BlockWeight
 from engine.model.noise import SaltedIds
 from engine.model.ops.interface import (
-    AttentionParams,
     DecoderLayer,
     LayerCache,
     PackedHead,
     TokenBatch,
 )
+from engine.model.ops.torch_ops import TorchLinear, TorchOps
 
 # Logarithms of shares that a head gives: its best token where it is right and where it is wrong,
 # the second-best, and any other.
@@ -94,7 +92,7 @@ class DeviceClock:
         return work
 
     def capture(self, run: Callable[[], None]) -> Callable[[], None]:
-        """A `graph_runner.Capture`: replayed by calling again."""
+        """A `capture.Capture`: replayed by calling again."""
         with self.playing():
             run()
 
@@ -121,12 +119,10 @@ class Costs:
         return seconds * (1.0 + self.further * (num_tokens - 1))
 
 
-class ImaginedOps:
-    """Implements `Ops`. A hidden state is a token's id, and so are its logits."""
-
-    name = "imagined"
-    device = torch.device("cpu")
-    dtype = torch.float32
+class ImaginedOps(TorchOps):
+    """`Ops` whose hidden states are token ids, and so are their logits. What serving here does not
+    ask for is as it is in plain torch.
+    """
 
     def __init__(
         self, clock: DeviceClock, costs: Costs, vocab_size: int, *, period: int, agreement: float
@@ -135,6 +131,8 @@ class ImaginedOps:
         period: Tokens after which a text repeats itself.
         agreement: Share of tokens behind which a head is right; of these it is sure.
         """
+        super().__init__()
+        self.name = "imagined"
         dice = random.Random(1)
         ids = list(range(2, 2 + period))
         dice.shuffle(ids)
@@ -150,29 +148,16 @@ class ImaginedOps:
         self._clock = clock
         self.costs = costs
 
-    def pack(
-        self, weight: Tensor | BlockWeight, bias: Tensor | None = None, *, is_table: bool = False
-    ) -> Any:
-        """See `Ops.pack`."""
-        return weight
-
-    def pack_head(self, weight: Tensor) -> Any:
-        """See `Ops.pack_head`."""
-        return weight
-
-    def repack_head(self, packed: Any, weight: Tensor) -> None:
-        """See `Ops.repack_head`: there is nothing to put in its place."""
-
-    def embed(self, token_ids: Tensor, table: Tensor) -> Tensor:
+    def embed(self, token_ids: Tensor, table: TorchLinear) -> Tensor:
         """See `Ops.embed`."""
         with self._clock.playing():
             self._clock.run(0.0)
-            return token_ids[:, None].to(torch.float32).expand(-1, table.shape[1]).contiguous()
+            return token_ids[:, None].to(torch.float32).expand(-1, table.in_features).contiguous()
 
     def linear(
         self,
         x: Tensor,
-        weight: Any,
+        weight: TorchLinear,
         *,
         norm: Tensor | None = None,
         eps: float = 0.0,
@@ -181,17 +166,7 @@ class ImaginedOps:
         """See `Ops.linear`: of the LM head."""
         with self._clock.playing():
             self._clock.run(self.costs.of(self.costs.logits_s, len(x)))
-            return x[:, :1].expand(-1, len(weight))
-
-    def gate_up(self, x: Tensor, weight: Any, *, norm: Tensor, eps: float) -> Tensor:
-        """See `Ops.gate_up`."""
-        raise NotImplementedError("whole layers are run here")
-
-    def attention(
-        self, qkv: Tensor, params: AttentionParams, cache: LayerCache, batch: TokenBatch
-    ) -> Tensor:
-        """See `Ops.attention`."""
-        raise NotImplementedError("whole layers are run here")
+            return x[:, :1].expand(-1, weight.out_features)
 
     def run_layers(
         self,
@@ -217,11 +192,7 @@ class ImaginedOps:
         """See `Ops.run_head`."""
         with self._clock.playing():
             self._clock.run(self.costs.of(self.costs.head_s, len(hidden)))
-            return hidden, hidden[:, :1].expand(-1, len(head.lm_head)), hidden[:, :1]
-
-    def exclude(self, logits: Tensor, allowed: Tensor, token_ids: Tensor | None = None) -> None:
-        """See `Ops.exclude`: nobody asks for it here."""
-        raise NotImplementedError
+            return hidden, hidden[:, :1].expand(-1, head.lm_head.out_features), hidden[:, :1]
 
     def sample(
         self,

@@ -59,14 +59,8 @@ def run(args: argparse.Namespace) -> int:
     settings = _describe_settings(args, timed.engine, heads, modes) | engines.settings
     machine = describe_machine()
     print_facts(machine | settings)
-    contest = Contest(
-        contestants=_contestants(args, timed, directory, modes),
-        entries=entries,
-        concurrencies=args.concurrency,
-        group_by=args.group_by,
-        continuous=args.continuous,
-    )
-    runs = contest.measure()
+    contestants = _contestants(args, timed, directory, modes)
+    runs = Contest.asked(args, contestants, entries).measure()
     comparisons, agreements = compare(runs), check_agreement(runs)
     means = mean_ratios(comparisons, runs)
     print(f"\n{format_comparisons(comparisons)}\n\n{format_means(means)}\n")

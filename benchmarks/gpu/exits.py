@@ -10,7 +10,7 @@ from benchmarks.gpu.report import Part
 from benchmarks.gpu.scripted_heads import ScriptedHeads
 from engine.model.exit_head import load_heads
 from engine.worker.cuda_graph import CudaCapture
-from engine.worker.graph_runner import HeadGraph
+from engine.worker.head_graph import HeadGraph
 from engine.worker.sampler import Sampler
 
 _PAPERS_ACCEPTANCE = 0.94  # 5 to 6 % of its early predictions are rejected

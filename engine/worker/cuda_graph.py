@@ -6,7 +6,7 @@ import torch
 
 
 class CudaCapture:
-    """Implements `graph_runner.Capture`. All graphs share one pool of memory: one runs at a time,
+    """Implements `capture.Capture`. All graphs share one pool of memory: one runs at a time,
     and what one leaves outside the given buffers is nobody's.
     """
 

@@ -8,7 +8,6 @@ logits: between two such steps a GPU has nothing to do. Knows the decoder's part
 drafts; how a graph is captured is given to it, so that a CPU can test the rest.
 """
 
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -17,19 +16,16 @@ import torch
 from torch import Tensor
 
 from engine.model.decoder import Decoder, Segment
-from engine.model.exit_head import ExitHeads, Head
+from engine.model.exit_head import ExitHeads
 from engine.model.ops.interface import LayerCache, TokenBatch
+from engine.worker.capture import TOKEN_COUNTS, Capture, Replay, fitting
+from engine.worker.head_graph import HeadGraph
 from engine.worker.newest_buffer import NewestBuffer
 from engine.worker.segment_runner import EagerRunner, NewestTokens
 
-TOKEN_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)
-_LONGEST_RUN = 16  # tokens of one stream that a captured head follows
 _FIRST_WIDTH = 1024  # positions that the narrowest captured block tables cover
 _WIDTH_STEP = 4  # each wider kind covers so many times as many
 _ALIGNED = 4  # numbers of int32 whose bytes kernels find as aligned as those of whole buffers
-
-Replay = Callable[[], None]
-Capture = Callable[[Callable[[], None]], Replay]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,24 +184,26 @@ class GraphRunner:
             graph.prepare()
         return replace(heads, heads=graphs)
 
-    def _room(self, num_tokens: int) -> "_Room | None":
+    def _room(self, num_tokens: int) -> _Room | None:
         """Where so many tokens lie; None: they are more than any graph is for."""
         if num_tokens not in self._rooms:
-            count = fitting(self._limits.token_counts, num_tokens)
-            self._rooms[num_tokens] = (
-                None
-                if count is None
-                else _Room(
-                    count=count,
-                    hidden=self._hidden[:num_tokens],
-                    result=self._result[:num_tokens],
-                    logits=self._logits[:num_tokens],
-                    places=self._places[:, :num_tokens],
-                    rest=self._places[:, num_tokens:count],
-                    padding=self._padding[:, num_tokens:count],
-                )
-            )
+            self._rooms[num_tokens] = self._measure(num_tokens)
         return self._rooms[num_tokens]
+
+    def _measure(self, num_tokens: int) -> _Room | None:
+        """See `_room`."""
+        count = fitting(self._limits.token_counts, num_tokens)
+        if count is None:
+            return None
+        return _Room(
+            count=count,
+            hidden=self._hidden[:num_tokens],
+            result=self._result[:num_tokens],
+            logits=self._logits[:num_tokens],
+            places=self._places[:, :num_tokens],
+            rest=self._places[:, num_tokens:count],
+            padding=self._padding[:, num_tokens:count],
+        )
 
     def _load_tables(self, block_tables: Tensor) -> None:
         """Copy rows' block tables into the buffer, unless they are there."""
@@ -259,112 +257,3 @@ class GraphRunner:
             self._places_of = None
             self._replays[key] = self._capture(run)
         return self._replays[key]
-
-
-@dataclass(frozen=True, slots=True)
-class _HeadRoom:
-    """Where the tokens of a call lie in a head's buffers, and the graph that reads them there."""
-
-    replay: Replay
-    padding: Tensor
-    inputs: Tensor
-    states: Tensor
-    logits: Tensor
-    other: Tensor
-
-
-class HeadGraph:
-    """An exit head that is replayed; see `ExitHead` for what it computes.
-
-    There are graphs for tokens that each begin a run, as many streams have them, and graphs for one
-    run of several, as one stream has behind what it looked up.
-    """
-
-    def __init__(
-        self, head: Head, like: Tensor, capture: Capture, token_counts: Sequence[int] = TOKEN_COUNTS
-    ) -> None:
-        """Args:
-        like: [1, E], of the model's data type and device.
-        """
-        self._head = head
-        self._token_counts = token_counts
-        self._run_lengths = [count for count in token_counts if 1 < count <= _LONGEST_RUN]
-        self._capture = capture
-        # Buffers are ordinary tensors, whatever mode they are made in: any call may write them.
-        with torch.inference_mode(False):
-            # A graph's previous states, and behind them its hidden states.
-            self._inputs = like.new_zeros(2 * token_counts[-1], like.shape[1])
-            self._padding = like.new_zeros(token_counts[-1], like.shape[1])
-        self._replays: dict[tuple[int, int], tuple[Replay, tuple[Tensor, Tensor, Tensor]]] = {}
-        self._rooms: dict[tuple[int, int], _HeadRoom | None] = {}  # by tokens and runs
-
-    @property
-    def exit_layer(self) -> int:
-        """The layer whose hidden states it reads."""
-        return self._head.exit_layer
-
-    @torch.inference_mode()
-    def prepare(self) -> None:
-        """Capture it for every number of tokens."""
-        for count in reversed(self._token_counts):
-            self._captured(count, count)
-        for count in reversed(self._run_lengths):
-            self._captured(1, count)
-
-    def __call__(
-        self, hidden: Tensor, previous: Tensor, lengths: Sequence[int]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """See `ExitHead.__call__`; logits are valid until the next call."""
-        key = (hidden.shape[0], len(lengths))
-        if key not in self._rooms:
-            self._rooms[key] = self._room(*key)
-        room = self._rooms[key]
-        if room is None:  # called, token by token of every run
-            return self._head(hidden, previous, lengths)
-        torch.cat((previous, room.padding, hidden), out=room.inputs)  # one launch
-        room.replay()
-        # Rows keep their state until their next draft.
-        return room.states.clone(), room.logits, room.other
-
-    def _room(self, num_tokens: int, num_runs: int) -> "_HeadRoom | None":
-        """Where so many tokens lie, and their graph; None: there is none."""
-        is_run = num_runs == 1 < num_tokens
-        count = fitting(self._run_lengths if is_run else self._token_counts, num_tokens)
-        if count is None or 1 < num_runs < num_tokens:
-            return None
-        num_previous = 1 if is_run else count
-        replay, results = self._captured(num_previous, count)
-        states, logits, other = (result[:num_tokens] for result in results)
-        padding = self._padding[num_runs:num_previous]
-        inputs = self._inputs[: num_previous + num_tokens]
-        return _HeadRoom(replay, padding, inputs, states, logits, other)
-
-    def _captured(self, num_runs: int, count: int) -> tuple[Replay, tuple[Tensor, Tensor, Tensor]]:
-        """So many tokens, all of one run or each of its own."""
-        key = (num_runs, count)
-        if key not in self._replays:
-            previous, hidden = self._inputs[: num_runs + count].split((num_runs, count))
-            inputs = (hidden, previous, [count // num_runs] * num_runs)
-            with torch.inference_mode(False), torch.no_grad():
-                shapes = self._head(*inputs)
-                results = tuple(torch.empty_like(result) for result in shapes)
-
-            def run() -> None:
-                for buffer, result in zip(results, self._head(*inputs), strict=True):
-                    buffer.copy_(result)
-
-            states, logits, other = results
-            self._replays[key] = (self._capture(run), (states, logits, other))
-        return self._replays[key]
-
-
-def token_counts_for(most: int) -> Sequence[int]:
-    """Numbers of tokens to capture where steps that only decode have at most so many."""
-    enough = fitting(TOKEN_COUNTS, most) or TOKEN_COUNTS[-1]
-    return [count for count in TOKEN_COUNTS if count <= enough]
-
-
-def fitting(sizes: Sequence[int], wanted: int) -> int | None:
-    """The smallest of ascending sizes that holds what is wanted; None: none does."""
-    place = bisect_left(sizes, wanted)
-    return sizes[place] if place < len(sizes) else None

@@ -25,12 +25,13 @@ from engine.policy_reason import PolicyReason, PolicyReport
 from engine.request import Structure
 from engine.worker import memory
 from engine.worker.backend import describe_numbers, limit_torch_threads, select_ops
+from engine.worker.capture import Capture, token_counts_for
 from engine.worker.cuda_graph import CudaCapture
 from engine.worker.decode_step import Clock, DecodeStep, split_layers
 from engine.worker.drafter import Drafter
 from engine.worker.drafting import Drafting, DraftingMaker
 from engine.worker.grammars import Grammars
-from engine.worker.graph_runner import BatchLimits, Capture, GraphRunner, token_counts_for
+from engine.worker.graph_runner import BatchLimits, GraphRunner
 from engine.worker.kv_cache import allocate_cache, block_size_bytes
 from engine.worker.learning.school import School
 from engine.worker.modelled_clock import ModelledClock

@@ -2,11 +2,11 @@
 convert the default model, compile the kernels.
 """
 
+from default_model import ALIAS
+
 from engine.checkpoint import resolve_model
 from engine.checkpoint.builtin import builtin_file
 from engine.model.ops.native_ops import NativeOps
-
-ALIAS = "smollm2-135m-instruct"
 
 if __name__ == "__main__":
     NativeOps.unavailable_reason()

@@ -26,7 +26,8 @@ from engine.model.ops.interface import LayerCache
 from engine.worker.cuda_graph import CudaCapture
 from engine.worker.decode_step import split_layers
 from engine.worker.drafter import Drafter
-from engine.worker.graph_runner import BatchLimits, GraphRunner, HeadGraph
+from engine.worker.graph_runner import BatchLimits, GraphRunner
+from engine.worker.head_graph import HeadGraph
 from engine.worker.worker import ModelWorker
 
 pytestmark = [pytest.mark.torch, pytest.mark.gpu, needs_gpu, needs_kernels]

@@ -13,15 +13,10 @@ from benchmarks.scripted import ScriptedDrafter
 from engine.model.decoder import Decoder
 from engine.model.ops.interface import LayerCache, TokenBatch
 from engine.model.ops.torch_ops import TorchOps
+from engine.worker.capture import TOKEN_COUNTS, fitting, token_counts_for
 from engine.worker.decode_step import split_layers
-from engine.worker.graph_runner import (
-    TOKEN_COUNTS,
-    BatchLimits,
-    GraphRunner,
-    HeadGraph,
-    fitting,
-    token_counts_for,
-)
+from engine.worker.graph_runner import BatchLimits, GraphRunner
+from engine.worker.head_graph import HeadGraph
 from engine.worker.kv_cache import allocate_cache
 from engine.worker.segment_runner import EagerRunner, NewestTokens
 
