@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import log
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,10 +77,15 @@ class DeviceClock:
         self._work.felt_s += max(0.0, now - self._free_at)
         self._free_at = max(now, self._free_at) + seconds
 
-    def wait(self) -> None:
-        """Until the device has done everything."""
+    @property
+    def free_at(self) -> float:
+        """When the device has done what has been launched so far."""
+        return self._free_at
+
+    def wait_until(self, moment: float) -> None:
+        """The host waits for something that the device has ready then."""
         self._work.num_reads += 1
-        waited_s = max(0.0, self._free_at - self())
+        waited_s = max(0.0, moment - self())
         self._offset += waited_s
         self._waited_s += waited_s
 
@@ -201,12 +207,20 @@ class ImaginedOps(TorchOps):
         keys: Tensor,
         token_ids: Tensor | None = None,
     ) -> Tensor:
-        """See `Ops.sample`; what it returns is read at once."""
+        """See `Ops.sample`."""
         with self._clock.playing():
             self._clock.run(self.costs.of(self.costs.sample_s, len(logits)))
-            chosen = self._next_ids[logits[:, 0].long()]
-        self._clock.wait()
-        return chosen
+            return self._next_ids[logits[:, 0].long()]
+
+    def fetch(self, values: Tensor) -> Callable[[], list[Any]]:
+        """See `Ops.fetch`."""
+        ready_at = self._clock.free_at
+
+        def read() -> list[Any]:
+            self._clock.wait_until(ready_at)
+            return values.tolist()
+
+        return read
 
     def expect(
         self,
@@ -217,11 +231,10 @@ class ImaginedOps(TorchOps):
         ids: SaltedIds,
         followers: Tensor,
     ) -> Tensor:
-        """See `Ops.expect`; what it returns is read at once."""
+        """See `Ops.expect`."""
         with self._clock.playing():
             self._clock.run(self.costs.of(self.costs.expect_s, len(logits)))
             expected = self._expected[logits[:, 0].long()]
             is_best = followers == expected[:, 0].long()
             expected[:, 2] = torch.where(is_best, expected[:, 1], _OTHERS)
-        self._clock.wait()
-        return expected
+            return expected

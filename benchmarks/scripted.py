@@ -62,8 +62,12 @@ class Script:
     ) -> None:
         """See `Drafter.note_segment`: a script counts no costs."""
 
-    def note_pass(self, num_tokens: int, estimate: StepEstimate) -> None:
+    def note_pass(self, num_tokens: int, estimate: StepEstimate, *, is_ahead: bool) -> None:
         """See `Drafter.note_pass`."""
+
+    def may_draft_next(self, rows: Sequence[Row]) -> bool:
+        """See `Drafter.may_draft_next`."""
+        return any(row.is_draftable for row in rows)
 
     def catch_up(self) -> None:
         """See `Drafter.catch_up`: there is nothing to catch up on."""

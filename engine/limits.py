@@ -13,6 +13,7 @@ class ModelLimits:
     block_size: int
     max_model_len: int  # never more than the blocks hold
     max_draft_tokens: int  # 0: no exit heads
+    num_tokens_ahead: int = 0  # positions to have room for, beyond those that a step is to compute
     eos_token_ids: tuple[int, ...]
 
     @classmethod
@@ -23,5 +24,6 @@ class ModelLimits:
             block_size=info.block_size,
             max_model_len=min(info.max_model_len, info.num_blocks * info.block_size),
             max_draft_tokens=info.max_draft_tokens,
+            num_tokens_ahead=int(info.runs_ahead),
             eos_token_ids=tuple(info.eos_token_ids),
         )

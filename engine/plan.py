@@ -43,6 +43,7 @@ class SequenceStart:
     ignore_eos: bool = False  # with a structure: end only where nothing else is allowed
     allowed_token_ids: list[int] = field(default_factory=list)  # empty: all are
     num_prompt_logprobs: int | None = None  # wanted for every prompt token but the first
+    last_len: int | None = None  # known tokens with which it ends at the latest
     pooling: Literal["mean", "last"] | None = None  # wanted: one vector for the whole prompt
 
 
@@ -53,7 +54,7 @@ class RowPlan:
     sequence_id: int
     start: int  # == the sequence's num_computed_tokens
     num_tokens: int
-    block_table: list[int]  # covers start + num_tokens + max_draft_tokens positions
+    block_table: list[int]  # covers start + num_tokens + max_draft_tokens positions at least
     max_draft_tokens: int  # 0: do not draft
     is_decoding: bool  # the last known token is among those computed, and a new one is sampled
 
@@ -131,6 +132,7 @@ class WorkerInfo:
     has_lookup: bool = False  # drafts from text that repeats
     max_draft_tokens: int = 0
     backend: str = ""  # which kernels compute: native, torch, cuda
+    runs_ahead: bool = False  # passes may be launched before it is known who will want them
 
 
 class Worker(Protocol):

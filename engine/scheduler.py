@@ -194,7 +194,7 @@ class Scheduler:
         self._roster.check()
         for sequence in self._roster.running:
             held = len(self._blocks.table(sequence.sequence_id))
-            most = sequence.num_tokens + self._max_drafts(sequence)
+            most = sequence.num_tokens + self._max_room(sequence)
             assert held <= self._blocks.blocks_for(most), "more blocks than drafts can need"
 
     def _share_out(self, missing: Iterable[_Share], budget: int) -> list[_Share]:
@@ -225,17 +225,23 @@ class Scheduler:
         return admitted
 
     def _row(self, sequence: Sequence, num_tokens: int) -> RowPlan:
-        """The row of a sequence whose known tokens have blocks; it drafts if there are more."""
+        """The row of a sequence whose known tokens have blocks; it drafts, and its next pass may be
+        launched ahead, if there are more.
+        """
         sequence_id, start = sequence.sequence_id, sequence.num_computed_tokens
         until = start + num_tokens
         is_decoding = until == len(sequence.token_ids) and sequence.generates
         drafts = 0
-        if self._limits.max_draft_tokens and is_decoding and num_tokens == 1:
-            drafts = max(0, min(self._max_drafts(sequence), sequence.num_tokens_left - 1))
-            if drafts and not self._blocks.reserve(sequence_id, until + drafts):
-                drafts = 0
+        if is_decoding and num_tokens == 1 and (most := self._max_room(sequence)):
+            room = max(0, min(most, sequence.num_tokens_left - 1))
+            if room and self._blocks.reserve(sequence_id, until + room):
+                drafts = min(self._max_drafts(sequence), room)
         table = self._blocks.table(sequence_id)
         return RowPlan(sequence_id, start, num_tokens, table, drafts, is_decoding)
+
+    def _max_room(self, sequence: Sequence) -> int:
+        """Positions behind the known tokens for which there is to be room, if it can be had."""
+        return max(self._max_drafts(sequence), self._limits.num_tokens_ahead)
 
     def _max_drafts(self, sequence: Sequence) -> int:
         """Drafts per step: the request's wish, else the server's; none without exit heads."""

@@ -121,6 +121,7 @@ class Sequence:
             if self._lacks_prompt_logprobs
             else None,
             pooling=self.request.pooling if self.embedding is None else None,
+            last_len=self._last_len,
         )
 
     def commit(self, num_scheduled: int, result: RowResult) -> int:

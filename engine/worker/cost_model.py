@@ -19,11 +19,19 @@ class CostModel:
     """
 
     def __init__(
-        self, segments: Sequence[CostCurve], heads: Sequence[CostCurve], last_logits: CostCurve
+        self,
+        segments: Sequence[CostCurve],
+        heads: Sequence[CostCurve],
+        last_logits: CostCurve,
+        steady: CostCurve | None = None,
     ) -> None:
+        """Args:
+        steady: Of plain steps that follow each other; None: what they cost anywhere.
+        """
         self.segments = list(segments)
         self.heads = list(heads)
         self.last_logits = last_logits
+        self._steady = steady
         # Told of every observation: curve, tokens, seconds.
         self.on_observation: Callable[[CostCurve, int, float], None] | None = None
         self._observed: list[tuple[CostCurve, int, float]] = []
@@ -64,6 +72,12 @@ class CostModel:
         """Seconds of a step without drafts."""
         return self.rest(0, num_rows)
 
+    def steady(self, num_rows: int) -> float:
+        """Seconds of a step without drafts among others of its kind: the next one's pass may be on
+        its way before this one's tokens are read.
+        """
+        return self.plain(num_rows) if self._steady is None else self._steady(num_rows)
+
     def observe(self, curve: CostCurve, num_tokens: int, seconds: float) -> None:
         """Take note of what one part (one of the model's curves) took."""
         if self.on_observation is not None:
@@ -86,6 +100,7 @@ class CostModel:
     def _learn(self, curve: CostCurve, num_tokens: int, seconds: float) -> None:
         share = min(curve(num_tokens) / self._sum(0, num_tokens), 1.0)
         error = curve.observe(num_tokens, seconds)
-        for other in (*self.segments, *self.heads, self.last_logits):
+        steady = () if self._steady is None else (self._steady,)
+        for other in (*self.segments, *self.heads, self.last_logits, *steady):
             if other is not curve:
                 other.scale(_LOAD_RATE * share * error)

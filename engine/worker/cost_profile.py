@@ -42,6 +42,8 @@ _STALE_S = 14 * 24 * 3600.0
 _FASTER = 1.3  # a plain step is so much faster than the file says: that was no quiet machine
 _LONGEST_CHECK_S = 0.2  # no further step to find that out after so long
 
+_STEADY = "steady step"  # without drafts, among others
+
 Seconds = dict[str, dict[int, float]]  # part -> tokens -> seconds
 
 
@@ -108,6 +110,11 @@ class Profiler:
         return [*self._plain_parts, *(f"head {index}" for index in range(num_heads))]
 
     @property
+    def measured(self) -> list[str]:
+        """What there is a measurement of, once all that takes part is settled."""
+        return self.parts if self.rows is None else [*self.parts, _STEADY]
+
+    @property
     def _plain_parts(self) -> list[str]:
         return [*(f"segment {index}" for index in range(self.num_segments)), "logits"]
 
@@ -122,6 +129,8 @@ class Profiler:
                 stopwatch.time(f"head {index}", count, call)
         if self.rows is not None:
             stopwatch.time("step", count, self.rows.plain_step(count))
+            for step in self.rows.plain_steps(count):
+                stopwatch.time(_STEADY, count, step)
             if self.heads is not None:
                 stopwatch.time("drafting step", count, self.rows.drafting_step(count))
 
@@ -177,6 +186,7 @@ def cost_model(profiler: Profiler, directory: Path, facts: Mapping[str, str]) ->
         [_curve(seconds[f"segment {index}"]) for index in range(profiler.num_segments)],
         [_curve(seconds[f"head {index}"]) for index in heads],
         _curve(seconds["logits"]),
+        _curve(seconds[_STEADY]) if _STEADY in seconds else None,
     )
 
 
@@ -227,7 +237,7 @@ def _read(path: Path, profiler: Profiler) -> Seconds | None:
         }
     except (OSError, ValueError, AttributeError, TypeError):
         return None
-    return seconds if all(1 in seconds.get(part, {}) for part in profiler.parts) else None
+    return seconds if all(1 in seconds.get(part, {}) for part in profiler.measured) else None
 
 
 def _write(path: Path, seconds: Seconds) -> None:

@@ -13,7 +13,8 @@ A place may have a second candidate, an alternate: it enters segment 0 like a dr
 slot aside, and ends its own run. If it turns out right, its keys and values move to its place.
 
 Where nobody drafts, as while the policy pauses or no look would pay, all segments run one after the
-other, as one call where the runner has such a call, and what they share is made once.
+other, as one call where the runner has such a call, and what they share is made once. If the next
+step can be foreseen, its call is made before this one's tokens are read (see `run_ahead`).
 
 Invariants: a token never stands deeper than an older token of its row; drafts live inside one step;
 rollback moves cursors, never bytes. Prefill tokens ride along and never exit. The step knows plans
@@ -40,6 +41,7 @@ from engine.worker.kv_cache import KvCache
 from engine.worker.learning.recorder import Recorder
 from engine.worker.prompt_reader import wants_reading
 from engine.worker.row import Row
+from engine.worker.run_ahead import RunAhead
 from engine.worker.segment_runner import EagerRunner, SegmentRunner
 from engine.worker.sequence_state import SequenceState
 from engine.worker.upload import upload
@@ -104,6 +106,7 @@ class DecodeStep:
         exit_layers = [] if drafter is None else drafter.exit_layers
         self._segments = split_layers(decoder.spec.num_layers, exit_layers)
         self._runner = runner or EagerRunner(decoder, self._segments, cache)
+        self._ahead = RunAhead(self._runner)
         self._recorder = recorder
         self._verifier = Verifier(decoder, self._runner, exit_layers, recorder)
 
@@ -118,6 +121,7 @@ class DecodeStep:
             One result per plan, in order; a row whose logits, or a part of whose prompt, are no
             numbers has an error and no tokens.
         """
+        self._ahead.begin()
         rows = [Row(plan, state) for plan, state in zip(plans, states, strict=True)]
         device = self._decoder.ops.device
         size, spare_slots = self._block_size, self._spare_slots
@@ -132,8 +136,9 @@ class DecodeStep:
         refs: Sequence[TokenRef] = ()
         drafts = self._drafts(rows, estimate)
         is_plain = not drafts and self._is_plain(rows)
+        launch_next: Callable[[Tensor], None] | None = None
         if is_plain:
-            hidden = self._pass(rows, batch, estimate)
+            hidden, launch_next = self._pass(rows, batch, estimate)
         else:
             descend = self._draft_and_descend if drafts else self._descend
             refs, hidden = descend(rows, batch, estimate)
@@ -142,7 +147,9 @@ class DecodeStep:
         started = self._clock()
         keeps_states = self._drafter is not None and self._drafter.wants_states(rows)
         if is_plain:
-            results = self._verifier.next_tokens(rows, hidden, keeps_states=keeps_states)
+            results = self._verifier.next_tokens(
+                rows, hidden, keeps_states=keeps_states, launch_next=launch_next
+            )
         else:
             results = self._verifier.verify(rows, refs, hidden, keeps_states=keeps_states)
             self._settle(rows, batch)
@@ -167,14 +174,32 @@ class DecodeStep:
             return False
         return all(row.plan.only_decodes and not wants_reading(row.plan, row.state) for row in rows)
 
-    def _pass(self, rows: Sequence[Row], batch: ForwardBatch, estimate: StepEstimate) -> Tensor:
-        """Rows' newest tokens through all layers, in one call if the runner has such a call."""
-        hidden = self._runner.run_through(batch.newest([row.state.token_ids[-1] for row in rows]))
+    def _pass(
+        self, rows: Sequence[Row], batch: ForwardBatch, estimate: StepEstimate
+    ) -> tuple[Tensor, Callable[[Tensor], None] | None]:
+        """Rows' newest tokens through all layers, in one call if the runner has such a call; that
+        may have been made already. Also what launches the next step's, if it can be foreseen.
+        """
+        states = [row.state for row in rows]
+        tokens = batch.newest([state.token_ids[-1] for state in states])
+        ahead = self._ahead.take(states, tokens.places)
+        hidden = self._runner.run_through(tokens) if ahead is None else ahead
         if hidden is None:
-            _, hidden = self._descend(rows, batch, estimate)
-        elif self._drafter is not None:
-            self._drafter.note_pass(len(rows), estimate)
-        return hidden
+            return self._descend(rows, batch, estimate)[1], None
+        if self._drafter is not None:
+            self._drafter.note_pass(len(rows), estimate, is_ahead=ahead is not None)
+        if not self._foresees_next(rows, batch):
+            return hidden, None
+        return hidden, lambda chosen: self._ahead.launch(states, batch.behind(chosen))
+
+    def _foresees_next(self, rows: Sequence[Row], batch: ForwardBatch) -> bool:
+        """Whether the step after this one is likely to be as plain, of the same rows."""
+        if not self._ahead.is_allowed or not batch.has_room_behind:
+            return False
+        for row in rows:
+            if row.state.is_ending or row.state.start.num_logprobs is not None:
+                return False
+        return self._drafter is None or not self._drafter.may_draft_next(rows)
 
     def _descend(
         self, rows: Sequence[Row], batch: ForwardBatch, estimate: StepEstimate

@@ -61,12 +61,16 @@ class Drafter(Protocol):
             estimate: Updated with what that costs.
         """
 
-    def note_pass(self, num_tokens: int, estimate: StepEstimate) -> None:
+    def note_pass(self, num_tokens: int, estimate: StepEstimate, *, is_ahead: bool) -> None:
         """All segments have run as one, in a step without drafts and looks.
 
         Args:
             estimate: Updated with what that costs.
+            is_ahead: They were launched in the step before.
         """
+
+    def may_draft_next(self, rows: Sequence[Row]) -> bool:
+        """Whether these rows may get drafts in the step after this one, which has none."""
 
     def catch_up(self) -> None:
         """The step's last layers are on their way. What was put off is done now: a GPU that

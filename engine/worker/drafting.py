@@ -55,7 +55,11 @@ class Drafting:
         """
         layers = [] if heads is None else list(heads.exit_layers)
         policy = ExitPolicy(
-            len(layers), cost, follows_cost=follows_cost, longest_step_s=exits.target_itl_s
+            len(layers),
+            cost,
+            follows_cost=follows_cost,
+            longest_step_s=exits.target_itl_s,
+            num_controls=2 if is_queued else 1,
         )
         chances = Chances(layers, {} if heads is None else heads.calibration)
         drafter = PolicyDrafter(

@@ -14,10 +14,11 @@ from engine.worker.measured_bias import MeasuredBias
 _WINDOW = 0.98  # decay per step of the measured gain: some 50 steps
 _DOUBT = 25.0  # steps whose outcome counts as much as what was promised of them
 _MIN_STEPS = 16  # before the gain is judged
-_FEWEST_STEPS = 4  # before what is promised is judged, once it is known what steps take
+_FEWEST_STEPS = 4  # before what is promised is judged
+_CLEARLY = 1.15  # times as much has to be spent as is promised, until it is known what steps take
 _FIRST_PAUSE = 32  # steps without drafting after the first switch-off; doubles up to
 _LONGEST_PAUSE = 1024
-_MOST_LOST = 1.5  # plain steps that drafting may have cost before the gain is judged, if of
+_MOST_LOST = 1.0  # plain steps that drafting may have cost before the gain is judged, if of
 _HOPED_FOR = 3.0  # or more drafts that were expected to stand
 _HARDLY_ANY = 0.1  # of them or less did
 _PAUSE_PER_LOSS = 96  # steps without drafting per plain step lost so: 1 %
@@ -38,7 +39,11 @@ class StepOutcome:
 class DraftingSwitch:
     """On at first; off while plain decoding is faster, for longer every time."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_controls: int = 1) -> None:
+        """Args:
+        num_controls: Steps without drafts in a row, until one of them can be measured.
+        """
+        self._num_controls = num_controls
         self._gained = 0.0  # decayed: plain seconds that the committed tokens would have taken
         self._promised = 0.0  # decayed: the same of the tokens that were expected
         self._spent = 0.0  # decayed: seconds they took
@@ -62,7 +67,8 @@ class DraftingSwitch:
         """
         if not self.is_on or self._since_plain < _MIN_STEPS:
             return False
-        return self._since_plain * _CONTROL_LOSS >= 1.0 - 1.0 / self.speedup
+        lost = self._num_controls * (1.0 - 1.0 / self.speedup)
+        return self._since_plain * _CONTROL_LOSS >= lost
 
     @property
     def may_be_on_next(self) -> bool:
@@ -142,8 +148,8 @@ class DraftingSwitch:
     @property
     def _is_hopeless(self) -> bool:
         """Whether drafting would not pay even if all went as expected."""
-        knows = self._steps >= _FEWEST_STEPS and self._drafting_bias.is_known
-        return knows and self._promised < self._spent
+        doubt = 1.0 if self._drafting_bias.is_known else _CLEARLY
+        return self._steps >= _FEWEST_STEPS and doubt * self._promised < self._spent
 
     def _has_no_luck(self, plain: float, num_plain: float) -> bool:
         """Whether so few drafts stood that chance cannot explain it.

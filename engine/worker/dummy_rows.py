@@ -6,6 +6,7 @@ it waits for the host, the longer the more rows there are.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from engine.model.decoder import Decoder
 from engine.model.exit_head import ExitHeads
@@ -22,6 +23,7 @@ from engine.worker.sampler import Sampler
 from engine.worker.segment_runner import SegmentRunner
 from engine.worker.sequence_state import SequenceState
 
+_IN_A_ROW = 4  # steps that follow each other
 _BLOCK_SIZE = 16  # whatever the cache's is: the rows stay within a block
 
 
@@ -48,6 +50,19 @@ class DummyRows:
         """A step of so many rows without drafts."""
         return self._step(self._plain, count, max_drafts=0)
 
+    def plain_steps(self, count: int) -> list[Callable[[], object]]:
+        """Steps of so many rows without drafts that follow each other: all but the first may find
+        their pass on its way.
+        """
+        last_len = 1 + _IN_A_ROW
+        states = [SequenceState(_start(number, last_len)) for number in range(count)]
+
+        def step(start: int) -> list[RowResult]:
+            plans = [_plan(number, max_drafts=0, start=start) for number in range(count)]
+            return self._plain.run(plans, states)
+
+        return [partial(step, start) for start in range(_IN_A_ROW)]
+
     def drafting_step(self, count: int) -> Callable[[], object]:
         """One in which every row has a draft, if its head can name one: every exit looks, and the
         first once more when the drafts arrive.
@@ -63,7 +78,8 @@ class DummyRows:
         return call
 
     def _step(self, step: DecodeStep, count: int, max_drafts: int) -> Callable[[], list[RowResult]]:
-        states = [SequenceState(_start(number)) for number in range(count)]
+        # Nothing is launched ahead: every call is a step of its own.
+        states = [SequenceState(_start(number, last_len=2)) for number in range(count)]
         plans = [_plan(number, max_drafts) for number in range(count)]
 
         def call() -> list[RowResult]:
@@ -91,10 +107,10 @@ def _eager_drafter(decoder: Decoder, heads: ExitHeads) -> PolicyDrafter:
     )
 
 
-def _plan(number: int, max_drafts: int) -> RowPlan:
+def _plan(number: int, max_drafts: int, start: int = 0) -> RowPlan:
     return RowPlan(
         sequence_id=number,
-        start=0,
+        start=start,
         num_tokens=1,
         block_table=[0],
         max_draft_tokens=max_drafts,
@@ -102,7 +118,7 @@ def _plan(number: int, max_drafts: int) -> RowPlan:
     )
 
 
-def _start(number: int) -> SequenceStart:
+def _start(number: int, last_len: int) -> SequenceStart:
     return SequenceStart(
         sequence_id=number,
         token_ids=[0],
@@ -121,4 +137,5 @@ def _start(number: int) -> SequenceStart:
         num_logprobs=None,
         early_exit=True,
         threshold=None,
+        last_len=last_len,
     )

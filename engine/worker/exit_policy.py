@@ -54,10 +54,12 @@ class ExitPolicy:
         *,
         follows_cost: bool = False,
         longest_step_s: float | None = None,
+        num_controls: int = 1,
     ) -> None:
         """Args:
         follows_cost: Times measured while serving correct the costs.
         longest_step_s: Drafts never make a step longer than this; None: as long as it pays.
+        num_controls: See `DraftingSwitch`.
         """
         self._cost = cost
         self._longest_step_s = inf if longest_step_s is None else longest_step_s
@@ -65,13 +67,13 @@ class ExitPolicy:
         self._looks = [LookAccount() for _ in range(num_exits)]
         self._rest = 0  # further steps without a look
         self._rests_with = 0  # as long as there are so many rows
-        self._switch = DraftingSwitch()
-        self._is_control = False  # this step drafts nothing, to see what that takes
+        self._switch = DraftingSwitch(num_controls)
+        self.is_control = False  # this step drafts nothing, to see what that takes
 
     @property
     def is_drafting(self) -> bool:
         """Whether anything is drafted at present (rows with a fixed threshold aside)."""
-        return self._switch.is_on and not self._is_control
+        return self._switch.is_on and not self.is_control
 
     @property
     def speedup(self) -> float:
@@ -90,7 +92,7 @@ class ExitPolicy:
         Args:
             may_control: The step only decodes, and all of it is left to the policy.
         """
-        self._is_control = may_control and self._switch.wants_control
+        self.is_control = may_control and self._switch.wants_control
         num_rows = int(step.expected_tokens)
         if num_rows < step.num_tokens and self._longest_step_s == inf:
             step.seconds -= self._cost.plain(step.num_tokens) - self._cost.plain(num_rows)
@@ -169,9 +171,14 @@ class ExitPolicy:
         return False
 
     @property
+    def may_draft_next(self) -> bool:
+        """Whether anything may be drafted in the step after this one."""
+        return self._switch.may_be_on_next
+
+    @property
     def may_look_next(self) -> bool:
         """Whether an exit may look in the step after this one."""
-        return self._switch.may_be_on_next and self._rest == 0
+        return self.may_draft_next and self._rest == 0
 
     def _best_looks(
         self, exit_index: int, chances: Sequence[tuple[float, int]], step: StepEstimate
@@ -267,7 +274,7 @@ class ExitPolicy:
 
     def observe_step(self, outcome: StepOutcome) -> None:
         """Learn what a decode step with drafts brought; switches off what does not pay."""
-        self._switch.observe(self._cost.plain(outcome.num_rows), outcome)
+        self._switch.observe(self._cost.steady(outcome.num_rows), outcome)
 
     def pass_by(self, num_rows: int, took_s: float | None) -> None:
         """A step without drafts: a pause goes on.
@@ -275,7 +282,7 @@ class ExitPolicy:
         Args:
             took_s: Measured, of a step that only decoded so many rows; None: of another.
         """
-        self._switch.pass_by(self._cost.plain(num_rows), took_s)
+        self._switch.pass_by(self._cost.steady(num_rows), took_s)
 
     def observe_segment(self, segment: int, num_tokens: int, seconds: float) -> None:
         """Learn what running a segment took."""
@@ -299,6 +306,10 @@ class ExitPolicy:
     def head_cost(self, exit_index: int, num_tokens: int) -> float:
         """Modelled seconds of evaluating a head."""
         return self._cost.head(exit_index, num_tokens)
+
+    def plain_cost(self, num_rows: int) -> float:
+        """Modelled seconds of a step that only decodes so many rows, by itself."""
+        return self._cost.plain(num_rows)
 
     def logits_cost(self, num_tokens: int) -> float:
         """Modelled seconds of the final logits."""

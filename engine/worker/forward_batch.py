@@ -97,8 +97,25 @@ class ForwardBatch:
 
     def newest(self, token_ids: Sequence[int]) -> NewestTokens:
         """Every row's first token, not sent yet."""
+        return self._at([row.start for row in self._rows], token_ids)
+
+    @property
+    def has_room_behind(self) -> bool:
+        """Whether every row has a slot for the token behind its first one."""
         size = self._block_size
-        positions = [row.start for row in self._rows]
+        return all(row.start + 1 < len(row.block_table) * size for row in self._rows)
+
+    def behind(self, token_ids: Tensor) -> NewestTokens:
+        """The token behind every row's first one, of which the step that plans it will know more.
+
+        Args:
+            token_ids: [rows], on the device.
+        """
+        return self._at([row.start + 1 for row in self._rows], token_ids)
+
+    def _at(self, positions: list[int], token_ids: Sequence[int] | Tensor) -> NewestTokens:
+        """One token of every row."""
+        size = self._block_size
         tables = zip(self._tables, positions, strict=True)
         slots = [table[place // size] * size + place % size for table, place in tables]
         places = (positions, slots, [*range(len(positions))])

@@ -134,7 +134,7 @@ class GraphRunner:
         if room is None or num_tokens > self._row_counts[-1] or width is None:
             return None
         replay = self._pass(room.count, width)
-        self._newest[room.count].send((tokens.token_ids, *tokens.places))
+        self._newest[room.count].send(tokens.token_ids, tokens.places)
         self._load_tables(tokens.block_tables)
         replay()
         self._passed = room.result

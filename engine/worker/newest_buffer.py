@@ -7,6 +7,7 @@ there: numbers written into pinned memory that is there already, and one copy.
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 
 class NewestBuffer:
@@ -26,16 +27,24 @@ class NewestBuffer:
         self._numbers = [here.numpy() for here in self._here]
         self._size = size
         self._padding = [[0], [0], [spare_slot], [0]]
-        self.send([[]] * 4)
+        self.send([], [[]] * 3)
 
-    def send(self, lists: Sequence[Sequence[int]]) -> None:
+    def send(self, token_ids: Sequence[int] | Tensor, places: Sequence[Sequence[int]]) -> None:
         """Fill the buffer; what is left of it becomes padding: row 0's first token, written
         elsewhere.
+
+        Args:
+            token_ids: A tensor: they are on the device only; what is no token there (-1) becomes
+                token 0.
+            places: Positions, slots and rows.
         """
         self._here.reverse()
         self._numbers.reverse()
-        numbers, num_tokens = self._numbers[0], len(lists[0])
-        numbers[:, :num_tokens] = lists
+        numbers, num_tokens = self._numbers[0], len(token_ids)
+        numbers[0, :num_tokens] = 0 if isinstance(token_ids, Tensor) else token_ids
+        numbers[1:, :num_tokens] = places
         if num_tokens < self._size:
             numbers[:, num_tokens:] = self._padding
         self.there.copy_(self._here[0], non_blocking=True)
+        if isinstance(token_ids, Tensor):
+            self.there[0, :num_tokens].copy_(token_ids.clamp(min=0))

@@ -25,6 +25,7 @@ from engine.worker.pending import append
 from engine.worker.row import Draft, Row
 from engine.worker.thresholds import Thresholds
 
+_LONGEST_BETWEEN_S = 1e-3  # steps, while there is something to do
 _PASSES = 8  # plain passes of which one tells what they take: on a GPU the host would feel more
 
 
@@ -74,7 +75,8 @@ class PolicyDrafter:
         self._is_untold = False  # what its parts took
         self._all_free = self._any_free = False  # rows that the policy decides about, in this step
         self._verdicts: list[tuple[Chance, bool]] = []  # not learned from yet
-        self._began = 0.0
+        self._began = self._ended = 0.0  # this step, and the one before
+        self._was_straight = False  # the one before only decoded, without drafts or looks
 
     def begin(self, rows: Sequence[Row], estimate: StepEstimate) -> bool:
         """See `Drafter.begin`."""
@@ -121,6 +123,18 @@ class PolicyDrafter:
             self._chances.learn(chance, accepted=accepted)
         self._verdicts.clear()
         self._policy.settle()
+
+    def may_draft_next(self, rows: Sequence[Row]) -> bool:
+        """See `Drafter.may_draft_next`."""
+        if not any(row.is_draftable for row in rows):
+            return False
+        if self._fixed(rows):
+            return True
+        if self._policy.is_control and not self._tells_of_plain_steps:
+            return False  # one more is to come that does
+        if self._lookup is None:
+            return self._policy.may_look_next
+        return self._policy.may_draft_next
 
     def wants_states(self, rows: Sequence[Row]) -> bool:
         """See `Drafter.wants_states`."""
@@ -174,10 +188,11 @@ class PolicyDrafter:
         else:
             self._queue.add(num_tokens, cost)
 
-    def note_pass(self, num_tokens: int, estimate: StepEstimate) -> None:
+    def note_pass(self, num_tokens: int, estimate: StepEstimate, *, is_ahead: bool) -> None:
         """See `Drafter.note_pass`."""
         self._num_passes += 1
-        self._is_untold = self._queue is not None and self._num_passes % _PASSES != 0
+        is_rare = self._queue is not None and self._num_passes % _PASSES != 0
+        self._is_untold = is_ahead or is_rare
         if not self._is_untold:
             for segment in range(len(self.exit_layers) + 1):
                 cost = self._policy.segment_cost(segment, num_tokens)
@@ -196,22 +211,46 @@ class PolicyDrafter:
             seconds = estimate.last_seconds if self._queue is None else self._queue.wait()
             if seconds is not None:
                 self._policy.observe_logits(sum(row.num_pending for row in rows), seconds)
-        took_s = self._clock() - self._began
-        if self._is_plain or not self._policy.is_drafting:
-            if self._any_free:  # pauses pass where the policy would have had a say
-                only_decodes = self._all_free or all(row.plan.only_decodes for row in rows)
-                is_measure = not (self._policy.is_drafting or self._fixed(rows)) and only_decodes
-                self._policy.pass_by(len(rows), took_s if is_measure else None)
-        elif self._all_free:
-            pending = sum(row.num_pending for row in rows)
+        self._judge(rows, results, estimate)
+
+    def _judge(
+        self, rows: Sequence[Row], results: Sequence[RowResult], estimate: StepEstimate
+    ) -> None:
+        """Hold the step against what it took."""
+        took_s = self._time_step()
+        is_off = not self._policy.is_drafting
+        is_straight = self._is_plain or is_off
+        if is_off and self._any_free:  # pauses pass where the policy would have had a say
+            only_decodes = self._all_free or all(row.plan.only_decodes for row in rows)
+            is_measure = only_decodes and not self._fixed(rows) and self._tells_of_plain_steps
+            self._policy.pass_by(len(rows), took_s if is_measure else None)
+        elif self._all_free and not (is_straight and self._queue is None):
+            num_tokens = sum(row.num_pending for row in rows)
+            modelled_s = estimate.seconds + self._policy.logits_cost(num_tokens)
             outcome = StepOutcome(
                 num_rows=len(rows),
                 num_committed=sum(len(result.token_ids) for result in results),
                 num_expected=estimate.expected_tokens,
-                modelled_s=estimate.seconds + self._policy.logits_cost(pending),
+                modelled_s=self._policy.plain_cost(num_tokens) if is_straight else modelled_s,
                 took_s=took_s,
             )
             self._policy.observe_step(outcome)
+        self._was_straight = is_straight
+
+    @property
+    def _tells_of_plain_steps(self) -> bool:
+        """Whether what this step takes, which has no drafts, is what such steps take: on a GPU
+        where the one before could launch its pass.
+        """
+        return self._queue is None or self._was_straight
+
+    def _time_step(self) -> float:
+        """Seconds from the end of the step before, unless there was a pause; else from this one's
+        beginning. What is ready when a step begins has been computed between them.
+        """
+        before, self._ended = self._ended, self._clock()
+        is_prompt = self._began - before < _LONGEST_BETWEEN_S
+        return self._ended - (before if is_prompt else self._began)
 
     def _wants_look(self, rows: Sequence[Row], estimate: StepEstimate) -> bool:
         """See `Drafter.will_look`, of rows that may draft."""

@@ -52,6 +52,15 @@ class Sampler:
         reduced: ReducedVocabulary | None = None,
     ) -> list[int]:
         """Column chosen per row; -1 for a row with NaN."""
+        return self._ops.fetch(self.launch(scores, points, reduced))()
+
+    def launch(
+        self,
+        scores: Tensor,
+        points: Sequence[SamplePoint],
+        reduced: ReducedVocabulary | None = None,
+    ) -> Tensor:
+        """What `choose` reads, [T] int64 on the device."""
         if _are_greedy(points):
             scales, keys = self._zeros(len(points))
         else:
@@ -60,7 +69,7 @@ class Sampler:
                 [(inverse, torch.float32), (_keys(points), torch.int64)], scores.device
             )
         token_ids = None if reduced is None else reduced.ids.token_ids
-        return self._ops.sample(scores, scales, keys, token_ids).tolist()
+        return self._ops.sample(scores, scales, keys, token_ids)
 
     def expect(
         self,
@@ -85,8 +94,7 @@ class Sampler:
             temperatures, keys, columns = upload_all(asked, scores.device)
         expected = self._ops.expect(scores, other, temperatures, keys, reduced.ids, columns)
         # One read, because a GPU is waited for each time; doubles hold columns as they are.
-        facts: list[list[float]] = expected.tolist()
-        return facts
+        return self._ops.fetch(expected)()
 
     def _zeros(self, count: int) -> tuple[Tensor, Tensor]:
         """So many float32 and int64, on the device; they are made once. Not to be written to."""

@@ -16,7 +16,7 @@ class NewestTokens(NamedTuple):
     without drafts.
     """
 
-    token_ids: Sequence[int]
+    token_ids: Sequence[int] | Tensor  # a tensor [T]: on the device, and nowhere else yet
     places: Sequence[Sequence[int]]  # positions, slots and rows
     block_tables: Tensor
 

@@ -45,6 +45,12 @@ class SequenceState:
         """The scheduler's id."""
         return self.start.sequence_id
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether the next token is its last one at the latest."""
+        last_len = self.start.last_len
+        return last_len is not None and len(self.token_ids) + 1 >= last_len
+
     def num_output_tokens(self, num_drafts: int = 0) -> int:
         """Output tokens known, drafts before the position included."""
         return len(self.token_ids) - self.start.num_prompt_tokens + num_drafts

@@ -7,7 +7,7 @@ Knows nothing of exit heads or of how the states came to be.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
@@ -49,6 +49,7 @@ class Verifier:
         self._runner = runner
         self._recorder = recorder
         self._exit_layers = exit_layers
+        self._ops = decoder.ops
         self._sampler = Sampler(decoder.ops)
         self.accepts_all = False  # benchmarks of what verification is worth
         self._reader = PromptReader(decoder)
@@ -85,7 +86,7 @@ class Verifier:
             results.append(result)
             hidden_sums.append(hidden_sum)
         if -1 in choices:
-            results = _without_choice(rows, results, firsts, logits)
+            results = _without_choice(rows, results, firsts, logits.isnan().any(dim=-1))
         results = _with_logprobs(rows, results, firsts, logits)
         newest = _newest_states(rows, results, firsts, last_hidden) if keeps_states else {}
         results = _without_broken_prompts(rows, refs, hidden, results)
@@ -100,27 +101,43 @@ class Verifier:
         return results
 
     def next_tokens(
-        self, rows: Sequence[Row], hidden: Tensor, *, keeps_states: bool
+        self,
+        rows: Sequence[Row],
+        hidden: Tensor,
+        *,
+        keeps_states: bool,
+        launch_next: Callable[[Tensor], None] | None = None,
     ) -> list[RowResult]:
         """`verify` where every row has one token in the step, nothing is drafted, and nothing asked
         of a prompt. As little as can be follows the choice: a GPU waits for it.
 
         Args:
             hidden: [T, E], the last layer's states, row by row.
+            launch_next: Called with the tokens chosen, [T] int64 on the device (-1: none), before
+                they are read. The step's logits are gone then; no row may want any.
         """
         states = [row.state for row in rows]
         points = [SamplePoint(state, ()) for state in states]
         wants_logprobs = any(state.start.num_logprobs is not None for state in states)
         newest = hidden.clone().unbind() if keeps_states else [None] * len(states)
         logits = self._runner.logits(hidden)
-        choices = self._sampler.choose(self._sampler.scores(logits, points), points)
+        scores = self._sampler.scores(logits, points)
+        chosen = self._sampler.launch(scores, points)
+        read = self._ops.fetch(chosen)
+        are_nan: Tensor | None = None
+        if launch_next is not None:
+            # Only what rows themselves ask for can leave numbers and no choice.
+            are_nan = chosen < 0 if scores is logits else logits.isnan().any(dim=-1)
+            launch_next(chosen)
+        choices = read()
         results = [
             RowResult(state.start.sequence_id, [token_id])
             for state, token_id in zip(states, choices, strict=True)
         ]
         firsts = range(len(rows) + 1)
         if -1 in choices:
-            results = _without_choice(rows, results, firsts, logits)
+            are_nan = logits.isnan().any(dim=-1) if are_nan is None else are_nan
+            results = _without_choice(rows, results, firsts, are_nan)
         if wants_logprobs:
             results = _with_logprobs(rows, results, firsts, logits)
         # Nothing raises from here on: a step changes all its states or none.
@@ -300,16 +317,17 @@ def _without_broken_prompts(
 
 
 def _without_choice(
-    rows: Sequence[Row], results: Sequence[RowResult], firsts: Sequence[int], logits: Tensor
+    rows: Sequence[Row], results: Sequence[RowResult], firsts: Sequence[int], are_nan: Tensor
 ) -> list[RowResult]:
     """Results, with an error in the place of tokens one of which is -1.
 
     Args:
-        firsts: Of every row, its first pending token's index in logits [P, V], and their end.
+        firsts: Of every row, its first pending token's index among all [P], and their end.
+        are_nan: [P] bool, whether there is a NaN among a token's logits.
     """
     mine = map(slice, firsts, firsts[1:])
     return [
-        _without_token(row, logits[share]) if -1 in result.token_ids else result
+        _without_token(row, is_nan=bool(are_nan[share].any())) if -1 in result.token_ids else result
         for row, result, share in zip(rows, results, mine, strict=True)
     ]
 
@@ -322,10 +340,10 @@ def _corrupt(row: Row) -> RowResult:
     return replace(_failed(row, _NOT_NUMBERS), is_corrupt=True)
 
 
-def _without_token(row: Row, logits: Tensor) -> RowResult:
+def _without_token(row: Row, *, is_nan: bool) -> RowResult:
     """A row that has no choice among its tokens, and why."""
     structure = row.state.structure
-    if logits.isnan().any():
+    if is_nan:
         return _corrupt(row)
     if structure is None:
         return _failed(row, _NOT_NUMBERS)  # by its own wishes: see `processors`

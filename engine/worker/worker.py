@@ -116,6 +116,7 @@ class ModelWorker:
         layers = self._exit_layers if observer is None else observer.layers
         segments = split_layers(spec.num_layers, layers)
         runner = self._make_runner(segments, cache, progress)
+        self._runs_ahead = isinstance(runner, GraphRunner) and observer is None
         if observer is not None:
             runner = ObservedRunner(runner, segments, observer)
         self.drafting: Drafting | None = None  # by heads or look-ups, as the configuration says
@@ -169,6 +170,7 @@ class ModelWorker:
             has_lookup=self._has_drafter and self._config.exits.lookup,
             max_draft_tokens=self._config.exits.max_draft_tokens if self._has_drafter else 0,
             backend=ops.name,
+            runs_ahead=self._runs_ahead,
         )
 
     @torch.inference_mode()

@@ -6,7 +6,7 @@ are cuBLAS's, whose bits depend on how many tokens share the call: to compare, o
 bits. Knows only `interface.py` and the kernels; runs on a CPU in Triton's interpreter, for tests.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -190,6 +190,20 @@ class CudaOps:
     ) -> Tensor:
         """See `Ops.sample`."""
         return self._sample.sample(logits, inverse_temperature, keys, token_ids)
+
+    def fetch(self, values: Tensor) -> Callable[[], list[Any]]:
+        """See `Ops.fetch`."""
+        if not values.is_cuda:  # in the interpreter
+            return values.tolist
+        here = values.to("cpu", non_blocking=True)  # to pinned memory
+        arrived = torch.cuda.Event()
+        arrived.record()
+
+        def read() -> list[Any]:
+            arrived.synchronize()
+            return here.tolist()
+
+        return read
 
     def expect(
         self,

@@ -9,7 +9,7 @@ Shapes: T tokens in the call, S rows (sequences), E hidden size, H query heads, 
 D head size, N blocks, B block size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -232,6 +232,13 @@ class Ops(Protocol):
         Returns:
             [T] int64 column indices; the lowest index wins a tie. -1 for a row that holds a NaN:
             the caller turns that into an error of that row alone.
+        """
+
+    def fetch(self, values: Tensor) -> Callable[[], list[Any]]:
+        """Numbers on their way to the host.
+
+        Returns:
+            What waits for them, as lists, and for nothing that was launched after this call.
         """
 
     def expect(

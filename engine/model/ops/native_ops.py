@@ -7,7 +7,7 @@ in. Knows only `interface.py` and the C functions. A pass is one call: what laye
 hand to C is laid out once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ctypes import byref, c_int32, c_int64, pointer
 from typing import Any, NamedTuple
 
@@ -285,6 +285,10 @@ class NativeOps:
         )
         _check(status)
         return chosen
+
+    def fetch(self, values: Tensor) -> Callable[[], list[Any]]:
+        """See `Ops.fetch`."""
+        return values.tolist
 
     def expect(
         self,

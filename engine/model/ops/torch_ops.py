@@ -6,7 +6,8 @@ the same for any number of rows but one (so one row is padded to two); attention
 token, so that every shape depends on the token's own position alone. Knows only `interface.py`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -187,6 +188,10 @@ class TorchOps:
             for row, scale, key in zip(logits, inverse_temperature.tolist(), keys, strict=True)
         ]
         return torch.stack(choices) if choices else torch.empty(0, dtype=torch.int64)
+
+    def fetch(self, values: Tensor) -> Callable[[], list[Any]]:
+        """See `Ops.fetch`."""
+        return values.tolist
 
     expect = staticmethod(expect)
 

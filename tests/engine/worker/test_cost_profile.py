@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,9 @@ class PlayedRows:
     def plain_step(self, count: int) -> Callable[[], object]:
         return lambda: self._runner._spend(0.002 * count)
 
+    def plain_steps(self, count: int) -> list[Callable[[], object]]:
+        return [partial(self._runner._spend, seconds * count) for seconds in (0.002, 0.0015)]
+
     def drafting_step(self, count: int) -> Callable[[], object]:
         return lambda: self._runner._spend(0.004 * count + 2 * 0.0005 * count)
 
@@ -95,6 +99,7 @@ def test_whole_steps_count_where_the_host_has_work_beside_the_parts(tmp_path: Pa
     profiler = Profiler(runner, 2, heads, 16, TorchOps("cpu"), runner.clock, rows)  # type: ignore[arg-type]
     cost = cost_model(profiler, tmp_path, {})
     assert [cost.head(0, count) for count in (1, 4, 64)] == pytest.approx([0.0005, 0.002, 0.032])
+    assert [cost.steady(count) for count in (1, 4, 64)] == pytest.approx([0.0015, 0.006, 0.096])
     parts = cost_of(PlayedRunner(), tmp_path / "parts")
     assert [cost.plain(count) for count in (1, 4, 64)] == pytest.approx([0.002, 0.008, 0.128])
     assert parts[0] < 0.002

@@ -1,11 +1,11 @@
 """Graphs give what calling gives, whatever is padded; replaying is played by calling again."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from call_again import CallAgain
 from tiny_model import StepDriver, load_tiny, random_heads, sequence_start, write_tiny_llama
 from torch import Tensor
 
@@ -26,24 +26,6 @@ BLOCK = 16
 NUM_BLOCKS = 1024  # of StepDriver
 SPARE = NUM_BLOCKS * BLOCK
 SEGMENTS = split_layers(6, [2, 4])
-
-
-class CallAgain:
-    """Captures by remembering the call: as with a graph, only the buffers' contents may change."""
-
-    def __init__(self) -> None:
-        self.num_captures = 0
-        self.num_replays = 0
-
-    def __call__(self, run: Callable[[], None]) -> Callable[[], None]:
-        self.num_captures += 1
-        run()
-
-        def replay() -> None:
-            self.num_replays += 1
-            run()
-
-        return replay
 
 
 @pytest.fixture(scope="module")
