@@ -3,8 +3,8 @@
 Scheduler, worker and graphs as they serve on a GPU, on a device that is only imagined: its parts
 take the time they are said to, and all else is the Python of a step on this machine, in CPU time:
 the worker's and the scheduler's, and as much of both as is felt, that is while the device has
-nothing to do. What is not in it: what launching a kernel or a graph takes the host, and sending to
-a GPU. Needs torch only.
+nothing to do. What is not in it, unless `--launch` says so: what launching a kernel or a graph
+takes the host, and sending to a GPU. Needs torch only.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from engine.model.exit_head import ExitHeads, load_heads
 from engine.offline import OfflineEngine
 from engine.pauses import sparing_what_is_loaded
 from engine.plan import RowResult, StepPlan, StepResult, WorkerInfo
-from engine.request import GenerationRequest, SamplingParams, Structure
+from engine.request import EarlyExitOptions, GenerationRequest, SamplingParams, Structure
 from engine.worker.cost_curve import CostCurve
 from engine.worker.cost_model import CostModel
 from engine.worker.decode_step import split_layers
@@ -49,7 +49,7 @@ _PROMPT = 64  # tokens
 _LEFT_OUT = 0.25  # of the steps, at either end: other work on the machine
 _HOST_S = 1e-4  # a look's, and a step's end: what the policy begins with, before it sees them
 _LARGE_S = 180e-6  # a layer of a model with which drafts pay whatever the host does
-FIGURES = ("tokens", "drafts", "launches", "reads", "worker", "scheduler", "felt")
+FIGURES = ("tokens", "drafts", "launches", "reads", "worker", "scheduler", "felt", "speed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +88,7 @@ class Step:
 
     between: Work  # since the step before
     inside: Work
+    ended_at: float  # on the imagined clock
     rows: Sequence[RowResult]
 
 
@@ -106,7 +107,7 @@ class WatchedWorker:
         result = self._worker.execute(plan)
         inside = self._clock.tell()
         if all(row.only_decodes for row in plan.rows) and not plan.started:
-            self.steps.append(Step(between, inside, result.rows))
+            self.steps.append(Step(between, inside, self._clock(), result.rows))
         self._clock.tell()
         return result
 
@@ -122,10 +123,16 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--steps", type=int, default=400, help="of every case (%(default)s)")
+    parser.add_argument(
+        "--launch", type=float, default=0.0, metavar="US", help="that a launch takes (%(default)s)"
+    )
     parser.add_argument("--only", metavar="TEXT", default="", help="ways with this in their name")
     args = parser.parse_args()
     print_facts(describe_machine())
-    print("\na step's tokens and drafts per row, launches and reads, and microseconds of the host:")
+    print(
+        "\na step's tokens and drafts per row, launches and reads, and microseconds of the host; "
+        "tokens per second, from the first on, over those without early exits:"
+    )
     print(f"{'':<26}{'rows':>6}{'T':>6}" + "".join(name.rjust(11) for name in FIGURES))
     with tempfile.TemporaryDirectory() as folder:
         engines: dict[str, tuple[OfflineEngine, WatchedWorker]] = {}
@@ -133,16 +140,18 @@ def main() -> None:
             if args.only not in name:
                 continue
             if name not in engines:
-                engines[name] = make_engine(WAYS[name], Path(folder))
+                engines[name] = make_engine(WAYS[name], Path(folder), args.launch * 1e-6)
             engine, worker = engines[name]
             figures = _measure(engine, worker, rows, temperature, args.steps)
             cells = "".join(f"{figures[figure]:>11.2f}" for figure in FIGURES)
             print(f"{name:<26}{rows:>6}{temperature:>6}{cells}", flush=True)
 
 
-def make_engine(way: Way, folder: Path) -> tuple[OfflineEngine, WatchedWorker]:
+def make_engine(
+    way: Way, folder: Path, launch_s: float = 0.0
+) -> tuple[OfflineEngine, WatchedWorker]:
     """An engine on the imagined device, and its worker."""
-    clock = DeviceClock()
+    clock = DeviceClock(launch_s)
     costs = Costs(layer_s=way.layer_s, logits_s=3 * way.layer_s, head_s=2 * way.layer_s)
     ops = ImaginedOps(clock, costs, _SHAPE.vocabulary, period=way.period, agreement=way.agreement)
     directory = _SHAPE.write(folder / _SHAPE.name)
@@ -178,7 +187,9 @@ def _drafting(
         for segment in split_layers(_SHAPE.layers, _EXIT_LAYERS)
     ]
     looks = [_curve(costs, costs.head_s + costs.expect_s + _HOST_S) for _ in _EXIT_LAYERS]
-    cost = CostModel(segments, looks, _curve(costs, costs.logits_s + costs.sample_s + _HOST_S))
+    end_s = costs.logits_s + costs.sample_s
+    steady = _curve(costs, costs.layer_s * _SHAPE.layers + end_s)
+    cost = CostModel(segments, looks, _curve(costs, end_s + _HOST_S), steady)
     return Drafting.of(heads, cost, exits, ops, clock, follows_cost=True, is_queued=True)
 
 
@@ -187,7 +198,9 @@ def _curve(costs: Costs, seconds: float) -> CostCurve:
     return CostCurve(counts, [costs.of(seconds, count) for count in counts])
 
 
-def requests(rows: int, temperature: float, num_tokens: int) -> list[GenerationRequest]:
+def requests(
+    rows: int, temperature: float, num_tokens: int, *, early_exit: bool = True
+) -> list[GenerationRequest]:
     """So many, with prompts of their own."""
     return [
         GenerationRequest(
@@ -197,6 +210,7 @@ def requests(rows: int, temperature: float, num_tokens: int) -> list[GenerationR
             sampling=SamplingParams(
                 temperature=temperature, seed=index, max_tokens=num_tokens, ignore_eos=True
             ),
+            early_exit=EarlyExitOptions(enabled=early_exit),
         )
         for index in range(rows)
     ]
@@ -206,10 +220,14 @@ def _measure(
     engine: OfflineEngine, worker: WatchedWorker, rows: int, temperature: float, num_steps: int
 ) -> dict[str, float]:
     """A step's figures: without the quickest and the slowest ones."""
-    worker.steps.clear()
-    with sparing_what_is_loaded():
-        engine.generate(requests(rows, temperature, num_steps))
-    steps = [step for step in worker.steps if len(step.rows) == rows]
+    rates: list[float] = []
+    for early_exit in (False, True):
+        worker.steps.clear()
+        with sparing_what_is_loaded():
+            engine.generate(requests(rows, temperature, num_steps, early_exit=early_exit))
+        steps = [step for step in worker.steps if len(step.rows) == rows]
+        num_tokens = sum(len(row.token_ids) for step in steps[1:] for row in step.rows)
+        rates.append(num_tokens / (steps[-1].ended_at - steps[0].ended_at))
     steps = steps[len(steps) // 2 :]  # warmed up, and the policy knows what it does
     return {
         "tokens": mean(len(row.token_ids) for step in steps for row in step.rows),
@@ -219,6 +237,7 @@ def _measure(
         "worker": _middle([step.inside.host_s for step in steps]) * 1e6,
         "scheduler": _middle([step.between.host_s for step in steps]) * 1e6,
         "felt": _middle([step.between.felt_s + step.inside.felt_s for step in steps]) * 1e6,
+        "speed": rates[1] / rates[0],
     }
 
 

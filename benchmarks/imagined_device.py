@@ -45,7 +45,11 @@ class DeviceClock:
     plays the device takes none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, launch_s: float = 0.0) -> None:
+        """Args:
+        launch_s: What a launch takes the host.
+        """
+        self._launch_s = launch_s
         self._offset = 0.0
         self._started: float | None = None  # of a stand-in's work
         self._free_at = self()  # when the device has done what was launched
@@ -68,12 +72,12 @@ class DeviceClock:
         try:
             yield
         finally:
-            self._offset -= time.thread_time() - self._started
+            self._offset -= time.thread_time() - self._started - self._launch_s
             self._started = None
 
     def run(self, seconds: float) -> None:
         """Within a launch: the device has so much more to do."""
-        now = self()
+        now = self() + self._launch_s
         self._work.felt_s += max(0.0, now - self._free_at)
         self._free_at = max(now, self._free_at) + seconds
 
