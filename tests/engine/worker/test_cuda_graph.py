@@ -122,7 +122,9 @@ def test_a_captured_head_gives_what_the_head_does(decoder: Decoder, lengths: lis
 def test_a_step_waits_for_the_device_only_to_read_its_tokens(
     decoder: Decoder, has_heads: bool
 ) -> None:
-    """Nothing it sends, and none of its processors, stops the host."""
+    """Nothing it sends, and none of its processors, stops the host; what it reads is waited for
+    by an event, which counts as nothing here.
+    """
     options = SAMPLING["processors"] | {"logit_bias": {3: 1.0}, "frequency_penalty": 0.3}
     starts = [sequence_start(i, p, **options) for i, p in PROMPTS.items()]
     plain, _ = driver(decoder, None, graphs=False).generate(starts, 12)
@@ -140,7 +142,7 @@ def test_a_step_waits_for_the_device_only_to_read_its_tokens(
     finally:
         torch.cuda.set_sync_debug_mode("default")
     waits = [w for w in caught if "synchronizing" in str(w.message)]
-    assert {Path(wait.filename).name for wait in waits} == {"sampler.py"}
+    assert {Path(wait.filename).name for wait in waits} == set()
 
 
 def test_rows_are_exact(decoder: Decoder) -> None:

@@ -1,6 +1,6 @@
 """Passes launched before it is known who will want them: the same tokens, and few in vain.
 
-Graphs are played by calling again, on plain torch.
+Graphs are played by calling again, on plain torch; on a GPU they are graphs.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from call_again import CallAgain
+from cuda_backend import cuda_ops, needs_gpu, needs_kernels
 from fake_worker import make_request
 from tiny_model import VOCAB, load_tiny, write_tiny_heads, write_tiny_llama
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch import Tensor
 from benchmarks.scripted import ScriptedDrafter
 from engine.config import CacheConfig, EngineConfig, ExitsConfig, ModelConfig, SchedulerConfig
 from engine.model.decoder import Decoder
+from engine.model.ops.interface import Ops
 from engine.model.ops.torch_ops import TorchOps
 from engine.offline import GenerationResult, OfflineEngine
 from engine.request import EarlyExitOptions, FinishReason, GenerationRequest
@@ -42,15 +44,23 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_llama(tmp_path_factory.mktemp("tiny"))
 
 
+@pytest.fixture(
+    scope="module",
+    params=["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu, needs_kernels])],
+)
+def ops(request: pytest.FixtureRequest) -> Ops:
+    return TorchOps("cpu") if request.param == "cpu" else cuda_ops(torch.bfloat16)
+
+
 @pytest.fixture(scope="module")
-def decoder(directory: Path) -> Decoder:
-    return load_tiny(directory, TorchOps("cpu"))
+def decoder(directory: Path, ops: Ops) -> Decoder:
+    return load_tiny(directory, ops)
 
 
 @pytest.fixture
-def config(directory: Path) -> EngineConfig:
+def config(directory: Path, ops: Ops) -> EngineConfig:
     return EngineConfig(
-        model=ModelConfig(directory=directory, backend="torch", num_threads=1),
+        model=ModelConfig(directory=directory, device=ops.device.type, num_threads=1),
         cache=CacheConfig(kv_cache_memory_bytes=1 << 20, block_size=BLOCK),
         scheduler=SchedulerConfig(max_num_seqs=3),
         exits=ExitsConfig(enabled=False),
@@ -89,10 +99,13 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
 def engine_of(
     config: EngineConfig, decoder: Decoder, drafter: Drafter | None = None, *, graphs: bool = True
 ) -> OfflineEngine:
-    capture = CallAgain() if graphs else None
-    return OfflineEngine(
-        config, ModelWorker(config, decoder=decoder, drafter=drafter, capture=capture)
+    if decoder.ops.device.type == "cuda":
+        config = replace(config, model=replace(config.model, enforce_eager=not graphs))
+        graphs = False  # which it captures by itself
+    worker = ModelWorker(
+        config, decoder=decoder, drafter=drafter, capture=CallAgain() if graphs else None
     )
+    return OfflineEngine(config, worker)
 
 
 def tokens_of(results: Sequence[GenerationResult]) -> list[tuple[int, ...]]:
@@ -241,11 +254,12 @@ def test_real_heads_and_a_policy_that_pauses_change_no_token(
 def test_logits_that_are_no_numbers_are_that_rows_error_as_elsewhere(
     config: EngineConfig,
     directory: Path,
+    ops: Ops,
     launches: Launches,
     sampling: dict[str, object],
 ) -> None:
     """The pass that ran ahead has overwritten them by then."""
-    decoder = load_tiny(directory, TorchOps("cpu"))
+    decoder = load_tiny(directory, ops)
     good, ill = (make_request(n, max_tokens=30, ignore_eos=True, **sampling) for n in (0, 1))
     expected = engine_of(config, decoder).generate([good, ill])
     poison = expected[1].token_ids[10]
@@ -257,8 +271,7 @@ def test_logits_that_are_no_numbers_are_that_rows_error_as_elsewhere(
 
     decoder.embed = embed  # type: ignore[method-assign]
     launches.num_launched = 0
-    worker = ModelWorker(config, decoder=decoder, capture=CallAgain())
-    results = OfflineEngine(config, worker).generate([good, ill])
+    results = engine_of(config, decoder).generate([good, ill])
     assert results[0].token_ids == expected[0].token_ids
     assert results[1].finish_reason is FinishReason.ERROR
     assert results[1].error == "the model's logits are not numbers"
