@@ -8,28 +8,21 @@ takes the host, and sending to a GPU. Needs torch only.
 """
 
 import argparse
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
-import torch
-
 from benchmarks.gpu.shapes import Shape, random_decoder, write_heads
 from benchmarks.imagined_device import Costs, DeviceClock, ImaginedOps, Work
 from benchmarks.machine import describe_machine, print_facts
 from engine.config import CacheConfig, EngineConfig, ExitsConfig, ModelConfig, SchedulerConfig
-from engine.model.exit_head import ExitHeads, load_heads
 from engine.offline import OfflineEngine
 from engine.pauses import sparing_what_is_loaded
 from engine.plan import RowResult, StepPlan, StepResult, WorkerInfo
 from engine.request import EarlyExitOptions, GenerationRequest, SamplingParams, Structure
-from engine.worker.cost_curve import CostCurve
-from engine.worker.cost_model import CostModel
-from engine.worker.decode_step import split_layers
-from engine.worker.drafting import Drafting
-from engine.worker.head_graph import HeadGraph
 from engine.worker.worker import ModelWorker
 
 _SHAPE = Shape(
@@ -135,6 +128,7 @@ def main() -> None:
     )
     print(f"{'':<26}{'rows':>6}{'T':>6}" + "".join(name.rjust(11) for name in FIGURES))
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["ADADECODE_CACHE"] = folder  # costs are those of this code
         engines: dict[str, tuple[OfflineEngine, WatchedWorker]] = {}
         for name, rows, temperature in CASES:
             if args.only not in name:
@@ -160,42 +154,15 @@ def make_engine(
         model=ModelConfig(directory=directory, device="cpu", num_threads=1),
         cache=CacheConfig(kv_cache_memory_bytes=1 << 27),
         scheduler=SchedulerConfig(max_num_seqs=64),
-        exits=ExitsConfig(lookup=way.lookup),
+        exits=ExitsConfig(enabled=way.drafts, lookup=way.lookup),
     )
-    drafting = None
     if way.drafts:
-        heads = load_heads(write_heads(_SHAPE, _EXIT_LAYERS, folder / "heads"), decoder)
-        drafting = _drafting(heads, config.exits, ops, clock)
-    drafter = None if drafting is None else drafting.drafter
-    worker = ModelWorker(
-        config, drafter=drafter, decoder=decoder, clock=clock, capture=clock.capture
-    )
-    worker.drafting = drafting
+        heads = write_heads(_SHAPE, _EXIT_LAYERS, folder / "heads")
+        config = replace(config, exits=replace(config.exits, heads=heads))
+    # What parts cost it measures as on a GPU.
+    worker = ModelWorker(config, decoder=decoder, clock=clock, capture=clock.capture)
     watched = WatchedWorker(worker, clock)
     return OfflineEngine(config, watched), watched
-
-
-def _drafting(
-    heads: ExitHeads, exits: ExitsConfig, ops: ImaginedOps, clock: DeviceClock
-) -> Drafting:
-    """By the policy, as on a GPU: the costs it begins with are the device's."""
-    costs, like = ops.costs, torch.zeros(1, _SHAPE.hidden)
-    graphs = [HeadGraph(head, like, clock.capture) for head in heads.heads]
-    heads = replace(heads, heads=graphs)
-    segments = [
-        _curve(costs, costs.layer_s * segment.num_layers)
-        for segment in split_layers(_SHAPE.layers, _EXIT_LAYERS)
-    ]
-    looks = [_curve(costs, costs.head_s + costs.expect_s + _HOST_S) for _ in _EXIT_LAYERS]
-    end_s = costs.logits_s + costs.sample_s
-    steady = _curve(costs, costs.layer_s * _SHAPE.layers + end_s)
-    cost = CostModel(segments, looks, _curve(costs, end_s + _HOST_S), steady)
-    return Drafting.of(heads, cost, exits, ops, clock, follows_cost=True, is_queued=True)
-
-
-def _curve(costs: Costs, seconds: float) -> CostCurve:
-    counts = [1, 64]
-    return CostCurve(counts, [costs.of(seconds, count) for count in counts])
 
 
 def requests(

@@ -6,6 +6,7 @@ no part's cost knows of; so that both kinds are seen, one without drafts is due 
 Knows seconds and tokens only.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.policy_reason import PolicyReason, PolicyReport
@@ -21,6 +22,7 @@ _LONGEST_PAUSE = 1024
 _MOST_LOST = 1.0  # plain steps that drafting may have cost before the gain is judged, if of
 _HOPED_FOR = 3.0  # or more drafts that were expected to stand
 _HARDLY_ANY = 0.1  # of them or less did
+_MOST_LOST_AT_ALL = 4.0  # whatever was hoped for
 _PAUSE_PER_LOSS = 96  # steps without drafting per plain step lost so: 1 %
 _CONTROL_LOSS = 0.003  # of the time, for steps without drafts that are there to be measured
 
@@ -34,14 +36,16 @@ class StepOutcome:
     num_expected: float  # tokens that were expected of them
     modelled_s: float  # heads included
     took_s: float  # measured, of the whole step
+    is_straight: bool = False  # it came to nothing: no draft, no look
 
 
 class DraftingSwitch:
     """On at first; off while plain decoding is faster, for longer every time."""
 
-    def __init__(self, num_controls: int = 1) -> None:
+    def __init__(self, num_controls: int = 1, like: "DraftingSwitch | None" = None) -> None:
         """Args:
         num_controls: Steps without drafts in a row, until one of them can be measured.
+        like: Of batches of another size: how far their steps take longer is begun with.
         """
         self._num_controls = num_controls
         self._gained = 0.0  # decayed: plain seconds that the committed tokens would have taken
@@ -49,7 +53,10 @@ class DraftingSwitch:
         self._spent = 0.0  # decayed: seconds they took
         self._steps = 0
         self._since_plain = 0  # steps
-        self._plain_bias, self._drafting_bias = MeasuredBias(), MeasuredBias()
+        # Of steps without drafts, of those with, and of those in which no draft was found.
+        before: Sequence[MeasuredBias | None] = (None,) * 3 if like is None else like._biases
+        self._biases: tuple[MeasuredBias, ...] = tuple(map(MeasuredBias, before))
+        self._plain_bias, self._drafting_bias, self._straight_bias = self._biases
         self._plain_rate = 0.0  # tokens per second of plain steps, for as many rows as lately
         self._paused_because = PolicyReason.COSTS_MORE
         self._pause = _FIRST_PAUSE
@@ -63,9 +70,13 @@ class DraftingSwitch:
     @property
     def wants_control(self) -> bool:
         """Whether a step without drafts is due, to see what it takes: the less is lost by one, the
-        sooner.
+        sooner, and soon where little is known of them.
         """
-        if not self.is_on or self._since_plain < _MIN_STEPS:
+        if not self.is_on or self._since_plain < _FEWEST_STEPS:
+            return False
+        if not self._plain_bias.is_begun:
+            return True
+        if self._since_plain < _MIN_STEPS:
             return False
         lost = self._num_controls * (1.0 - 1.0 / self.speedup)
         return self._since_plain * _CONTROL_LOSS >= lost
@@ -109,8 +120,11 @@ class DraftingSwitch:
             plain_s: Modelled, of a plain step of these rows.
         """
         self._since_plain += 1
-        self._drafting_bias.observe(step.modelled_s, step.took_s)
-        seconds = step.modelled_s * self._drafting_bias.factor
+        bias = self._straight_bias if step.is_straight else self._drafting_bias
+        seconds = step.modelled_s * bias.factor
+        if step.is_straight or not bias.is_known:  # some of the former look, and some run ahead
+            seconds = bias.plausible(step.modelled_s, step.took_s)
+        bias.observe(step.modelled_s, step.took_s)
         plain_s *= self._plain_bias.factor
         plain = plain_s / step.num_rows
         self._plain_rate = 1.0 / plain
@@ -121,7 +135,8 @@ class DraftingSwitch:
         num_seen = (1.0 - _WINDOW**self._steps) / (1.0 - _WINDOW)
         if self._steps < _MIN_STEPS:
             lost = (self._spent - self._gained) / plain_s
-            if lost > _MOST_LOST and self._has_no_luck(plain, step.num_rows * num_seen):
+            has_no_luck = lost > _MOST_LOST and self._has_no_luck(plain, step.num_rows * num_seen)
+            if has_no_luck or lost > _MOST_LOST_AT_ALL:
                 self._pause = max(self._pause, int(lost * _PAUSE_PER_LOSS))
                 self._switch_off()
             elif self._is_hopeless:

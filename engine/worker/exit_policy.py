@@ -4,8 +4,9 @@ second rise.
 A guess's chance comes from `chances`; a run of drafts survives with the product of its chances;
 costs come from `cost_model`. Before drafts enter a segment the policy compares the step's expected
 tokens per second with and without them. It also keeps account of what looking at exits brings, so
-that no head is evaluated where that does not pay. Whether drafting as a whole pays is its
-`DraftingSwitch`'s say. Rows with a fixed threshold are decided by that alone.
+that no head is evaluated where that does not pay. Whether drafting as a whole pays is a
+`DraftingSwitch`'s say, one for every size of a batch. Rows with a fixed threshold are decided by
+that alone.
 
 Source of the product rule: SpecDec++ (Huang et al. 2025): optimal stopping thresholds P(any
 rejection so far).
@@ -22,7 +23,8 @@ from engine.worker.drafting_switch import DraftingSwitch, StepOutcome
 from engine.worker.look_account import LookAccount
 
 _FEW = 4  # rows at most that an exit looks at to see whether it would pay again
-_REST = 8  # steps for which no look would pay if it does not in one
+_FIRST_REST = 8  # steps for which no look would pay if it does not in one; doubles up to
+_LONGEST_REST = 32
 _NEGLIGIBLE = 0.01  # a survival below it is not worth the arithmetic
 
 
@@ -66,8 +68,12 @@ class ExitPolicy:
         self._follows_cost = follows_cost
         self._looks = [LookAccount() for _ in range(num_exits)]
         self._rest = 0  # further steps without a look
+        self._next_rest = _FIRST_REST
         self._rests_with = 0  # as long as there are so many rows
-        self._switch = DraftingSwitch(num_controls)
+        # By size of the batch, in powers of two: what pays for one row may not for many.
+        self._switches = {0: DraftingSwitch(num_controls)}
+        self._switch = self._switches[0]
+        self._num_controls = num_controls
         self.is_control = False  # this step drafts nothing, to see what that takes
 
     @property
@@ -92,8 +98,10 @@ class ExitPolicy:
         Args:
             may_control: The step only decodes, and all of it is left to the policy.
         """
-        self.is_control = may_control and self._switch.wants_control
         num_rows = int(step.expected_tokens)
+        if num_rows:
+            self._switch = self._switch_of(num_rows)
+        self.is_control = may_control and self._switch.wants_control
         if num_rows < step.num_tokens and self._longest_step_s == inf:
             step.seconds -= self._cost.plain(step.num_tokens) - self._cost.plain(num_rows)
 
@@ -158,16 +166,20 @@ class ExitPolicy:
         if self._rest > 0 and num_rows == self._rests_with:
             self._rest -= 1
             return False
+        if num_rows != self._rests_with:
+            self._next_rest = _FIRST_REST
         self._rest = 0
         chances = [(1.0, 1)] * num_rows
         seconds = step.seconds
         for index in range(len(self._looks)):
             seconds += self._cost.segment(index, step.num_tokens)
             if self._best_looks(index, chances, replace(step, seconds=seconds)):
+                self._next_rest = _FIRST_REST
                 return True
         for account in self._looks:
-            account.leave_out(_REST)
-        self._rest, self._rests_with = _REST - 1, num_rows
+            account.leave_out(self._next_rest)
+        self._rest, self._rests_with = self._next_rest - 1, num_rows
+        self._next_rest = min(2 * self._next_rest, _LONGEST_REST)
         return False
 
     @property
@@ -188,7 +200,7 @@ class ExitPolicy:
         if self._seconds_with(exit_index, step, 1, 0) > self._longest_step_s:
             return []
         order = sorted(range(len(chances)), key=lambda i: chances[i][0], reverse=True)
-        share = self._cost.head(exit_index, _FEW) / self._cost.plain(len(chances))
+        share = self._cost.head(exit_index, len(chances)) / self._cost.plain(len(chances))
         if account.is_due(share):
             return order[:_FEW]
         rate = self._rate(exit_index, step)
@@ -314,6 +326,13 @@ class ExitPolicy:
     def logits_cost(self, num_tokens: int) -> float:
         """Modelled seconds of the final logits."""
         return self._cost.logits(num_tokens)
+
+    def _switch_of(self, num_rows: int) -> DraftingSwitch:
+        """That of batches about as large."""
+        size = (num_rows - 1).bit_length()
+        if size not in self._switches:
+            self._switches[size] = DraftingSwitch(self._num_controls, self._switch)
+        return self._switches[size]
 
     def _rate(self, exit_index: int, step: StepEstimate) -> float:
         """Expected tokens per second if everything went down from this exit now."""

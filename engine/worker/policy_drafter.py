@@ -76,7 +76,7 @@ class PolicyDrafter:
         self._all_free = self._any_free = False  # rows that the policy decides about, in this step
         self._verdicts: list[tuple[Chance, bool]] = []  # not learned from yet
         self._began = self._ended = 0.0  # this step, and the one before
-        self._was_straight = False  # the one before only decoded, without drafts or looks
+        self._was_plain = False  # nothing was to be drafted, or read of prompts, in the one before
 
     def begin(self, rows: Sequence[Row], estimate: StepEstimate) -> bool:
         """See `Drafter.begin`."""
@@ -219,30 +219,30 @@ class PolicyDrafter:
         """Hold the step against what it took."""
         took_s = self._time_step()
         is_off = not self._policy.is_drafting
-        is_straight = self._is_plain or is_off
+        only_decodes = self._all_free or all(row.plan.only_decodes for row in rows)
         if is_off and self._any_free:  # pauses pass where the policy would have had a say
-            only_decodes = self._all_free or all(row.plan.only_decodes for row in rows)
             is_measure = only_decodes and not self._fixed(rows) and self._tells_of_plain_steps
             self._policy.pass_by(len(rows), took_s if is_measure else None)
-        elif self._all_free and not (is_straight and self._queue is None):
+        elif self._all_free and not (self._is_plain and self._queue is None):
             num_tokens = sum(row.num_pending for row in rows)
             modelled_s = estimate.seconds + self._policy.logits_cost(num_tokens)
             outcome = StepOutcome(
                 num_rows=len(rows),
                 num_committed=sum(len(result.token_ids) for result in results),
                 num_expected=estimate.expected_tokens,
-                modelled_s=self._policy.plain_cost(num_tokens) if is_straight else modelled_s,
+                modelled_s=self._policy.plain_cost(num_tokens) if self._is_plain else modelled_s,
                 took_s=took_s,
+                is_straight=self._is_plain,
             )
             self._policy.observe_step(outcome)
-        self._was_straight = is_straight
+        self._was_plain = is_off and only_decodes
 
     @property
     def _tells_of_plain_steps(self) -> bool:
         """Whether what this step takes, which has no drafts, is what such steps take: on a GPU
         where the one before could launch its pass.
         """
-        return self._queue is None or self._was_straight
+        return self._queue is None or self._was_plain
 
     def _time_step(self) -> float:
         """Seconds from the end of the step before, unless there was a pause; else from this one's

@@ -292,8 +292,10 @@ class ModelWorker:
 
     @property
     def _is_queued(self) -> bool:
-        """Whether calls return before the device has computed."""
-        return self.decoder.ops.device.type == "cuda"
+        """Whether calls return before the device has computed, or would on the one that is
+        played.
+        """
+        return self.decoder.ops.device.type == "cuda" or self._capture is not None
 
     @property
     def _spare_slot(self) -> int:

@@ -84,6 +84,18 @@ def test_a_heavy_loss_puts_off_the_next_attempt_but_not_for_ever() -> None:
     assert "tries again in 1024 steps" in switch.report().text
 
 
+def test_a_loss_at_the_beginning_is_limited_whatever_is_promised() -> None:
+    """Half of the drafts stand, and cost twice what they bring."""
+    switch = DraftingSwitch()
+    seconds, tokens = 0.0, 0
+    for step in range(400):
+        committed = 1 + step % 2 if switch.is_on else 1
+        spent = 2.2 if switch.is_on else PLAIN_S
+        run(switch, committed, 3.0, spent)
+        seconds, tokens = seconds + spent, tokens + committed
+    assert seconds < 1.02 * tokens * PLAIN_S
+
+
 def test_a_loss_at_the_beginning_ends_nothing_while_drafts_stand_or_few_were_hoped_for() -> None:
     switch = DraftingSwitch()
     for step in range(15):  # one of four drafts stands where three of four were hoped for
@@ -161,6 +173,8 @@ def test_a_control_that_takes_two_steps_is_due_half_as_often() -> None:
     due = []
     for num_controls in (1, 2):
         switch = DraftingSwitch(num_controls)
+        for _ in range(2):
+            switch.pass_by(PLAIN_S, PLAIN_S)
         steps = 0
         while not switch.wants_control:
             steps += 1

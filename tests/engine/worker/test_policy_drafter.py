@@ -104,10 +104,12 @@ def test_a_step_begins_with_whether_anyone_may_draft(decoder: Decoder) -> None:
 
 
 def test_a_pause_also_passes_beside_rows_that_never_draft(decoder: Decoder) -> None:
-    drafter = policy_drafter(decoder, None)
+    now = [0.0]
+    drafter = policy_drafter(decoder, None, clock=lambda: now[0])
     row, plain = row_of(REPETITIVE), row_of(REPETITIVE, early_exit=False)
     result = RowResult(sequence_id=0, token_ids=[7])
     assert drafter.begin([row], estimate())
+    now[0] = 60.0
     drafter.learn([row], [result], StepEstimate(1, 5.0, seconds=60.0))
     for _ in range(1024):
         assert not drafter.begin([plain, row], estimate())

@@ -262,8 +262,7 @@ def test_logits_that_are_no_numbers_are_that_rows_error_as_elsewhere(
     decoder = load_tiny(directory, ops)
     good, ill = (make_request(n, max_tokens=30, ignore_eos=True, **sampling) for n in (0, 1))
     expected = engine_of(config, decoder).generate([good, ill])
-    poison = expected[1].token_ids[10]
-    assert poison not in expected[0].token_ids
+    poison = next(i for i in expected[1].token_ids[5:] if i not in expected[0].token_ids)
     real = decoder.embed
 
     def embed(token_ids: Tensor) -> Tensor:
