@@ -16,7 +16,7 @@ def test_a_line_for_every_case(
 ) -> None:
     cases = [(name, 2, temperature) for name in host.WAYS for temperature in (0.0, 0.8)]
     monkeypatch.setattr(host, "CASES", cases)
-    monkeypatch.setattr(sys, "argv", ["host", "--steps", "24"])
+    monkeypatch.setattr(sys, "argv", ["host", "--steps", "96"])
     host.main()
     header, *lines = capsys.readouterr().out.splitlines()[-1 - len(cases) :]
     assert header.split()[-8:] == list(host.FIGURES)
