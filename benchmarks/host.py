@@ -128,7 +128,6 @@ def main() -> None:
     )
     print(f"{'':<26}{'rows':>6}{'T':>6}" + "".join(name.rjust(11) for name in FIGURES))
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["ADADECODE_CACHE"] = folder  # costs are those of this code
         engines: dict[str, tuple[OfflineEngine, WatchedWorker]] = {}
         for name, rows, temperature in CASES:
             if args.only not in name:
@@ -159,7 +158,8 @@ def make_engine(
     if way.drafts:
         heads = write_heads(_SHAPE, _EXIT_LAYERS, folder / "heads")
         config = replace(config, exits=replace(config.exits, heads=heads))
-    # What parts cost it measures as on a GPU.
+    # What parts cost it measures as on a GPU, for every way anew.
+    os.environ["ADADECODE_CACHE"] = str(folder / way.name)
     worker = ModelWorker(config, decoder=decoder, clock=clock, capture=clock.capture)
     watched = WatchedWorker(worker, clock)
     return OfflineEngine(config, watched), watched

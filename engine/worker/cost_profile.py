@@ -66,7 +66,7 @@ class Profiler:
             The times, and whether the machine was quiet enough to keep them.
         """
         rounds: list[float] = []
-        stopwatch = _Stopwatch(self.clock)
+        stopwatch = _Stopwatch(self.clock, self.ops)
         counts = list(TOKEN_COUNTS)
         while len(rounds) < _ROUNDS and sum(rounds) < _ENOUGH_S:
             started = self.clock()
@@ -90,7 +90,7 @@ class Profiler:
 
     def is_outdone(self, seconds: Seconds) -> bool:
         """Whether a step of one token without drafts is clearly faster than measurements say."""
-        stopwatch, started = _Stopwatch(self.clock), self.clock()
+        stopwatch, started = _Stopwatch(self.clock, self.ops), self.clock()
         said_s = sum(seconds[part][1] for part in self._plain_parts)
         for _ in range(_ROUNDS):
             if self.rows is None:
@@ -208,14 +208,15 @@ class _Stopwatch:
     """The shortest time of every part."""
 
     clock: Callable[[], float]
+    ops: Ops
     best: Seconds = field(default_factory=dict)
 
     def time(self, part: str, count: int, call: Callable[[], object]) -> None:
         """Call, and keep the time if it is the shortest."""
         started = self.clock()
         result = call()
-        if isinstance(result, Tensor) and result.is_cuda:
-            torch.cuda.synchronize()
+        if isinstance(result, Tensor):  # a device may not have computed it yet
+            self.ops.fetch(result.flatten()[:1])()
         elapsed = self.clock() - started
         times = self.best.setdefault(part, {})
         times[count] = min(elapsed, times.get(count, elapsed))

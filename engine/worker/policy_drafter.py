@@ -70,7 +70,7 @@ class PolicyDrafter:
         self._exit_look = exit_look
         self._clock = clock
         self._queue = DeviceQueue(clock) if is_queued else None
-        self._num_passes = 0
+        self._num_untold = 0  # passes since one told what it took
         self._is_plain = False  # the policy found nothing to do in this step
         self._is_untold = False  # what its parts took
         self._all_free = self._any_free = False  # rows that the policy decides about, in this step
@@ -190,10 +190,11 @@ class PolicyDrafter:
 
     def note_pass(self, num_tokens: int, estimate: StepEstimate, *, is_ahead: bool) -> None:
         """See `Drafter.note_pass`."""
-        self._num_passes += 1
-        is_rare = self._queue is not None and self._num_passes % _PASSES != 0
-        self._is_untold = is_ahead or is_rare
+        self._num_untold += 1
+        is_spared = self._queue is not None and self._num_untold < _PASSES
+        self._is_untold = is_ahead or is_spared
         if not self._is_untold:
+            self._num_untold = 0
             for segment in range(len(self.exit_layers) + 1):
                 cost = self._policy.segment_cost(segment, num_tokens)
                 estimate.seconds += cost
