@@ -21,6 +21,7 @@ from engine.checkpoint import find_heads, resolve_model
 from engine.config import EngineConfig, ExitsConfig, SchedulerConfig
 from engine.offline import OfflineEngine
 from engine.request import GenerationRequest, SamplingParams
+from engine.scheduler import Committed
 from engine.worker.chances import Chance
 from engine.worker.worker import ModelWorker
 from training.progress import ProgressReport
@@ -104,9 +105,9 @@ def _serve(
     verdicts, num_tokens = Verdicts(), 0
     engine = OfflineEngine(config, worker)
 
-    def count(new: int) -> None:
+    def count(committed: Sequence[Committed]) -> None:
         nonlocal num_tokens
-        num_tokens += new
+        num_tokens += sum(item.num_new_tokens for item in committed)
         if num_tokens >= args.warm_up:
             drafting.chances.on_verdict = verdicts.add
 
@@ -119,7 +120,7 @@ def _serve(
                     temperature=temperature, seed=index, max_tokens=args.max_tokens, ignore_eos=True
                 ),
             )
-            engine.generate([request], on_tokens=count)
+            engine.generate([request], on_step=count)
             report.update(index + 1)
     return verdicts
 

@@ -14,6 +14,7 @@ from benchmarks.contest import Outcome
 from engine.offline import OfflineEngine
 from engine.pauses import sparing_what_is_loaded
 from engine.request import DraftFigures, EarlyExitOptions, GenerationRequest, SamplingParams
+from engine.scheduler import Committed
 from training.engines import Clock
 
 
@@ -58,7 +59,7 @@ class EngineContestant:
         ]
         watch = _FirstTokenWatch(self._clock)
         with sparing_what_is_loaded():
-            results = self._engine.generate(requests, watch.on_tokens, max_num_seqs=at_once)
+            results = self._engine.generate(requests, watch.on_step, max_num_seqs=at_once)
         return watch.outcome(
             tuple(result.token_ids for result in results),
             tuple(result.draft_figures for result in results),
@@ -123,6 +124,9 @@ class _FirstTokenWatch:
         self._clock = clock
         self._started = clock()
         self._first_token_s: float | None = None
+
+    def on_step(self, committed: Sequence[Committed]) -> None:
+        self.on_tokens(sum(item.num_new_tokens for item in committed))
 
     def on_tokens(self, num_tokens: int) -> None:
         if self._first_token_s is None and num_tokens:

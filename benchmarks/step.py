@@ -157,7 +157,7 @@ def _print_case(
     ]
     worker.steps.clear()
     moments = [time.perf_counter()]
-    engine.generate(requests, on_tokens=lambda _: moments.append(time.perf_counter()))
+    engine.generate(requests, on_step=lambda _: moments.append(time.perf_counter()))
     gaps = [later - earlier for earlier, later in pairwise(moments)]
     prompt = [gap for (tokens, _), gap in zip(worker.steps, gaps, strict=True) if tokens > rows]
     decode = [

@@ -78,13 +78,13 @@ class OfflineEngine:
     def generate(
         self,
         requests: Sequence[GenerationRequest],
-        on_tokens: Callable[[int], None] | None = None,
+        on_step: Callable[[Sequence[Committed]], None] | None = None,
         max_num_seqs: int | None = None,
     ) -> list[GenerationResult]:
         """Run all requests to their end, batched as the scheduler sees fit.
 
         Args:
-            on_tokens: Called after every step with the output tokens it brought.
+            on_step: Called after every step with what moved in it.
             max_num_seqs: At most so many at once; None: as configured, which is the most there is.
 
         Raises:
@@ -106,8 +106,8 @@ class OfflineEngine:
             self._worker.rest(is_idle=False)
             for item in committed:
                 outputs[item.sequence.sequence_id].append(item)
-            if on_tokens is not None:
-                on_tokens(sum(item.num_new_tokens for item in committed))
+            if on_step is not None:
+                on_step(committed)
         return [self._result(outputs[s.sequence_id]) for s in sequences]
 
     def _result(self, items: Sequence[Committed]) -> GenerationResult:

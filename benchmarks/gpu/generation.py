@@ -10,6 +10,7 @@ import torch
 from engine.offline import GenerationResult, OfflineEngine
 from engine.pauses import sparing_what_is_loaded
 from engine.request import EarlyExitOptions, GenerationRequest, SamplingParams
+from engine.scheduler import Committed
 
 Prompt = tuple[int, ...]
 
@@ -64,7 +65,7 @@ def generate(
     watch = _Watch(len(prompts))
     results: list[GenerationResult]
     with sparing_what_is_loaded():
-        results = engine.generate(requests, on_tokens=watch.on_tokens)
+        results = engine.generate(requests, on_step=watch.on_step)
     figures = [result.draft_figures for result in results]
     return Timed(
         token_ids=tuple(result.token_ids for result in results),
@@ -76,7 +77,7 @@ def generate(
 
 
 class _Watch:
-    """Counts tokens from when as many have come as there are prompts."""
+    """Counts tokens from when every prompt has one."""
 
     def __init__(self, num_prompts: int) -> None:
         self._missing = num_prompts
@@ -87,13 +88,15 @@ class _Watch:
     def duration_s(self) -> float:
         return self._last - self._started
 
-    def on_tokens(self, num_tokens: int) -> None:
+    def on_step(self, committed: Sequence[Committed]) -> None:
         self._last = time.perf_counter()
         if self._missing > 0:
-            self._missing -= num_tokens
+            self._missing -= sum(
+                item.sequence.num_output_tokens == item.num_new_tokens > 0 for item in committed
+            )
             self._started = self._last
         else:
-            self.num_timed += num_tokens
+            self.num_timed += sum(item.num_new_tokens for item in committed)
 
 
 def generate_with_transformers(
