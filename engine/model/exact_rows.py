@@ -13,7 +13,7 @@ from torch import Tensor
 from engine.model.decoder import Decoder, Segment
 from engine.model.ops.interface import LayerCache, TokenBatch
 
-TOKEN_COUNTS = (2, 3, 5, 8, 16, 33, 100)
+TOKEN_COUNTS = (2, 3, 5, 8, 16, 24, 33, 100)
 _LAYERS = 2  # of the model; all have the same shapes
 _POSITIONS_PER_ROW = 4  # new tokens of a row, one after another
 _BLOCK_SIZE = 16

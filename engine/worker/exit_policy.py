@@ -22,6 +22,7 @@ from engine.worker.cost_model import CostModel
 from engine.worker.drafting_switch import DraftingSwitch, StepOutcome
 from engine.worker.look_account import LookAccount
 
+_MUCH_LESS_OFTEN = 8
 _FEW = 4  # rows at most that an exit looks at to see whether it would pay again
 _FIRST_REST = 8  # steps for which no look would pay if it does not in one; doubles up to
 _LONGEST_REST = 32
@@ -200,10 +201,15 @@ class ExitPolicy:
         if self._seconds_with(exit_index, step, 1, 0) > self._longest_step_s:
             return []
         order = sorted(range(len(chances)), key=lambda i: chances[i][0], reverse=True)
-        share = self._cost.head(exit_index, len(chances)) / self._cost.plain(len(chances))
-        if account.is_due(share):
-            return order[:_FEW]
         rate = self._rate(exit_index, step)
+        few = order[:_FEW]
+        share = self._cost.head(exit_index, len(chances)) / self._cost.plain(len(chances))
+        # A look brings a row one token at most. Where that does not pay, as by what is measured, it
+        # is tried even less often: to find out whether it still costs so much.
+        if all(n < rate * self._cost.head(exit_index, n) for n in (len(few), len(order))):
+            share *= _MUCH_LESS_OFTEN
+        if account.is_due(share):
+            return few
         best, best_count, worth, num_tokens = 0.0, 0, 0.0, 0
         for count, index in enumerate(order, start=1):
             worth += chances[index][0] * account.worth

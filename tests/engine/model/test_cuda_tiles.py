@@ -37,8 +37,8 @@ def test_narrow_steps_are_more_at_once_up_to_a_limit() -> None:
 
 def test_the_class_of_a_call_is_told_by_its_tokens() -> None:
     tiles = Tiles.of(4096, 4096)
-    assert [tiles.for_tokens(n) for n in (1, 16)] == [tiles.few] * 2
-    assert [tiles.for_tokens(n) for n in (17, 64)] == [tiles.some] * 2
+    assert [tiles.for_tokens(n) for n in (1, 16, 32)] == [tiles.few] * 3
+    assert [tiles.for_tokens(n) for n in (33, 64)] == [tiles.some] * 2
     assert tiles.for_tokens(65) == tiles.many
 
 

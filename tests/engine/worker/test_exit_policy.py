@@ -149,6 +149,13 @@ def test_dear_looks_are_tried_so_rarely_that_they_cost_little() -> None:
     assert looks[taken[0]] == [0, 1, 2, 3], "some rows tell enough"
 
 
+def test_looks_that_cannot_pay_are_tried_even_less_often() -> None:
+    for share, least, most in ((0.9, 150, 250), (1.1, 1500, 2000)):
+        p = dear_looks(share)
+        looks = [bool(p.rows_to_look_at(0, [(1.0, 1)], at_exit())) for _ in range(2000)]
+        assert least <= looks.index(True) <= most, share
+
+
 def test_whether_to_look_at_all_is_known_before_the_step_and_thought_over_now_and_then() -> None:
     p = dear_looks(0.7)
     answers = [(p.will_look(1, before()), p.may_look_next) for _ in range(9)]

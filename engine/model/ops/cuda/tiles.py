@@ -37,7 +37,7 @@ class Tile:
 class Tiles:
     """The tiles of one weight."""
 
-    few: Tile  # at most 16 tokens: bound by the weight's bytes
+    few: Tile  # at most 32 tokens: bound by the weight's bytes, which 16 rows at a time share
     some: Tile  # at most 64
     many: Tile
 
@@ -57,7 +57,7 @@ class Tiles:
         return self.some if count <= MOST_SOME else self.many
 
 
-MOST_FEW, MOST_SOME = 16, 64  # tokens
+MOST_FEW, MOST_SOME = 32, 64  # tokens
 
 _PROCESSORS = 132  # of a Hopper
 _SHARED_BYTES = 227 * 1024  # of a processor
