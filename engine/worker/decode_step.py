@@ -130,6 +130,7 @@ class DecodeStep:
             num_tokens=sum([plan.num_tokens for plan in plans]),
             expected_tokens=float(sum([plan.is_decoding for plan in plans])),
             num_spare=len(spare_slots),
+            is_ahead=self._ahead.is_offered,
         )
         if self._recorder is not None:
             self._recorder.begin()
@@ -140,6 +141,8 @@ class DecodeStep:
         if is_plain:
             hidden, launch_next = self._pass(rows, batch, estimate)
         else:
+            if drafts:
+                self._ahead.decline()
             descend = self._draft_and_descend if drafts else self._descend
             refs, hidden = descend(rows, batch, estimate)
         if self._drafter is not None:

@@ -22,11 +22,15 @@ class DeviceQueue:
         self._seconds = 0.0
         self._is_known = False
 
-    def begin(self) -> None:
-        """A step begins; nothing is launched."""
+    def begin(self, *, is_idle: bool = True) -> None:
+        """A step begins.
+
+        Args:
+            is_idle: Nothing is launched; else there is no telling what the step's parts take.
+        """
         self._since = self._clock()
         self._seconds = 0.0
-        self._is_known = True
+        self._is_known = is_idle
 
     def add(self, num_tokens: int, seconds: float) -> None:
         """A part was launched that is known to take so long."""

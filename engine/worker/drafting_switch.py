@@ -6,11 +6,10 @@ no part's cost knows of; so that both kinds are seen, one without drafts is due 
 Knows seconds and tokens only.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.policy_reason import PolicyReason, PolicyReport
-from engine.worker.measured_bias import MeasuredBias
+from engine.worker.step_times import StepTimes
 
 _WINDOW = 0.98  # decay per step of the measured gain: some 50 steps
 _DOUBT = 25.0  # steps whose outcome counts as much as what was promised of them
@@ -29,14 +28,13 @@ _CONTROL_LOSS = 0.003  # of the time, for steps without drafts that are there to
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepOutcome:
-    """What came of a step with drafts, or one in which they were thought of."""
+    """What came of a step with drafts."""
 
     num_rows: int  # decoding rows that may draft
     num_committed: int  # tokens they committed
     num_expected: float  # tokens that were expected of them
     modelled_s: float  # heads included
     took_s: float  # measured, of the whole step
-    is_straight: bool = False  # it came to nothing: no draft, no look
 
 
 class DraftingSwitch:
@@ -53,10 +51,7 @@ class DraftingSwitch:
         self._spent = 0.0  # decayed: seconds they took
         self._steps = 0
         self._since_plain = 0  # steps
-        # Of steps without drafts, of those with, and of those in which no draft was found.
-        before: Sequence[MeasuredBias | None] = (None,) * 3 if like is None else like._biases
-        self._biases: tuple[MeasuredBias, ...] = tuple(map(MeasuredBias, before))
-        self._plain_bias, self._drafting_bias, self._straight_bias = self._biases
+        self._times: StepTimes = StepTimes(None if like is None else like._times)
         self._plain_rate = 0.0  # tokens per second of plain steps, for as many rows as lately
         self._paused_because = PolicyReason.COSTS_MORE
         self._pause = _FIRST_PAUSE
@@ -74,7 +69,7 @@ class DraftingSwitch:
         """
         if not self.is_on or self._since_plain < _FEWEST_STEPS:
             return False
-        if not self._plain_bias.is_begun:
+        if not self._times.has_seen_plain:
             return True
         if self._since_plain < _MIN_STEPS:
             return False
@@ -119,13 +114,31 @@ class DraftingSwitch:
         Args:
             plain_s: Modelled, of a plain step of these rows.
         """
+        seconds = self._times.drafting(step.modelled_s, step.took_s)
+        self._account(self._times.plain(plain_s), step, seconds)
+
+    def observe_straight(
+        self, plain_s: float, num_rows: int, modelled_s: float, took_s: float | None
+    ) -> None:
+        """Learn what a step took in which a draft was thought of, and none was found.
+
+        Args:
+            took_s: None: its pass had run ahead, so that thinking cost nothing.
+        """
+        plain_s = self._times.plain(plain_s)
+        seconds = plain_s if took_s is None else self._times.straight(modelled_s, took_s)
+        step = StepOutcome(
+            num_rows=num_rows,
+            num_committed=num_rows,
+            num_expected=float(num_rows),
+            modelled_s=modelled_s,
+            took_s=seconds,
+        )
+        self._account(plain_s, step, seconds)
+
+    def _account(self, plain_s: float, step: StepOutcome, seconds: float) -> None:
+        """Add a step to the gain, and judge it."""
         self._since_plain += 1
-        bias = self._straight_bias if step.is_straight else self._drafting_bias
-        seconds = step.modelled_s * bias.factor
-        if step.is_straight or not bias.is_known:  # some of the former look, and some run ahead
-            seconds = bias.plausible(step.modelled_s, step.took_s)
-        bias.observe(step.modelled_s, step.took_s)
-        plain_s *= self._plain_bias.factor
         plain = plain_s / step.num_rows
         self._plain_rate = 1.0 / plain
         self._gained = self._gained * _WINDOW + step.num_committed * plain
@@ -137,8 +150,7 @@ class DraftingSwitch:
             lost = (self._spent - self._gained) / plain_s
             has_no_luck = lost > _MOST_LOST and self._has_no_luck(plain, step.num_rows * num_seen)
             if has_no_luck or lost > _MOST_LOST_AT_ALL:
-                self._pause = max(self._pause, int(lost * _PAUSE_PER_LOSS))
-                self._switch_off()
+                self._switch_off(int(lost * _PAUSE_PER_LOSS))
             elif self._is_hopeless:
                 self._switch_off()
             return
@@ -158,13 +170,14 @@ class DraftingSwitch:
         self._paused_for = max(0, self._paused_for - 1)
         if took_s is not None:
             self._since_plain = 0
-            self._plain_bias.observe(plain_s, took_s)
+            self._times.note_plain(plain_s, took_s)
 
     @property
     def _is_hopeless(self) -> bool:
-        """Whether drafting would not pay even if all went as expected."""
-        doubt = 1.0 if self._drafting_bias.is_known else _CLEARLY
-        return self._steps >= _FEWEST_STEPS and doubt * self._promised < self._spent
+        """Whether drafting does not pay, and would not even if all went as expected."""
+        doubt = 1.0 if self._times.knows_drafting else _CLEARLY
+        best = max(doubt * self._promised, self._gained)
+        return self._steps >= _FEWEST_STEPS and best < self._spent
 
     def _has_no_luck(self, plain: float, num_plain: float) -> bool:
         """Whether so few drafts stood that chance cannot explain it.
@@ -177,7 +190,8 @@ class DraftingSwitch:
         hoped = self._promised / plain - num_plain
         return hoped > _HOPED_FOR and came < hoped * _HARDLY_ANY
 
-    def _switch_off(self) -> None:
+    def _switch_off(self, least_pause: int = 0) -> None:
+        self._pause = max(self._pause, least_pause)
         has_failed = self._promised >= self._spent
         self._paused_because = (
             PolicyReason.POOR_ACCEPTANCE if has_failed else PolicyReason.COSTS_MORE

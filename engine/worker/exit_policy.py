@@ -43,6 +43,7 @@ class StepEstimate:
     num_tokens: int  # tokens that will reach the last pass
     expected_tokens: float  # tokens the step is expected to commit
     num_spare: int = 0  # alternates that it can still have
+    is_ahead: bool = False  # a plain pass is on its way, and lost if anything is drafted
     seconds: float = 0.0  # modelled, of the parts already run; without what prompts add to a step
     last_seconds: float = 0.0  # measured, from the last layer's states to the results
 
@@ -121,10 +122,12 @@ class ExitPolicy:
         """
         if not self.is_drafting:
             return [0] * len(runs)
+        lost_s = self.lost_cost(step)
 
         def seconds_with(count: int) -> float:
             down = self._cost.segment(0, num_waiting + count)
-            return step.seconds + down + self._cost.rest(1, step.num_tokens + count)
+            seconds = step.seconds + down + self._cost.rest(1, step.num_tokens + count)
+            return seconds + lost_s if count else seconds
 
         return _best_prefixes(runs, step.expected_tokens, seconds_with, self._longest_step_s)
 
@@ -184,14 +187,9 @@ class ExitPolicy:
         return False
 
     @property
-    def may_draft_next(self) -> bool:
-        """Whether anything may be drafted in the step after this one."""
-        return self._switch.may_be_on_next
-
-    @property
     def may_look_next(self) -> bool:
         """Whether an exit may look in the step after this one."""
-        return self.may_draft_next and self._rest == 0
+        return self._switch.may_be_on_next and self._rest == 0
 
     def _best_looks(
         self, exit_index: int, chances: Sequence[tuple[float, int]], step: StepEstimate
@@ -294,6 +292,15 @@ class ExitPolicy:
         """Learn what a decode step with drafts brought; switches off what does not pay."""
         self._switch.observe(self._cost.steady(outcome.num_rows), outcome)
 
+    def observe_straight(self, num_rows: int, took_s: float | None) -> None:
+        """Learn what a decode step took in which no draft was found.
+
+        Args:
+            took_s: None: its pass had run ahead.
+        """
+        cost = self._cost
+        self._switch.observe_straight(cost.steady(num_rows), num_rows, cost.plain(num_rows), took_s)
+
     def pass_by(self, num_rows: int, took_s: float | None) -> None:
         """A step without drafts: a pause goes on.
 
@@ -325,9 +332,9 @@ class ExitPolicy:
         """Modelled seconds of evaluating a head."""
         return self._cost.head(exit_index, num_tokens)
 
-    def plain_cost(self, num_rows: int) -> float:
-        """Modelled seconds of a step that only decodes so many rows, by itself."""
-        return self._cost.plain(num_rows)
+    def lost_cost(self, step: StepEstimate) -> float:
+        """Modelled seconds of the pass that is lost if a step begins to draft."""
+        return self._cost.steady(step.num_tokens) if step.is_ahead else 0.0
 
     def logits_cost(self, num_tokens: int) -> float:
         """Modelled seconds of the final logits."""

@@ -73,6 +73,7 @@ class PolicyDrafter:
         self._num_untold = 0  # passes since one told what it took
         self._is_plain = False  # the policy found nothing to do in this step
         self._is_untold = False  # what its parts took
+        self._ran_ahead = False  # its pass was launched in the step before
         self._all_free = self._any_free = False  # rows that the policy decides about, in this step
         self._verdicts: list[tuple[Chance, bool]] = []  # not learned from yet
         self._began = self._ended = 0.0  # this step, and the one before
@@ -80,10 +81,10 @@ class PolicyDrafter:
 
     def begin(self, rows: Sequence[Row], estimate: StepEstimate) -> bool:
         """See `Drafter.begin`."""
-        self._is_plain = self._is_untold = False
+        self._is_plain = self._is_untold = self._ran_ahead = False
         self._began = self._clock()
         if self._queue is not None:
-            self._queue.begin()
+            self._queue.begin(is_idle=not estimate.is_ahead)
         free = [*map(self._thresholds.leaves, rows)]
         self._all_free, self._any_free = all(free), any(free)
         self._policy.begin(estimate, may_control=self._all_free)
@@ -108,8 +109,12 @@ class PolicyDrafter:
         num_waiting = sum(row.num_waiting for row in rows)
         runs = [[draft.survival for draft in drafts] for _, drafts in free]
         counts = self._policy.extend(runs, num_waiting, estimate)
+        lost_s = self._policy.lost_cost(estimate)
         for (row, drafts), count in zip(free, counts, strict=True):
             append(row, drafts[:count], estimate)
+        if lost_s and any(row.drafts for row in rows):
+            estimate.seconds += lost_s
+            estimate.is_ahead = False
 
     def will_look(self, rows: Sequence[Row], estimate: StepEstimate) -> bool:
         """See `Drafter.will_look`."""
@@ -132,9 +137,8 @@ class PolicyDrafter:
             return True
         if self._policy.is_control and not self._tells_of_plain_steps:
             return False  # one more is to come that does
-        if self._lookup is None:
-            return self._policy.may_look_next
-        return self._policy.may_draft_next
+        # What a look-up will say is not known; where it says nothing now, it seldom does next.
+        return self._exit_look is not None and self._policy.may_look_next
 
     def wants_states(self, rows: Sequence[Row]) -> bool:
         """See `Drafter.wants_states`."""
@@ -192,6 +196,7 @@ class PolicyDrafter:
         """See `Drafter.note_pass`."""
         self._num_untold += 1
         is_spared = self._queue is not None and self._num_untold < _PASSES
+        self._ran_ahead = is_ahead
         self._is_untold = is_ahead or is_spared
         if not self._is_untold:
             self._num_untold = 0
@@ -224,16 +229,16 @@ class PolicyDrafter:
         if is_off and self._any_free:  # pauses pass where the policy would have had a say
             is_measure = only_decodes and not self._fixed(rows) and self._tells_of_plain_steps
             self._policy.pass_by(len(rows), took_s if is_measure else None)
-        elif self._all_free and not (self._is_plain and self._queue is None):
+        elif self._is_plain and self._all_free and self._queue is not None:
+            self._policy.observe_straight(len(rows), None if self._ran_ahead else took_s)
+        elif not self._is_plain and self._all_free:
             num_tokens = sum(row.num_pending for row in rows)
-            modelled_s = estimate.seconds + self._policy.logits_cost(num_tokens)
             outcome = StepOutcome(
                 num_rows=len(rows),
                 num_committed=sum(len(result.token_ids) for result in results),
                 num_expected=estimate.expected_tokens,
-                modelled_s=self._policy.plain_cost(num_tokens) if self._is_plain else modelled_s,
+                modelled_s=estimate.seconds + self._policy.logits_cost(num_tokens),
                 took_s=took_s,
-                is_straight=self._is_plain,
             )
             self._policy.observe_step(outcome)
         self._was_plain = is_off and only_decodes
@@ -241,9 +246,9 @@ class PolicyDrafter:
     @property
     def _tells_of_plain_steps(self) -> bool:
         """Whether what this step takes, which has no drafts, is what such steps take: on a GPU
-        where the one before could launch its pass.
+        where the one before launched its pass, or could have.
         """
-        return self._queue is None or self._was_plain
+        return self._queue is None or self._ran_ahead or self._was_plain
 
     def _time_step(self) -> float:
         """Seconds from the end of the step before, unless there was a pause; else from this one's

@@ -59,6 +59,17 @@ class RunAhead:
         return offered.hidden
 
     @property
+    def is_offered(self) -> bool:
+        """Whether a pass for this step is on its way, and not taken yet."""
+        return self._offered is not None
+
+    def decline(self) -> None:
+        """The step drafts instead, knowing what that loses: that is no mistake."""
+        if self._offered is not None:
+            self._offered = None
+            self._rights += 1.0
+
+    @property
     def is_allowed(self) -> bool:
         """Whether few enough were launched in vain."""
         return self._rights >= 1.0

@@ -169,6 +169,13 @@ def test_the_first_attempt_ends_soon_where_the_promise_is_clearly_too_little() -
     assert switch.report().reason is PolicyReason.COSTS_MORE
 
 
+def test_what_comes_although_little_was_promised_goes_on() -> None:
+    switch = DraftingSwitch()
+    for _ in range(60):
+        run(switch, 3, 1.05, 1.4)
+    assert switch.report().reason is PolicyReason.DRAFTING
+
+
 def test_a_control_that_takes_two_steps_is_due_half_as_often() -> None:
     due = []
     for num_controls in (1, 2):

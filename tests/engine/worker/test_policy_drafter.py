@@ -117,6 +117,108 @@ def test_a_pause_also_passes_beside_rows_that_never_draft(decoder: Decoder) -> N
     assert drafter.begin([plain, row], estimate())
 
 
+def test_whether_the_next_step_may_have_drafts_is_known_in_advance(decoder: Decoder) -> None:
+    now = [0.0]
+    heads = random_heads(decoder, [2], VOCAB)
+    drafter = policy_drafter(decoder, heads, clock=lambda: now[0])
+    row, plain = row_of(REPETITIVE), row_of(REPETITIVE, early_exit=False)
+    fixed = row_of(REPETITIVE, threshold=0.5)
+    result = RowResult(sequence_id=0, token_ids=[7])
+    drafter.begin([row], estimate())
+    assert drafter.may_draft_next([row])
+    assert not drafter.may_draft_next([plain])
+    now[0] = 60.0
+    drafter.learn([row], [result], StepEstimate(1, 5.0, seconds=60.0))
+    answers = []
+    while not drafter.begin([row], estimate()):
+        answers.append(drafter.may_draft_next([row]))
+        drafter.learn([row], [result], estimate())
+    assert answers == [False] * (len(answers) - 1) + [True], "the last step of a pause"
+    drafter.begin([row, fixed], estimate())
+    assert drafter.may_draft_next([row, fixed])
+    without_heads = policy_drafter(decoder, None)
+    without_heads.begin([row], estimate())
+    assert not without_heads.may_draft_next([row]), "a look-up that finds something is worth it"
+
+
+class Played:
+    """A device on which a plain step takes 2 by itself, 1 where it ran ahead, and with drafts 3."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        cost = CostModel(
+            [CostCurve([1], [1.0])], [], CostCurve([1], [1.0]), steady=CostCurve([1], [1.0])
+        )
+        self.drafter = PolicyDrafter(
+            ExitPolicy(0, cost, num_controls=2),
+            Chances([], {}),
+            clock=lambda: self.now,
+            is_queued=True,
+        )
+        self.kinds: list[str] = []
+        self.tokens = 0
+        self._runs_ahead = False
+
+    def step(self, *, repeats: bool, right: int) -> None:
+        """Args:
+        repeats: The text repeats itself: a look-up finds something.
+        right: Of the drafts, if there are any.
+        """
+        row = row_of(REPETITIVE if repeats else list(range(40)))
+        step = StepEstimate(num_tokens=1, expected_tokens=1.0, is_ahead=self._runs_ahead)
+        drafts = self.drafter.begin([row], step)
+        if drafts:
+            self.drafter.look_up([row], step)
+            drafts = bool(row.drafts) or self.drafter.will_look([row], step)
+        was_ahead, self._runs_ahead = self._runs_ahead, False
+        ahead = was_ahead and not drafts
+        if drafts:
+            self.now += 3.0 + was_ahead
+            step.seconds += 2.0
+        else:
+            self.drafter.note_pass(1, step, is_ahead=ahead)
+            self.now += 1.0 if ahead else 2.0
+            self._runs_ahead = not self.drafter.may_draft_next([row])
+        ids = [7] * (1 + (right if row.drafts else 0))
+        self.drafter.catch_up()
+        self.drafter.learn([row], [RowResult(sequence_id=0, token_ids=ids)], step)
+        self.tokens += len(ids)
+        self.kinds.append("draft" if drafts else "ahead" if ahead else "alone")
+
+
+def test_on_a_device_plain_steps_count_as_what_they_take_in_a_row() -> None:
+    """A step with a right draft brings 2 tokens in 3; alone a plain one would bring 1 in 2."""
+    played = Played()
+    for _ in range(2000):
+        played.step(repeats=True, right=1)
+    assert played.kinds.count("ahead") > 0.95 * len(played.kinds)
+    assert played.now < 1.02 * played.tokens
+
+    gaining = Played()
+    for _ in range(1000):
+        gaining.step(repeats=True, right=5)  # 6 tokens in 3
+    assert gaining.kinds.count("draft") > 0.9 * len(gaining.kinds)
+
+
+def test_waiting_for_text_that_repeats_itself_does_not_cost_what_running_ahead_brings() -> None:
+    played = Played()
+    for _ in range(2000):
+        played.step(repeats=False, right=0)
+    assert played.kinds.count("ahead") > 0.98 * len(played.kinds)
+
+
+def test_a_text_that_repeats_itself_now_and_then_is_caught_in_the_act() -> None:
+    """What has run ahead is given up for it."""
+    played = Played()
+    for number in range(3000):
+        repeats = number % 100 >= 88
+        played.step(repeats=repeats, right=5)
+    late = played.kinds[1000:]
+    assert late.count("draft") > 0.8 * 0.12 * len(late)
+    assert late.count("alone") < 0.05 * len(late)
+    assert played.now < 0.85 * played.tokens
+
+
 def test_where_no_look_pays_steps_run_straight_and_keep_no_states(decoder: Decoder) -> None:
     cost = CostModel(
         [CostCurve([1], [0.1]), CostCurve([1], [0.6])],

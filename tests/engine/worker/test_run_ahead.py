@@ -23,6 +23,7 @@ from engine.model.ops.torch_ops import TorchOps
 from engine.offline import GenerationResult, OfflineEngine
 from engine.request import EarlyExitOptions, FinishReason, GenerationRequest
 from engine.worker.drafter import Drafter
+from engine.worker.drafting_switch import DraftingSwitch
 from engine.worker.exit_policy import StepEstimate
 from engine.worker.row import Row
 from engine.worker.run_ahead import RunAhead
@@ -248,6 +249,32 @@ def test_real_heads_and_a_policy_that_pauses_change_no_token(
     for asked in (requests, few, requests):
         assert tokens_of(engine.generate(asked)) == expected
     assert launches.num_taken > 0
+
+
+def test_what_a_look_up_finds_is_drafted_although_a_pass_has_run_ahead(
+    config: EngineConfig, decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ModelWorker, "_is_queued", True)
+    monkeypatch.setattr(DraftingSwitch, "is_on", True)  # whatever this machine's clock says
+    declined: list[bool] = []
+    decline = RunAhead.decline
+
+    def watched(ahead: RunAhead) -> None:
+        declined.append(ahead.is_offered)
+        decline(ahead)
+
+    monkeypatch.setattr(RunAhead, "decline", watched)
+    requests = [
+        make_request(number, 12, max_tokens=80, ignore_eos=True, logit_bias=bias)
+        # Few tokens to choose from: what is written repeats itself sooner or later.
+        for number, bias in enumerate([dict.fromkeys(range(3 + n, 9 + n), 30.0) for n in range(4)])
+    ]
+    expected = engine_of(config, decoder, graphs=False).generate(requests)
+    looking_up = replace(config, exits=ExitsConfig(heads=None, lookup=True))
+    results = engine_of(looking_up, decoder).generate(requests)
+    assert tokens_of(results) == tokens_of(expected)
+    assert sum(result.draft_figures.num_accepted_tokens for result in results) > 0
+    assert any(declined)
 
 
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 0.5, "top_k": 3}], ids=str)
