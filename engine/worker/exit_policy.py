@@ -202,9 +202,10 @@ class ExitPolicy:
         rate = self._rate(exit_index, step)
         few = order[:_FEW]
         share = self._cost.head(exit_index, len(chances)) / self._cost.plain(len(chances))
-        # A look brings a row one token at most. Where that does not pay, as by what is measured, it
-        # is tried even less often: to find out whether it still costs so much.
-        if all(n < rate * self._cost.head(exit_index, n) for n in (len(few), len(order))):
+        # A look brings a row one token at most. Where that would not pay if it cost half as much as
+        # is measured, trying is put off: it tells no more than whether it costs so much still.
+        least = [0.5 * rate * self._cost.head(exit_index, n) for n in (len(few), len(order))]
+        if len(few) < least[0] and len(order) < least[1]:
             share *= _MUCH_LESS_OFTEN
         if account.is_due(share):
             return few

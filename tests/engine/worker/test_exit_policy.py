@@ -150,9 +150,9 @@ def test_dear_looks_are_tried_so_rarely_that_they_cost_little() -> None:
 
 
 def test_looks_that_cannot_pay_are_tried_even_less_often() -> None:
-    for share, least, most in ((0.9, 150, 250), (1.1, 1500, 2000)):
+    for share, least, most in ((1.8, 300, 400), (2.2, 3300, 3700)):
         p = dear_looks(share)
-        looks = [bool(p.rows_to_look_at(0, [(1.0, 1)], at_exit())) for _ in range(2000)]
+        looks = [bool(p.rows_to_look_at(0, [(1.0, 1)], at_exit())) for _ in range(4000)]
         assert least <= looks.index(True) <= most, share
 
 
