@@ -49,6 +49,7 @@ class EngineMachine(RuleBasedStateMachine):
         max_num_batched_tokens=st.sampled_from([1, 5, 12, 24]),
         policy=st.sampled_from(["fcfs", "priority"]),
         prefix_caching=st.sampled_from([True, True, True, False]),
+        runs_ahead=st.booleans(),
     )
     def start(
         self,
@@ -59,9 +60,13 @@ class EngineMachine(RuleBasedStateMachine):
         max_num_batched_tokens: int,
         policy: Literal["fcfs", "priority"],
         prefix_caching: bool,
+        runs_ahead: bool,
     ) -> None:
         worker = FakeWorker(
-            num_blocks=num_blocks, acceptance=acceptance, max_draft_tokens=max_draft_tokens
+            num_blocks=num_blocks,
+            acceptance=acceptance,
+            max_draft_tokens=max_draft_tokens,
+            runs_ahead=runs_ahead,
         )
         config = SchedulerConfig(
             max_num_seqs=max_num_seqs,

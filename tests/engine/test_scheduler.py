@@ -28,10 +28,14 @@ class Bench:
         max_num_batched_tokens: int = 16,
         max_num_queued_requests: int = 100,
         max_num_queued_tokens: int | None = None,
+        runs_ahead: bool = False,
         **policy: Any,
     ) -> None:
         self.worker = FakeWorker(
-            num_blocks=num_blocks, max_draft_tokens=max_draft_tokens, acceptance=acceptance
+            num_blocks=num_blocks,
+            max_draft_tokens=max_draft_tokens,
+            acceptance=acceptance,
+            runs_ahead=runs_ahead,
         )
         config = SchedulerConfig(
             max_num_seqs=max_num_seqs,
@@ -171,6 +175,35 @@ def test_drafts_stop_short_of_the_last_token() -> None:
     while not sequence.is_finished:
         budgets.append(bench.step()[0].rows[0].max_draft_tokens)
     assert budgets == [0, 2, 1, 0]
+
+
+@pytest.mark.parametrize("runs_ahead", [False, True])
+def test_where_passes_run_ahead_there_is_room_for_the_next_token(runs_ahead: bool) -> None:
+    """A prompt of 3 tokens and 6 of output, in blocks of 4."""
+    bench = Bench(runs_ahead=runs_ahead)
+    sequence = bench.scheduler.add(make_request(0, 3, ignore_eos=True, max_tokens=6))
+    sizes = []
+    while not sequence.is_finished:
+        row = bench.step()[0].rows[0]
+        sizes.append((row.start, len(row.block_table)))
+        assert row.max_draft_tokens == 0
+    first, *others = sizes
+    assert first == (0, 1)
+    # Positions 3 and 7 are the last of a block; the token after position 7 is the last one.
+    expected = {3: 2, 4: 2, 5: 2, 6: 2, 7: 2} if runs_ahead else {3: 1, 4: 2, 5: 2, 6: 2, 7: 2}
+    assert dict(others) == expected
+
+
+def test_room_for_the_next_token_never_costs_a_preemption() -> None:
+    # As below: two sequences of 16 tokens fit 8 blocks of 4 exactly.
+    bench = Bench(num_blocks=8, runs_ahead=True)
+    sequences = [
+        bench.scheduler.add(make_request(number, 4, ignore_eos=True, max_tokens=12))
+        for number in range(2)
+    ]
+    while not all(sequence.is_finished for sequence in sequences):
+        bench.step()
+    assert bench.scheduler.num_preemptions == 0
 
 
 def test_drafts_never_cost_a_preemption() -> None:

@@ -133,6 +133,7 @@ class FakeWorker:
         acceptance: float = 0.5,
         step_time_s: float = 0.0,
         fails_at_step: int | None = None,
+        runs_ahead: bool = False,
     ) -> None:
         self.info = WorkerInfo(
             num_blocks=num_blocks,
@@ -147,6 +148,7 @@ class FakeWorker:
             exit_layers=[1, 2],
             max_draft_tokens=max_draft_tokens,
             backend="fake",
+            runs_ahead=runs_ahead,
         )
         self.plans: list[StepPlan] = []
         self.acceptance = acceptance
@@ -229,6 +231,9 @@ class FakeWorker:
             accepted += 1
         new = targets[: accepted + 1]
         known.extend(new)
+        if self.info.runs_ahead and end + accepted < room:
+            # A pass that ran ahead, of a token that is none: nobody may read it.
+            self._cache[self._slot(row, end + accepted)] = (end + accepted, VOCAB_SIZE, -1)
         return RowResult(
             sequence_id=row.sequence_id,
             token_ids=new,
