@@ -20,12 +20,8 @@ from typing import NamedTuple
 from engine.policy_reason import PolicyReport
 from engine.worker.cost_model import CostModel
 from engine.worker.drafting_switch import DraftingSwitch, StepOutcome
-from engine.worker.look_account import LookAccount
+from engine.worker.looks import Looks
 
-_MUCH_LESS_OFTEN = 8
-_FEW = 4  # rows at most that an exit looks at to see whether it would pay again
-_FIRST_REST = 8  # steps for which no look would pay if it does not in one; doubles up to
-_LONGEST_REST = 32
 _NEGLIGIBLE = 0.01  # a survival below it is not worth the arithmetic
 
 
@@ -68,10 +64,8 @@ class ExitPolicy:
         self._cost = cost
         self._longest_step_s = inf if longest_step_s is None else longest_step_s
         self._follows_cost = follows_cost
-        self._looks = [LookAccount() for _ in range(num_exits)]
-        self._rest = 0  # further steps without a look
-        self._next_rest = _FIRST_REST
-        self._rests_with = 0  # as long as there are so many rows
+        self._num_exits = num_exits
+        self._looks = Looks(num_exits, cost)
         # By size of the batch, in powers of two: what pays for one row may not for many.
         self._switches = {0: DraftingSwitch(num_controls)}
         self._switch = self._switches[0]
@@ -91,7 +85,7 @@ class ExitPolicy:
     @property
     def report(self) -> PolicyReport:
         """Whether drafting is on or off, and why."""
-        return self._switch.report(tuple([account.worth for account in self._looks]))
+        return self._switch.report(self._looks.worths)
 
     def begin(self, step: StepEstimate, *, may_control: bool) -> None:
         """A step begins: take off its seconds what the prompts in it will take. They are read in
@@ -156,67 +150,36 @@ class ExitPolicy:
         """
         if not self.is_drafting or not chances:
             return []
-        chosen = self._best_looks(exit_index, chances, step)
+        is_too_long = self._is_look_too_long(exit_index, step)
+        rate = self._rate(exit_index, step)
+        chosen = [] if is_too_long else self._looks.choose(exit_index, chances, rate)
         if not chosen:
-            self._looks[exit_index].leave_out()
+            self._looks.leave_out(exit_index)
         return chosen
 
     def will_look(self, num_rows: int, step: StepEstimate) -> bool:
         """Whether any exit should look at any of so many rows, all of which offer everything. A
-        no is not thought over in every step: that, too, takes time.
+        no is not thought over in every step.
         """
-        if not self.is_drafting or not num_rows:
+        if not self.is_drafting or not num_rows or self._looks.skips(num_rows):
             return False
-        if self._rest > 0 and num_rows == self._rests_with:
-            self._rest -= 1
-            return False
-        if num_rows != self._rests_with:
-            self._next_rest = _FIRST_REST
-        self._rest = 0
         chances = [(1.0, 1)] * num_rows
         seconds = step.seconds
-        for index in range(len(self._looks)):
+        for index in range(self._num_exits):
             seconds += self._cost.segment(index, step.num_tokens)
-            if self._best_looks(index, chances, replace(step, seconds=seconds)):
-                self._next_rest = _FIRST_REST
+            there = replace(step, seconds=seconds)
+            if self._is_look_too_long(index, there):
+                continue
+            if self._looks.choose(index, chances, self._rate(index, there)):
+                self._looks.wake()
                 return True
-        for account in self._looks:
-            account.leave_out(self._next_rest)
-        self._rest, self._rests_with = self._next_rest - 1, num_rows
-        self._next_rest = min(2 * self._next_rest, _LONGEST_REST)
+        self._looks.rest(num_rows)
         return False
 
     @property
     def may_look_next(self) -> bool:
         """Whether an exit may look in the step after this one."""
-        return self._switch.may_be_on_next and self._rest == 0
-
-    def _best_looks(
-        self, exit_index: int, chances: Sequence[tuple[float, int]], step: StepEstimate
-    ) -> list[int]:
-        """See `rows_to_look_at`."""
-        account = self._looks[exit_index]
-        if self._seconds_with(exit_index, step, 1, 0) > self._longest_step_s:
-            return []
-        order = sorted(range(len(chances)), key=lambda i: chances[i][0], reverse=True)
-        rate = self._rate(exit_index, step)
-        few = order[:_FEW]
-        share = self._cost.head(exit_index, len(chances)) / self._cost.plain(len(chances))
-        # A look brings a row one token at most. Where that would not pay if it cost half as much as
-        # is measured, trying is put off: it tells no more than whether it costs so much still.
-        least = [0.5 * rate * self._cost.head(exit_index, n) for n in (len(few), len(order))]
-        if len(few) < least[0] and len(order) < least[1]:
-            share *= _MUCH_LESS_OFTEN
-        if account.is_due(share):
-            return few
-        best, best_count, worth, num_tokens = 0.0, 0, 0.0, 0
-        for count, index in enumerate(order, start=1):
-            worth += chances[index][0] * account.worth
-            num_tokens += chances[index][1]
-            net = worth - rate * self._cost.head(exit_index, num_tokens)
-            if net > best:
-                best, best_count = net, count
-        return order[:best_count]
+        return self._switch.may_be_on_next and not self._looks.is_resting
 
     def select(
         self,
@@ -287,7 +250,7 @@ class ExitPolicy:
             without = step.seconds + self._cost.rest(exit_index + 1, step.num_tokens)
             rate = self._rate(exit_index, step)
             gain = sum(candidate.gain for candidate in chosen) - rate * (with_them - without)
-        self._looks[exit_index].add(max(gain, 0.0), offered)
+        self._looks.add(exit_index, max(gain, 0.0), offered)
 
     def observe_step(self, outcome: StepOutcome) -> None:
         """Learn what a decode step with drafts brought; switches off what does not pay."""
@@ -347,6 +310,10 @@ class ExitPolicy:
         if size not in self._switches:
             self._switches[size] = DraftingSwitch(self._num_controls, self._switch)
         return self._switches[size]
+
+    def _is_look_too_long(self, exit_index: int, step: StepEstimate) -> bool:
+        """Whether no draft that a look brings would be allowed the time it takes."""
+        return self._seconds_with(exit_index, step, 1, 0) > self._longest_step_s
 
     def _rate(self, exit_index: int, step: StepEstimate) -> float:
         """Expected tokens per second if everything went down from this exit now."""
