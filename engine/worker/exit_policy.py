@@ -163,18 +163,14 @@ class ExitPolicy:
         """
         if not self.is_drafting or not num_rows or self._looks.skips(num_rows):
             return False
-        chances = [(1.0, 1)] * num_rows
-        seconds = step.seconds
-        for index in range(self._num_exits):
-            seconds += self._cost.segment(index, step.num_tokens)
-            there = replace(step, seconds=seconds)
-            if self._is_look_too_long(index, there):
-                continue
-            if self._looks.choose(index, chances, self._rate(index, there)):
-                self._looks.wake()
-                return True
-        self._looks.rest(num_rows)
-        return False
+        return self._finds_look(num_rows, step)
+
+    def will_look_next(self, num_rows: int) -> bool:
+        """The same of the step after this one, where it only decodes as many rows: what looks cost
+        and bring is known in advance.
+        """
+        step = StepEstimate(num_tokens=num_rows, expected_tokens=float(num_rows))
+        return self.may_look_next and self._finds_look(num_rows, step)
 
     @property
     def may_look_next(self) -> bool:
@@ -310,6 +306,21 @@ class ExitPolicy:
         if size not in self._switches:
             self._switches[size] = DraftingSwitch(self._num_controls, self._switch)
         return self._switches[size]
+
+    def _finds_look(self, num_rows: int, step: StepEstimate) -> bool:
+        """Whether a look pays; if not, it is left at that for some steps."""
+        chances = [(1.0, 1)] * num_rows
+        seconds = step.seconds
+        for index in range(self._num_exits):
+            seconds += self._cost.segment(index, step.num_tokens)
+            there = replace(step, seconds=seconds)
+            if self._is_look_too_long(index, there):
+                continue
+            if self._looks.choose(index, chances, self._rate(index, there)):
+                self._looks.wake()
+                return True
+        self._looks.rest(num_rows)
+        return False
 
     def _is_look_too_long(self, exit_index: int, step: StepEstimate) -> bool:
         """Whether no draft that a look brings would be allowed the time it takes."""

@@ -138,7 +138,7 @@ class PolicyDrafter:
         if self._policy.is_control and not self._tells_of_plain_steps:
             return False  # one more is to come that does
         # What a look-up will say is not known; where it says nothing now, it seldom does next.
-        return self._exit_look is not None and self._policy.may_look_next
+        return self._exit_look is not None and self._policy.will_look_next(len(rows))
 
     def wants_states(self, rows: Sequence[Row]) -> bool:
         """See `Drafter.wants_states`."""

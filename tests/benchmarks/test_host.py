@@ -25,7 +25,8 @@ def test_a_line_for_every_case(
         assert line.startswith(name)
         assert line.split()[-10:-8] == [str(rows), str(temperature)]
         assert min(figures["worker"], figures["scheduler"], figures["speed"]) > 0.0
-        assert (figures["drafts"] > 0.0) == name.endswith("draft")
+        # Where none pays one is tried now and then.
+        assert figures["drafts"] > 1.0 if name.endswith("draft") else figures["drafts"] < 0.5
         assert (figures["felt"] > 0.0) or not name.endswith("draft")
 
 

@@ -167,6 +167,17 @@ def test_whether_to_look_at_all_is_known_before_the_step_and_thought_over_now_an
     assert not policy().will_look(0, before())
 
 
+def test_whether_the_next_step_looks_is_thought_over_in_the_one_before() -> None:
+    p = dear_looks(0.7)
+    assert not p.will_look(1, before())
+    answers = []
+    for _ in range(200):
+        answers.append(p.will_look_next(1))
+        assert p.will_look(1, before()) == answers[-1], "as was said"
+    assert answers.count(True) >= 1, "it is due at last"
+    assert policy().will_look_next(1)
+
+
 def test_another_number_of_rows_is_thought_over_at_once() -> None:
     p = dear_looks(0.7)
     assert not p.will_look(1, before())
