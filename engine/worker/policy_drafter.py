@@ -14,7 +14,6 @@ from torch import Tensor
 from engine.plan import RowResult
 from engine.worker.alternates import Alternates
 from engine.worker.chances import LOOKUP, Chance, Chances
-from engine.worker.device_queue import DeviceQueue
 from engine.worker.drafting_switch import StepOutcome
 from engine.worker.exit_look import Arrival, Opinion, first_unseen
 from engine.worker.exit_policy import ExitPolicy, StepEstimate
@@ -23,10 +22,8 @@ from engine.worker.lookup_drafts import LookupDrafts
 from engine.worker.lookup_screen import LookupScreen
 from engine.worker.pending import append
 from engine.worker.row import Draft, Row
+from engine.worker.step_watch import StepWatch
 from engine.worker.thresholds import Thresholds
-
-_LONGEST_BETWEEN_S = 1e-3  # steps, while there is something to do
-_PASSES = 8  # plain passes of which one tells what they take: on a GPU the host would feel more
 
 
 class Look(Protocol):
@@ -68,23 +65,15 @@ class PolicyDrafter:
         self._offers = HeadOffers(chances, self._thresholds)
         self._alternates = Alternates(policy, chances)
         self._exit_look = exit_look
-        self._clock = clock
-        self._queue = DeviceQueue(clock) if is_queued else None
-        self._num_untold = 0  # passes since one told what it took
+        self._watch = StepWatch(clock, is_queued=is_queued)
         self._is_plain = False  # the policy found nothing to do in this step
-        self._is_untold = False  # what its parts took
-        self._ran_ahead = False  # its pass was launched in the step before
         self._all_free = self._any_free = False  # rows that the policy decides about, in this step
         self._verdicts: list[tuple[Chance, bool]] = []  # not learned from yet
-        self._began = self._ended = 0.0  # this step, and the one before
-        self._was_plain = False  # nothing was to be drafted, or read of prompts, in the one before
 
     def begin(self, rows: Sequence[Row], estimate: StepEstimate) -> bool:
         """See `Drafter.begin`."""
-        self._is_plain = self._is_untold = self._ran_ahead = False
-        self._began = self._clock()
-        if self._queue is not None:
-            self._queue.begin(is_idle=not estimate.is_ahead)
+        self._is_plain = False
+        self._watch.begin(is_idle=not estimate.is_ahead)
         free = [*map(self._thresholds.leaves, rows)]
         self._all_free, self._any_free = all(free), any(free)
         self._policy.begin(estimate, may_control=self._all_free)
@@ -118,8 +107,7 @@ class PolicyDrafter:
 
     def will_look(self, rows: Sequence[Row], estimate: StepEstimate) -> bool:
         """See `Drafter.will_look`."""
-        able = rows if self._all_free else [row for row in rows if row.is_draftable]
-        self._is_plain = not self._wants_look(able, estimate)
+        self._is_plain = not self._wants_look(self._able(rows), estimate)
         return not self._is_plain
 
     def catch_up(self) -> None:
@@ -131,14 +119,15 @@ class PolicyDrafter:
 
     def may_draft_next(self, rows: Sequence[Row]) -> bool:
         """See `Drafter.may_draft_next`."""
-        if not any(row.is_draftable for row in rows):
+        able = self._able(rows)
+        if not able:
             return False
         if self._fixed(rows):
             return True
-        if self._policy.is_control and not self._tells_of_plain_steps:
+        if self._policy.is_control and not self._watch.tells_of_plain_steps:
             return False  # one more is to come that does
         # What a look-up will say is not known; where it says nothing now, it seldom does next.
-        return self._exit_look is not None and self._policy.will_look_next(len(rows))
+        return self._exit_look is not None and self._policy.will_look_next(len(able))
 
     def wants_states(self, rows: Sequence[Row]) -> bool:
         """See `Drafter.wants_states`."""
@@ -160,7 +149,7 @@ class PolicyDrafter:
         lookers, offered = self._lookers(exit_index, able, estimate)
         if not lookers:
             return
-        started = self._clock()
+        started = self._watch.now()
         views = self._exit_look.opinions(exit_index, lookers, hidden)
         num_tokens = sum(map(len, views))
         estimate.seconds += self._policy.head_cost(exit_index, num_tokens)
@@ -177,7 +166,7 @@ class PolicyDrafter:
         seen = zip((arrival.row for arrival in lookers), views, strict=True)
         left = [(row, view) for row, view in seen if self._thresholds.of(row) is None]
         self._alternates.add(exit_index, left, estimate)
-        seconds = self._clock() - started if self._queue is None else self._queue.wait()
+        seconds = self._watch.part(self._watch.now() - started)
         if seconds is not None:
             self._policy.observe_head(exit_index, num_tokens, seconds)
 
@@ -187,24 +176,17 @@ class PolicyDrafter:
         """See `Drafter.note_segment`."""
         cost = self._policy.segment_cost(segment, num_tokens)
         estimate.seconds += cost
-        if self._queue is None:
+        self._watch.launch(num_tokens, cost)
+        if not self._watch.is_queued:
             self._policy.observe_segment(segment, num_tokens, seconds)
-        else:
-            self._queue.add(num_tokens, cost)
 
     def note_pass(self, num_tokens: int, estimate: StepEstimate, *, is_ahead: bool) -> None:
         """See `Drafter.note_pass`."""
-        self._num_untold += 1
-        is_spared = self._queue is not None and self._num_untold < _PASSES
-        self._ran_ahead = is_ahead
-        self._is_untold = is_ahead or is_spared
-        if not self._is_untold:
-            self._num_untold = 0
+        if self._watch.note_pass(is_ahead=is_ahead):
             for segment in range(len(self.exit_layers) + 1):
                 cost = self._policy.segment_cost(segment, num_tokens)
                 estimate.seconds += cost
-                if self._queue is not None:
-                    self._queue.add(num_tokens, cost)
+                self._watch.launch(num_tokens, cost)
 
     def learn(
         self, rows: Sequence[Row], results: Sequence[RowResult], estimate: StepEstimate
@@ -213,24 +195,23 @@ class PolicyDrafter:
         for row, result in zip(rows, results, strict=True):
             if row.guesses:
                 self._learn_row(row, result.token_ids)
-        if not self._is_untold:
-            seconds = estimate.last_seconds if self._queue is None else self._queue.wait()
-            if seconds is not None:
-                self._policy.observe_logits(sum(row.num_pending for row in rows), seconds)
+        seconds = self._watch.part(estimate.last_seconds)
+        if seconds is not None:
+            self._policy.observe_logits(sum(row.num_pending for row in rows), seconds)
         self._judge(rows, results, estimate)
 
     def _judge(
         self, rows: Sequence[Row], results: Sequence[RowResult], estimate: StepEstimate
     ) -> None:
         """Hold the step against what it took."""
-        took_s = self._time_step()
-        is_off = not self._policy.is_drafting
+        watch, is_off = self._watch, not self._policy.is_drafting
         only_decodes = self._all_free or all(row.plan.only_decodes for row in rows)
+        tells_of_plain = only_decodes and not self._fixed(rows) and watch.tells_of_plain_steps
+        took_s = watch.end(is_plain=is_off and only_decodes)
         if is_off and self._any_free:  # pauses pass where the policy would have had a say
-            is_measure = only_decodes and not self._fixed(rows) and self._tells_of_plain_steps
-            self._policy.pass_by(len(rows), took_s if is_measure else None)
-        elif self._is_plain and self._all_free and self._queue is not None:
-            self._policy.observe_straight(len(rows), None if self._ran_ahead else took_s)
+            self._policy.pass_by(len(rows), took_s if tells_of_plain else None)
+        elif self._is_plain and self._all_free and watch.is_queued:
+            self._policy.observe_straight(len(rows), None if watch.ran_ahead else took_s)
         elif not self._is_plain and self._all_free:
             num_tokens = sum(row.num_pending for row in rows)
             outcome = StepOutcome(
@@ -241,22 +222,6 @@ class PolicyDrafter:
                 took_s=took_s,
             )
             self._policy.observe_step(outcome)
-        self._was_plain = is_off and only_decodes
-
-    @property
-    def _tells_of_plain_steps(self) -> bool:
-        """Whether what this step takes, which has no drafts, is what such steps take: on a GPU
-        where the one before launched its pass, or could have.
-        """
-        return self._queue is None or self._ran_ahead or self._was_plain
-
-    def _time_step(self) -> float:
-        """Seconds from the end of the step before, unless there was a pause; else from this one's
-        beginning. What is ready when a step begins has been computed between them.
-        """
-        before, self._ended = self._ended, self._clock()
-        is_prompt = self._began - before < _LONGEST_BETWEEN_S
-        return self._ended - (before if is_prompt else self._began)
 
     def _wants_look(self, rows: Sequence[Row], estimate: StepEstimate) -> bool:
         """See `Drafter.will_look`, of rows that may draft."""
@@ -279,6 +244,10 @@ class PolicyDrafter:
         chances = [(_hope(a), len(a.row.drafts) + 1 - first_unseen(a)) for a in free]
         places = self._policy.rows_to_look_at(exit_index, chances, estimate)
         return [*fixed, *(free[i] for i in places)], sum(chances[i][0] for i in places)
+
+    def _able(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """Rows that may draft."""
+        return rows if self._all_free else [row for row in rows if row.is_draftable]
 
     def _fixed(self, rows: Sequence[Row]) -> list[Row]:
         """Rows that a fixed threshold decides about."""

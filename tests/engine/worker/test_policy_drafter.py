@@ -126,7 +126,9 @@ def test_whether_the_next_step_may_have_drafts_is_known_in_advance(decoder: Deco
     result = RowResult(sequence_id=0, token_ids=[7])
     drafter.begin([row], estimate())
     assert drafter.may_draft_next([row])
+    drafter.begin([plain], estimate())
     assert not drafter.may_draft_next([plain])
+    drafter.begin([row], estimate())
     now[0] = 60.0
     drafter.learn([row], [result], StepEstimate(1, 5.0, seconds=60.0))
     answers = []
