@@ -115,7 +115,8 @@ class DraftingSwitch:
             plain_s: Modelled, of a plain step of these rows.
         """
         seconds = self._times.drafting(step.modelled_s, step.took_s)
-        self._account(self._times.plain(plain_s), step, seconds)
+        plain_s = self._times.plain(plain_s)
+        self._account(plain_s, step.num_rows, step.num_committed, step.num_expected, seconds)
 
     def observe_straight(
         self, plain_s: float, num_rows: int, modelled_s: float, took_s: float | None
@@ -127,28 +128,23 @@ class DraftingSwitch:
         """
         plain_s = self._times.plain(plain_s)
         seconds = plain_s if took_s is None else self._times.straight(modelled_s, took_s)
-        step = StepOutcome(
-            num_rows=num_rows,
-            num_committed=num_rows,
-            num_expected=float(num_rows),
-            modelled_s=modelled_s,
-            took_s=seconds,
-        )
-        self._account(plain_s, step, seconds)
+        self._account(plain_s, num_rows, num_rows, num_rows, seconds)
 
-    def _account(self, plain_s: float, step: StepOutcome, seconds: float) -> None:
+    def _account(
+        self, plain_s: float, num_rows: int, committed: int, expected: float, seconds: float
+    ) -> None:
         """Add a step to the gain, and judge it."""
         self._since_plain += 1
-        plain = plain_s / step.num_rows
+        plain = plain_s / num_rows
         self._plain_rate = 1.0 / plain
-        self._gained = self._gained * _WINDOW + step.num_committed * plain
-        self._promised = self._promised * _WINDOW + step.num_expected * plain
+        self._gained = self._gained * _WINDOW + committed * plain
+        self._promised = self._promised * _WINDOW + expected * plain
         self._spent = self._spent * _WINDOW + seconds
         self._steps += 1
         num_seen = (1.0 - _WINDOW**self._steps) / (1.0 - _WINDOW)
         if self._steps < _MIN_STEPS:
             lost = (self._spent - self._gained) / plain_s
-            has_no_luck = lost > _MOST_LOST and self._has_no_luck(plain, step.num_rows * num_seen)
+            has_no_luck = lost > _MOST_LOST and self._has_no_luck(plain, num_rows * num_seen)
             if has_no_luck or lost > _MOST_LOST_AT_ALL:
                 self._switch_off(int(lost * _PAUSE_PER_LOSS))
             elif self._is_hopeless:

@@ -40,11 +40,16 @@ class RunAhead:
         self._rights = 1.0  # passes that may turn out not to be wanted
 
     def begin(self) -> None:
-        """A step begins. What it does not take is lost, whatever becomes of it."""
+        """A step begins. What the one before did not take, for whatever reason, was lost."""
         self._rights = min(self._rights + _REGAINED, _MOST_RIGHTS)
-        self._offered, self._launched = self._launched, None
         if self._offered is not None:
             self._rights -= 1.0
+        self._offered, self._launched = self._launched, None
+
+    @property
+    def is_offered(self) -> bool:
+        """Whether a pass for this step is on its way."""
+        return self._offered is not None
 
     def take(
         self, states: Sequence[SequenceState], places: Sequence[Sequence[int]]
@@ -52,22 +57,15 @@ class RunAhead:
         """The last hidden states [T, E] of the pass that was launched ahead, if it is of these
         tokens.
         """
-        offered, self._offered = self._offered, None
+        offered = self._offered
         if offered is None or offered.states != states or offered.places != places:
             return None
-        self._rights += 1.0
+        self._offered = None
         return offered.hidden
-
-    @property
-    def is_offered(self) -> bool:
-        """Whether a pass for this step is on its way, and not taken yet."""
-        return self._offered is not None
 
     def decline(self) -> None:
         """The step drafts instead, knowing what that loses: that is no mistake."""
-        if self._offered is not None:
-            self._offered = None
-            self._rights += 1.0
+        self._offered = None
 
     @property
     def is_allowed(self) -> bool:
