@@ -10,7 +10,8 @@ takes the host, and sending to a GPU. Needs torch only.
 import argparse
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
@@ -40,7 +41,6 @@ _SHAPE = Shape(
 _EXIT_LAYERS = [0]
 _PROMPT = 64  # tokens
 _LEFT_OUT = 0.25  # of the steps, at either end: other work on the machine
-_HOST_S = 1e-4  # a look's, and a step's end: what the policy begins with, before it sees them
 _LARGE_S = 180e-6  # a layer of a model with which drafts pay whatever the host does
 FIGURES = ("tokens", "drafts", "launches", "reads", "worker", "scheduler", "felt", "speed")
 
@@ -158,11 +158,24 @@ def make_engine(
     if way.drafts:
         heads = write_heads(_SHAPE, _EXIT_LAYERS, folder / "heads")
         config = replace(config, exits=replace(config.exits, heads=heads))
-    # What parts cost it measures as on a GPU, for every way anew.
-    os.environ["ADADECODE_CACHE"] = str(folder / way.name)
-    worker = ModelWorker(config, decoder=decoder, clock=clock, capture=clock.capture)
+    with _cache_in(folder / way.name):  # what parts cost is measured as on a GPU, every time
+        worker = ModelWorker(config, decoder=decoder, clock=clock, capture=clock.capture)
     watched = WatchedWorker(worker, clock)
     return OfflineEngine(config, watched), watched
+
+
+@contextmanager
+def _cache_in(folder: Path) -> Iterator[None]:
+    """Keep nothing of what is measured, and read nothing that was before."""
+    name = "ADADECODE_CACHE"
+    before = os.environ.get(name)
+    os.environ[name] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
 
 
 def requests(

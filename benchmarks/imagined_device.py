@@ -156,7 +156,7 @@ class ImaginedOps(TorchOps):
         self._expected = torch.tensor(facts, dtype=torch.float64)
         self._next_ids = torch.tensor(next_ids)
         self._clock = clock
-        self.costs = costs
+        self._costs = costs
 
     def embed(self, token_ids: Tensor, table: TorchLinear) -> Tensor:
         """See `Ops.embed`."""
@@ -175,7 +175,7 @@ class ImaginedOps(TorchOps):
     ) -> Tensor:
         """See `Ops.linear`: of the LM head."""
         with self._clock.playing():
-            self._clock.run(self.costs.of(self.costs.logits_s, len(x)))
+            self._clock.run(self._costs.of(self._costs.logits_s, len(x)))
             return x[:, :1].expand(-1, weight.out_features)
 
     def run_layers(
@@ -188,7 +188,7 @@ class ImaginedOps(TorchOps):
     ) -> Tensor:
         """See `Ops.run_layers`."""
         with self._clock.playing():
-            self._clock.run(self.costs.of(self.costs.layer_s, len(hidden)) * len(layers))
+            self._clock.run(self._costs.of(self._costs.layer_s, len(hidden)) * len(layers))
             return hidden
 
     def run_head(
@@ -201,7 +201,7 @@ class ImaginedOps(TorchOps):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See `Ops.run_head`."""
         with self._clock.playing():
-            self._clock.run(self.costs.of(self.costs.head_s, len(hidden)))
+            self._clock.run(self._costs.of(self._costs.head_s, len(hidden)))
             return hidden, hidden[:, :1].expand(-1, head.lm_head.out_features), hidden[:, :1]
 
     def sample(
@@ -213,7 +213,7 @@ class ImaginedOps(TorchOps):
     ) -> Tensor:
         """See `Ops.sample`."""
         with self._clock.playing():
-            self._clock.run(self.costs.of(self.costs.sample_s, len(logits)))
+            self._clock.run(self._costs.of(self._costs.sample_s, len(logits)))
             return self._next_ids[logits[:, 0].long()]
 
     def fetch(self, values: Tensor) -> Callable[[], list[Any]]:
@@ -237,7 +237,7 @@ class ImaginedOps(TorchOps):
     ) -> Tensor:
         """See `Ops.expect`."""
         with self._clock.playing():
-            self._clock.run(self.costs.of(self.costs.expect_s, len(logits)))
+            self._clock.run(self._costs.of(self._costs.expect_s, len(logits)))
             expected = self._expected[logits[:, 0].long()]
             is_best = followers == expected[:, 0].long()
             expected[:, 2] = torch.where(is_best, expected[:, 1], _OTHERS)

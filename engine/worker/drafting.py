@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from engine.checkpoint.cache import cache_root
-from engine.config import EngineConfig, ExitsConfig
+from engine.config import EngineConfig
 from engine.model.decoder import Decoder
 from engine.model.exit_head import ExitHeads
-from engine.model.ops.interface import Ops
 from engine.worker.backend import describe_heads, describe_machine
 from engine.worker.chances import Chances
 from engine.worker.cost_model import CostModel
@@ -35,44 +34,6 @@ class Drafting:
     policy: ExitPolicy
     chances: Chances
     cost: CostModel
-
-    @classmethod
-    def of(
-        cls,
-        heads: ExitHeads | None,
-        cost: CostModel,
-        exits: ExitsConfig,
-        ops: Ops,
-        clock: Clock,
-        *,
-        follows_cost: bool,
-        is_queued: bool,
-    ) -> "Drafting":
-        """Put together; see `DraftingMaker` for the arguments.
-
-        Args:
-            follows_cost: Times measured while serving correct the costs.
-        """
-        layers = [] if heads is None else list(heads.exit_layers)
-        policy = ExitPolicy(
-            len(layers),
-            cost,
-            follows_cost=follows_cost,
-            longest_step_s=exits.target_itl_s,
-            num_controls=2 if is_queued else 1,
-        )
-        chances = Chances(layers, {} if heads is None else heads.calibration)
-        drafter = PolicyDrafter(
-            policy,
-            chances,
-            exit_layers=layers,
-            exit_look=None if heads is None else ExitLook(heads, Sampler(ops)),
-            has_lookup=exits.lookup,
-            threshold=exits.threshold,
-            clock=clock,
-            is_queued=is_queued,
-        )
-        return cls(drafter=drafter, policy=policy, chances=chances, cost=cost)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,15 +63,25 @@ class DraftingMaker:
             heads = None if heads is None else clock.watch_heads(heads)
         else:
             cost = self._measure(heads, layers)
-        return Drafting.of(
-            heads,
+        policy = ExitPolicy(
+            len(layers),
             cost,
-            exits,
-            ops,
-            clock,
             follows_cost=not is_modelled,
+            longest_step_s=exits.target_itl_s,
+            num_controls=2 if self.is_queued else 1,
+        )
+        chances = Chances(layers, {} if heads is None else heads.calibration)
+        drafter = PolicyDrafter(
+            policy,
+            chances,
+            exit_layers=layers,
+            exit_look=None if heads is None else ExitLook(heads, Sampler(ops)),
+            has_lookup=exits.lookup,
+            threshold=exits.threshold,
+            clock=clock,
             is_queued=self.is_queued,
         )
+        return Drafting(drafter=drafter, policy=policy, chances=chances, cost=cost)
 
     def _measure(self, heads: ExitHeads | None, exit_layers: Sequence[int]) -> CostModel:
         """What parts of a step cost here."""

@@ -74,7 +74,7 @@ class ModelWorker:
             verifies: False: drafts are taken as they are, and change the output (benchmarks).
             clock: In seconds, for what drafts cost (benchmarks may count CPU time). A
                 `ModelledClock` brings its costs along: nothing is measured then, nor corrected.
-            capture: How graphs are captured where there is no GPU (benchmarks).
+            capture: How graphs are captured where there is no GPU, and one is played (benchmarks).
 
         Raises:
             ModelLoadError: if the model, its heads or the memory for them cannot be had.

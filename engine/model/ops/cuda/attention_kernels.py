@@ -31,8 +31,6 @@ _MOST_CHUNKS = 64  # of a token's past
 _COMBINED = 16  # chunks that are combined together
 _GROUP_ROWS = 16  # least rows of a tensor-core tile
 _WORKSPACE_BYTES = 128 * 2**20
-# One way for all calls: how a sum is spread over lanes decides its bits.
-_ATTEND_WARPS, _ATTEND_STAGES = 4, 2
 
 
 def num_chunks_for(num_positions: int) -> int:
@@ -373,8 +371,8 @@ def _attend_slab(
         MOST_CHUNKS=_MOST_CHUNKS,
         HAS_WINDOW=params.sliding_window is not None,
         PRECISION="ieee",
-        num_warps=_ATTEND_WARPS,
-        num_stages=_ATTEND_STAGES,
+        num_warps=4,
+        num_stages=2,
         **options(overlaps=overlaps),
     )
     _combine_kernel[(num_tokens, heads)](
