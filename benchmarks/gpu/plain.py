@@ -29,7 +29,7 @@ def measure(bench: Bench, part: Part) -> None:
     on_device = pass_seconds(bench, model, 1)
     part.add("a pass on the device", on_device * 1e3, "ms")
     part.add("host's part of a step", (1 / timed.tokens_per_s - on_device) * 1e3, "ms")
-    for count in (6,) if bench.is_quick else (2, 4, 6, 16, 64):
+    for count in (6,) if bench.is_quick else (2, 4, 6, 16, 17, 32, 64):
         part.add(
             f"a pass of {count} tokens / of one", pass_seconds(bench, model, count) / on_device, "x"
         )
