@@ -14,7 +14,13 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from engine.policy_reason import PolicyReport
-from engine.request import ExitRecord, Structure, TokenLogprobs
+from engine.request import (
+    EarlyExitOptions,
+    ExitRecord,
+    SamplingParams,
+    Structure,
+    TokenLogprobs,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,27 +30,12 @@ class SequenceStart:
     sequence_id: int
     token_ids: list[int]  # all known tokens: prompt, then output so far
     num_prompt_tokens: int  # penalties and min_tokens count output from here
-    temperature: float
-    top_p: float
-    top_k: int
-    min_p: float
-    seed: int  # unsigned 64 bits
-    presence_penalty: float
-    frequency_penalty: float
-    repetition_penalty: float
-    logit_bias: dict[int, float]
-    min_tokens: int
+    sampling: SamplingParams  # a structure in it is approved
+    early_exit: EarlyExitOptions
     stop_token_ids: list[int]  # every id that ends it, eos included; masked until min_tokens
-    num_logprobs: int | None
-    early_exit: bool
-    threshold: float | None
-    lookup: bool = True
-    structure: Structure | None = None  # approved
-    ignore_eos: bool = False  # with a structure: end only where nothing else is allowed
-    allowed_token_ids: list[int] = field(default_factory=list)  # empty: all are
-    num_prompt_logprobs: int | None = None  # wanted for every prompt token but the first
-    last_len: int | None = None  # known tokens with which it ends at the latest
-    pooling: Literal["mean", "last"] | None = None  # wanted: one vector for the whole prompt
+    last_len: int  # known tokens with which it ends at the latest
+    num_prompt_logprobs: int | None = None  # still wanted for every prompt token but the first
+    pooling: Literal["mean", "last"] | None = None  # still wanted: one vector for the prompt
 
 
 @dataclass(slots=True)  # made for every token: frozen, or by keywords, it takes twice as long

@@ -94,34 +94,18 @@ class Sequence:
 
     def start(self) -> SequenceStart:
         """Everything a worker needs to go on with this sequence."""
-        sampling, exits = self.request.sampling, self.request.early_exit
+        sampling = self.request.sampling
+        wanted = sampling.num_prompt_logprobs if self._lacks_prompt_logprobs else None
         return SequenceStart(
             sequence_id=self.sequence_id,
             token_ids=list(self.token_ids),
             num_prompt_tokens=self.num_prompt_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            min_p=sampling.min_p,
-            seed=sampling.seed,
-            presence_penalty=sampling.presence_penalty,
-            frequency_penalty=sampling.frequency_penalty,
-            repetition_penalty=sampling.repetition_penalty,
-            logit_bias=dict(sampling.logit_bias),
-            min_tokens=sampling.min_tokens,
+            sampling=sampling,
+            early_exit=self.request.early_exit,
             stop_token_ids=sorted(self._stop_ids),
-            num_logprobs=sampling.num_logprobs,
-            early_exit=exits.enabled,
-            threshold=exits.threshold,
-            lookup=exits.lookup,
-            structure=sampling.structure,
-            ignore_eos=sampling.ignore_eos,
-            allowed_token_ids=list(sampling.allowed_token_ids),
-            num_prompt_logprobs=sampling.num_prompt_logprobs
-            if self._lacks_prompt_logprobs
-            else None,
-            pooling=self.request.pooling if self.embedding is None else None,
             last_len=self._last_len,
+            num_prompt_logprobs=wanted,
+            pooling=self.request.pooling if self.embedding is None else None,
         )
 
     def commit(self, num_scheduled: int, result: RowResult) -> int:

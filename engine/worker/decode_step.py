@@ -200,7 +200,7 @@ class DecodeStep:
         if not self._ahead.is_allowed or not batch.has_room_behind:
             return False
         for row in rows:
-            if row.state.is_ending or row.state.start.num_logprobs is not None:
+            if row.state.is_ending or row.state.sampling.num_logprobs is not None:
                 return False
         return self._drafter is None or not self._drafter.may_draft_next(rows)
 

@@ -11,6 +11,7 @@ from functools import partial
 from engine.model.decoder import Decoder
 from engine.model.exit_head import ExitHeads
 from engine.plan import RowPlan, RowResult, SequenceStart
+from engine.request import EarlyExitOptions, SamplingParams
 from engine.worker.chances import Chances
 from engine.worker.cost_curve import CostCurve
 from engine.worker.cost_model import CostModel
@@ -123,19 +124,8 @@ def _start(number: int, last_len: int) -> SequenceStart:
         sequence_id=number,
         token_ids=[0],
         num_prompt_tokens=1,
-        temperature=1.0,
-        top_p=1.0,
-        top_k=-1,
-        min_p=0.0,
-        seed=number,
-        presence_penalty=0.0,
-        frequency_penalty=0.0,
-        repetition_penalty=1.0,
-        logit_bias={},
-        min_tokens=0,
+        sampling=SamplingParams(seed=number),
+        early_exit=EarlyExitOptions(lookup=False),
         stop_token_ids=[],
-        num_logprobs=None,
-        early_exit=True,
-        threshold=None,
         last_len=last_len,
     )

@@ -48,8 +48,9 @@ class Grammars:
         try:
             from xgrammar import GrammarMatcher
 
-            assert start.structure is not None, "a sequence with a structure"
-            matcher = GrammarMatcher(self._compile(start.structure))
+            structure = start.sampling.structure
+            assert structure is not None, "a sequence with a structure"
+            matcher = GrammarMatcher(self._compile(structure))
         except Exception:
             logger.exception("sequence %d: its structure cannot be used", start.sequence_id)
             return StructureState(None, self._vocab_size, (), ())

@@ -88,7 +88,7 @@ class PolicyDrafter:
         fixed_for = self._thresholds.of
         free: list[tuple[Row, list[Draft]]] = []
         for row in rows:
-            if not (row.num_waiting and row.num_room and row.state.start.lookup):
+            if not (row.num_waiting and row.num_room and row.state.start.early_exit.lookup):
                 continue
             if fixed_for(row) is not None:
                 drafts = self._lookup.behind(row)

@@ -31,7 +31,7 @@ _NOTHING = TokenValues(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32
 
 def has_processors(state: SequenceState) -> bool:
     """Whether a sequence's logits are anything but taken as they are."""
-    s = state.start
+    s = state.sampling
     return bool(
         state.structure is not None
         or state.counts is not None
@@ -90,7 +90,7 @@ def _wishes(point: SamplePoint, vocab_size: int, reduced: ReducedVocabulary | No
     """Args:
     vocab_size: Columns of the whole vocabulary.
     """
-    state, start = point.state, point.state.start
+    state, sampling = point.state, point.state.sampling
     wishes = _Wishes()
     if not has_processors(state):
         return wishes
@@ -104,14 +104,14 @@ def _wishes(point: SamplePoint, vocab_size: int, reduced: ReducedVocabulary | No
     wishes.is_dead = wishes.allowed is not None and not wishes.allowed.any()
     if state.counts is not None:
         ids, counts = state.counts.behind(point.drafts)
-        if start.repetition_penalty != 1.0:
-            penalties = np.full(len(ids), start.repetition_penalty, dtype=np.float32)
+        if sampling.repetition_penalty != 1.0:
+            penalties = np.full(len(ids), sampling.repetition_penalty, dtype=np.float32)
             wishes.repeated = placed(TokenValues(ids, penalties))
-        if start.frequency_penalty or start.presence_penalty:
+        if sampling.frequency_penalty or sampling.presence_penalty:
             is_output = counts > 0
-            amounts = -(counts[is_output] * start.frequency_penalty + start.presence_penalty)
+            amounts = -(counts[is_output] * sampling.frequency_penalty + sampling.presence_penalty)
             wishes.added = placed(TokenValues(ids[is_output], amounts.astype(np.float32)))
-    if start.logit_bias:
+    if sampling.logit_bias:
         wishes.biased = placed(state.wishes.bias)
     # A structure sees to it itself that the end is put off; where nothing else is allowed it comes.
     may_go_on = state.structure is None and not state.wishes.allows_ends_only

@@ -101,7 +101,7 @@ class Row:
         return (
             self.plan.only_decodes
             and self.plan.max_draft_tokens > 0
-            and self.state.start.early_exit
+            and self.state.start.early_exit.enabled
         )
 
     @property

@@ -25,7 +25,7 @@ class SamplePoint(NamedTuple):
     @property
     def is_too_short(self) -> bool:
         """Whether min_tokens forbids an end here."""
-        return self.state.num_output_tokens(len(self.drafts)) < self.state.start.min_tokens
+        return self.state.num_output_tokens(len(self.drafts)) < self.state.sampling.min_tokens
 
     @property
     def allowed(self) -> TokenBits | None:
@@ -33,7 +33,7 @@ class SamplePoint(NamedTuple):
         structure = self.state.structure
         if structure is None:
             return None
-        puts_off_end = self.is_too_short or self.state.start.ignore_eos
+        puts_off_end = self.is_too_short or self.state.sampling.ignore_eos
         listed = self.state.wishes.allowed(structure.vocab_size)
         return structure.allowed(self.drafts, puts_off_end=puts_off_end, listed=listed)
 

@@ -87,7 +87,7 @@ class Sampler:
                 columns = upload(followers, torch.int64, scores.device)
         else:
             asked: list[tuple[Sequence[Any], torch.dtype]] = [
-                ([point.state.start.temperature for point in points], torch.float32),
+                ([point.state.sampling.temperature for point in points], torch.float32),
                 (_keys(points), torch.int64),
                 (followers, torch.int64),
             ]

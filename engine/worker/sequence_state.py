@@ -11,6 +11,7 @@ from torch import Tensor
 
 from engine.model.noise import NoiseKeys
 from engine.plan import SequenceStart
+from engine.request import SamplingParams
 from engine.worker.lookup import Lookup
 from engine.worker.structure import StructureState
 from engine.worker.token_counts import TokenCounts
@@ -30,13 +31,14 @@ class SequenceState:
         self.token_ids: list[int] = list(start.token_ids)
         self.last_hidden: Tensor | None = None  # [E]
         self.hidden_sum: Tensor | None = None  # [E] float64: of the prompt so far, to be pooled
-        self.is_greedy = start.temperature == 0.0  # tokens are chosen without noise
-        self.inverse_temperature = 0.0 if self.is_greedy else 1.0 / start.temperature
-        self.noise_key = NoiseKeys(start.seed)  # by position
+        self.sampling = sampling = start.sampling
+        self.is_greedy = sampling.temperature == 0.0  # tokens are chosen without noise
+        self.inverse_temperature = 0.0 if self.is_greedy else 1.0 / sampling.temperature
+        self.noise_key = NoiseKeys(sampling.seed)  # by position
         self.lookup = Lookup(self.token_ids)
         self.wishes = TokenWishes(start)
         self.counts: TokenCounts | None = None  # where penalties ask for them
-        if _has_penalties(start):
+        if _has_penalties(sampling):
             count = start.num_prompt_tokens
             self.counts = TokenCounts(self.token_ids[:count], self.token_ids[count:])
 
@@ -48,8 +50,7 @@ class SequenceState:
     @property
     def is_ending(self) -> bool:
         """Whether the next token is its last one at the latest."""
-        last_len = self.start.last_len
-        return last_len is not None and len(self.token_ids) + 1 >= last_len
+        return len(self.token_ids) + 1 >= self.start.last_len
 
     def num_output_tokens(self, num_drafts: int = 0) -> int:
         """Output tokens known, drafts before the position included."""
@@ -64,7 +65,9 @@ class SequenceState:
             self.structure.append(token_ids)
 
 
-def _has_penalties(start: SequenceStart) -> bool:
+def _has_penalties(sampling: SamplingParams) -> bool:
     return bool(
-        start.repetition_penalty != 1.0 or start.frequency_penalty or start.presence_penalty
+        sampling.repetition_penalty != 1.0
+        or sampling.frequency_penalty
+        or sampling.presence_penalty
     )

@@ -14,7 +14,7 @@ class Thresholds:
 
     def of(self, row: Row) -> float | None:
         """The one that decides for a row; None: the policy does."""
-        asked = row.state.start.threshold
+        asked = row.state.start.early_exit.threshold
         return self._usual if asked is None else asked
 
     def leaves(self, row: Row) -> bool:

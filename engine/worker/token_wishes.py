@@ -30,7 +30,7 @@ class TokenWishes:
     @cached_property
     def bias(self) -> TokenValues:
         """To be added."""
-        given = self._start.logit_bias
+        given = self._start.sampling.logit_bias
         ids = np.fromiter(given.keys(), dtype=np.int64, count=len(given))
         return TokenValues(ids, np.fromiter(given.values(), dtype=np.float32, count=len(given)))
 
@@ -43,12 +43,12 @@ class TokenWishes:
     @cached_property
     def allows_ends_only(self) -> bool:
         """Whether the list of allowed tokens leaves nothing but an end."""
-        allowed = self._start.allowed_token_ids
+        allowed = self._start.sampling.allowed_token_ids
         return bool(allowed) and set(allowed) <= set(self._start.stop_token_ids)
 
     def allowed(self, vocab_size: int) -> TokenBits | None:
         """The tokens that are listed; None: there is no list."""
-        listed = self._start.allowed_token_ids
+        listed = self._start.sampling.allowed_token_ids
         if self._allowed is None and listed:
             self._allowed = token_bits(listed, vocab_size)
         return self._allowed

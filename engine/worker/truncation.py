@@ -18,7 +18,7 @@ _UNIT = 1 << 40
 
 def truncates(state: SequenceState) -> bool:
     """Whether a sequence's distributions are cut at all."""
-    s = state.start
+    s = state.sampling
     return not state.is_greedy and bool(s.top_k or s.top_p < 1.0 or s.min_p > 0.0)
 
 
@@ -28,7 +28,7 @@ def truncate(logits: Tensor, rows: Sequence[int], states: Sequence[SequenceState
     Args:
         rows: Those of the logits [T, V'] that `states` are of.
     """
-    starts = [state.start for state in states]
+    asked = [state.sampling for state in states]
     device = logits.device
 
     def numbers(values: Sequence[float], dtype: torch.dtype = logits.dtype) -> Tensor:
@@ -37,20 +37,20 @@ def truncate(logits: Tensor, rows: Sequence[int], states: Sequence[SequenceState
     at = upload(rows, torch.int64, device)
     raw = logits[at]
     size = raw.shape[1]
-    tempered = raw / numbers([start.temperature for start in starts])
-    most = [start.top_k if 0 < start.top_k < size else size for start in starts]
+    tempered = raw / numbers([params.temperature for params in asked])
+    most = [params.top_k if 0 < params.top_k < size else size for params in asked]
     if min(most) < size:
         largest = max(k for k in most if k < size)
         ranked = tempered.topk(largest).values
         last = ranked.gather(1, numbers([min(k, largest) for k in most], torch.int64) - 1)
         is_open = numbers([k == size for k in most], torch.bool)
         tempered = tempered.masked_fill((tempered < last) & ~is_open, float("-inf"))
-    if any(start.top_p < 1.0 for start in starts):
-        keep = _nucleus(tempered, numbers([start.top_p for start in starts], torch.float64))
+    if any(params.top_p < 1.0 for params in asked):
+        keep = _nucleus(tempered, numbers([params.top_p for params in asked], torch.float64))
         tempered = tempered.masked_fill(~keep, float("-inf"))
-    if any(start.min_p > 0.0 for start in starts):
+    if any(params.min_p > 0.0 for params in asked):
         share = (tempered - tempered.amax(-1, keepdim=True)).exp()
-        least = numbers([start.min_p for start in starts])
+        least = numbers([params.min_p for params in asked])
         tempered = tempered.masked_fill(share < least, float("-inf"))
     logits[at] = raw.masked_fill(tempered.isneginf(), float("-inf"))
 

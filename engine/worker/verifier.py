@@ -118,7 +118,7 @@ class Verifier:
         """
         states = [row.state for row in rows]
         points = [SamplePoint(state, ()) for state in states]
-        wants_logprobs = any(state.start.num_logprobs is not None for state in states)
+        wants_logprobs = any(state.sampling.num_logprobs is not None for state in states)
         newest = hidden.clone().unbind() if keeps_states else [None] * len(states)
         logits = self._runner.logits(hidden)
         scores = self._sampler.scores(logits, points)
@@ -264,7 +264,7 @@ def _with_logprobs(
     """
     wanted: dict[int, list[Wanted]] = {}
     for index, (row, result) in enumerate(zip(rows, results, strict=True)):
-        num_top = row.state.start.num_logprobs
+        num_top = row.state.sampling.num_logprobs
         if num_top is not None and result.token_ids:
             ids = result.token_ids
             wanted[index] = [

@@ -180,7 +180,7 @@ class ModelWorker:
         for sequence_id in plan.ended:
             self._states.pop(sequence_id, None)
         for start in plan.started:
-            structure = self._grammars.open(start) if start.structure is not None else None
+            structure = self._grammars.open(start) if start.sampling.structure is not None else None
             self._states[start.sequence_id] = SequenceState(start, structure)
         results: list[RowResult] = []
         if plan.rows:

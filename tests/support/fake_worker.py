@@ -210,7 +210,7 @@ class FakeWorker:
         assert not row.is_decoding or end == len(known), "the newest token is not computed"
         if known[0] == POISON_ID:
             return RowResult(sequence_id=row.sequence_id, token_ids=[], error="poisoned")
-        if start.seed == ILL_SEED:
+        if start.sampling.seed == ILL_SEED:
             for position in range(row.start, end):
                 self._cache[self._slot(row, position)] = (position, known[position], -1)
             return RowResult(sequence_id=row.sequence_id, token_ids=[], error="not a number")
@@ -224,7 +224,7 @@ class FakeWorker:
                 prompt_logprobs=tuple(prompt_logprobs),
                 embedding=embedding,
             )
-        drafts = self._draft(row, start, end) if start.early_exit else []
+        drafts = self._draft(row, start, end) if start.early_exit.enabled else []
         targets = [self._choose(row, start, end + i) for i in range(len(drafts) + 1)]
         accepted = 0
         while accepted < len(drafts) and drafts[accepted] == targets[accepted]:
@@ -240,7 +240,7 @@ class FakeWorker:
             prompt_logprobs=tuple(prompt_logprobs),
             embedding=embedding,
             logprobs=()
-            if start.num_logprobs is None
+            if start.sampling.num_logprobs is None
             else tuple(TokenLogprobs(token_id=token, logprob=-token / 10) for token in new),
             drafts=tuple(
                 ExitRecord(
@@ -295,8 +295,9 @@ class FakeWorker:
     def _choose(self, row: RowPlan, start: SequenceStart, num_context: int) -> int:
         """The token after the first `num_context`, as the cache has them."""
         context = self._context(row, num_context)
-        is_masked = num_context - start.num_prompt_tokens < start.min_tokens
-        return self.next_token(context, start.seed, start.stop_token_ids if is_masked else ())
+        is_too_short = num_context - start.num_prompt_tokens < start.sampling.min_tokens
+        forbidden = start.stop_token_ids if is_too_short else ()
+        return self.next_token(context, start.sampling.seed, forbidden)
 
     def next_token(self, context: Sequence[int], seed: int, forbidden: Collection[int]) -> int:
         """What this model says after `context`."""

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from engine.model.ops.interface import LayerCache, Ops
 from engine.model.spec import ModelSpec
 from engine.model.weights import WeightReader
 from engine.plan import RowPlan, RowResult, SequenceStart
+from engine.request import EarlyExitOptions, SamplingParams
 from engine.worker.chances import Chances
 from engine.worker.cost_curve import CostCurve
 from engine.worker.cost_model import CostModel
@@ -28,6 +30,10 @@ from engine.worker.sampler import Sampler
 from engine.worker.segment_runner import SegmentRunner
 from engine.worker.sequence_state import SequenceState
 from engine.worker.structure import StructureState
+
+_NEVER = 1 << 30  # tokens: an end that no test reaches
+_OF_START = {"stop_token_ids", "num_prompt_logprobs"}  # what a worker is told of these itself
+_OF_SAMPLING = {field.name for field in fields(SamplingParams)} - _OF_START
 
 HIDDEN, HEADS, KV_HEADS, HEAD_SIZE, LAYERS, VOCAB, FEED_FORWARD = 48, 4, 2, 16, 6, 97, 80
 
@@ -153,28 +159,24 @@ def policy_drafter(decoder: Decoder, heads: ExitHeads | None, **options: Any) ->
 
 
 def sequence_start(sequence_id: int, token_ids: Sequence[int], **options: object) -> SequenceStart:
-    """A sequence with neutral sampling, changed by `options`."""
-    defaults: dict[str, object] = {
-        "temperature": 0.0,
-        "top_p": 1.0,
-        "top_k": 0,
-        "min_p": 0.0,
-        "seed": 1234 + sequence_id,
-        "presence_penalty": 0.0,
-        "frequency_penalty": 0.0,
-        "repetition_penalty": 1.0,
-        "logit_bias": {},
-        "min_tokens": 0,
-        "stop_token_ids": [],
-        "num_logprobs": None,
-        "early_exit": True,
-        "threshold": None,
-    }
+    """A sequence with neutral greedy sampling, changed by `options`: fields of `SamplingParams` and
+    `SequenceStart`, and the early-exit options `early_exit`, `threshold` and `lookup`.
+    """
+    exits = EarlyExitOptions(
+        enabled=bool(options.pop("early_exit", True)),
+        threshold=options.pop("threshold", None),
+        lookup=bool(options.pop("lookup", True)),
+    )
+    sampling = {"temperature": 0.0, "seed": 1234 + sequence_id}
+    sampling |= {name: options.pop(name) for name in _OF_SAMPLING if name in options}
+    given: dict[str, object] = {"stop_token_ids": [], "last_len": _NEVER}
     return SequenceStart(
         sequence_id=sequence_id,
         token_ids=list(token_ids),
         num_prompt_tokens=len(token_ids),
-        **(defaults | options),  # type: ignore[arg-type]
+        sampling=SamplingParams(**sampling),
+        early_exit=exits,
+        **(given | options),  # type: ignore[arg-type]
     )
 
 

@@ -129,6 +129,18 @@ def test_dummy_rows_step_and_draft_as_often_as_wanted(
     assert rows.num_pending[3] > 3, "it does not stop drafting because nothing stands"
 
 
+def test_dummy_rows_cost_what_rows_that_ask_nothing_of_their_logits_cost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.worker.sampler.process", lambda *_: pytest.fail("is paid for"))
+    decoder = load_tiny(write_tiny_llama(tmp_path), TorchOps("cpu"))
+    cache = allocate_cache(decoder.spec, 2, 16, dtype=torch.float32, device=torch.device("cpu"))
+    runner = EagerRunner(decoder, split_layers(6, [2]), cache)
+    rows = DummyRows(decoder, cache, runner, random_heads(decoder, [2], VOCAB))
+    for step in (rows.plain_step(3), rows.drafting_step(3), *rows.plain_steps(3)):
+        step()
+
+
 def test_a_second_start_reads_what_the_first_measured(tmp_path: Path) -> None:
     first, second = PlayedRunner(), PlayedRunner()
     measured = cost_of(first, tmp_path)

@@ -120,7 +120,7 @@ def test_a_fault_in_one_rows_processors_is_its_own(
     real = processors._wishes
 
     def wishes(point: SamplePoint, *args: object) -> object:
-        if point.state.start.logit_bias and point.state.num_output_tokens() == 4:
+        if point.state.sampling.logit_bias and point.state.num_output_tokens() == 4:
             raise IndexError("no such column")
         return real(point, *args)  # type: ignore[arg-type]
 
