@@ -12,8 +12,8 @@ from torch import Tensor
 
 from engine.plan import RowResult
 from engine.worker.exit_look import Arrival
-from engine.worker.exit_policy import StepEstimate
 from engine.worker.row import Alternate, Draft, Row
+from engine.worker.step_estimate import StepEstimate
 
 Agreement = Literal["always", "never", "sometimes", "aside"]
 _AGREEMENTS: Mapping[Agreement, Callable[[int], bool]] = {
@@ -38,8 +38,9 @@ class Script:
         vocab_size: int,
         is_right: Callable[[int], bool],
     ) -> None:
-        """Args:
-        is_right: Whether the draft for a position is what plain decoding brought.
+        """
+        Args:
+            is_right: Whether the draft for a position is what plain decoding brought.
         """
         self.exit_layers = list(exit_layers)
         self.outputs = outputs

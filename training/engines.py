@@ -1,4 +1,4 @@
-"""Engines that share one copy of the weights, each with the clock that it goes by."""
+"""Makes engines that share one copy of the weights, each with the clock that times it."""
 
 import gc
 import time
@@ -19,19 +19,19 @@ from training.progress import ProgressReport
 from training.step_costs import HeadSizes, Observations, StepCosts
 
 Clock = Callable[[], float]
-# The process's CPU time is for machines that do other work as well; mind that threads add up.
+# CPU time suits machines that do other work as well; it is the sum over all threads.
 CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
 MODELLED = "modelled"
 
 _TRAFFIC_ROWS = (1, 2, 4, 8)
-_TRAFFIC_DRAFTS = (0, 1, 3)  # per row and step
-_TRAFFIC_TOKENS = 16  # per prompt
-_TRAFFIC_ROUNDS = 2  # a busy moment does not fall on all batches of a size
+_TRAFFIC_DRAFTS = (0, 1, 3)  # at most, per row and step
+_TRAFFIC_TOKENS = 16  # output tokens per prompt
+_TRAFFIC_ROUNDS = 2  # so that a busy moment does not hit all batches of one size
 
 
 @dataclass(frozen=True, slots=True)
 class TimedEngine:
-    """An engine, and the clock that tells what it takes."""
+    """An engine, and the clock that its runs are timed by."""
 
     engine: OfflineEngine
     clock: Clock
@@ -39,15 +39,17 @@ class TimedEngine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traffic:
-    """Short prompts, served in batches of some sizes and with some numbers of drafts, so that
-    every part is seen with few tokens and with many.
+    """Short prompts to measure the costs of a step with.
+
+    They are served in batches of several sizes and with several numbers of drafts, so that every
+    part of a step is timed with few tokens and with many.
     """
 
     prompts: Sequence[Sequence[int]]  # token ids; the shortest are taken
     temperature: float
 
     def serve(self, engine: OfflineEngine) -> None:
-        """All of it."""
+        """Serve all batches."""
         ways = [*product(_TRAFFIC_ROWS, _TRAFFIC_DRAFTS)] * _TRAFFIC_ROUNDS
         with ProgressReport("measuring costs", len(ways), "batches") as report:
             for number, (num_rows, num_drafts) in enumerate(ways, start=1):
@@ -80,7 +82,7 @@ class Traffic:
 
 
 class Engines:
-    """Makes them, of one configuration but for the exits."""
+    """Makes engines of one configuration that differ only in their exits."""
 
     def __init__(
         self,
@@ -91,13 +93,15 @@ class Engines:
         traffic: Traffic,
         decoder: Decoder | None = None,
     ) -> None:
-        """Args:
-        clock: One of `CLOCKS`, or MODELLED.
-        costs: Where the modelled clock's costs are read from; kept there where they are measured.
-        decoder: The model, where it is loaded already.
+        """
+        Args:
+            clock: One of `CLOCKS`, or MODELLED.
+            costs: File that the modelled clock's costs are read from; costs that it lacks are
+                measured and written there.
+            decoder: The model, if it is loaded already.
 
         Raises:
-            ValueError: if costs are given to another clock, or they are none.
+            ValueError: if costs are given for another clock, or the file holds no costs.
         """
         if costs is not None and clock != MODELLED:
             raise ValueError(f"--costs: only --clock {MODELLED} goes by them")
@@ -112,16 +116,19 @@ class Engines:
             self.costs = StepCosts.read(costs)
 
     def make(self, exits: ExitsConfig, *, verifies: bool = True) -> TimedEngine:
-        """An engine that drafts in this way.
+        """Make an engine with these exits.
+
+        Args:
+            verifies: Whether drafts are verified; without, the output may change.
 
         Raises:
-            ValueError: if the costs that the clock goes by are another model's.
+            ValueError: if the clock's costs were measured with another model.
         """
         worker, clock = self.worker(exits, verifies=verifies)
         return TimedEngine(OfflineEngine(replace(self.config, exits=exits), worker), clock)
 
     def worker(self, exits: ExitsConfig, *, verifies: bool = True) -> tuple[ModelWorker, Clock]:
-        """What `make` makes an engine of."""
+        """Make the worker and the clock of an engine with these exits; see `make`."""
         clock = self._clock_for(exits)
         config = replace(self.config, exits=exits)
         worker = ModelWorker(config, decoder=self._decoder, verifies=verifies, clock=clock)
@@ -132,7 +139,7 @@ class Engines:
 
     @property
     def settings(self) -> dict[str, str]:
-        """What they go by, for people."""
+        """The clock and its costs, for people to read."""
         costs = {} if self.costs is None else {"costs": str(self.costs)}
         return {"clock": self._clock} | costs
 
@@ -151,7 +158,7 @@ class Engines:
         return ModelledClock(self.costs.model(sizes, self._num_layers))
 
     def _measure(self, exits: ExitsConfig, sizes: HeadSizes) -> StepCosts:
-        """By the wall clock."""
+        """Measure the costs of a step with these exits, by the wall clock."""
         rows = SchedulerConfig(max_num_seqs=max(_TRAFFIC_ROWS))
         still = replace(exits, learn=False)
         config = replace(self.config, exits=still, scheduler=rows)
@@ -159,11 +166,11 @@ class Engines:
         self._decoder = worker.decoder
         if worker.drafting is None:
             raise ValueError(f"--clock {MODELLED}: nothing drafts here, so nothing has a cost")
-        seen = Observations(worker.drafting.cost)
+        seen = Observations(worker.drafting.policy.cost)
         self._traffic.serve(OfflineEngine(config, worker))
         costs = StepCosts.of(_measured_of(worker), seen, sizes, self._num_layers)
         del worker, seen
-        gc.collect()  # its KV cache
+        gc.collect()  # frees the worker's KV cache
         return costs
 
 

@@ -1,8 +1,9 @@
-"""What exits would bring: the engine's own decode step, drafter and policy on recorded text.
+"""Forecasts the speed-up of exits: runs the engine's decode step, drafter and policy on recorded
+text.
 
-Instead of computing, the model's tokens and the heads' opinions are looked up; what a step would
-have taken is what the policy itself reckons with. So a forecast is the policy's own, for exits that
-nobody has served yet.
+Nothing is computed: the model's tokens and the heads' opinions are read from records, and the time
+of a step is the policy's own estimate. So a forecast is what the policy would expect of exits that
+were never served.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,34 +24,36 @@ from engine.worker.chances import Chances
 from engine.worker.cost_model import CostModel
 from engine.worker.decode_step import DecodeStep
 from engine.worker.exit_look import Arrival, Opinion, first_unseen
-from engine.worker.exit_policy import ExitPolicy, StepEstimate
+from engine.worker.exit_policy import ExitPolicy
 from engine.worker.kv_cache import KvCache
 from engine.worker.policy_drafter import PolicyDrafter
 from engine.worker.row import Row
 from engine.worker.segment_runner import NewestTokens
 from engine.worker.sequence_state import SequenceState
+from engine.worker.step_estimate import StepEstimate
 from training.evaluate import BIN_EDGES, rates
 from training.head_module import HeadModule
 from training.states import HiddenStates
 from training.train_head import unrolled
 
-MOST_DRAFTS = 6  # per step; more hardly ever pay without look-ups
+MOST_DRAFTS = 6  # per step; without prompt look-up, more hardly ever pay
 _CHUNK = 1024
 _BLOCK_SIZE = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Opinions:
-    """What a head at one exit expects, for every position and every number of drafts before it.
+    """What the head at one exit expects, at every position and after every number of drafts.
 
-    Entry [i, d]: behind d drafts, all of them right, that follow the token behind position i.
+    Entry [i, d] is the token that it expects after the token at position i + 1 and d drafts that
+    follow that one, all of them right.
     """
 
     token_ids: Tensor  # [N, MOST_DRAFTS + 1] int64; -1: something outside the reduced vocabulary
     confidence: Tensor  # [N, MOST_DRAFTS + 1] float32
 
     def agreement(self, states: HiddenStates) -> list[float]:
-        """Share of right tokens by number of drafts before, where those are right."""
+        """Return the share of right tokens by number of drafts before, where those are right."""
         shares = []
         alive = torch.ones(len(states.target), dtype=torch.bool)
         for draft in range(self.token_ids.shape[1]):
@@ -60,7 +63,7 @@ class Opinions:
         return shares
 
     def calibration(self, states: HiddenStates) -> Calibration:
-        """Of first drafts, at temperature 0."""
+        """Calibrate first drafts at temperature 0; other temperatures get the same rates."""
         alive, is_right = self._outcomes(
             states, 0, torch.ones(len(states.target), dtype=torch.bool)
         )
@@ -69,7 +72,11 @@ class Opinions:
         return Calibration(edges=BIN_EDGES, greedy=greedy, sampled=greedy)
 
     def _outcomes(self, states: HiddenStates, draft: int, alive: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the draft still stands in the same sequence, and where it is right."""
+        """Return where the draft is still inside its sequence, and where it is right.
+
+        Args:
+            alive: [N], where all drafts before it are right.
+        """
         shift = draft + 1
         target = torch.roll(states.target.long(), -shift)
         is_inside = ~torch.roll(states.is_first, -shift)
@@ -79,7 +86,7 @@ class Opinions:
 
 @torch.inference_mode()
 def form_opinions(head: HeadModule, states: HiddenStates, token_ids: Tensor) -> Opinions:
-    """Evaluate a head on every position, drafts unrolled.
+    """Evaluate a head at every position, with drafts unrolled.
 
     Args:
         token_ids: [V'], the reduced vocabulary.
@@ -111,11 +118,12 @@ class Forecast:
 
 
 class Replay:
-    """Texts whose greedy decoding is played again with other exits."""
+    """Recorded texts whose greedy decoding is replayed with any choice of exits."""
 
     def __init__(self, spec: ModelSpec, states: HiddenStates) -> None:
-        """Args:
-        states: Of greedy text; the exit's own are not read.
+        """
+        Args:
+            states: States of greedy text; those at the exit layer are not read.
         """
         self._spec = spec
         self._target = states.target.tolist()
@@ -129,7 +137,7 @@ class Replay:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that are decoded."""
+        """The number of tokens that one replay decodes."""
         return sum(end - start - 1 for start, end in self._spans)
 
     @torch.inference_mode()
@@ -141,12 +149,13 @@ class Replay:
         plain_step_s: float,
         threshold: float | None = None,
     ) -> Forecast:
-        """Decode everything once.
+        """Decode all texts once.
 
         Args:
-            opinions, calibration: By exit layer; these are the exits.
-            plain_step_s: What a step takes without exits.
-            threshold: Fixed, of all exits; None: the policy decides.
+            opinions: Opinions by exit layer; these are the exits.
+            calibration: Calibration by exit layer.
+            plain_step_s: Seconds of a step without exits.
+            threshold: Fixed confidence threshold of all exits; None: the policy decides.
         """
         layers = sorted(opinions)
         look = _RecordedLook([opinions[layer] for layer in layers])
@@ -172,7 +181,7 @@ class Replay:
         return Forecast(exit_layers=layers, threshold=threshold, speedup=round(speedup, 4))
 
     def _decode(self, step: DecodeStep, number: int, length: int) -> list[int]:
-        """One text; returns how many tokens reached the end of each step."""
+        """Decode one text; return how many tokens each step verified at the last layer."""
         state = SequenceState(_start(number))
         state.last_hidden = torch.zeros(1)
         table = list(range(-(-length // _BLOCK_SIZE)))
@@ -192,7 +201,7 @@ class Replay:
 
 
 class _RecordedLook:
-    """Stands in for `ExitLook`."""
+    """Stands in for `ExitLook`: reads recorded opinions."""
 
     def __init__(self, opinions: Sequence[Opinions]) -> None:
         self._token_ids = [each.token_ids.tolist() for each in opinions]
@@ -201,7 +210,7 @@ class _RecordedLook:
         self._estimate = torch.zeros(1)
 
     def begin(self, start: int) -> None:
-        """A text begins at this place of the recorded states."""
+        """Begin the text whose first position has this index in the recorded states."""
         self._start = start
 
     def opinions(
@@ -251,7 +260,7 @@ class _RecordedRunner:
 
 
 class _TimedDrafter(PolicyDrafter):
-    """Adds up what its steps would have taken until their last layer."""
+    """A drafter that adds up the estimated times of its steps, without the final logits."""
 
     _seconds = 0.0
 
@@ -263,20 +272,20 @@ class _TimedDrafter(PolicyDrafter):
         self._seconds += estimate.seconds
 
     def take_seconds(self) -> float:
-        """Since the last time."""
+        """Return the seconds added up since the last call."""
         seconds, self._seconds = self._seconds, 0.0
         return seconds
 
 
 def _padded(tensor: Tensor, start: int, end: int, device: torch.device) -> Tensor:
-    """Rows [start, end), zeros beyond the last."""
+    """Return rows [start, end), with zeros beyond the last."""
     rows = tensor[start:end].to(device).float()
     missing = end - start - len(rows)
     return torch.cat((rows, rows.new_zeros(missing, rows.shape[1])))
 
 
 def _start(number: int) -> SequenceStart:
-    """Greedy text behind two tokens nobody reads."""
+    """Return the start of a greedy sequence whose two prompt tokens are never read."""
     request = GenerationRequest(
         request_id=str(number),
         prompt_token_ids=(0, 0),

@@ -10,8 +10,8 @@ from torch import Tensor
 from benchmarks.scripted import Script
 from engine.model.exit_head import ExitHeads
 from engine.worker.exit_look import Arrival, ExitLook
-from engine.worker.exit_policy import StepEstimate
 from engine.worker.sampler import Sampler
+from engine.worker.step_estimate import StepEstimate
 
 _ROUND = 1 << 16
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 from engine.worker.chances import Chances
 from engine.worker.exit_look import Opinion
-from engine.worker.exit_policy import ExitPolicy, StepEstimate
+from engine.worker.exit_policy import ExitPolicy
 from engine.worker.row import Alternate, Row
+from engine.worker.step_estimate import StepEstimate
 
 
 class Alternates:
@@ -42,10 +43,8 @@ class Alternates:
         num_waiting = sum(row.num_waiting for row, _ in views)
         count = self._policy.num_alternates(exit_index, gains, num_waiting, estimate)
         for row, alternate in offers[:count]:
-            estimate.num_spare -= 1
-            row.alternates.append(alternate._replace(spare=estimate.num_spare))
-            estimate.num_tokens += 1
-            estimate.expected_tokens += alternate.survival
+            row.alternates.append(alternate._replace(spare=estimate.take_spare()))
+            estimate.add([alternate])
 
     def _offer(self, exit_index: int, row: Row, opinion: Opinion) -> Alternate | None:
         """The likeliest token beside the draft that has the place, if the head knows one. Which

@@ -24,14 +24,19 @@ class CostModel:
         heads: Sequence[CostCurve],
         last_logits: CostCurve,
         steady: CostCurve | None = None,
+        *,
+        is_fixed: bool = True,
     ) -> None:
-        """Args:
-        steady: Of plain steps that follow each other; None: what they cost anywhere.
+        """
+        Args:
+            steady: Of plain steps that follow each other; None: what they cost anywhere.
+            is_fixed: Nothing is learned from what is observed.
         """
         self.segments = list(segments)
         self.heads = list(heads)
         self.last_logits = last_logits
         self._steady = steady
+        self._is_fixed = is_fixed
         # Told of every observation: curve, tokens, seconds.
         self.on_observation: Callable[[CostCurve, int, float], None] | None = None
         self._observed: list[tuple[CostCurve, int, float]] = []
@@ -82,7 +87,8 @@ class CostModel:
         """Take note of what one part (one of the model's curves) took."""
         if self.on_observation is not None:
             self.on_observation(curve, num_tokens, seconds)
-        self._observed.append((curve, num_tokens, seconds))
+        if not self._is_fixed:
+            self._observed.append((curve, num_tokens, seconds))
 
     def settle(self) -> None:
         """Learn from what was observed."""

@@ -187,6 +187,7 @@ def cost_model(profiler: Profiler, directory: Path, facts: Mapping[str, str]) ->
         [_curve(seconds[f"head {index}"]) for index in heads],
         _curve(seconds["logits"]),
         _curve(seconds[_STEADY]) if _STEADY in seconds else None,
+        is_fixed=False,
     )
 
 

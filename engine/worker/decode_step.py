@@ -35,7 +35,6 @@ from engine.model.decoder import Decoder, Segment
 from engine.plan import RowPlan, RowResult
 from engine.worker.drafter import Drafter
 from engine.worker.exit_look import Arrival
-from engine.worker.exit_policy import StepEstimate
 from engine.worker.forward_batch import BlockTables, ForwardBatch, TokenRef
 from engine.worker.kv_cache import KvCache
 from engine.worker.learning.recorder import Recorder
@@ -44,6 +43,7 @@ from engine.worker.row import Row
 from engine.worker.run_ahead import RunAhead
 from engine.worker.segment_runner import EagerRunner, SegmentRunner
 from engine.worker.sequence_state import SequenceState
+from engine.worker.step_estimate import StepEstimate
 from engine.worker.upload import upload
 from engine.worker.verifier import Verifier
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from engine.plan import RowResult
 from engine.worker.exit_look import Arrival
-from engine.worker.exit_policy import StepEstimate
 from engine.worker.row import Row
+from engine.worker.step_estimate import StepEstimate
 
 
 class Drafter(Protocol):

@@ -33,7 +33,6 @@ class Drafting:
     drafter: PolicyDrafter
     policy: ExitPolicy
     chances: Chances
-    cost: CostModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +56,6 @@ class DraftingMaker:
         if heads is not None and isinstance(self.runner, GraphRunner):
             heads = self.runner.heads(heads)
         layers = [] if heads is None else list(heads.exit_layers)
-        is_modelled = isinstance(clock, ModelledClock)
         if isinstance(clock, ModelledClock):
             cost = clock.cost
             heads = None if heads is None else clock.watch_heads(heads)
@@ -66,7 +64,6 @@ class DraftingMaker:
         policy = ExitPolicy(
             len(layers),
             cost,
-            follows_cost=not is_modelled,
             longest_step_s=exits.target_itl_s,
             num_controls=2 if self.is_queued else 1,
         )
@@ -81,7 +78,7 @@ class DraftingMaker:
             clock=clock,
             is_queued=self.is_queued,
         )
-        return Drafting(drafter=drafter, policy=policy, chances=chances, cost=cost)
+        return Drafting(drafter=drafter, policy=policy, chances=chances)
 
     def _measure(self, heads: ExitHeads | None, exit_layers: Sequence[int]) -> CostModel:
         """What parts of a step cost here."""

@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 from engine.worker.chances import Chance, Chances
 from engine.worker.exit_look import Arrival, Opinion
-from engine.worker.exit_policy import Candidate, StepEstimate
+from engine.worker.exit_policy import Candidate
 from engine.worker.pending import append, cut
 from engine.worker.row import Draft, Guess, Row
+from engine.worker.step_estimate import StepEstimate
 from engine.worker.thresholds import Thresholds
 
 

@@ -4,9 +4,10 @@ then a few to see whether they would be worth it again.
 Knows what looks cost and have brought; when anything is drafted at all is the policy's say.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from engine.worker.cost_model import CostModel
+from engine.worker.greedy import best_count
 from engine.worker.look_account import LookAccount
 
 _FEW = 4  # rows at most that an exit looks at to see whether it would pay again
@@ -81,14 +82,20 @@ class Looks:
         order = sorted(range(len(chances)), key=lambda i: chances[i][0], reverse=True)
         if account.is_due(self._share(exit_index, len(order), rate)):
             return order[:_FEW]
-        best, best_count, worth, num_tokens = 0.0, 0, 0.0, 0
-        for count, index in enumerate(order, start=1):
-            worth += chances[index][0] * account.worth
-            num_tokens += chances[index][1]
-            net = worth - rate * self._cost.head(exit_index, num_tokens)
-            if net > best:
-                best, best_count = net, count
-        return order[:best_count]
+        shares = [chances[i] for i in order]
+        return order[: best_count(self._nets(exit_index, shares, rate), 0.0)]
+
+    def _nets(
+        self, exit_index: int, chances: Sequence[tuple[float, int]], rate: float
+    ) -> Iterator[float]:
+        """Tokens that a look at the first row, at the first two, and so on brings, less what its
+        time would bring elsewhere.
+        """
+        worth, num_tokens = 0.0, 0
+        for share, num_evaluated in chances:
+            worth += share * self._accounts[exit_index].worth
+            num_tokens += num_evaluated
+            yield worth - rate * self._cost.head(exit_index, num_tokens)
 
     def _share(self, exit_index: int, num_rows: int, rate: float) -> float:
         """The share of a plain step's time that is put on trying a look again.

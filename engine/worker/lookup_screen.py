@@ -8,9 +8,10 @@ from math import isnan
 
 from engine.worker.chances import Chances
 from engine.worker.exit_look import Arrival, Opinion
-from engine.worker.exit_policy import ExitPolicy, StepEstimate
+from engine.worker.exit_policy import ExitPolicy
 from engine.worker.pending import append
 from engine.worker.row import Draft, Guess, Row
+from engine.worker.step_estimate import StepEstimate
 from engine.worker.thresholds import Thresholds
 
 
@@ -31,9 +32,7 @@ class LookupScreen:
         """Give up look-up drafts that the head finds unlikely, and their opinions with them."""
         tails = [self._judged(a.row, view) for a, view in zip(arrivals, views, strict=True)]
         for arrival, tail in zip(arrivals, tails, strict=True):
-            lost = arrival.row.drafts[len(arrival.row.drafts) - len(tail) :]
-            estimate.num_tokens -= len(lost)
-            estimate.expected_tokens -= sum(draft.survival for draft in lost)
+            estimate.remove(arrival.row.drafts[len(arrival.row.drafts) - len(tail) :])
         free = [i for i, a in enumerate(arrivals) if self._thresholds.of(a.row) is None]
         runs = [[draft.survival for draft in tails[i]] for i in free]
         num_sure = self._thresholds.num_sure

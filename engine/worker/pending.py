@@ -1,21 +1,18 @@
-"""Drafts come to rows and go, and what the step promises with them."""
+"""Give drafts to rows and take them away, with the step's estimate kept up to date."""
 
 from collections.abc import Sequence
 
-from engine.worker.exit_policy import StepEstimate
 from engine.worker.row import Draft, Row
+from engine.worker.step_estimate import StepEstimate
 
 
 def append(row: Row, drafts: Sequence[Draft], estimate: StepEstimate) -> None:
-    """Draft these behind what is pending."""
+    """Add drafts after those that are pending."""
     row.drafts += drafts
-    estimate.num_tokens += len(drafts)
-    estimate.expected_tokens += sum(draft.survival for draft in drafts)
+    estimate.add(drafts)
 
 
 def cut(row: Row, num_drafts: int, estimate: StepEstimate) -> None:
-    """Forget all drafts but the oldest so many."""
-    lost = row.drafts[num_drafts:]
+    """Forget all drafts but the oldest `num_drafts`."""
+    estimate.remove(row.drafts[num_drafts:])
     row.cut(num_drafts)
-    estimate.num_tokens -= len(lost)
-    estimate.expected_tokens -= sum(draft.survival for draft in lost)

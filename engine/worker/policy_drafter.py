@@ -16,12 +16,13 @@ from engine.worker.alternates import Alternates
 from engine.worker.chances import LOOKUP, Chance, Chances
 from engine.worker.drafting_switch import StepOutcome
 from engine.worker.exit_look import Arrival, Opinion, first_unseen
-from engine.worker.exit_policy import ExitPolicy, StepEstimate
+from engine.worker.exit_policy import ExitPolicy
 from engine.worker.head_offers import HeadOffers
 from engine.worker.lookup_drafts import LookupDrafts
 from engine.worker.lookup_screen import LookupScreen
 from engine.worker.pending import append
 from engine.worker.row import Draft, Row
+from engine.worker.step_estimate import StepEstimate
 from engine.worker.step_watch import StepWatch
 from engine.worker.thresholds import Thresholds
 
@@ -58,6 +59,7 @@ class PolicyDrafter:
         """
         self.exit_layers = list(exit_layers)
         self._policy = policy
+        self._cost = policy.cost
         self._chances = chances
         self._thresholds = Thresholds(threshold)
         self._lookup = LookupDrafts(chances) if has_lookup else None
@@ -115,7 +117,7 @@ class PolicyDrafter:
         for chance, accepted in self._verdicts:
             self._chances.learn(chance, accepted=accepted)
         self._verdicts.clear()
-        self._policy.settle()
+        self._cost.settle()
 
     def may_draft_next(self, rows: Sequence[Row]) -> bool:
         """See `Drafter.may_draft_next`."""
@@ -152,7 +154,7 @@ class PolicyDrafter:
         started = self._watch.now()
         views = self._exit_look.opinions(exit_index, lookers, hidden)
         num_tokens = sum(map(len, views))
-        estimate.seconds += self._policy.head_cost(exit_index, num_tokens)
+        estimate.seconds += self._cost.head(exit_index, num_tokens)
         if exit_index == 0 and any(len(view) > 1 for view in views):  # else nothing was looked up
             self._screen.screen(lookers, views, estimate)
         fixed, free = self._offers.make(exit_index, lookers, views)
@@ -168,23 +170,23 @@ class PolicyDrafter:
         self._alternates.add(exit_index, left, estimate)
         seconds = self._watch.part(self._watch.now() - started)
         if seconds is not None:
-            self._policy.observe_head(exit_index, num_tokens, seconds)
+            self._cost.observe(self._cost.heads[exit_index], num_tokens, seconds)
 
     def note_segment(
         self, segment: int, num_tokens: int, seconds: float, estimate: StepEstimate
     ) -> None:
         """See `Drafter.note_segment`."""
-        cost = self._policy.segment_cost(segment, num_tokens)
+        cost = self._cost.segment(segment, num_tokens)
         estimate.seconds += cost
         self._watch.launch(num_tokens, cost)
         if not self._watch.is_queued:
-            self._policy.observe_segment(segment, num_tokens, seconds)
+            self._cost.observe(self._cost.segments[segment], num_tokens, seconds)
 
     def note_pass(self, num_tokens: int, estimate: StepEstimate, *, is_ahead: bool) -> None:
         """See `Drafter.note_pass`."""
         if self._watch.note_pass(is_ahead=is_ahead):
             for segment in range(len(self.exit_layers) + 1):
-                cost = self._policy.segment_cost(segment, num_tokens)
+                cost = self._cost.segment(segment, num_tokens)
                 estimate.seconds += cost
                 self._watch.launch(num_tokens, cost)
 
@@ -196,8 +198,9 @@ class PolicyDrafter:
             if row.guesses:
                 self._learn_row(row, result.token_ids)
         seconds = self._watch.part(estimate.last_seconds)
-        if seconds is not None:
-            self._policy.observe_logits(sum(row.num_pending for row in rows), seconds)
+        num_tokens = sum(row.num_pending for row in rows)
+        if seconds is not None and num_tokens:
+            self._cost.observe(self._cost.last_logits, num_tokens, seconds)
         self._judge(rows, results, estimate)
 
     def _judge(
@@ -218,7 +221,7 @@ class PolicyDrafter:
                 num_rows=len(rows),
                 num_committed=sum(len(result.token_ids) for result in results),
                 num_expected=estimate.expected_tokens,
-                modelled_s=estimate.seconds + self._policy.logits_cost(num_tokens),
+                modelled_s=estimate.seconds + self._cost.logits(num_tokens),
                 took_s=took_s,
             )
             self._policy.observe_step(outcome)

@@ -52,7 +52,7 @@ def test_what_is_beyond_the_points_teaches_nothing() -> None:
 
 def test_load_on_one_part_is_load_on_all() -> None:
     cheap, dear, last = CostCurve([1], [1.0]), CostCurve([1], [8.0]), CostCurve([1], [1.0])
-    cost = CostModel([cheap, dear], [CostCurve([1], [0.1])], last)
+    cost = CostModel([cheap, dear], [CostCurve([1], [0.1])], last, is_fixed=False)
     for _ in range(100):
         cost.observe(cost.segments[1], 1, 16.0)
         cost.settle()
@@ -63,7 +63,7 @@ def test_load_on_one_part_is_load_on_all() -> None:
 
 def test_what_was_observed_counts_from_the_next_step_on() -> None:
     curve, last = CostCurve([1], [1.0]), CostCurve([1], [1.0])
-    cost = CostModel([curve], [], last)
+    cost = CostModel([curve], [], last, is_fixed=False)
     before = cost.plain(1)
     cost.observe(curve, 1, 2.0)
     assert cost.plain(1) == before

@@ -6,7 +6,8 @@ from engine.policy_reason import PolicyReason
 from engine.worker.cost_curve import CostCurve
 from engine.worker.cost_model import CostModel
 from engine.worker.drafting_switch import StepOutcome
-from engine.worker.exit_policy import Candidate, ExitPolicy, StepEstimate
+from engine.worker.exit_policy import Candidate, ExitPolicy
+from engine.worker.step_estimate import StepEstimate
 
 pytestmark = pytest.mark.torch
 
@@ -89,7 +90,7 @@ def test_beside_a_prompt_a_draft_has_to_pay_as_elsewhere(num_prompt_tokens: int)
     p.begin(step, may_control=True)
     runs = [[0.9, 0.85], [0.2, 0.1], [], [0.8, 0.1]]
     assert p.extend(runs, 4 + num_prompt_tokens, step) == [2, 0, 0, 1]
-    step.seconds += p.segment_cost(0, step.num_tokens)
+    step.seconds += p.cost.segment(0, step.num_tokens)
     assert p.select(0, [Candidate(0.9), Candidate(0.1)], step) == [0]
     assert p.keep(0, runs, step) == [2, 0, 0, 1]
 
@@ -220,4 +221,4 @@ def test_switches_off_when_drafting_does_not_pay_and_comes_back() -> None:
     for _ in range(100):
         p.observe_step(outcome(3, 2.5, 1.3))
     assert p.report.reason is PolicyReason.DRAFTING
-    assert p.speedup == pytest.approx(3 * 0.98 / 1.3)
+    assert p.report.speedup == pytest.approx(3 * 0.98 / 1.3)

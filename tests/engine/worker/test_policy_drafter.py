@@ -20,12 +20,13 @@ from engine.worker.chances import SECOND, Chance, Chances
 from engine.worker.cost_curve import CostCurve
 from engine.worker.cost_model import CostModel
 from engine.worker.exit_look import Arrival, ExitLook
-from engine.worker.exit_policy import ExitPolicy, StepEstimate
+from engine.worker.exit_policy import ExitPolicy
 from engine.worker.forward_batch import ForwardBatch
 from engine.worker.policy_drafter import PolicyDrafter
 from engine.worker.row import Alternate, Draft, Row
 from engine.worker.sampler import Sampler
 from engine.worker.sequence_state import SequenceState
+from engine.worker.step_estimate import StepEstimate
 
 pytestmark = pytest.mark.torch
 

@@ -24,10 +24,10 @@ from engine.offline import GenerationResult, OfflineEngine
 from engine.request import EarlyExitOptions, FinishReason, GenerationRequest
 from engine.worker.drafter import Drafter
 from engine.worker.drafting_switch import DraftingSwitch
-from engine.worker.exit_policy import StepEstimate
 from engine.worker.row import Row
 from engine.worker.run_ahead import RunAhead
 from engine.worker.segment_runner import NewestTokens
+from engine.worker.step_estimate import StepEstimate
 from engine.worker.worker import ModelWorker
 
 pytestmark = pytest.mark.torch

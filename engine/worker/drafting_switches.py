@@ -1,0 +1,25 @@
+"""One `DraftingSwitch` for each size of batch: what pays for one row may not pay for many."""
+
+from engine.worker.drafting_switch import DraftingSwitch
+
+
+class DraftingSwitches:
+    """The switches of one policy; sizes count in powers of two."""
+
+    def __init__(self, num_controls: int) -> None:
+        """
+        Args:
+            num_controls: See `DraftingSwitch`.
+        """
+        self._num_controls = num_controls
+        self.current = DraftingSwitch(num_controls)
+        self._by_size = {0: self.current}
+
+    def turn_to(self, num_rows: int) -> None:
+        """Make the switch for batches about as large the current one. A new one starts with what
+        the one before knows of how long steps take.
+        """
+        size = (num_rows - 1).bit_length()
+        if size not in self._by_size:
+            self._by_size[size] = DraftingSwitch(self._num_controls, self.current)
+        self.current = self._by_size[size]
