@@ -33,6 +33,7 @@ from torch import Tensor
 
 from engine.model.decoder import Decoder, Segment
 from engine.plan import RowPlan, RowResult
+from engine.worker.acceptance import Acceptance
 from engine.worker.drafter import Drafter
 from engine.worker.exit_look import Arrival
 from engine.worker.forward_batch import BlockTables, ForwardBatch, TokenRef
@@ -40,11 +41,11 @@ from engine.worker.kv_cache import KvCache
 from engine.worker.learning.recorder import Recorder
 from engine.worker.prompt_reader import wants_reading
 from engine.worker.row import Row
+from engine.worker.row_gather import take_rows
 from engine.worker.run_ahead import RunAhead
 from engine.worker.segment_runner import EagerRunner, SegmentRunner
 from engine.worker.sequence_state import SequenceState
 from engine.worker.step_estimate import StepEstimate
-from engine.worker.upload import upload
 from engine.worker.verifier import Verifier
 
 Clock = Callable[[], float]
@@ -88,13 +89,17 @@ class DecodeStep:
         runner: SegmentRunner | None = None,
         recorder: Recorder | None = None,
         spare_slots: Sequence[int] = (),
+        verifies: bool = True,
         clock: Clock = time.perf_counter,
     ) -> None:
-        """Args:
-        runner: Runs the segments between the drafter's exits; None: they are simply called.
-        recorder: Watches, for heads that learn.
-        spare_slots: Of the cache, no sequence's: as many alternates may a step have.
-        clock: In seconds: tells the drafter what parts take.
+        """
+        Args:
+            runner: Runs the segments between the drafter's exits; None: they are simply called.
+            recorder: Watches, for heads that learn.
+            spare_slots: Slots of the cache that belong to no sequence, one for each alternate that
+                a step may have.
+            verifies: False: every draft stands, right or wrong; the output changes (benchmarks).
+            clock: In seconds: tells the drafter what parts take.
         """
         self._decoder = decoder
         self._cache = cache
@@ -108,11 +113,8 @@ class DecodeStep:
         self._runner = runner or EagerRunner(decoder, self._segments, cache)
         self._ahead = RunAhead(self._runner)
         self._recorder = recorder
-        self._verifier = Verifier(decoder, self._runner, exit_layers, recorder)
-
-    def take_drafts_as_they_are(self) -> None:
-        """From now on every draft stands, right or wrong: shows what verification is for."""
-        self._verifier.accepts_all = True
+        acceptance = Acceptance(exit_layers, verifies=verifies)
+        self._verifier = Verifier(decoder, self._runner, acceptance, recorder)
 
     def run(self, plans: Sequence[RowPlan], states: Sequence[SequenceState]) -> list[RowResult]:
         """One step for all rows. States advance by what was accepted.
@@ -320,4 +322,4 @@ def _still_pending(
     kept = [place for place, ref in enumerate(refs) if rows[ref.row].has(ref)]
     if len(kept) == len(refs):
         return refs, hidden
-    return [refs[i] for i in kept], hidden.index_select(0, upload(kept, torch.int64, hidden.device))
+    return [refs[i] for i in kept], take_rows(hidden, kept)

@@ -10,15 +10,14 @@ from itertools import islice
 from math import exp, isnan, nan
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from engine.model.exit_head import ExitHeads, Head
 from engine.model.ops.heads import stacked
 from engine.worker.row import Row
+from engine.worker.row_gather import take_rows
 from engine.worker.sample_point import ReducedVocabulary, SamplePoint
 from engine.worker.sampler import Sampler
-from engine.worker.upload import upload
 
 
 class Arrival(NamedTuple):
@@ -122,16 +121,9 @@ def _follow(
     ]
     places = [place for run in runs for place in run]
     previous = [a.row.estimates[start] for a, start in zip(arrivals, starts, strict=True)]
-    states, logits, other = head(_rows(hidden, places), stacked(previous), list(map(len, runs)))
+    arrived = take_rows(hidden, places)
+    states, logits, other = head(arrived, stacked(previous), list(map(len, runs)))
     fresh = iter(states.unbind())
     for arrival, start, run in zip(arrivals, starts, runs, strict=True):
         arrival.row.estimates[start + 1 :] = islice(fresh, len(run))
     return logits, other
-
-
-def _rows(hidden: Tensor, places: Sequence[int]) -> Tensor:
-    """Rows [T, E] of a call; those that lie together, as of one stream, where they lie."""
-    first, end = places[0], places[0] + len(places)
-    if places == list(range(first, end)):
-        return hidden[first:end]
-    return hidden.index_select(0, upload(places, torch.int64, hidden.device))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from engine.request import TokenLogprobs
 from engine.worker.device_errors import is_row_fault
+from engine.worker.row_gather import take_rows
 from engine.worker.upload import upload
 
 logger = logging.getLogger(__name__)
@@ -93,19 +94,12 @@ def _facts(logits: Tensor, wanted: Sequence[Wanted]) -> Tensor:
     """[T', 2 + 2 k] float64, which holds all of it as it is: the token's log-probability and rank,
     the ids of the k most likely tokens, their log-probabilities.
     """
-    logprobs = _log_softmax(_rows(logits, [one.place for one in wanted]))
+    logprobs = _log_softmax(take_rows(logits, [one.place for one in wanted]))
     token_ids = upload([one.token_id for one in wanted], torch.int64, logits.device)
     own = logprobs.gather(1, token_ids[:, None])
     rank = (logprobs >= own).sum(-1, keepdim=True)
     values, ids = most_likely(logprobs, min(wanted[0].num_top, logprobs.shape[1]))
     return torch.cat((own.double(), rank.double(), ids.double(), values.double()), dim=1)
-
-
-def _rows(logits: Tensor, places: Sequence[int]) -> Tensor:
-    first, last = places[0], places[-1]
-    if list(places) == list(range(first, last + 1)):
-        return logits[first : last + 1]
-    return logits.index_select(0, upload(places, torch.int64, logits.device))
 
 
 def _log_softmax(logits: Tensor) -> Tensor:

@@ -144,10 +144,9 @@ class ModelWorker:
             runner=runner,
             recorder=None if self._school is None else self._school.recorder,
             spare_slots=self._slots_aside if config.exits.alternates else (),
+            verifies=verifies,
             clock=clock,
         )
-        if not verifies:
-            step.take_drafts_as_they_are()
         self._step = StepGuard(step)
         self._states: dict[int, SequenceState] = {}
         self._grammars = Grammars(config.model.directory, spec.vocab_size, spec.eos_token_ids)

@@ -90,6 +90,43 @@ def test_whatever_happens_on_the_way_outputs_are_those_of_plain_decoding(
     assert sum(result.draft_figures.num_draft_tokens for result in results) > 20
 
 
+@pytest.mark.parametrize(
+    ("end", "reason", "length"),
+    [("", FinishReason.DEAD_END, 3), ("c", FinishReason.STOP, 3), ("d", FinishReason.DEAD_END, 3)],
+)
+def test_a_dead_end_behind_accepted_drafts_takes_none_of_them_back(
+    config: EngineConfig, end: str, reason: FinishReason, length: int
+) -> None:
+    def ids(text: str) -> tuple[int, ...]:
+        return tuple(ord(character) - FIRST for character in text)
+
+    sampling = SamplingParams(
+        temperature=0.0,
+        max_tokens=8,
+        num_logprobs=1,
+        structure=Structure(kind="regex", source="abcd"),
+        allowed_token_ids=ids("abc"),
+        stop_token_ids=ids(end),
+    )
+    results = [
+        OfflineEngine(config, make_worker(config, config.model.directory)).generate(
+            [
+                GenerationRequest(
+                    request_id="repeats",
+                    prompt_token_ids=ids("zzabcdabcdabcd"),
+                    sampling=sampling,
+                    early_exit=EarlyExitOptions(enabled=early_exit),
+                )
+            ]
+        )
+        for early_exit in (False, True)
+    ]
+    assert said(results[1]) == said(results[0])
+    assert results[1][0].draft_figures.num_draft_tokens > 0
+    assert results[1][0].finish_reason is reason
+    assert len(results[1][0].token_ids) == length
+
+
 @pytest.mark.parametrize("early_exit", [False, True])
 def test_what_leaves_no_token_is_a_dead_end_and_disturbs_nobody(
     config: EngineConfig, early_exit: bool
