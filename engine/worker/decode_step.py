@@ -175,7 +175,7 @@ class DecodeStep:
         """Whether a step without drafts has one token of every row, and nobody wants to see more of
         it than the next ones.
         """
-        if self._recorder is not None:
+        if self._recorder is not None and not self._recorder.is_broken:
             return False
         return all(row.plan.only_decodes and not wants_reading(row.plan, row.state) for row in rows)
 

@@ -79,7 +79,7 @@ class Examples:
         """Runs [depth + 1, T] of consecutive positions: each ends with an example of [first, end)
         and goes back `depth` positions; as places for `exit`, `last` and so on, oldest first.
         """
-        serials = torch.arange(max(first, self.oldest), end)
+        serials = torch.arange(min(max(first, self.oldest), end), end)
         run = [serials]
         for _ in range(depth):
             before = self._before[run[-1] % self.capacity]

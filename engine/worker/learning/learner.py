@@ -188,16 +188,16 @@ class HeadLearner:
             self._num_studied = max(self._num_studied, num_written - num_held_out)
 
     def _update(self) -> Iterator[bool]:
-        """One change of the weights in training, at every exit."""
-        self._updates_since_trial += 1
+        """One change of the weights in training, at every exit; given up where no example is left
+        that follows another one: `_pieces` looks for newer ones.
+        """
         for pupil in self._pupils:
             num_studied = 0
             while num_studied < _PER_UPDATE:
-                (depth,) = self._random.choices(_DEPTHS, _DEPTH_WEIGHTS)
-                runs = self._examples.runs(0, self._num_studied, depth)
-                if not runs.shape[1]:  # sequences too short for so many drafts
+                runs = self._studied_runs()
+                if not runs.shape[1]:
                     yield False
-                    continue
+                    return
                 started = self._clock()
                 pupil.study(self._examples, runs[:, _newer(runs.shape[1], self._piece)])
                 num_studied += self._piece
@@ -206,6 +206,16 @@ class HeadLearner:
             pupil.step()
             self._news.num_updates += 1
             yield True
+        self._updates_since_trial += 1
+
+    def _studied_runs(self) -> Tensor:
+        """Runs of examples to study, of a random depth, or as long as sequences are."""
+        (depth,) = self._random.choices(_DEPTHS, _DEPTH_WEIGHTS)
+        runs = self._examples.runs(0, self._num_studied, depth)
+        while depth > 1 and not runs.shape[1]:
+            depth -= 1
+            runs = self._examples.runs(0, self._num_studied, depth)
+        return runs
 
     def _trial(self) -> Iterator[bool]:
         """Examples held out so far decide who serves; they are studied from then on."""

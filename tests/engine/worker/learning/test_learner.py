@@ -69,6 +69,37 @@ def test_updates_stop_where_no_traffic_says_whether_they_help(decoder: Decoder) 
     assert learner.take_news().num_updates > 0
 
 
+def test_sequences_of_one_token_are_passed_over(decoder: Decoder) -> None:
+    heads = random_heads(decoder, [2], 40)
+    rows = decoder.lm_head_rows(heads.token_ids)
+    learner = HeadLearner(heads, {2: weights_of(first_head(heads))}, rows, 0.5, TickingClock(0.0))
+    teacher = Teacher(decoder, heads)
+    for _ in range(10):
+        learner._examples.add(teacher.positions(16), [None] * 16)
+    learner.note_step(10.0)
+    assert not any(learner.learn(is_idle=True) for _ in range(50)), "none follows another one"
+    teacher.fill(learner._examples, 1024)
+    for _ in range(500):
+        learner.note_step(1.0)
+        learner.learn(is_idle=True)
+    assert learner.take_news().num_updates > 0
+    assert not learner.recorder.is_broken
+
+
+def test_an_update_outlives_the_examples_that_it_began_with(decoder: Decoder) -> None:
+    learner = learner_of(decoder, 0.5, TickingClock(0.0))
+    learner._piece = 8  # several for one update
+    learner.note_step(10.0)
+    assert learner.learn(is_idle=True)
+    teacher = Teacher(decoder, random_heads(decoder, [2], 40), seed=1)
+    teacher.fill(learner._examples, learner._examples.capacity + 512)
+    for _ in range(500):
+        learner.note_step(1.0)
+        learner.learn(is_idle=True)
+    assert not learner.recorder.is_broken
+    assert learner.take_news().num_updates > 0
+
+
 def test_a_fault_ends_the_learning_and_nothing_else(
     decoder: Decoder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

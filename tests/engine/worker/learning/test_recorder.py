@@ -1,5 +1,6 @@
 """What is recorded of steps depends on the tokens that stand, not on how they were drafted."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,12 @@ from tiny_model import (
 )
 
 from benchmarks.scripted import Agreement, ScriptedDrafter
+from engine.model.ops.interface import LayerCache
 from engine.model.ops.torch_ops import TorchOps
+from engine.worker.decode_step import split_layers
 from engine.worker.learning.examples import Examples
 from engine.worker.learning.recorder import Recorder
+from engine.worker.segment_runner import EagerRunner, NewestTokens, SegmentRunner
 
 pytestmark = pytest.mark.torch
 
@@ -52,3 +56,27 @@ def test_drafts_and_alternates_leave_the_same_examples(tmp_path: Path) -> None:
             if part == "_exits":
                 ours, theirs = ours.transpose(0, 1), theirs.transpose(0, 1)
             assert torch.equal(ours[:NUM_EXAMPLES], theirs[:NUM_EXAMPLES]), (agreement, part)
+
+
+def test_once_nothing_is_recorded_any_more_passes_are_whole_again(tmp_path: Path) -> None:
+    decoder = load_tiny(write_tiny_llama(tmp_path), TorchOps("cpu"))
+    examples = Examples(len(EXITS), HIDDEN, VOCAB + 1, torch.device("cpu"))
+    heads = random_heads(decoder, EXITS, VOCAB)
+    recorder = Recorder(examples, heads, observe=lambda row, result: None)
+    asked: list[int] = []
+
+    class Runner(EagerRunner):
+        def run_through(self, tokens: NewestTokens) -> None:
+            asked.append(len(tokens.places))
+
+    def make_runner(cache: Sequence[LayerCache]) -> SegmentRunner:
+        return Runner(decoder, split_layers(6, EXITS), cache)
+
+    drafter = ScriptedDrafter(EXITS, {}, "never", VOCAB)
+    driver = StepDriver(decoder, 16, drafter, make_runner=make_runner, recorder=recorder)
+    start = sequence_start(0, PROMPT)
+    driver.generate([start], 4, max_draft_tokens=0)
+    assert not asked, "every position is to be seen at the exits"
+    recorder.is_open, recorder.is_broken = False, True
+    driver.generate([start], 4, max_draft_tokens=0)
+    assert asked
