@@ -1,9 +1,8 @@
-"""`adadecode bench ablation`: what each part is worth. Early exits whole, and with one part taken
-away at a time, against plain decoding.
+"""`adadecode bench ablation`: early exits whole and with one part taken away at a time.
 
-All rows run the same prompts, turn by turn, on one copy of the weights; by the modelled clock small
-differences can be told apart, too. Prints a table, and writes it with a picture where asked to.
-Ends with status 1 if a row that verifies its drafts changed an output.
+Each row of the table is one such variant, compared with plain decoding. All run the same prompts in
+turns on one copy of the weights; with the modelled clock even small differences can be told apart.
+The exit status is 1 if a row that verifies its drafts changed an output.
 """
 
 import argparse
@@ -34,9 +33,9 @@ from engine.config import CacheConfig, ExitsConfig
 from engine.model.spec import ModelSpec
 from engine.request import EarlyExitOptions
 
-_THRESHOLD = 0.75  # the paper's
+_THRESHOLD = 0.75  # the paper's confidence threshold
 _FIXED_DRAFTS = 3
-_CACHE_BYTES = 64 << 20  # of every stream of every row's engine
+_CACHE_BYTES = 64 << 20  # KV cache of each row's engine, per concurrent stream
 
 _NOISE = "heads of noise"
 _CHANGES = {
@@ -49,7 +48,7 @@ _CHANGES = {
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One row: how it differs from plain decoding."""
+    """How one row of the table decodes."""
 
     name: str
     exits: ExitsConfig
@@ -60,17 +59,17 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row's figures."""
+    """One row of the table: a variant's figures at one concurrency."""
 
     variant: Variant
     concurrency: int
-    ratio: float  # mean over prompts, or groups of them, of plain's time over its own
+    ratio: float  # plain decoding's time over its own, the mean over prompts or groups of them
     drafts: DraftTotals
     num_changed: int  # outputs that differ from plain decoding's
     num_outputs: int
 
     def cells(self) -> list[str]:
-        """As the table says it."""
+        """Return the row's cells as text."""
         rate, length = self.drafts.acceptance_rate, self.drafts.mean_acceptance_length
         return [
             self.variant.name,
@@ -95,7 +94,7 @@ _HEADER = [
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out the parsed command; returns the exit status.
+    """Carry out the parsed command and return the exit status.
 
     Raises:
         ValueError: when the options do not fit together.
@@ -140,10 +139,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _retrained(text: str) -> tuple[str, Path]:
-    """A row's name and its heads, from NAME=DIR.
+    """Parse NAME=DIR into a row's name and the directory of its heads.
 
     Raises:
-        ValueError: if it is not of that form, or there are no heads.
+        ValueError: if the text has another form, or there are no heads.
     """
     name, _, directory = text.partition("=")
     if name in ("", _NOISE) or not (Path(directory) / "heads.json").is_file():
@@ -152,7 +151,7 @@ def _retrained(text: str) -> tuple[str, Path]:
 
 
 def _asked_for(names: Sequence[str] | None, variants: Sequence[Variant]) -> list[Variant]:
-    """Those of the names; None: all of them.
+    """Return the variants with these names; None: all of them.
 
     Raises:
         ValueError: if there is no row of a name.
@@ -167,9 +166,10 @@ def _asked_for(names: Sequence[str] | None, variants: Sequence[Variant]) -> list
 def _variants(
     heads: Path, scratch: Path, vocab_size: int, retrained: Mapping[str, Path]
 ) -> list[Variant]:
-    """All rows.
+    """Return the variants of all rows.
 
     Args:
+        scratch: Directory that changed heads are written to.
         retrained: Heads that were trained for a row, by its name; a new name is a new row.
     """
     full, no_lookup = ExitsConfig(heads=heads), EarlyExitOptions(lookup=False)
@@ -183,7 +183,7 @@ def _variants(
         for number, (name, (change, remark)) in enumerate(_CHANGES.items())
     }
     of_noise = changed[_NOISE].exits
-    changed |= {  # in the place of the row of that name
+    changed |= {  # they replace the row of the same name
         name: Variant(name, ExitsConfig(heads=directory), remark="trained for it")
         for name, directory in retrained.items()
     }

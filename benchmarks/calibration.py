@@ -1,9 +1,9 @@
-"""`adadecode bench calibration`: are the chances that the policy believes in true?
+"""`adadecode bench calibration`: do the policy's chances of acceptance come true?
 
-Serves prompts that the heads were not trained on, and after the first tokens of that traffic
-compares every chance with its verdict: the expected calibration error (ECE), the mean distance
-between what was said and what happened, over ten equal bins of what was said. Ends with status 1
-where that of an exit is above the limit.
+Serves prompts that the heads were not trained on and, after a warm-up, compares the chance given to
+each draft with whether it was accepted. The figure is the expected calibration error (ECE): the
+mean distance between the predicted and the actual acceptance, over ten bins of the prediction. The
+exit status is 1 if an exit's error is above the limit.
 """
 
 import argparse
@@ -32,34 +32,36 @@ _BINS = 10
 
 @dataclass(slots=True)
 class Verdicts:
-    """What was said of guesses, and what came of them."""
+    """The chances that drafts were given, and whether they were accepted."""
 
     outcomes: dict[tuple[str, bool], list[tuple[float, bool]]] = field(
         default_factory=lambda: defaultdict(list)
     )
 
     def add(self, chance: Chance, accepted: bool) -> None:
-        """One guess. Several chances of one guess count apart, each for its own calibrator."""
+        """Add a chance and its outcome; several chances of one draft count for their own kinds."""
         kind = chance.kind if isinstance(chance.kind, str) else f"exit {chance.kind}"
         self.outcomes[kind, chance.is_greedy].append((chance.probability, accepted))
 
 
 def expected_calibration_error(outcomes: Sequence[tuple[float, bool]]) -> float:
-    """Over ten bins of equal width, weighted by what is in them."""
+    """Return the ECE over ten bins of equal width, each weighted by its number of outcomes."""
     gaps = (abs(sum(c for c, _ in part) - sum(a for _, a in part)) for part in _bins(outcomes))
     return sum(gaps) / len(outcomes) if outcomes else 0.0
 
 
 def error_by_luck(outcomes: Sequence[tuple[float, bool]]) -> float:
-    """The ECE to be expected of so many guesses even if every chance is true: what comes of few
-    strays from it. By the normal approximation, E|x| = sqrt(2 / pi * variance) in every bin.
+    """Return the ECE to expect by luck alone, if every chance is true.
+
+    With few outcomes in a bin the actual rate strays from the true one. In every bin the normal
+    approximation is used: E|x| = sqrt(2 / pi * variance).
     """
     gaps = (sqrt(2 / pi * sum(c * (1 - c) for c, _ in part)) for part in _bins(outcomes))
     return sum(gaps) / len(outcomes) if outcomes else 0.0
 
 
 def _bins(outcomes: Sequence[tuple[float, bool]]) -> list[list[tuple[float, bool]]]:
-    """By what was said; without empty ones."""
+    """Sort outcomes into bins by their chance, without empty bins."""
     bins: dict[int, list[tuple[float, bool]]] = defaultdict(list)
     for chance, accepted in outcomes:
         bins[min(int(chance * _BINS), _BINS - 1)].append((chance, accepted))
@@ -67,7 +69,7 @@ def _bins(outcomes: Sequence[tuple[float, bool]]) -> list[list[tuple[float, bool
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out the parsed command; returns the exit status.
+    """Carry out the parsed command and return the exit status.
 
     Raises:
         ValueError: when there is nothing to measure.
@@ -97,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
 def _serve(
     args: argparse.Namespace, config: EngineConfig, temperature: float, entries: Sequence[Entry]
 ) -> Verdicts:
-    """Everything after the warm-up, one prompt at a time."""
+    """Serve one prompt at a time, and return the verdicts after the warm-up."""
     worker = ModelWorker(config)
     drafting = worker.drafting
     if drafting is None:

@@ -1,5 +1,7 @@
-"""Conversations for benchmarks: what people say, and what was answered, in turns. The last turn is
-theirs and wants an answer; several quote or repeat what came before, as conversations do.
+"""Conversations for benchmarks, as alternating turns of user and assistant.
+
+The last turn is the user's and waits for an answer. As in real conversations, several turns quote
+or repeat what came before.
 """
 
 CHATS: tuple[tuple[str, ...], ...] = (

@@ -1,4 +1,7 @@
-"""`adadecode bench`; also `python -m benchmarks.cli`, where only torch and transformers are."""
+"""The `adadecode bench` command.
+
+It also runs as `python -m benchmarks.cli` where only torch and transformers are installed.
+"""
 
 import argparse
 import sys
@@ -15,7 +18,7 @@ _CLOCKS = {
     "cpu": "cpu: the process's CPU seconds, for machines that do other work, with --threads 1",
 }
 
-# But for the engine itself, which imports it when it is made.
+# Commands whose modules do not import torch; an engine that they make imports it then.
 _WITHOUT_TORCH = {
     "serve": (serve, "load on a running server: latencies, throughput, acceptance"),
     "prefix": (
@@ -110,7 +113,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out a parsed `bench` command; returns the exit status."""
+    """Carry out a parsed `bench` command and return the exit status."""
     if args.bench_command in _WITHOUT_TORCH:
         commands = {name: command.run for name, (command, _) in _WITHOUT_TORCH.items()}
     else:
@@ -221,7 +224,7 @@ def _add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_clock_arguments(parser: argparse.ArgumentParser, default: str = "wall") -> None:
-    """Those of commands that can do without a real one."""
+    """Declare the flags of commands that can run on a modelled clock."""
     modelled = (
         "modelled: what the parts of steps are said to cost, measured at the start and then held "
         "fixed, whatever else the machine does; tells nothing of long contexts"

@@ -1,6 +1,6 @@
-"""From single runs to figures by task: speed, ratios, acceptance, and whether outputs agree.
+"""Figures by task from single runs: speed, ratios, acceptance, and whether outputs agree.
 
-Pure arithmetic, no torch.
+Pure arithmetic without torch.
 """
 
 from collections import Counter
@@ -17,7 +17,7 @@ ALL_TASKS = "all"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One mode on one group of prompts."""
+    """The run of one mode on one group of prompts."""
 
     mode: str
     concurrency: int  # the most that ran at once; a last group may be smaller
@@ -30,13 +30,13 @@ class Run:
 
     @property
     def num_tokens(self) -> int:
-        """Output tokens of all its prompts."""
+        """The number of output tokens of all prompts."""
         return sum(len(ids) for ids in self.token_ids)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftTotals:
-    """Drafts of many requests together."""
+    """The draft figures of many requests, added up."""
 
     num_steps: int = 0
     num_draft_tokens: int = 0
@@ -44,7 +44,7 @@ class DraftTotals:
     accepted_by_layer: Counter[int] = field(default_factory=Counter)
 
     def add(self, figures: DraftFigures) -> "DraftTotals":
-        """These and one request's."""
+        """Return these totals with one request's figures added."""
         return DraftTotals(
             num_steps=self.num_steps + figures.num_steps,
             num_draft_tokens=self.num_draft_tokens + figures.num_draft_tokens,
@@ -65,7 +65,7 @@ class DraftTotals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModeFigures:
-    """One mode on one task."""
+    """The figures of one mode on one task."""
 
     num_prompts: int
     num_tokens: int
@@ -75,17 +75,17 @@ class ModeFigures:
 
     @property
     def tokens_per_s(self) -> float:
-        """Output tokens per second, the time for the prompts included."""
+        """Output tokens per second, prefill included."""
         return self.num_tokens / self.duration_s if self.duration_s else 0.0
 
     @property
     def committed_per_step(self) -> float:
-        """Output tokens per prompt and step: all but the accepted drafts have a step each."""
+        """Output tokens per row and step; each step commits one token besides accepted drafts."""
         return self.num_tokens / self._num_steps
 
     @property
     def verified_per_step(self) -> float:
-        """Tokens per prompt and step that the last pass had: the newest known one, and drafts."""
+        """Tokens per row and step that reach the last layer: the newest known one, and drafts."""
         return 1 + self.drafts.num_draft_tokens / self._num_steps
 
     @property
@@ -95,25 +95,25 @@ class ModeFigures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskComparison:
-    """All modes on one task at one concurrency."""
+    """The figures of all modes on one task at one concurrency."""
 
     task: str
     concurrency: int
     modes: dict[str, ModeFigures]
 
     def ratio(self, mode: str, baseline: str) -> float | None:
-        """How many times faster `mode` is; None unless both ran."""
+        """Return how many times as fast as `baseline` a mode is; None unless both ran."""
         if mode not in self.modes or baseline not in self.modes:
             return None
         return self.modes[mode].tokens_per_s / self.modes[baseline].tokens_per_s
 
     @property
     def drafts(self) -> DraftTotals:
-        """The early-exit mode's."""
+        """The draft totals of the early-exit mode."""
         return self.modes[EARLY_EXIT].drafts if EARLY_EXIT in self.modes else DraftTotals()
 
     def exit_share(self, layer: int) -> float:
-        """Share of the early-exit mode's tokens that left at a layer."""
+        """Return the share of the early-exit mode's tokens that exited at a layer."""
         return self.drafts.accepted_by_layer[layer] / self.modes[EARLY_EXIT].num_tokens
 
 
@@ -125,18 +125,18 @@ class Agreement:
     reference: str
     num_equal: int
     num_compared: int
-    different: tuple[int, ...]  # prompt indices
+    different: tuple[int, ...]  # indices of the prompts whose outputs differ
 
     @property
     def is_complete(self) -> bool:
-        """Whether none differs."""
+        """Whether no output differs."""
         return self.num_equal == self.num_compared
 
 
 def compare(runs: Sequence[Run]) -> list[TaskComparison]:
-    """By concurrency, then by task, all tasks together last.
+    """Compare modes by concurrency, then by task, with all tasks together last.
 
-    Where prompts that ran at once are of several tasks, there are no figures by task.
+    There are no figures by task if prompts of several tasks ran at once.
     """
     comparisons = []
     for concurrency in sorted({run.concurrency for run in runs}):
@@ -154,9 +154,9 @@ def compare(runs: Sequence[Run]) -> list[TaskComparison]:
 def mean_of_tasks(
     comparisons: Sequence[TaskComparison], mode: str, baseline: str, concurrency: int
 ) -> float | None:
-    """How many times faster `mode` is, task by task, on the mean.
+    """Return the mean over tasks of how many times as fast as `baseline` a mode is.
 
-    Every task counts alike; None where tasks have no figures of their own, or a mode has none.
+    Every task counts alike. None if tasks have no figures of their own, or a mode has none.
     """
     ratios = [
         entry.ratio(mode, baseline)
@@ -168,9 +168,9 @@ def mean_of_tasks(
 
 
 def mean_ratio(runs: Sequence[Run], mode: str, baseline: str, concurrency: int) -> float | None:
-    """How many times faster `mode` is, prompt by prompt (or group by group), on the mean.
+    """Return the mean over prompts (or groups) of how many times as fast as `baseline` a mode is.
 
-    Every prompt counts alike, however long it takes; None unless both modes ran.
+    Every prompt counts alike, however long it takes. None unless both modes ran.
     """
     durations: dict[str, dict[tuple[int, ...], float]] = {mode: {}, baseline: {}}
     for run in runs:
@@ -183,7 +183,7 @@ def mean_ratio(runs: Sequence[Run], mode: str, baseline: str, concurrency: int) 
 
 
 def check_agreement(runs: Sequence[Run]) -> list[Agreement]:
-    """Every mode against plain decoding of the same prompt, one at a time if that was run.
+    """Compare the outputs of every mode with plain decoding at the lowest concurrency.
 
     Plain decoding at a higher concurrency is compared as well: a batch must not change a token.
     """

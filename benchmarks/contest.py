@@ -1,7 +1,7 @@
-"""Runs the prompts through every contestant, turn by turn.
+"""Runs the prompts through every contestant in turns.
 
-The modes take turns prompt by prompt and in a changing order, so that whatever else the machine
-does hits all alike.
+The order of the modes changes from prompt to prompt, so that whatever else the machine does affects
+all of them alike.
 """
 
 from argparse import Namespace
@@ -16,12 +16,12 @@ from training.progress import ProgressReport
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What one run over some prompts at once brought."""
+    """The outputs and times of one run over some prompts."""
 
     token_ids: tuple[tuple[int, ...], ...]  # output per prompt
-    duration_s: float  # prompts included
-    first_token_s: float  # until the first token of any of them
-    figures: tuple[DraftFigures, ...] = ()  # per prompt, where something was drafted
+    duration_s: float  # prefill included
+    first_token_s: float  # until any prompt has its first token
+    figures: tuple[DraftFigures, ...] = ()  # per prompt; empty if the contestant cannot draft
 
 
 GroupBy = Literal["task", "order"]
@@ -36,7 +36,7 @@ class Contestant(Protocol):
         seeds: Sequence[int],
         at_once: int | None = None,
     ) -> Outcome:
-        """Generate for all prompts, so many at once; None: all of them."""
+        """Generate for all prompts, `at_once` of them at a time; None: all at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,14 +50,16 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contest:
-    """Who runs what: modes by name, prompts, and how many at once.
+    """A benchmark's contestants, its prompts, and how many of these run at once.
 
     Attributes:
+        contestants: Contestants by the name of their mode.
         group_by: "task": prompts that run at once are of one task, so that every task has figures
-            of its own; "order": as they come; None: by task where every task has enough of them.
-        continuous: Where a prompt ends the next begins, as in a server under load, until a task
-            (or all of it) is through; else a group runs to its end before the next begins, so
-            that its last prompts run among few.
+            of its own; "order": prompts run as they come; None: by task if every task has enough
+            prompts.
+        continuous: Begin the next prompt of a task (or of all) when one ends, as in a server under
+            load. Otherwise a group runs to its end before the next begins, so that its last prompts
+            run with few others.
     """
 
     contestants: dict[str, Contestant]
@@ -67,8 +69,9 @@ class Contest:
     continuous: bool = False
 
     def __post_init__(self) -> None:
-        """Raises:
-        ValueError: if a task asked to fill groups of its own has too few prompts.
+        """
+        Raises:
+            ValueError: if groups are to be of one task and a task has too few prompts.
         """
         if self.group_by == "task":
             for task, entries in self._tasks.items():
@@ -82,10 +85,10 @@ class Contest:
     def asked(
         cls, args: Namespace, contestants: dict[str, Contestant], entries: tuple[Entry, ...]
     ) -> "Contest":
-        """As parsed flags have it: how many at once, and which.
+        """Make a contest with the concurrencies and groups of the parsed flags.
 
         Raises:
-            ValueError: as when it is made.
+            ValueError: if groups are to be of one task and a task has too few prompts.
         """
         return cls(
             contestants=contestants,
@@ -96,7 +99,7 @@ class Contest:
         )
 
     def groups(self) -> Iterator[tuple[int, tuple[Entry, ...], list[str]]]:
-        """(concurrency, prompts, modes in order); transformers runs single prompts only."""
+        """Yield concurrency, prompts and modes in order; transformers runs single prompts only."""
         for concurrency in self.concurrencies:
             modes = [m for m in self.contestants if concurrency == 1 or m != TRANSFORMERS]
             for number, group in enumerate(self._groups_of(concurrency)):
@@ -104,7 +107,7 @@ class Contest:
                 yield concurrency, group, modes[turn:] + modes[:turn]
 
     def measure(self) -> list[Run]:
-        """Run everything once, after one run of each mode that is not counted."""
+        """Run everything once, after an uncounted run of each mode."""
         for contestant in self.contestants.values():
             contestant.run([self.entries[0].token_ids], [0])
         schedule = list(self.groups())
@@ -133,7 +136,7 @@ class Contest:
 
 
 def _cut(entries: Sequence[Entry], size: int) -> list[tuple[Entry, ...]]:
-    """Groups of so many; the last may be smaller."""
+    """Split entries into groups of `size`; the last may be smaller."""
     return [tuple(entries[start : start + size]) for start in range(0, len(entries), size)]
 
 

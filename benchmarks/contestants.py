@@ -1,6 +1,6 @@
-"""Whoever takes part: our engine with and without early exits, and transformers' `generate`.
+"""The contestants: our engine with and without early exits, and transformers' `generate`.
 
-Each turns the same prompts into the same number of tokens and says how long it took.
+Each generates the same number of tokens from the same prompts, and times it.
 """
 
 import time
@@ -19,7 +19,7 @@ from training.engines import Clock
 
 
 class EngineContestant:
-    """Our engine, through the scheduler, as the server runs it."""
+    """Our engine, run through the scheduler as in the server."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class EngineContestant:
 
 
 class TransformersContestant:
-    """`generate` of transformers, one prompt at a time, in the engine's data type."""
+    """transformers' `generate`, one prompt at a time, in the engine's data type."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class TransformersContestant:
         self._clock = clock
         self._model = model.to(device).eval()
         self._device = device
-        # All of it is set here, so that nothing the checkpoint suggests (penalties, top-p) applies.
+        # A config of our own, so that no default of the checkpoint (penalties, top-p) applies.
         sampling = {"do_sample": True, "temperature": temperature} if temperature else {}
         self._model.generation_config = GenerationConfig(
             max_new_tokens=max_tokens, eos_token_id=None, pad_token_id=0, **sampling
@@ -101,7 +101,7 @@ class TransformersContestant:
         seeds: Sequence[int],
         at_once: int | None = None,
     ) -> Outcome:
-        """Generate for the one prompt given."""
+        """Generate for the only prompt."""
         ((prompt,), (seed,)) = prompts, seeds
         torch.manual_seed(seed)
         ids = torch.tensor([prompt], device=self._device)
@@ -118,7 +118,7 @@ class TransformersContestant:
 
 
 class _FirstTokenWatch:
-    """Times one run from its construction on."""
+    """Times one run, which begins when this is constructed."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

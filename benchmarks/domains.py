@@ -1,4 +1,4 @@
-"""Streams of prompts of one kind, which the shipped heads have not been trained on; made here."""
+"""Domains of prompts that the shipped heads were not trained on, made from tasks and topics."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -47,10 +47,10 @@ DOMAINS = {"german": (_GERMAN_TASKS, _GERMAN_TOPICS), "sql": (_SQL_TASKS, _SQL_T
 
 
 def domain_prompts(domain: str, count: int) -> Sequence[Prompt]:
-    """The first prompts of a domain, topics and tasks taking turns.
+    """Return the first prompts of a domain: every task for one topic, then for the next.
 
     Raises:
-        ValueError: when it has fewer.
+        ValueError: if the domain has fewer prompts.
     """
     tasks, topics = DOMAINS[domain]
     prompts = [Prompt(domain, task.format(topic)) for topic, task in product(topics, tasks)]

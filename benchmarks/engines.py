@@ -1,4 +1,4 @@
-"""Engines as a benchmark's flags ask for them."""
+"""Makes engines according to a benchmark's flags."""
 
 import argparse
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def make_engines(
     *,
     prefix_caching: bool = True,
 ) -> Engines:
-    """As the parsed flags ask for."""
+    """Return a maker of engines for the parsed flags."""
     config = EngineConfig(
         model=model_config(args, directory),
         cache=cache or CacheConfig(),

@@ -1,8 +1,8 @@
 """`adadecode bench faults`: kill the worker under load, again and again; does any stream notice?
 
-Starts a server of its own, asks every question once undisturbed, then keeps streams open that ask
-them over and over while the worker is killed (SIGKILL) at random moments. Ends with status 1 when a
-stream was lost, a text changed, or /health failed.
+Starts its own server, sends every request once undisturbed, then keeps streams open that repeat
+them while the worker is killed (SIGKILL) at random moments. The exit status is 1 if a stream was
+lost, a text changed, or /health failed.
 """
 
 import argparse
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, kw_only=True)
 class FaultReport:
-    """What the kills did."""
+    """The effects of the kills on the streams."""
 
     kills: int = 0
-    streams: int = 0  # that ended, under fire
-    disturbed: int = 0  # of those, open during at least one kill
+    streams: int = 0  # streams that ended
+    disturbed: int = 0  # streams that were open during at least one kill
     lost: int = 0
     changed: int = 0
     tokens: int = 0
@@ -44,7 +44,7 @@ class FaultReport:
 
     @property
     def is_clean(self) -> bool:
-        """Whether nobody noticed."""
+        """Whether no client noticed a kill."""
         return self.lost == self.changed == self.health_failures == 0 < self.streams
 
 
@@ -68,10 +68,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out the parsed command; returns the exit status.
+    """Carry out the parsed command and return the exit status.
 
     Raises:
-        ValueError: the numbers make no sense, or the server ended.
+        ValueError: if the numbers make no sense or the server has ended.
     """
     if args.kills < 1 or args.concurrency < 1 or not 0 <= args.least_pause <= args.longest_pause:
         raise ValueError("--kills, --concurrency and the pauses should be positive and in order")
@@ -101,7 +101,7 @@ async def _measure(args: argparse.Namespace) -> FaultReport:
 
 
 class _Siege:
-    """Streams on one side, kills on the other."""
+    """Keeps streams open while it kills workers."""
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class _Siege:
         self._is_over = False
 
     async def run(self, args: argparse.Namespace) -> None:
-        """Kill so many workers, then let the streams end."""
+        """Kill workers as often as the flags say, then let the streams end."""
         streams = [asyncio.create_task(self._keep_asking(i)) for i in range(len(self._calls))]
         try:
             await self._kill(args)
@@ -158,7 +158,7 @@ class _Siege:
                 progress.update(number + 1)
 
     async def _kill_once(self) -> None:
-        """And wait until the server is ready again."""
+        """Kill the worker and wait until the server is ready again."""
         pid = self._server.worker_pid
         if pid is None:
             raise ValueError("the server has no worker")
@@ -171,7 +171,7 @@ class _Siege:
 
 
 def _calls(args: argparse.Namespace) -> list[Call]:
-    """As many different requests as streams, every other one sampled."""
+    """Return a different request for each stream, every other one sampled."""
     prompts = [prompt.text for prompt in choose_prompts(None, None)]
     return [
         Call(

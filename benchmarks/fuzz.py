@@ -1,9 +1,9 @@
-"""`adadecode bench fuzz`: requests with something wrong in them; does the server keep its poise?
+"""`adadecode bench fuzz`: does the server handle malformed requests correctly?
 
-Every request has to be answered, or its connection closed, in time; never with a 5xx but those that
-are meant (overload, a deadline), every refusal in the envelope and without a word of the server's
-inside. The same harmless request in between has the same answer all along. Ends with status 1 when
-something was not so; `--first N --requests 1` sends case N alone.
+Every request must be answered, or its connection closed, in time. The only 5xx answers allowed are
+those of overload and deadlines. Errors must come in the API's envelope and not show internals such
+as tracebacks. A harmless request that is sent in between, the canary, must always get the same
+answer. The exit status is 1 if anything went wrong; `--first N --requests 1` sends case N alone.
 """
 
 import argparse
@@ -23,27 +23,27 @@ from benchmarks.verdict import verdict
 from training.progress import ProgressReport
 
 _HANGS_AFTER_S = 60.0
-_PATIENCE_S = 0.3  # with an answer to something that may be waiting for its rest
+_PATIENCE_S = 0.3  # wait for an answer to an incomplete request, then end the sending side
 _CANARY_EVERY = 200
 _MOST_SHOWN = 10
-_FLAGS = ("--max-model-len", "128", "--request-timeout", "30")  # short: what is valid is computed
+_FLAGS = ("--max-model-len", "128", "--request-timeout", "30")  # valid requests stay short
 
 
 @dataclass(slots=True, kw_only=True)
 class FuzzReport:
-    """What came of it."""
+    """The outcome of a fuzzing run."""
 
     requests: int = 0
     duration_s: float = 0.0
     by_kind: Counter[str] = field(default_factory=Counter)
-    by_status: Counter[str] = field(default_factory=Counter)  # "closed": no answer
+    by_status: Counter[str] = field(default_factory=Counter)  # "closed": there was no answer
     canaries: int = 0
     slowest_s: float = 0.0
     findings: list[str] = field(default_factory=list)
 
     @property
     def is_clean(self) -> bool:
-        """Whether everything was as it should be."""
+        """Whether there were requests and nothing was wrong."""
         return not self.findings and self.requests > 0
 
 
@@ -59,10 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out the parsed command; returns the exit status.
+    """Carry out the parsed command and return the exit status.
 
     Raises:
-        ValueError: the numbers make no sense, or the server ended.
+        ValueError: if the numbers make no sense or the server has ended.
     """
     if args.requests < 1 or args.concurrency < 1:
         raise ValueError("--requests and --concurrency should be positive")
@@ -83,7 +83,7 @@ async def _measure(args: argparse.Namespace) -> FuzzReport:
 
 
 class _Fuzzer:
-    """Sends cases and judges what comes back."""
+    """Sends cases and checks the answers."""
 
     def __init__(self, args: argparse.Namespace, url: str) -> None:
         self.report = FuzzReport()
@@ -95,7 +95,7 @@ class _Fuzzer:
         self._next = args.first
 
     async def run(self) -> FuzzReport:
-        """All cases."""
+        """Send all cases, with canaries in between."""
         started = time.monotonic()
         document = json.loads((await self._get("/openapi.json")).body)
         self._routes = routes_of(document, self._args.model)
@@ -133,7 +133,10 @@ class _Fuzzer:
             progress.update(self.report.requests)
 
     async def _exchange(self, case: Case) -> Answer:
-        """Send all bytes; read until the connection ends. What breaks off says so after a while."""
+        """Send all bytes and read until the connection ends.
+
+        If a case is not a whole request, the sending side is closed after a while.
+        """
         reader, writer = await asyncio.open_connection(*self._address)
         received = bytearray()
         with suppress(OSError):  # it may close before all is sent
@@ -154,7 +157,7 @@ class _Fuzzer:
         return await self._exchange(Case(-1, "fields", head))
 
     async def _canary(self) -> object:
-        """What a harmless request gets, and whether the server says that it is well."""
+        """Return the answer to a harmless request, and the status of /health."""
         body = {"model": self._args.model, "prompt": "A canary", "max_tokens": 8, "temperature": 0}
         content = json.dumps(body).encode()
         head = (

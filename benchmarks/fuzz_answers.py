@@ -1,4 +1,4 @@
-"""What the fuzzer gets, and what could be wrong with it. Knows no socket."""
+"""Parses the answers that the fuzzer gets, and finds what is wrong with them; knows no sockets."""
 
 import json
 import re
@@ -13,7 +13,7 @@ _INSIDE = re.compile(rb"Traceback|\.py\b|0x[0-9a-f]{6}|/(?:home|root|usr|tmp)/")
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An HTTP response, whole or not; status 0: there was none."""
+    """An HTTP response, complete or not; status 0: there was none."""
 
     status: int
     headers: bytes
@@ -21,7 +21,7 @@ class Answer:
 
     @classmethod
     def parse(cls, data: bytes) -> "Answer":
-        """The first final response in what was received."""
+        """Parse the first final response in what was received."""
         head, separator, body = data.partition(b"\r\n\r\n")
         match = re.match(rb"HTTP/1\.1 (\d{3})", head)
         if match is None or not separator:
@@ -35,7 +35,7 @@ class Answer:
 
 
 def troubles_of(case: Case, answer: Answer) -> list[str]:
-    """What is wrong with an answer."""
+    """Return all that is wrong with an answer, in words."""
     if answer.status == 0:
         if answer.body:
             return [f"is answered with what is no HTTP: {answer.body[:80]!r}"]
@@ -55,7 +55,7 @@ def troubles_of(case: Case, answer: Answer) -> list[str]:
 def _troubles_of_error(answer: Answer, content: Any) -> list[str]:
     error = content.get("error") if isinstance(content, dict) else None
     if not isinstance(error, dict) or error.keys() != {"message", "type", "param", "code"}:
-        if answer.status == 503 and content.keys() == {"status"}:  # a probe's
+        if answer.status == 503 and content.keys() == {"status"}:  # the answer of a health probe
             return []
         return [f"has status {answer.status} without the envelope: {answer.body[:80]!r}"]
     troubles = []
@@ -86,7 +86,7 @@ def _refuse_constant(name: str) -> None:
 
 
 def _joined(body: bytes) -> bytes:
-    """The chunks of a body, as far as they go."""
+    """Join the chunks of a body, as far as it was received."""
     joined = bytearray()
     while body:
         size, _, rest = body.partition(b"\r\n")

@@ -1,7 +1,7 @@
-"""What the fuzzer sends: requests with something wrong in them, down to bytes that are no HTTP.
+"""Makes the cases that the fuzzer sends, from requests with odd fields to bytes that are not HTTP.
 
-A case is a function of seed and number alone, so that one that found something can be sent again.
-Knows no socket and no server: the routes and their fields come from the OpenAPI document.
+A case depends on seed and number alone, so that one that found something can be sent again. This
+module knows no sockets and no server: the routes and their fields come from the OpenAPI document.
 """
 
 import copy
@@ -24,7 +24,7 @@ _TOOL = {
         "parameters": {"type": "object", "properties": {"word": {"type": "string"}}},
     },
 }
-# Values that ask for something, and values that mean trouble.
+# Values that may be valid somewhere, and values that are likely to cause trouble.
 _PLAUSIBLE: tuple[Any, ...] = (
     *(0, 1, 2, 3, 0.5, 0.8, True, False, None, "a", "\n", "auto", "none", "required", "json"),
     *([], [1, 2], ["a", "b"], [[1], [2, 3]], {}, {"5": 1.5}, {"enabled": False}, [_TOOL], [_USER]),
@@ -67,15 +67,15 @@ _ODD_CHUNKS = (b"5\r\nhello\r\n", b"f" * 16 + b"\r\n", b"-1\r\n", b"0\r\n\r\n", 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One thing to send."""
+    """One malformed request to send."""
 
     number: int
     kind: Kind
-    data: bytes  # all that goes over the socket
+    data: bytes  # everything that is sent over the socket
 
     @property
     def is_http(self) -> bool:
-        """Whether it is a whole request, which has to be answered."""
+        """Whether it is a complete request, which must be answered."""
         return self.kind in ("fields", "bytes")
 
 
@@ -84,12 +84,12 @@ class Route:
     """An operation that takes a JSON body."""
 
     path: str
-    fields: Sequence[str]  # its parameters
-    bodies: Sequence[Mapping[str, Any]]  # valid ones
+    fields: Sequence[str]  # names of the parameters in its body
+    bodies: Sequence[Mapping[str, Any]]  # valid bodies
 
 
 def routes_of(document: Mapping[str, Any], model: str) -> list[Route]:
-    """The POST operations of an OpenAPI document."""
+    """Return the POST operations of an OpenAPI document."""
     routes = []
     for path, operations in document["paths"].items():
         content = operations.get("post", {}).get("requestBody", {}).get("content", {})
@@ -102,7 +102,7 @@ def routes_of(document: Mapping[str, Any], model: str) -> list[Route]:
 
 
 def make_case(seed: int, number: int, routes: Sequence[Route], paths: Sequence[str]) -> Case:
-    """The case of that number.
+    """Make the case with a number.
 
     Args:
         paths: Every path of the server.
@@ -123,7 +123,7 @@ def make_case(seed: int, number: int, routes: Sequence[Route], paths: Sequence[s
 
 
 def _bodies(path: str, model: str) -> list[dict[str, Any]]:
-    """Valid bodies; a route that is not known here gets something of everything."""
+    """Return valid bodies of a route; one that is not known here gets a mix of all fields."""
     plain = {"model": model, "max_tokens": _MAX_TOKENS}
     known: dict[str, list[dict[str, Any]]] = {
         "/v1/completions": [
@@ -175,7 +175,7 @@ def _bodies(path: str, model: str) -> list[dict[str, Any]]:
 def _with_odd_fields(
     choose: random.Random, body: dict[str, Any], route: Route
 ) -> dict[str, Any] | list[Any]:
-    """One to three changes anywhere in the tree."""
+    """Make one to three changes anywhere in a body."""
     for _ in range(choose.choice((1, 1, 2, 3))):
         change = choose.random()
         value = copy.deepcopy(choose.choice(_EVIL if choose.random() < 0.35 else _PLAUSIBLE))
@@ -197,7 +197,7 @@ def _with_odd_fields(
 
 
 def _somewhere(choose: random.Random, tree: dict[str, Any]) -> tuple[Any, Any]:
-    """A place in a JSON tree: its container and its key there."""
+    """Choose a place in a JSON tree; return the container and the key in it."""
     places: list[tuple[Any, Any]] = []
     containers: list[Any] = [tree]
     while containers:
@@ -211,7 +211,7 @@ def _somewhere(choose: random.Random, tree: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def _nested(depth: int, value: Any) -> Any:
-    """The value in so many lists; a marker where json could not write them."""
+    """Nest a value in `depth` lists; a depth that json cannot write becomes a marker."""
     return f"@{depth}@" if depth > 500 else _nested(depth - 1, [value]) if depth else value
 
 
@@ -222,7 +222,7 @@ def _serialized(body: Any) -> bytes:
 
 
 def _with_odd_bytes(choose: random.Random, content: bytes) -> bytes:
-    """Flipped, cut, doubled, inserted bytes."""
+    """Flip, delete, duplicate or insert bytes at random places."""
     data = bytearray(content)
     for _ in range(choose.randint(1, 4)):
         place = choose.randrange(len(data) + 1)
@@ -241,7 +241,7 @@ def _with_odd_bytes(choose: random.Random, content: bytes) -> bytes:
 
 
 def _odd_head(choose: random.Random, path: str, body: bytes) -> bytes:
-    """A request line and headers that nobody means."""
+    """Make a request with an odd request line and odd headers."""
     path = path.replace("{model_id}", "a").replace("{response_id}", "resp_1")
     path += choose.choice(("", "", "?stream=true", "?a=" + "b" * 300, "?%ff", "#x", "%20"))
     method = choose.choice(("GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "get"))
@@ -249,7 +249,7 @@ def _odd_head(choose: random.Random, path: str, body: bytes) -> bytes:
 
 
 def _no_http(choose: random.Random, request: bytes) -> bytes:
-    """A request that breaks off, or has odd bytes in its head; or no request at all."""
+    """Make random bytes, or a request that is cut off, has odd bytes in its head or odd chunks."""
     change = choose.randrange(4)
     if change == 0:
         return choose.randbytes(choose.choice((1, 10, 300, 5000, 100_000)))

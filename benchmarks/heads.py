@@ -1,8 +1,8 @@
-"""`adadecode bench heads`: exit heads against one another, and against plain decoding.
+"""`adadecode bench heads`: compares exit heads with one another, and with plain decoding.
 
-All decode the same prompts turn by turn on one copy of the weights. By the modelled clock the
-figures come out the same every time, whatever else the machine does; by another one they are as in
-`bench latency`. Ends with status 1 if heads changed an output.
+All decode the same prompts in turns on one copy of the weights. With the modelled clock the figures
+are the same in every run, whatever else the machine does; with another clock they are as in `bench
+latency`. The exit status is 1 if heads changed an output.
 """
 
 import argparse
@@ -30,11 +30,11 @@ from engine.checkpoint import find_heads, resolve_model
 from engine.config import CacheConfig, ExitsConfig
 from engine.request import EarlyExitOptions
 
-_CACHE_BYTES = 64 << 20  # of every stream of every engine
+_CACHE_BYTES = 64 << 20  # KV cache of each engine, per concurrent stream
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out the parsed command; returns the exit status.
+    """Carry out the parsed command and return the exit status.
 
     Raises:
         ValueError: when the options do not fit together.
@@ -90,10 +90,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _named(heads: Sequence[Path]) -> dict[str, Path]:
-    """By the last part of each path, or all of it where that is not enough.
+    """Name heads by the last part of their path, or by all of it if that is not unique.
 
     Raises:
-        ValueError: if heads are given twice.
+        ValueError: if heads are given twice, or have the name of plain decoding.
     """
     short = [each.resolve().name for each in heads]
     names = short if len(set(short)) == len(short) else [str(each) for each in heads]
@@ -118,7 +118,7 @@ def _describe_settings(args: argparse.Namespace) -> dict[str, str]:
 
 
 def _figures(name: str, concurrency: int, comparisons: Sequence[TaskComparison]) -> dict[str, Any]:
-    """One row: these heads at one concurrency."""
+    """Return the figures of one row: these heads at one concurrency."""
     entries = [entry for entry in comparisons if entry.concurrency == concurrency]
     whole = entries[-1].modes[name]  # all tasks together, or the only one
     return {
@@ -141,7 +141,7 @@ def _figures(name: str, concurrency: int, comparisons: Sequence[TaskComparison])
 
 
 def _format(figures: Sequence[Mapping[str, Any]]) -> str:
-    """One table per concurrency: per step the tokens committed and verified, and times plain."""
+    """Format one table per concurrency: tokens committed and verified per step, and speed-ups."""
     tables = []
     for concurrency in dict.fromkeys(each["concurrency"] for each in figures):
         chosen = [each for each in figures if each["concurrency"] == concurrency]

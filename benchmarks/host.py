@@ -1,10 +1,10 @@
-"""What the host does around a step, and how much of it a GPU feels: `python -m benchmarks.host`.
+"""The host's work around a step, and how much of it delays a GPU: `python -m benchmarks.host`.
 
-Scheduler, worker and graphs as they serve on a GPU, on a device that is only imagined: its parts
-take the time they are said to, and all else is the Python of a step on this machine, in CPU time:
-the worker's and the scheduler's, and as much of both as is felt, that is while the device has
-nothing to do. What is not in it, unless `--launch` says so: what launching a kernel or a graph
-takes the host, and sending to a GPU. Needs torch only.
+Scheduler, worker and graphs run as they do for a GPU, but on an imagined device: the parts of a
+step take the times that they are given, and all else is the Python of a step on this machine, in
+CPU time. The figures are the worker's and the scheduler's time, and how much of both is "felt",
+that is, passes while the device has nothing to do. Not included is sending data to a GPU, nor,
+unless `--launch` is given, launching a kernel or a graph. Needs torch only.
 """
 
 import argparse
@@ -40,8 +40,8 @@ _SHAPE = Shape(
 )
 _EXIT_LAYERS = [0]
 _PROMPT = 64  # tokens
-_LEFT_OUT = 0.25  # of the steps, at either end: other work on the machine
-_LARGE_S = 180e-6  # a layer of a model with which drafts pay whatever the host does
+_LEFT_OUT = 0.25  # share of steps left out at either end, where other work may have disturbed
+_LARGE_S = 180e-6  # a layer of a model so large that drafts pay whatever the host does
 FIGURES = ("tokens", "drafts", "launches", "reads", "worker", "scheduler", "felt", "speed")
 
 
@@ -52,9 +52,9 @@ class Way:
     name: str
     drafts: bool = True
     lookup: bool = False
-    agreement: float = 0.8  # of a head with the model
+    agreement: float = 0.8  # share of tokens after which the head agrees with the model
     period: int = 1000  # tokens after which texts repeat themselves
-    layer_s: float = 18e-6  # a small model's: 0.6 ms a pass
+    layer_s: float = 18e-6  # a layer of a small model, which takes 0.6 ms a pass
 
 
 WAYS = {
@@ -77,16 +77,16 @@ CASES = [
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One that only decoded."""
+    """A step in which all rows decoded."""
 
-    between: Work  # since the step before
+    between: Work  # since the previous step
     inside: Work
     ended_at: float  # on the imagined clock
     rows: Sequence[RowResult]
 
 
 class WatchedWorker:
-    """A worker whose steps are kept."""
+    """A worker that keeps the figures of its decode steps."""
 
     def __init__(self, worker: ModelWorker, clock: DeviceClock) -> None:
         self.info: WorkerInfo = worker.info
@@ -143,7 +143,7 @@ def main() -> None:
 def make_engine(
     way: Way, folder: Path, launch_s: float = 0.0
 ) -> tuple[OfflineEngine, WatchedWorker]:
-    """An engine on the imagined device, and its worker."""
+    """Make an engine on the imagined device; return it and its worker."""
     clock = DeviceClock(launch_s)
     costs = Costs(layer_s=way.layer_s, logits_s=3 * way.layer_s, head_s=2 * way.layer_s)
     ops = ImaginedOps(clock, costs, _SHAPE.vocabulary, period=way.period, agreement=way.agreement)
@@ -158,7 +158,7 @@ def make_engine(
     if way.drafts:
         heads = write_heads(_SHAPE, _EXIT_LAYERS, folder / "heads")
         config = replace(config, exits=replace(config.exits, heads=heads))
-    with _cache_in(folder / way.name):  # what parts cost is measured as on a GPU, every time
+    with _cache_in(folder / way.name):  # the costs of parts are measured anew every time
         worker = ModelWorker(config, decoder=decoder, clock=clock, capture=clock.capture)
     watched = WatchedWorker(worker, clock)
     return OfflineEngine(config, watched), watched
@@ -166,7 +166,7 @@ def make_engine(
 
 @contextmanager
 def _cache_in(folder: Path) -> Iterator[None]:
-    """Keep nothing of what is measured, and read nothing that was before."""
+    """Use a folder as the cache, so that no earlier measurement is read and none is kept."""
     name = "ADADECODE_CACHE"
     before = os.environ.get(name)
     os.environ[name] = str(folder)
@@ -181,11 +181,11 @@ def _cache_in(folder: Path) -> Iterator[None]:
 def requests(
     rows: int, temperature: float, num_tokens: int, *, early_exit: bool = True
 ) -> list[GenerationRequest]:
-    """So many, with prompts of their own."""
+    """Make one request per row, each with a prompt of its own."""
     return [
         GenerationRequest(
             request_id=str(index),
-            # Of lengths of their own, as most rows are: some get a block in every step.
+            # Lengths differ as they do in service: some row needs a new block in every step.
             prompt_token_ids=tuple(range(2 + index, 2 + 2 * index + _PROMPT)),
             sampling=SamplingParams(
                 temperature=temperature, seed=index, max_tokens=num_tokens, ignore_eos=True
@@ -199,7 +199,7 @@ def requests(
 def _measure(
     engine: OfflineEngine, worker: WatchedWorker, rows: int, temperature: float, num_steps: int
 ) -> dict[str, float]:
-    """A step's figures: without the quickest and the slowest ones."""
+    """Return the mean figures of a step, the times without the fastest and slowest steps."""
     rates: list[float] = []
     for early_exit in (False, True):
         worker.steps.clear()
@@ -208,7 +208,7 @@ def _measure(
         steps = [step for step in worker.steps if len(step.rows) == rows]
         num_tokens = sum(len(row.token_ids) for step in steps[1:] for row in step.rows)
         rates.append(num_tokens / (steps[-1].ended_at - steps[0].ended_at))
-    steps = steps[len(steps) // 2 :]  # warmed up, and the policy knows what it does
+    steps = steps[len(steps) // 2 :]  # the first half warms up, and the policy learns
     return {
         "tokens": mean(len(row.token_ids) for step in steps for row in step.rows),
         "drafts": mean(len(row.drafts) for step in steps for row in step.rows),
@@ -222,7 +222,7 @@ def _measure(
 
 
 def _middle(seconds: Sequence[float]) -> float:
-    """Mean of the middle ones."""
+    """Return the mean without the smallest and the largest values."""
     count = int(len(seconds) * _LEFT_OUT)
     return mean(sorted(seconds)[count : len(seconds) - count])
 

@@ -1,8 +1,8 @@
-"""A device that is only imagined: parts of a step take the time they are said to, beside a host
-that is real. What is left of a step is the host's work, and how much of it the device waits for.
+"""An imagined device beside a real host: the parts of a step take the times that they are given.
 
-Its model is a table that says which token follows which. A head there knows a share of the table;
-shapes are as small as they can be, and sampling's noise is none of its affair.
+What is left of a step is the host's work, and how much of it the device waits for. The model is a
+table that says which token follows which, of which a head knows a share. Shapes are as small as
+possible, and sampling ignores the noise.
 """
 
 import random
@@ -25,33 +25,35 @@ from engine.model.ops.interface import (
 )
 from engine.model.ops.torch_ops import TorchLinear, TorchOps
 
-# Logarithms of shares that a head gives: its best token where it is right and where it is wrong,
-# the second-best, and any other.
+# Logarithms of the probabilities that a head gives to its best token where it is right and where it
+# is wrong, to the second-best token, and to any other.
 _SURE, _UNSURE, _SECOND, _OTHERS = log(0.9), log(0.3), log(0.05), log(0.02)
 
 
 @dataclass(slots=True)
 class Work:
-    """What host and device did between two moments."""
+    """The work of host and device between two moments."""
 
-    host_s: float = 0.0  # the host computed
-    felt_s: float = 0.0  # of that, the device had nothing to do
+    host_s: float = 0.0  # the host's CPU time
+    felt_s: float = 0.0  # the part of it in which the device had nothing to do
     num_launches: int = 0
     num_reads: int = 0
 
 
 class DeviceClock:
-    """The host's seconds beside a device: its own CPU time, and what it waits for the device. What
-    plays the device takes none.
+    """A clock of the host's CPU time and of the time that it waits for the imagined device.
+
+    The code that stands in for the device takes no time on it.
     """
 
     def __init__(self, launch_s: float = 0.0) -> None:
-        """Args:
-        launch_s: What a launch takes the host.
+        """
+        Args:
+            launch_s: Seconds that a launch takes the host.
         """
         self._launch_s = launch_s
         self._offset = 0.0
-        self._started: float | None = None  # of a stand-in's work
+        self._started: float | None = None  # when the stand-in began; None: none is running
         self._free_at = self()  # when the device has done what was launched
         self._told_at = self._free_at
         self._waited_s = 0.0
@@ -63,7 +65,7 @@ class DeviceClock:
 
     @contextmanager
     def playing(self) -> Iterator[None]:
-        """A stand-in for one launch works, which takes no time. May be nested."""
+        """Run a stand-in for one launch, whose own time does not count; may be nested."""
         if self._started is not None:
             yield
             return
@@ -76,7 +78,7 @@ class DeviceClock:
             self._started = None
 
     def run(self, seconds: float) -> None:
-        """Within a launch: the device has so much more to do."""
+        """Give the device work for some seconds; called within a launch."""
         now = self() + self._launch_s
         self._work.felt_s += max(0.0, now - self._free_at)
         self._free_at = max(now, self._free_at) + seconds
@@ -87,14 +89,14 @@ class DeviceClock:
         return self._free_at
 
     def wait_until(self, moment: float) -> None:
-        """The host waits for something that the device has ready then."""
+        """Let the host wait for a result that the device has ready at a moment."""
         self._work.num_reads += 1
         waited_s = max(0.0, moment - self())
         self._offset += waited_s
         self._waited_s += waited_s
 
     def tell(self) -> Work:
-        """What was done since this was asked for before."""
+        """Return what was done since the last call."""
         work, self._work = self._work, Work()
         now = self()
         work.host_s = now - self._told_at - self._waited_s
@@ -102,7 +104,7 @@ class DeviceClock:
         return work
 
     def capture(self, run: Callable[[], None]) -> Callable[[], None]:
-        """A `capture.Capture`: replayed by calling again."""
+        """Run launches once, and return a function that repeats them (see `capture.Capture`)."""
         with self.playing():
             run()
 
@@ -115,7 +117,7 @@ class DeviceClock:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
-    """Seconds of one token; of each further one in the same call, this share more."""
+    """Seconds of one token in each part; every further token of a call adds the share `further`."""
 
     layer_s: float
     logits_s: float
@@ -125,21 +127,23 @@ class Costs:
     further: float = 0.01
 
     def of(self, seconds: float, num_tokens: int) -> float:
-        """For so many tokens."""
+        """Return the seconds of a part for `num_tokens` tokens, from those of one."""
         return seconds * (1.0 + self.further * (num_tokens - 1))
 
 
 class ImaginedOps(TorchOps):
-    """`Ops` whose hidden states are token ids, and so are their logits. What serving here does not
-    ask for is as it is in plain torch.
+    """`Ops` in which hidden states and logits are just token ids.
+
+    Operations that this benchmark does not use are those of plain torch.
     """
 
     def __init__(
         self, clock: DeviceClock, costs: Costs, vocab_size: int, *, period: int, agreement: float
     ) -> None:
-        """Args:
-        period: Tokens after which a text repeats itself.
-        agreement: Share of tokens behind which a head is right; of these it is sure.
+        """
+        Args:
+            period: Tokens after which a text repeats itself.
+            agreement: Share of tokens after which a head is right, and sure of it.
         """
         super().__init__()
         self.name = "imagined"
@@ -151,7 +155,7 @@ class ImaginedOps(TorchOps):
         is_right = [dice.random() < agreement for _ in next_ids]
         shares = [_SURE if right else _UNSURE for right in is_right]
         best = [i if right else 1 for i, right in zip(next_ids, is_right, strict=True)]
-        # Best column and share, the follower's, the second-best column and its share.
+        # The best column and its share, the follower's share, the second-best column and its share.
         facts = [(best[i], shares[i], _OTHERS, 0, _SECOND) for i in range(vocab_size)]
         self._expected = torch.tensor(facts, dtype=torch.float64)
         self._next_ids = torch.tensor(next_ids)
@@ -173,7 +177,7 @@ class ImaginedOps(TorchOps):
         eps: float = 0.0,
         residual: Tensor | None = None,
     ) -> Tensor:
-        """See `Ops.linear`: of the LM head."""
+        """See `Ops.linear`; it is called for the LM head only."""
         with self._clock.playing():
             self._clock.run(self._costs.of(self._costs.logits_s, len(x)))
             return x[:, :1].expand(-1, weight.out_features)

@@ -1,9 +1,9 @@
-"""What the native kernels cost: `python -m benchmarks.kernels`.
+"""Times the native kernels: `python -m benchmarks.kernels`.
 
-Times the default model's linears for several numbers of tokens beside torch's `F.linear`,
-attention, sampling and reading memory in one run. A figure is the least of many single calls, with
-weights and cache cold as in a forward pass. What else the machine does shows all the same: read the
-ratios. Needs torch only.
+One run times the default model's linears for several numbers of tokens, beside torch's `F.linear`,
+and attention, sampling and reading memory. A figure is the least of many single calls, with weights
+and KV cache cold as in a forward pass. Other work on the machine shows in it all the same, so the
+ratios tell more. Needs torch only.
 """
 
 import argparse
@@ -33,8 +33,8 @@ _LINEARS = (
 )
 _TOKENS = (1, 2, 4, 8, 16, 64, 256)
 _HEADS, _KV_HEADS, _HEAD_SIZE, _VOCABULARY, _BLOCK = 9, 3, 64, 49152, 16
-_LAYERS = 8  # whose keys and values no cache holds at 4,096 tokens
-_COLD_BYTES = 96 * 2**20  # copies of a weight to go round, so that no cache holds them
+_LAYERS = 8  # enough that no cache holds their keys and values at 4,096 tokens
+_COLD_BYTES = 96 * 2**20  # copies of a weight take so much together that no cache holds them
 
 
 def main() -> None:
@@ -61,12 +61,12 @@ def main() -> None:
 
 
 def _in_turn(call: Callable[[Any], object], arguments: Sequence[Any]) -> Callable[[int], object]:
-    """Call number i gets argument i, going round: what the last call read is cold again."""
+    """Give call number i argument i modulo their number, so that its data is cold again."""
     return lambda number: call(arguments[number % len(arguments)])
 
 
 def _least_seconds(call: Callable[[int], object], num_calls: int) -> float:
-    """The least time of one call; it is given the call's number."""
+    """Return the least time of a call, which is given its number."""
     call(0)
     least = float("inf")
     for number in range(num_calls):
@@ -91,7 +91,7 @@ def _print_linears(ops: NativeOps, repeats: int) -> None:
 
 
 def _linear_times(ops: NativeOps, out: int, size: int, repeats: int) -> list[tuple[float, float]]:
-    """Seconds of ours and of torch's, by number of tokens, going round copies of the weight."""
+    """Return the seconds of our linear and of torch's, for each number of tokens."""
     copies = max(1, min(16, _COLD_BYTES // (out * size * 4)))
     sources = [torch.randn(out, size) * size**-0.5 for _ in range(copies)]
     packed = [ops.pack(source) for source in sources]
@@ -129,7 +129,7 @@ def _print_attention(ops: NativeOps, repeats: int) -> None:
 def _attention_case(
     tokens: int, context: int
 ) -> tuple[AttentionParams, Sequence[LayerCache], TokenBatch]:
-    """The last tokens of one row whose blocks lie scattered; a few layers' caches."""
+    """Return a batch of the last tokens of a row with scattered blocks, and some layers' caches."""
     angles = torch.rand(context, _HEAD_SIZE // 2)
     params = AttentionParams(
         num_heads=_HEADS,

@@ -1,6 +1,6 @@
-"""A client that asks the same few things again and again and times them, in a process of its own.
+"""A client, in a process of its own, that repeats the same few requests and times them.
 
-A crowd of clients in one event loop keeps each other waiting, and what they measure is half their
+Many clients in one event loop keep each other waiting, so that half of what they measure is their
 own delay. This one has a plain socket and nothing else to do.
 """
 
@@ -18,7 +18,7 @@ _PAUSE_S = 0.02
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """A request."""
+    """A request to repeat."""
 
     method: str
     path: str
@@ -27,16 +27,16 @@ class Ask:
 
 @dataclass(slots=True, kw_only=True)
 class Knocks:
-    """What became of its requests; times in milliseconds, from the request to the whole answer."""
+    """The outcomes of the requests; times are milliseconds from the request to the whole answer."""
 
     answers_ms: dict[str, list[float]] = field(default_factory=dict)  # by path
     refusals_ms: list[float] = field(default_factory=list)
-    curt: int = 0  # refusals that do not say when to come again
+    curt: int = 0  # refusals without a Retry-After
     errors: list[str] = field(default_factory=list)
 
 
 async def knock(url: str, asks: Sequence[Ask], seconds: float) -> Knocks:
-    """Ask in turn, for so long, beside whatever this process does."""
+    """Send the requests in turn for some seconds, from another process."""
     loop = asyncio.get_running_loop()
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return await loop.run_in_executor(pool, _knock, url, asks, seconds)
@@ -60,8 +60,11 @@ def _knock(url: str, asks: Sequence[Ask], seconds: float) -> Knocks:
 
 
 def _try(connection: http.client.HTTPConnection, ask: Ask, knocks: Knocks) -> None:
-    """Raises:
-    OSError, http.client.HTTPException: no answer.
+    """Send one request and add its outcome.
+
+    Raises:
+        OSError: if the connection fails.
+        http.client.HTTPException: if there is no valid answer.
     """
     headers = {} if ask.body is None else {"Content-Type": "application/json"}
     started = time.perf_counter()

@@ -1,7 +1,7 @@
-"""`adadecode bench latency`: the same prompts in every mode, in one run.
+"""`adadecode bench latency`: runs the same prompts in every mode.
 
-Prints the machine, a table, and whether all outputs are the same; ends with status 1 when early
-exits or a batch changed one.
+Prints the machine, a table, and whether all outputs are the same. The exit status is 1 if early
+exits or a batch changed an output.
 """
 
 import argparse
@@ -41,7 +41,7 @@ from training.engines import MODELLED, TimedEngine
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out the parsed command; returns the exit status.
+    """Carry out the parsed command and return the exit status.
 
     Raises:
         ValueError: when the options do not fit together.
@@ -84,10 +84,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _modes(args: argparse.Namespace) -> tuple[str, ...]:
-    """Those asked for, in the order to print them.
+    """Return the modes asked for, in the order of printing.
 
     Raises:
-        ValueError: if the clock cannot tell what one of them takes.
+        ValueError: if the clock cannot time one of them.
     """
     can_be_timed = MODES if args.clock != MODELLED else (PLAIN, EARLY_EXIT)
     asked = can_be_timed if args.modes is None else args.modes

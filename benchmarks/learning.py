@@ -1,9 +1,9 @@
-"""`adadecode bench learn`: what heads that learn while serving bring when the traffic changes.
+"""`adadecode bench learn`: what heads that learn while serving gain when the traffic changes.
 
-A few familiar prompts, then a stream of a domain that the shipped heads were not trained on, served
-with learning off and on, in turns, prompt by prompt. What learning takes is in its times: by the
-modelled clock, as steps have fixed costs there, with its CPU time. Prints acceptance and speed by
-window, and ends with status 1 if learning changed an output.
+A few familiar prompts and then a stream of a domain that the shipped heads were not trained on are
+served with learning off and on, in turns from prompt to prompt. The times include learning; with
+the modelled clock, where steps have fixed costs, learning adds its CPU time. Acceptance and speed
+are printed by window, and the exit status is 1 if learning changed an output.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from engine.worker.worker import ModelWorker
 from training.prompts import Prompt
 
 OFF, ON = "learning off", "learning on"
-_CACHE_BYTES = 64 << 20  # of each engine
+_CACHE_BYTES = 64 << 20  # KV cache of each engine
 _HEADER = [
     "window",
     "of",
@@ -48,7 +48,7 @@ _HEADER = [
 
 
 class CountingWorker:
-    """A worker, and what its heads have learned."""
+    """A worker that counts what its heads have learned."""
 
     def __init__(self, worker: ModelWorker) -> None:
         self.info = worker.info
@@ -57,12 +57,12 @@ class CountingWorker:
 
     @property
     def learning(self) -> Learning:
-        """Totals so far, and the latest trial."""
+        """The totals of learning so far, and its latest trial."""
         return self._stats.learning
 
     @property
     def time_s(self) -> float:
-        """That steps took."""
+        """The seconds that all steps took."""
         return self._stats.worker_time_s_total
 
     def execute(self, plan: StepPlan) -> StepResult:
@@ -86,31 +86,31 @@ class CountingWorker:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Consecutive prompts of one kind, served in one way."""
+    """The figures of consecutive prompts of one kind, served in one mode."""
 
-    num_drafted: int  # by heads
-    num_accepted: int
+    num_drafted: int  # tokens drafted by heads
+    num_accepted: int  # accepted tokens among those
     num_tokens: int
     duration_s: float
 
     @property
     def acceptance(self) -> float:
-        """Of what heads drafted."""
+        """The acceptance rate of the heads' drafts."""
         return self.num_accepted / max(self.num_drafted, 1)
 
     @property
     def gain(self) -> float:
-        """Tokens that heads brought, of 100."""
+        """Accepted tokens from heads per 100 output tokens."""
         return 100 * self.num_accepted / self.num_tokens
 
     @property
     def speed(self) -> float:
-        """Tokens per second, prompts included."""
+        """Output tokens per second, prefill included."""
         return self.num_tokens / self.duration_s
 
 
 def window_of(runs: Sequence[Run]) -> Window:
-    """The runs of a window in one mode, added up."""
+    """Add up the runs of a window in one mode."""
     figures = [figure for run in runs for figure in run.figures]
     return Window(
         num_drafted=sum(
@@ -125,7 +125,7 @@ def window_of(runs: Sequence[Run]) -> Window:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out the parsed command; returns the exit status.
+    """Carry out the parsed command and return the exit status.
 
     Raises:
         ValueError: when the options do not fit together.
@@ -183,7 +183,7 @@ def _domain(args: argparse.Namespace) -> str:
 def _windows(
     runs: Sequence[Run], size: int
 ) -> tuple[list[list[str]], dict[str, list[tuple[float, float]]]]:
-    """A table's rows, and a curve for each mode; a window is of one kind of prompts."""
+    """Return the rows of the table, one per window, and a curve for each mode."""
     rows: list[list[str]] = []
     curves: dict[str, list[tuple[float, float]]] = {OFF: [], ON: []}
     done = 0
@@ -202,7 +202,7 @@ def _windows(
 
 
 def _split(runs: Sequence[Run], size: int) -> list[tuple[str, set[int]]]:
-    """Prompts by window, in order."""
+    """Split prompts into windows of one kind, in order; return kinds and prompt indices."""
     kinds = {run.prompt_indices[0]: run.tasks[0] for run in runs}
     last = kinds[max(kinds)]
     parts: list[tuple[str, set[int]]] = []

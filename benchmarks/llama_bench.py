@@ -1,6 +1,6 @@
-"""llama.cpp's own benchmark as a contestant: its `llama-bench`, run as it comes.
+"""Runs llama.cpp's own benchmark, `llama-bench`.
 
-Nothing of llama.cpp is needed but that program, found on PATH or given.
+The program, found on PATH or given, is all that is needed of llama.cpp.
 """
 
 import json
@@ -14,7 +14,7 @@ _TIMEOUT_S = 900
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
-    """Tokens per second of one stream."""
+    """The speed of one stream, in tokens per second."""
 
     prompt: float
     decode: float
@@ -22,7 +22,7 @@ class Speed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlamaBench:
-    """The program, and what it is to measure."""
+    """The `llama-bench` program, and the lengths that it measures."""
 
     program: str
     num_threads: int
@@ -30,13 +30,13 @@ class LlamaBench:
     num_output_tokens: int
 
     def run(self, file: Path, num_before: int) -> Speed:
-        """One run on a GGUF file.
+        """Measure a GGUF file once.
 
         Args:
-            num_before: Tokens that decoding follows: what is in the cache costs every step.
+            num_before: Tokens in the KV cache before decoding, which every step has to read.
 
         Raises:
-            ValueError: when it fails, or prints what we do not understand.
+            ValueError: if the program fails, or prints something unexpected.
         """
         return Speed(
             prompt=self._measure(file, "-p", str(self.num_prompt_tokens), "-n", "0"),
@@ -46,7 +46,7 @@ class LlamaBench:
         )
 
     def _measure(self, file: Path, *what: str) -> float:
-        """Tokens per second of one test."""
+        """Return the tokens per second of one test."""
         command = [self.program, "-m", str(file), "-t", str(self.num_threads), "-r", "1"]
         command += [*what, "-o", "json"]
         try:
@@ -62,10 +62,10 @@ class LlamaBench:
 
 
 def find_llama_bench(given: Path | None) -> str | None:
-    """The program given, or the one on PATH, or None.
+    """Return the program given, or the one on PATH, or None.
 
     Raises:
-        ValueError: the one given is not there.
+        ValueError: if the one given does not exist.
     """
     if given is None:
         return shutil.which("llama-bench")
@@ -75,10 +75,10 @@ def find_llama_bench(given: Path | None) -> str | None:
 
 
 def parse(output: str) -> float:
-    """Tokens per second of the one test that it printed with `-o json`.
+    """Parse the tokens per second of the single test that `llama-bench -o json` printed.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: if the output is something else.
     """
     try:
         (test,) = json.loads(output)

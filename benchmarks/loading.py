@@ -1,6 +1,7 @@
-"""What loading a worker takes: `python -m benchmarks.loading`, time and memory, one form a run.
+"""The time and memory that loading a worker takes: `python -m benchmarks.loading`.
 
-Peak and final resident memory are those of this process, as Linux counts them. Needs torch only.
+A run measures one form of weights. Peak and final resident memory are those of this process, as
+Linux counts them. Needs torch only.
 """
 
 import argparse
@@ -41,7 +42,7 @@ def main() -> None:
 
 
 def resident_megabytes() -> dict[str, int]:
-    """This process's resident memory, now (VmRSS) and at most so far (VmHWM)."""
+    """Return this process's resident memory in MiB: now (VmRSS) and at its peak (VmHWM)."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     fields = dict(line.split(":", 1) for line in lines)
     return {name: int(fields[name].split()[0]) // 1024 for name in ("VmRSS", "VmHWM")}

@@ -1,10 +1,9 @@
-"""`adadecode bench lossless`: do early exits ever change a token? Every prompt, every way of
-drafting, one verdict.
+"""`adadecode bench lossless`: do early exits ever change a token, with any way of drafting?
 
-Plain decoding of each prompt alone is the truth. Compared with it: the trained heads alone and in
-batches, also in a KV cache far too small for a batch, and scripted drafts in batches that always
-agree, never agree, and agree now and then, and some whose second candidates alone are right. Ends
-with status 1 if anything differs.
+The reference is plain decoding of each prompt alone. Compared with it are the trained heads, alone,
+in batches, and in a KV cache far too small for a batch; and batches with scripted drafts that are
+always, never or sometimes right, or of which only the second candidates are right. The exit status
+is 1 if anything differs.
 """
 
 import argparse
@@ -26,7 +25,7 @@ from training.progress import ProgressReport
 Prompt = tuple[int, ...]
 
 _BATCH = 8
-_CROWD = 16  # at once in a KV cache that holds one at full length
+_CROWD = 16  # prompts at once in a KV cache that holds one at full length
 _SCRIPTS: Mapping[Agreement, str] = {
     "always": f"always agree, batches of {_BATCH}",
     "never": f"never agree, batches of {_BATCH}",
@@ -37,7 +36,7 @@ _SCRIPTS: Mapping[Agreement, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One way of drafting against plain decoding."""
+    """The comparison of one way of drafting with plain decoding."""
 
     temperature: float
     name: str
@@ -55,7 +54,7 @@ class Verdict:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out the parsed command; returns the exit status.
+    """Carry out the parsed command and return the exit status.
 
     Raises:
         ValueError: when there is nothing to compare.
@@ -92,7 +91,7 @@ def _verdicts(
     del engine
     longest = max(map(len, prompts)) + args.max_tokens
     cache = replace(config.cache, num_blocks=-(-longest // config.cache.block_size))
-    engine = OfflineEngine(replace(config, cache=cache))  # one at full length fits, no more
+    engine = OfflineEngine(replace(config, cache=cache))  # just one prompt at full length fits
     for temperature in args.temperatures:
         ask = _Asker(args.max_tokens, temperature)
         name = f"heads, {_CROWD} where one fits"
@@ -162,7 +161,7 @@ def _judge(
     expected: Sequence[GenerationResult],
     results: Sequence[GenerationResult],
 ) -> Verdict:
-    """Tokens, their log-probabilities, and what was read of the prompts, to the bit."""
+    """Compare tokens, log-probabilities, prompt log-probabilities and embeddings, bit by bit."""
     different = [
         index
         for index, (a, b) in enumerate(zip(expected, results, strict=True))

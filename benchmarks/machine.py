@@ -1,4 +1,4 @@
-"""What a measurement ran on: figures without it mean nothing."""
+"""Describes the machine of a measurement, without which its figures mean nothing."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ import torch
 
 
 def describe_machine() -> dict[str, str]:
-    """Hardware and versions, in the order to print them."""
+    """Return hardware, versions and load, in the order of printing."""
     facts = {
         "cpu": f"{_cpu_model()}, {os.cpu_count()} cores",
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
@@ -28,13 +28,13 @@ def describe_machine() -> dict[str, str]:
 
 
 def print_facts(facts: Mapping[str, str]) -> None:
-    """One aligned line per fact."""
+    """Print one aligned line per fact."""
     for name, text in facts.items():
         print(f"{name:<12} {text}")
 
 
 def read_bandwidth(repeats: int = 9) -> float:
-    """GB/s that torch's sum reads from memory with the threads it has: the best of a few."""
+    """Return the GB/s that torch's sum reads from memory with its threads, the best of a few."""
     values = torch.ones(2**26)
     best = float("inf")
     for _ in range(repeats):
@@ -45,7 +45,7 @@ def read_bandwidth(repeats: int = 9) -> float:
 
 
 def _cpu_model() -> str:
-    """From Linux's /proc, else what the platform says."""
+    """Return the CPU's name from Linux's /proc, or what the platform module says."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

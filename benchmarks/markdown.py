@@ -1,9 +1,9 @@
-"""Tables as RESULTS.md has them."""
+"""Formats tables for RESULTS.md."""
 
 from collections.abc import Sequence
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A header and rows of as many cells, as Markdown."""
+    """Format a header and rows with as many cells as a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

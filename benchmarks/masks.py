@@ -1,9 +1,9 @@
-"""`python -m benchmarks.masks`: what it costs to follow a structure, in CPU time of the worker.
+"""`python -m benchmarks.masks`: the CPU time that following a structure takes in the worker.
 
-Each of the schemas of `adadecode bench structured` is followed for some tokens, chosen at random
-among those it allows; then two grammars that can be read in ever more ways, until they are given
-up. All rows of a step wait for each of these masks. Last, whole steps of several rows with drafts:
-their masks, to put them on the logits, and to commit all drafts; a thread for all of it.
+First, each schema of `adadecode bench structured` is followed for some tokens, chosen at random
+among those that it allows; then two highly ambiguous grammars are followed until the matcher gives
+up. A step waits for each of these masks. Last, whole steps of several rows with drafts are timed:
+computing the masks, applying them to the logits and committing all drafts, in a single thread.
 """
 
 import argparse
@@ -39,14 +39,14 @@ _AMBIGUOUS = (
 
 @dataclass(frozen=True, slots=True)
 class Walk:
-    """A structure, followed."""
+    """The figures of following a structure."""
 
-    token_ms: Sequence[float]  # CPU time of each token: its mask, and to commit it
+    token_ms: Sequence[float]  # CPU time of each token: computing its mask and committing it
     error: str | None
 
 
 def walk(grammars: Grammars, structure: Structure, *, seed: int, most: int) -> Walk:
-    """Follow a structure to its end, or for `most` tokens, or until it is given up."""
+    """Follow a structure to its end, for `most` tokens, or until the matcher gives up."""
     choose = random.Random(seed)
     times: list[float] = []
     state = grammars.open(_start(structure))
@@ -64,7 +64,7 @@ def walk(grammars: Grammars, structure: Structure, *, seed: int, most: int) -> W
 
 
 class _Stream:
-    """A sequence, and a second matcher that finds out what it will say."""
+    """A sequence, with a second matcher that chooses its next tokens in advance."""
 
     def __init__(self, grammars: Grammars, structure: Structure) -> None:
         start = _start(structure)
@@ -72,7 +72,7 @@ class _Stream:
         self._scout = grammars.open(start)
 
     def say(self, choose: random.Random, count: int) -> list[int]:
-        """Tokens that are allowed one behind the other; fewer at the structure's end."""
+        """Choose `count` tokens that may follow one another; fewer at the structure's end."""
         said: list[int] = []
         while len(said) < count:
             allowed = _members(self._scout.allowed((), puts_off_end=True))
@@ -86,7 +86,10 @@ class _Stream:
 def step_ms(
     grammars: Grammars, structures: Sequence[Structure], *, num_drafts: int, num_steps: int
 ) -> list[float]:
-    """CPU time of what structures ask of each step: a row for each of them, all drafts right."""
+    """Return the CPU time that structures take in each step, with a row for each structure.
+
+    All drafts are right, so that each step commits all of them.
+    """
     choose = random.Random(0)
     sampler = Sampler(TorchOps("cpu") if NativeOps.unavailable_reason() else NativeOps(1))
     streams = [_Stream(grammars, structure) for structure in structures]
@@ -124,7 +127,7 @@ def _start(structure: Structure) -> SequenceStart:
 
 
 def main() -> None:
-    """Entry point."""
+    """Entry point of `python -m benchmarks.masks`."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[2])
     parser.add_argument("model", nargs="?", default="smollm2-135m-instruct", metavar="MODEL")
     parser.add_argument("--num-seeds", type=int, default=3, metavar="N", help="(%(default)s)")

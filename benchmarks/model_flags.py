@@ -1,4 +1,4 @@
-"""What the model's flags ask for: one reading for every benchmark that has them."""
+"""Interprets the model flags that several benchmarks share."""
 
 import argparse
 from pathlib import Path
@@ -8,7 +8,7 @@ from engine.config import ModelConfig
 
 
 def model_config(args: argparse.Namespace, directory: Path) -> ModelConfig:
-    """The model in a directory, with the device, numbers and threads of the parsed flags."""
+    """Return the configuration of a model, with device, dtype, threads and so on from the flags."""
     return ModelConfig(
         directory=directory,
         device=args.device,
@@ -20,10 +20,10 @@ def model_config(args: argparse.Namespace, directory: Path) -> ModelConfig:
 
 
 def required_heads(args: argparse.Namespace, directory: Path) -> Path:
-    """The exit heads asked for, or the model's own.
+    """Return the exit heads asked for, or the model's own.
 
     Raises:
-        ValueError: when it has none.
+        ValueError: if there are none.
     """
     heads: Path | None = args.heads or find_heads(args.model, directory)
     if heads is None:

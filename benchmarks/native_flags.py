@@ -1,4 +1,4 @@
-"""What the benchmarks of native kernels, `python -m benchmarks.…`, ask for alike."""
+"""Flags and checks that the benchmarks of native kernels share."""
 
 import argparse
 from collections.abc import Sequence
@@ -8,20 +8,22 @@ from engine.worker.cores import usable_cores
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The model, the forms of its weights, and how many threads."""
+    """Declare the flags for the model, the forms of its weights, and the number of threads."""
     parser.add_argument("model", metavar="MODEL", nargs="?", default="smollm2-135m-instruct")
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--forms", default="float32,bfloat16,int8,int4", help="(%(default)s)")
 
 
 def require_native() -> None:
-    """Raises:
-    SystemExit: there are no native kernels here.
+    """End the program if native kernels are not available.
+
+    Raises:
+        SystemExit: if they are not, with the reason.
     """
     if reason := NativeOps.unavailable_reason():
         raise SystemExit(f"native kernels are not available: {reason}")
 
 
 def numbers(text: str) -> Sequence[int]:
-    """Those of a comma-separated flag."""
+    """Parse the numbers of a comma-separated flag."""
     return [int(part) for part in text.split(",")]

@@ -1,11 +1,11 @@
 """`adadecode bench overload`: thousands of idle connections, then twice what the server can take.
 
-Starts a server with room for few requests, opens connections that say nothing, and asks for /health
-and /metrics all the while; first with nothing else to do, then while twice as many clients ask as
-can run and wait. Says how long probes and refusals take, as a client sees them that has nothing
-else to do (`benchmarks.knocker`), and refusals as the crowd sees them. Ends with status 1 when an
-accepted request was lost or got another text than alone, a refusal did not say when to come again,
-or idle connections were closed.
+Starts a server with room for few requests and probes /health and /metrics in three phases: with no
+other load, with thousands of idle connections, and then while twice as many clients send requests
+as can run and wait. Reports how long probes and refusals take for a client in a process of its own
+(`benchmarks.knocker`), and how long refusals take for the crowd. The exit status is 1 if an
+accepted request was lost or got another text than alone, no request was refused, a refusal had no
+Retry-After, or idle connections were closed.
 """
 
 import argparse
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from httpx import AsyncClient
 
 _PROBES = ("/health", "/metrics")
-_RETRY_S = 0.2  # sooner than asked for: this is overload
+_RETRY_S = 0.2  # sooner than Retry-After says, to keep up the overload
 _OPENING_AT_ONCE = 100
 _SPARE_FILES = 256
 _NUM_TOKENS = 24
@@ -37,10 +37,10 @@ _NUM_TOKENS = 24
 
 @dataclass(slots=True, kw_only=True)
 class Phase:
-    """How long answers took, in milliseconds."""
+    """The figures of one phase; times are in milliseconds."""
 
     name: str
-    idle_connections: int = 0  # still open at its end
+    idle_connections: int = 0  # still open at the end of the phase
     probes_ms: dict[str, list[float]] = field(default_factory=dict)
     refusals_ms: list[float] = field(default_factory=list)
     crowds_refusals_ms: list[float] = field(default_factory=list)
@@ -48,19 +48,19 @@ class Phase:
 
 @dataclass(slots=True, kw_only=True)
 class OverloadReport:
-    """What came of it."""
+    """The outcome of all phases."""
 
-    idle_connections: int = 0  # asked for
+    idle_connections: int = 0  # opened
     phases: list[Phase] = field(default_factory=list)
     accepted: int = 0
     lost: int = 0
     wrong: int = 0
-    curt: int = 0  # refusals that do not say when to come again
+    curt: int = 0  # refusals without a Retry-After
     errors: list[str] = field(default_factory=list)
 
     @property
     def is_clean(self) -> bool:
-        """Whether everybody got an answer, and the right one."""
+        """Whether all answers were right, some requests were refused, and nothing was lost."""
         are_open = all(phase.idle_connections == self.idle_connections for phase in self.phases)
         has_refused = any(map(_num_refusals, self.phases))
         return (
@@ -88,11 +88,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out the parsed command; returns the exit status.
+    """Carry out the parsed command and return the exit status.
 
     Raises:
-        ValueError: the numbers make no sense, this process may not open so many files, or the
-            server ended.
+        ValueError: if the numbers make no sense, this process may not open enough files, or the
+            server has ended.
     """
     if args.idle < 0 or args.seconds <= 0:
         raise ValueError("--idle and --seconds should be positive")
@@ -124,7 +124,7 @@ async def _measure(args: argparse.Namespace) -> OverloadReport:
 
 
 class _Overload:
-    """One server under more and more load."""
+    """Puts one server under more and more load."""
 
     def __init__(self, args: argparse.Namespace, url: str, client: "AsyncClient") -> None:
         self.report = OverloadReport(idle_connections=args.idle)
@@ -144,7 +144,7 @@ class _Overload:
         self._phase = Phase(name="")
 
     async def run(self) -> OverloadReport:
-        """The phases, one after the other."""
+        """Run the phases one after the other."""
         alone = await send(self._client, self._call)
         if alone.error is not None:
             raise ValueError(f"failed undisturbed: {alone.error}")
@@ -160,7 +160,7 @@ class _Overload:
         await self._run_phase("and twice the load", crowd, idle)
         for connection in idle:
             connection.close()
-        self.report.phases[0].idle_connections = self._args.idle  # it was not about them
+        self.report.phases[0].idle_connections = self._args.idle  # this phase had none
         return self.report
 
     async def _run_phase(
@@ -174,7 +174,7 @@ class _Overload:
         self.report.phases.append(self._phase)
 
     async def _knock(self, *, beyond: bool = False) -> None:
-        """Probes, and where there is no room also what is going to be refused."""
+        """Send probes from another process; if `beyond`, also requests that should be refused."""
         asks = [Ask(method="GET", path=path) for path in _PROBES]
         if beyond:
             body = json.dumps({**self._call.body, "max_tokens": 1})
@@ -187,7 +187,7 @@ class _Overload:
         self.report.errors += knocks.errors
 
     async def _ask(self, expected: str) -> None:
-        """One client that never gives up."""
+        """Send requests as one client that never gives up, until the phase is over."""
         report = self.report
         while time.monotonic() < self._until:
             if not await self._is_refused():
@@ -202,7 +202,7 @@ class _Overload:
             await asyncio.sleep(_RETRY_S)
 
     async def _is_refused(self) -> bool:
-        """Ask without a stream for one token; times it if it is a refusal."""
+        """Request one token without streaming; return whether it is refused, which is timed."""
         started = time.perf_counter()
         body = {**self._call.body, "max_tokens": 1}
         response = await self._client.post(self._call.path, json=body)
@@ -214,7 +214,7 @@ class _Overload:
 
 
 class _Idle(asyncio.Protocol):
-    """A connection that has had an answer once and says nothing more."""
+    """A connection that sends one request and then stays idle."""
 
     def __init__(self) -> None:
         self.is_open = False
@@ -237,13 +237,13 @@ class _Idle(asyncio.Protocol):
             self.has_answer.set_result(None)
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection at once."""
         if self._transport is not None:
             self._transport.abort()
 
 
 async def _open_idle(url: str, count: int) -> list[_Idle]:
-    """So many connections, each after an answer."""
+    """Open idle connections; each has had one answer."""
     loop = asyncio.get_running_loop()
     host, _, port = url.rpartition("/")[2].partition(":")
     idle: list[_Idle] = []

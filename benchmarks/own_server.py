@@ -1,4 +1,4 @@
-"""A server of one's own to do harm to: `adadecode serve` on a free port, and its worker."""
+"""Starts `adadecode serve` on a free port, for benchmarks that harm the server or its worker."""
 
 import argparse
 import asyncio
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 _WORKER_MODULE = b"engine.worker.main"
 _READY_TIMEOUT_S = 600.0
 _STOP_TIMEOUT_S = 60.0
-_LOOK_S = 0.1  # between two looks; a worker that starts needs the CPU itself
+_LOOK_S = 0.1  # between two polls, which must not take CPU time from a starting worker
 
 
 class OwnServer:
-    """A running server. Linux only: its worker is found in /proc."""
+    """A running server process. Linux only, since its worker is found in /proc."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", url: str) -> None:
         self.url = url
@@ -31,7 +31,7 @@ class OwnServer:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The server's process id."""
         return self._process.pid
 
     @property
@@ -52,8 +52,10 @@ class OwnServer:
         return int(resident) * os.sysconf("SC_PAGE_SIZE")
 
     def require_alive(self) -> None:
-        """Raises:
-        ValueError: the server has ended.
+        """Check that the server is running.
+
+        Raises:
+            ValueError: if it has ended.
         """
         status = self._process.poll()
         if status is not None:
@@ -70,7 +72,7 @@ class OwnServer:
 
 @contextmanager
 def own_server(flags: Sequence[str]) -> Iterator[OwnServer]:
-    """Start a server, and stop it in the end. It is not ready yet: see `until_ready`."""
+    """Start a server, and stop it in the end; `until_ready` waits until it is ready."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "server.cli", "serve", *flags, "--port", str(port)]
@@ -89,7 +91,7 @@ def own_server(flags: Sequence[str]) -> Iterator[OwnServer]:
 
 @contextmanager
 def _ending_at_sigterm() -> Iterator[None]:
-    """Make SIGTERM an exception in this process, lest it dies without stopping its server."""
+    """Turn SIGTERM into an exception, so that this process stops its server before it ends."""
 
     def end(number: int, _: object) -> None:
         raise SystemExit(128 + number)
@@ -103,10 +105,10 @@ def _ending_at_sigterm() -> Iterator[None]:
 
 @asynccontextmanager
 async def ready_server(flags: Sequence[str]) -> AsyncIterator[tuple[OwnServer, "AsyncClient"]]:
-    """A server that computes, and a client of it that waits as long as it takes.
+    """Start a server and wait until it is ready; yield it and a client with a long timeout.
 
     Raises:
-        ValueError: it ended, or took too long to load.
+        ValueError: if the server ends, or takes too long to load.
     """
     import httpx
 
@@ -119,10 +121,10 @@ async def ready_server(flags: Sequence[str]) -> AsyncIterator[tuple[OwnServer, "
 
 
 async def until_ready(client: "AsyncClient", server: OwnServer) -> bool:
-    """Wait until requests are computed; also says whether /health never failed meanwhile.
+    """Wait until the server is ready; return whether /health never failed meanwhile.
 
     Raises:
-        ValueError: it ended, or took too long.
+        ValueError: if the server ends, or takes too long.
     """
     import httpx
 
@@ -141,14 +143,14 @@ async def until_ready(client: "AsyncClient", server: OwnServer) -> bool:
 
 
 async def until_recovered(client: "AsyncClient", server: OwnServer) -> bool:
-    """Wait until the loss of its worker is noticed, then as `until_ready` does."""
+    """Wait until the server notices the loss of its worker, and then like `until_ready`."""
     while (await client.get("/ready")).status_code == 200:
         await asyncio.sleep(0.01)
     return await until_ready(client, server)
 
 
 def add_server_flags(parser: argparse.ArgumentParser) -> None:
-    """Declare what every benchmark with a server of its own takes beside its sizes."""
+    """Declare the flags of every benchmark that starts its own server."""
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
     parser.add_argument(
         "--serve-flag", action="append", default=[], metavar="FLAG", help="for the server; repeat"

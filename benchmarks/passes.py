@@ -1,9 +1,9 @@
 """What verifying several tokens of one stream costs: `python -m benchmarks.passes`.
 
-A whole pass of the default model (embedding, layers, logits of every token) over 1, 2, 4, 8 and 16
-tokens behind the same context, for each form of weights. The counts take turns, so that whatever
-else the machine does falls on all of them alike; medians, and their ratio to one token's. Early
-exits pay as far as this ratio stays near 1. Needs torch only.
+Times a whole pass of the default model (embedding, layers, logits of every token) over 1, 2, 4, 8
+and 16 tokens after the same context, for each form of weights. The counts take turns, so that
+whatever else the machine does affects all of them alike. The table has medians, and their ratio to
+the first count, one token by default; early exits pay as far as it stays near 1. Needs torch only.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from engine.worker.decode_step import split_layers
 from engine.worker.kv_cache import allocate_cache
 
 _BLOCK = 16
-_TOKEN = 50  # any that is not special
+_TOKEN = 50  # any token that is not special
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def main() -> None:
 def _measure(
     decoder: Decoder, counts: Sequence[int], context: int, rounds: int
 ) -> dict[int, float]:
-    """Median seconds of a pass, by its number of tokens."""
+    """Return the median seconds of a pass, by its number of tokens."""
     num_blocks = -(-(context + max(counts)) // _BLOCK)
     cache = allocate_cache(
         decoder.spec,
@@ -75,7 +75,7 @@ def _measure(
 
 
 def _pass(decoder: Decoder, cache: Sequence[LayerCache], first: int, count: int) -> None:
-    """Tokens `first` to `first + count` of the only stream, through the whole model."""
+    """Run `count` tokens of the only stream, from position `first`, through the whole model."""
     positions = torch.arange(first, first + count, dtype=torch.int32)
     width = -(-(first + count) // _BLOCK)
     batch = TokenBatch(

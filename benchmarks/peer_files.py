@@ -1,6 +1,6 @@
-"""The benchmark's model as GGUF files of other precisions, for llama.cpp: written once, then kept.
+"""Writes the benchmark's model as GGUF files of other precisions for llama.cpp, and keeps them.
 
-Matrices are rounded from the values our engine computes with; vectors stay float32, as in any
+Matrices are rounded from the values that our engine computes with; vectors stay float32, as in any
 GGUF file.
 """
 
@@ -15,10 +15,10 @@ PRECISIONS = ("f32", "bf16", "q8_0", "q4_1")
 
 
 def source_file(model: str) -> Path:
-    """The GGUF file behind a model's name.
+    """Return the GGUF file that a model comes from.
 
     Raises:
-        ValueError: it does not come from one.
+        ValueError: if it does not come from one.
     """
     path = Path(model).expanduser()
     if model in BUILTIN_MODELS:
@@ -29,7 +29,7 @@ def source_file(model: str) -> Path:
 
 
 def in_precision(source: Path, precision: str) -> Path:
-    """The source with every matrix in a precision; itself where that is what most have already."""
+    """Return a copy of a file with every matrix in a precision, or the file if most are already."""
     from gguf import GGMLQuantizationType, GGUFReader
 
     wanted = GGMLQuantizationType[precision.upper()]

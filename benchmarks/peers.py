@@ -1,9 +1,9 @@
 """`adadecode bench peers`: our engine beside llama.cpp and transformers, precision by precision.
 
-One stream. In every round each contestant runs once, in an order that turns, so that whatever else
-the machine does hits all alike; figures are medians over the rounds. Decoding is timed from the
-first token on. Ours decodes answers to the benchmark's prompts, as early exits need text;
-llama-bench decodes whatever its tokens lead to, behind as many tokens, which costs it the same.
+There is one stream. In every round each contestant runs once, in a rotating order, so that whatever
+else the machine does affects all alike; figures are medians over the rounds. Decoding is timed from
+the first token on. Our engine decodes answers to the benchmark's prompts, since early exits need
+real text. llama-bench decodes arbitrary text after as many tokens, which costs it the same.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from engine.request import EarlyExitOptions
 from engine.worker.cores import usable_cores
 
 PLAIN, EARLY_EXIT, LLAMA_CPP, TRANSFORMERS = "plain", "early exits", "llama.cpp", "transformers"
-# How our engine is asked for the precision of a GGUF type: (data type, quantization).
+# Our engine's dtype and quantization for each GGUF precision.
 _OURS: Mapping[
     str, tuple[Literal["auto", "float32", "bfloat16"], Literal["none", "int8", "q4"]]
 ] = {
@@ -47,20 +47,20 @@ _PROMPT_TOKEN = 50  # any token that is not special
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """One contestant at one precision: medians over the rounds."""
+    """The speed of one contestant at one precision, as medians over the rounds."""
 
     precision: str
     contestant: str
-    prompt: float  # tokens per second
-    decode: float
+    prompt: float  # prompt tokens per second
+    decode: float  # output tokens per second
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out the parsed command.
+    """Carry out the parsed command and return the exit status.
 
     Raises:
-        ValueError: when a program or a file is missing.
-        EngineError: when the model cannot be loaded.
+        ValueError: if a program or a file is missing, or the options do not fit together.
+        EngineError: if the model cannot be loaded.
     """
     if args.plot:
         require_matplotlib()
@@ -95,11 +95,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-_Turn = Callable[[int], Speed]  # of a round's number
+_Turn = Callable[[int], Speed]  # called with the number of the round
 
 
 def _contest(args: argparse.Namespace, threads: int) -> dict[tuple[str, str], _Turn]:
-    """Who takes part, by precision and name."""
+    """Return the contestants' turns, by precision and name."""
     directory = resolve_model(args.model)
     heads = args.heads or find_heads(args.model, directory)
     prompts = [
@@ -157,7 +157,7 @@ def _engine_contestant(engine: OfflineEngine, early_exit: bool, max_tokens: int)
 
 
 class _Transformers:
-    """`generate`, loaded once, with all the threads while it runs."""
+    """Makes contestants of transformers' `generate`, each once, and gives torch all threads."""
 
     def __init__(self, directory: Path, threads: int) -> None:
         self._make = partial(
@@ -199,7 +199,7 @@ def _llama_speed(
 def _measure(
     contest: Mapping[tuple[str, str], _Turn], rounds: int
 ) -> dict[tuple[str, str], list[Speed]]:
-    """Speeds by round, after a run of each that is not counted."""
+    """Return the speeds of every round, after one uncounted run of each contestant."""
     runs: dict[tuple[str, str], list[Speed]] = {key: [] for key in contest}
     order = list(contest)
     for turn in contest.values():
@@ -207,7 +207,7 @@ def _measure(
     for number in range(rounds):
         first = number % len(order)
         for key in order[first:] + order[:first]:
-            # Ours computes with its own threads; torch's would spin beside them.
+            # Our engine has its own threads, beside which torch's would spin.
             torch.set_num_threads(1)
             runs[key].append(contest[key](number))
     return runs
@@ -226,7 +226,7 @@ def _medians(runs: Mapping[tuple[str, str], Sequence[Speed]]) -> list[Figures]:
 
 
 def format_figures(figures: Sequence[Figures]) -> str:
-    """A table by precision, and the ratios."""
+    """Format a table by precision, and the ratios."""
     by_key = {(entry.precision, entry.contestant): entry for entry in figures}
     lines = [f"{'one stream':<24}{'decode tok/s':>14}{'prompt tok/s':>14}"]
     for entry in figures:

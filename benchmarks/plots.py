@@ -1,4 +1,4 @@
-"""Pictures of a comparison. Needs matplotlib, which is asked for before anything is measured."""
+"""Plots comparisons with matplotlib; `require_matplotlib` fails before anything is measured."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ _COLOURS = {
 
 
 def require_matplotlib() -> None:
-    """Fail early.
+    """Check that matplotlib is installed.
 
     Raises:
-        ValueError: when matplotlib is not installed.
+        ValueError: if it is not.
     """
     try:
         import matplotlib  # noqa: F401
@@ -28,7 +28,7 @@ def require_matplotlib() -> None:
 
 
 def plot_latency(comparisons: Sequence[TaskComparison], path: Path, title: str) -> None:
-    """Bars grouped by task: tokens per second of every mode. One panel per concurrency."""
+    """Plot tokens per second of every mode as bars by task, with a panel per concurrency."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -56,15 +56,15 @@ def plot_latency(comparisons: Sequence[TaskComparison], path: Path, title: str) 
 
 @dataclass(frozen=True, slots=True)
 class RatioBar:
-    """How many times plain decoding's speed something has."""
+    """A bar that shows a speed as a multiple of plain decoding's."""
 
     name: str
     ratio: float
-    is_lossless: bool = True  # else it is fast at writing something else, and drawn pale
+    is_lossless: bool = True  # if not, its output differs, and the bar is drawn pale
 
 
 def plot_ratios(bars: Sequence[RatioBar], path: Path, title: str) -> None:
-    """Horizontal bars, the first at the top, and a line at 1."""
+    """Plot horizontal bars, the first at the top, and a line at 1."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -99,7 +99,7 @@ def _draw_panel(axis: object, panel: Sequence[TaskComparison]) -> None:
 
 
 def plot_peers(speeds: Mapping[tuple[str, str], float], path: Path, title: str) -> None:
-    """Bars grouped by precision: tokens per second by (precision, contestant)."""
+    """Plot tokens per second, given by precision and contestant, as bars grouped by precision."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -132,7 +132,12 @@ def plot_curves(
     *,
     level: float | None = 1.0,
 ) -> None:
-    """A line of points (x, y) for every name, and a level one, if any; labels of both axes."""
+    """Plot a line of points (x, y) for every name.
+
+    Args:
+        labels: Labels of the x and the y axis.
+        level: Height of an additional horizontal line; None: there is none.
+    """
     import matplotlib as mpl
 
     mpl.use("Agg")

@@ -1,8 +1,8 @@
 """`adadecode bench prefix`: time to the first token of a long prompt, new and repeated.
 
-Every prompt is random and asked twice, one request at a time: through an engine in this process,
-and over HTTP. The second time its blocks are found in the prefix cache. Ends with status 1 when the
-median ratio is above the target, or an answer differs.
+Every prompt is random and sent twice, one request at a time, to an engine in this process and over
+HTTP. The second time its blocks are found in the prefix cache. The exit status is 1 if the median
+ratio of the two times is above the target, or an answer differs.
 """
 
 import argparse
@@ -38,16 +38,16 @@ _NUM_WARMUP_TOKENS = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What one request came to."""
+    """The answer to one request."""
 
     ttft_s: float
     num_cached_tokens: int
-    said: str  # its text, or its token ids
+    said: str  # the text, or the token ids as a string
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """One prompt, asked twice."""
+    """Both answers to one prompt."""
 
     way: str
     first: Answer
@@ -77,10 +77,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out the parsed command; returns the exit status.
+    """Carry out the parsed command and return the exit status.
 
     Raises:
-        ValueError: the numbers make no sense, or a request failed.
+        ValueError: if the numbers make no sense or a request has failed.
     """
     if args.num_prompts < 1 or args.input_len < 1:
         raise ValueError("--num-prompts and --input-len should be positive")
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def ask_engine(engine: AsyncEngine, prompt: Sequence[int]) -> Answer:
-    """One greedy request to an engine that runs."""
+    """Send one greedy request to a running engine."""
     sampling = SamplingParams(temperature=0.0, max_tokens=_NUM_OUTPUT_TOKENS, ignore_eos=True)
     request = GenerationRequest(
         request_id=f"prefix-{time.monotonic_ns()}",
@@ -117,10 +117,10 @@ async def ask_engine(engine: AsyncEngine, prompt: Sequence[int]) -> Answer:
 
 
 async def ask_server(client: "AsyncClient", model: str, prompt: Sequence[int]) -> Answer:
-    """The same request over HTTP.
+    """Send the same request over HTTP.
 
     Raises:
-        ValueError: it failed.
+        ValueError: if it fails.
     """
     body = {
         "model": model,
@@ -153,7 +153,7 @@ async def _measure(
 
 @asynccontextmanager
 async def _engine(args: argparse.Namespace) -> AsyncIterator[Ask]:
-    """The engine as `adadecode serve` has it, its worker in this process."""
+    """Run the engine with the defaults of `adadecode serve`, but its worker in this process."""
     directory = resolve_model(args.model)
     config = EngineConfig(
         model=ModelConfig(directory=directory),

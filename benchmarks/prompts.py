@@ -1,4 +1,4 @@
-"""The prompts of a benchmark: a JSON-lines file, or these."""
+"""The prompts of a benchmark, from a JSON-lines file or built in."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -84,10 +84,10 @@ _BUILT_IN = {
 
 
 def choose_prompts(file: Path | None, per_task: int | None) -> list[Prompt]:
-    """At most `per_task` prompts of each task, the tasks taking turns.
+    """Return at most `per_task` prompts of each task, with the tasks taking turns.
 
     Raises:
-        ValueError: when the file is no such file or holds no prompt.
+        ValueError: if the file cannot be read, is not of that form or holds no prompt.
     """
     if file is None:
         prompts = [Prompt(task, text) for task, texts in _BUILT_IN.items() for text in texts]
@@ -106,7 +106,7 @@ def choose_prompts(file: Path | None, per_task: int | None) -> list[Prompt]:
 
 
 def encode_prompts(prompts: Sequence[Prompt], directory: Path) -> tuple[Entry, ...]:
-    """As conversations in the model's chat template; the text alone when it has none."""
+    """Encode prompts with the model's chat template, or their text alone if it has none."""
     from transformers import AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(str(directory))

@@ -1,4 +1,4 @@
-"""A comparison as a table for people and as JSON for programs."""
+"""Formats a comparison as a table for people and as JSON for programs."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -21,7 +21,7 @@ _RATIOS = ((EARLY_EXIT, PLAIN), (PLAIN, TRANSFORMERS), (EARLY_EXIT, TRANSFORMERS
 
 
 def format_comparisons(comparisons: Sequence[TaskComparison]) -> str:
-    """One table per concurrency: output tokens per second, ratios, drafts."""
+    """Format one table per concurrency: output tokens per second, ratios and drafts."""
     tables = []
     for concurrency in dict.fromkeys(entry.concurrency for entry in comparisons):
         entries = [entry for entry in comparisons if entry.concurrency == concurrency]
@@ -34,7 +34,7 @@ def format_comparisons(comparisons: Sequence[TaskComparison]) -> str:
 
 
 def format_agreements(agreements: Sequence[Agreement], *, is_greedy: bool) -> str:
-    """One line per mode: how many outputs equal plain decoding's, and which do not."""
+    """Format one line per mode: how many outputs equal plain decoding's, and which do not."""
     lines = []
     for agreement in agreements:
         if agreement.mode == TRANSFORMERS and not is_greedy:
@@ -49,8 +49,9 @@ def format_agreements(agreements: Sequence[Agreement], *, is_greedy: bool) -> st
 
 
 def mean_ratios(comparisons: Sequence[TaskComparison], runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """By concurrency, the mean of the tasks' ratios, and of the groups' own ("single ratios", a
-    prompt's where they ran alone), where there are any.
+    """Return the mean ratios for each concurrency, over tasks and over groups.
+
+    Those over groups, which are single prompts at concurrency 1, are named "single ratios".
     """
     means = []
     for concurrency in sorted({run.concurrency for run in runs}):
@@ -68,7 +69,7 @@ def mean_ratios(comparisons: Sequence[TaskComparison], runs: Sequence[Run]) -> l
 
 
 def format_means(means: Sequence[Mapping[str, Any]]) -> str:
-    """One line each."""
+    """Format one line per mean."""
     return "\n".join(
         f"mean of {each['mean_of']}, {each['concurrency']} at once: "
         + ", ".join(f"{modes} {ratio:.2f}x" for modes, ratio in each["ratios"].items())
@@ -77,7 +78,7 @@ def format_means(means: Sequence[Mapping[str, Any]]) -> str:
 
 
 def to_json(comparison: TaskComparison) -> dict[str, Any]:
-    """Everything a table row is made from."""
+    """Return all figures of a table row, for JSON."""
     drafts = comparison.drafts
     return {
         "task": comparison.task,
@@ -109,7 +110,7 @@ def to_json(comparison: TaskComparison) -> dict[str, Any]:
 
 
 def agreement_to_json(agreement: Agreement) -> Mapping[str, Any]:
-    """As the text says it."""
+    """Return an agreement for JSON."""
     return {
         "mode": agreement.mode,
         "reference": agreement.reference,
@@ -153,7 +154,7 @@ def _row(entry: TaskComparison, modes: Sequence[str]) -> list[str]:
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:
-    """Columns of equal width: names to the left, numbers to the right."""
+    """Align columns: the first and the last to the left, all others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(

@@ -1,6 +1,7 @@
-"""Twenty things to ask for, each with the JSON schema that the answer has to follow.
+"""Tasks with a prompt and the JSON schema that the answer has to follow.
 
-Every string and list has an end, so that an answer ends within its tokens at any temperature.
+The length of strings and lists is limited, so that answers end within their tokens at any
+temperature.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ Schema = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What to ask for, and how the answer has to look."""
+    """A prompt, and the schema of its answer."""
 
     name: str
     prompt: str

@@ -1,8 +1,8 @@
-"""Drafters that are told what the plain output is: which of their drafts are right is scripted.
+"""Drafters that know the plain output, so that which of their drafts are right can be scripted.
 
-`ScriptedDrafter` shows the ends of verification, with drafts from both sources mixed, at every
-exit: everything accepted, everything rolled back, nothing but second candidates accepted. Others
-build on `Script`.
+`ScriptedDrafter` covers the extremes of verification, with drafts from look-ups and from every exit
+mixed: everything accepted, everything rolled back, or only second candidates accepted. Other
+scripted drafters build on `Script`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,10 +25,10 @@ _AGREEMENTS: Mapping[Agreement, Callable[[int], bool]] = {
 
 
 class Script:
-    """What scripted drafters share. Implements `engine.worker.drafter.Drafter` but for `look`.
+    """The base of scripted drafters: `engine.worker.drafter.Drafter` without `look`.
 
     Attributes:
-        outputs: Prompt -> it and its plain output.
+        outputs: For each prompt, the tokens of the prompt followed by its plain output.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Script:
     ) -> None:
         """
         Args:
-            is_right: Whether the draft for a position is what plain decoding brought.
+            is_right: Whether the draft for a position is to be the token of the plain output.
         """
         self.exit_layers = list(exit_layers)
         self.outputs = outputs
@@ -83,24 +83,24 @@ class Script:
         """See `Drafter.learn`: there is nothing to learn from a script."""
 
     def append(self, row: Row, exit_index: int | None) -> None:
-        """One more draft, if the script goes so far."""
+        """Append one more draft to a row, unless the script has ended."""
         position = len(row.state.token_ids) + len(row.drafts)
         token_id = self._token_at(row, position, 0 if self._is_right(position) else 1)
         if token_id is not None:
             row.drafts.append(Draft(token_id, exit_index, confidence=0.9, survival=0.9))
 
     def _token_at(self, row: Row, position: int, error: int) -> int | None:
-        """What plain decoding brought there, or so many ids behind it; None behind its end."""
+        """Return the plain output's token at a position plus `error`, or None after its end."""
         start = row.state.start
         known = self.outputs[tuple(start.token_ids[: start.num_prompt_tokens])]
         return (known[position] + error) % self._vocab_size if position < len(known) else None
 
 
 class ScriptedDrafter(Script):
-    """Agrees with the plain output always, never, or now and then; looks at no hidden state.
+    """A drafter that is right always, never or sometimes, and reads no hidden states.
 
-    Beside drafts that can be wrong it has alternates: "sometimes" right where the draft is wrong,
-    "aside" always.
+    Unless it is always right it also gives some drafts an alternate (second candidate): with
+    "sometimes" that is right where the draft is wrong, with "aside" always, with "never" never.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class ScriptedDrafter(Script):
         self._agreement = agreement
 
     def look_up(self, rows: Sequence[Row], estimate: StepEstimate) -> None:
-        """See `Drafter.look_up`: runs of no to three tokens."""
+        """See `Drafter.look_up`; drafts runs of up to three tokens."""
         for row in rows:
             if not row.num_waiting:
                 continue
@@ -129,8 +129,10 @@ class ScriptedDrafter(Script):
         hidden: Tensor,
         estimate: StepEstimate,
     ) -> None:
-        """See `Drafter.look`. Every position has its exit, or none; at the first exit some of the
-        tokens just looked up are given up.
+        """See `Drafter.look`.
+
+        A position determines the exit at which it drafts, if any. At the first exit some drafts
+        that were just looked up are dropped.
         """
         for arrival in arrivals:
             row = arrival.row
@@ -143,7 +145,7 @@ class ScriptedDrafter(Script):
                 self._put_aside(row, exit_index, estimate)
 
     def _put_aside(self, row: Row, exit_index: int, estimate: StepEstimate) -> None:
-        """An alternate for one of the places, unless that has one."""
+        """Give one of the row's drafts an alternate, unless it has one."""
         place = row.newest_position * 3 % len(row.drafts)
         position = len(row.state.token_ids) + place
         is_right = self._agreement != "never" and not self._is_right(position)

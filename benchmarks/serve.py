@@ -1,4 +1,4 @@
-"""`adadecode bench serve`: load on a running server, whoever's, over its OpenAI-compatible API.
+"""`adadecode bench serve`: a load test of any running server with an OpenAI-compatible API.
 
 Names of flags and figures are those of `vllm bench serve`, so that results can be compared.
 """
@@ -77,10 +77,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out the parsed command; status 1 when a request failed.
+    """Carry out the parsed command; return 1 if a request has failed.
 
     Raises:
-        ValueError: the server cannot be reached, or options make no sense.
+        ValueError: if the server cannot be reached or options make no sense.
     """
     if args.num_prompts < 1 or args.request_rate <= 0 or args.burstiness <= 0:
         raise ValueError("--num-prompts, --request-rate and --burstiness should be positive")
@@ -164,7 +164,7 @@ def _calls(args: argparse.Namespace, model: str) -> list[Call]:
     draw = random.Random(args.seed)
     if args.dataset_name == "random":
         length = range(args.random_input_len)
-        if is_chat:  # about a token a word
+        if is_chat:  # a word is about one token
             texts = (" ".join(draw.choice(_WORDS) for _ in length) for _ in range(args.num_prompts))
             return [call(text) for text in texts]
         return [
@@ -175,7 +175,7 @@ def _calls(args: argparse.Namespace, model: str) -> list[Call]:
 
 
 async def _counters(client: "AsyncClient") -> Counters:
-    """The server's counters; none where it has no metrics."""
+    """Return the server's counters; none if it has no metrics."""
     response = await client.get("/metrics")
     return read_counters(response.text) if response.status_code == 200 else {}
 

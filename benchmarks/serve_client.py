@@ -1,4 +1,4 @@
-"""One streamed request to an OpenAI-compatible server, timed chunk by chunk."""
+"""Sends streamed requests to an OpenAI-compatible server, and times their chunks."""
 
 import json
 import time
@@ -23,16 +23,16 @@ class Call:
 
 @dataclass(slots=True, kw_only=True)
 class Outcome:
-    """How a call went; times in seconds."""
+    """The answer to a call, with its times in seconds."""
 
-    started_s: float  # on the clock of time.perf_counter
+    started_s: float  # by time.perf_counter
     ttft_s: float = 0.0
     latency_s: float = 0.0
-    itls_s: list[float] = field(default_factory=list)  # between chunks with text, as vLLM has it
+    itls_s: list[float] = field(default_factory=list)  # between chunks with text, as in vLLM
     text: str = ""
     num_input_tokens: int = 0
     num_output_tokens: int = 0
-    num_cached_tokens: int = 0  # of the input, where the server says so
+    num_cached_tokens: int = 0  # of the input, if the server reports it
     error: str | None = None
 
     @property
@@ -44,7 +44,7 @@ class Outcome:
 
 
 async def send(client: "AsyncClient", call: Call) -> Outcome:
-    """Send a call and read its stream; whatever goes wrong is its `error`."""
+    """Send a call and read its stream; HTTP errors are reported as the outcome's `error`."""
     import httpx
 
     outcome = Outcome(started_s=time.perf_counter())

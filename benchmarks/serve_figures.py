@@ -1,4 +1,4 @@
-"""What a load test has shown, under the names of vLLM's result files, and as its table."""
+"""The figures of a load test, named as in vLLM's result files, and its table."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ Counters = Mapping[str, float]
 
 
 def read_counters(text: str) -> dict[str, float]:
-    """Counters of a Prometheus text, summed over labels; positions of drafts apart."""
+    """Parse the counters of a Prometheus text, summed over all labels but the draft position."""
     counters: dict[str, float] = {}
     for name, labels, value in _COUNTER.findall(text):
         position = _POSITION.search(labels)
@@ -30,7 +30,7 @@ def read_counters(text: str) -> dict[str, float]:
 
 
 def latency_figures(outcomes: Sequence[Outcome], percentiles: Sequence[float]) -> dict[str, float]:
-    """mean_ttft_ms, median_ttft_ms, std_ttft_ms, p99_ttft_ms and so on for every metric."""
+    """Return mean_ttft_ms, median_ttft_ms, std_ttft_ms, p99_ttft_ms and so on for all metrics."""
     values = {
         "ttft": [each.ttft_s for each in outcomes],
         "tpot": [tpot for each in outcomes if (tpot := each.tpot_s) is not None],
@@ -51,10 +51,11 @@ def latency_figures(outcomes: Sequence[Outcome], percentiles: Sequence[float]) -
 def throughput_figures(
     outcomes: Sequence[Outcome], duration_s: float, goodput: Mapping[str, float]
 ) -> dict[str, float | None]:
-    """Requests and tokens per second; with objectives also the requests per second that met all.
+    """Return requests and tokens per second and, with objectives, the goodput.
 
     Args:
-        goodput: most milliseconds by metric (ttft, tpot, e2el).
+        goodput: Objectives: the most milliseconds by metric (ttft, tpot, e2el). Goodput counts the
+            requests that meet all of them.
     """
     num_input = sum(each.num_input_tokens for each in outcomes)
     num_output = sum(each.num_output_tokens for each in outcomes)
@@ -72,7 +73,7 @@ def throughput_figures(
 
 
 def draft_figures(before: Counters, after: Counters) -> dict[str, Any]:
-    """Acceptance over the test, from the server's counters; empty for one that has none."""
+    """Return the acceptance figures of the test, or none if the server does not count drafts."""
     drafts = _grown(f"{_SPEC}drafts_total", before, after)
     drafted = _grown(f"{_SPEC}draft_tokens_total", before, after)
     accepted = _grown(f"{_SPEC}accepted_tokens_total", before, after)
@@ -95,10 +96,11 @@ def draft_figures(before: Counters, after: Counters) -> dict[str, Any]:
 def server_figures(
     before: Counters, after: Counters, num_requests: int, duration_s: float
 ) -> dict[str, float]:
-    """What the server process spent besides its worker; empty for one that does not tell.
+    """Return what the server process spent besides its worker; empty without the counters for it.
 
-    `server_cpu_ms_per_request` is CPU time of the server process over requests, per token over
-    output tokens; `server_gap_ms_per_step` is wall time in which no step was computed, over steps.
+    `server_cpu_ms_per_request` and `server_cpu_ms_per_token` are the server process's CPU time per
+    request and per output token; `server_gap_ms_per_step` is the wall time per step in which no
+    step was computed.
     """
     cpu_s = _grown("process_cpu_seconds_total", before, after)
     steps = _grown("adadecode:steps_total", before, after)
@@ -115,7 +117,7 @@ def server_figures(
 
 
 def format_figures(figures: Mapping[str, Any], percentiles: Sequence[float]) -> str:
-    """The table that vLLM's users know."""
+    """Format the figures like the table of `vllm bench serve`."""
     lines = ["============ Serving Benchmark Result ============"]
     for key, label in _LABELS.items():
         value = figures.get(key)
@@ -180,7 +182,7 @@ def _meets(outcome: Outcome, goodput: Mapping[str, float]) -> bool:
 
 
 def percentile_of(ordered: Sequence[float], percentile: float) -> float:
-    """Linear between the two nearest values."""
+    """Return a percentile of sorted values, interpolated linearly between the two nearest."""
     place = (len(ordered) - 1) * percentile / 100
     low = int(place)
     high = min(low + 1, len(ordered) - 1)

@@ -1,5 +1,6 @@
-"""When the requests of a load test are sent: at a rate with a given burstiness, or all at once,
-and never more at a time than allowed."""
+"""Schedules the requests of a load test: at a rate with a given burstiness, or all at once, with a
+limit on how many run at a time.
+"""
 
 import asyncio
 import random
@@ -12,7 +13,7 @@ from benchmarks.serve_client import Call, Outcome
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """How hard to press."""
+    """The rate and the concurrency of the requests."""
 
     request_rate: float = inf  # requests per second
     burstiness: float = 1.0  # 1: Poisson; below: burstier; above: more even
@@ -20,7 +21,7 @@ class Load:
     seed: int = 0
 
     def delays_s(self, num_requests: int) -> Iterator[float]:
-        """Seconds to wait before each request: gamma-distributed, scaled to the exact mean rate."""
+        """Yield the seconds to wait before each request, gamma-distributed with the exact rate."""
         if self.request_rate == inf:
             yield from (0.0 for _ in range(num_requests))
             return
@@ -40,7 +41,7 @@ async def run_load(
     send: Callable[[Call], Awaitable[Outcome]],
     on_done: Callable[[], object],
 ) -> list[Outcome]:
-    """Send every call; outcomes in the order of the calls."""
+    """Send every call; return the outcomes in the order of the calls."""
     free = asyncio.Semaphore(load.max_concurrency or len(calls))
 
     async def take_turn(call: Call) -> Outcome:

@@ -1,4 +1,4 @@
-"""What a server says that it holds."""
+"""Reads from a server's metrics whether it holds requests or KV blocks."""
 
 import asyncio
 import re
@@ -13,10 +13,10 @@ _IDLE_TIMEOUT_S = 120.0
 
 
 def gauge(text: str, name: str) -> float:
-    """A value in the text of /metrics.
+    """Return a value from the text of /metrics.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: if there is none of that name.
     """
     match = re.search(rf"^{re.escape(name)}(?:\{{.*\}})? (\S+)$", text, re.MULTILINE)
     if match is None:
@@ -25,7 +25,7 @@ def gauge(text: str, name: str) -> float:
 
 
 async def until_idle(client: "AsyncClient") -> dict[str, float]:
-    """Wait until the server holds no request and no KV block; what it says in the end."""
+    """Wait until the server holds no request and no KV block, or too long; return the gauges."""
     deadline = time.monotonic() + _IDLE_TIMEOUT_S
     while True:
         text = (await client.get("/metrics")).text

@@ -1,9 +1,9 @@
 """`adadecode bench soak`: mixed traffic beyond capacity, clients that leave, workers that die.
 
-Starts a server of its own, asks every question once undisturbed, then asks them at random, more at
-once than run together. A share of the clients leaves at a random moment; the worker is killed now
-and then. Ends with status 1 when a request was lost or hung, a text changed, or the server, idle
-again, still holds a request or a KV block.
+Starts its own server, sends every request once undisturbed, then sends them at random, more at once
+than the server runs. A share of the clients leaves at a random moment, and the worker is killed
+from time to time. The exit status is 1 if a request was lost or hung, a text changed, or the
+server, when idle again, still holds a request or a KV block.
 """
 
 import argparse
@@ -34,34 +34,35 @@ from training.progress import ProgressReport
 if TYPE_CHECKING:
     from httpx import AsyncClient
 
-_HUNG_AFTER_S = 900.0  # with no answer to anybody, or with more than one's share of overtaking
-# Answers to others, per client; the server's queue is first come, first served.
-_MOST_OVERTAKING = 10
-_WARM_UP_SHARE = 1 / 3  # of the memory samples, which the slope leaves out
+# A request counts as hung if nobody gets an answer for so long, or if after that time it has been
+# overtaken too often. The server's queue is first come, first served.
+_HUNG_AFTER_S = 900.0
+_MOST_OVERTAKING = 10  # answers to others meanwhile, per client
+_WARM_UP_SHARE = 1 / 3  # first memory samples, which the slope leaves out
 _NUM_CALLS = 16
 _SHARED_PREFIX = "You are asked many questions that begin with these very words. " * 4
 
 
 @dataclass(slots=True, kw_only=True)
 class SoakReport:
-    """What came of it."""
+    """The outcome of a soak."""
 
     duration_s: float = 0.0
     requests: int = 0  # sent
     finished: int = 0
-    aborted: int = 0  # left by their client
+    aborted: int = 0  # abandoned by their client
     lost: int = 0
     wrong: int = 0
     hung: int = 0
     kills: int = 0
     recovery_s: list[float] = field(default_factory=list)
-    left_behind: dict[str, float] = field(default_factory=dict)  # gauges once idle, all 0
+    left_behind: dict[str, float] = field(default_factory=dict)  # gauges once idle: should be 0
     rss_mb: list[tuple[float, float]] = field(default_factory=list)  # (seconds, server's RSS)
     errors: list[str] = field(default_factory=list)
 
     @property
     def rss_slope_mb_per_hour(self) -> float:
-        """Least squares over the samples after the warm-up."""
+        """The growth of the server's memory: least squares over the samples after the warm-up."""
         samples = self.rss_mb[int(len(self.rss_mb) * _WARM_UP_SHARE) :]
         if len(samples) < 2:
             return 0.0
@@ -97,10 +98,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out the parsed command; returns the exit status.
+    """Carry out the parsed command and return the exit status.
 
     Raises:
-        ValueError: the numbers make no sense, or the server ended.
+        ValueError: if the numbers make no sense or the server has ended.
     """
     if args.concurrency < 1 or not 0 <= args.abort_share < 1 or args.max_tokens < 2:
         raise ValueError("--concurrency, --abort-share or --max-tokens makes no sense")
@@ -128,7 +129,7 @@ async def _measure(args: argparse.Namespace) -> SoakReport:
 
 
 class _Soak:
-    """Clients, kills and samples, until the time is over."""
+    """Runs clients, kills and memory samples until the time is over."""
 
     def __init__(
         self,
@@ -148,7 +149,7 @@ class _Soak:
         self._started = time.monotonic()
 
     async def run(self) -> None:
-        """The whole soak; the report is complete afterwards."""
+        """Run the whole soak, after which the report is complete."""
         extras = [asyncio.create_task(self._sample()), asyncio.create_task(self._show())]
         if self._args.kill_every:
             extras.append(asyncio.create_task(self._kill()))
@@ -175,7 +176,7 @@ class _Soak:
         return time.monotonic() - self._started
 
     async def _ask(self) -> None:
-        """One client after another."""
+        """Send one request after another, as clients of which some leave early."""
         report = self.report
         while not self._is_over:
             report.requests += 1
@@ -201,7 +202,7 @@ class _Soak:
                 report.wrong += outcome.text != self._expected[index]
 
     async def _is_answered(self, asking: "asyncio.Task[Outcome]") -> bool:
-        """Wait for an answer as long as there is hope; a slow machine alone is no reason to go."""
+        """Wait for an answer until the request counts as hung; return whether there is one."""
         report, answers_before = self.report, self.report.finished
         while True:
             latest = report.finished
@@ -221,7 +222,7 @@ class _Soak:
         while True:
             await asyncio.sleep(self._args.kill_every)
             pid = self._server.worker_pid
-            if pid is None or self._is_over:  # the last requests are left in peace
+            if pid is None or self._is_over:  # no kill disturbs the last requests
                 continue
             os.kill(pid, signal.SIGKILL)
             killed = time.monotonic()
@@ -230,7 +231,7 @@ class _Soak:
             self.report.recovery_s.append(time.monotonic() - killed)
 
     async def _show(self) -> None:
-        """How far it is, in requests or seconds."""
+        """Show the progress in requests or seconds."""
         goal = round(self._args.requests or 60 * self._args.minutes)
         unit = "requests" if self._args.requests else "s"
         with ProgressReport("soak", goal, unit) as progress:
@@ -247,7 +248,7 @@ class _Soak:
 
 
 def _calls(args: argparse.Namespace) -> list[Call]:
-    """Different requests: long and short, greedy and sampled, half of them with one prefix."""
+    """Return different requests: long and short, greedy and sampled, half with a shared prefix."""
     prompts = [prompt.text for prompt in choose_prompts(None, None)]
     choose = random.Random(args.seed)
     return [

@@ -1,7 +1,8 @@
 """How long a server takes to start: `python -m benchmarks.startup`.
 
-From the command `adadecode serve` until `/ready` says 200, several times in a row, to a tenth of a
-second. Only the first converts and measures what later starts find kept. Needs httpx.
+Measures from the command `adadecode serve` until `/ready` says 200, several times in a row, to a
+tenth of a second. Only a first start converts the model and profiles it; later ones find the
+results in the cache. Needs httpx.
 """
 
 import argparse

@@ -1,9 +1,9 @@
 """Where a plain decode step's time goes: `python -m benchmarks.step`.
 
-A model through scheduler and worker in this process, native kernels, for each form of
-weights, number of rows and length of context: milliseconds per step by part (medians over the
-steps), and the bytes of weights a step reads against the memory's own speed, measured in the same
-run. Needs torch only.
+Runs a model through scheduler and worker in this process with native kernels, for each form of
+weights, number of rows and length of context. Prints milliseconds per step by part (medians over
+the steps), and the rate at which a step reads weights as a share of the memory bandwidth, measured
+in the same run. Needs torch only.
 """
 
 import argparse
@@ -32,18 +32,22 @@ from engine.worker.cores import cores_to_pin
 from engine.worker.worker import ModelWorker
 
 _PARTS = ("embed", "layers", "head", "sampling")
-_TOKEN = 50  # any that is not special
+_TOKEN = 50  # any token that is not special
 
 
 @dataclass
 class StepTimes:
-    """Seconds by part of the step under way, and the weights read."""
+    """The seconds of one step by part, and the bytes of the weights that it reads."""
 
     parts: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     weight_bytes: int = 0
 
     def watch(self, target: object, name: str, part: str, size: Callable[..., int]) -> None:
-        """Time a method's calls as a part; `size` tells the weights it reads by its arguments."""
+        """Time a method's calls as a part of the step.
+
+        Args:
+            size: Returns the bytes of weights that a call reads, given its arguments.
+        """
         method = getattr(target, name)
 
         def timed(*args: Any, **options: Any) -> Any:
@@ -57,7 +61,7 @@ class StepTimes:
 
 
 class TimedWorker:
-    """A worker whose steps are kept, part by part."""
+    """A worker that keeps the times of its steps, part by part."""
 
     def __init__(self, worker: ModelWorker, ops: NativeOps) -> None:
         self.info: WorkerInfo = worker.info
@@ -71,7 +75,7 @@ class TimedWorker:
         watch(ops, "sample", "sampling", lambda *_: 0)
 
     def execute(self, plan: StepPlan) -> StepResult:
-        """See `Worker.execute`."""
+        """See `SynchronousWorker.execute`."""
         self._times.parts.clear()
         self._times.weight_bytes = 0
         started = time.perf_counter()

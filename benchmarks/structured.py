@@ -1,9 +1,8 @@
-"""`adadecode bench structured`: answers that have to follow a schema. Do they, and do early exits
-change any?
+"""`adadecode bench structured`: do answers follow their schema, and do early exits change any?
 
-Every schema is asked for with several seeds, once with early exits off and once with drafts at a
-fixed threshold, which drafts whether it pays or not. Ends with status 1 when an answer does not
-follow its schema, has no end, or differs.
+Every schema is requested with several seeds, once with early exits off and once with a fixed
+threshold, which drafts whether it pays or not. The exit status is 1 if an answer does not follow
+its schema, does not end, or differs.
 """
 
 import argparse
@@ -36,7 +35,7 @@ _THRESHOLD = 0.3
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one schema's requests."""
+    """The figures of one schema's requests."""
 
     name: str
     num_requests: int
@@ -48,7 +47,7 @@ class Outcome:
 
     @property
     def is_right(self) -> bool:
-        """Whether all are valid and unchanged."""
+        """Whether all answers are valid and unchanged."""
         return self.num_valid == self.num_identical == self.num_requests
 
     def __str__(self) -> str:
@@ -60,7 +59,7 @@ class Outcome:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out the parsed command; returns the exit status.
+    """Carry out the parsed command and return the exit status.
 
     Raises:
         ValueError: when nothing can be validated here, or there are no exit heads.

@@ -1,10 +1,10 @@
-"""`adadecode bench traces`: timed requests that begin alike, are cancelled and asked again.
+"""`adadecode bench traces`: timed requests that share prefixes, are cancelled and sent again.
 
 What corrupts servers is not one odd request but ordinary ones at the wrong moment: a prompt that
-shares its first blocks with another's that is being cancelled, or that comes back while its first
-attempt is still being forgotten. Every body is asked alone first, under a salt of its own; then
-traces of them run in a KV cache too small for all. Ends with status 1 when a finished answer is not
-the one that was given alone, a request was lost, or the server, idle again, holds anything.
+shares its first blocks with one that is being cancelled, or that is sent again while its first
+attempt is still being removed. Every body is sent alone first, with a cache salt of its own; then
+traces of them run in a KV cache too small for all. The exit status is 1 if a finished answer is not
+the one that was given alone, a request was lost, or the server still holds anything when idle.
 
 Source: GRIEF, arXiv 2605.11202, for the kind of trace.
 """
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from httpx import AsyncClient, Response
 
 _BLOCK = 16  # tokens per KV block, the server's default
-_BURSTS_MS = (0, 1, 4, 15, 19)  # between requests that belong together
+_BURSTS_MS = (0, 1, 4, 15, 19)  # between the requests of one burst
 _PATIENCE_MS = (1, 5, 15, 19, 40, 150, 400)  # before a client leaves
 _FLAGS = ("--max-num-seqs", "6", "--max-model-len", "96", "--kv-cache-memory", "5M")
 _COUNTERS = ("vllm:num_preemptions_total", "vllm:prefix_cache_hits_total")
 _HANGS_AFTER_S = 300.0
 
-# What every choice of an answer says: its text and why it ended.
+# The text and the finish reason of every choice.
 Answer = Sequence[tuple[str, str | None]]
 
 
@@ -42,15 +42,15 @@ class Event:
     """One request of a trace."""
 
     at_s: float
-    index: int  # of its body
+    index: int  # index of its body
     is_streamed: bool
-    leaves_after_s: float | None = None
-    retries_after_s: float | None = None  # once it has left
+    leaves_after_s: float | None = None  # None: the client waits for the answer
+    retries_after_s: float | None = None  # after the client has left; None: it does not retry
 
 
 @dataclass(slots=True, kw_only=True)
 class TraceReport:
-    """What came of all traces."""
+    """The outcome of all traces."""
 
     traces: int = 0
     requests: int = 0
@@ -60,7 +60,7 @@ class TraceReport:
     wrong: int = 0
     lost: int = 0
     duration_s: float = 0.0
-    counters: dict[str, float] = field(default_factory=dict)  # the server's, over the traces
+    counters: dict[str, float] = field(default_factory=dict)  # growth of the server's counters
     left_behind: dict[str, float] = field(default_factory=dict)
     findings: list[str] = field(default_factory=list)
 
@@ -81,10 +81,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out the parsed command; returns the exit status.
+    """Carry out the parsed command and return the exit status.
 
     Raises:
-        ValueError: the numbers make no sense, or the server ended.
+        ValueError: if the numbers make no sense or the server has ended.
     """
     if args.traces < 1 or args.bodies < 4:
         raise ValueError("--traces should be positive, --bodies at least 4")
@@ -107,7 +107,7 @@ async def _measure(args: argparse.Namespace) -> TraceReport:
 
 
 class _Traces:
-    """All traces on one server."""
+    """Runs all traces on one server."""
 
     def __init__(self, args: argparse.Namespace, client: "AsyncClient") -> None:
         self.report = TraceReport()
@@ -117,7 +117,7 @@ class _Traces:
         self._expected: list[Answer] = []
 
     async def run(self) -> TraceReport:
-        """The answers alone, then the traces."""
+        """Get every body's answer alone, then run the traces."""
         for number, body in enumerate(self._bodies):
             alone = {**body, "cache_salt": f"alone {number}"}
             self._expected.append(await self._ask(alone, is_streamed=False))
@@ -149,7 +149,7 @@ class _Traces:
             self.report.findings.append(f"{name}: body {event.index} hangs")
 
     async def _attempt(self, event: Event, name: str, patience_s: float) -> bool:
-        """Ask and judge; false if there was no answer in time."""
+        """Send a request and check the answer; return False if there is none in time."""
         import httpx
 
         report = self.report
@@ -172,9 +172,11 @@ class _Traces:
         return True
 
     async def _ask(self, body: Mapping[str, Any], *, is_streamed: bool) -> Answer:
-        """Raises:
-        httpx.HTTPError: no answer.
-        ValueError: an answer that is none.
+        """Send a request and return its answer.
+
+        Raises:
+            httpx.HTTPError: if the request fails.
+            ValueError: if the answer is not valid, or its stream is cut off.
         """
         url = "/v1/completions"
         if not is_streamed:
@@ -191,7 +193,7 @@ class _Traces:
 
 
 def make_bodies(seed: int, count: int, model: str) -> list[dict[str, Any]]:
-    """Requests in families that begin alike, up to and around the edges of blocks, and loners."""
+    """Make request bodies: families that share prefixes which end near block edges, and loners."""
     choose = random.Random(f"{seed}/bodies")
     lengths = [blocks * _BLOCK + offset for blocks in (1, 2, 3) for offset in (-1, 0, 1)]
     prefixes = [_token_ids(choose, choose.choice(lengths)) for _ in range(max(1, count // 6))]
@@ -215,7 +217,7 @@ def make_bodies(seed: int, count: int, model: str) -> list[dict[str, Any]]:
 
 
 def make_trace(seed: int, number: int, num_bodies: int) -> list[Event]:
-    """Bursts of requests, some cancelled, most of those asked again; the next burst overlaps."""
+    """Make a trace: overlapping bursts of requests, some cancelled and most of those retried."""
     choose = random.Random(f"{seed}/trace {number}")
     events, at_s = [], 0.0
     for _ in range(choose.randint(2, 4)):
@@ -238,7 +240,7 @@ def make_trace(seed: int, number: int, num_bodies: int) -> list[Event]:
 
 
 def _token_ids(choose: random.Random, count: int) -> list[int]:
-    """Tokens that every vocabulary has."""
+    """Choose tokens that every vocabulary has."""
     return [choose.randrange(40, 250) for _ in range(count)]
 
 

@@ -1,7 +1,7 @@
 """Exit heads with something taken away, as directories like those that `heads train` writes.
 
-Nothing is trained anew: a variant says what the trained heads lose. Heads trained without it are
-`heads train`'s affair, and `bench ablation --retrained` takes them.
+Nothing is trained anew: a variant shows what trained heads lose without a part. Heads that were
+trained without it come from `heads train` and are given to `bench ablation --retrained`.
 """
 
 import json
@@ -18,7 +18,7 @@ Facts = Mapping[str, object]
 
 
 def without_previous_token(tensors: Tensors, facts: Facts) -> Tensors:
-    """The input that reads the last hidden state of the token before is cut off."""
+    """Remove the input that reads the previous token's last hidden state."""
     return {
         name: torch.zeros_like(tensor) if name.endswith(".project_previous") else tensor
         for name, tensor in tensors.items()
@@ -26,7 +26,7 @@ def without_previous_token(tensors: Tensors, facts: Facts) -> Tensors:
 
 
 def with_full_vocabulary(tensors: Tensors, facts: Facts) -> Tensors:
-    """Every token has a logit, so that nothing is "other"."""
+    """Give every token a logit, so that nothing is "other"."""
     size = int(str(facts["vocab_size"]))
     changed = {
         name: torch.zeros_like(tensor) if name.endswith(".other") else tensor
@@ -36,7 +36,7 @@ def with_full_vocabulary(tensors: Tensors, facts: Facts) -> Tensors:
 
 
 def untrained(tensors: Tensors, facts: Facts) -> Tensors:
-    """The model's own final norm and LM head on the hidden state as it is (logit lens)."""
+    """Apply the model's final norm and LM head to the hidden state as it is (logit lens)."""
     changed = without_previous_token(with_full_vocabulary(tensors, facts), facts)
     changed = {name: each for name, each in changed.items() if ".refinement." not in name}
     for name, tensor in changed.items():
@@ -48,7 +48,7 @@ def untrained(tensors: Tensors, facts: Facts) -> Tensors:
 
 
 def noise(tensors: Tensors, facts: Facts) -> Tensors:
-    """Matrices of the same size, of random numbers."""
+    """Replace matrices with random numbers of the same standard deviation."""
     generator = torch.Generator().manual_seed(0)
     return {
         name: torch.randn(tensor.shape, generator=generator).to(tensor.dtype) * float(tensor.std())
@@ -61,11 +61,7 @@ def noise(tensors: Tensors, facts: Facts) -> Tensors:
 def write_variant(
     heads: Path, target: Path, change: Callable[[Tensors, Facts], Tensors], vocab_size: int
 ) -> Path:
-    """Write changed heads.
-
-    Returns:
-        `target`, which `load_heads` takes.
-    """
+    """Write changed heads to a directory, and return it."""
     target.mkdir(parents=True)
     shutil.copy(heads / "heads.json", target)
     facts = json.loads((heads / "heads.json").read_text()) | {"vocab_size": vocab_size}

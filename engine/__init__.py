@@ -1,6 +1,8 @@
-"""The engine's façade: what the server may import. Torch-free.
+"""The engine's main types in one place: the engine itself, its configuration, requests, outputs.
 
-The data plane is `engine.worker` and `engine.model`; it is loaded on first use.
+Importing this package does not import torch: the data plane, `engine.worker` and `engine.model`, is
+imported only where a worker is made. The server imports other modules of the control plane, such as
+`engine.build` and `engine.errors`, by their own names.
 """
 
 from engine.async_engine import AsyncEngine, EngineInfo

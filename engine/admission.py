@@ -1,6 +1,7 @@
-"""Which requests may queue: those that can run to their end, while there is room to wait.
+"""Decides which requests may queue: those that can run to their end, while the queue has room.
 
-Pure rules over the configuration and the model's limits; what waits and runs is told.
+The rules depend only on the configuration and the model's limits; the caller passes in what is
+waiting and running.
 """
 
 from collections.abc import Collection
@@ -11,30 +12,32 @@ from engine.limits import ModelLimits
 from engine.request import GenerationRequest
 from engine.sequence import Sequence
 
-_MAX_RETRY_AFTER_S = 120  # OpenAI's clients do not wait longer
+_MAX_RETRY_AFTER_S = 120  # OpenAI's clients give up rather than wait longer
 
 
 class AdmissionRules:
-    """What is refused, and why."""
+    """Refuses requests that could never run, and requests that the queue has no room for."""
 
     def __init__(self, config: SchedulerConfig, limits: ModelLimits) -> None:
         self._config = config
         self._limits = limits
-        # A row computes at least one token, so more rows than tokens would starve the youngest.
+        # A row computes at least one token, so with more rows than tokens the youngest starve.
         self.max_rows = min(config.max_num_seqs, config.max_num_batched_tokens)
 
     def check_room(
         self, num_requests: int, num_tokens: int, *, num_running: int, waiting: Collection[Sequence]
     ) -> None:
-        """Whether so many more requests, with so many prompt tokens in all, may queue.
+        """Refuse new requests, all of them together, if the queue has no room for them.
 
         Args:
-            num_running: Sequences that run now.
-            waiting: Those that do not.
+            num_requests: How many new requests there are.
+            num_tokens: Prompt tokens of all new requests.
+            num_running: Sequences that are running now.
+            waiting: Sequences that are waiting now.
 
         Raises:
-            EngineOverloaded: if not now.
-            RequestError: if never, because they are too many together.
+            EngineOverloaded: There is no room now.
+            RequestError: There never is: the requests are more than the queue can hold.
         """
         num_waiting = len(waiting)
         most = self.max_rows + self._config.max_num_queued_requests
@@ -43,7 +46,7 @@ class AdmissionRules:
         is_full = num_waiting + num_running + num_requests > most
         most_tokens = self._config.max_num_queued_tokens
         if not is_full and most_tokens is not None:
-            # Whoever finds nobody waiting is let in, however long.
+            # If nobody is waiting, requests are let in however long their prompts are.
             num_queued = sum(sequence.num_tokens for sequence in waiting)
             is_full = num_waiting > 0 and num_queued + num_tokens > most_tokens
         if is_full:
@@ -54,10 +57,10 @@ class AdmissionRules:
             )
 
     def check_servable(self, request: GenerationRequest) -> None:
-        """Refuse what could never run to its end.
+        """Refuse a request that could never run to its end.
 
         Raises:
-            RequestError: naming what is wrong.
+            RequestError: The request could not; the message says why.
         """
         if request.priority != 0 and self._config.policy != "priority":
             message = "priority needs a server that runs with --scheduling-policy priority."

@@ -1,8 +1,8 @@
 """The engine in the server's event loop: requests in, streams of outputs out.
 
 One task drives schedule → execute → commit → render; everything else only adds, aborts and reads,
-in the same loop, so nothing needs a lock. While the worker computes a step, the outputs of the one
-before are rendered and handed out.
+in the same event loop, so nothing needs a lock. While the worker computes a step, the outputs of
+the previous step are rendered and handed out.
 """
 
 import asyncio
@@ -31,19 +31,19 @@ logger = logging.getLogger(__name__)
 
 _FAILED = "The engine failed; the request could not be finished."
 _ANY_OBJECT = Structure(kind="json_object")
-_CHECK_INTERVAL_S = 60.0  # between thorough looks at the invariants, when there is nothing to do
+_CHECK_INTERVAL_S = 60.0  # between checks of the invariants, which are made only when idle
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInfo:
-    """Facts of the model being served, as of now."""
+    """Facts about the model being served; a new worker may change the number of KV blocks."""
 
-    max_model_len: int  # prompt and output of a request; never more than the KV cache holds
+    max_model_len: int  # tokens of a request, prompt and output; at most what the KV cache holds
     vocab_size: int
     num_layers: int
-    hidden_size: int  # numbers in an embedding
+    hidden_size: int  # length of an embedding
     exit_layers: list[int]
-    has_lookup: bool  # drafts from text that repeats
+    has_lookup: bool  # whether it drafts by prompt look-up
     max_draft_tokens: int
     backend: str
     device: str
@@ -53,18 +53,18 @@ class EngineInfo:
 
 
 class AsyncEngine:
-    """One model, any number of concurrent requests."""
+    """Serves any number of concurrent requests with one model."""
 
     def __init__(self, config: EngineConfig, worker: Worker, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self.info: EngineInfo | None = None  # once started
+        self.info: EngineInfo | None = None  # set by `start`
         self._config = config
         self._supervisor = Supervisor(worker)
         self._approver: Approver | None = None
         self._warming: asyncio.Task[None] | None = None
         self._core: EngineCore | None = None
         self._slots: dict[str, OutputSlot] = {}
-        self._is_even = config.exits.target_itl_s is not None  # tokens leave evenly
+        self._is_even = config.exits.target_itl_s is not None  # use `PacedSlot`
         self._work = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -85,14 +85,14 @@ class AsyncEngine:
 
     @property
     def is_ready(self) -> bool:
-        """Whether requests are taken."""
+        """Whether new requests are accepted."""
         return self._core is not None and not self._is_stopping and not self.is_failed
 
     async def start(self) -> None:
-        """Load the model; returns when the first token could be made.
+        """Load the model and return when the first step can run.
 
         Raises:
-            ModelLoadError: if the model or its heads cannot be served.
+            ModelLoadError: The model or its heads cannot be served.
         """
         info = await self._supervisor.start()
         limits = ModelLimits.of(info)
@@ -114,9 +114,12 @@ class AsyncEngine:
         self._task = asyncio.create_task(self._run(self._core), name="engine")
 
     async def stop(self, timeout_s: float = 0.0) -> None:
-        """Take no more requests, let open ones finish for a while, end the rest and the worker.
+        """Accept no more requests, let open ones finish, then end the rest and the worker.
 
-        Idempotent. Requests that are ended have FinishReason.ABORT.
+        Requests ended here get FinishReason.ABORT. Idempotent.
+
+        Args:
+            timeout_s: How long open requests may take to finish.
         """
         self._is_stopping = True
         if self._core is not None and timeout_s > 0:
@@ -135,7 +138,7 @@ class AsyncEngine:
             await asyncio.gather(self._warming, return_exceptions=True)
 
     def stats(self) -> EngineStats:
-        """Totals and present state."""
+        """Return the totals and the present state."""
         stats = EngineStats() if self._core is None else self._core.stats()
         stats.worker_restarts_total = self._supervisor.num_restarts
         stats.recovery_time_s_total = self._supervisor.recovery_time_s_total
@@ -143,7 +146,7 @@ class AsyncEngine:
 
     @property
     def num_unread(self) -> int:
-        """Requests whose outputs somebody reads, or is yet to read."""
+        """The number of requests whose outputs are still being read, or not read yet."""
         return len(self._slots)
 
     def check(self) -> None:
@@ -152,27 +155,31 @@ class AsyncEngine:
             self._core.check()
 
     def check_room(self, num_requests: int = 1, num_tokens: int = 0) -> None:
-        """Whether so many more requests, with so many prompt tokens in all, would be taken now.
+        """Raise unless `num_requests` more requests would be accepted now.
+
+        Args:
+            num_requests: How many new requests there would be.
+            num_tokens: Prompt tokens of all of them.
 
         Raises:
-            RequestError: never.
-            EngineOverloaded: not now, too many are waiting.
-            EngineStopped: the engine is not started, or stopping.
-            EngineFailed: the engine has failed before.
+            RequestError: The queue can never hold that many requests.
+            EngineOverloaded: Too many requests are waiting now.
+            EngineStopped: The engine is not started, or is stopping.
+            EngineFailed: The engine has failed.
         """
         self._running_core().check_room(num_requests, num_tokens)
 
     def admit(self, requests: Sequence[GenerationRequest]) -> list[OutputSlot]:
-        """Queue all of them or none; each goes on until it is generated to its end, or aborted.
+        """Queue all of the requests or none; each runs until it is finished or aborted.
 
         Returns:
-            Where the outputs of each will be.
+            The slot in which each request's outputs arrive.
 
         Raises:
-            RequestError: if one can never run.
-            EngineOverloaded: if too many are waiting.
-            EngineStopped: if the engine is not started, or stopping.
-            EngineFailed: if the engine fails, or has failed before.
+            RequestError: One of the requests can never run.
+            EngineOverloaded: Too many requests are waiting.
+            EngineStopped: The engine is not started, or is stopping.
+            EngineFailed: The engine has failed.
         """
         self._running_core().add_all(requests)
         make = PacedSlot if self._is_even else OutputSlot
@@ -183,22 +190,23 @@ class AsyncEngine:
         return list(slots.values())
 
     async def approve(self, structure: Structure) -> None:
-        """Find out whether a structure can be followed, and have it ready for the requests with it.
+        """Check that a structure can be followed, and have the worker compile it in advance.
 
         Raises:
-            StructureError: it cannot, and why.
-            EngineOverloaded: that cannot be found out now.
-            EngineStopped, EngineFailed: as `admit`.
+            StructureError: It cannot be followed; the message says why.
+            EngineOverloaded: It cannot be checked now.
+            EngineStopped: See `admit`.
+            EngineFailed: See `admit`.
         """
         self._running_core()
         assert self._approver is not None, "a started engine has one"
-        if self._warming is None:  # both processes load what they need at once
+        if self._warming is None:  # the worker loads xgrammar while the approver does
             self._warming = asyncio.create_task(self._supervisor.prepare(_ANY_OBJECT))
         await self._approver.approve(structure)
         await self._supervisor.prepare(structure)
 
     def abort(self, request_id: str) -> None:
-        """Forget a request for whose output nobody waits any more; it ends. Idempotent."""
+        """End a request whose output nobody waits for any more. Idempotent."""
         slot = self._slots.pop(request_id, None)
         if slot is not None:
             slot.flush()
@@ -209,14 +217,17 @@ class AsyncEngine:
                 self._idle.set()
 
     def has_started(self, request_id: str) -> bool:
-        """Whether a request has ever run; one that is not open has."""
+        """Whether a request has ever run; True for one that is no longer open."""
         return self._core is None or self._core.has_started(request_id)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[RequestOutput, None]:
-        """Outputs of one request until its last, which has a finish reason. Closing it aborts.
+        """Yield a request's outputs; the last one has a finish reason.
+
+        Closing the generator aborts the request.
 
         Raises:
-            EngineError: what `admit` raises, unless the request was admitted before.
+            EngineError: The engine failed, or, for a request that was not admitted before, what
+                `admit` raises.
         """
         if request.request_id not in self._slots:
             self.admit([request])
@@ -238,7 +249,7 @@ class AsyncEngine:
         return self._core
 
     async def _run(self, core: EngineCore) -> None:
-        """Step until cancelled; when there is no worker to be had, every open request ends."""
+        """Step until cancelled; if that fails for good, end every open request."""
         try:
             await self._loop(core)
         except EngineFailed as error:
@@ -268,13 +279,13 @@ class AsyncEngine:
                 else:
                     committed = await self._step(core, plan, committed)
             except WorkerLost as loss:
-                committed = []  # rendered before the worker was waited for
+                committed = []  # already rendered: that comes before waiting for the worker
                 await self._recover(core, plan, loss)
 
     async def _step(
         self, core: EngineCore, plan: StepPlan, committed: list[Committed]
     ) -> list[Committed]:
-        """Execute a plan and, while the worker computes it, render the step before."""
+        """Execute a plan and, while the worker computes it, render the previous step."""
         result = self._supervisor.execute(plan)
         self._publish(core.render(committed, one_by_one=self._is_even))
         committed = core.commit(plan, await result)
@@ -299,7 +310,7 @@ class AsyncEngine:
             working.cancel()
 
     async def _recover(self, core: EngineCore, plan: StepPlan | None, loss: WorkerLost) -> None:
-        """A new worker, which computes again what the lost one had."""
+        """Start a new worker, which computes again what was lost with the old one."""
         guilty = core.lose_worker(plan, loss)
         self._publish(guilty)
         if guilty:
@@ -312,7 +323,7 @@ class AsyncEngine:
             limits = ModelLimits.of(info)
             self.info = _engine_info(info, limits)
             self._publish(core.adapt(limits))
-        # A step with one that is not ready would wait for it, and its deadline is none of theirs.
+        # A step waits for a structure that is not ready, and its timeout does not allow for that.
         for structure in core.structures():
             await self._supervisor.prepare(structure)
 

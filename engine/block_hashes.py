@@ -21,7 +21,7 @@ class BlockHashes:
         self._hashes: list[bytes] = []
 
     def first(self, count: int, token_ids: Sequence[int], block_size: int) -> Sequence[bytes]:
-        """Hashes of the first `count` blocks.
+        """Return the hashes of the first `count` blocks.
 
         Args:
             token_ids: The sequence's tokens, at least `count` blocks of them. They only ever grow:

@@ -21,29 +21,29 @@ class BlockManager:
         self.block_size = block_size
         self._pool = BlockPool(num_blocks)
         self._tables: dict[int, list[int]] = {}
-        self._num_published: dict[int, int] = {}  # leading blocks of a table that are never written
+        self._num_published: dict[int, int] = {}  # leading blocks that are never written again
 
     @property
     def num_blocks(self) -> int:
-        """Blocks in all."""
+        """The total number of blocks."""
         return self._pool.num_blocks
 
     @property
     def num_free(self) -> int:
-        """Blocks nobody holds, those kept for their contents included."""
+        """The number of blocks that no sequence holds, cached ones included."""
         return self._pool.num_free
 
     @property
     def num_cached(self) -> int:
-        """Blocks whose contents can be found."""
+        """The number of blocks whose contents can be found."""
         return self._pool.num_cached
 
     def blocks_for(self, num_positions: int) -> int:
-        """Blocks that hold so many positions."""
+        """Return how many blocks it takes to hold `num_positions`."""
         return -(-num_positions // self.block_size)
 
     def find(self, hashes: Sequence[bytes]) -> list[int]:
-        """Blocks that hold the longest cached prefix of these contents."""
+        """Return the blocks that hold the longest cached prefix of these contents."""
         found: list[int] = []
         for contents in hashes:
             block = self._pool.find(contents)
@@ -55,7 +55,7 @@ class BlockManager:
     def start(
         self, sequence_id: int, num_positions: int, prefix: Sequence[int], *, keep_free: int = 0
     ) -> bool:
-        """Give a sequence its table: found blocks first, then as many as `num_positions` take.
+        """Give a sequence its table: found blocks first, then new ones to cover `num_positions`.
 
         Args:
             prefix: What `find` has just found.
@@ -93,18 +93,18 @@ class BlockManager:
         return True
 
     def table(self, sequence_id: int) -> list[int]:
-        """The sequence's blocks in order of positions."""
+        """Return the sequence's blocks in order of positions."""
         return self._tables[sequence_id]
 
     def num_published(self, sequence_id: int) -> int:
-        """How many of the sequence's leading blocks are published."""
+        """Return how many of the sequence's leading blocks are published."""
         return self._num_published[sequence_id]
 
     def publish(self, sequence_id: int, hashes: Sequence[bytes]) -> None:
-        """Let others find the sequence's first blocks, which are computed.
+        """Make the sequence's first blocks findable; all their positions must be computed.
 
         Args:
-            hashes: Of the contents of its first len(hashes) blocks.
+            hashes: Content hashes of the sequence's first len(hashes) blocks.
         """
         table = self._tables[sequence_id]
         for index in range(self._num_published[sequence_id], len(hashes)):
@@ -112,15 +112,15 @@ class BlockManager:
         self._num_published[sequence_id] = len(hashes)
 
     def forget(self, sequence_id: int) -> None:
-        """Let nobody find the sequence's blocks: what they hold is not to be trusted."""
+        """Make the sequence's blocks unfindable, because their contents cannot be trusted."""
         self._pool.forget(self._tables.get(sequence_id, ()))
 
     def forget_all(self) -> None:
-        """The contents of all blocks are lost."""
+        """Make all blocks unfindable, because their contents are lost."""
         self._pool.forget_all()
 
     def resize(self, num_blocks: int) -> None:
-        """Manage other blocks than before, all of them empty; nobody may hold one."""
+        """Replace all blocks by `num_blocks` empty ones; no sequence may hold any."""
         assert not self._tables, "blocks are exchanged while they are held"
         self._pool = BlockPool(num_blocks)
 
@@ -134,8 +134,8 @@ class BlockManager:
             self._pool.release(table[kept:])
 
     def release(self, sequence_id: int) -> None:
-        """Free all blocks of a sequence; one without blocks is fine."""
-        # Last block first: without its predecessors a block is never found, so it goes before them.
+        """Free all blocks of a sequence, if it has any."""
+        # Last block first: a block is never found without its predecessors, so it is evicted first.
         self._pool.release(reversed(self._tables.pop(sequence_id, [])))
         self._num_published.pop(sequence_id, None)
 

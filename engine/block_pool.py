@@ -1,7 +1,7 @@
-"""Physical KV blocks: who holds them, and what is in those that nobody holds any more.
+"""Physical KV blocks: how often each is held, and which contents can be found in them.
 
-Knows hashes of contents, nothing of sequences. A block whose contents have a name stays findable
-after its last holder is gone, until its memory is needed: the least recently used goes first.
+Knows hashes of contents and nothing of sequences. A published block stays findable after its last
+holder is gone, until its memory is needed: the least recently used one is evicted first.
 """
 
 from collections import OrderedDict, deque
@@ -9,7 +9,10 @@ from collections.abc import Iterable, Mapping
 
 
 class BlockPool:
-    """Blocks 0 .. num_blocks-1; free + referenced = all, at any time. Cached free ones are free."""
+    """Reference counts and cached contents of blocks 0 .. num_blocks - 1.
+
+    Every block is either referenced or free; a free block may still be cached.
+    """
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
@@ -21,16 +24,16 @@ class BlockPool:
 
     @property
     def num_free(self) -> int:
-        """Blocks nobody holds, cached ones included."""
+        """The number of blocks that nobody holds, cached ones included."""
         return len(self._empty) + len(self._idle)
 
     @property
     def num_cached(self) -> int:
-        """Blocks whose contents can be found."""
+        """The number of blocks whose contents can be found."""
         return len(self._cached)
 
     def allocate(self, count: int) -> list[int] | None:
-        """`count` blocks, each referenced once; None if there are not that many."""
+        """Take `count` free blocks, each referenced once; None if there are not that many."""
         if count > self.num_free:
             return None
         blocks = [self._take() for _ in range(count)]
@@ -39,11 +42,11 @@ class BlockPool:
         return blocks
 
     def find(self, contents: bytes) -> int | None:
-        """The block that holds these contents."""
+        """Return the block that holds these contents, or None."""
         return self._cached.get(contents)
 
     def is_free(self, block: int) -> bool:
-        """Whether nobody holds it."""
+        """Whether nobody holds the block."""
         return self._references[block] == 0
 
     def share(self, blocks: Iterable[int]) -> None:
@@ -54,7 +57,7 @@ class BlockPool:
             self._idle.pop(block, None)
 
     def publish(self, block: int, contents: bytes) -> None:
-        """Make a held block findable; contents that another block holds already stay there."""
+        """Make a held block findable, unless another block with the same contents already is."""
         assert self._references[block] > 0, f"block {block} is published but not held"
         assert block not in self._hashes, f"block {block} is published twice"
         if contents not in self._cached:
@@ -62,7 +65,7 @@ class BlockPool:
             self._hashes[block] = contents
 
     def forget(self, blocks: Iterable[int]) -> None:
-        """Nobody finds these blocks any more; who holds them keeps them."""
+        """Make these blocks unfindable; their holders keep them."""
         for block in blocks:
             contents = self._hashes.pop(block, None)
             if contents is None:
@@ -73,12 +76,13 @@ class BlockPool:
                 self._empty.append(block)
 
     def forget_all(self) -> None:
-        """The contents of every block are lost."""
+        """Make all blocks unfindable, because their contents are lost."""
         self.forget(list(self._hashes))
 
     def release(self, blocks: Iterable[int]) -> None:
-        """Give up one reference to each; unreferenced blocks are free at once. Of cached ones, the
-        first given up is the first to be evicted.
+        """Give up one reference to each block; blocks without references are free at once.
+
+        Of the cached ones, the first released is the first to be evicted.
         """
         for block in blocks:
             assert self._references[block] > 0, f"block {block} is released but not held"
@@ -109,7 +113,7 @@ class BlockPool:
             assert num_holders == held, "a reference without a holder, or a holder without one"
 
     def _take(self) -> int:
-        """A free block: an empty one, else the cached one that was not used for longest."""
+        """Take a free block: an empty one, else the least recently used cached one."""
         if self._empty:
             return self._empty.popleft()
         block, _ = self._idle.popitem(last=False)

@@ -1,4 +1,4 @@
-"""The composition root: configuration → worker → engine. Where the two planes meet."""
+"""The composition root, where the two planes meet: configuration → worker → engine."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,13 +14,13 @@ from engine.worker_process import WorkerProcess
 async def build_engine(
     config: EngineConfig, on_progress: Callable[[str, float], None] | None = None
 ) -> AsyncEngine:
-    """An engine that is not started yet; its worker's process imports what it needs meanwhile.
+    """Return an engine that is not started yet; its worker process already imports its modules.
 
     Args:
         on_progress: Called with (what is being done, fraction done) while the worker loads.
 
     Raises:
-        ModelLoadError: if the tokenizer cannot be read.
+        ModelLoadError: The tokenizer cannot be read.
     """
     if config.worker == "inline":
         return await _with_tokenizer(config, inline_model_worker(config))
@@ -28,7 +28,7 @@ async def build_engine(
     await worker.spawn()
     try:
         return await _with_tokenizer(config, worker)
-    except BaseException:  # also when a signal cancels the load: no worker may stay behind
+    except BaseException:  # also when a signal cancels the load: no worker may be left running
         await worker.close()
         raise
 

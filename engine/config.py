@@ -1,7 +1,7 @@
-"""The engine's configuration: frozen, built by the server's settings or by hand in tests.
+"""The engine's configuration: frozen data, built from the server's settings or by hand.
 
-"auto" values stay None here; the worker resolves them from the model and the machine and reports
-the outcome in `WorkerInfo`. No environment, no files, no torch.
+What is to be chosen automatically is "auto" or None here; the worker chooses by the model and the
+machine and reports the outcome in `WorkerInfo`. Reads neither environment nor files.
 """
 
 from dataclasses import dataclass, field
@@ -11,19 +11,20 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """Which weights, and how they are computed."""
+    """Which weights to serve, and how to compute with them."""
 
-    directory: Path  # in the Hugging Face layout (engine.checkpoint makes one of anything else)
+    directory: Path  # in the Hugging Face layout (`engine.checkpoint` converts others)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    # CPU weights. auto: blocks the checkpoint has, as they are; none: no blocks; int8, q4: all.
+    # CPU weights. auto: keep the checkpoint's quantized blocks; none: expand them; int8, q4: keep
+    # them and quantize all other weights, too.
     quantization: Literal["auto", "none", "int8", "q4"] = "auto"
     max_model_len: int | None = None  # None: the model's own
     num_threads: int | None = None  # CPU threads of the worker; None: all cores it may use
-    pin_threads: Literal["auto", "always", "never"] = "auto"  # auto: if cores are left over
-    backend: Literal["auto", "native", "torch"] = "auto"  # kernels
-    exact: bool = True  # GPU: rows keep their bits in any batch, or the model is not served
-    enforce_eager: bool = False  # GPU: no graphs
+    pin_threads: Literal["auto", "always", "never"] = "auto"  # auto: if the server has a core left
+    backend: Literal["auto", "native", "torch"] = "auto"  # kernels; auto: the fastest available
+    exact: bool = True  # GPU: fail to load if a row's bits would depend on its batch
+    enforce_eager: bool = False  # GPU: no CUDA graphs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,56 +33,56 @@ class CacheConfig:
 
     block_size: int = 16  # tokens per block
     kv_cache_memory_bytes: int | None = None  # None: a share of the free memory
-    gpu_memory_utilization: float | None = None  # of all memory, weights included; None: 0.9
-    num_blocks: int | None = None  # as many as the first worker had, if they can be had
+    gpu_memory_utilization: float | None = None  # share of GPU memory, weights included; None: 0.9
+    num_blocks: int | None = None  # for later workers: as many as the first had, or fewer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
-    """Who runs together, and on which blocks."""
+    """How many sequences run at once, how many requests may wait, and in which order."""
 
     max_num_seqs: int = 64  # sequences running at once
     max_num_batched_tokens: int = 512  # tokens computed per step, decoding rows first
-    max_num_queued_requests: int = 1024  # may wait besides those that run; more is overload
-    max_num_queued_tokens: int | None = None  # prompt tokens of those that wait; None: no limit
-    policy: Literal["fcfs", "priority"] = "fcfs"  # who runs first: the oldest, or by priority
-    prefix_caching: bool = True  # share KV blocks among requests that begin alike
+    max_num_queued_requests: int = 1024  # may wait beside those running; more are refused
+    max_num_queued_tokens: int | None = None  # of all waiting requests; None: no limit
+    policy: Literal["fcfs", "priority"] = "fcfs"  # oldest first, or lowest priority value first
+    prefix_caching: bool = True  # share KV blocks among requests with a common prefix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExitsConfig:
-    """Early exits."""
+    """How tokens are drafted: by exit heads at intermediate layers and by prompt look-up."""
 
     enabled: bool = True
-    heads: Path | None = None  # holds heads.safetensors and heads.json; None: no exits
-    lookup: bool = True  # drafts from text that repeats its prompt or itself
-    alternates: bool = True  # second candidates for places of drafts, where they pay
+    heads: Path | None = None  # with heads.safetensors and heads.json; None: no exit heads
+    lookup: bool = True  # draft by prompt look-up as well
+    alternates: bool = True  # verify second candidates beside drafts where that pays
     threshold: float | None = None  # fixed confidence threshold; None: the cost-aware policy
-    target_itl_s: float | None = None  # drafts never make a step longer; tokens leave evenly
-    max_draft_tokens: int = 15  # pending drafts per row and step; the policy mostly wants fewer
-    learn: bool = False  # heads learn from verified traffic
-    learn_share: float = 0.1  # of the worker's time, at most
-    learn_directory: Path | None = None  # of learned heads; None: in the cache, by model
+    target_itl_s: float | None = None  # drafts keep steps within this; tokens are sent evenly
+    max_draft_tokens: int = 15  # per row and step; the policy usually makes fewer
+    learn: bool = False  # train the exit heads on verified traffic
+    learn_share: float = 0.1  # largest share of the worker's time for learning
+    learn_directory: Path | None = None  # where learned heads go; None: the cache, by model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SupervisionConfig:
-    """When a worker that says nothing is given up and replaced."""
+    """Timeouts after which a worker that hangs or is silent is replaced."""
 
-    step_timeout_s: float = 300.0  # for a step, and between signs of progress while loading
-    heartbeat_timeout_s: float = 10.0  # without a sign of life, whatever it is doing
+    step_timeout_s: float = 300.0  # of one step; while loading, between signs of progress
+    heartbeat_timeout_s: float = 10.0  # without a sign of life, whatever the worker is doing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StructureConfig:
-    """Schemas, patterns and grammars that outputs have to follow."""
+    """Limits of the schemas, patterns and grammars that outputs have to follow."""
 
-    timeout_s: float = 10.0  # that one may take to compile
+    timeout_s: float = 10.0  # to compile one of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """All of it."""
+    """The whole configuration of an engine."""
 
     model: ModelConfig
     cache: CacheConfig = field(default_factory=CacheConfig)

@@ -1,6 +1,6 @@
-"""One step of the engine without its waiting: schedule → (execute) → commit → render → retire.
+"""The engine's steps without the waiting: schedule → (execute) → commit → render → retire.
 
-Synchronous and single-threaded: no asyncio, no locks. Whoever drives it executes the plans.
+Synchronous and single-threaded: no asyncio, no locks. The caller has the plans executed.
 """
 
 from collections.abc import Sequence as Many
@@ -35,18 +35,18 @@ class _Open:
 
 
 def _is_going_on(sequence: Sequence) -> bool:
-    """Whether a sequence's tokens are read as they come, and more will come."""
+    """Whether a sequence's tokens are streamed and more are to come."""
     return sequence.request.output_interval > 0 and not sequence.is_finished
 
 
 def _ends_unseen(sequence: Sequence) -> bool:
-    """Whether a token ended the output, which is no part of its text unless that is asked for."""
+    """Whether the last token ended the output and is to be left out of its text."""
     ended_by_token = sequence.finish_reason is FinishReason.STOP
     return ended_by_token and not sequence.request.sampling.include_stop_str_in_output
 
 
 class EngineCore:
-    """Requests in, plans out, results in, outputs out."""
+    """Turns requests into step plans, and the plans' results into outputs."""
 
     def __init__(
         self, config: SchedulerConfig, limits: ModelLimits, tokenizer: TokenSpeller, num_layers: int
@@ -59,11 +59,11 @@ class EngineCore:
 
     @property
     def num_open(self) -> int:
-        """Requests that have not had their last output."""
+        """The number of requests that have not had their last output."""
         return len(self._open)
 
     def stats(self) -> EngineStats:
-        """Totals and present state, as a copy."""
+        """Return a copy of the totals and the present state."""
         stats, scheduler = deepcopy(self._stats), self._scheduler
         stats.num_running, stats.num_waiting = scheduler.num_running, scheduler.num_waiting
         stats.num_blocks, stats.num_blocks_used = scheduler.num_blocks, scheduler.num_blocks_used
@@ -77,8 +77,8 @@ class EngineCore:
         """Queue a request.
 
         Raises:
-            RequestError: if it could never run.
-            EngineOverloaded: if the queue is full.
+            RequestError: The request could never run.
+            EngineOverloaded: The queue is full.
         """
         assert request.request_id not in self._open, "request ids are unique among open requests"
         detokenizer = Detokenizer(self._plain_texts, request.sampling, request.prompt_token_ids)
@@ -91,7 +91,7 @@ class EngineCore:
         self._stats.prompt_tokens_total += len(request.prompt_token_ids)
 
     def check_room(self, num_requests: int, num_tokens: int) -> None:
-        """See `Scheduler.check_room`; what is refused counts."""
+        """See `Scheduler.check_room`; refused requests are counted."""
         try:
             self._scheduler.check_room(num_requests, num_tokens)
         except EngineOverloaded:
@@ -99,7 +99,7 @@ class EngineCore:
             raise
 
     def add_all(self, requests: Many[GenerationRequest]) -> None:
-        """Queue all of them or, raising what `add` raises, none."""
+        """Queue all of the requests; if one is refused, raise what `add` raises and queue none."""
         self.check_room(len(requests), sum(len(each.prompt_token_ids) for each in requests))
         try:
             for request in requests:
@@ -110,23 +110,23 @@ class EngineCore:
             raise
 
     def has_started(self, request_id: str) -> bool:
-        """Whether a request has ever run, or is not open any more."""
+        """Whether a request has ever run; True for one that is no longer open."""
         entry = self._open.get(request_id)
         return entry is None or entry.sequence.queue_s is not None
 
     def abort(self, request_id: str) -> None:
-        """End a request without a further output; unknown ids are fine."""
+        """End a request without a further output; unknown ids are ignored."""
         entry = self._open.pop(request_id, None)
         if entry is not None:
             self._scheduler.abort(entry.sequence)
             self._count_finished(entry.sequence)
 
     def schedule(self) -> StepPlan | None:
-        """The next plan; None if there is nothing to do."""
+        """Return the next plan, or None if there is nothing to do."""
         return self._scheduler.schedule()
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[Committed]:
-        """Take a step's result over; finished sequences give up their blocks."""
+        """Apply a step's result; finished sequences give up their blocks."""
         committed = self._scheduler.commit(plan, result)
         self._stats.count_step(plan, result)
         return committed
@@ -134,11 +134,12 @@ class EngineCore:
     def render(
         self, committed: Many[Committed], *, one_by_one: bool = False
     ) -> list[RequestOutput]:
-        """Text of what was committed; a stop string found here ends its sequence.
+        """Make outputs of what was committed; a stop string found here ends its sequence.
 
         Args:
-            one_by_one: Tokens of one step come in outputs of their own, unless the step was the
-                request's last or its whole answer is wanted at once.
+            committed: What `commit` returned.
+            one_by_one: Give each token of a step its own output, unless the step was the request's
+                last or the request wants all later tokens at once.
         """
         outputs = []
         for item in committed:
@@ -155,47 +156,47 @@ class EngineCore:
         return outputs
 
     def structures(self) -> set[Structure]:
-        """What open requests have to follow."""
+        """Return the structures that open requests have to follow."""
         asked = (entry.sequence.request.sampling.structure for entry in self._open.values())
         return {structure for structure in asked if structure is not None}
 
     def lose_worker(self, plan: StepPlan | None, loss: WorkerLost) -> list[RequestOutput]:
-        """The worker is gone, with `plan` in flight: everything is computed again by the next.
+        """Preempt everything, because the worker is gone: the next one computes it again.
 
-        What was committed has to be rendered first.
+        Everything that was committed must have been rendered.
 
         Args:
-            plan: The step in flight; None: the worker was idle.
-            loss: How it ended.
+            plan: The step that was in flight; None: the worker was idle.
+            loss: How the worker ended.
 
         Returns:
-            Last outputs of requests that kill every worker that computes them.
+            Last outputs of requests that are ended because they kill workers.
         """
         error = "the worker dies whenever it computes this"
         guilty = self._scheduler.lose_worker(plan, loss)
         return [self._end(sequence, FinishReason.ERROR, error) for sequence in guilty]
 
     def adapt(self, limits: ModelLimits) -> list[RequestOutput]:
-        """The new worker has other blocks than the lost one: see `Scheduler.adapt`.
+        """Adapt to a new worker with another number of blocks; see `Scheduler.adapt`.
 
         Returns:
-            Last outputs of requests that have outgrown it.
+            Last outputs of requests that are too long for it.
         """
         outgrown = self._scheduler.adapt(limits)
         return [self._end(sequence, FinishReason.ERROR, OUTGROWN) for sequence in outgrown]
 
     def end_all(self, reason: FinishReason, error: str | None = None) -> list[RequestOutput]:
-        """The engine cannot go on: a last output, without text, for every open request."""
-        # Also what has ended by itself: its last tokens are not rendered, so it is not whole.
+        """End every open request; returns a last output, without text, for each."""
+        # Also those that have finished: their last tokens are not rendered, so they are incomplete.
         return [self._end(entry.sequence, reason, error) for entry in list(self._open.values())]
 
     def check(self) -> None:
-        """Assert the invariants."""
+        """Assert the invariants that hold between steps."""
         self._scheduler.check()
         assert self._open or not self._scheduler.num_blocks_used, "blocks are held for nobody"
 
     def _render_each(self, entry: _Open, item: Committed) -> list[RequestOutput]:
-        """A step's tokens, until a stop string ends them."""
+        """Return an output for each token of a step, up to a stop string."""
         outputs: list[RequestOutput] = []
         for end in range(1, item.num_new_tokens + 1):
             outputs.append(self._render(entry, item, end, start=end - 1))
@@ -204,7 +205,7 @@ class EngineCore:
         return outputs
 
     def _render(self, entry: _Open, item: Committed, end: int, *, start: int = 0) -> RequestOutput:
-        """Tokens [start, end) of a step."""
+        """Return the output for tokens [start, end) of a step."""
         sequence, result, detokenizer = item.sequence, item.result, entry.detokenizer
         num_later = item.num_new_tokens - end
         token_ids = visible = tuple(result.token_ids[start:end])
@@ -237,7 +238,7 @@ class EngineCore:
         self._scheduler.retire(sequence)
 
     def _end(self, sequence: Sequence, reason: FinishReason, error: str | None) -> RequestOutput:
-        """End a sequence from outside; its last output has no text."""
+        """End a sequence from outside; returns its last output, which has no text."""
         sequence.finish(reason, error=error)
         self._scheduler.retire(sequence)
         output = self._output(sequence)
@@ -261,7 +262,7 @@ class EngineCore:
         )
 
     def _close(self, sequence: Sequence, last: RequestOutput) -> None:
-        """Say in a finished sequence's last output how it ended, and forget it."""
+        """Say in a finished sequence's last output how it ended, and forget the sequence."""
         last.finish_reason = sequence.finish_reason
         last.stop_reason = sequence.stop_reason
         last.embedding = sequence.embedding

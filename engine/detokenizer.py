@@ -1,7 +1,7 @@
 """Output token ids -> text that is safe to send, incrementally and in linear time.
 
-Safe: never part of an unfinished character, never part of something that may become a stop string.
-One per request; knows what bytes a token stands for, and nothing of how tokens come to be.
+Safe text ends neither within a character nor within what may become a stop string. There is one
+detokenizer per request; it knows the bytes of tokens and nothing of how tokens are generated.
 """
 
 import codecs
@@ -16,10 +16,10 @@ _Characters = codecs.getincrementaldecoder("utf-8")
 
 @dataclass(frozen=True, slots=True)
 class FoundStop:
-    """Where an output ends before its last token."""
+    """A stop string that ended an output."""
 
     text: str  # the stop string
-    num_tokens_kept: int  # of the last push: up to the token that completed it
+    num_tokens_kept: int  # of the last push, up to the one that completed the stop string
 
 
 class _StopString:
@@ -37,7 +37,7 @@ class _StopString:
             self._fallback[end + 1] = length
 
     def advance(self, character: str) -> bool:
-        """Take the next character; True when it completes the stop string."""
+        """Take the next character; returns True if it completes the stop string."""
         while self.num_matched and character != self.text[self.num_matched]:
             self.num_matched = self._fallback[self.num_matched]
         self.num_matched += character == self.text[self.num_matched]
@@ -45,16 +45,16 @@ class _StopString:
 
 
 class Detokenizer:
-    """One request's output text.
+    """Turns one request's output tokens into text.
 
     Invariant: what was returned so far, plus `_held`, is the decoded output; `_held` is the longest
-    end of it that a stop string begins with.
+    end of it with which a stop string begins.
     """
 
     def __init__(
         self, plain_texts: PlainTexts, sampling: SamplingParams, prompt_token_ids: Sequence[int]
     ) -> None:
-        self.found_stop: FoundStop | None = None  # what ended the output in the last push
+        self.found_stop: FoundStop | None = None  # set by the push that found it
         self._plain_texts = plain_texts
         self._speller = plain_texts.speller
         self._stops = [_StopString(text) for text in sampling.stop if text]
@@ -62,7 +62,7 @@ class Detokenizer:
         self._num_unstoppable = sampling.min_tokens
         self._skips_special = sampling.skip_special_tokens
         self._characters = _Characters("replace")
-        self._is_midway = False  # in a character, whose first bytes the decoder keeps
+        self._is_midway = False  # within a character, whose first bytes the decoder keeps
         self._held = ""
         self._strips_space = self._speller.strips_first_space and all(
             map(self._speller.is_special, prompt_token_ids)
@@ -72,10 +72,11 @@ class Detokenizer:
         """Take the next tokens; nothing may be pushed after the final ones or after a stop string.
 
         Args:
-            is_final: No token follows: whatever was held back comes out.
+            token_ids: The next tokens.
+            is_final: No token follows, so that whatever was held back is released.
 
         Returns:
-            Text that is safe to send, nothing of it sent before; see also `found_stop`.
+            The new text that is safe to send; see also `found_stop`.
         """
         if self._stops:
             return self._push_watched(token_ids, is_final)
@@ -85,7 +86,7 @@ class Detokenizer:
         return text
 
     def _push_watched(self, token_ids: Sequence[int], is_final: bool) -> str:
-        """Where the text may come to a stop string."""
+        """Do what `push` does, for a request with stop strings."""
         released: list[str] = []
         for index, token_id in enumerate(token_ids):
             stop = self._push_text(self._text_of(token_id), released)
@@ -101,7 +102,7 @@ class Detokenizer:
         return "".join(released)
 
     def _text_of(self, token_id: int) -> str:
-        """The characters that a token completes."""
+        """Return the characters that a token completes."""
         if not self._is_midway and not self._strips_space:
             plain = self._plain_texts[token_id]
             if plain is not None:
@@ -117,7 +118,7 @@ class Detokenizer:
         return text
 
     def _push_text(self, text: str, released: list[str]) -> str | None:
-        """Release what is safe of held + text; returns the stop string it completes, if any."""
+        """Release what is safe of held + text; returns the stop string found in it, if any."""
         if self._num_unstoppable > 0:
             self._num_unstoppable -= 1
             released.append(text)

@@ -1,18 +1,18 @@
-"""Everything the engine raises on purpose. Knows no HTTP: `server/errors.py` has the status codes.
+"""The exceptions that the engine raises on purpose; `server/errors.py` has their status codes.
 
 EngineError
 ├── RequestError           the caller's fault; carries the parameter's name and a code
-│   ├── DeadEnd            what it asks for leaves no token to choose
+│   ├── DeadEnd            its constraints leave no token to choose
 │   ├── PromptTooLong      code context_length_exceeded
 │   ├── StructureError     a schema, pattern or grammar that cannot be followed
 │   └── UnsupportedOption  code unsupported_parameter
 ├── ModelNotFound          the request names a model that is not served
 ├── EngineOverloaded       the queue is full
-├── DeadlinePassed         the request took longer than is allowed
-│   └── QueuedTooLong      without ever running
+├── DeadlinePassed         the request took longer than allowed
+│   └── QueuedTooLong      it never ran in that time
 ├── EngineStopped          draining or stopped
 ├── RequestFailed          this request cannot be computed; others can
-├── WorkerLost             the worker died, hangs or failed a step; another takes its place
+├── WorkerLost             the worker died, hangs or failed a step; it is replaced
 ├── EngineFailed           no worker can be had; every open request ends with it
 └── ModelLoadError         start-up: the checkpoint cannot be served, and why
     ├── UnsupportedArchitecture
@@ -43,7 +43,7 @@ class RequestError(EngineError):
 
 
 class DeadEnd(RequestError):
-    """At some point the output can neither go on nor end as asked; known only once it is there."""
+    """The output can neither go on nor end as asked, which shows only while it is generated."""
 
     code = "no_token_allowed"
 
@@ -55,7 +55,7 @@ class PromptTooLong(RequestError):
 
 
 class StructureError(RequestError):
-    """A structure that is wrong, or asks for what would not be enforced."""
+    """The structure is malformed, or asks for something that would not be enforced."""
 
 
 class UnsupportedOption(RequestError):
@@ -81,7 +81,7 @@ class DeadlinePassed(EngineError):
 
 
 class QueuedTooLong(DeadlinePassed):
-    """The request did not come to run in the time this server allows."""
+    """The request did not start to run in the time this server allows."""
 
 
 class EngineStopped(EngineError):
@@ -89,17 +89,17 @@ class EngineStopped(EngineError):
 
 
 class RequestFailed(EngineError):
-    """The request cannot be computed, now or later; it was ended, the others go on."""
+    """The request cannot be computed, now or later; it was ended while the others go on."""
 
 
 class WorkerLost(EngineError):
     """The worker died, hangs or failed a step. Nothing is lost with it; see `engine.supervisor`.
 
     Attributes:
-        is_crash: It came down over what it computed (a fault, an exception, a step without end),
-            and was not ended or stopped from outside (`kill -9`, want of memory, SIGSTOP).
-        was_killed: Somebody's signal ended it, not the kernel for want of memory: that says next to
-            nothing of what it computed.
+        is_crash: What it computed brought it down (a fault, an exception, an endless step); nothing
+            from outside (`kill -9`, lack of memory, SIGSTOP) ended or stopped it.
+        was_killed: Somebody's signal ended it, rather than the kernel for lack of memory; that says
+            next to nothing about what it computed.
     """
 
     def __init__(self, message: str, *, is_crash: bool = False, was_killed: bool = False) -> None:

@@ -1,9 +1,9 @@
 """Signs of life from the worker: bytes in a pipe, written by a thread of its own.
 
-A step may take long, and a kernel may never return: neither stops this thread, as kernels run
-without the interpreter's lock. So silence means that the whole process hangs or is stopped, and a
-step that takes too long is told from it by a deadline of its own. The pipe serves the other
-direction as well: when the server is gone, writing fails, and the worker ends even in mid-step.
+Neither a long step nor a kernel that never returns stops this thread, because kernels run without
+the interpreter's lock. Silence therefore means that the whole process hangs or is stopped; a step
+that takes too long is noticed by a separate timeout. The pipe also tells the worker about the
+server: once the server is gone, writing fails, and the worker ends even in the middle of a step.
 """
 
 import asyncio
@@ -18,14 +18,14 @@ _LONGEST_TICK_S = 0.5
 
 
 class Heartbeat:
-    """The worker's end."""
+    """The worker's end of the pipe."""
 
     def __init__(self, pipe: int, interval_s: float) -> None:
         self._pipe = pipe
         self._interval_s = interval_s
 
     def start(self) -> None:
-        """Beat until the process ends, or end it when nobody listens any more."""
+        """Beat until the process ends; end it when nobody listens any more."""
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
     def _beat(self) -> None:
@@ -38,12 +38,13 @@ class Heartbeat:
 
 
 class Watchdog:
-    """The server's end: calls back when the worker is silent, or busy, for too long.
+    """The server's end of the pipe: calls back when the worker is silent or busy for too long.
 
-    It tells why, and whether it was busy: then what it computes is to blame.
+    The callback gets the reason, and whether the worker was busy for too long: then what it
+    computes is to blame.
 
-    Counts its own ticks instead of reading a clock, so that a server that was itself stopped or
-    starved does not blame its worker. Silence counts from the first beat on.
+    The watchdog counts its own ticks instead of reading a clock, so that a server that was itself
+    stopped or starved does not blame its worker. Silence counts from the first beat on.
     """
 
     def __init__(
@@ -66,15 +67,15 @@ class Watchdog:
         self._task = loop.create_task(self._run(), name="watchdog")
 
     def begin(self) -> None:
-        """The worker has something to do, or has just shown that it gets on with it."""
+        """Note that the worker has something to do, or has just shown progress with it."""
         self._busy_s = 0.0
 
     def end(self) -> None:
-        """It is done."""
+        """Note that the worker is done."""
         self._busy_s = None
 
     def close(self) -> None:
-        """Watch no more. Idempotent."""
+        """Stop watching. Idempotent."""
         if self._pipe < 0:
             return
         self._task.cancel()
@@ -86,7 +87,7 @@ class Watchdog:
         with suppress(BlockingIOError):
             if os.read(self._pipe, 1 << 12):
                 self._silent_s = 0.0
-            else:  # the worker is dead, which others notice
+            else:  # end of file: the worker is dead, which `WorkerProcess` notices
                 asyncio.get_running_loop().remove_reader(self._pipe)
 
     async def _run(self) -> None:
@@ -106,5 +107,5 @@ class Watchdog:
 
 
 def tick_s(*timeouts_s: float) -> float:
-    """How often to beat and to look, to keep timeouts with some accuracy."""
+    """Return how often to beat and to check, so as to keep timeouts to about a tenth."""
     return min(_LONGEST_TICK_S, min(timeouts_s) / _TICKS)

@@ -1,4 +1,4 @@
-"""The worker in this very process, its steps in a thread. Implements `engine.plan.Worker`.
+"""A worker in the server's own process, with a thread for its steps. Implements `Worker`.
 
 For tests and debugging: a crash in native code takes the server with it.
 """
@@ -15,7 +15,7 @@ from engine.request import Structure
 
 
 class InlineWorker:
-    """Wraps a synchronous worker, made in its own thread."""
+    """Runs a synchronous worker, which it also makes, in a thread."""
 
     def __init__(self, make: Callable[[], SynchronousWorker]) -> None:
         self._make = make
@@ -41,7 +41,7 @@ class InlineWorker:
             await asyncio.to_thread(self._worker.prepare, structure)
 
     async def watch(self) -> None:
-        """See `Worker.watch`: nothing to see, this process lives as long as its threads."""
+        """See `Worker.watch`; never returns, because the thread lives as long as this process."""
         await asyncio.Event().wait()
 
     async def close(self) -> None:
@@ -65,7 +65,7 @@ class InlineWorker:
 
 
 def inline_model_worker(config: EngineConfig) -> InlineWorker:
-    """An inline worker on a real model."""
+    """Return an inline worker that serves the configured model."""
 
     def make() -> SynchronousWorker:
         from engine.worker.worker import ModelWorker

@@ -7,18 +7,19 @@ from engine.plan import WorkerInfo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelLimits:
-    """What the worker and the model allow."""
+    """The limits of one loaded worker."""
 
     num_blocks: int
     block_size: int
-    max_model_len: int  # never more than the blocks hold
-    max_draft_tokens: int  # 0: no exit heads
-    num_tokens_ahead: int = 0  # positions to have room for, beyond those that a step is to compute
+    max_model_len: int  # at most what the blocks hold
+    max_draft_tokens: int  # per row and step; 0: nothing drafts, neither heads nor look-up
+    # Positions to reserve beyond the known tokens, for a pass that is launched ahead of its plan.
+    num_tokens_ahead: int = 0
     eos_token_ids: tuple[int, ...]
 
     @classmethod
     def of(cls, info: WorkerInfo) -> "ModelLimits":
-        """The limits of a loaded worker."""
+        """Return the limits of a loaded worker."""
         return cls(
             num_blocks=info.num_blocks,
             block_size=info.block_size,

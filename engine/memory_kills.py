@@ -1,5 +1,6 @@
-"""Processes that the kernel has killed for want of memory: what tells such an end from a person's
-`kill -9`.
+"""Counts the processes that the kernel has killed for lack of memory.
+
+The count tells such a kill from a person's `kill -9`, which looks the same otherwise.
 """
 
 from pathlib import Path
@@ -9,7 +10,7 @@ _NAME = "oom_kill"
 
 
 def num_memory_kills(counters: Path = _COUNTERS) -> int | None:
-    """How many there were since the machine started; None where the system does not say."""
+    """Return how many there were since the machine started; None if the system does not say."""
     try:
         lines = counters.read_text(encoding="ascii").splitlines()
         return int(dict(line.split() for line in lines)[_NAME])

@@ -1,6 +1,6 @@
-"""The scheduler and a worker, run to the end in one thread: no server, no event loop, no tokenizer.
+"""Runs the scheduler and a worker in one thread: no server, no event loop, no tokenizer.
 
-For benchmarks, training and tests. What it does is what the server does, step for step.
+For benchmarks, training and tests. It takes the same steps as the server.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,20 +25,20 @@ from engine.trace import token_traces
 
 
 class SynchronousWorker(Protocol):
-    """A worker in this thread, such as `engine.worker.worker.ModelWorker`."""
+    """A worker that computes in the calling thread, such as `engine.worker.worker.ModelWorker`."""
 
     @property
     def info(self) -> WorkerInfo:
-        """Facts of the loaded model."""
+        """Facts about the loaded model."""
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step."""
 
     def prepare(self, structure: Structure) -> None:
-        """Have a structure ready; called in a thread of its own."""
+        """Compile a structure in advance; called in another thread, while steps run."""
 
     def rest(self, *, is_idle: bool) -> bool:
-        """Between steps: whatever else the worker does; True if there was anything."""
+        """Do other work between steps, such as learning; returns whether there was any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +52,8 @@ class GenerationResult:
     embedding: tuple[float, ...] | None
     trace: tuple[TokenTrace, ...]
     draft_figures: DraftFigures
-    num_cached_tokens: int  # of the prompt, found in the prefix cache
-    num_preemptions: int = field(compare=False)  # says something of the others
+    num_cached_tokens: int  # prompt tokens found in the prefix cache
+    num_preemptions: int = field(compare=False)  # depends on the other requests
     error: str | None  # with FinishReason.ERROR: why
 
 
@@ -64,7 +64,7 @@ class OfflineEngine:
         """Load the model unless a worker is given.
 
         Raises:
-            ModelLoadError: if the model cannot be served.
+            ModelLoadError: The model cannot be served.
         """
         self._config = config
         if worker is None:
@@ -84,11 +84,12 @@ class OfflineEngine:
         """Run all requests to their end, batched as the scheduler sees fit.
 
         Args:
-            on_step: Called after every step with what moved in it.
-            max_num_seqs: At most so many at once; None: as configured, which is the most there is.
+            requests: What to generate; results come in the same order.
+            on_step: Called after every step with the rows committed in it.
+            max_num_seqs: Limits the sequences running at once below the configured number.
 
         Raises:
-            RequestError: if one of them could never run, or has stop strings (no text here).
+            RequestError: A request could never run, or has stop strings, which need text.
         """
         if any(request.sampling.stop for request in requests):
             raise UnsupportedOption("Stop strings need a tokenizer.", param="stop")

@@ -1,4 +1,4 @@
-"""Where a request's outputs wait for their reader: one slot that merges, never a growing queue."""
+"""Where a request's outputs wait for their reader, who takes all of them as one."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -11,11 +11,13 @@ class OutputSlot:
     """The outputs of one request that nobody has taken yet."""
 
     def __init__(self, interval: int = 1) -> None:
-        """Args: interval: tokens worth calling the reader for; the first and the end always are,
-        and nothing else is where it is 0.
+        """
+        Args:
+            interval: Tokens that have to wait before the reader is called; 0: no number is enough.
+                The first output and the last are always enough.
         """
         self.on_ready: Callable[[], object] = _nobody  # called whenever there is enough to take
-        # Before that it is offered what need not wait; says whether it was taken.
+        # Called first, with an output that need not wait; returns whether the reader took it.
         self.offer: Callable[[RequestOutput], bool] = _refuse
         self._interval = interval
         self._pending: list[RequestOutput] = []
@@ -45,24 +47,24 @@ class OutputSlot:
             self.on_ready()
 
     def put_step(self, outputs: Sequence[RequestOutput]) -> None:
-        """Add what one step brought, oldest first; only the last of all may end the request."""
+        """Add the outputs of one step, oldest first; only the last may end the request."""
         for output in outputs:
             self.put(output)
 
     def flush(self) -> None:
-        """Hold nothing back any longer; here nothing is."""
+        """Release what is held back; this class holds nothing back."""
 
     def fail(self, error: Exception) -> None:
-        """Nothing more will come, for this reason."""
+        """Note that no more outputs will come, and why."""
         self._error = error
         self._is_ready = True
         self.on_ready()
 
     def take(self) -> RequestOutput | None:
-        """All that has come since the last call, as one; None while that is not enough.
+        """Return all outputs since the last call as one; None while there is not enough.
 
         Raises:
-            EngineError: what `fail` was told, once everything that came before it is taken.
+            EngineError: What `fail` was given, once everything before it has been taken.
         """
         if not self._is_ready:
             return None
@@ -77,10 +79,10 @@ class OutputSlot:
 
 
 async def next_output(slot: OutputSlot) -> RequestOutput:
-    """Wait for what comes next, in a task that has nothing else to do.
+    """Wait for a slot's next output, in a task that waits for nothing else.
 
     Raises:
-        EngineError: see `OutputSlot.take`.
+        EngineError: See `OutputSlot.take`.
     """
     while (output := slot.take()) is None:
         ready = asyncio.Event()
@@ -90,7 +92,7 @@ async def next_output(slot: OutputSlot) -> RequestOutput:
 
 
 def merged(outputs: Sequence[RequestOutput]) -> RequestOutput:
-    """Consecutive outputs as one, in linear time."""
+    """Merge consecutive outputs into one, in linear time."""
     return replace(
         outputs[-1],
         text="".join(output.text for output in outputs),
@@ -102,9 +104,9 @@ def merged(outputs: Sequence[RequestOutput]) -> RequestOutput:
 
 
 def _nobody() -> None:
-    """No reader yet: outputs wait."""
+    """Do nothing: there is no reader yet."""
 
 
 def _refuse(_: RequestOutput) -> bool:
-    """Outputs wait until they are asked for."""
+    """Take no output: it waits until it is asked for."""
     return False

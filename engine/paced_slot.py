@@ -1,9 +1,8 @@
-"""Even delivery: tokens that one step brought leave one after the other, over the time that the
-next step is expected to take, instead of in a burst and then nothing.
+"""Even delivery: a step's tokens are released one by one, over the time that the next step is
+expected to take, instead of all at once.
 
-Nothing is held longer than until the next step's tokens are there, and nothing at all once the
-request has ended, so a request takes no longer; only its tokens but the last of every step arrive
-apart.
+No token is held back once the next step's tokens are there or the request has ended, so a request
+as a whole takes no longer.
 """
 
 import asyncio
@@ -14,19 +13,19 @@ from typing import Protocol
 from engine.output_slot import OutputSlot
 from engine.request import RequestOutput
 
-_MEMORY = 0.7  # of the expected time between steps, per step
-_LONGEST = 2.0  # times the expected: a longer time was a pause, not a step
+_MEMORY = 0.7  # weight of the past in the expected time between steps
+_LONGEST = 2.0  # cap on one gap, in expected times: a longer gap was a pause
 
 
 class Timer(Protocol):
-    """What `call_later` returns."""
+    """What `call_later` returns: a handle of a pending call."""
 
     def cancel(self) -> None:
-        """Forget it."""
+        """Cancel the call."""
 
 
 class PacedSlot(OutputSlot):
-    """An output slot that tokens enter evenly."""
+    """An output slot that releases a step's tokens evenly over time."""
 
     def __init__(
         self,
@@ -35,7 +34,12 @@ class PacedSlot(OutputSlot):
         clock: Callable[[], float] | None = None,
         call_later: Callable[[float, Callable[[], None]], Timer] | None = None,
     ) -> None:
-        """Args: clock, call_later: the running event loop's, unless given (tests)."""
+        """
+        Args:
+            interval: See `OutputSlot`.
+            clock: Returns the time in seconds; None: the running event loop's.
+            call_later: Calls a function after some seconds; None: the running event loop's.
+        """
         super().__init__(interval)
         self._clock = clock or (lambda: asyncio.get_running_loop().time())
         self._call_later = call_later or (
@@ -43,7 +47,7 @@ class PacedSlot(OutputSlot):
         )
         self._held: deque[RequestOutput] = deque()
         self._timer: Timer | None = None
-        self._step_s: float | None = None  # expected, between steps that brought something
+        self._step_s: float | None = None  # expected time between steps that brought tokens
         self._last_at: float | None = None
         self._gap_s = 0.0
 
@@ -60,7 +64,7 @@ class PacedSlot(OutputSlot):
         self._wait()
 
     def flush(self) -> None:
-        """Hold nothing back any longer."""
+        """Release what is held back."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -1,6 +1,7 @@
-"""What the interpreter is told so that it never holds up the event loop, or a step, for long.
+"""Interpreter settings with which it never holds up the event loop, or a step, for long.
 
-All are settings of the whole process, so only the entry points of processes make them.
+They apply to the whole process, so only the entry points of processes make them; measurements use
+`sparing_what_is_loaded`, which is undone afterwards.
 """
 
 import gc
@@ -8,23 +9,24 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# A thread that computes, such as one that encodes a long prompt, hands the interpreter over to the
-# event loop after so long. Every call that waits for a socket has to ask for it anew.
+# The time after which a thread that computes, such as one that encodes a long prompt, hands the
+# interpreter over to the event loop, which has to ask for it again after every call on a socket.
 _SWITCH_INTERVAL_S = 0.001
-# New objects between two collections. Requests leave few cycles behind, and thousands of open
-# connections make each collection long; with so many, dozens of streams end before there is one.
+# New objects between two garbage collections. Requests leave few cycles behind, and thousands of
+# open connections make each collection long; with this number dozens of streams end between two.
 _YOUNG_OBJECTS = 50_000
 
 
 def limit_pauses() -> None:
-    """Shorter turns for threads, fewer collections of garbage."""
+    """Give threads shorter turns and collect garbage less often."""
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     gc.set_threshold(_YOUNG_OBJECTS, *gc.get_threshold()[1:])
 
 
 def spare_what_is_loaded() -> None:
-    """Leave what lives now, modules, tokenizer and model, out of all later collections of garbage:
-    beside torch one of them all takes longer than many steps.
+    """Leave all live objects (modules, tokenizer, model) out of later garbage collections.
+
+    With torch loaded, one collection of them all takes longer than many steps.
     """
     gc.collect()
     gc.freeze()
@@ -32,8 +34,9 @@ def spare_what_is_loaded() -> None:
 
 @contextmanager
 def sparing_what_is_loaded() -> Iterator[None]:
-    """For as long as this lasts, what lived before is left out: what is timed is the work, as where
-    a process serves nothing else.
+    """Leave objects that were live before the block out of garbage collections within it.
+
+    What is timed there is the work alone, as in a process that does nothing else.
     """
     gc.freeze()
     try:

@@ -1,12 +1,13 @@
-"""What tokens spell, remembered where it is the same wherever they stand: most need no more than a
-look. Knows a tokenizer; shared by the detokenizers of all requests.
+"""Remembers the text of tokens that spell the same wherever they stand, as most do.
+
+The detokenizers of all requests share it.
 """
 
 from typing import Protocol
 
 
 class TokenSpeller(Protocol):
-    """The part of `engine.tokenizer.Tokenizer` that is needed here."""
+    """The part of `engine.tokenizer.Tokenizer` that detokenizing needs."""
 
     strips_first_space: bool
 
@@ -14,13 +15,13 @@ class TokenSpeller(Protocol):
         """Whether the token has no place in the text."""
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes it stands for."""
+        """Return the bytes that the token stands for."""
 
 
 class PlainTexts(dict[int, str | None]):
-    """By id, the texts of tokens that are ASCII and no control tokens; None for all others.
+    """The texts of tokens by id; None for control tokens and for tokens that are not ASCII.
 
-    Filled as tokens are looked up, by `[]`.
+    Looking a token up with `[]` adds it.
     """
 
     def __init__(self, speller: TokenSpeller) -> None:

@@ -1,4 +1,4 @@
-"""What the exit policy is doing and why, as the worker tells it with every step's result."""
+"""What the exit policy is doing and why, as the worker reports it with every step's result."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class PolicyReason(StrEnum):
 
     @property
     def text(self) -> str:
-        """For people."""
+        """A description of the reason for people."""
         return _TEXTS[self]
 
 
@@ -33,14 +33,14 @@ _TEXTS = {
 }
 
 
-@dataclass(slots=True)  # made for every step: frozen, or by keywords, it takes twice as long
+@dataclass(slots=True)  # made for every step: frozen or kw_only would take twice as long
 class PolicyReport:
     """The policy's state after a step."""
 
     reason: PolicyReason = PolicyReason.OFF
-    speedup: float = 1.0  # recent steps against the model of plain ones, as the policy has it
-    pause: int = 0  # steps until it tries again
-    looks: tuple[float, ...] = ()  # tokens that a look brings, by exit
+    speedup: float = 1.0  # modelled gain of recent steps over plain decoding
+    pause: int = 0  # steps until the policy tries again
+    looks: tuple[float, ...] = ()  # expected tokens gained by a look at a row, by exit
 
     @property
     def is_drafting(self) -> bool:
@@ -53,7 +53,7 @@ class PolicyReport:
 
     @property
     def text(self) -> str:
-        """All of it, for people."""
+        """The whole report as a text for people."""
         return "; ".join((self.reason.text, *self._figures))
 
     @property

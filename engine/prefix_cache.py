@@ -1,7 +1,7 @@
-"""Sequences that begin alike share their first blocks: found when one starts, published as it runs.
+"""Lets sequences that begin alike share their first blocks.
 
-The blocks and their bookkeeping are the block manager's; here is what a sequence may read there and
-what it gives to others.
+Blocks are found when a sequence starts and published as it fills them. The block manager keeps
+them; this module decides which ones a sequence may read and which ones it gives to others.
 """
 
 from engine.block_manager import BlockManager
@@ -9,18 +9,19 @@ from engine.sequence import Sequence
 
 
 class PrefixCache:
-    """The contents of one block manager's full blocks. Switched off it finds and keeps nothing."""
+    """The prefix cache of one block manager; switched off, it finds and publishes nothing."""
 
     def __init__(self, blocks: BlockManager, *, is_on: bool) -> None:
         self._blocks = blocks
         self._is_on = is_on
         self.num_queries = 0  # prompt tokens looked up
-        self.num_hits = 0  # of those, found
+        self.num_hits = 0  # prompt tokens looked up and found
         self.num_misses = 0  # prompt tokens not found, looked up or not
 
     def find(self, sequence: Sequence) -> list[int]:
-        """Blocks that hold the sequence's first tokens. Its last token is always computed: its
-        logits are not kept.
+        """Return blocks that hold the sequence's first tokens.
+
+        Its last token is always left to compute, because logits are not kept.
         """
         if not self._reads(sequence):
             return []
@@ -29,7 +30,7 @@ class PrefixCache:
         return self._blocks.find(sequence.block_hashes.first(count, sequence.token_ids, size))
 
     def count(self, sequence: Sequence, num_cached: int) -> None:
-        """Note what a sequence found when it first started."""
+        """Count what a sequence found when it first started."""
         self.num_misses += sequence.num_prompt_tokens - num_cached
         if self._reads(sequence):
             self.num_queries += sequence.num_prompt_tokens
@@ -40,7 +41,7 @@ class PrefixCache:
         if not self._is_on:
             return
         if sequence.error is not None:
-            self._blocks.forget(sequence.sequence_id)  # whatever is wrong may be in its cache
+            self._blocks.forget(sequence.sequence_id)  # what is wrong may be in its blocks
             return
         size = self._blocks.block_size
         count = sequence.num_computed_tokens // size

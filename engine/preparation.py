@@ -1,6 +1,6 @@
-"""Has the worker process prepare structures, over a socket of its own: a step does not wait for it.
+"""Has the worker process prepare structures, over a separate socket, so that no step waits for it.
 
-One at a time: what is approved compiles within a deadline.
+Structures are prepared one at a time: each was approved, so it compiles within a deadline.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ class Preparation:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def prepare(self, structure: Structure) -> None:
-        """Return when the worker has it ready, or is gone."""
+        """Return when the worker has the structure ready, or cannot compile it, or is gone."""
         async with self._turn:
             if self._streams is None:
                 self._streams = await asyncio.open_unix_connection(sock=self._socket)
@@ -34,7 +34,7 @@ class Preparation:
                 return
 
     def close(self) -> None:
-        """Whoever waits need not wait any more."""
+        """Close the socket; whoever waits returns."""
         if self._streams is None:
             self._socket.close()
         else:

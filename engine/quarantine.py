@@ -1,20 +1,21 @@
-"""Who may be what kills workers: suspects run alone until they get further, the guilty are named.
+"""Finds the sequences that kill workers: suspects run alone until they make progress.
 
-A worker's end is blamed on every sequence of the step it ended in. A new token clears a sequence,
-so streams that go on between two ends are never suspected, however many workers somebody kills.
+When a worker is lost, every sequence of the step in flight is blamed. A new token clears a
+sequence, so streams that make progress between two losses never become suspects, however many
+workers somebody kills.
 
-A worker that crashed came down over what it computed, so two are enough: after the first all are
-suspects, and who then crashes another alone is guilty.
+A worker that crashed was brought down by what it computed, so two crashes are enough: the first
+makes all blamed sequences suspects, and a suspect that crashes another worker alone is guilty.
 
     in one crash ─▶ suspect: runs alone ─ crashes another alone ─▶ guilty
          ◀──────────── any new token ───────┘
 
-One that was ended from outside (`kill -9`) says little of what it computed, though want of memory
-looks the same: it takes two to be a suspect, and three more alone. With less a stream that waited
-long for its turn was blamed for a storm of kills. Where somebody's signal did it, as far as the
-kernel knows (`WorkerLost.was_killed`), it takes ten alone: people kill at random, and programs that
-guard the memory kill the same request's worker over and over. Suspects run alone all the same,
-because alone they get further between two kills.
+A worker that was ended from outside (`kill -9`) says little about what it computed, although lack
+of memory looks the same. It takes two such ends to become a suspect, and three alone to be guilty:
+with fewer, a stream that waited long for its turn was blamed for a storm of kills. Where somebody's
+signal was the end (`WorkerLost.was_killed`), it takes ten alone: people kill at random, whereas
+programs that guard memory kill the same request's worker over and over. Suspects run alone in this
+case, too, because alone they make more progress between two kills.
 
     in one end ─ another, no token between ─▶ suspect: runs alone ─ ends three alone ─▶ guilty
          ◀──────────────────── any new token ───────────┘
@@ -26,15 +27,15 @@ from dataclasses import dataclass
 from engine.errors import WorkerLost
 from engine.sequence import Sequence
 
-_CRASHES_OF_THE_GUILTY = 2  # the last one alone
-_ENDS_OF_A_SUSPECT = 2  # in whatever company
-_ENDS_OF_THE_GUILTY = 3  # alone
-_KILLS_OF_THE_GUILTY = 10  # alone, by somebody
+_CRASHES_OF_THE_GUILTY = 2  # crashes in any company, the last one alone
+_ENDS_OF_A_SUSPECT = 2  # ends from outside, in any company
+_ENDS_OF_THE_GUILTY = 3  # ends from outside, alone
+_KILLS_OF_THE_GUILTY = 10  # ends from outside, alone, the last one by somebody's signal
 
 
 @dataclass(slots=True)
 class _Record:
-    """Workers lost since a sequence's last new token."""
+    """The workers that a sequence has lost since its last new token."""
 
     sequence: Sequence
     num_crashes: int = 0
@@ -48,7 +49,7 @@ class _Record:
         )
 
     def note(self, loss: WorkerLost, *, is_alone: bool) -> bool:
-        """Another worker is lost; returns whether that makes it guilty."""
+        """Count another lost worker; returns whether that makes the sequence guilty."""
         if loss.is_crash:
             self.num_crashes += 1
             return is_alone and self.num_crashes >= _CRASHES_OF_THE_GUILTY
@@ -60,14 +61,14 @@ class _Record:
 
 
 class Quarantine:
-    """Lost workers by sequence. Empty, and free of cost, while workers live."""
+    """The lost workers of each sequence; empty, and free of cost, while no worker is lost."""
 
     def __init__(self) -> None:
         self._records: dict[int, _Record] = {}
 
     @property
     def is_empty(self) -> bool:
-        """Whether nobody has lost a worker since its last progress."""
+        """Whether every sequence has made progress since it last lost a worker."""
         return not self._records
 
     @property
@@ -81,13 +82,15 @@ class Quarantine:
     def blame(
         self, sequences: Iterable[Sequence], loss: WorkerLost, *, is_alone: bool
     ) -> list[Sequence]:
-        """Note that a worker was lost computing these.
+        """Note that a worker was lost while it computed these sequences.
 
         Args:
-            is_alone: Nothing else was in the step.
+            sequences: Those in the step that was in flight.
+            loss: How the worker ended.
+            is_alone: Whether the step had no more than one row.
 
         Returns:
-            Those that are guilty; they are forgotten here.
+            The guilty sequences, which are forgotten here.
         """
         guilty = []
         for sequence in sequences:
@@ -98,6 +101,6 @@ class Quarantine:
         return guilty
 
     def clear(self, sequence: Sequence) -> bool:
-        """A sequence got further, or has ended; returns whether it was a suspect."""
+        """Forget a sequence that made progress or ended; returns whether it was a suspect."""
         record = self._records.pop(sequence.sequence_id, None)
         return record is not None and record.is_suspect

@@ -13,7 +13,7 @@ from engine.policy_reason import PolicyReason, PolicyReport
 
 DraftSource = Literal["head", "lookup"]
 
-LOOKED_UP = -1  # the exit layer of drafts that no head made: taken from prompt and output
+LOOKED_UP = -1  # stands for the exit layer of drafts made by prompt look-up
 
 
 class FinishReason(StrEnum):
@@ -23,12 +23,12 @@ class FinishReason(StrEnum):
     LENGTH = "length"  # max_tokens or the end of the context
     ABORT = "abort"  # the client went away or asked to stop
     ERROR = "error"  # the engine failed; `RequestOutput.error` says how
-    DEAD_END = "dead_end"  # its own structure and allowed tokens leave none; `error` says it
+    DEAD_END = "dead_end"  # its own constraints allow no token, or take too long; see `error`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Structure:
-    """What the output has to look like; drafts obey it as every token does."""
+    """A structure that every token of the output has to follow, drafts included."""
 
     kind: Literal["json_object", "json_schema", "regex", "grammar", "structural_tag"]
     source: str = ""  # the schema, pattern, EBNF grammar or tag description; empty: any JSON object
@@ -56,7 +56,7 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=dict)  # token id -> added to the logit
     allowed_token_ids: tuple[int, ...] = ()  # no others are chosen; empty: all are allowed
     num_logprobs: int | None = None  # top log-probabilities per token; 0 = the chosen one only
-    num_prompt_logprobs: int | None = None  # the same for every prompt token but the first
+    num_prompt_logprobs: int | None = None  # num_logprobs for every prompt token but the first
     structure: Structure | None = None
 
 
@@ -67,11 +67,11 @@ class EarlyExitOptions:
     enabled: bool = True
     threshold: float | None = None  # fixed confidence threshold; None: the policy decides
     max_draft_tokens: int | None = None  # None = the server's
-    lookup: bool = True  # drafts from text that repeats as well, not from exit heads alone
+    lookup: bool = True  # whether to draft by prompt look-up, too, not by exit heads alone
     return_trace: bool = False
 
     def under(self, policy: PolicyReport) -> PolicyReport:
-        """What the policy's state comes to for a request with these options."""
+        """Return what the policy's state means for a request with these options."""
         if policy.reason is PolicyReason.OFF:
             return policy
         if not self.enabled or self.max_draft_tokens == 0:
@@ -90,16 +90,14 @@ class GenerationRequest:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     early_exit: EarlyExitOptions = field(default_factory=EarlyExitOptions)
     pooling: Literal["mean", "last"] | None = None  # also answer with an embedding of the prompt
-    priority: int = 0  # lower runs first; equal ones first come first served
+    priority: int = 0  # the lowest runs first, equal ones in order of arrival
     cache_salt: str = ""  # blocks are shared only among requests with the same salt
     output_interval: int = 1  # tokens per output after the first; 0: all the rest in one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenLogprobs:
-    """Log-probabilities of one token of an output or a prompt, from the last layer's unprocessed
-    logits.
-    """
+    """Log-probabilities at one token's position, from the last layer's unprocessed logits."""
 
     token_id: int
     logprob: float
@@ -107,19 +105,19 @@ class TokenLogprobs:
     rank: int = 0  # how many tokens are at least as likely, itself included: 1 for the likeliest
 
 
-@dataclass(slots=True)  # made for every draft: frozen, or by keywords, it takes twice as long
+@dataclass(slots=True)  # made for every draft: frozen or kw_only would take twice as long
 class ExitRecord:
-    """What happened to one draft: where it left, how sure its source was, and the verdict."""
+    """What happened to one draft: where it exited, how sure its source was, and the verdict."""
 
     token_id: int
-    exit_layer: int  # 0: before any layer; LOOKED_UP
+    exit_layer: int  # 0: before any layer; LOOKED_UP: no head made it
     confidence: float
     accepted: bool
-    place: int = 0  # drafts before it; two candidates for a place share it
+    place: int = 0  # number of drafts before it; two candidates can share a place
 
     @property
     def source(self) -> DraftSource:
-        """Who made it."""
+        """What made the draft."""
         return "lookup" if self.exit_layer == LOOKED_UP else "head"
 
 
@@ -128,13 +126,13 @@ class TokenTrace:
     """Provenance of one emitted token (`early_exit.return_trace`)."""
 
     token_id: int
-    exit_layer: int  # it left there; LOOKED_UP; the model's layer count: it ran through
-    confidence: float | None  # how sure its source was; None without a draft
+    exit_layer: int  # where it exited; LOOKED_UP; the number of layers if no draft
+    confidence: float | None  # how sure its source was; None if it was no draft
     rejected: tuple[ExitRecord, ...] = ()  # drafts from this position on, rolled back here
 
     @property
     def source(self) -> Literal[DraftSource, "model"]:
-        """Who made it; the model itself where it was no draft."""
+        """What made the token: the model itself if it was no draft."""
         if self.confidence is None:
             return "model"
         return "lookup" if self.exit_layer == LOOKED_UP else "head"
@@ -150,21 +148,21 @@ class DraftFigures:
     acceptance_histogram: tuple[int, ...]  # [j] = steps with exactly j accepted drafts
     accepted_by_layer: Mapping[int, int]  # exit layer (or LOOKED_UP) -> accepted drafts from there
     drafted_by_layer: Mapping[int, int]
-    # What the policy was doing at the end, for all requests together or for this one.
+    # What the policy was doing at the request's end, as it applies to this request.
     policy: PolicyReport = field(default_factory=PolicyReport, compare=False)
 
     @property
     def mean_acceptance_length(self) -> float:
-        """1 + accepted / steps, the bonus token counted."""
+        """1 + accepted / steps: the last layer's own token of each step counts, too."""
         return 1 + self.num_accepted_tokens / self.num_steps if self.num_steps else 1.0
 
     @property
     def acceptance_rate(self) -> float:
-        """Accepted / drafted tokens."""
+        """Accepted / drafted tokens; 0 without drafts."""
         return self.num_accepted_tokens / self.num_draft_tokens if self.num_draft_tokens else 0.0
 
 
-@dataclass(slots=True)  # made for every token: frozen, or by keywords, it takes twice as long
+@dataclass(slots=True)  # made for every token: frozen or kw_only would take twice as long
 class RequestOutput:
     """The next piece of a request's output. The last one has a `finish_reason`."""
 
@@ -177,11 +175,11 @@ class RequestOutput:
     # Where they were asked for:
     logprobs: tuple[TokenLogprobs, ...] = ()  # one per new token
     trace: tuple[TokenTrace, ...] = ()  # one per new token
-    prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # on the first output, but the first token's
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # on the first output; none for the first token
     # On the last output:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None  # the stop string or stop token id that ended it
-    embedding: tuple[float, ...] | None = None  # with `pooling`; any length
+    embedding: tuple[float, ...] | None = None  # with `pooling`; not normalized
     queue_s: float = field(default=0.0, compare=False)  # from arrival to the first step with it
     num_preemptions: int = field(default=0, compare=False)
     draft_figures: DraftFigures | None = None

@@ -1,9 +1,9 @@
-"""Who waits and who runs, by rank, and the blocks of those who run.
+"""The waiting and the running sequences, by rank, and the blocks of those that run.
 
-Rank is the order of arrival, under the priority policy that of (priority, arrival). Who waits is
-admitted by rank; so without priorities every running sequence is older than every waiting one,
-unless one runs alone because it may be what kills workers. When blocks run out the running sequence
-of the last rank is preempted and recomputed later, so the first always finishes.
+Rank is the order of arrival or, under the priority policy, of (priority, arrival). Waiting
+sequences are admitted by rank, so without priorities every running sequence is older than every
+waiting one, unless a suspect runs alone (see `quarantine.py`). When blocks run out, the running
+sequence of the last rank is preempted and recomputed later, so the first one always finishes.
 """
 
 from bisect import insort
@@ -17,20 +17,20 @@ from engine.prefix_cache import PrefixCache
 from engine.quarantine import Quarantine
 from engine.sequence import Sequence, SequenceStatus
 
-_WATERMARK = 0.01  # share of the blocks that admission leaves free; at least one per running one
+_WATERMARK = 0.01  # share of blocks left free at admission; at least one per running sequence
 
 
 class Roster:
-    """Waiting and running sequences. Whatever moves between them moves here."""
+    """Holds the waiting and the running sequences, and moves them between the two."""
 
     def __init__(self, blocks: BlockManager, cache: PrefixCache, *, by_priority: bool) -> None:
         self._blocks = blocks
         self._cache = cache
         self._by_priority = by_priority
-        self._waiting: list[Sequence] = []  # by rank, as the running ones
+        self._waiting: list[Sequence] = []  # by rank, like `_running`
         self._running: list[Sequence] = []
         self._quarantine = Quarantine()
-        self._ended: list[int] = []  # to tell the worker
+        self._ended: list[int] = []  # ids that the worker is yet to be told of
         self.num_preemptions = 0
 
     @property
@@ -40,21 +40,21 @@ class Roster:
 
     @property
     def waiting(self) -> Collection[Sequence]:
-        """Sequences without, by rank."""
+        """Sequences without blocks, by rank."""
         return self._waiting
 
     @property
     def has_ended(self) -> bool:
-        """Whether the worker has to be told of an end."""
+        """Whether the worker is yet to be told that a sequence ended."""
         return bool(self._ended)
 
     def take_ended(self) -> list[int]:
-        """Sequences the worker may forget; they are told once."""
+        """Return the ids of sequences that the worker may forget, each only once."""
         ended, self._ended = self._ended, []
         return ended
 
     def add(self, sequence: Sequence) -> None:
-        """Let a new sequence wait."""
+        """Add a new sequence to those that wait."""
         insort(self._waiting, sequence, key=_rank)
 
     def retire(self, sequence: Sequence) -> None:
@@ -70,7 +70,7 @@ class Roster:
             self._waiting.remove(sequence)
 
     def admit(self, *, most: int) -> Iterator[Sequence]:
-        """Start waiting sequences by rank, while there are fewer than `most` and blocks last."""
+        """Start and yield waiting sequences by rank while fewer than `most` run and blocks last."""
         while len(self._running) < most:
             sequence = self._next()
             if sequence is None:
@@ -80,7 +80,7 @@ class Roster:
                 sequence.sequence_id, sequence.num_tokens, prefix, keep_free=self._headroom()
             ):
                 return
-            self._waiting.remove(sequence)  # the first of them, but for a suspect
+            self._waiting.remove(sequence)  # it is the first, unless it is a suspect
             insort(self._running, sequence, key=_rank)
             num_cached = len(prefix) * self._blocks.block_size
             if sequence.admit(num_cached):
@@ -88,10 +88,13 @@ class Roster:
             yield sequence
 
     def make_room(self, sequence: Sequence, num_positions: int) -> bool:
-        """Reserve blocks for known tokens: free ones, then drafts' surplus, then the last one's.
+        """Reserve blocks for the first `num_positions` positions of a sequence.
+
+        If too few are free, running sequences first give up the blocks beyond their known tokens,
+        and then the last by rank is preempted until there are enough.
 
         Returns:
-            False if the sequence was itself the last by rank and had to give way.
+            False if the sequence was itself the last by rank and was preempted.
         """
         if self._blocks.reserve(sequence.sequence_id, num_positions):
             return True
@@ -110,21 +113,22 @@ class Roster:
         return not self._quarantine.is_empty
 
     def note_progress(self, sequence: Sequence) -> None:
-        """It has a new token, so it does not kill workers; alone no more, it goes behind those of
-        higher rank.
+        """Note that a sequence has a new token, so it does not kill workers.
+
+        If it was a suspect, it is preempted, because those of higher rank go first again.
         """
         if self._quarantine.clear(sequence):
             self._preempt(sequence)
 
     def lose_worker(self, plan: StepPlan | None, loss: WorkerLost) -> list[Sequence]:
-        """Preempt all, and find out who kills workers.
+        """Preempt all sequences and find out which ones kill workers.
 
         Args:
             plan: The step that was in flight; None: the worker was idle.
-            loss: How it ended.
+            loss: How the worker ended.
 
         Returns:
-            Sequences that have to be ended for it. The caller finishes and retires them.
+            The guilty sequences, which the caller has to finish and retire.
         """
         rows = [] if plan is None else plan.rows
         in_flight = {row.sequence_id for row in rows}
@@ -133,7 +137,7 @@ class Roster:
         return self._quarantine.blame(blamed, loss, is_alone=len(rows) == 1)
 
     def preempt_all(self) -> None:
-        """The worker is gone: whatever it computed has to be computed again by another."""
+        """Preempt all sequences, because the worker and all that it computed are gone."""
         while self._running:
             self._preempt(self._running[-1])
         self._blocks.forget_all()
@@ -160,14 +164,14 @@ class Roster:
             assert _rank(self._running[-1]) < _rank(self._waiting[0]), "a sequence overtook"
 
     def _next(self) -> Sequence | None:
-        """Who may start next."""
+        """Return the sequence that may start next, if any."""
         suspect = self._quarantine.suspect
         if suspect is not None:
             return None if self._running else suspect
         return self._waiting[0] if self._waiting else None
 
     def _headroom(self) -> int:
-        """Blocks to leave for those who run, lest the newcomer be preempted at once."""
+        """Return how many blocks to leave, so that a new sequence is not preempted at once."""
         num_running = len(self._running)
         return max(num_running, int(self._blocks.num_blocks * _WATERMARK)) if num_running else 0
 
@@ -184,5 +188,5 @@ class Roster:
 
 
 def _rank(sequence: Sequence) -> tuple[int, int]:
-    """Who goes first; ids are given in order of arrival."""
+    """The sort key, lowest first; ids are given in order of arrival."""
     return sequence.request.priority, sequence.sequence_id

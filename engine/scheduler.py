@@ -1,8 +1,8 @@
-"""Who computes what in the next step, within a budget of tokens. Sees no tensor, no text.
+"""Decides what the next step computes, within a budget of tokens. Sees no tensor, no text.
 
-There are no phases: every sequence has tokens known and tokens computed, and a step closes the gap.
-Decoding rows come first, then prefills by rank, in chunks, then newcomers. Who may queue is the
-admission rules' affair, who runs and who gives way the roster's.
+Prefill and decode are not separate phases: every sequence has known tokens, some of them computed,
+and steps close the gap. Decoding rows come first, then prefills by rank, in chunks, then sequences
+that start. The admission rules decide who may queue, the roster who runs and who is preempted.
 """
 
 from collections.abc import Iterable
@@ -21,20 +21,20 @@ from engine.roster import Roster
 from engine.sequence import Sequence, SequenceStatus
 
 
-@dataclass(slots=True)  # made for every token: frozen, or by keywords, it takes twice as long
+@dataclass(slots=True)  # made for every token: frozen or kw_only would take twice as long
 class Committed:
-    """A sequence that moved in a step."""
+    """A sequence that took part in a step, and what it got."""
 
     sequence: Sequence
     result: RowResult
-    num_new_tokens: int  # of the result's tokens, those that became output
+    num_new_tokens: int  # how many of the result's tokens became output
 
 
-_Share: TypeAlias = tuple[Sequence, int]  # how many of its known tokens the step computes
+_Share: TypeAlias = tuple[Sequence, int]  # a sequence, and how many of its tokens to compute
 
 
 class Scheduler:
-    """Requests in, plans out, results in."""
+    """Turns requests into step plans and applies the plans' results."""
 
     def __init__(self, config: SchedulerConfig, limits: ModelLimits) -> None:
         self._config = config
@@ -48,47 +48,47 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        """Sequences not running."""
+        """The number of sequences that wait to run."""
         return len(self._roster.waiting)
 
     @property
     def num_running(self) -> int:
-        """Sequences with blocks."""
+        """The number of sequences that run, with blocks."""
         return len(self._roster.running)
 
     @property
     def num_blocks(self) -> int:
-        """Blocks in all."""
+        """The total number of blocks."""
         return self._blocks.num_blocks
 
     @property
     def num_blocks_used(self) -> int:
-        """Blocks held by sequences."""
+        """The number of blocks held by sequences."""
         return self._blocks.num_blocks - self._blocks.num_free
 
     @property
     def num_blocks_cached(self) -> int:
-        """Blocks whose contents can be found, held or not."""
+        """The number of blocks whose contents can be found, held or not."""
         return self._blocks.num_cached
 
     @property
     def num_preemptions(self) -> int:
-        """Times that a running sequence had to wait again."""
+        """How many times a running sequence was preempted."""
         return self._roster.num_preemptions
 
     @property
     def num_prefix_queries(self) -> int:
-        """Prompt tokens looked up in the prefix cache."""
+        """How many prompt tokens were looked up in the prefix cache."""
         return self._cache.num_queries
 
     @property
     def num_prefix_hits(self) -> int:
-        """Of those, found."""
+        """How many prompt tokens were found in the prefix cache."""
         return self._cache.num_hits
 
     @property
     def num_prefix_misses(self) -> int:
-        """Prompt tokens not found there, looked up or not: they are computed."""
+        """How many prompt tokens were not found in the prefix cache, looked up or not."""
         return self._cache.num_misses
 
     def check_room(self, num_requests: int, num_tokens: int) -> None:
@@ -104,8 +104,8 @@ class Scheduler:
         """Queue a request.
 
         Raises:
-            RequestError: if it could never run to its end.
-            EngineOverloaded: if the queue is full.
+            RequestError: The request could never run to its end.
+            EngineOverloaded: The queue is full.
         """
         self._rules.check_servable(request)
         self.check_room(1, len(request.prompt_token_ids))
@@ -117,7 +117,7 @@ class Scheduler:
         return sequence
 
     def abort(self, sequence: Sequence) -> None:
-        """End a sequence for whose output nobody waits any more. Idempotent."""
+        """End a sequence whose output nobody waits for any more. Idempotent."""
         sequence.finish(FinishReason.ABORT)
         self.retire(sequence)
 
@@ -134,10 +134,10 @@ class Scheduler:
         return self._roster.lose_worker(plan, loss)
 
     def adapt(self, limits: ModelLimits) -> list[Sequence]:
-        """Go on with a worker that has other blocks than the lost one; nothing runs.
+        """Adapt to a new worker with another number of blocks; no sequence may be running.
 
         Returns:
-            Sequences that are too long for it. The caller finishes and retires them.
+            Sequences that are too long for it, which the caller has to finish and retire.
         """
         self._limits = limits
         self._rules = AdmissionRules(self._config, limits)
@@ -146,7 +146,7 @@ class Scheduler:
         return [each for each in waiting if not each.adapt(limits.max_model_len)]
 
     def schedule(self) -> StepPlan | None:
-        """The next step's plan; None if there is nothing to do."""
+        """Return the next step's plan; None if there is nothing to do."""
         # 1. Known tokens of running sequences, decoding ones first.
         num_preempted_before = self.num_preemptions
         budget = self._config.max_num_batched_tokens
@@ -155,10 +155,10 @@ class Scheduler:
         prefilling = [share for share in missing if share[1] > 1]
         shares = self._share_out(decoding + prefilling, budget)
         budget -= sum([num_tokens for _, num_tokens in shares])
-        # 2. Waiting sequences, unless somebody has just had to make room.
+        # 2. Waiting sequences, unless one has just been preempted.
         is_short = self.num_preemptions > num_preempted_before
         admitted = [] if is_short else self._admit(budget)
-        # 3. Drafts, in the blocks that nobody needs.
+        # 3. Drafts, in the blocks that are left.
         rows = [self._row(sequence, num_tokens) for sequence, num_tokens in shares + admitted]
         if not rows and not self._roster.has_ended:
             return None
@@ -171,7 +171,7 @@ class Scheduler:
         )
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[Committed]:
-        """Move cursors by what the worker did; rows of sequences that have ended are dropped."""
+        """Apply a step's result; rows of sequences that have ended meanwhile are dropped."""
         assert plan.step_id == result.step_id, "results arrive in the order of their plans"
         by_id = {sequence.sequence_id: sequence for sequence in self._roster.running}
         is_wary = self._roster.is_wary
@@ -198,21 +198,21 @@ class Scheduler:
             assert held <= self._blocks.blocks_for(most), "more blocks than drafts can need"
 
     def _share_out(self, missing: Iterable[_Share], budget: int) -> list[_Share]:
-        """Of what running sequences miss, in this order, as much as the budget allows."""
+        """Share the budget out among running sequences, in this order, and reserve their blocks."""
         shares: list[_Share] = []
         for sequence, num_missing in missing:
             if budget == 0:
                 break
             num_tokens = num_missing if num_missing < budget else budget
             until = sequence.num_computed_tokens + num_tokens
-            is_running = sequence.status is SequenceStatus.RUNNING  # it has not given way
+            is_running = sequence.status is SequenceStatus.RUNNING  # not preempted for another one
             if is_running and self._roster.make_room(sequence, until):
                 shares.append((sequence, num_tokens))
                 budget -= num_tokens
         return shares
 
     def _admit(self, budget: int) -> list[_Share]:
-        """Shares of waiting sequences that start now."""
+        """Start waiting sequences within the budget; returns their shares."""
         admitted: list[_Share] = []
         if budget == 0:
             return admitted
@@ -225,8 +225,9 @@ class Scheduler:
         return admitted
 
     def _row(self, sequence: Sequence, num_tokens: int) -> RowPlan:
-        """The row of a sequence whose known tokens have blocks; it drafts, and its next pass may be
-        launched ahead, if there are more.
+        """Return the row of a sequence whose known tokens have blocks.
+
+        If there are more blocks, it may draft, or have its next pass launched ahead.
         """
         sequence_id, start = sequence.sequence_id, sequence.num_computed_tokens
         until = start + num_tokens
@@ -240,11 +241,15 @@ class Scheduler:
         return RowPlan(sequence_id, start, num_tokens, table, drafts, is_decoding)
 
     def _max_room(self, sequence: Sequence) -> int:
-        """Positions behind the known tokens for which there is to be room, if it can be had."""
+        """Return how many positions after the known tokens to reserve, if there are blocks."""
         return max(self._max_drafts(sequence), self._limits.num_tokens_ahead)
 
     def _max_drafts(self, sequence: Sequence) -> int:
-        """Drafts per step: the request's wish, else the server's; none without exit heads."""
+        """Return the most drafts per step: the request's number, or else the server's.
+
+        It is 0 if the worker has nothing that drafts, neither exit heads nor prompt look-up, or if
+        the request asks for no early exits.
+        """
         limit, exits = self._limits.max_draft_tokens, sequence.request.early_exit
         if limit == 0 or not exits.enabled:
             return 0

@@ -1,7 +1,7 @@
 """A request's mutable life in the engine: its tokens and cursors. Holds no blocks, no text.
 
 Between steps `num_computed_tokens == num_tokens - 1` for a decoding sequence: its newest token is
-known, not computed.
+known but not computed.
 """
 
 import time
@@ -26,7 +26,7 @@ class SequenceStatus(Enum):
 
 
 class Sequence:
-    """One request being generated."""
+    """A request that is being generated."""
 
     def __init__(
         self, sequence_id: int, request: GenerationRequest, eos_token_ids: Many[int], max_len: int
@@ -37,20 +37,20 @@ class Sequence:
         self.token_ids = list(request.prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
         self.num_computed_tokens = 0
-        self.num_cached_tokens = 0  # of the prompt, found computed when the sequence first ran
+        self.num_cached_tokens = 0  # prompt tokens found in the cache when it first ran
         self.block_hashes = BlockHashes(request.cache_salt)
-        self.prompt_logprobs: list[TokenLogprobs] = []  # so far, beginning with the second token's
+        self.prompt_logprobs: list[TokenLogprobs] = []  # so far; the first is the second token's
         self.embedding: tuple[float, ...] | None = None  # of the prompt, once computed
         self.finish_reason: FinishReason | None = None
         self.stop_reason: str | int | None = None
         self.error: str | None = None
-        self.queue_s: float | None = None  # once it has run
+        self.queue_s: float | None = None  # how long it waited until it first ran
         self.num_preemptions = 0
-        # Whether any output is to come of it at all.
+        # Whether any output is to be generated at all.
         self.generates = request.sampling.max_tokens > 0
         self._arrived_s = time.monotonic()
-        # Known tokens with which the output ends: all that were asked for, or fewer where the KV
-        # cache has shrunk.
+        # The numbers of known tokens at which the output ends: as requested, and (`_last_len`)
+        # within the KV cache, which a new worker may have shrunk.
         self._asked_len = self.num_prompt_tokens + request.sampling.max_tokens
         self._last_len = min(self._asked_len, max_len)
         # A structure's end cannot be ignored: nothing may follow it.
@@ -67,7 +67,7 @@ class Sequence:
 
     @property
     def num_missing_tokens(self) -> int:
-        """Known tokens that are to be computed."""
+        """Known tokens that are not computed yet."""
         return len(self.token_ids) - self.num_computed_tokens
 
     @property
@@ -89,11 +89,11 @@ class Sequence:
 
     @property
     def num_tokens_left(self) -> int:
-        """Output tokens that may still come."""
+        """Output tokens that may still be generated."""
         return self._last_len - len(self.token_ids)
 
     def start(self) -> SequenceStart:
-        """Everything a worker needs to go on with this sequence."""
+        """Return everything a worker needs to go on with this sequence."""
         sampling = self.request.sampling
         wanted = sampling.num_prompt_logprobs if self._lacks_prompt_logprobs else None
         return SequenceStart(
@@ -109,7 +109,7 @@ class Sequence:
         )
 
     def commit(self, num_scheduled: int, result: RowResult) -> int:
-        """Take over what a step produced: cursors move, the output ends where it must.
+        """Apply what a step produced: move the cursors, and finish where the output ends.
 
         Returns:
             How many of the result's tokens became output.
@@ -146,7 +146,7 @@ class Sequence:
         *,
         error: str | None = None,
     ) -> None:
-        """End the sequence; the last reason given stands."""
+        """End the sequence; if this is called again, the last reason stands."""
         self.status = SequenceStatus.FINISHED
         self.finish_reason, self.stop_reason, self.error = reason, stop_reason, error
 
@@ -155,10 +155,10 @@ class Sequence:
         del self.token_ids[self.num_prompt_tokens + num_output_tokens :]
 
     def admit(self, num_cached_tokens: int) -> bool:
-        """From waiting to running, behind tokens whose KV was found in the cache.
+        """Move from waiting to running; the KV of the first tokens was found in the cache.
 
         Returns:
-            Whether it is the first time.
+            Whether the sequence runs for the first time.
         """
         self.status = SequenceStatus.RUNNING
         self.num_computed_tokens = num_cached_tokens
@@ -169,7 +169,7 @@ class Sequence:
         return True
 
     def preempt(self) -> None:
-        """Back to waiting; everything known is to be computed again."""
+        """Move back to waiting; all known tokens have to be computed again."""
         self.status = SequenceStatus.WAITING
         self.num_preemptions += 1
         self.num_computed_tokens = 0
@@ -177,7 +177,7 @@ class Sequence:
             self.prompt_logprobs.clear()
 
     def adapt(self, max_len: int) -> bool:
-        """Go on within another number of tokens; grown to it, the sequence ends with an error.
+        """Limit the sequence to `max_len` tokens; if that cuts its output short, it ends in error.
 
         Returns:
             Whether it can go on at all.
@@ -186,7 +186,7 @@ class Sequence:
         return min(self.num_tokens + 1, self._asked_len) <= max_len
 
     def figures(self, policy: PolicyReport) -> DraftFigures:
-        """What drafting did for this request, and what the policy does for it now."""
+        """Return what drafting did for this request, and what the policy does for it now."""
         return self._figures.snapshot(policy)
 
     def check(self) -> None:
@@ -210,7 +210,7 @@ class Sequence:
             self.finish(FinishReason.ERROR, error=OUTGROWN)
 
     def _may_stop_at(self, token_id: int, num_output: int) -> bool:
-        """Whether the output is long enough, or complete as its structure has it."""
+        """Whether the output is long enough to stop, or its structure is complete."""
         sampling = self.request.sampling
         is_complete = sampling.structure is not None and token_id in self._eos_ids
         return num_output >= sampling.min_tokens or is_complete
@@ -225,7 +225,7 @@ class _FigureCounts:
         self._accepted: Counter[int] = Counter()
 
     def add(self, drafts: Many[ExitRecord]) -> None:
-        """A step's."""
+        """Count the drafts of one step."""
         accepted = sum(draft.accepted for draft in drafts)
         self._histogram += [0] * (accepted + 1 - len(self._histogram))
         self._histogram[accepted] += 1

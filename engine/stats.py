@@ -21,12 +21,12 @@ class EngineStats:
     worker_restarts_total: int = 0
     recovery_time_s_total: float = 0.0  # from a worker's loss until the next was ready
     prefix_cache_queries_total: int = 0  # prompt tokens looked up in the prefix cache
-    prefix_cache_hits_total: int = 0  # of those, found: prompt tokens that were not computed
-    prompt_tokens_computed_total: int = 0  # of prompts that came to run, those not found
+    prefix_cache_hits_total: int = 0  # prompt tokens found there, so not computed
+    prompt_tokens_computed_total: int = 0  # not found in the cache, of prompts that ran
     finished_total: dict[FinishReason, int] = field(
         default_factory=lambda: dict.fromkeys(FinishReason, 0)
     )
-    drafts_total: int = 0  # rows of steps that drafted
+    drafts_total: int = 0  # rows with drafts, summed over steps
     draft_tokens_total: int = 0
     accepted_tokens_total: int = 0
     accepted_per_position: list[int] = field(default_factory=list)
@@ -35,10 +35,10 @@ class EngineStats:
     steps_total: int = 0
     worker_time_s_total: float = 0.0
     policy: PolicyReport = field(default_factory=PolicyReport)
-    steps_by_num_tokens: dict[int, int] = field(default_factory=dict)  # known tokens computed
+    steps_by_num_tokens: dict[int, int] = field(default_factory=dict)  # known tokens -> steps
     refused_total: int = 0  # requests that found the queue full
-    corrupted_total: int = 0  # requests that failed as what the model computed were no numbers
-    learning: Learning = field(default_factory=Learning)  # totals, and the latest trial
+    corrupted_total: int = 0  # requests that failed because the model computed NaN or infinity
+    learning: Learning = field(default_factory=Learning)  # totals, and shares in the latest trial
 
     def count_step(self, plan: StepPlan, result: StepResult) -> None:
         """Add a step's outcome."""
@@ -56,7 +56,7 @@ class EngineStats:
                 self._count_drafts(row)
 
     def _count_learning(self, news: Learning) -> None:
-        """Totals outlive the worker; a new one has had no trial."""
+        """Add to the totals, which outlive a worker; the shares are its own latest trial's."""
         before = self.learning
         self.learning = replace(
             news,

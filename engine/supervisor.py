@@ -1,6 +1,6 @@
-"""Keeps a worker running: replaces one that was lost, and gives up when that leads nowhere.
+"""Keeps a worker running: replaces one that was lost, and gives up when that is no use.
 
-What the lost worker was computing is the engine's affair: here is only the worker's life.
+It deals with the worker's life only; what the lost worker was computing is up to the engine.
 
     start ─▶ running ─ WorkerLost ─▶ replace ─▶ running
                                         └─ again and again without progress ─▶ EngineFailed
@@ -19,14 +19,14 @@ from engine.request import Structure
 
 logger = logging.getLogger(__name__)
 
-_MOST_LOSSES = 5  # in a row, with no request getting any further
-_MOST_KILLS = 25  # the same, where somebody kills them: nothing here is broken
+_MOST_LOSSES = 5  # losses without progress at which to give up
+_MOST_KILLS = 25  # losses at which to give up if the last was a kill: nothing here is broken
 _WINDOW_S = 600.0  # losses longer ago do not count
-_LONGEST_PAUSE_S = 5.0  # before trying again to load what could not be loaded
+_LONGEST_PAUSE_S = 5.0  # before the next attempt after a worker could not load
 
 
 class Supervisor:
-    """One worker at a time."""
+    """Keeps one worker running at a time."""
 
     def __init__(self, worker: Worker) -> None:
         self.num_restarts = 0
@@ -34,7 +34,7 @@ class Supervisor:
         self.is_recovering = False
         self._worker = worker
         self._info: WorkerInfo | None = None
-        self._losses: deque[float] = deque()  # when, since the last progress
+        self._losses: deque[float] = deque()  # times of losses since the last progress
 
     async def start(self) -> WorkerInfo:
         """See `Worker.start`; here a failure is final."""
@@ -59,17 +59,17 @@ class Supervisor:
         await self._worker.close()
 
     def note_progress(self) -> None:
-        """A request got further, or was ended as the cause of the losses."""
+        """Note that a request made progress, or was ended as the cause of the losses."""
         self._losses.clear()
 
     async def replace(self, loss: WorkerLost) -> WorkerInfo:
         """End what is left of the worker and start another.
 
         Returns:
-            Its facts: those of the first, but perhaps for the number of its KV blocks.
+            The new worker's facts; only the number of KV blocks may differ from the first one's.
 
         Raises:
-            EngineFailed: if that leads nowhere.
+            EngineFailed: Too many workers were lost without progress.
         """
         started = time.monotonic()
         self.is_recovering = True
@@ -106,7 +106,7 @@ class Supervisor:
             )
 
     def _require_same(self, info: WorkerInfo) -> None:
-        """Open requests can go on only with what they began with, if need be in less memory."""
+        """Refuse a worker that open requests could not go on with; fewer KV blocks are fine."""
         assert self._info is not None, "the first worker has started"
         if replace(info, num_blocks=self._info.num_blocks) != self._info:
             raise ModelLoadError(f"the new worker serves something else: {info}, not {self._info}")

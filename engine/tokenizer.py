@@ -1,7 +1,7 @@
 """Text <-> token ids, and chats -> token ids. A thin layer over transformers' fast tokenizers.
 
-Loading one imports transformers (a second), never torch. Knows nothing of requests' lives or of
-streaming (that is `detokenizer.py`).
+Loading one imports transformers (which takes a second), never torch. Knows nothing of requests or
+of streaming (that is `detokenizer.py`).
 """
 
 import json
@@ -22,14 +22,14 @@ from engine.vocabulary import byte_alphabet, is_byte_level, piece_bytes
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# One character per special token while a chat template runs; the last of the private use planes.
+# While a chat template runs, characters from here on (private use) stand for special tokens.
 _FIRST_PLACEHOLDER = 0x10E000
 _MAX_REFUSAL_CHARS = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizerCard:
-    """What a client needs to know of a tokenizer to build prompts itself."""
+    """What a client needs to know about a tokenizer to build prompts itself."""
 
     tokenizer_class: str
     bos_token: str | None
@@ -45,7 +45,7 @@ class Tokenizer:
     Attributes:
         vocab_size: One more than the highest token id it knows (the model's own may be padded).
         eos_token_ids: Ids that end a sequence: the tokenizer's and the checkpoint's.
-        strips_first_space: Decoded text begins without the space its first token carries.
+        strips_first_space: Whether decoded text begins without the space its first token carries.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast", eos_token_ids: Sequence[int]) -> None:
@@ -60,14 +60,14 @@ class Tokenizer:
         self._bytes = {token_id: text.encode() for token_id, text in self._added.items()}
         self._special = {token_id for token_id, token in added.items() if token.special}
         texts = sorted({self._added[token_id] for token_id in self._special})
-        self._special_texts = {text: _json_text(text)[1:-1] for text in texts}  # and in JSON
+        self._special_texts = {text: _json_text(text)[1:-1] for text in texts}  # as JSON has them
         spells_bytes = is_byte_level(self._backend.to_str())
         self._byte_of = byte_alphabet() if spells_bytes else None
         self.strips_first_space = not spells_bytes
 
     @cached_property
     def card(self) -> TokenizerCard:
-        """Its class, special tokens and chat template."""
+        """The tokenizer's class, special tokens and chat template."""
         source = self._tokenizer
         template = source.chat_template
         return TokenizerCard(
@@ -80,10 +80,10 @@ class Tokenizer:
         )
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text; special tokens spelled out in it count as such.
+        """Return a text's token ids; special tokens spelled out in it are taken as such.
 
         Raises:
-            RequestError: if the text is no valid Unicode (half a surrogate pair).
+            RequestError: The text is not valid Unicode (it holds half a surrogate pair).
         """
         try:
             return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
@@ -91,7 +91,7 @@ class Tokenizer:
             raise RequestError("The text holds half a surrogate pair.") from error
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """Text of token ids; bytes that are no UTF-8 become U+FFFD."""
+        """Return the text of token ids; bytes that are not UTF-8 become U+FFFD."""
         text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
         return text
 
@@ -100,11 +100,11 @@ class Tokenizer:
         return token_id in self._special
 
     def control_token_id(self, text: str) -> int | None:
-        """The id of a control token; None where the text is no control token."""
+        """Return the id of a control token; None if the text is not one."""
         return next((i for i in sorted(self._special) if self._added[i] == text), None)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes a token stands for; none for an id that the tokenizer does not know."""
+        """Return the bytes a token stands for; none for an id that the tokenizer does not know."""
         spelled = self._bytes.get(token_id)
         if spelled is None:
             piece: str | None = self._backend.id_to_token(token_id)
@@ -114,11 +114,11 @@ class Tokenizer:
         return spelled
 
     def token_piece(self, token_id: int) -> str:
-        """A token as the vocabulary spells it; empty for an id that the tokenizer does not know."""
+        """Return a token as the vocabulary spells it; empty for an unknown id."""
         return self._backend.id_to_token(token_id) or ""
 
     def token_text(self, token_id: int) -> str:
-        """A token for display; bytes that are no UTF-8 on their own become U+FFFD."""
+        """Return a token for display; bytes that are not UTF-8 on their own become U+FFFD."""
         return self.token_bytes(token_id).decode(errors="replace")
 
     def apply_chat_template(
@@ -128,15 +128,17 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         **kwargs: Any,
     ) -> list[int]:
-        """Token ids of a chat, through the checkpoint's template.
+        """Return the token ids of a chat, rendered with the checkpoint's template.
 
         Special tokens come from the template alone: spelled out in a message they are plain text.
 
         Args:
+            messages: The turns of the chat.
+            add_generation_prompt: Whether to open the assistant's turn at the end.
             kwargs: Passed on to the template (`tools`, `enable_thinking`, ...).
 
         Raises:
-            RequestError: if there is no template, or it refuses these messages.
+            RequestError: There is no template, or it fails on these messages.
         """
         if not self._tokenizer.chat_template:
             raise RequestError("This model has no chat template.", param="messages")
@@ -158,11 +160,11 @@ class Tokenizer:
         return rendered
 
     def check_chat_template(self) -> None:
-        """Find out now rather than at the first chat what no chat could be rendered with.
+        """Refuse now, not at the first chat, a template with which no chat could be rendered.
 
         Raises:
-            UnsafeCheckpoint: the template reaches for what its sandbox forbids.
-            ModelLoadError: it is no template.
+            UnsafeCheckpoint: The template does what its sandbox forbids.
+            ModelLoadError: It is not a valid template.
         """
         if not self._tokenizer.chat_template:
             return
@@ -174,11 +176,11 @@ class Tokenizer:
             raise UnsafeCheckpoint(message) from error
         except TemplateSyntaxError as error:
             raise ModelLoadError(f"The chat template is malformed: {error}") from error
-        except Exception:  # it may want other turns than this one
+        except Exception:  # it may accept other turns than this one
             return
 
     def _special_texts_in(self, value: Any) -> list[str]:
-        """The special tokens that a client's values spell out, longest first."""
+        """Return the special tokens that a client's values spell out, longest first."""
         everything = _json_text(value)
         found = [text for text, spelled in self._special_texts.items() if spelled in everything]
         return sorted(found, key=len, reverse=True)
@@ -201,10 +203,10 @@ def _json_text(value: Any) -> str:
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer in a checkpoint directory.
+    """Load the tokenizer of a checkpoint directory.
 
     Raises:
-        ModelLoadError: if there is none that can be read, or its chat template cannot be used.
+        ModelLoadError: There is none that can be read, or its chat template cannot be used.
     """
     if not (directory / "tokenizer.json").is_file():
         raise ModelLoadError(f"{directory} has no tokenizer.json.")
@@ -220,10 +222,10 @@ def load_tokenizer(directory: Path) -> Tokenizer:
 
 
 def _refusal(error: Exception, *, continues: bool) -> RequestError:
-    """What a client is told of a template's failure.
+    """Return what a client is told about a template's failure.
 
-    What a template says through `raise_exception` was written for whoever sends messages, and is
-    passed on. Anything else is the renderer's own text and may tell of our files: it stays here.
+    What a template says through `raise_exception` was written for whoever sends messages, so it is
+    passed on. Any other text is the renderer's own and may reveal our files, so it is not.
     """
     if type(error) is TemplateError and error.message:
         said = " ".join(error.message.split())[:_MAX_REFUSAL_CHARS]
@@ -235,7 +237,7 @@ def _refusal(error: Exception, *, continues: bool) -> RequestError:
 
 
 def _replaced(value: Any, placeholders: Mapping[str, str]) -> Any:
-    """A copy of JSON-like data with texts replaced in all strings, keys included."""
+    """Return a copy of JSON-like data with texts replaced in all strings, keys included."""
     if not placeholders:
         return value
     if isinstance(value, str):

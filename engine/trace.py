@@ -5,10 +5,15 @@ from engine.request import TokenTrace
 
 
 def token_traces(result: RowResult, num_kept: int, num_layers: int) -> list[TokenTrace]:
-    """One entry per emitted token: accepted drafts by their exit, the target's own without one.
+    """Return one entry per emitted token: accepted drafts, then the last layer's own token.
 
-    Rejected drafts are listed with the token that replaced the first of them; second candidates for
-    places before it are in no trace.
+    Rejected drafts are listed with the token that replaced the first of them; rejected second
+    candidates for earlier places are in no trace.
+
+    Args:
+        result: What the row produced in the step.
+        num_kept: How many of its tokens were emitted.
+        num_layers: The model's, as the exit layer of tokens that were no drafts.
     """
     accepted = [draft for draft in result.drafts if draft.accepted]
     traces = [

@@ -1,4 +1,4 @@
-"""The bytes that token ids stand for, read from a checkpoint's tokenizer. Knows no transformers."""
+"""The bytes that token ids stand for, read from a checkpoint's tokenizer without transformers."""
 
 import json
 import re
@@ -11,9 +11,9 @@ _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def load_vocabulary(directory: Path, vocab_size: int) -> list[bytes]:
-    """[V] bytes of every token id; none for ids that no token has.
+    """Return the bytes of every token id [V]; empty for ids that no token has.
 
-    A control token's begin with a byte that no text has, so that nothing but its id matches it.
+    A control token's bytes begin with one that no text has, so that no grammar matches its text.
     """
     from tokenizers import Tokenizer
 
@@ -32,7 +32,7 @@ def load_vocabulary(directory: Path, vocab_size: int) -> list[bytes]:
 
 
 def piece_bytes(piece: str, alphabet: dict[str, int] | None) -> bytes:
-    """The bytes of a piece spelled in a byte alphabet, or else as SentencePiece spells."""
+    """Return the bytes of a piece spelled in a byte alphabet or, without one, by SentencePiece."""
     if alphabet is not None:
         try:
             return bytes(alphabet[character] for character in piece)
@@ -43,7 +43,14 @@ def piece_bytes(piece: str, alphabet: dict[str, int] | None) -> bytes:
 
 
 def is_byte_level(backend: str) -> bool:
-    """Whether pieces are spelled in GPT-2's byte alphabet; else they are SentencePiece's."""
+    """Whether pieces are spelled in GPT-2's byte alphabet rather than by SentencePiece.
+
+    Args:
+        backend: The content of tokenizer.json.
+
+    Raises:
+        ModelLoadError: They are spelled in neither way.
+    """
     content = json.loads(backend)
     decoder = content.get("decoder") or {}
     kinds = {step["type"] for step in (decoder, *decoder.get("decoders", ()))} if decoder else set()
@@ -55,7 +62,7 @@ def is_byte_level(backend: str) -> bool:
 
 
 def byte_alphabet() -> dict[str, int]:
-    """GPT-2's spelling of bytes: printable Latin-1 as itself, the others from U+0100 on."""
+    """Return GPT-2's spelling of bytes: printable Latin-1 as itself, others from U+0100 on."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = (byte for byte in range(256) if byte not in printable)
     return {chr(byte): byte for byte in printable} | {

@@ -20,7 +20,7 @@ MAX_FRAME_BYTES = 1 << 28
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far loading is."""
+    """How far the worker is with loading."""
 
     text: str
     fraction: float
@@ -36,7 +36,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A structure is ready, as far as it can be."""
+    """A structure is ready, or cannot be compiled."""
 
 
 Message = (
@@ -56,7 +56,7 @@ _KINDS: dict[type[Any], int] = {
 
 
 class Wire:
-    """Encodes and decodes messages; one for each end."""
+    """Encodes and decodes messages; each end of a socket has one."""
 
     def __init__(self) -> None:
         self._encoder = msgspec.msgpack.Encoder(enc_hook=_encode_path)
@@ -66,15 +66,15 @@ class Wire:
         }
 
     def encode(self, message: Message) -> bytes:
-        """A whole frame."""
+        """Return the message as a whole frame."""
         body = self._encoder.encode(message)
         return HEADER.pack(len(body), _KINDS[type(message)]) + body
 
     def decode(self, kind: int, body: bytes) -> Message:
-        """The message of a frame.
+        """Return the message in a frame.
 
         Raises:
-            ValueError: if it is not a message of ours.
+            ValueError: It is not one of our messages.
         """
         if kind not in self._decoders:
             raise ValueError(f"unknown frame kind {kind}")
@@ -83,10 +83,10 @@ class Wire:
 
 
 def frame_length(header: bytes) -> tuple[int, int]:
-    """(body length, kind) of a frame's header.
+    """Return (body length, kind) from a frame's header.
 
     Raises:
-        ValueError: if the length is absurd.
+        ValueError: The length is above MAX_FRAME_BYTES.
     """
     length, kind = HEADER.unpack(header)
     if length > MAX_FRAME_BYTES:

@@ -22,7 +22,7 @@ from engine.wire import HEADER, Failure, Message, Progress, Wire, frame_length
 
 logger = logging.getLogger(__name__)
 
-# What people, supervisors and a kernel short of memory send; no fault of a computation does.
+# Signals that people, supervisors and a kernel short of memory send; no computation's fault does.
 _SIGNALS_FROM_OUTSIDE = frozenset((signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
 _GRACE_S = 5.0  # for a worker to finish its step and end once its socket is closed
 
@@ -37,9 +37,11 @@ class WorkerProcess:
         *,
         module: str = "engine.worker.main",
     ) -> None:
-        """Args:
-        on_progress: Called with (what is being done, fraction done) while the worker loads.
-        module: The process's main module.
+        """
+        Args:
+            config: What the worker is to serve, and its time limits.
+            on_progress: Called with (what is being done, fraction done) while the worker loads.
+            module: The process's main module.
         """
         self._config = config
         self._module = module
@@ -50,8 +52,8 @@ class WorkerProcess:
         self._writer: asyncio.StreamWriter | None = None
         self._watchdog: Watchdog | None = None
         self._preparation: Preparation | None = None
-        self._hang: errors.WorkerLost | None = None  # what the watchdog killed it for
-        self._memory_kills: int | None = None  # on this machine, when it was started
+        self._hang: errors.WorkerLost | None = None  # why the watchdog killed it
+        self._memory_kills: int | None = None  # the machine's count when it was started
         self._is_loaded = False
 
     @property
@@ -60,7 +62,7 @@ class WorkerProcess:
         return None if self._process is None else self._process.pid
 
     async def spawn(self) -> None:
-        """Start the process, which imports its modules before it listens; `start` does it too."""
+        """Start the process, so that it imports its modules early; `start` does so if need be."""
         level = logging.getLevelName(logger.getEffectiveLevel())
         limits = self._config.supervision
         timeouts_s = limits.step_timeout_s, limits.heartbeat_timeout_s
@@ -143,7 +145,7 @@ class WorkerProcess:
             self._writer.close()
             with suppress(OSError):
                 await self._writer.wait_closed()
-        # One that is still loading, or hangs, listens to nobody.
+        # A worker that is still loading, or hangs, does not notice that its socket is closed.
         await self._end(_GRACE_S if self._is_loaded and not self._hang else 0)
         if self._watchdog is not None:
             self._watchdog.close()
@@ -160,7 +162,7 @@ class WorkerProcess:
                 self._process.kill()
 
     async def _result_of(self, plan: StepPlan) -> StepResult:
-        """Of a plan that is on its way."""
+        """Wait for the result of a plan that was sent."""
         assert self._watchdog is not None, "start the worker first"
         await self._drain()
         message = await self._receive()
@@ -216,7 +218,7 @@ class WorkerProcess:
 
 
 def _load_error(failure: Failure) -> errors.ModelLoadError:
-    """The worker's own exception, as far as it is one of ours."""
+    """Return the worker's own exception if it is a ModelLoadError, else such an error."""
     kind = getattr(errors, failure.kind, None)
     if isinstance(kind, type) and issubclass(kind, errors.ModelLoadError):
         return kind(failure.message)
@@ -224,7 +226,7 @@ def _load_error(failure: Failure) -> errors.ModelLoadError:
 
 
 def _pinned(config: EngineConfig, info: WorkerInfo) -> EngineConfig:
-    """The same, with what was chosen automatically: the next worker must compute the same bits."""
+    """Return `config` with automatic choices fixed: the next worker must compute the same bits."""
     chosen: dict[str, Literal["native", "torch"]] = {"native": "native", "torch": "torch"}
     backend = chosen.get(info.backend, config.model.backend)
     return replace(

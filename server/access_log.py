@@ -1,4 +1,7 @@
-"""One line per request when its answer is over; none for probes and scrapes, no prompts ever."""
+"""The access log: one line per request, written when its answer ends; it never contains a prompt.
+
+Probes and metrics scrapes (`_QUIET_PATHS`) are not logged.
+"""
 
 import json
 import logging
@@ -49,7 +52,7 @@ def _as_text(scope: Scope, duration_s: float, record: RequestRecord) -> str:
 
 
 def _as_json(scope: Scope, duration_s: float, record: RequestRecord) -> str:
-    """One line whatever the path holds: JSON escapes it."""
+    """Return the entry, which stays on one line whatever the path holds: JSON escapes it."""
     line: dict[str, Any] = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "request_id": record.request_id,

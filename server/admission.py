@@ -1,7 +1,7 @@
-"""Who is let in: decided on the request's head, before its body is read, let alone tokenized.
+"""Admission control on a request's head, before its body is read or tokenized.
 
-Under overload that is what keeps a refusal cheap. The engine decides again, exactly, when it knows
-how many choices and tokens a request has.
+That keeps a refusal cheap under overload. The engine decides again, exactly, once it knows how many
+choices and tokens a request has.
 """
 
 from collections import Counter
@@ -14,14 +14,14 @@ from server.http_protocol import CROWDED
 from server.middleware import API_KEY, route_path
 from server.service import InferenceService
 
-_OPERATIONS = frozenset({"/health", "/ready", "/ping", "/metrics"})  # answered in any crowd
+_OPERATIONS = frozenset({"/health", "/ready", "/ping", "/metrics"})  # never refused here
 _GENERATING = frozenset(
     {"/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/embeddings"}
 )
 
 
 class AdmissionMiddleware:
-    """Refuses what there is no room for: connections, the engine's queue, one key's share."""
+    """Refuses requests beyond the limits of connections, of the engine's queue or of one key."""
 
     def __init__(
         self, app: ASGIApp, service: InferenceService, max_concurrent_per_key: int | None
@@ -49,14 +49,14 @@ class AdmissionMiddleware:
             self._leave(key)
 
     def _admit(self, scope: Scope) -> str | None:
-        """Count the request in.
+        """Admit the request and count it against its key.
 
         Returns:
-            The key to count out, if it is limited.
+            The key to give to `_leave`; None if no limit per key applies.
 
         Raises:
             EngineError: the server has no room.
-            TooManyOfOneKey: the key has no more.
+            TooManyOfOneKey: the key has as many requests open as it may.
         """
         path = route_path(scope)
         if scope.get("state", {}).get(CROWDED) and path not in _OPERATIONS:
@@ -82,6 +82,6 @@ class AdmissionMiddleware:
 
 
 def _key_of(scope: Scope) -> str:
-    """The API key's digest; without keys, the client's address."""
+    """Return the API key's digest or, without keys, the client's address."""
     client: str = (scope.get("client") or ("",))[0]
     return str(scope.get("state", {}).get(API_KEY, client))

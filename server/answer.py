@@ -1,7 +1,7 @@
-"""Outputs → HTTP: the whole answer as JSON, or a stream of server-sent events.
+"""Turns outputs into an HTTP answer: one JSON document, or a stream of server-sent events.
 
-An error before the first output has its own status; after that a stream says it itself. Whoever
-leaves early closes the generations, which aborts them.
+An error before the first output gets an HTTP status of its own; after that the stream reports it.
+Whoever stops early closes the generations, which aborts them.
 """
 
 import asyncio
@@ -20,15 +20,16 @@ from server.render.common import Renderer, gather
 from server.stream import AnswerStream
 
 _LONGEST_WAIT_S = 15.0  # for the first output, before a stream's status is sent
-_LONGEST_WAIT_IN_QUEUE_S = 45.0  # proxies break off what is silent for longer
+# Longest wait for a stream's first output under a queue timeout; proxies cut longer silences off.
+_LONGEST_WAIT_IN_QUEUE_S = 45.0
 
 
 async def whole_answer(request: Request, generations: Generations, renderer: Renderer) -> Response:
-    """Wait for everything and answer at once; stops when the client leaves.
+    """Wait for every choice and answer with one document; stop when the client leaves.
 
     Raises:
         EngineError: the generation failed.
-        ClientDisconnect: nobody is there to answer.
+        ClientDisconnect: the client left.
     """
     choices = await while_connected(request, gather_choices(generations))
     body = (
@@ -51,10 +52,10 @@ async def streamed_answer(
     keep_alive_s: float,
     queue_timeout_s: float = 0,
 ) -> Response:
-    """Answer with a stream; returns once there is a first output or waiting for it takes long.
+    """Answer with a stream; return once there is a first output or the wait for it gets long.
 
-    A request that may be refused for waiting too long gets its status only after that, within
-    reason.
+    With a queue timeout the wait covers it, up to `_LONGEST_WAIT_IN_QUEUE_S`, so that a request
+    refused for waiting too long is answered with that status.
 
     Raises:
         EngineError: the generation was refused.
@@ -83,7 +84,7 @@ async def streamed_answer(
 
 
 async def gather_choices(generations: Generations) -> list[RequestOutput]:
-    """Every choice's gathered output, by index; closes the generations.
+    """Wait for every choice and return the gathered outputs by index; closes the generations.
 
     Raises:
         EngineError: one of them failed.

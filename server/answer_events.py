@@ -1,4 +1,4 @@
-"""An answer as server-sent events: outputs in, bytes out; waits for nothing."""
+"""Encodes an answer as server-sent events: outputs in, bytes out, without waiting."""
 
 import logging
 from collections.abc import Iterable
@@ -14,31 +14,32 @@ logger = logging.getLogger(__name__)
 
 
 class AnswerEvents:
-    """The events of one answer.
+    """The server-sent events of one answer.
 
-    Errors after the status was sent: `data: {"error": …}`, then `data: [DONE]`, unless the
-    endpoint has words of its own.
+    An error after the status was sent becomes `data: {"error": …}`, then `data: [DONE]`, unless the
+    endpoint's renderer has events of its own for it.
     """
 
     def __init__(self, renderer: Renderer) -> None:
         self._renderer = renderer
-        # The only event of a piece that goes on and is nothing but text; None: see `piece`.
+        # Encodes an output that is nothing but text: its only event, unless the output ends its
+        # choice. Returns None for other outputs, which take `piece`.
         self.text_event = renderer.text_event
 
     def opening(self) -> bytes:
-        """What a stream begins with, before the first output."""
+        """Return what the stream begins with, before the first output."""
         return _encode(self._renderer.opening_chunks())
 
     def piece(self, index: int, output: RequestOutput) -> bytes:
-        """One output of one choice; may be nothing yet."""
+        """Encode one output of one choice; the result may be empty."""
         return _encode(self._renderer.chunks(index, output))
 
     def ending(self) -> bytes:
-        """What follows when every choice has ended."""
+        """Return what follows when every choice has ended."""
         return _encode(self._renderer.closing_chunks()) + self._end_mark()
 
     def failure(self, error: Exception) -> bytes:
-        """The end of what cannot be finished: the status is out, so the stream says it."""
+        """Log an error and return the events that end the stream with it."""
         failure = failure_of(error)
         logger.warning("stream ended with an error: %s", failure.code, exc_info=failure.is_internal)
         return _encode(self._renderer.failure_chunks(failure)) + self._end_mark()
@@ -49,7 +50,7 @@ class AnswerEvents:
 
 
 def is_long(output: RequestOutput) -> bool:
-    """Whether to render it would hold up the event loop."""
+    """Whether rendering the output would hold up the event loop."""
     if not (output.prompt_logprobs or output.logprobs):
         return False
     lists = (output.prompt_logprobs, output.logprobs)

@@ -64,9 +64,11 @@ def create_app(service: InferenceService, settings: ServerSettings) -> FastAPI:
         summary="OpenAI-compatible inference with verified early exits.",
         description=_DESCRIPTION,
         lifespan=lifespan,
-        docs_url=None,  # FastAPI's pages load their scripts from elsewhere: dead without a network,
-        redoc_url=None,  # and others' code in the browser with one
-        # Ours is `server.tracing`: no prompt, no exception's text ever leaves in a trace.
+        # FastAPI's own pages load their scripts from a CDN: without a network they do not work, and
+        # with one they run third-party code in the browser.
+        docs_url=None,
+        redoc_url=None,
+        # `server.tracing` makes the traces, and never puts a prompt or an exception's text in one.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.root_path = settings.root_path
@@ -75,7 +77,7 @@ def create_app(service: InferenceService, settings: ServerSettings) -> FastAPI:
     )
     app.openapi = partial(describe, app)  # type: ignore[method-assign]
     for routes in (chat, completions, responses, embeddings, tokenize, models, info, health):
-        # Not included: FastAPI would look for the route of an included router twice.
+        # Not `include_router`: FastAPI would look up the routes of an included router twice.
         app.router.routes += routes.router.routes
     if settings.ui:
         add_page(app)
@@ -87,7 +89,7 @@ def create_app(service: InferenceService, settings: ServerSettings) -> FastAPI:
 
 
 def _add_middleware(app: FastAPI, service: InferenceService, settings: ServerSettings) -> None:
-    """The last one added is the outermost."""
+    """Add the middleware, innermost first: the last one added is the outermost."""
     app.add_middleware(
         AdmissionMiddleware,
         service=service,
@@ -96,7 +98,7 @@ def _add_middleware(app: FastAPI, service: InferenceService, settings: ServerSet
     if keys := settings.api_keys:
         open_pages = PAGE_PATHS if settings.ui else ()
         app.add_middleware(ApiKeyMiddleware, keys=keys, open_pages=open_pages)
-    if settings.allowed_origins:  # outside of the keys: browsers send none when they ask first
+    if settings.allowed_origins:  # outside the key check: preflight requests carry no key
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.allowed_origins,

@@ -1,4 +1,4 @@
-"""From a request's raw body to a checked wire type, or to an error that names the field.
+"""Turns a request's raw body into a checked wire type, or into an error that names the field.
 
 The body is read under a size and a time limit and parsed strictly (no NaN, no "3" for 3, no 1.0 for
 1), because the lax parsing that frameworks do by default lets such values through or answers 500.
@@ -17,14 +17,16 @@ from server.errors import BodyError
 from server.http_protocol import connection_of
 
 _RECEIVE_TIMEOUT_S = 30.0
-# Of a body as large as allowed. To parse a value costs far more time than a byte, all of it in one
-# piece, whatever thread does it; token ids in a list are the cheapest, and there may be many.
+# Per so many bytes of the largest allowed body, a body may hold one JSON value, or one number in a
+# list of numbers. A value takes far longer to parse than a byte, and parsing blocks all else,
+# whatever thread does it. Token ids in a list are the cheapest values, and the most numerous.
 _MEAN_VALUE_BYTES = 256
 _MEAN_NUMBER_BYTES = 16
 _FLAT_NUMBERS = re.compile(rb"\[[-+.0-9eE,\s]*\]")
 # Components of an error's location that name a branch of a union, not a field.
 _UNION_BRANCH = re.compile(r"(str|int|float|bool|none|list\[.*|dict\[.*|function-.*)")
-FIELD_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")  # others may be anything a client made up
+# Names that may be repeated in an error; any others may be whatever a client made up.
+FIELD_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
 WireType = TypeVar("WireType", bound=BaseModel)
 
@@ -62,7 +64,7 @@ def _check_headers(request: Request, max_bytes: int) -> None:
 async def _read(request: Request, max_bytes: int) -> bytes:
     connection = connection_of(request.scope)
     if connection is not None and connection.has_whole_body:
-        return await _receive(request, max_bytes)  # which waits for nothing
+        return await _receive(request, max_bytes)  # never waits, so it needs no timeout
     try:
         async with asyncio.timeout(_RECEIVE_TIMEOUT_S):
             return await _receive(request, max_bytes)
@@ -85,9 +87,10 @@ async def _receive(request: Request, max_bytes: int) -> bytes:
 
 
 def _check_num_values(raw: bytes, max_bytes: int) -> None:
-    """Refuse what is made of so many values that to parse it would hold everybody up.
+    """Refuse a body of so many values that parsing it would hold up all other requests.
 
-    There is a comma between two values; those in texts count only where there are many in all.
+    Values are counted by the commas between them. Only where that gives too many does a second,
+    costlier count leave out the commas inside strings.
     """
     most, most_numbers = max_bytes // _MEAN_VALUE_BYTES, max_bytes // _MEAN_NUMBER_BYTES
     if raw.count(b",") <= most or _is_of_few_values(raw, most, most_numbers):
@@ -100,12 +103,16 @@ def _check_num_values(raw: bytes, max_bytes: int) -> None:
 
 
 def _is_of_few_values(raw: bytes, most: int, most_numbers: int) -> bool:
-    """Cheap looks at all bytes come first, lest the costly ones take as long as the parser."""
-    if b"\\" in raw:  # without these every quote begins or ends a text
+    """Whether the body keeps both limits, commas inside strings not counted.
+
+    Cheap scans come first, so that the costly ones never take as long as the parser would.
+    """
+    if b"\\" in raw:  # without escapes, every quote begins or ends a string
         raw = raw.replace(rb"\\", b"").replace(rb"\"", b"")
-    if raw.count(b'"') > 4 * most:  # a name and a value have two each
+    if raw.count(b'"') > 4 * most:  # a key and its value have two each
         return False
-    outside = b"t".join(raw.split(b'"')[::2])  # t for a text: a list of them is not of numbers
+    # "t" stands for a string, so that a list of strings does not pass for a list of numbers.
+    outside = b"t".join(raw.split(b'"')[::2])
     if outside.count(b",") > most_numbers or outside.count(b"[") + outside.count(b"{") > most:
         return False
     return _FLAT_NUMBERS.sub(b"", outside).count(b",") <= most
@@ -117,7 +124,7 @@ def _too_large(max_bytes: int) -> BodyError:
 
 
 def request_error(error: ValidationError) -> RequestError:
-    """The most specific of pydantic's errors (a union reports one per branch), naming its field."""
+    """Translate the most specific of pydantic's errors (a union reports one per branch)."""
     details = error.errors(include_input=False, include_url=False, include_context=False)
     detail = max(details, key=lambda each: len(each["loc"]))
     if detail["type"] == "json_invalid":
@@ -130,7 +137,7 @@ def request_error(error: ValidationError) -> RequestError:
 
 
 def _path(location: tuple[int | str, ...]) -> str | None:
-    """`("messages", 0, "role")` → `messages[0].role`; stops at anything a client made up."""
+    """Spell `("messages", 0, "role")` as `messages[0].role`, up to any name a client made up."""
     path = ""
     for part in location:
         if isinstance(part, int):

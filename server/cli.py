@@ -1,7 +1,7 @@
 """The `adadecode` command and its subcommands.
 
-Each lives in a module with `add_arguments(parser)` and `run(args) -> int`. Only the module of the
-chosen subcommand is imported: `serve` loads no torch, `heads train` no web framework.
+Each subcommand is a module with `add_arguments(parser)` and `run(args) -> int`. Only the module of
+the chosen one is imported: `serve` loads no torch, `heads train` no web framework.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from server.version import VERSION
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A subcommand: its name, the module behind it, and what it does in a line."""
+    """A subcommand: its name, the module that implements it, and its one-line help."""
 
     name: str
     module: str

@@ -1,4 +1,4 @@
-"""Noticing that a client has gone while its answer is being made."""
+"""Notices that a client has left while its answer is being made."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """Run `work`, but cancel it as soon as the client is gone. The body must have been read.
+    """Run `work`, but cancel it as soon as the client has left. The body must have been read.
 
     Raises:
         ClientDisconnect: the client left first.
@@ -32,7 +32,10 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -
 
 
 def leaving(request: Request) -> asyncio.Future[None]:
-    """Done when the client is gone; to be cancelled in the end. The body must have been read."""
+    """Return a future that is done when the client has left; the caller cancels it in the end.
+
+    The body must have been read.
+    """
     connection = connection_of(request.scope)
     if connection is not None:
         return connection.leaving()

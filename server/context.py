@@ -18,7 +18,7 @@ from server.settings import ServerSettings
 
 @dataclass(frozen=True, slots=True)
 class ServerContext:
-    """The parts of an application."""
+    """The parts of one application that its routes use."""
 
     settings: ServerSettings
     service: InferenceService
@@ -28,7 +28,7 @@ class ServerContext:
     shapes: EventShapes = field(default_factory=EventShapes)
 
     def limits(self, model: ServedModel) -> RequestLimits:
-        """What a request to `model` may ask for."""
+        """Return what a request to `model` may ask for."""
         info = model.info
         return RequestLimits(
             max_model_len=info.max_model_len,
@@ -39,7 +39,7 @@ class ServerContext:
         )
 
     def note_unknown_fields(self, names: Sequence[str]) -> None:
-        """Count a request's fields that nobody knows; refuse them where the settings say so.
+        """Count a request's unknown fields; refuse them if the settings say so.
 
         Raises:
             RequestError: naming the first one.
@@ -56,7 +56,7 @@ class ServerContext:
 
 
 def context_of(request: Request) -> ServerContext:
-    """The context of the application that a request came to."""
+    """Return the context of the application that received a request."""
     context = request.app.state.context
     assert isinstance(context, ServerContext), "create_app sets it"
     return context

@@ -1,5 +1,6 @@
-"""A chat body → its prompt's token ids and what to look for in the answers; how every endpoint with
-conversations begins. Knows nothing of how answers look.
+"""Turns a chat body into its prompt's token ids and what to look for in the answers.
+
+The chat and responses endpoints both begin here. Knows nothing of how answers are rendered.
 """
 
 from dataclasses import dataclass, replace
@@ -23,12 +24,12 @@ from server.tools import output_format
 
 @dataclass(frozen=True, slots=True)
 class PreparedChat:
-    """A chat that can be generated."""
+    """A checked chat, ready to be generated."""
 
     prompt: list[int]
     expected: OutputFormat  # what to look for in the answers
-    structure: AskedStructure | None  # what they have to look like; to be approved
-    echo: str = ""  # what their content begins with
+    structure: AskedStructure | None  # what the answers have to look like; not approved yet
+    echo: str = ""  # what the answers' content begins with
 
 
 async def prepare_chat(
@@ -38,12 +39,12 @@ async def prepare_chat(
     *,
     api: ChatApi = "chat_completions",
 ) -> PreparedChat:
-    """Check the body and write its prompt.
+    """Check the body and encode its prompt.
 
-    Where tool calls are marked by control tokens, the body is made to keep those in the text.
+    Where control tokens mark tool calls, the body is changed to keep special tokens in the text.
 
     Args:
-        api: What the client speaks, for the metrics.
+        api: The API that the client called, for the metrics.
 
     Raises:
         RequestError: naming the field that cannot be honoured.
@@ -65,7 +66,7 @@ async def prepare_chat(
 
 
 def _echo(body: ChatCompletionRequest) -> str:
-    """The last turn, where it is the assistant's as the answer is: as vLLM has it."""
+    """Return the last turn's text if it is to be echoed and is the assistant's, as in vLLM."""
     last = body.messages[-1]
     if not body.echo or last.role != "assistant":
         return ""

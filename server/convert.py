@@ -1,6 +1,6 @@
-"""Wire request → `GenerationRequest`s. Pure; refuses what cannot be honoured, naming the field.
+"""Converts wire requests to `GenerationRequest`s, or refuses them, naming the field. Pure.
 
-This is the last check of every number and id: the engine and the kernels behind it index with them
+This is the last check of every number and id: the engine and its kernels use them as indices
 unchecked.
 """
 
@@ -40,10 +40,10 @@ class RequestLimits:
 
 
 def check_options(body: CompletionRequestBase) -> list[str]:
-    """Refuse combinations and options that need nothing but the body to be judged.
+    """Refuse options and combinations that the body alone shows to be wrong.
 
     Returns:
-        Names of fields that nobody knows; they have no effect.
+        Names of unknown fields, which have no effect.
 
     Raises:
         RequestError: naming the field.
@@ -87,17 +87,17 @@ def to_generation_requests(
     seed: int,
     structure: Structure | None = None,
 ) -> list[GenerationRequest]:
-    """One engine request per choice, in the order of the answer's indices: n for each prompt.
+    """Make one engine request per choice, in the order of the answer's indices.
 
-    With `best_of`, so many for each prompt.
+    Each prompt gets `best_of` choices where that is given, else `n`.
 
     Args:
         body: the checked body.
         prompts: token ids of each prompt.
         limits: what is allowed here.
         answer_id: prefix of the engine's request ids.
-        seed: for requests without one; choice i uses seed + i, so that choices differ.
-        structure: what every output has to look like; approved.
+        seed: used if the body has none; choice i uses seed + i, so that choices differ.
+        structure: what every output has to look like; the engine has approved it.
 
     Raises:
         RequestError: a number or id is out of range, or the prompt is too long.
@@ -112,7 +112,8 @@ def to_generation_requests(
         max_tokens = _max_tokens(body, len(prompt), limits)
         for place in range(num_candidates):
             index = len(requests)
-            # The same for all choices of a prompt, but choices of a stream wait for no other.
+            # A prompt's log-probabilities are the same for all its choices, so one of them is
+            # enough, except in a stream, whose choices do not wait for each other.
             reads_prompt = place == 0 or bool(body.stream)
             requests.append(
                 GenerationRequest(
@@ -136,7 +137,7 @@ def to_generation_requests(
 
 
 def check_truncation(body: TruncationFields) -> None:
-    """Refuse a side without a length.
+    """Refuse a truncation side without a length.
 
     Raises:
         RequestError: naming the field.
@@ -149,10 +150,10 @@ def check_truncation(body: TruncationFields) -> None:
 def truncated(
     body: TruncationFields, prompts: Sequence[Sequence[int]], limits: RequestLimits
 ) -> Sequence[Sequence[int]]:
-    """The prompts, cut to `truncate_prompt_tokens` where they are longer.
+    """Cut the prompts to `truncate_prompt_tokens` where they are longer.
 
-    Cut to what the model takes, they leave room for the tokens asked for, or for one; embeddings
-    need none.
+    -1 cuts them to what fits the model's context together with the output asked for, or with one
+    token if no number was given; embeddings have no output.
     """
     kept = body.truncate_prompt_tokens
     if kept is None:
@@ -164,7 +165,7 @@ def truncated(
 
 
 def _num_tokens_to_come(body: TruncationFields) -> int:
-    """Output that a prompt leaves room for."""
+    """Return how many output tokens the prompt has to leave room for."""
     if isinstance(body, EmbeddingsRequest):
         return 0
     asked = _asked_max_tokens(body) if isinstance(body, CompletionRequestBase) else None
@@ -172,7 +173,7 @@ def _num_tokens_to_come(body: TruncationFields) -> int:
 
 
 def prompt_param(body: CompletionRequestBase) -> str:
-    """The field that the prompt came from."""
+    """Return the name of the field that the prompt came from."""
     return "prompt" if isinstance(body, CompletionRequest) else "messages"
 
 
@@ -219,7 +220,7 @@ def _sampling(
 
 
 def _output_interval(body: CompletionRequestBase, limits: RequestLimits) -> int:
-    """Tokens per output; a whole answer is wanted in one."""
+    """Return the tokens per output; 0, which is all in one, unless the answer is streamed."""
     return (body.stream_interval or limits.stream_interval) if body.stream else 0
 
 
@@ -282,14 +283,14 @@ def _num_logprobs(body: CompletionRequestBase, limits: RequestLimits) -> int | N
         assert isinstance(body, CompletionRequest), "only two endpoints complete"
         asked, param = body.logprobs, "logprobs"
         if asked is None and body.has_rivals:
-            asked = 0  # to compare them
+            asked = 0  # the chosen tokens' own, to compare the candidates
     if asked is not None and asked > limits.max_logprobs:
         raise RequestError(f"{param}: at most {limits.max_logprobs} are allowed.", param=param)
     return asked
 
 
 def _num_prompt_logprobs(body: CompletionRequestBase, limits: RequestLimits) -> int | None:
-    """As many as are asked for, in whichever form."""
+    """Return how many are asked for, by `prompt_logprobs` or by `echo` with `logprobs`."""
     asked = body.prompt_logprobs
     if asked is not None and asked > limits.max_logprobs:
         message = f"prompt_logprobs: at most {limits.max_logprobs} are allowed."
@@ -300,7 +301,7 @@ def _num_prompt_logprobs(body: CompletionRequestBase, limits: RequestLimits) -> 
 
 
 def check_token_ids(token_ids: Sequence[int], limits: RequestLimits, param: str) -> None:
-    """Refuse ids that the model does not know.
+    """Refuse token ids outside the model's vocabulary.
 
     Raises:
         RequestError: naming `param`.

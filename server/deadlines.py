@@ -9,7 +9,7 @@ from engine.errors import DeadlinePassed, EngineError, QueuedTooLong
 
 @dataclass(slots=True)
 class Deadlines:
-    """In seconds from when they are set; 0 = any time."""
+    """A request's two time limits, in seconds from the call of `set`; 0 means no limit."""
 
     queue_s: float
     total_s: float
@@ -18,7 +18,7 @@ class Deadlines:
     def set(
         self, has_started: Callable[[], bool], on_passed: Callable[[EngineError], object]
     ) -> None:
-        """From now on time counts.
+        """Start the timers.
 
         Args:
             has_started: Whether the request has had its turn.
@@ -36,6 +36,6 @@ class Deadlines:
             self._timers.append(loop.call_later(self.total_s, on_passed, DeadlinePassed()))
 
     def cancel(self) -> None:
-        """They do not matter any more. Idempotent."""
+        """Stop the timers. Idempotent."""
         while self._timers:
             self._timers.pop().cancel()

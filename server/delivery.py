@@ -1,8 +1,7 @@
-"""How an answer's events reach the client: most within the call that brings them, the rest in the
-request's own task.
+"""Delivers an answer's events to the client, most of them within the call that brings an output.
 
-In its own task is done what may have to wait: the beginning and the end, what is long to render,
-and whatever comes while the client does not read as fast as tokens are made.
+The request's own task does what may have to wait: the beginning and the end, outputs that are long
+to render, and all that comes while the client reads more slowly than tokens are made.
 """
 
 import asyncio
@@ -15,21 +14,27 @@ from server.http_protocol import BoundedProtocol
 
 
 class Delivery:
-    """Of one answer."""
+    """Delivers the events of one answer."""
 
     def __init__(
         self, generations: Generations, events: AnswerEvents, connection: BoundedProtocol | None
     ) -> None:
-        """Args: connection: None: everything is left to the request's task."""
+        """
+        Args:
+            generations: The generations whose outputs are delivered.
+            events: Encodes the outputs.
+            connection: Where events can be sent at once; None: the request's task sends all.
+        """
         self._generations = generations
         self._events = events
         self._text_event = events.text_event
         self._connection = connection
-        self.last_piece = b""  # what goes out with the stream's end, once `body` is over
+        self.last_piece = b""  # goes out with the stream's end, once `body` is exhausted
 
     async def body(self) -> AsyncGenerator[bytes, None]:
-        """What is left to the task, but the last piece; events that are ready together go out
-        together.
+        """Yield what is left to the task, except the last piece.
+
+        Events that are ready together go out together.
         """
         ready = b""
         try:
@@ -50,10 +55,10 @@ class Delivery:
         self.last_piece = ready
 
     def _send_at_once(self, index: int, output: RequestOutput) -> bool:
-        """Send an output's events if nothing has to be waited for.
+        """Send an output's events if that needs no waiting.
 
         Returns:
-            Whether that was done; else they are the task's affair.
+            Whether they were sent; if not, the task sends them.
         """
         connection = self._connection
         if connection is None or output.finish_reason is not None:

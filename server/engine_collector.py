@@ -1,6 +1,7 @@
 """The engine's own counts as Prometheus metrics, read from `EngineStats` at each scrape.
 
-They are read in the event loop, where they change (`look`), and told wherever the text is written.
+They are read in the event loop, where they change (`look`), and exported on whatever thread writes
+the text (`collect`).
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,24 +27,24 @@ _POLICY_STATES = ("drafting", "paused", "no_drafts")
 
 
 class EngineCollector(Collector):
-    """One per application; has nothing to tell while the model loads."""
+    """Exports the engine's counts of one application; nothing while the model loads."""
 
     def __init__(self, service: InferenceService, label_values: tuple[str, ...]) -> None:
         self._service = service
         self._label_values = label_values
-        self._seen: tuple[EngineStats, EngineInfo] | None = None  # by the last look
+        self._seen: tuple[EngineStats, EngineInfo] | None = None  # at the last look
 
     def look(self) -> None:
-        """Note the engine's state as of now; in the event loop."""
+        """Take note of the engine's present state; to be called in the event loop."""
         model = self._service.loaded_model
         self._seen = None if model is None else (model.engine.stats(), model.info)
 
     def describe(self) -> list[Metric]:
-        """Nothing: names appear with their first values."""
+        """Declare nothing in advance: names appear with their first values."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """One family per count."""
+        """Yield one family per metric."""
         if self._seen is None:
             return
         stats, info = self._seen
@@ -86,7 +87,7 @@ class EngineCollector(Collector):
         return family
 
     def _states(self, stats: EngineStats, info: EngineInfo) -> Iterator[Metric]:
-        """Gauges that are 1 and say it in a label."""
+        """Yield gauges that are 1 for the state or facts named in their labels."""
         state = "drafting" if stats.policy.is_drafting else "paused"
         state = state if info.max_draft_tokens else "no_drafts"
         policy = GaugeMetricFamily(
@@ -223,7 +224,7 @@ class EngineCollector(Collector):
             yield family
 
     def _learning(self, learning: Learning) -> Iterator[Metric]:
-        """What heads that learn have done; zeros where they do not."""
+        """Yield the figures of exit heads that learn; zeros where they do not."""
         for name, text, value in (
             ("updates", "Changes of exit heads in training.", learning.num_updates),
             ("adopted", "Learned exit heads that came to serve.", learning.num_adopted),
@@ -248,5 +249,5 @@ class EngineCollector(Collector):
 
 
 def _count_until(bound: float, counts: Mapping[int, int]) -> int:
-    """How many of the counted values are at most `bound`."""
+    """Return how many of the counted values are at most `bound`."""
     return sum(count for value, count in counts.items() if value <= bound)

@@ -52,7 +52,7 @@ class BodyError(Exception):
 
 
 class InvalidApiKey(Exception):
-    """No key, or one that is not among ours."""
+    """The request has no key, or one that is not among the server's."""
 
 
 class ResponseNotStored(Exception):
@@ -85,7 +85,7 @@ class Failure:
 
     @property
     def error(self) -> ErrorBody:
-        """What goes into the envelope."""
+        """The envelope's content."""
         return ErrorBody(message=self.message, type=self.type, param=self.param, code=self.code)
 
     @property
@@ -94,7 +94,7 @@ class Failure:
         return ErrorResponse(error=self.error).model_dump_json().encode()
 
     def response(self) -> Response:
-        """The envelope as an HTTP response."""
+        """Return the envelope as an HTTP response."""
         headers = {}
         if self.code == "request_failed":
             headers["x-should-retry"] = "false"  # OpenAI's clients try again after a 500
@@ -151,7 +151,7 @@ _FIXED: dict[type[Exception], tuple[int, str, str, str]] = {
     ),
     EngineFailed: (500, "server_error", "engine_failed", "The engine failed; try again later."),
 }
-# What the router itself answers, with a word of help.
+# Help appended to the errors of the router itself, by status.
 _WRONG_ROUTES = {
     404: " This server has no such endpoint; GET /openapi.json lists those it has.",
     405: " GET /openapi.json lists the methods of every endpoint.",

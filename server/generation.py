@@ -1,4 +1,8 @@
-"""From a checked body and its prompts to an HTTP answer: what both completion endpoints share."""
+"""Turns a checked body and its prompts into an HTTP answer.
+
+`generate_answer` serves the three generating endpoints (completions, chat completions, responses);
+embeddings use `generate` alone.
+"""
 
 import secrets
 import time
@@ -37,13 +41,13 @@ async def generate_answer(
     Raises:
         RequestError: a value is out of range.
         EngineError: the engine refused or failed.
-        ClientDisconnect: nobody is there to answer.
+        ClientDisconnect: the client left.
     """
     limits = context.limits(model)
     prompts = truncated(body, prompts, limits)
     if structure is not None:
         await structure.approve(model.engine)
-    # The client's X-Request-Id is never the engine's: two requests may bring the same.
+    # The engine never gets the client's X-Request-Id: two requests may carry the same one.
     answer_id = f"{id_prefix}{secrets.token_hex(16)}"
     requests = to_generation_requests(
         body,
@@ -103,7 +107,7 @@ def generate(
     most_at_once: int | None = None,
     demanding: str | None = None,
 ) -> Generations:
-    """Start generating; to be closed, see `Generations`.
+    """Start the generations, which the caller has to close.
 
     Raises:
         EngineError: the engine refused.

@@ -1,8 +1,8 @@
-"""The generations of one answer, side by side: their outputs as they come, and one end for all.
+"""The generations of one answer: they run side by side and end together.
 
-An output goes straight to whoever waits for it, within the call that brings it out of the engine:
-no task is woken for it. What comes while the reader is busy waits in the engine's slots and merges
-there, so a slow reader holds up nobody and costs no queue.
+An output goes straight to the reader that waits for it, within the engine's call: no task is woken.
+Outputs that come while the reader is busy wait in the engine's slots and merge there, so that a
+slow reader neither holds up others nor lets a queue grow.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ Receiver: TypeAlias = Callable[[int, RequestOutput], bool]
 
 @dataclass(frozen=True, slots=True)
 class _Open:
-    """A generation that goes on."""
+    """A generation that has not ended."""
 
     request: GenerationRequest
     slot: OutputSlot
@@ -33,7 +33,7 @@ class _Open:
 
 
 class Generations:
-    """One per answer. Whoever made it closes it, and then none of them goes on."""
+    """All generations of one answer. Its creator has to close it, which aborts those still open."""
 
     def __init__(
         self,
@@ -45,9 +45,14 @@ class Generations:
         most_at_once: int | None = None,
         demanding: str | None = None,
     ) -> None:
-        """Args:
-        most_at_once: Queue only so many at a time, in their order; None: all at once, or none.
-        demanding: The parameter to name where what is asked for leaves no token.
+        """
+        Args:
+            engine: The engine that runs them.
+            observer: Watches each of them.
+            requests: What to generate, in the order of the answer's indices.
+            record: The record of the HTTP request.
+            most_at_once: How many to queue at a time, in order; None: all at once, or none.
+            demanding: The parameter that an error names if its demands leave no token to choose.
         """
         self._engine = engine
         self._observer = observer
@@ -58,21 +63,21 @@ class Generations:
         self._later = deque(enumerate(requests))  # not queued yet
         self._open: dict[int, _Open] = {}  # by index
         self._taken: list[tuple[int, RequestOutput]] = []  # for the next `take`
-        self._error: Exception | None = None  # ends all; comes after what was taken
+        self._error: Exception | None = None  # ends the answer, once what was taken before is read
         self._ready: asyncio.Future[None] | None = None  # what the reader waits for
         self._receiver: Receiver | None = None
         self._deadlines: Deadlines | None = None
 
     @property
     def is_over(self) -> bool:
-        """Whether the last output of each was taken."""
+        """Whether every generation has ended and nothing is left to take."""
         return not (self._open or self._later or self._taken or self._error)
 
     def start(self, deadlines: Deadlines) -> None:
-        """Queue them; the time that they may take begins.
+        """Queue the generations and start their deadlines.
 
         Raises:
-            EngineError: they are refused.
+            EngineError: the engine refused them.
         """
         self._record.num_generations += len(self._requests)
         try:
@@ -85,7 +90,7 @@ class Generations:
         self._deadlines = deadlines
 
     def ready(self) -> asyncio.Future[None]:
-        """Done as soon as there is something to take."""
+        """Return a future that is done as soon as there is something to take."""
         self._ready = asyncio.get_running_loop().create_future()
         self._collect()
         if self._taken or self._error:
@@ -93,7 +98,7 @@ class Generations:
         return self._ready
 
     def wake(self, _: object = None) -> None:
-        """Have who waits look, whether there is anything or not."""
+        """Wake the reader, whether there is anything to take or not."""
         if self._ready is not None and not self._ready.done():
             self._ready.set_result(None)
 
@@ -101,7 +106,8 @@ class Generations:
         """Wait until there is something to take.
 
         Args:
-            receiver: Offered every (index, output) that comes meanwhile; says whether it took it.
+            receiver: Offered every (index, output) that comes meanwhile; returns whether it took
+                the output.
         """
         ready = self.ready()
         self._receiver = receiver
@@ -111,11 +117,10 @@ class Generations:
             self._receiver = None
 
     def take(self) -> list[tuple[int, RequestOutput]]:
-        """What has come, with each one's index.
+        """Return the outputs that have come, each with its generation's index.
 
         Raises:
-            EngineError: one of them failed, or all took too long; an answer is given whole or not
-                at all.
+            EngineError: a generation failed or a deadline passed; either ends the whole answer.
         """
         self._collect()
         self.require_one()
@@ -123,7 +128,7 @@ class Generations:
         return taken
 
     def require_one(self) -> None:
-        """Have something to take, or nothing yet.
+        """Raise the error that ended the answer, unless there is still something to take.
 
         Raises:
             EngineError: see `take`.
@@ -132,7 +137,7 @@ class Generations:
             raise self._error
 
     def close(self) -> None:
-        """End those that go on. Idempotent."""
+        """Abort the generations that are still open. Idempotent."""
         self._later.clear()
         self._error = None
         if self._deadlines is not None:
@@ -141,7 +146,7 @@ class Generations:
             self._end(index)
 
     def _queue(self, most: int) -> None:
-        """Queue up to so many more, all or none."""
+        """Queue up to `most` more, all of them or none."""
         chosen = [self._later.popleft() for _ in range(min(most, len(self._later)))]
         slots = self._engine.admit([request for _, request in chosen])
         for (index, request), slot in zip(chosen, slots, strict=True):
@@ -151,10 +156,12 @@ class Generations:
             slot.offer = partial(self._offer, index, watch)
 
     def _offer(self, index: int, watch: GenerationWatch, output: RequestOutput) -> bool:
-        """Called by the engine, as `_on_ready`: the shortest way, of all outputs but the last.
+        """Take an output directly: the fast path of all outputs but the last.
+
+        The engine calls it, like `_on_ready`: no error may get out.
 
         Returns:
-            Whether the output is taken; else it waits in its slot.
+            Whether the output was taken; if not, it waits in its slot.
         """
         if self._receiver is None or self._ready is None or self._ready.done():
             return False  # the reader is busy
@@ -171,7 +178,7 @@ class Generations:
         return True
 
     def _on_ready(self, index: int) -> None:
-        """Called by the engine: nothing that goes wrong here may disturb it."""
+        """Take an output from its slot. The engine calls it, so no error may get out."""
         if self._ready is None or self._ready.done():
             return  # the reader is busy, and will look for itself
         try:
@@ -184,7 +191,7 @@ class Generations:
         self.wake()
 
     def _collect(self) -> None:
-        """Take what has come while the reader was busy."""
+        """Take what came while the reader was busy."""
         try:
             for index in list(self._open):
                 output = None if self._error else self._take(index)
@@ -226,7 +233,7 @@ class Generations:
             raise EngineStopped("aborted at shutdown")
 
     def _fail(self, error: EngineError) -> None:
-        """It took too long, unless all is there."""
+        """End the answer with `error`, for it took too long, unless all of it is there."""
         self._collect()
         if self._open or self._later:
             self._error = self._error or error
@@ -234,9 +241,9 @@ class Generations:
 
 
 def _nobody() -> None:
-    """Nobody waits any more."""
+    """Replaces `OutputSlot.on_ready` once a generation has ended."""
 
 
 def _refuse(_: RequestOutput) -> bool:
-    """Nor takes anything."""
+    """Replaces `OutputSlot.offer` once a generation has ended."""
     return False

@@ -1,4 +1,4 @@
-"""A histogram for what is observed with every token and every request, all day."""
+"""A histogram that is cheap enough to observe a value with every token."""
 
 import time
 from bisect import bisect_left
@@ -10,8 +10,10 @@ from prometheus_client.registry import Collector
 
 
 class Histogram(Collector):
-    """Like prometheus_client's, whose locks and walk through the buckets cost as much per
-    observation as the rendering of a token. Only one thread observes.
+    """A Prometheus histogram without locks: only one thread may observe.
+
+    prometheus_client's own takes locks and walks through the buckets, which costs as much per
+    observation as rendering a token.
     """
 
     def __init__(
@@ -30,16 +32,16 @@ class Histogram(Collector):
         self._created = time.time()
 
     def observe(self, value: float, count: int = 1) -> None:
-        """Note a value that was seen so many times."""
+        """Record a value that was seen `count` times."""
         self._counts[bisect_left(self._bounds, value)] += count
         self._sum += value * count
 
     def describe(self) -> list[Metric]:
-        """Its name, without values."""
+        """Declare the name, without values."""
         return [HistogramMetricFamily(self._name, self._text, labels=self._labels)]
 
     def collect(self) -> Iterator[Metric]:
-        """The one family."""
+        """Yield the histogram's one family."""
         family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
         names = [*map(str, self._bounds), "+Inf"]
         buckets = list(zip(names, map(float, accumulate(self._counts)), strict=True))

@@ -1,8 +1,8 @@
 """uvicorn's HTTP/1.1 protocol with bounds it does not have: on time, on headers, on chunks.
 
-A connection that says nothing, a request head or a rest of a body that drips in, a reader that does
-not read: each holds a file descriptor for ever in uvicorn. Here each has a deadline. Requests that
-are refused before there is a scope are answered in OpenAI's envelope all the same.
+In uvicorn a silent connection, a request head or the unread rest of a body that trickles in, and a
+client that does not read each hold a file descriptor for ever. Here each has a deadline. Requests
+that are refused before there is an ASGI scope still get an answer in OpenAI's error envelope.
 """
 
 import asyncio
@@ -21,10 +21,13 @@ from uvicorn.server import ServerState
 from server.errors import Failure
 
 _FREE_CHUNKS = 1024  # chunks of a body that may be of any size
-_MIN_MEAN_CHUNK_BYTES = 64  # of those beyond; each costs as much to parse as kilobytes of body
-_MAX_HELD_BYTES = 64 * 1024  # of an answer, until the turn of the event loop is over
-_PROBE_RESERVE = 64  # connections beyond the limit, on which probes are answered
-_CROWDED_TIMEOUT_S = 1  # a probe asks at once and comes anew the next time
+# Body bytes required for every chunk beyond the free ones: each costs as much to parse as kilobytes
+# of body.
+_MIN_MEAN_CHUNK_BYTES = 64
+_MAX_HELD_BYTES = 64 * 1024  # of an answer, held back until the event loop's turn is over
+_PROBE_RESERVE = 64  # connections accepted beyond the limit, on which only probes are answered
+# Timeout of connections beyond the limit: a probe asks at once and connects anew the next time.
+_CROWDED_TIMEOUT_S = 1
 _REFUSED_AT_LIMIT = Failure(
     status=HTTPStatus.SERVICE_UNAVAILABLE,
     type="service_unavailable_error",
@@ -39,25 +42,25 @@ _REASONS = {
         "The request's headers are too large or too many.",
     ),
 }
-_CHUNK_BEHIND = b"%b%x\r\n%b\r\n"  # what was held back; length and bytes of the chunk
+_CHUNK_BEHIND = b"%b%x\r\n%b\r\n"  # held-back bytes, then a chunk: its length and its bytes
 _FRAMING_HEADERS = frozenset((b"connection", b"content-length", b"transfer-encoding"))
-_CONNECTION = "connection"  # key of a scope's state
-CROWDED = "is_crowded"  # key of a scope's state: the connection came when there were too many
+_CONNECTION = "connection"  # key in a scope's state: the request's `BoundedProtocol`
+CROWDED = "is_crowded"  # key in a scope's state: the connection is one beyond the limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionLimits:
-    """What one connection may cost."""
+    """How many connections there may be, and what each may cost."""
 
     max_connections: int = 8192
     max_header_bytes: int = 64 * 1024
     max_header_count: int = 256
-    head_timeout_s: float = 10.0  # from a request's first byte, or the connection, to its last line
+    head_timeout_s: float = 10.0  # from the connection or a request's first byte to its head's end
     write_timeout_s: float = 60.0  # without the client reading what is buffered for it
 
 
 class BoundedProtocol(H11Protocol):
-    """One connection."""
+    """One client's connection, with deadlines and limits."""
 
     def __init__(
         self,
@@ -77,7 +80,7 @@ class BoundedProtocol(H11Protocol):
         self._leaving: asyncio.Future[None] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Refuse at once what is beyond the reserve; mark what is beyond the limit."""
+        """Refuse a connection beyond the reserve at once; mark one beyond the limit as crowded."""
         super().connection_made(transport)
         self.app_state = {**self.app_state, _CONNECTION: self}
         excess = len(self.connections) - self._limits.max_connections
@@ -90,7 +93,7 @@ class BoundedProtocol(H11Protocol):
         self._watch_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """No timer outlives the connection; who waits for the client's leaving is told."""
+        """Cancel the timers, and tell whoever waits for the client to leave."""
         self._cancel_head_timer()
         self._cancel_write_timer()
         if self._leaving is not None and not self._leaving.done():
@@ -98,18 +101,18 @@ class BoundedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes of a head, a body, or of a body whose request is answered already."""
+        """Parse bytes of a head or a body, even of a body whose request is already answered."""
         super().data_received(data)
         self._watch_head()
 
     def handle_events(self) -> None:
-        """Also called for a request that had to wait for the answer of the one before."""
+        """Handle parsed events; a pipelined request's come once the one before it is answered."""
         super().handle_events()
         if self._is_answering:
             self._cancel_head_timer()
 
     def pause_writing(self) -> None:
-        """The client does not read as fast as we write."""
+        """Start the write deadline: the client reads more slowly than we write."""
         super().pause_writing()
         if self._write_timer is None:
             self._write_timer = self.loop.call_later(
@@ -117,12 +120,12 @@ class BoundedProtocol(H11Protocol):
             )
 
     def resume_writing(self) -> None:
-        """It has read."""
+        """Cancel the write deadline: the client has caught up."""
         self._cancel_write_timer()
         super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
-        """Called for what is no HTTP; the status may be more exact than 400."""
+        """Refuse what is not valid HTTP; the status may be more specific than 400."""
         status = HTTPStatus(self._bounded.error_status)
         code, message = _REASONS.get(status, ("invalid_http", "This is not a valid HTTP request."))
         self._refuse(
@@ -131,14 +134,15 @@ class BoundedProtocol(H11Protocol):
 
     @property
     def has_whole_body(self) -> bool:
-        """Whether the body of the request that is being answered is here to its end."""
+        """Whether the body of the request that is being answered has arrived completely."""
         return self.cycle is not None and not self.cycle.more_body
 
     def leaving(self) -> asyncio.Future[None]:
-        """Done when the client is gone; for one request at a time, and cancelled once its answer is
-        over.
+        """Return a future that is done when the client has left.
+
+        Only one request at a time may have it, and cancels it once its answer is over.
         """
-        self.flow.resume_reading()  # else nobody would notice
+        self.flow.resume_reading()  # otherwise a disconnect would go unnoticed
         self._leaving = self.loop.create_future()
         if self.cycle is None or self.cycle.disconnected:
             self._leaving.set_result(None)
@@ -146,8 +150,9 @@ class BoundedProtocol(H11Protocol):
 
     @property
     def can_take_piece(self) -> bool:
-        """Whether a further piece of the stream that is being sent can go out at once: it has
-        begun, the client reads, and nothing is buffered beyond measure.
+        """Whether the next piece of a stream can go out at once.
+
+        It can if the stream has begun and the client reads fast enough not to pause writing.
         """
         return (
             self._bounded.is_sending_chunks
@@ -156,10 +161,10 @@ class BoundedProtocol(H11Protocol):
         )
 
     def send_piece(self, piece: bytes) -> None:
-        """Send a piece, not empty, as `can_take_piece` said.
+        """Send a piece, which must not be empty, while `can_take_piece`.
 
-        What the application's `send` would do with it, less the way there: of a stream's middle
-        nobody needs to know, neither middleware nor h11's state machine.
+        This writes what the application's `send` would, without the way through the middleware and
+        h11's state machine: neither needs to see the middle of a stream.
         """
         self.transport.write(_CHUNK_BEHIND % (self._bounded.take_held(), len(piece), piece))
 
@@ -174,7 +179,7 @@ class BoundedProtocol(H11Protocol):
         self.transport.write(self._bounded.take_held())
 
     def _watch_head(self) -> None:
-        """One deadline from the first byte to the complete head, whatever drips in between."""
+        """Keep one deadline from the first byte to the complete head, however it trickles in."""
         if self._is_answering or self.transport.is_closing():
             self._cancel_head_timer()
         elif self._head_timer is None:
@@ -204,7 +209,7 @@ class BoundedProtocol(H11Protocol):
             self._write_timer = None
 
     def _refuse(self, failure: Failure) -> None:
-        """Answer without a scope, if nothing is being answered, and close."""
+        """Answer without a scope, unless another answer has begun, and close the connection."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
             headers.append((b"content-length", str(len(failure.body)).encode()))
@@ -221,7 +226,7 @@ class BoundedProtocol(H11Protocol):
 
 
 def connection_of(scope: Scope) -> BoundedProtocol | None:
-    """The connection that a request came on; None where another server is in front (tests)."""
+    """Return the connection of a request; None if another server runs the application (tests)."""
     connection = scope.get("state", {}).get(_CONNECTION)
     return connection if isinstance(connection, BoundedProtocol) else None
 
@@ -229,14 +234,17 @@ def connection_of(scope: Scope) -> BoundedProtocol | None:
 class _BoundedConnection(h11.Connection):
     """h11's state machine, with bounds on complete heads and on the number of chunks.
 
-    What is sent within one turn of the event loop leaves in one piece: head, body and end of a
-    short answer would else be three packets, and to send one costs as much as to render several
+    What is sent within one turn of the event loop leaves in one piece. Otherwise head, body and end
+    of a short answer would be three packets, and sending one costs as much as rendering several
     tokens.
     """
 
     def __init__(self, limits: ConnectionLimits, flush_soon: Callable[[], object]) -> None:
-        """Args: flush_soon: called when something is held: within this turn `take_held` is called,
-        or something is sent that takes it along.
+        """
+        Args:
+            limits: The bounds.
+            flush_soon: Called when bytes are held back; has to arrange that `take_held` is called,
+                unless something sent before takes them along.
         """
         super().__init__(h11.SERVER, limits.max_header_bytes)
         self._flush_soon = flush_soon
@@ -248,8 +256,10 @@ class _BoundedConnection(h11.Connection):
         self.is_sending_chunks = False  # a stream has begun and not ended
 
     def send(self, event: Any) -> Any:
-        """See h11; takes note of how the body is framed, frames a stream's pieces itself (they
-        change no state), and holds back what more will follow.
+        """Encode an event as h11 does; return the bytes to send now.
+
+        A stream's pieces, which change no state of h11's, are framed here. What is certain to be
+        followed by more is held back.
         """
         kind = type(event)
         if self.is_sending_chunks and kind is h11.Data:
@@ -262,8 +272,9 @@ class _BoundedConnection(h11.Connection):
         return self._hold(sent) if kind is h11.Data else self.take_held() + (sent or b"")
 
     def _send_head(self, head: h11.Response) -> bytes:
-        """As h11 would, which is shown those headers alone that it acts upon: it goes through all
-        that it sees four times.
+        """Encode a head as h11 would, but show h11 only the headers that it acts on.
+
+        h11 goes through all the headers it sees four times.
         """
         seen: list[tuple[bytes, bytes]] = []
         others: list[bytes] = []
@@ -278,12 +289,12 @@ class _BoundedConnection(h11.Connection):
         return b"%b%b\r\n" % (sent.removesuffix(b"\r\n"), b"".join(others))
 
     def take_held(self) -> bytes:
-        """What was held back, to be sent now."""
+        """Return what was held back, to be sent now."""
         held, self._held = self._held, b""
         return held
 
     def _hold(self, sent: bytes) -> bytes:
-        """Keep what may go out with the next; what is long goes out at once."""
+        """Keep bytes to go out with the next ones; return all at once when they are many."""
         if len(self._held) + len(sent) > _MAX_HELD_BYTES:
             return self.take_held() + sent
         if not self._held:
@@ -292,7 +303,7 @@ class _BoundedConnection(h11.Connection):
         return b""
 
     def next_event(self) -> Any:
-        """See h11.
+        """Return the next event as h11 does.
 
         Raises:
             h11.RemoteProtocolError: not HTTP, or beyond a bound; `error_status` says which.
@@ -325,5 +336,5 @@ class _BoundedConnection(h11.Connection):
 
 
 def _chunk(data: bytes) -> bytes:
-    """A chunk of a body of unknown length (RFC 9112, 7.1); an empty one would end it."""
+    """Frame a chunk of a body of unknown length (RFC 9112, 7.1); an empty one would end it."""
     return _CHUNK_BEHIND % (b"", len(data), data)

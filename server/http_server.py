@@ -1,4 +1,4 @@
-"""uvicorn with our way to stop: at SIGTERM finish what is open, refuse what is new, then exit 0."""
+"""uvicorn with a graceful stop: at SIGTERM finish open requests, refuse new ones, then exit 0."""
 
 import asyncio
 import errno
@@ -17,17 +17,17 @@ from server.http_protocol import BoundedProtocol, ConnectionLimits
 from server.service import InferenceService
 from server.settings import ServerSettings
 
-_SPARE_FILES = 256  # files and sockets that are no client's
+_SPARE_FILES = 256  # open files and sockets besides the clients' connections
 _MAX_POLITE_SIGNALS = 2
 _LEFTOVER_TIMEOUT_S = 5  # for responses to be flushed once the engine has ended every request
-_LOOK_S = 1.0  # between two looks at whether the load has failed, and at the time of day
-_TICKS_PER_LOOK = 10  # uvicorn counts tenths of a second, and writes the date at every tenth tick
+_LOOK_S = 1.0  # between two looks at whether loading has failed; each also updates the Date header
+_TICKS_PER_LOOK = 10  # uvicorn counts tenths of a second, and updates the Date header every tenth
 
 logger = logging.getLogger(__name__)
 
 
 class CannotListen(Exception):
-    """The address cannot be had; the message says what to do."""
+    """The server cannot listen on the address; the message says why, and what to do about it."""
 
 
 class DrainingServer(uvicorn.Server):
@@ -43,8 +43,12 @@ class DrainingServer(uvicorn.Server):
         settings: ServerSettings,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """Args:
-        app: What is served, or what makes it; a signal meanwhile is as good as one later.
+        """
+        Args:
+            app: The application, or an awaitable that makes it; signals count meanwhile.
+            service: Stopped at a signal; its failure ends the server.
+            settings: The server's settings.
+            tls: Wraps the connections; None: plain HTTP.
         """
         super().__init__(uvicorn_config(app, settings, tls))  # type: ignore[arg-type] # see `serve`
         self._service = service
@@ -53,25 +57,27 @@ class DrainingServer(uvicorn.Server):
         self._num_handled = 0
         self._draining: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None  # once it runs
-        self._news = asyncio.Event()  # a signal, or the end of draining
+        self._news = asyncio.Event()  # set at a signal and at the end of draining
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """See uvicorn; signals count from now on."""
+        """Serve as uvicorn does, but handle signals from now on, before the application is made."""
         with self.capture_signals():
             if isinstance(self.config.app, Awaitable):
                 self.config.app = await self.config.app
             await super().serve(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Only counts: uvicorn's own would refuse connections at once and re-raise the signal."""
+        """Count the signal; uvicorn's handler would refuse connections at once and re-raise it."""
         self._num_signals += 1
         self.force_exit = self._num_signals > _MAX_POLITE_SIGNALS
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._news.set)
 
     async def main_loop(self) -> None:
-        """See uvicorn, whose own looks ten times a second: to wake a process costs as much as the
-        rendering of several tokens. Here what ends it says so.
+        """Wait until the server has to exit.
+
+        uvicorn's own loop wakes ten times a second, and a wake-up costs as much as rendering
+        several tokens. This one wakes once a second, and at once when there is news.
         """
         self._loop = asyncio.get_running_loop()
         counter = 0
@@ -83,7 +89,7 @@ class DrainingServer(uvicorn.Server):
             self._news.clear()
 
     async def on_tick(self, counter: int) -> bool:
-        """Called once a second and when there is news; true ends the main loop."""
+        """Act on new signals, failures and the end of draining; return whether to end the loop."""
         if self._num_signals > self._num_handled:
             timeout_s = 0.0 if self._num_handled else self._drain_timeout_s
             self._num_handled = self._num_signals
@@ -98,7 +104,7 @@ class DrainingServer(uvicorn.Server):
 def uvicorn_config(
     app: ASGIApp, settings: ServerSettings, tls: ssl.SSLContext | None = None
 ) -> uvicorn.Config:
-    """What uvicorn is told; raises this process's limit of open files to what is allowed."""
+    """Make uvicorn's configuration, and raise this process's limit of open files as needed."""
     limits = ConnectionLimits(
         max_connections=_raise_file_limit(settings.max_connections),
         max_header_bytes=settings.h11_max_incomplete_event_size,
@@ -143,7 +149,7 @@ def _raise_file_limit(max_connections: int) -> int:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket.
+    """Return a listening socket.
 
     Raises:
         CannotListen: the port is taken or the address is not ours.
@@ -159,7 +165,8 @@ def listen(host: str, port: int) -> socket.socket:
         else:
             reason = f"cannot listen on {host}:{port}: {error.strerror or error}"
         raise CannotListen(reason) from None
-    # Connections inherit it. Without, a second small piece of an answer waits until the client has
-    # acknowledged the first, which it may put off for 40 ms; asyncio leaves such sockets alone.
+    # Connections inherit the option. Without it, a second small piece of an answer would wait until
+    # the client has acknowledged the first, which it may put off for 40 ms. asyncio does not set it
+    # on such sockets.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener

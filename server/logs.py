@@ -1,4 +1,4 @@
-"""Where the server's log goes, and how its lines look. What a request logs: `server.access_log`."""
+"""Sets up where the server's log goes and how its lines look; `server.access_log` logs requests."""
 
 import logging
 
@@ -9,17 +9,18 @@ def set_up_logging(level: str, *, has_json_access: bool = False) -> None:
     """Log to standard error from `level` ("debug" … "error") on.
 
     Args:
-        has_json_access: Access lines are JSON: they stand alone, without time and name before them.
+        level: The lowest level that is logged.
+        has_json_access: Access lines are JSON, so they are written without time and logger name.
     """
     logging.basicConfig(
         level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    # uvicorn's own news of starting and stopping repeat ours.
+    # uvicorn's own lines on starting and stopping would repeat ours.
     wanted = logging.getLevelNamesMapping()[level.upper()]
     logging.getLogger("uvicorn.error").setLevel(max(wanted, logging.WARNING))
     if has_json_access:
         access = logging.getLogger(_ACCESS)
-        access.setLevel(logging.INFO)  # asked for by name, whatever the level of the rest
+        access.setLevel(logging.INFO)  # whatever `level` is: these lines were asked for by name
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
         access.addHandler(handler)

@@ -1,6 +1,6 @@
 """Prometheus metrics, under vLLM's names where it has them, else under `adadecode:`.
 
-So existing dashboards and tools work. The engine's counts are read when scraped
+With vLLM's names, existing dashboards and tools work. The engine's counts are read at each scrape
 (`engine_collector`); what the observer sees of requests is counted here.
 """
 
@@ -37,7 +37,8 @@ _REQUEST_BUCKETS = (
     15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0,
 )
 # fmt: on
-# A text takes 10 ms of a thread that everybody shares. Scrapers want one in seconds.
+# A token bucket (its rate and size) limits how often the text is written: that takes 10 ms of a
+# thread that all scrapers share, and a scraper asks only every few seconds.
 _TEXTS_PER_S = 5.0
 _MOST_TEXTS_AT_ONCE = 50.0
 _MODES = ("non_streaming", "streaming")
@@ -111,10 +112,10 @@ class ServerMetrics:
             registry=self._registry,
         )
         for labels in product(_MODES, _OUTCOMES, get_args(ChatApi)):
-            self._call_parsers.labels(*self._label_values, *labels)  # zeros, until there are any
+            self._call_parsers.labels(*self._label_values, *labels)  # export zeros from the start
 
     def call_counter(self, api: ChatApi, *, is_streamed: bool) -> Callable[[bool], None]:
-        """What to tell, of each choice whose output was searched for tool calls, if it calls."""
+        """Return a function to call with whether a choice, searched for tool calls, has any."""
 
         def count(has_called: bool) -> None:
             mode, outcome = _MODES[is_streamed], _OUTCOMES[has_called]
@@ -123,14 +124,14 @@ class ServerMetrics:
         return count
 
     def count_unknown_fields(self, count: int) -> None:
-        """A request had so many fields that nobody knows."""
+        """Count a request's unknown fields."""
         self._unknown_fields.inc(count)
 
     async def text(self) -> bytes:
-        """Everything in Prometheus' text format; to who asks too often, as it was a moment ago.
+        """Return all metrics in Prometheus' text format; scrapes too frequent get the last text.
 
-        It is written on a thread: with thousands of connections open, to count them alone would
-        hold up everybody for as long as dozens of refusals take.
+        The text is written on a thread: with thousands of connections open, counting them alone
+        would hold up the event loop for as long as dozens of refusals take.
         """
         now = time.monotonic()
         earned = (now - self._last_asked_s) * _TEXTS_PER_S
@@ -149,16 +150,16 @@ class ServerMetrics:
         self._renderer.shutdown()
 
     def count_first_token(self, seconds: float) -> None:
-        """A generation's first token came, so long after its start."""
+        """Count a generation's first token, which came `seconds` after its start."""
         self._first_token.observe(seconds)
 
     def count_more_tokens(self, num_tokens: int, seconds: float) -> None:
-        """Tokens came together, so long after the ones before."""
+        """Count tokens that came together, `seconds` after the ones before."""
         self._between_tokens.observe(seconds / num_tokens, num_tokens)
 
     def count_generation(self, seen: GenerationRecord) -> None:
-        """A generation came to its natural end."""
-        # Without a token, all of it was spent on the prompt.
+        """Count a generation that came to its natural end."""
+        # Without a token, all the time was spent on the prompt.
         first = seen.end_s if seen.first_token_s is None else seen.first_token_s
         last = seen.end_s if seen.first_token_s is None else seen.last_token_s
         self._e2e.observe(seen.end_s)
@@ -174,7 +175,7 @@ class ServerMetrics:
         self._preemptions.observe(seen.num_preemptions)
 
     def count_request(self, record: RequestRecord) -> None:
-        """The last of a request's generations ended."""
+        """Count a request whose last generation has ended."""
         self._params_n.observe(record.num_choices)
         self._max_output_tokens.observe(record.max_output_tokens)
 

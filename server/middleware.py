@@ -1,4 +1,4 @@
-"""Around every request, outermost first: id and record, the last resort for errors, the API key.
+"""Middleware around every request: its id and record, the last resort for errors, the API key.
 
 Plain ASGI, because Starlette's BaseHTTPMiddleware hides disconnects from streams.
 """
@@ -19,7 +19,7 @@ from server.tracing import TRACE_CONTEXT_HEADERS
 
 REQUEST_ID_HEADER = "X-Request-Id"
 _ASKED_ID = REQUEST_ID_HEADER.lower().encode()
-API_KEY = "api_key"  # key of a scope's state: the digest of the key that opened it
+API_KEY = "api_key"  # key in a scope's state: the digest of the request's API key
 _UNSAFE_IN_ID = re.compile(r"[^A-Za-z0-9._:\-]")
 _MAX_ID_CHARS = 128
 _OPEN_PATHS = frozenset({"/health", "/ready", "/ping"})  # for probes, which have no key
@@ -59,7 +59,7 @@ class RequestIdMiddleware:
 
 
 class LastResortMiddleware:
-    """Answers what nobody handled with a plain 500 and logs it."""
+    """Logs exceptions that nobody handled and answers them with a plain 500."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -71,7 +71,7 @@ class LastResortMiddleware:
             if scope["type"] != "http":
                 raise
             if record_of(HTTPConnection(scope)).status is not None:
-                # Too late for another; uvicorn closes the connection.
+                # Too late for another answer; uvicorn closes the connection.
                 logger.warning("response broke off: %s", type(error).__name__)
                 raise
             logger.exception("unhandled error")
@@ -79,7 +79,7 @@ class LastResortMiddleware:
 
 
 class ApiKeyMiddleware:
-    """Asks for one of the keys everywhere but at the probes and `open_pages`."""
+    """Requires one of the keys everywhere except at the probes and `open_pages`."""
 
     def __init__(self, app: ASGIApp, keys: Sequence[str], open_pages: Collection[str] = ()) -> None:
         self._app = app
@@ -97,13 +97,13 @@ class ApiKeyMiddleware:
         await self._app(scope, receive, send)
 
     def _is_known(self, digest: bytes) -> bool:
-        """Compares with every key in constant time, so that timing tells nothing."""
+        """Compare with every key in constant time, so that timing tells nothing."""
         matches = [secrets.compare_digest(digest, known) for known in self._digests]
         return any(matches)
 
 
 def route_path(scope: Scope) -> str:
-    """The path as the router sees it: a proxy may leave its prefix (--root-path) on."""
+    """Return the path as the router sees it: a proxy may leave its prefix (--root-path) on."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))
 

@@ -1,6 +1,6 @@
-"""Watches generations: times, counts, ends.
+"""Watches generations: their times, token counts and ends.
 
-What it saw goes to the metrics, to the request's record and, where traces are on, into a span.
+What is seen goes to the metrics, to the request's record and, where traces are on, into a span.
 """
 
 import time
@@ -15,24 +15,24 @@ _WHOLE = (FinishReason.STOP, FinishReason.LENGTH)
 
 
 class Observer:
-    """One per application."""
+    """Watches all generations of one application."""
 
     def __init__(self, metrics: ServerMetrics, tracer: Tracer | None = None) -> None:
         self._metrics = metrics
         self._tracer = tracer
 
     def watch(self, request: GenerationRequest, record: RequestRecord) -> "GenerationWatch":
-        """Begin to watch a generation, one of those that the record was told of."""
+        """Begin to watch a generation, one of those counted in `record.num_generations`."""
         return GenerationWatch(self._metrics, self._tracer, request, record)
 
     def note_refusal(self, requests: Sequence[GenerationRequest], record: RequestRecord) -> None:
-        """None of these was let in."""
+        """Record that the engine refused these requests."""
         for request in requests:
             self.watch(request, record).end(FinishReason.ERROR)
 
 
 class GenerationWatch:
-    """Is told of every output of one generation, and when it is over."""
+    """Watches one generation: it is told of every output and of the end."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class GenerationWatch:
         self._started = time.perf_counter()
 
     def note(self, output: RequestOutput) -> None:
-        """The next output has come."""
+        """Take note of the next output."""
         seen = self._seen
         num_new = output.num_output_tokens - seen.num_output_tokens
         if num_new > 0:
@@ -68,7 +68,7 @@ class GenerationWatch:
             seen.queue_s = output.queue_s
 
     def end(self, reason: FinishReason | None = None) -> None:
-        """It is over: as its last output said, else for this reason, else because nobody waits."""
+        """Record the end: for `reason` if given, else as its last output said, else as aborted."""
         seen, record = self._seen, self._record
         seen.end_s = time.perf_counter() - self._started
         seen.finish_reason = reason or seen.finish_reason

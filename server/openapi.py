@@ -30,7 +30,7 @@ _ERRORS = {
 
 
 def accepts(body_type: type[BaseModel], **example: Any) -> dict[str, Any]:
-    """`openapi_extra` of a route whose body is `body_type`, such as `example`."""
+    """Return `openapi_extra` for a route whose body is `body_type`, such as `example`."""
     content: dict[str, Any] = {"application/json": {"schema": _ref(body_type)}}
     if example:
         content["application/json"]["example"] = example
@@ -40,7 +40,7 @@ def accepts(body_type: type[BaseModel], **example: Any) -> dict[str, Any]:
 def streams(
     chunk_type: type[BaseModel], *, end: str = ", then `[DONE]`"
 ) -> dict[int | str, dict[str, Any]]:
-    """`responses` of a route that can also answer with events of `chunk_type`, and with errors."""
+    """Return `responses` for a route that answers with events of `chunk_type` or with errors."""
     description = f"The answer; with `stream: true` events of these chunks{end}"
     return {
         200: {
@@ -52,12 +52,12 @@ def streams(
 
 
 def computes() -> dict[int | str, dict[str, Any]]:
-    """`responses` of a route that the model computes for: its errors."""
+    """Return `responses` for a route that runs the model: its errors."""
     return errors(400, 404, 408, 413, 415, 429, 500, 503, 504)
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """`responses` of a route that can fail so, in the envelope; 401 with --api-key."""
+    """Return `responses` for a route that can fail with `statuses`, or with 401 (--api-key)."""
     return {
         status: {"description": _ERRORS[status], "model": ErrorResponse}
         for status in (401, *statuses)
@@ -65,7 +65,7 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's document plus the types it cannot see."""
+    """Return FastAPI's document plus the types it cannot see."""
     if app.openapi_schema is None:
         document = FastAPI.openapi(app)
         _, definitions = models_json_schema(
@@ -99,7 +99,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
 
 
 def _name_models(field: dict[str, Any], names: list[str]) -> None:
-    """A model is one of those served; clients may choose from them."""
+    """List the served models' names as the values that a model field may have."""
     for branch in field.get("anyOf", [field]):
         if branch.get("type") == "string":
             branch.pop("maxLength", None)
@@ -107,14 +107,14 @@ def _name_models(field: dict[str, Any], names: list[str]) -> None:
 
 
 def _name_model(operation: dict[str, Any], names: list[str]) -> None:
-    """An operation's example is one that this very server answers."""
+    """Name a served model in an operation's example, so that this server can answer it."""
     content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
     if "example" in content:
         content["example"] = {"model": names[0], **content["example"]}
 
 
 def _complete_errors(responses: dict[str, Any], *, has_parameters: bool) -> None:
-    """What every operation can answer, where it has not declared it; never FastAPI's own 422."""
+    """Add the errors that every operation can answer with, and remove FastAPI's own 422."""
     responses.pop("422", None)
     for status in (401, 500, 503, *((404,) if has_parameters else ())):
         content = {"application/json": {"schema": _ref(ErrorResponse)}}
@@ -122,8 +122,11 @@ def _complete_errors(responses: dict[str, Any], *, has_parameters: bool) -> None
 
 
 def _event(chunk_type: type[BaseModel], *, is_marked: bool) -> dict[str, Any]:
-    """A server-sent event, as OpenAPI 3.2 describes one: its data is a chunk's JSON, or the mark of
-    the end.
+    """Describe a server-sent event as OpenAPI 3.2 does: its data is a chunk's JSON or the end mark.
+
+    Args:
+        chunk_type: The type of the chunk.
+        is_marked: The stream ends with `[DONE]`, and its data may also be an error.
     """
     chunk = {"anyOf": [_ref(chunk_type), _ref(ErrorResponse)]} if is_marked else _ref(chunk_type)
     data = {"type": "string", "contentMediaType": "application/json", "contentSchema": chunk}

@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 class LoadProgress:
-    """Called with (what is being done, fraction done), possibly from another thread, often."""
+    """Shows the progress of loading; may be called often, and from another thread."""
 
     def __init__(self) -> None:
         self._text = ""
@@ -22,7 +22,7 @@ class LoadProgress:
         )
 
     def __call__(self, text: str, fraction: float) -> None:
-        """Show where loading stands."""
+        """Show what is being done, and the fraction done."""
         percent = round(100 * fraction)
         if not self._bar.disable:
             self._bar.set_description_str(text, refresh=False)

@@ -1,4 +1,4 @@
-"""From a body's text or messages to token ids; long texts on a thread, to keep the loop free."""
+"""Encodes a body's text or messages; long texts on a thread, to keep the event loop free."""
 
 import asyncio
 import json
@@ -16,9 +16,9 @@ from server.protocol.chat import ChatMessage, MessageToolCall, TemplateFields, T
 from server.tools import told_of_tools, tools_in_use
 
 _INLINE_CHARS = 8192  # about a millisecond of encoding
-_MAX_CHARS_PER_TOKEN = 256  # no vocabulary has a longer token: beyond it a text cannot fit
+_MAX_CHARS_PER_TOKEN = 256  # no vocabulary has a longer token, so a text beyond this cannot fit
 _MAX_VARIABLES_CHARS = 65536
-# What the server or the renderer itself says to a template; a client's word must not replace it.
+# Variables that the server or the template renderer sets itself; a client must not replace them.
 _TEMPLATE_OWN = frozenset(
     (
         "add_generation_prompt",
@@ -58,7 +58,7 @@ class TemplateOptions:
     """What a chat template is told besides the messages."""
 
     add_generation_prompt: bool = True
-    continue_final_message: bool = False  # leave the last turn open; needs the other to be False
+    continue_final_message: bool = False  # leave the last turn open; excludes the generation prompt
     tools: Sequence[Tool] = ()
     variables: Mapping[str, JsonValue] = field(default_factory=dict)  # such as enable_thinking
 
@@ -67,7 +67,7 @@ _PLAIN = TemplateOptions()
 
 
 def template_options(body: TemplateFields, tokenizer: Tokenizer) -> TemplateOptions:
-    """What a checked body asks of the model's template.
+    """Return what a checked body asks of the model's chat template.
 
     Raises:
         UnsupportedOption: naming what the template does not know.
@@ -85,7 +85,7 @@ def template_options(body: TemplateFields, tokenizer: Tokenizer) -> TemplateOpti
 
 
 def _effort(asked: str | None, template: str) -> Mapping[str, JsonValue]:
-    """How a template is told how much to think."""
+    """Return the variables that tell a template how much the model is to think."""
     if asked is None:
         return {}
     if "reasoning_effort" in template:
@@ -94,13 +94,13 @@ def _effort(asked: str | None, template: str) -> Mapping[str, JsonValue]:
         if "enable_thinking" in template:
             return {"enable_thinking": False}
         if END not in template:
-            return {}  # it does not think anyway
+            return {}  # the model does not think anyway
     message = "reasoning_effort: this model's chat template does not know it."
     raise UnsupportedOption(message, param="reasoning_effort")
 
 
 def check_template_options(body: TemplateFields) -> None:
-    """Refuse what would override the server's own words to the template.
+    """Refuse template options that exclude each other, are the server's to set, or are too long.
 
     Raises:
         RequestError: naming the field.
@@ -127,10 +127,10 @@ async def encode_prompts(
     add_special_tokens: bool = True,
     param: str = "prompt",
 ) -> list[list[int]]:
-    """Token ids of prompts, which came as the field `param`; those given as ids pass.
+    """Encode prompts, which came in the field `param`; those given as token ids are kept.
 
     Raises:
-        RequestError: a text is empty once encoded, or so long that it need not be encoded to know.
+        RequestError: a text encodes to no tokens, or is too long to fit the model's context.
     """
 
     def encode() -> list[list[int]]:
@@ -151,17 +151,17 @@ async def encode_prompts(
 async def encode_text(
     tokenizer: Tokenizer, text: str, max_model_len: int, *, add_special_tokens: bool
 ) -> list[int]:
-    """Token ids of one text, which may be empty.
+    """Encode one text, which may be empty.
 
     Raises:
-        RequestError: it is so long that the model could never take it, or no valid Unicode.
+        RequestError: it is too long to fit the model's context, or not valid Unicode.
     """
     encode = partial(tokenizer.encode, text, add_special_tokens=add_special_tokens)
     return await _encode(encode, [len(text)], max_model_len, "prompt")
 
 
 async def decode_tokens(tokenizer: Tokenizer, token_ids: Sequence[int]) -> str:
-    """Text of token ids, special tokens spelled out."""
+    """Decode token ids, special tokens spelled out."""
     decode = partial(tokenizer.decode, token_ids, skip_special_tokens=False)
     return decode() if len(token_ids) <= _INLINE_CHARS else await asyncio.to_thread(decode)
 
@@ -172,7 +172,7 @@ async def encode_messages(
     max_model_len: int,
     template: TemplateOptions = _PLAIN,
 ) -> list[int]:
-    """Token ids of a conversation in the model's chat template.
+    """Encode a conversation in the model's chat template.
 
     Raises:
         RequestError: content that is not text, or a conversation that the template refuses.
@@ -208,7 +208,7 @@ async def _encode(
     *,
     is_short: bool = True,
 ) -> Encoded:
-    """Run `encode` on texts of these lengths, on a thread unless it is short and so are they."""
+    """Run `encode` on texts of these lengths; on a thread, unless they and it are short."""
     if max(nums_chars, default=0) > _MAX_CHARS_PER_TOKEN * max_model_len:
         message = f"This model's context is {max_model_len} tokens; the prompt is longer."
         raise PromptTooLong(message, param=param)
@@ -217,7 +217,7 @@ async def _encode(
 
 
 def _turn(index: int, message: ChatMessage) -> dict[str, Any]:
-    """A message as chat templates know it: content as one text, no developer role."""
+    """Convert a message to what chat templates know: content as one text, no developer role."""
     for name in ("function_call", "audio"):
         if (message.model_extra or {}).get(name):
             param = f"messages[{index}].{name}"
@@ -242,7 +242,7 @@ def _turn(index: int, message: ChatMessage) -> dict[str, Any]:
 
 
 def _call(call: MessageToolCall, param: str) -> dict[str, Any]:
-    """Templates take arguments as an object."""
+    """Convert a call to what chat templates know: arguments as an object."""
     try:
         arguments = json.loads(call.function.arguments or "{}")
     except (ValueError, RecursionError):
@@ -262,7 +262,7 @@ def _required(value: str | None, param: str) -> str:
 
 
 def message_text(index: int, message: ChatMessage) -> str:
-    """A message's content as one text.
+    """Return a message's content as one text.
 
     Raises:
         RequestError: there is none, or it is not text.

@@ -11,7 +11,7 @@ _HIDDEN = "**********"
 
 
 def public_settings(settings: BaseModel) -> dict[str, Any]:
-    """Every setting by its name, in JSON's types."""
+    """Return every setting by its name, in JSON's types."""
     return {name: _shown(getattr(settings, name)) for name in type(settings).model_fields}
 
 

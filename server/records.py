@@ -1,7 +1,7 @@
-"""What becomes known of a request while it is served: for the access log, metrics and traces.
+"""What becomes known of a request while it is served, for the access log, metrics and traces.
 
-`RequestIdMiddleware` begins one record per HTTP request, the observer one per generation. They
-never reach a log or a trace with anything of a prompt or an output in them but its length.
+`RequestIdMiddleware` begins one record per HTTP request, the observer one per generation. Of a
+prompt or an output, nothing but its length reaches a log or a trace.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ _KEY = "record"
 
 @dataclass(slots=True, kw_only=True)
 class GenerationRecord:
-    """What was seen of one generation; times in seconds since it was started."""
+    """What was seen of one generation; times are in seconds since it was started."""
 
     request: GenerationRequest
     started_at_ns: int  # Unix time
@@ -39,7 +39,7 @@ class RequestRecord:
     request_id: str
     status: int | None = None  # of the answer, once it has begun
     trace_context: Mapping[str, str] = field(default_factory=dict)  # W3C headers as they came
-    num_choices: int = 1  # n: generations of each prompt
+    num_choices: int = 1  # the request's n: choices returned for each prompt
     num_generations: int = 0
     prompt_tokens_of_generations: int = 0
     num_cached_tokens: int = 0
@@ -51,11 +51,11 @@ class RequestRecord:
 
     @property
     def num_prompt_tokens(self) -> int:
-        """Every prompt once."""
+        """Prompt tokens, each prompt counted once if it has n generations."""
         return self.prompt_tokens_of_generations // self.num_choices
 
     def add(self, generation: GenerationRecord) -> None:
-        """Take over a generation that has ended."""
+        """Add the figures of a generation that has ended."""
         self.prompt_tokens_of_generations += len(generation.request.prompt_token_ids)
         self.num_cached_tokens += generation.num_cached_tokens
         self.num_output_tokens += generation.num_output_tokens
@@ -72,7 +72,7 @@ def begin_record(scope: Scope, record: RequestRecord) -> None:
 
 
 def record_of(connection: HTTPConnection) -> RequestRecord:
-    """The request's record."""
+    """Return the record of a request."""
     record = connection.scope["state"][_KEY]
     assert isinstance(record, RequestRecord), "the outermost middleware begins one"
     return record

@@ -1,7 +1,8 @@
-"""A /v1/responses body → the chat request that asks the same, so that one road serves both.
+"""Converts a /v1/responses body to the chat request that asks the same: one path serves both.
 
-What only this API has (storing, conversations, background) is refused by name; what has another
-name in it is said to have; errors about the chat request name this API's fields.
+Options that only this API has (storing, conversations, background) are refused by name. So are the
+chat API's names of what is called something else here, with a hint. Errors about the chat request
+name this API's fields.
 """
 
 import re
@@ -22,7 +23,7 @@ from server.protocol.responses import (
     TextFormat,
 )
 
-# Options of this API that are not offered, with the values that ask for nothing.
+# Options of this API that are not offered, with their neutral values.
 _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "access_programs": (),
     "background": (False,),
@@ -41,7 +42,7 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "truncation": ("disabled",),
 }
 _NOT_KEPT = "responses are neither stored nor changed here"
-# Names of the chat API for what this one asks otherwise, or not at all.
+# Chat API fields that are not part of this API -> this API's name for the same, or None.
 _ELSEWHERE: Mapping[str, str | None] = {
     "functions": "tools",
     "include_reasoning": "include",
@@ -64,17 +65,17 @@ _PARAMS = {
     "response_format": "text.format",
 }
 _FIELD = re.compile(r"^([a-z_]+)((?:\[\d+\]|\.\w+)*)")
-_TOOL_FIELD = re.compile(r"^(tools\[\d+\]|tool_choice)\.function\b")  # flat here
+_TOOL_FIELD = re.compile(r"^(tools\[\d+\]|tool_choice)\.function\b")  # not nested in this API
 _TEXT_PARTS = frozenset({"input_text", "output_text", "text", "reasoning_text"})
 
 
 def not_offered_names() -> Collection[str]:
-    """Names of this API's options that are not offered."""
+    """Return the names of this API's options that are not offered."""
     return _UNSUPPORTED.keys()
 
 
 def check_responses_options(body: ResponsesRequest) -> None:
-    """Refuse what this API knows and this server does not do.
+    """Refuse the chat API's field names, and options of this API that are not offered.
 
     Raises:
         UnsupportedOption: naming the field.
@@ -93,7 +94,7 @@ def check_responses_options(body: ResponsesRequest) -> None:
 
 @contextmanager
 def naming_responses_fields() -> Iterator[None]:
-    """Errors of what is inside name this API's fields.
+    """Make errors that are raised inside name this API's fields.
 
     Raises:
         RequestError: the one raised inside, under the name the client knows.
@@ -108,10 +109,10 @@ def naming_responses_fields() -> Iterator[None]:
 
 
 def to_chat_request(body: ResponsesRequest) -> ChatCompletionRequest:
-    """The chat request that asks the same.
+    """Return the chat request that asks the same.
 
     Raises:
-        RequestError: an item or option that is not served, by its name here.
+        RequestError: naming, as this API does, an item or option that is not served.
     """
     extra = {
         name: value for name, value in (body.model_extra or {}).items() if name not in _UNSUPPORTED
@@ -141,7 +142,7 @@ def to_chat_request(body: ResponsesRequest) -> ChatCompletionRequest:
 
 
 def _renamed(text: str) -> str:
-    """`messages[0].content` → `input`, `tools[0].function.name: …` → `tools[0].name: …`."""
+    """Rename `messages[0].content` to `input`, and `tools[0].function.name` to `tools[0].name`."""
     text = _TOOL_FIELD.sub(r"\1", text)
     match = _FIELD.match(text)
     if match is None or match[1] not in _PARAMS:
@@ -154,7 +155,7 @@ def _has_logprobs(body: ResponsesRequest) -> bool:
 
 
 def _tool_fields(body: ResponsesRequest) -> dict[str, Any]:
-    """Tools and the choice among them: flat here, nested in the chat API."""
+    """Convert tools and the tool choice, flat in this API, to the chat API's nested form."""
     tools = []
     for index, tool in enumerate(body.tools or []):
         if tool.type != "function":
@@ -211,14 +212,14 @@ def _messages(body: ResponsesRequest) -> list[dict[str, Any]]:
 
 
 class _Conversation:
-    """Items as turns: what one answer thought, said and called is one turn again."""
+    """Collects items as turns: what one answer thought, said and called becomes one turn again."""
 
     def __init__(self, turns: list[dict[str, Any]]) -> None:
         self.turns = turns
         self._thought: str | None = None  # of the assistant's turn to come
 
     def add(self, item: InputItem, param: str) -> None:
-        """Take the next item.
+        """Add the next item.
 
         Raises:
             RequestError: naming what is missing or not supported.

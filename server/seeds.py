@@ -14,5 +14,5 @@ class SeedSource:
         )
 
     def draw(self) -> int:
-        """The next seed, 0 to 2**63 - 1."""
+        """Return the next seed, 0 to 2**63 - 1."""
         return self._random.getrandbits(_SEED_BITS)

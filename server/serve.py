@@ -75,10 +75,10 @@ async def _serve(
 
 
 async def _make_app(service: InferenceService, settings: ServerSettings) -> ASGIApp:
-    """Import the application beside the worker's process, whose import of torch takes longer.
+    """Make the application while the worker's process starts, whose import of torch takes longer.
 
     Raises:
-        TracingUnavailable: spans are to be sent, but cannot be.
+        TracingUnavailable: traces were asked for, and their packages are not installed.
     """
     module = await asyncio.to_thread(import_module, "server.app")
     app: ASGIApp = module.create_app(service, settings)
@@ -86,7 +86,7 @@ async def _make_app(service: InferenceService, settings: ServerSettings) -> ASGI
 
 
 async def _load(settings: ServerSettings, url: str) -> ServedModel:
-    """Resolve, load and start everything; what blocks runs on a thread, to keep probes answered."""
+    """Resolve, load and start the model; what blocks runs on a thread, so probes are answered."""
     with closing(LoadProgress()) as progress:
         directory = await asyncio.to_thread(resolve_model, settings.model, progress=progress)
         heads = settings.heads or find_heads(settings.model, directory)
@@ -104,7 +104,7 @@ async def _load(settings: ServerSettings, url: str) -> ServedModel:
 
 
 def _refuse(error: Exception, status: int) -> int:
-    """One clear line, no traceback unless the error is none of ours."""
+    """Print one clear line, and log a traceback if the error is none of ours; return `status`."""
     if not isinstance(error, _OWN_ERRORS):
         logger.error("failed", exc_info=error)
     print(f"adadecode serve: {error}", file=sys.stderr)

@@ -30,14 +30,14 @@ class ServiceState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A loaded model: what it takes to serve it."""
+    """A loaded model: the engine and the tokenizer that serve it."""
 
     engine: AsyncEngine
     tokenizer: Tokenizer
 
     @property
     def info(self) -> EngineInfo:
-        """Facts of it, as of now: a new worker may have less memory."""
+        """The model's facts as of now: they may change, as a new worker may have less memory."""
         assert self.engine.info is not None, "a started engine knows its model"
         return self.engine.info
 
@@ -58,7 +58,7 @@ class InferenceService:
 
     @property
     def failure(self) -> Exception | None:
-        """Why the model could not be loaded, or can be served no more."""
+        """Why the model could not be loaded, or can no longer be served."""
         if self._load_failure is None and self._model is not None:
             return self._model.engine.fatal_error
         return self._load_failure
@@ -81,11 +81,11 @@ class InferenceService:
         return self._model
 
     def model(self, name: str | None) -> ServedModel:
-        """The model of that name, able to serve; None: the one there is.
+        """Return the model of that name, able to serve; None: the one there is.
 
         Raises:
-            ModelNotReady: still loading.
-            EngineStopped: shutting down.
+            ModelNotReady: it is still loading.
+            EngineStopped: the server is shutting down.
             EngineFailed: it could not be loaded, or died.
             ModelNotFound: another model is served here.
         """
@@ -101,7 +101,7 @@ class InferenceService:
         return self._model
 
     def start(self) -> None:
-        """Begin to load, unless that has begun; returns at once."""
+        """Begin to load in the background, unless that has begun."""
         if self._loading is None:
             self._loading = asyncio.create_task(self._run_load())
 

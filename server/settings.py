@@ -1,9 +1,8 @@
 """The server's settings: one definition per flag; flags, YAML keys and environment follow from it.
 
 A field `max_num_seqs` is `--max-num-seqs`, the YAML key `max-num-seqs` (or with underscores) and
-the variable `ADADECODE_MAX_NUM_SEQS`. Reading and merging the sources is `settings_sources`'
-affair; turning the outcome into an `EngineConfig` is done here, so that the engine needs to know
-nothing of flags.
+the variable `ADADECODE_MAX_NUM_SEQS`. `settings_sources` reads and merges the sources; the outcome
+is turned into an `EngineConfig` here, so that the engine needs to know nothing of flags.
 """
 
 from pathlib import Path
@@ -39,7 +38,7 @@ def _flag(default: Any, group: str, help_text: str, **bounds: Any) -> Any:
 
 
 class ServerSettings(BaseModel):
-    """Everything `adadecode serve` can be told."""
+    """All settings of `adadecode serve`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -280,7 +279,7 @@ class ServerSettings(BaseModel):
 
     @property
     def api_keys(self) -> tuple[str, ...]:
-        """Every key that opens the API; none: no key is asked for."""
+        """Every key that the API accepts; if there are none, it asks for none."""
         given = (key.get_secret_value() for key in self.api_key)
         in_file = keys_in(self.api_key_file) if self.api_key_file else ()
         return (*given, *in_file)
@@ -291,7 +290,7 @@ class ServerSettings(BaseModel):
         return self.served_model_name or (self.model,)
 
     def engine_config(self, directory: Path, heads: Path | None) -> EngineConfig:
-        """The engine's share, for a model resolved to `directory` and its exit heads."""
+        """Return the engine's share, for a model resolved to `directory` and its exit heads."""
         return EngineConfig(
             model=ModelConfig(
                 directory=directory,

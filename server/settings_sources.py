@@ -126,7 +126,7 @@ def _from_arguments(arguments: argparse.Namespace) -> Iterable[Given]:
 
 
 def _resolve(key: str, value: Any, origin: str) -> Given:
-    """The setting a key names; `no_x` is the opposite of a boolean `x`, as on the command line."""
+    """Resolve a key; `no_x` is the opposite of a boolean `x`, as on the command line."""
     fields = ServerSettings.model_fields
     if key in fields:
         return Given(key, value, origin)

@@ -1,4 +1,4 @@
-"""Kinds of values that settings have, as people write them: sizes, lists, files."""
+"""The types of settings' values, as people write them: sizes, lists, files."""
 
 import json
 import re
@@ -11,7 +11,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?B)?", re.IGNORECASE)
 
 
 def _parse_size(value: object) -> object:
-    """512M and 512MiB are 512 * 1024**2 bytes, 512MB is 512 * 1000**2; numbers pass."""
+    """Parse a size: 512M and 512MiB are 512 * 1024**2 bytes, 512MB is 512 * 1000**2."""
     if not isinstance(value, str):
         return value
     match = _SIZE.fullmatch(value.strip())
@@ -23,14 +23,14 @@ def _parse_size(value: object) -> object:
 
 
 def _parse_list(value: object) -> object:
-    """Commas separate the items where only one string can be given (environment, YAML scalar)."""
+    """Split at commas, for where only one string can be given (environment, YAML scalar)."""
     if isinstance(value, str):
         return tuple(item for item in (part.strip() for part in value.split(",")) if item)
     return value
 
 
 def _parse_json_lists(value: object) -> object:
-    """Besides plain items and commas, lists as vLLM's command line has them: '["a", "b"]'."""
+    """Parse plain items, commas, and lists as vLLM's command line has them: '["a", "b"]'."""
     items: list[object] = []
     for given in [value] if isinstance(value, str) else value:  # type: ignore[attr-defined]
         is_json = isinstance(given, str) and given.lstrip().startswith("[")
@@ -40,7 +40,7 @@ def _parse_json_lists(value: object) -> object:
 
 
 def _readable(path: Path) -> Path:
-    """Refused at start-up rather than when it is first needed."""
+    """Check that a file can be read, at start-up rather than when it is first needed."""
     try:
         path.open("rb").close()
     except OSError as error:
@@ -62,7 +62,7 @@ def _holding_keys(path: Path) -> Path:
 
 
 def keys_in(path: Path) -> tuple[str, ...]:
-    """One key per line; empty lines and lines that begin with # are none."""
+    """Return the keys in a file, one per line; empty lines and # comments are skipped."""
     lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
     return tuple(line for line in lines if line and not line.startswith("#"))
 

@@ -1,4 +1,4 @@
-"""An open stream of server-sent events: what it costs beside its events, and how it ends."""
+"""The response that streams server-sent events: keep-alive comments, disconnects and the end."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
@@ -12,26 +12,25 @@ from starlette.types import Receive, Scope, Send
 
 _SEPARATOR = "\n"
 _STATUS = 200
-_HEADERS = EventSourceResponse(iter(())).raw_headers  # as the library has them
+_HEADERS = EventSourceResponse(iter(())).raw_headers  # the library's own
 
 
 class Pieces(Protocol):
-    """What a stream consists of."""
+    """The pieces of a stream."""
 
-    last_piece: bytes  # goes out with the end, once the others are over
+    last_piece: bytes  # goes out with the stream's end, once `body` is exhausted
 
     def body(self) -> AsyncGenerator[bytes, None]:
-        """All others."""
+        """Yield all pieces but the last."""
 
 
 class AnswerStream(Response):
-    """Sends encoded events, and cleans up however it ends.
+    """A response that sends encoded events, and cleans up however it ends.
 
-    sse-starlette's own keeps four tasks in a task group for every stream, which costs a short
-    answer a fifth of its time, sends an end of its own after the last piece, and puts a cancel
-    scope around every send. Here the request's own task sends, and one that keeps the connection
-    alive begins when there is need. Who stops reading is given up by the connection:
-    `server.http_protocol`.
+    sse-starlette's own response keeps four tasks in a task group for every stream, which costs a
+    short answer a fifth of its time; it also sends the end apart from the last piece, and puts a
+    cancel scope around every send. Here the request's own task sends, and a keep-alive task starts
+    only once it is needed. `server.http_protocol` gives up clients that stop reading.
     """
 
     def __init__(
@@ -41,10 +40,12 @@ class AnswerStream(Response):
         close: Callable[[], None],
         keep_alive_s: float,
     ) -> None:
-        """Args:
-        leaving: Done when the client has left; cancelled here in the end.
-        close: Called in the end, also when no event was ever asked for.
-        keep_alive_s: Between comments that keep proxies from giving up; 0: none.
+        """
+        Args:
+            pieces: What is sent.
+            leaving: Done when the client has left; cancelled here in the end.
+            close: Called in the end, even if no piece was ever asked for.
+            keep_alive_s: Seconds between comments that keep proxies from giving up; 0: none.
         """
         self.status_code = _STATUS
         self.raw_headers = [*_HEADERS]
@@ -55,7 +56,7 @@ class AnswerStream(Response):
         self._close = close
         self._keep_alive_s = keep_alive_s
         self._send_lock = asyncio.Lock()
-        self._is_active = True  # until the last event is out, or nobody is there to have it
+        self._is_active = True  # until the last piece is being sent, or the client has left
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send until the events are over or the client has left."""
@@ -106,7 +107,7 @@ class AnswerStream(Response):
         comment = ensure_bytes(ServerSentEvent(comment="keep-alive", sep=_SEPARATOR), _SEPARATOR)
         message = {"type": "http.response.body", "body": comment, "more_body": True}
         while self._is_active:
-            async with self._send_lock:  # not after the stream's end
+            async with self._send_lock:  # never send after the stream's end
                 if self._is_active:
                     await send(message)
             await asyncio.sleep(self._keep_alive_s)

@@ -1,6 +1,6 @@
-"""What a body asks its outputs to look like → `Structure`, with the field that asks for it.
+"""Turns what a body asks its outputs to look like into a `Structure`, with the field that asks.
 
-Whether a structure can be followed is found out elsewhere; here it is only spelled.
+The engine finds out whether a structure can be followed; here it is only written down.
 """
 
 import json
@@ -22,14 +22,14 @@ class AskedStructure:
 
     structure: Structure
     param: str
-    parts: tuple["AskedStructure", ...] = ()  # any of which may be to blame
+    parts: tuple["AskedStructure", ...] = ()  # any of them may be what cannot be followed
 
     async def approve(self, engine: AsyncEngine) -> None:
-        """Return when it can be followed.
+        """Have the engine check that the structure can be followed.
 
         Raises:
-            RequestError: it cannot, under the name of its parameter.
-            EngineError: that cannot be found out.
+            RequestError: it cannot; names its parameter, or that of the part to blame.
+            EngineError: the engine cannot check it.
         """
         if len(self.structure.source) > _MAX_CHARS:
             message = f"{self.param}: at most {_MAX_CHARS} characters are allowed."
@@ -43,7 +43,7 @@ class AskedStructure:
 
 
 def asked_structure(body: CompletionRequestBase) -> AskedStructure | None:
-    """What the whole answer has to look like; None: anything.
+    """Return what the whole answer has to look like; None: anything.
 
     Raises:
         RequestError: the field is wrong, or two fields ask for a structure.
@@ -57,10 +57,10 @@ def asked_structure(body: CompletionRequestBase) -> AskedStructure | None:
 
 
 def json_text(value: Any, param: str) -> str:
-    """JSON of what a client sent.
+    """Serialize what a client sent to JSON.
 
     Raises:
-        RequestError: it is nested too deep, or has numbers that JSON has not.
+        RequestError: it is nested too deep, or has numbers that JSON lacks.
     """
     try:
         return json.dumps(value, allow_nan=False)

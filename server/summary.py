@@ -1,4 +1,4 @@
-"""The lines that greet whoever started the server: what is served, how, and how to talk to it."""
+"""The summary printed at start-up: what is served, how, and how to talk to it."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from server.version import VERSION
 def start_up_summary(
     settings: ServerSettings, info: EngineInfo, heads: Path | None, url: str
 ) -> str:
-    """Model, exits, KV cache, address and a first request to try."""
+    """Return lines on the model, exits, KV cache, address and a first request to try."""
     num_tokens = info.num_blocks * info.block_size
     body = {
         "model": settings.model_names[0],

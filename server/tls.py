@@ -1,4 +1,4 @@
-"""The TLS side of listening: certificates → an `SSLContext`, or a refusal at start-up."""
+"""Turns the certificates of the settings into an `SSLContext`, or refuses them at start-up."""
 
 import ssl
 
@@ -10,7 +10,7 @@ class TlsError(Exception):
 
 
 def tls_context(settings: ServerSettings) -> ssl.SSLContext | None:
-    """What connections are wrapped in; None without a certificate.
+    """Return the context that wraps connections; None without a certificate.
 
     Raises:
         TlsError: certificate, key or authorities cannot be used.
@@ -20,7 +20,7 @@ def tls_context(settings: ServerSettings) -> ssl.SSLContext | None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
-        # An empty password instead of a prompt that nobody would answer.
+        # An empty password keeps OpenSSL from asking for one on the terminal.
         context.load_cert_chain(certificate, settings.ssl_keyfile, password="")
     except (OSError, ssl.SSLError) as error:
         raise TlsError(f"--ssl-certfile {certificate}: {_reason(error)}") from None

@@ -1,8 +1,8 @@
-"""What a chat's whole output has to look like: calls in the model's own form, content that follows
-a structure, a thought before either.
+"""What a chat's whole output has to look like: calls, structured content, a thought before either.
 
-A call is held to its function's schema where calls are forced, and wherever a function is strict;
-a function that is not strict may be called with any object where its schema cannot be enforced.
+Calls are written in the model's own form. A call has to follow its function's schema where calls
+are forced, and wherever a function is strict. A function that is not strict may be called with any
+object where its schema cannot be enforced.
 """
 
 import json
@@ -23,7 +23,7 @@ from server.tools import tools_in_use
 _ARGS = "[ARGS]"  # between name and arguments, in Mistral's newer form
 _SCHEMA_KEYWORDS = ("type", "$ref", "anyOf", "oneOf", "allOf", "enum", "const")
 
-Format = dict[str, Any]  # of xgrammar's structural tags
+Format = dict[str, Any]  # a node of one of xgrammar's structural tags
 _ANY_TEXT: Format = {"type": "any_text"}
 _SPACE: Format = {"type": "regex", "pattern": r"\s*"}
 
@@ -31,7 +31,7 @@ _SPACE: Format = {"type": "regex", "pattern": r"\s*"}
 def chat_structure(
     body: ChatCompletionRequest, expected: OutputFormat, tokenizer: Tokenizer
 ) -> AskedStructure | None:
-    """What every answer has to look like; None: anything.
+    """Return what every answer has to look like; None: anything.
 
     Raises:
         RequestError: naming the field.
@@ -56,7 +56,7 @@ def chat_structure(
 
 
 class _CallFormats:
-    """Calls in the form of the model's family."""
+    """Describes calls in the form of the model's family."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class _CallFormats:
         self._is_name_first = _ARGS in template
 
     def alone(self) -> Format:
-        """Nothing but calls, one at least."""
+        """Describe an output of nothing but calls, one at least."""
         if self._form is ToolForm.HERMES:
             begin, end = f'{hermes.BEGIN}\n{{"name": "', f"}}\n{hermes.END}"
             return self._listed(begin, "arguments", end, "\n")
@@ -89,7 +89,7 @@ class _CallFormats:
         return _sequence([_mark(mistral.BEGIN, self._mark), _text("["), listed, _text("]")])
 
     def amid_text(self) -> Format:
-        """Calls where the model makes any; text elsewhere."""
+        """Describe an output with calls where the model makes any, and text elsewhere."""
         if self._form is ToolForm.HERMES:
             return {
                 "type": "triggered_tags",
@@ -127,7 +127,7 @@ class _CallFormats:
 
 
 def _callable_functions(body: ChatCompletionRequest) -> list[tuple[str, Function]]:
-    """(parameter, function) of every function that may be called."""
+    """Return (parameter, function) of every function that may be called."""
     chosen = body.tool_choice.function.name if isinstance(body.tool_choice, ChosenTool) else None
     return [
         (f"tools[{index}].function", tool.function)
@@ -142,7 +142,7 @@ def _arguments(function: Function) -> Format:
 
 
 def _parameters(function: Function) -> dict[str, Any]:
-    """The schema of the arguments, which are an object in any case."""
+    """Return the schema of the arguments, which are an object in any case."""
     schema = dict(function.parameters or {})
     if not any(keyword in schema for keyword in _SCHEMA_KEYWORDS):
         schema["type"] = "object"
@@ -150,7 +150,7 @@ def _parameters(function: Function) -> dict[str, Any]:
 
 
 def _function_structure(param: str, function: Function) -> AskedStructure:
-    """A strict function's schema alone, to tell whose fault it is."""
+    """Return a strict function's schema alone, to find out whether it is the one to blame."""
     param = f"{param}.parameters"
     schema = _parameters(function)
     if schema.get("type", "object") != "object":
@@ -168,7 +168,7 @@ def _behind_thought(
 
 
 def _with_thought(whole: Format, expected: OutputFormat) -> Format:
-    """The same after a thought, where the model may think first."""
+    """Put a thought before `whole`, if the model may think first."""
     if not expected.thinks:
         return whole
     begin = "" if expected.is_thinking else BEGIN
@@ -179,10 +179,10 @@ def _with_thought(whole: Format, expected: OutputFormat) -> Format:
 
 
 def _format_of(asked: AskedStructure) -> Format:
-    """A structure as a part of another.
+    """Describe a structure as a part of another.
 
     Raises:
-        RequestError: it is a schema whose text is no JSON.
+        RequestError: it is a schema whose text is not JSON.
     """
     structure = asked.structure
     if structure.kind == "regex":
@@ -211,5 +211,5 @@ def _text(value: str) -> Format:
 
 
 def _mark(text: str, token_id: int | None) -> Format:
-    """A mark that is a control token, in families where it is."""
+    """Describe a mark, which is a control token in some families and plain text in others."""
     return _text(text) if token_id is None else {"type": "token", "token": token_id}

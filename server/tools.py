@@ -13,7 +13,7 @@ from server.parsing.tool_calls import ToolOptions
 from server.protocol.chat import ChatCompletionRequest, ChosenTool, TemplateFields, Tool
 from server.settings import ServerSettings
 
-_NUM_TAIL_TOKENS = 16  # of the prompt: where a template opens a thought
+_NUM_TAIL_TOKENS = 16  # the prompt's last tokens, where a template may open or close a thought
 _INSTRUCTIONS = """\
 You can call functions. Their signatures, one JSON object a line:
 <tools>
@@ -26,7 +26,7 @@ To call one, write its name and arguments as a JSON object within <tool_call></t
 
 
 def check_tools(body: ChatCompletionRequest) -> None:
-    """Refuse choices that cannot be honoured.
+    """Refuse tools and a tool choice that cannot be honoured.
 
     Raises:
         RequestError: naming the field.
@@ -43,7 +43,7 @@ def check_tools(body: ChatCompletionRequest) -> None:
 
 
 def tools_in_use(body: TemplateFields) -> list[Tool]:
-    """The tools that the model is told of."""
+    """Return the tools that the model is told of."""
     return [] if body.tool_choice == "none" else body.tools or []
 
 
@@ -53,7 +53,7 @@ def output_format(
     prompt: Sequence[int],
     settings: ServerSettings,
 ) -> OutputFormat:
-    """What to look for in the answers to `prompt`: as the settings say, or the chat template."""
+    """Return what to look for in the answers to `prompt`, by the settings or the chat template."""
     template = tokenizer.card.chat_template or ""
     tools = tools_in_use(body)
     thinks = END in template
@@ -82,7 +82,7 @@ def output_format(
 def told_of_tools(
     turns: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Turns for a template that knows no tools: the Hermes form, spelled out."""
+    """Rewrite turns for a template that knows no tools: all is spelled out in the Hermes form."""
     plain = [_plain(turn) for turn in turns]
     if not tools:
         return plain

@@ -18,7 +18,7 @@ _NANOSECONDS = 1e9
 
 
 class TracingUnavailable(Exception):
-    """Traces were asked for where their packages are not installed."""
+    """Traces were asked for, but their packages are not installed."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -62,7 +62,7 @@ class Tracer:
         span.end(generation.started_at_ns + int(generation.end_s * _NANOSECONDS))
 
     def close(self) -> None:
-        """Send what is left; takes a while when nobody receives it."""
+        """Send what is left, which takes a while if nobody receives it."""
         self._provider.shutdown()
 
     def _attributes(self, generation: GenerationRecord, record: RequestRecord) -> dict[str, Any]:
@@ -102,7 +102,7 @@ class Tracer:
 
 
 def make_tracer(endpoint: str | None, model_name: str) -> Tracer | None:
-    """A tracer that sends to an OTLP endpoint over HTTP; none without an endpoint.
+    """Make a tracer that sends to an OTLP endpoint over HTTP; None without an endpoint.
 
     Raises:
         TracingUnavailable: OpenTelemetry is not installed.

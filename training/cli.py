@@ -1,5 +1,6 @@
-"""`adadecode heads`: train, measure and show exit heads. Also `python -m training.cli`, where only
-torch is installed.
+"""The `adadecode heads` command: train, measure, choose and show exit heads.
+
+It also runs as `python -m training.cli` where the server's dependencies are not installed.
 """
 
 import argparse
@@ -139,7 +140,7 @@ def _add_clock_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out a parsed `heads` command; returns the exit status."""
+    """Carry out a parsed `heads` command and return the exit status."""
     if args.heads_command == "show":
         print((args.heads / "heads.json").read_text())
         return 0
@@ -175,7 +176,11 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _training_config(args: argparse.Namespace) -> TrainingConfig:
-    """Larger batches for a GPU, and longer steps for larger batches: their gradients are surer."""
+    """Return the training options, with larger batches on a GPU by default.
+
+    The learning rate grows with the square root of the batch size: the gradient of a larger batch
+    has less noise.
+    """
     batch_tokens: int = args.batch_tokens or (4096 if _is_on_gpu(args) else 512)
     if batch_tokens < 1:
         raise ValueError(f"--batch-tokens: at least 1, got {batch_tokens}")
@@ -255,7 +260,7 @@ def _prompts(args: argparse.Namespace) -> list[Prompt]:
 
 
 def _exit_layers(args: argparse.Namespace, directory: Path) -> list[int]:
-    """The layers asked for, those of the heads to start from, or one after a tenth of the depth."""
+    """Return the layers asked for, those of `--start-from`, or one at a tenth of the depth."""
     num_layers = ModelSpec.from_directory(directory).num_layers
     text: str | None = args.exit_layers
     if text is None:
@@ -273,7 +278,10 @@ def _is_on_gpu(args: argparse.Namespace) -> bool:
 
 
 def _check_refinement(args: argparse.Namespace) -> None:
-    """Heads to start from keep their refinements; linear ones can be given some."""
+    """Refuse a refinement size that heads to start from cannot take.
+
+    Linear heads can be given a refinement; heads that have one keep its size.
+    """
     if args.refine < 0 or args.refine % BLOCK:
         raise ValueError(f"--refine: 0, or a multiple of {BLOCK}, got {args.refine}")
     if args.refine and args.start_from is not None:
@@ -292,7 +300,7 @@ def _memory_bytes(args: argparse.Namespace) -> int:
 
 
 def _vocabulary_size(args: argparse.Namespace) -> int | None:
-    """As asked for; None: to be found, or that of the heads to start from."""
+    """Return the size asked for; None if it is searched for or that of `--start-from`."""
     if args.vocabulary_size is None and args.start_from is not None:
         return None
     text = args.vocabulary_size or ("auto" if args.search else "4096")

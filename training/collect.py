@@ -1,4 +1,7 @@
-"""Hidden states of generations by one teacher-forced pass: whatever generating has not recorded."""
+"""Collects hidden states of generations that were not recorded while they were generated.
+
+The states come from one teacher-forced pass over each generation.
+"""
 
 import hashlib
 from array import array
@@ -37,7 +40,7 @@ def collect(
     exit_layers: Sequence[int],
     directory: Path,
 ) -> ShardPaths:
-    """Write one shard per group of generations; what exists is kept. Shows how far it is.
+    """Write one shard per group of generations, keeping parts that exist, and show progress.
 
     Returns:
         The parts of every shard, in the order of the rows.
@@ -69,7 +72,7 @@ def collect_held(
     rows: Sequence[Generation],
     exit_layers: Sequence[int],
 ) -> HeldStates:
-    """All generations' states at once, on the model's device. Shows how far it is."""
+    """Return the states of all generations, held on the model's device, and show progress."""
     parts = parts_of(exit_layers)
     max_tokens = _tokens_per_call(decoder)
     cache = _cache(decoder, rows, max_tokens)
@@ -87,18 +90,18 @@ def collect_held(
 
 
 def held_bytes(decoder: Decoder, rows: Sequence[Generation], num_exits: int) -> int:
-    """What `collect_held` needs, but for what is small."""
+    """Return the bytes of the hidden states that `collect_held` holds, by far its largest part."""
     num_positions = sum(len(_kept_positions(row)) for row in rows)
     return num_positions * decoder.spec.hidden_size * 2 * (1 + num_exits)
 
 
 def _tokens_per_call(decoder: Decoder) -> int:
-    """On a GPU the logits of so many are what takes most memory."""
+    """Return the most tokens of one forward pass; on a GPU their logits take the most memory."""
     return 4096 if gpu.is_used(decoder) else 512
 
 
 def _name(rows: Sequence[Generation]) -> str:
-    """Tells these generations from others."""
+    """Return a digest of the generations' tokens."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(array("q", [*row.prompt_ids, -1, *row.output_ids, -1]).tobytes())
@@ -106,13 +109,13 @@ def _name(rows: Sequence[Generation]) -> str:
 
 
 def _kept_positions(row: Generation) -> range:
-    """Those whose states are kept: all that predict output, and the one before."""
+    """Return the positions whose states are kept: all that predict output, and the one before."""
     num_prompt = len(row.prompt_ids)
     return range(max(0, num_prompt - 2), num_prompt + len(row.output_ids) - 1)
 
 
 def _cache(decoder: Decoder, rows: Sequence[Generation], max_tokens: int) -> Sequence[LayerCache]:
-    """Blocks for any pack of the rows."""
+    """Allocate a KV cache that is large enough for any pack of the rows."""
     longest = max(len(row.prompt_ids) + len(row.output_ids) for row in rows)
     num_blocks = 2 * -(-(longest + max_tokens) // _BLOCK_SIZE) + ROWS_PER_SHARD
     ops = decoder.ops
@@ -120,7 +123,7 @@ def _cache(decoder: Decoder, rows: Sequence[Generation], max_tokens: int) -> Seq
 
 
 def _packs(rows: Sequence[Generation], max_tokens: int) -> Iterator[list[Generation]]:
-    """Rows in groups of about `max_tokens`, at least one row each."""
+    """Split rows into groups of at most `max_tokens`; a longer row makes a group of its own."""
     pack: list[Generation] = []
     size = 0
     for row in rows:
@@ -141,7 +144,7 @@ def _forward(
     parts: Sequence[Part],
     cache: Sequence[LayerCache],
 ) -> RowStates:
-    """One call over whole sequences, down to the deepest part that is wanted."""
+    """Run one forward pass over whole sequences, down to the deepest part that is wanted."""
     token_ids, batch, kept, is_first = _whole_sequences(pack, decoder.ops.device)
     exit_layers = sorted(part for part in parts if isinstance(part, int))
     hidden = decoder.embed(token_ids)
@@ -161,8 +164,11 @@ def _forward(
 def _whole_sequences(
     pack: Sequence[Generation], device: torch.device
 ) -> tuple[Tensor, TokenBatch, Tensor, Tensor]:
-    """Token ids, their places, the positions to keep, and which of those come first in their
-    sequence.
+    """Lay whole sequences out as one forward batch.
+
+    Returns:
+        The token ids, the batch, the indices of the tokens whose states are kept, and which of the
+        kept tokens is the first of its sequence.
     """
     token_ids: list[int] = []
     positions: list[Tensor] = []
@@ -179,7 +185,7 @@ def _whole_sequences(
         num_kept += len(mine)
         token_ids += ids
         positions.append(torch.arange(len(ids), dtype=torch.int32))
-        slots.append(positions[-1] + next_block * _BLOCK_SIZE)  # blocks follow one another
+        slots.append(positions[-1] + next_block * _BLOCK_SIZE)  # its blocks are consecutive
         num_blocks = -(-len(ids) // _BLOCK_SIZE)
         tables.append(list(range(next_block, next_block + num_blocks)))
         next_block += num_blocks

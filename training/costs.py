@@ -1,5 +1,7 @@
-"""What the parts of a step cost on this machine, for any exits: from the time of one layer, of the
-other ones, of the LM head, and of exit heads by size of the reduced vocabulary.
+"""Measures what the parts of a step cost on this machine, so that any choice of exits has a cost.
+
+Timed are the first layer, all further layers together, the LM head, and one exit head for each size
+of the reduced vocabulary.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,21 +25,21 @@ from training.head_module import HeadModule
 from training.json_file import read_json, write_json
 
 _BLOCK_SIZE = 16
-_SPLIT = [1]  # one layer, and the others
+_SPLIT = [1]  # one exit after the first layer: a segment of one layer, and one of all others
 
 
 @dataclass(frozen=True, slots=True)
 class PartCosts:
-    """Seconds by number of tokens."""
+    """The seconds that each part of a step takes, by number of tokens."""
 
     num_layers: int
-    layer: Mapping[int, float]  # one layer, with what a call costs
+    layer: Mapping[int, float]  # a segment of one layer, with the fixed cost of a call
     further_layer: Mapping[int, float]  # each layer after the first of a segment
     logits: Mapping[int, float]
-    heads: Mapping[int, Mapping[int, float]]  # reduced vocabulary's size -> an exit's look
+    heads: Mapping[int, Mapping[int, float]]  # size of the reduced vocabulary -> one exit head
 
     def model(self, exit_layers: Sequence[int], vocabulary_size: int) -> CostModel:
-        """For a choice of exits, with heads of a size that was measured."""
+        """Return the cost model of a choice of exits, with heads of a size that was measured."""
         segments = split_layers(self.num_layers, exit_layers)
         heads = [_curve(self.heads[vocabulary_size])] * len(exit_layers)
         curves = [self._segment(segment.num_layers) for segment in segments]
@@ -45,7 +47,7 @@ class PartCosts:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> "PartCosts":
-        """As JSON has them, whose keys are strings."""
+        """Build from parsed JSON, whose keys are strings."""
         return cls(
             num_layers=raw["num_layers"],
             layer=_counts(raw["layer"]),
@@ -68,10 +70,10 @@ class PartCosts:
 def measure_costs(
     decoder: Decoder, vocabulary_sizes: Sequence[int], refinement_size: int = 0
 ) -> PartCosts:
-    """Time everything, for seconds.
+    """Time all parts, which takes some seconds.
 
     Args:
-        refinement_size: Of the heads that are timed; 0: linear ones.
+        refinement_size: Inner size of the timed heads' refinements; 0: linear heads.
     """
     runner = _runner(decoder)
     best: Seconds = {}
@@ -96,8 +98,9 @@ def measure_costs(
 def kept_costs(
     path: Path, decoder: Decoder, vocabulary_sizes: Sequence[int], refinement_size: int
 ) -> PartCosts:
-    """As a file has them, measured and written if it is not there: forecasts of different runs
-    must agree.
+    """Read the costs from a file, or measure and write them if there is none.
+
+    Forecasts of different runs must agree, so all of them use the same measurement.
     """
     raw = read_json(path)
     if raw is not None:
@@ -108,7 +111,7 @@ def kept_costs(
 
 
 def _runner(decoder: Decoder) -> SegmentRunner:
-    """As a worker runs it."""
+    """Return a runner of the same kind as a worker's, with one exit after the first layer."""
     segments = split_layers(decoder.spec.num_layers, _SPLIT)
     ops = decoder.ops
     cache = allocate_cache(decoder.spec, 2, _BLOCK_SIZE, dtype=ops.dtype, device=ops.device)
@@ -123,7 +126,7 @@ def _runner(decoder: Decoder) -> SegmentRunner:
 
 
 def _random_heads(decoder: Decoder, size: int, refinement_size: int) -> ExitHeads:
-    """One head that computes as any other does."""
+    """Return one head of random weights, which costs what a trained one does."""
     width = decoder.spec.hidden_size
     head = HeadModule(torch.ones(width), torch.ones(width), torch.empty(0, width))
     if refinement_size:

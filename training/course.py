@@ -1,4 +1,4 @@
-"""The heads of one `heads train`: all learn from the same text, in the same way."""
+"""Trains the heads of one `heads train` run, all on the same text and with the same options."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -20,23 +20,23 @@ from training.train_head import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
-_CARRIED_SHARDS = 16  # whose states tell how a head is carried over to another layer
+_CARRIED_SHARDS = 16  # enough states to fit how a head is carried over to another layer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Course:
-    """What heads are trained on and measured by, whatever their layer."""
+    """The settings that all heads of a run share, such as the text that they learn from."""
 
     decoder: Decoder
     factory: HeadFactory
     rows: Sequence[Generation]  # to train on
-    held_out: ShardPaths  # states to measure by
+    held_out: ShardPaths  # the states that heads are measured on
     generation: GenerationOptions
     config: TrainingConfig
-    start_from: Path | None  # heads to train further; None: anew
+    start_from: Path | None  # heads to train further; None: train from scratch
 
     def run(self, layers: Sequence[int]) -> dict[int, tuple[HeadModule, HeadFigures]]:
-        """Trained heads by exit layer, and how good they are; what is done already is kept."""
+        """Return a trained head and its figures per exit layer; training resumes checkpoints."""
         return {
             layer: self._trained(layer, states)
             for sources in self._sources(layers)
@@ -53,8 +53,9 @@ class Course:
         return head, figures
 
     def _start(self, layer: int) -> tuple[str, HeadModule] | None:
-        """The head of that layer to train further, or the nearest layer's, carried over to this
-        one; and where it comes from.
+        """Return the head to start from and the name of its origin, or None to start from scratch.
+
+        Without a head at this layer, that of the nearest layer is carried over.
         """
         if self.start_from is None:
             return None
@@ -69,8 +70,10 @@ class Course:
         return origin, self.factory.carried(self.start_from, source, there, here)
 
     def _sources(self, layers: Sequence[int]) -> Iterator[dict[int, StateSource]]:
-        """States to train on, by exit layer: from the disk, or of as many exits at a time as a
-        GPU's memory holds. There a pass over everything takes seconds, less than reading it would.
+        """Yield the states to train on, by exit layer.
+
+        They are read from disk, or on a GPU computed for as many exits at a time as its memory
+        holds: there a pass over all text takes seconds, less than reading the states would.
         """
         per_part = held_bytes(self.decoder, self.rows, 0)
         num_exits = self.generation.max_bytes // per_part - 1

@@ -1,9 +1,10 @@
-"""Very many texts at once, for a GPU: what a text needs to go on lies on the device, and the host
-looks only every few steps who has ended and who may begin.
+"""Generates very many texts at once on a GPU.
 
-The offline engine's own work per token, in Python, would be most of the time there. The tokens are
-those that it would choose: the same logits, the same noise. Without drafts, prefix sharing or
-preemption: a text gets all the blocks that it can need when it begins.
+All state that a text needs to go on stays on the device; only every few steps does the host look
+which texts have ended and start new ones. With the offline engine, Python's work per token would
+take most of the time. The tokens are those that it would choose: the same logits and the same
+noise. There are no drafts, no prefix cache and no preemption: a text gets all blocks that it can
+need when it begins.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,36 +22,40 @@ from training.questions import Ask
 
 _BLOCK_SIZE = 16
 _STEPS_PER_LOOK = 8
-_PREFILL_TOKENS = 8192  # per call, but for a longer prompt
+_PREFILL_TOKENS = 8192  # per forward pass, unless a single prompt is longer
 
 NextAsk = Callable[[], Ask | None]
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceAnswer:
-    """A finished text."""
+    """The finished answer to one question."""
 
     ask: Ask
     token_ids: list[int]
-    is_over: bool  # it ended by itself
+    is_over: bool  # it ended with an end-of-sequence token, not at its length limit
 
 
 @dataclass(slots=True)
 class _Place:
-    """One of the rows on the device, while it is taken."""
+    """What occupies one of the rows on the device."""
 
     ask: Ask
     blocks: list[int]
 
 
 class DeviceGenerator:
-    """Generates on a loaded model."""
+    """Answers questions with a loaded model, many rows at once."""
 
     def __init__(self, decoder: Decoder, *, max_rows: int, max_len: int, max_bytes: int) -> None:
-        """Args:
-        max_rows: Texts at once.
-        max_len: Tokens of the longest, prompt included.
-        max_bytes: Of keys and values.
+        """
+        Args:
+            max_rows: Most texts at once.
+            max_len: Most tokens of a text, prompt included.
+            max_bytes: Memory for keys and values.
+
+        Raises:
+            ValueError: if the longest text does not fit into `max_bytes`.
         """
         spec, ops = decoder.spec, decoder.ops
         device = ops.device
@@ -75,22 +80,25 @@ class DeviceGenerator:
 
         self._tables = zeros(max_rows, per_row, dtype=torch.int32)
         self._newest = zeros(max_rows)
-        self._position = zeros(max_rows)  # of the newest token
+        self._position = zeros(max_rows)  # position of the newest token
         self._num_prompt = zeros(max_rows)
-        self._limit = zeros(max_rows)  # of output tokens
-        self._length = zeros(max_rows)  # of the output, once it has ended
+        self._limit = zeros(max_rows)  # most output tokens
+        self._length = zeros(max_rows)  # length of the output once it has ended; 0: still running
         self._inverse = zeros(max_rows, dtype=torch.float32)
         self._seed = zeros(max_rows)
         self._output = zeros(max_rows, max_len + 1)
 
     @torch.inference_mode()
     def answers(self, next_ask: NextAsk) -> Iterator[list[DeviceAnswer]]:
-        """Everything asked, answered; in the order of the endings, as many as end between looks.
+        """Answer all questions; yield the answers that have ended each time the host looks.
 
         Args:
             next_ask: Called whenever there may be room; None: nothing for now.
+
+        Raises:
+            ValueError: if the model's logits are not numbers.
         """
-        held: Ask | None = None  # asked, but there is no room yet
+        held: Ask | None = None  # taken from `next_ask`, but without room yet
         while True:
             started: list[int] = []
             while self._free_rows and (held is not None or (held := next_ask()) is not None):
@@ -112,15 +120,14 @@ class DeviceGenerator:
 
     @property
     def num_running(self) -> int:
-        """Texts that have begun and not ended."""
+        """The number of texts that have begun and not ended."""
         return len(self._taken)
 
     def _blocks_for(self, num_tokens: int) -> int:
-        """Of a text."""
         return -(-num_tokens // _BLOCK_SIZE)
 
     def _begin(self, ask: Ask) -> int | None:
-        """Give a row and blocks to a question; None: there are too few."""
+        """Give a question a row and blocks; return the row, or None if there are too few blocks."""
         count = self._blocks_for(len(ask.question.prompt_ids) + ask.max_new_tokens)
         if count > len(self._free_blocks):
             return None
@@ -143,7 +150,7 @@ class DeviceGenerator:
             yield group
 
     def _prefill(self, rows: Sequence[int]) -> None:
-        """Whole prompts, and the first token of each answer."""
+        """Compute whole prompts and choose the first token of each answer."""
         places = [self._taken[row] for row in rows]
         prompts = [place.ask.question.prompt_ids for place in places]
         lengths = upload([len(prompt) for prompt in prompts], torch.int64, self._device)
@@ -169,7 +176,7 @@ class DeviceGenerator:
         self._choose(hidden[ends - 1], at)
 
     def _step(self, rows: Tensor) -> None:
-        """One token more for each of the rows."""
+        """Generate one more token for each of the rows."""
         hidden = self._run(self._newest[rows].int(), rows, self._position[rows])
         self._choose(hidden, rows)
 
@@ -186,24 +193,25 @@ class DeviceGenerator:
         return self._decoder.run(self._decoder.embed(token_ids), whole, self._cache, batch)
 
     def _choose(self, hidden: Tensor, rows: Tensor) -> None:
-        """The next token of each row, from the states [S, E] of its newest one. A row that has
-        ended stays where it is until that is seen.
+        """Choose each row's next token from the last hidden states [S, E] of its newest one.
+
+        The position of a row that has ended stays as it is until the host looks.
         """
         position = self._position[rows] + 1
         logits = self._decoder.logits(hidden)
         keys = noise_keys(self._seed[rows], position)
         chosen = self._decoder.ops.sample(logits, self._inverse[rows], keys)
-        count = position - self._num_prompt[rows] + 1  # of output tokens, with this one
+        count = position - self._num_prompt[rows] + 1  # output tokens, this one included
         length = self._length[rows]
         is_running = length == 0
         self._output[rows, count - 1] = chosen
-        self._newest[rows] = chosen.clamp_min(0)  # logits that are no numbers choose -1
+        self._newest[rows] = chosen.clamp_min(0)  # NaN logits choose -1
         self._position[rows] = torch.where(is_running, position, position - 1)
         is_end = torch.isin(chosen, self._eos) | (count >= self._limit[rows]) | (chosen < 0)
         self._length[rows] = torch.where(is_end & is_running, count, length)
 
     def _collect(self, rows: Tensor) -> list[DeviceAnswer]:
-        """The texts that have ended, and their rows and blocks free again."""
+        """Return the texts that have ended, and free their rows and blocks."""
         lengths = self._length[rows].tolist()
         ended = [(row, n) for row, n in zip(list(self._taken), lengths, strict=True) if n]
         if not ended:

@@ -1,7 +1,7 @@
-"""How good a head is on held-out positions: agreement with the last layer, calibration, acceptance
+"""Measures a head on held-out positions: agreement with the last layer, calibration, and agreement
 by draft position.
 
-Teacher-forced: no engine, no timing (see `adadecode bench latency` for that).
+Everything is teacher-forced: no engine runs and nothing is timed (`adadecode bench latency` does).
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,14 +26,14 @@ class HeadFigures:
     """Figures of one head on held-out positions."""
 
     agreement: float  # head's top-1 == last layer's top-1, true previous state
-    agreement_by_draft: Sequence[float]  # at position 1, 2, …, where the drafts before agreed
+    agreement_by_draft: Sequence[float]  # of draft 1, 2, …, where all drafts before it agreed
     confident_share: float  # positions with confidence > 0.5
     confident_agreement: float  # agreement among them
     calibration: Calibration
     num_positions: int
 
     def summary(self) -> str:
-        """One line for people."""
+        """Return the figures as one line for people to read."""
         return (
             f"agreement {self.agreement:.3f}, by draft {list(self.agreement_by_draft)}; "
             f"confident on {self.confident_share:.2f} of positions, right on "
@@ -122,8 +122,10 @@ def _unrolled(
 
 
 def _coupled(logits: Tensor, probs: Tensor, token_ids: Tensor, seed: int) -> Tensor:
-    """[N, 2]: confidence and agreement under shared noise at the temperature sampled drafts are
-    calibrated for.
+    """Compare the head's and the model's choices under the same noise at a temperature above 0.
+
+    Returns:
+        [N, 2]: the head's confidence, and whether its choice is the model's.
     """
     keys = torch.arange(len(logits), device=logits.device) + seed * 1_000_003
     ids = torch.cat((token_ids, token_ids.new_full((1,), -1)))
@@ -137,10 +139,12 @@ def _coupled(logits: Tensor, probs: Tensor, token_ids: Tensor, seed: int) -> Ten
 
 
 def rates(outcomes: Tensor) -> list[float]:
-    """Share right per confidence bin, a bin without outcomes taking its middle confidence.
+    """Return the share of right drafts per confidence bin.
+
+    The middle of a bin counts as one more outcome, so that a bin without any has a rate, too.
 
     Args:
-        outcomes: [N, 2]: confidence, and whether it was right.
+        outcomes: [N, 2]: confidence, and whether the draft was right.
     """
     shares = []
     lower = 0.0

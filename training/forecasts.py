@@ -1,4 +1,4 @@
-"""Forecasts for a search: every single exit, and pairs, by what heads expect of known texts."""
+"""Forecasts the speed-up of single exits and of pairs, from what heads expect of known texts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from training.progress import ProgressReport
 from training.replay import Forecast, Opinions, Replay
 from training.states import HiddenStates
 
-_PAIRED = 3  # the best single exits get a second one
-_SECOND_EXITS = 6  # tried with each of them
+_PAIRED = 3  # best single exits that pairs are formed with
+_SECOND_EXITS = 6  # second exits tried with each of those
 
 
 @dataclass(frozen=True, slots=True)
 class CalibratedOpinions:
-    """What heads expect of known texts, and how often that is right, by exit layer."""
+    """Heads' opinions on known texts and how often they are right, by exit layer."""
 
     opinions: Mapping[int, Opinions]
     calibration: Mapping[int, Calibration]
@@ -27,12 +27,12 @@ class CalibratedOpinions:
     def of(
         cls, opinions: Mapping[int, Opinions], states: HiddenStates, size: int
     ) -> "CalibratedOpinions":
-        """Calibrated on the texts themselves."""
+        """Calibrate the opinions on the texts they were formed on."""
         return cls(opinions, {n: each.calibration(states) for n, each in opinions.items()}, size)
 
 
 class Forecaster:
-    """Forecasts with the costs of this machine; each is made once."""
+    """Makes forecasts with the costs of this machine, each once: they are kept in a file."""
 
     def __init__(self, replay: Replay, costs: PartCosts, work: Path) -> None:
         self._replay = replay
@@ -43,7 +43,11 @@ class Forecaster:
     def forecast(
         self, exit_layers: Sequence[int], heads: CalibratedOpinions, threshold: float | None = None
     ) -> Forecast:
-        """Of exits at some of the layers that have heads."""
+        """Return the forecast for exits at some of the layers that have heads.
+
+        Args:
+            threshold: Fixed confidence threshold of all exits; None: the policy decides.
+        """
         layers, size = list(exit_layers), heads.vocabulary_size
         name = f"exits {layers}, {size} tokens, threshold {threshold}"
         if name in self._speedups:
@@ -62,7 +66,7 @@ class Forecaster:
 
 
 def all_forecasts(forecaster: Forecaster, heads: CalibratedOpinions) -> list[Forecast]:
-    """Of every single exit, and of pairs that begin with one of the best."""
+    """Forecast every single exit, and pairs whose first exit is one of the best of those."""
     layers = list(heads.opinions)
     with ProgressReport("forecasts", len(layers), "choices") as report:
         forecasts: list[Forecast] = []
@@ -84,6 +88,6 @@ def all_forecasts(forecaster: Forecaster, heads: CalibratedOpinions) -> list[For
 
 
 def _spread(values: Sequence[int], count: int) -> list[int]:
-    """At most so many of them, evenly spaced, the first included."""
+    """Return at most `count` of the values, evenly spaced, with the first among them."""
     step = max(1, -(-len(values) // count))
     return list(values[::step])

@@ -1,6 +1,8 @@
-"""The model's own output, generated plainly in large batches, and resumed by counting tokens: on a
-CPU by the offline engine, with the hidden states recorded on the way; on a GPU by a generator of
-its own, which keeps the host out of the way, and the states are left to `collect`.
+"""Generates the model's own output, in large batches and without drafts.
+
+On a CPU the offline engine generates, and the hidden states are recorded on the way. On a GPU
+`DeviceGenerator` does, which needs little of the host, and the states are left to `collect`. A
+killed run resumes where it was by counting the tokens on file.
 """
 
 import logging
@@ -39,37 +41,37 @@ _DEVICE_BATCH = 1024
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What the model said."""
+    """The model's answer to a question, with the recorded states if there are any."""
 
     question: Question
     row: Generation
-    is_over: bool  # it ended by itself
+    is_over: bool  # it ended by itself, not at its length limit
     states: RowStates | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationOptions:
-    """What is generated and collected, and where."""
+    """The options of generation: the model, how much it generates, and where that is kept."""
 
     model: ModelConfig
     work: Path
     num_tokens: int  # self-generated
-    max_new_tokens: int  # per prompt; every fourth group may have three times as many
-    max_bytes: int  # in memory at once: states, with keys and values while generating
+    max_new_tokens: int  # per prompt; in every fourth round three times as many
+    max_bytes: int  # of memory for states, and for keys and values while generating
 
     @property
     def generations(self) -> Path:
-        """The file of what was generated."""
+        """The file that generations are appended to."""
         return self.work / "generations.jsonl"
 
     @property
     def states(self) -> Path:
-        """Directory of the states of what heads are trained on."""
+        """The directory of the states that heads are trained on."""
         return self.work / "hidden"
 
     @property
     def held_out_states(self) -> Path:
-        """Directory of the states of what they are measured on."""
+        """The directory of the states that heads are measured on."""
         return self.work / "held-out"
 
 
@@ -79,11 +81,10 @@ def generate(
     exit_layers: Sequence[int],
     decoder: Decoder | None = None,
 ) -> None:
-    """Append generations until there are as many tokens as wanted or prompts have been asked often
-    enough.
+    """Append generations until there are enough tokens or the prompts are used up.
 
     Args:
-        exit_layers: Where states are recorded; what is missing is left to `collect`.
+        exit_layers: Layers that states are recorded at; missing states are left to `collect`.
         decoder: The model, if it is loaded already.
 
     Raises:
@@ -133,7 +134,7 @@ def generate(
 
 
 class _Recorder:
-    """Sorts states into those to train on and those held out."""
+    """Writes states to shards, those to train on apart from those held out."""
 
     def __init__(self, options: GenerationOptions, rows: Sequence[Generation]) -> None:
         self._held_out = HeldOut()
@@ -144,12 +145,12 @@ class _Recorder:
         }
 
     def add(self, answers: Sequence[_Answer]) -> None:
-        """The next generations."""
+        """Add the states of the next generations."""
         for each in answers:
             self._writers[self._held_out.takes(each.row)].add(each.states)
 
     def flush(self) -> None:
-        """Nothing more will come."""
+        """Write what is left when no more generations will come."""
         for writer in self._writers.values():
             writer.flush()
 
@@ -161,7 +162,7 @@ def _answered_by_engine(
     decoder: Decoder | None,
     longest: int,
 ) -> Iterator[list[_Answer]]:
-    """Round by round, with states."""
+    """Answer round by round with the offline engine, recording states."""
     config = _engine_config(options, exit_layers, longest)
     worker = RecordingWorker(config, exit_layers, decoder)
     engine = OfflineEngine(config, worker)
@@ -190,7 +191,10 @@ def _answered_by_engine(
 def _answered_on_device(
     options: GenerationOptions, agenda: Agenda, decoder: Decoder, longest: int, done: int
 ) -> Iterator[list[_Answer]]:
-    """As answers end, without states. Nobody begins any more once those that run may be enough."""
+    """Answer on the GPU, without states, yielding answers as they end.
+
+    No question is begun any more once the running answers are expected to give enough tokens.
+    """
     generator = DeviceGenerator(
         decoder, max_rows=_DEVICE_BATCH, max_len=longest, max_bytes=options.max_bytes
     )
@@ -219,7 +223,7 @@ def _answered_on_device(
 def _as_answer(
     ask: Ask, token_ids: Sequence[int], is_over: bool, states: RowStates | None
 ) -> list[_Answer]:
-    """One token is no answer."""
+    """Return the answer in a list, which is empty for output of fewer than two tokens."""
     if len(token_ids) < 2:
         return []
     question = ask.question
@@ -230,10 +234,10 @@ def _as_answer(
 def _engine_config(
     options: GenerationOptions, exit_layers: Sequence[int], longest: int
 ) -> EngineConfig:
-    """Plain decoding, with no more keys and values than the longest chats can need."""
+    """Configure plain decoding, with the context limited to the longest chat."""
     model = options.model
     spec = ModelSpec.from_directory(model.directory)
-    # States lie beside keys and values, token by token: the memory is for both.
+    # Every slot of the KV cache has room for a token's states as well: both share the memory.
     num_values = 2 * spec.num_layers * spec.num_kv_heads * spec.head_size
     share = num_values / (num_values + (len(exit_layers) + 1) * spec.hidden_size)
     return EngineConfig(

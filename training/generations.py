@@ -1,7 +1,7 @@
-"""The model's own output, as a JSON-lines file that can be resumed: one row per finished
-generation.
+"""The model's own output as a JSON-lines file that a killed run can go on with.
 
-Row: {"task": str, "prompt_ids": [int], "output_ids": [int], "temperature": float}.
+Each finished generation is one line:
+{"task": str, "prompt_ids": [int], "output_ids": [int], "temperature": float}.
 """
 
 import json
@@ -18,7 +18,7 @@ _HELD_OUT_EVERY = 25
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A prompt and what the model said."""
+    """A prompt and the model's output."""
 
     task: str
     prompt_ids: list[int]
@@ -27,7 +27,7 @@ class Generation:
 
 
 def read_generations(path: Path) -> list[Generation]:
-    """All rows; a last line cut short by a kill is dropped."""
+    """Read all rows; a last line cut short by a kill is dropped."""
     if not path.is_file():
         return []
     rows = []
@@ -55,7 +55,7 @@ def append_generations(path: Path, rows: Sequence[Generation]) -> None:
 
 
 def _end_line(path: Path) -> None:
-    """Remove what stands behind the last end of a line."""
+    """Remove an incomplete last line."""
     if not path.is_file():
         return
     with path.open("rb+") as file:
@@ -68,8 +68,9 @@ def _end_line(path: Path) -> None:
 
 
 class HeldOut:
-    """Tells which generations are kept from training, one after the other; the same ones on every
-    run. All answers to a prompt share its fate.
+    """Decides, one generation after the other, which are held out from training.
+
+    The same ones are on every run, and all answers to one prompt share the decision.
     """
 
     def __init__(self) -> None:
@@ -77,14 +78,14 @@ class HeldOut:
         self._num_rows = 0
 
     def takes(self, row: Generation) -> bool:
-        """Whether the next one is kept."""
+        """Whether the next generation is held out."""
         is_due = self._num_rows % _HELD_OUT_EVERY == 0
         self._num_rows += 1
         return self._by_prompt.setdefault(tuple(row.prompt_ids), is_due)
 
 
 def split_held_out(rows: Sequence[Generation]) -> tuple[list[Generation], list[Generation]]:
-    """(training, held out)."""
+    """Return the generations to train on, and those held out."""
     held_out = HeldOut()
     split: dict[bool, list[Generation]] = {False: [], True: []}
     for row in rows:
@@ -93,31 +94,31 @@ def split_held_out(rows: Sequence[Generation]) -> tuple[list[Generation], list[G
 
 
 def num_output_tokens(rows: Sequence[Generation]) -> int:
-    """Self-generated tokens in all."""
+    """Return how many tokens the model has generated."""
     return sum(len(row.output_ids) for row in rows)
 
 
 def reduced_vocabulary(rows: Sequence[Generation], size: int) -> list[int]:
-    """The most frequent token ids of the model's own output: at most `size`, ascending."""
+    """Return the at most `size` most frequent token ids of the model's output, ascending."""
     counts = Counter(token for row in rows for token in row.output_ids)
     return sorted(token for token, _ in counts.most_common(size))
 
 
 def coverage(rows: Sequence[Generation], token_ids: Collection[int]) -> float:
-    """The share of all output tokens that are among the ids."""
+    """Return the share of all output tokens that are among the ids."""
     kept = frozenset(token_ids)
     num_kept = sum(token in kept for row in rows for token in row.output_ids)
     return num_kept / max(1, num_output_tokens(rows))
 
 
 def choose_sample(rows: Sequence[Generation], num_tokens: int) -> list[Generation]:
-    """The first generations that have so many tokens."""
+    """Return the first generations that together have at least `num_tokens` output tokens."""
     ends = list(accumulate(len(row.output_ids) for row in rows))
     return list(rows[: bisect_left(ends, num_tokens) + 1])
 
 
 def choose_prompts(rows: Sequence[Generation], count: int) -> list[list[int]]:
-    """Prompts of different tasks, as far as there are any."""
+    """Return up to `count` prompts, taken from each task in turn."""
     by_task: dict[str, list[list[int]]] = {}
     for row in rows:
         by_task.setdefault(row.task, []).append(row.prompt_ids)

@@ -1,6 +1,4 @@
-"""What training does otherwise on a GPU: the host keeps out of the way, and states are made again
-in its memory rather than kept on the disk.
-"""
+"""Helpers for training on a GPU."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,14 +9,15 @@ from engine.model.decoder import Decoder
 
 
 def is_used(decoder: Decoder) -> bool:
-    """Whether a model is on one."""
+    """Whether the model is on a GPU."""
     return decoder.ops.device.type == "cuda"
 
 
 @contextmanager
 def fast_products(device: torch.device) -> Iterator[None]:
-    """On a GPU float32 products may round their factors to TF32, for as long as this lasts: some
-    ten times as fast, and still finer than the 16 bits that heads are stored and served in.
+    """Let float32 products on a GPU round their factors to TF32 inside the context.
+
+    They are about ten times as fast, and no coarser than the 16 bits that heads are stored in.
     """
     before = torch.get_float32_matmul_precision()
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""Heads from collected states: made anew or taken from a checkpoint, trained, measured."""
+"""Makes heads from collected states: fitted, loaded or carried over from others, and trained."""
 
 import hashlib
 import json
@@ -24,19 +24,20 @@ class HeadFactory:
     """Makes heads of one model on one reduced vocabulary."""
 
     def __init__(self, decoder: Decoder, token_ids: Sequence[int], max_bytes: int) -> None:
-        """Args:
-        max_bytes: Of hidden states in memory at once.
+        """
+        Args:
+            max_bytes: Most bytes of hidden states that are in memory at once.
         """
         self.token_ids = torch.tensor(token_ids, dtype=torch.int32)
         self.lm_head = lm_head_rows(decoder, self.token_ids)
         self._max_bytes = max_bytes
 
     def shards(self, paths: ShardPaths, layer: int) -> Shards:
-        """States at an exit layer, and the last."""
+        """Return the states at an exit layer and at the last layer."""
         return Shards([(shard[LAST], shard[layer]) for shard in paths], self._max_bytes)
 
     def fitted(self, shards: StateSource, *, reads_previous: bool = True) -> HeadModule:
-        """By ridge regression on the first shards."""
+        """Fit a new head by ridge regression on the first group of shards."""
         sample = next(shards.groups())
         device = self.lm_head.device
         head = HeadModule(
@@ -48,7 +49,7 @@ class HeadFactory:
         return head
 
     def loaded(self, directory: Path, layer: int) -> HeadModule:
-        """As it was trained before.
+        """Load a trained head.
 
         Raises:
             ValueError: if there is none at that layer.
@@ -61,11 +62,11 @@ class HeadFactory:
     def carried(
         self, directory: Path, source: int, there: StateSource, here: StateSource
     ) -> HeadModule:
-        """As it was trained at another layer, turned into a head for this one.
+        """Load a head that was trained at another layer, and turn it into one for this layer.
 
         Args:
             there: States at the layer `source`.
-            here: The same positions' at this one.
+            here: States of the same positions at this layer.
         """
         head = self.loaded(directory, source)
         carry_over(head, next(there.groups()), next(here.groups()))
@@ -79,12 +80,12 @@ class HeadFactory:
         work: Path,
         start: tuple[str, HeadModule] | None = None,
     ) -> HeadModule:
-        """Trained to the end; a killed run goes on with the epoch it was in.
+        """Train a head to the end, resuming a killed run after its last complete epoch.
 
         Args:
             work: Where checkpoints are kept; another configuration, vocabulary or set of shards
                 has checkpoints of its own.
-            start: A head to train further, and where it comes from.
+            start: The name of its origin and a head to train further; None: fit a new one.
         """
         if start is None:
             origin = None
@@ -114,6 +115,6 @@ class HeadFactory:
 
 
 def lm_head_rows(decoder: Decoder, token_ids: Tensor) -> Tensor:
-    """The LM head's rows [V', E] with the final norm's weight folded in."""
+    """Return the LM head's rows [V', E] with the final norm's weight folded in."""
     rows = decoder.lm_head_rows(token_ids.to(decoder.ops.device))
     return rows.float() * decoder.final_norm.float()

@@ -1,6 +1,4 @@
-"""An exit head as a trainable torch module, the same function as
-`engine.model.exit_head.ExitHead`.
-"""
+"""An exit head as a trainable torch module: the function that `engine.model.exit_head` serves."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -16,12 +14,13 @@ _SCALE_SAMPLE = 65536  # positions that feature scales are measured on
 
 
 class RefinementModule(nn.Module):
-    """A gated MLP that says what a head's linear estimate misses; nothing, until it is trained."""
+    """A gated MLP that corrects a head's linear estimate; untrained, it adds nothing."""
 
     def __init__(self, scale: Tensor, size: int) -> None:
-        """Args:
-        scale: [E], multiplies the estimate at unit RMS.
-        size: Of the inner layer, F.
+        """
+        Args:
+            scale: [E], multiplies the estimate at unit RMS.
+            size: Size F of the inner layer.
         """
         super().__init__()
         self.norm: Tensor
@@ -32,25 +31,27 @@ class RefinementModule(nn.Module):
         self.down = nn.Parameter(torch.zeros(width, size))
 
     def forward(self, estimate: Tensor) -> Tensor:
-        """What is to be added to linear estimates [T, E]."""
+        """Return what is to be added to linear estimates [T, E]."""
         scaled = unit_rms(estimate) * self.norm
         gated = F.silu(F.linear(scaled, self.gate)) * F.linear(scaled, self.up)
         return F.linear(gated, self.down)
 
 
 class HeadModule(nn.Module):
-    """T and U with their input scales, the row for tokens outside the reduced vocabulary, and a
-    refinement, if there is one.
+    """The trained parts of a head: T for the hidden state at the exit, U for the previous token's
+    last hidden state, their input scales, the row for tokens outside the reduced vocabulary, and
+    optionally a refinement.
 
     Inputs are scaled to unit RMS, then by a fixed per-feature scale: hidden states have a few
     features hundreds of times larger than the rest, which would slow training down.
     """
 
     def __init__(self, hidden_scale: Tensor, previous_scale: Tensor, lm_head: Tensor) -> None:
-        """Args:
-        hidden_scale: [E], multiplies the hidden state at the exit.
-        previous_scale: [E], multiplies the previous token's last hidden state.
-        lm_head: [V', E] frozen rows of the LM head, the model's final norm weight folded in.
+        """
+        Args:
+            hidden_scale: [E], multiplies the hidden state at the exit.
+            previous_scale: [E], multiplies the previous token's last hidden state.
+            lm_head: [V', E] frozen rows of the LM head, the model's final norm weight folded in.
         """
         super().__init__()
         self.norm: Tensor
@@ -69,7 +70,7 @@ class HeadModule(nn.Module):
     def from_tensors(
         cls, tensors: Mapping[str, Tensor], exit_layer: int, lm_head: Tensor
     ) -> "HeadModule":
-        """The head stored in `heads.safetensors`."""
+        """Build the head at an exit layer from the tensors of `heads.safetensors`."""
         prefix = f"exits.{exit_layer}."
         device = lm_head.device
         head = cls(tensors[f"{prefix}norm"], tensors[f"{prefix}previous_norm"], lm_head)
@@ -93,26 +94,26 @@ class HeadModule(nn.Module):
 
     @property
     def refinement_size(self) -> int:
-        """Of the refinement's inner layer, F; 0: there is none."""
+        """The size F of the refinement's inner layer; 0 without a refinement."""
         return 0 if self.refinement is None else len(self.refinement.gate)
 
     def state(self, hidden: Tensor, previous: Tensor) -> Tensor:
-        """Estimate of the last hidden state [T, E] from unit-RMS inputs [T, E]."""
+        """Estimate the last hidden state [T, E] from unit-RMS inputs [T, E]."""
         projected = F.linear(hidden * self.norm, self.project)
         estimate = projected + F.linear(previous * self.previous_norm, self.project_previous)
         return estimate if self.refinement is None else estimate + self.refinement(estimate)
 
     def logits(self, state: Tensor) -> Tensor:
-        """[T, E] -> [T, V' + 1], "other" last."""
+        """Return logits [T, V' + 1] of estimates [T, E]; the last column is "other"."""
         unit = unit_rms(state)
         return torch.cat((F.linear(unit, self.lm_head), (unit @ self.other)[:, None]), dim=1)
 
     def trained_tensors(self) -> dict[str, Tensor]:
-        """Everything but the frozen rows of the LM head: what a checkpoint holds."""
+        """Return everything but the frozen rows of the LM head, which is what checkpoints hold."""
         return {name: tensor for name, tensor in self.state_dict().items() if name != "lm_head"}
 
     def tensors(self, exit_layer: int) -> dict[str, Tensor]:
-        """What `heads.safetensors` holds of this head."""
+        """Return the tensors that `heads.safetensors` holds of this head."""
         return {
             f"exits.{exit_layer}.{name}": tensor.half() if tensor.ndim == 2 else tensor.float()
             for name, tensor in self.trained_tensors().items()
@@ -120,5 +121,5 @@ class HeadModule(nn.Module):
 
 
 def feature_scale(hidden: Tensor) -> Tensor:
-    """1 / root-mean-square of every feature [E] over the first of the states [N, E]."""
+    """Return 1 / root mean square of every feature [E], over the first of the states [N, E]."""
     return torch.rsqrt(hidden[:_SCALE_SAMPLE].float().pow(2).mean(0) + 1e-4)

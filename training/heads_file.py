@@ -1,6 +1,4 @@
-"""What `heads train` writes: heads.safetensors and heads.json, which `engine.model.exit_head`
-loads.
-"""
+"""Writes heads.safetensors and heads.json, which `engine.model.exit_head` loads."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -28,11 +26,13 @@ def write_heads(
     token_ids: Tensor,
     facts: Facts,
 ) -> None:
-    """Write heads by exit layer.
+    """Write a directory of heads.
 
     Args:
+        heads: Heads by exit layer.
+        figures: Their figures, by exit layer.
         token_ids: [V'], the reduced vocabulary.
-        facts: What else `heads.json` says.
+        facts: Further entries of `heads.json`.
     """
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {"vocabulary": token_ids}
@@ -56,10 +56,10 @@ def write_heads(
 
 
 def write_chosen(source: Path, exit_layers: Sequence[int], directory: Path, further: Facts) -> None:
-    """Write some of the heads in a directory into another.
+    """Write the heads at some of a directory's exits into another directory.
 
     Args:
-        further: What `heads.json` says beside what it said.
+        further: Entries added to those of the source's `heads.json`.
     """
     directory.mkdir(parents=True, exist_ok=True)
     prefixes = tuple(f"exits.{layer}." for layer in exit_layers)
@@ -78,13 +78,13 @@ def write_chosen(source: Path, exit_layers: Sequence[int], directory: Path, furt
 
 
 def read_vocabulary(directory: Path) -> Tensor:
-    """The reduced vocabulary of the heads in a directory, [V']."""
+    """Return the reduced vocabulary [V'] of the heads in a directory."""
     vocabulary: Tensor = load_file(str(directory / "heads.safetensors"))["vocabulary"]
     return vocabulary
 
 
 def model_facts(name: str, decoder: Decoder) -> Facts:
-    """What heads are for."""
+    """Return what `heads.json` says of the model that heads belong to."""
     return {
         "model": name,
         "fingerprint": decoder.fingerprint,
@@ -93,7 +93,7 @@ def model_facts(name: str, decoder: Decoder) -> Facts:
 
 
 def data_facts(rows: Sequence[Generation]) -> Facts:
-    """What heads have seen."""
+    """Return what `heads.json` says of the text that heads were trained on."""
     tasks = sorted({row.task for row in rows})
     return {
         "num_generations": len(rows),
@@ -107,10 +107,10 @@ def data_facts(rows: Sequence[Generation]) -> Facts:
 
 
 def read_facts(directory: Path) -> Facts:
-    """What `heads.json` says.
+    """Read `heads.json`.
 
     Raises:
-        ValueError: if it is not there.
+        ValueError: if the directory has none.
     """
     facts: Facts | None = read_json(directory / "heads.json")
     if facts is None:

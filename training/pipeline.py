@@ -1,8 +1,10 @@
-"""`adadecode heads train`: the model's own output and its hidden states → heads → figures → files.
-Every stage resumes.
+"""The stages of `adadecode heads train`, and of `eval` and `search`, which share most of them.
 
-work directory:  generations.jsonl, hidden/, held-out/ → head-<layer>-<what it was made of>.pt
-search:          search-<options>/ (see `search`); a sample's states at all layers, until it is over
+The model's own output and its hidden states → heads → figures → files. A killed run resumes.
+
+work directory:  generations.jsonl, hidden/, held-out/ → head-<layer>-<hash of its inputs>.pt
+search:          search-<hash of its options>/ (see `search`), and a sample's states at all layers,
+                 which are deleted when the search is over
 output:          heads.safetensors, heads.json, report.html
 """
 
@@ -65,22 +67,22 @@ _FORECAST_SHARDS = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainOptions:
-    """Which heads are trained from it."""
+    """Which heads are trained, how, and where they are written."""
 
     name: str  # the model as the user named it
     output: Path
-    exit_layers: Sequence[int]  # unless they are searched for
+    exit_layers: Sequence[int]  # not read if they are searched for
     vocabulary_size: int | None  # None: searched for, or that of start_from
     training: TrainingConfig
     search: SearchOptions | None = None
     start_from: Path | None = None  # heads to train further, at their layers or others
-    has_report: bool = True  # with timed runs; else the heads alone are written
+    has_report: bool = True  # write a report, which needs timed runs
 
 
 def train(
     generation: GenerationOptions, options: TrainOptions, prompts: Sequence[Prompt]
 ) -> dict[int, HeadFigures]:
-    """Run all stages that are not done yet; returns the figures by exit layer.
+    """Run all stages that are not done yet, and return the heads' figures by exit layer.
 
     Raises:
         EngineError: if the model cannot be run.
@@ -94,9 +96,9 @@ def train(
             options, exit_layers=found.exit_layers, vocabulary_size=found.vocabulary_size
         )
     if options.start_from is not None:
-        load_heads(options.start_from, decoder)  # of the same weights
+        load_heads(options.start_from, decoder)  # raises if they belong to other weights
     layers = options.exit_layers
-    if not gpu.is_used(decoder):  # where states are made again rather than kept
+    if not gpu.is_used(decoder):  # on a GPU most states are kept in its memory
         _check_disk(generation, decoder.spec.hidden_size, len(layers))
     generate(generation, prompts, layers, decoder)
     training, held_out = split_held_out(read_generations(generation.generations))
@@ -134,7 +136,7 @@ def train(
 
 
 def _training_facts(rows: Sequence[Generation], options: TrainOptions) -> Facts:
-    """What the heads have seen, and how they learned from it."""
+    """Return what `heads.json` says of the training: the text, and the options."""
     facts = data_facts(rows) | asdict(options.training)
     if options.start_from is not None:
         facts["started_from"] = read_facts(options.start_from)["training"]
@@ -144,7 +146,7 @@ def _training_facts(rows: Sequence[Generation], options: TrainOptions) -> Facts:
 def _timed(
     generation: GenerationOptions, decoder: Decoder, heads: Path, rows: Sequence[Generation]
 ) -> TimedRuns:
-    """Runs of written heads on the prompts of some generations, for real."""
+    """Time written heads by the wall clock, on the prompts of some generations."""
     prompts = choose_prompts(rows, _REPORTED_PROMPTS)
     wall = Timekeeping(clock="wall")
     stopwatch = Stopwatch(
@@ -156,7 +158,7 @@ def _timed(
 def _first(
     rows: Sequence[Generation], paths: ShardPaths
 ) -> tuple[Sequence[Generation], ShardPaths]:
-    """A few shards of them."""
+    """Return the first few shards, and the generations in them."""
     return rows[: _FORECAST_SHARDS * ROWS_PER_SHARD], paths[:_FORECAST_SHARDS]
 
 
@@ -168,7 +170,7 @@ def _forecast(
     decoder: Decoder,
     model: ModelConfig,
 ) -> Forecast:
-    """What the policy expects of trained heads, without look-ups."""
+    """Forecast the speed-up of trained heads, without prompt look-up."""
     with torch_threads(model):
         opinions = {
             layer: form_opinions(head, texts.at(layer), factory.token_ids)
@@ -184,10 +186,10 @@ def _forecast(
 
 
 def _check_disk(generation: GenerationOptions, hidden_size: int, num_exits: int) -> None:
-    """Refuse to begin what the disk cannot hold.
+    """Refuse a run whose hidden states would not fit on the disk.
 
     Raises:
-        ValueError: naming what is needed.
+        ValueError: if they would not, with the space that they need.
     """
     needed = generation.num_tokens * hidden_size * 2 * (1 + num_exits)
     logger.info("hidden states take %.1f GiB in %s", needed / 2**30, generation.work)
@@ -202,8 +204,10 @@ def _check_disk(generation: GenerationOptions, hidden_size: int, num_exits: int)
 
 
 def _vocabulary(options: TrainOptions, training: Sequence[Generation]) -> list[int]:
-    """The token ids that heads choose among. Heads to start from may have seen more text than
-    there is now, so that theirs are kept unless a size is asked for.
+    """Return the token ids of the reduced vocabulary.
+
+    Heads to start from may have seen more text than there is now, so their vocabulary is kept
+    unless a size is asked for.
     """
     if options.vocabulary_size is not None:
         return reduced_vocabulary(training, options.vocabulary_size)
@@ -218,7 +222,7 @@ def _search(
     decoder: Decoder,
     prompts: Sequence[Prompt],
 ) -> SearchResult:
-    """Exits and the size of the reduced vocabulary, as found by an earlier run or now."""
+    """Find exits and the size of the reduced vocabulary, unless an earlier run has done so."""
     key = hashlib.sha256(json.dumps(asdict(options), default=str).encode()).hexdigest()[:12]
     work = generation.work / f"search-{key}"
     path = work / "result.json"
@@ -248,7 +252,10 @@ def _search(
 def evaluate(
     generation: GenerationOptions, heads: Path, prompts: Sequence[Prompt]
 ) -> dict[int, HeadFigures]:
-    """Figures of trained heads on what the model answers to these prompts.
+    """Measure trained heads on the model's answers to these prompts.
+
+    Returns:
+        Figures by exit layer.
 
     Raises:
         HeadsMismatch: if the heads belong to other weights.
@@ -272,7 +279,10 @@ def choose_exits(
     timekeeping: Timekeeping,
     prompts: Sequence[Prompt],
 ) -> Comparison:
-    """Write those of some trained heads that are fastest on this machine; what was compared.
+    """Write the trained heads whose exits are fastest on this machine.
+
+    Returns:
+        All choices of exits that were compared.
 
     Raises:
         HeadsMismatch: if the heads belong to other weights.
@@ -293,7 +303,7 @@ def _answers(
     exit_layers: Sequence[int],
     decoder: Decoder,
 ) -> tuple[list[Generation], ShardPaths]:
-    """What the model answers, for heads that are trained already, and the states."""
+    """Return the model's answers to the prompts, and the shards of their states."""
     generate(generation, prompts, exit_layers, decoder)
     rows, held_out = split_held_out(read_generations(generation.generations))
     paths = collect(decoder, rows, exit_layers, generation.states)
@@ -302,7 +312,7 @@ def _answers(
 
 
 def load_decoder(model: ModelConfig) -> Decoder:
-    """The model on the configured device, in the numbers that it is served in."""
+    """Load the model on the configured device, in the numeric type that it is served in."""
     config = EngineConfig(model=model)
     ops = select_ops(config, ModelSpec.from_directory(model.directory))
     limit_torch_threads(config, ops)

@@ -1,4 +1,4 @@
-"""Progress of long work: bars in a terminal, plain lines every few seconds otherwise."""
+"""Shows the progress of long work: a bar in a terminal, otherwise a line every few seconds."""
 
 import sys
 import time
@@ -10,7 +10,7 @@ _LINE_EVERY_S = 10.0
 
 
 class ProgressReport:
-    """One named stage with a known amount of work."""
+    """The progress of one named stage with a known amount of work."""
 
     def __init__(self, name: str, total: int, unit: str, *, is_silent: bool = False) -> None:
         self._name, self.total, self._unit = name, total, unit

@@ -1,5 +1,6 @@
-"""What the model is asked when its own output is collected: a prompts file, and code prompts made
-from Python's standard library (signatures and docstrings of the interpreter that runs this).
+"""Prompts for the model's own output: those of a file, and requests about Python functions.
+
+The latter are made from signatures and docstrings of the running interpreter's standard library.
 """
 
 import importlib
@@ -96,10 +97,10 @@ class Prompt:
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """Rows of a JSON-lines file with `prompt` and, optionally, `task`.
+    """Read a JSON-lines file of objects with `prompt` and, optionally, `task`.
 
     Raises:
-        ValueError: naming the line that is not such a row.
+        ValueError: if a line is not such an object.
     """
     prompts = []
     for number, line in enumerate(path.read_text().splitlines(), start=1):
@@ -112,7 +113,7 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 
 def code_prompts(seed: int = 0) -> list[Prompt]:
-    """Requests to write, complete or explain functions of the standard library."""
+    """Make requests to write, complete or explain functions of the standard library."""
     choose = random.Random(seed)
     prompts, seen = [], set()
     for module_name in _MODULES:
@@ -129,16 +130,14 @@ def code_prompts(seed: int = 0) -> list[Prompt]:
 
 
 def shuffled(prompts: Sequence[Prompt], seed: int = 0) -> list[Prompt]:
-    """A fixed random order, so that any beginning of it is a fair mix."""
+    """Return the prompts in a fixed random order, so that its first n are a fair mix for any n."""
     order = list(prompts)
     random.Random(seed).shuffle(order)
     return order
 
 
 def _documented(module: ModuleType) -> Iterator[tuple[str, Any]]:
-    """Public callables of a module and public methods of its classes, with their qualified
-    names.
-    """
+    """Yield a module's public callables and its classes' public methods, by qualified name."""
     for name, member in sorted(vars(module).items()):
         if name.startswith("_") or not callable(member):
             continue

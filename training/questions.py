@@ -1,9 +1,10 @@
-"""Which questions the model is asked, how, and in which order: the prompts as often as it takes,
-and further questions to some answers.
+"""Decides which questions the model is asked, in which order and with which sampling parameters.
 
-Heads must know the text people get, so the rounds of questions differ: each has one temperature of
-a fixed list, greedy most often, and every fourth may be answered at length. Prompts that were used
-up are asked again, which a greedy answer would only repeat.
+Each prompt is asked up to a fixed number of times, and some answers get a follow-up question.
+Heads must know the text that people get, so the rounds of questions differ: each has one
+temperature of a fixed list, greedy most often, and in every fourth the answers may be longer. Once
+all prompts were asked they are asked again, at temperatures above 0 only, since a greedy answer
+would be the same one.
 """
 
 from collections import Counter
@@ -16,13 +17,15 @@ from training.generations import Generation
 from training.prompts import FOLLOW_UPS, Prompt
 
 LONGEST_PROMPT = 1024
-MOST_LENGTHS = 3  # times the usual length, at most
+MOST_LENGTHS = 3  # the longest answers may have this many times the usual length
 
 _TEMPERATURES = (0.0, 0.8, 0.0, 0.5, 1.0)
 _TEMPERATURES_AGAIN = (0.8, 0.5, 1.0)
-_LENGTHS = (1, 1, 1, MOST_LENGTHS)  # no common divisor with the numbers of temperatures
-_SECOND_TURN_EVERY = 4
-_MOST_TIMES = 8  # that a prompt is asked
+# Multiples of the usual length, by round. Their number and those of the temperatures have no common
+# divisor, so that every length occurs with every temperature.
+_LENGTHS = (1, 1, 1, MOST_LENGTHS)
+_SECOND_TURN_EVERY = 4  # every fourth complete answer gets a follow-up, if it is to a first turn
+_MOST_TIMES = 8  # a prompt is asked at most
 
 Messages = list[dict[str, str]]
 
@@ -32,7 +35,7 @@ class Question:
     """A chat that waits for an answer."""
 
     task: str
-    messages: Messages  # none: the text itself is the prompt
+    messages: Messages  # empty if the model has no chat template: the prompt is plain text
     prompt_ids: list[int]
 
     @property
@@ -43,7 +46,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A question, and how it is to be answered."""
+    """A question, and the sampling parameters of its answer."""
 
     question: Question
     temperature: float
@@ -52,14 +55,18 @@ class Ask:
 
 
 class Interviewer:
-    """Puts questions, where they leave room for the longest answer."""
+    """Turns prompts and answers into questions that leave room for the longest answer.
+
+    Methods return a list of one question, or an empty one if the question is too long.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, room: int) -> None:
-        """Args:
-        room: Tokens of the context that a prompt may take.
+        """
+        Args:
+            room: Tokens of the context that a prompt may take.
 
         Raises:
-            ValueError: if there are none.
+            ValueError: if there is no room.
         """
         if room < 1:
             raise ValueError("--max-new-tokens: the model's context leaves no room for a prompt")
@@ -67,14 +74,14 @@ class Interviewer:
         self._longest = min(room, LONGEST_PROMPT)
 
     def first_turn(self, prompt: Prompt) -> list[Question]:
-        """As a user's message; the text itself where the model has no chat template."""
+        """Ask a prompt as a user message, or as plain text if the model has no chat template."""
         if not self._tokenizer.chat_template:
             prompt_ids = list(self._tokenizer(prompt.text)["input_ids"])
             return self._if_it_fits(Question(prompt.task, [], prompt_ids))
         return self._ask(prompt.task, [{"role": "user", "content": prompt.text}])
 
     def second_turn(self, question: Question, answer: Generation) -> list[Question]:
-        """A further question to an answer."""
+        """Ask a follow-up question about an answer."""
         text = self._tokenizer.decode(answer.output_ids, skip_special_tokens=True)
         follow_up = FOLLOW_UPS[len(answer.output_ids) % len(FOLLOW_UPS)]
         turns = [{"role": "assistant", "content": text}, {"role": "user", "content": follow_up}]
@@ -91,7 +98,7 @@ class Interviewer:
 
 
 class Agenda:
-    """What is asked next; goes on where an earlier run has ended, by counting its answers."""
+    """The order of questions; it goes on where an earlier run ended, by counting its answers."""
 
     def __init__(
         self,
@@ -102,9 +109,10 @@ class Agenda:
         round_size: int,
         max_new_tokens: int,
     ) -> None:
-        """Args:
-        answered: By earlier runs.
-        round_size: Questions that are asked alike.
+        """
+        Args:
+            answered: Generations of earlier runs.
+            round_size: Questions of one round, which share temperature and length.
         """
         self._interviewer = interviewer
         self._round_size = round_size
@@ -119,7 +127,7 @@ class Agenda:
         self._second_turns: list[Question] = []
 
     def next_round(self) -> list[Ask]:
-        """The next questions; none: everything was asked often enough."""
+        """Return the next questions; none if everything was asked often enough."""
         asked, self._second_turns = self._second_turns, []
         is_again = self._is_again
         for question in self._first_turns:
@@ -138,7 +146,7 @@ class Agenda:
         ]
 
     def note(self, question: Question, answer: Generation) -> None:
-        """An answer has ended by itself: the chat may go on."""
+        """Take note of an answer that has ended by itself; it may get a follow-up question."""
         self._num_ended += 1
         if question.is_first_turn and self._num_ended % _SECOND_TURN_EVERY == 0:
             self._second_turns += self._interviewer.second_turn(question, answer)

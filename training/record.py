@@ -1,8 +1,8 @@
-"""Hidden states recorded while text is generated, so that no second pass is needed.
+"""Records hidden states while text is generated, so that no second pass is needed.
 
-States lie beside the keys and values, by KV slot: every pass leaves those of its tokens where their
-keys are, with one operation per layer and no copy off the device; sequences that share a prefix's
-blocks share its states. When a sequence ends its slots are read, before others are given them.
+States are kept like keys and values, by KV slot: every pass stores those of its tokens in their
+slots, with one operation per layer and no copy off the device; sequences that share a prefix's
+blocks share its states. When a sequence ends, its slots are read before others can reuse them.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,10 @@ from training.states import RowStates
 
 
 class SlotStates:
-    """States at some layers and the last one, and what the final logits say, by KV slot."""
+    """Hidden states at some layers and the last one, and figures of the final logits, by KV slot.
+
+    Implements `PassObserver`.
+    """
 
     def __init__(self, exit_layers: Sequence[int]) -> None:
         self.layers = list(exit_layers)
@@ -30,10 +33,10 @@ class SlotStates:
         self._chosen: list[int] = []
 
     def allocate(self, num_slots: int, num_layers: int, like: Tensor) -> None:
-        """Make room.
+        """Allocate the tensors.
 
         Args:
-            like: [E], in the type and on the device of hidden states.
+            like: [E], a tensor with the type and on the device of hidden states.
         """
         self._hidden = {
             layer: like.new_empty(num_slots, len(like)) for layer in (*self.layers, num_layers)
@@ -42,7 +45,7 @@ class SlotStates:
         self._target = torch.empty(num_slots, dtype=torch.int64, device=like.device)
 
     def expect(self, slots: list[int]) -> None:
-        """The next logits will be those of the tokens in these slots."""
+        """Set the slots of the tokens that the next logits belong to."""
         self._chosen = slots
 
     def see_states(self, layer: int, hidden: Tensor, batch: TokenBatch) -> None:
@@ -56,7 +59,7 @@ class SlotStates:
         self._target.index_copy_(0, slots, logits.argmax(-1))
 
     def read(self, slots: Sequence[int]) -> RowStates:
-        """What one sequence has left in its slots."""
+        """Return the states of one sequence, given its slots."""
         places = torch.tensor(slots, device=self._target.device)
         *exits, (_, last) = ((layer, kept[places]) for layer, kept in self._hidden.items())
         is_first = torch.zeros(len(slots), dtype=torch.bool, device=places.device)
@@ -67,21 +70,21 @@ class SlotStates:
 
 @dataclass(slots=True)
 class _Sequence:
-    """What is known of a sequence that runs."""
+    """A running sequence."""
 
     num_prompt_tokens: int
-    is_restarted: bool  # its blocks were taken from it: logits of before are lost
+    is_restarted: bool  # it was preempted: what its logits were before is lost
     block_table: list[int]
     num_computed: int = 0
 
 
 class RecordingWorker:
-    """A worker without early exits that leaves the states of every sequence it has finished."""
+    """A worker without early exits that keeps the states of every finished sequence."""
 
     def __init__(
         self, config: EngineConfig, exit_layers: Sequence[int], decoder: Decoder | None = None
     ) -> None:
-        """Load the model, unless it is there.
+        """Load the model, unless a decoder is given.
 
         Raises:
             ModelLoadError: if the model cannot be served.
@@ -119,8 +122,9 @@ class RecordingWorker:
         return self._worker.rest(is_idle=is_idle)
 
     def take_states(self) -> list[RowStates | None]:
-        """Of all sequences so far, which have ended, in the order they came; None for one that was
-        interrupted.
+        """Return and forget the states of all sequences, in the order they came, when all ended.
+
+        None stands for a sequence that was preempted or has too few tokens.
         """
         for sequence_id in list(self._running):
             self._finish(sequence_id)
@@ -139,6 +143,6 @@ class RecordingWorker:
         self._finished[sequence_id] = self._states.read(slots) if is_whole else None
 
     def _slot(self, row: RowPlan) -> int:
-        """Of the token whose logits choose the next one."""
+        """Return the slot of the row's newest token, whose logits choose the next one."""
         position, size = row.start + row.num_tokens - 1, self._block_size
         return row.block_table[position // size] * size + position % size

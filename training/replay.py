@@ -1,9 +1,8 @@
-"""Forecasts the speed-up of exits: runs the engine's decode step, drafter and policy on recorded
-text.
+"""Forecasts the speed-up of exits by running the engine's decode step on recorded text.
 
-Nothing is computed: the model's tokens and the heads' opinions are read from records, and the time
-of a step is the policy's own estimate. So a forecast is what the policy would expect of exits that
-were never served.
+Drafter and policy are the engine's own, but nothing is computed: the model's tokens and the heads'
+opinions are read from records, and the time of a step is the policy's own estimate. So a forecast
+is what the policy would expect of exits that were never served.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,10 +42,10 @@ _BLOCK_SIZE = 16
 
 @dataclass(frozen=True, slots=True)
 class Opinions:
-    """What the head at one exit expects, at every position and after every number of drafts.
+    """The tokens that an exit's head expects, at every position and after every number of drafts.
 
-    Entry [i, d] is the token that it expects after the token at position i + 1 and d drafts that
-    follow that one, all of them right.
+    Entry [i, d] is what it expects after the token at position i + 1 and d drafts that follow that
+    one, all of them right.
     """
 
     token_ids: Tensor  # [N, MOST_DRAFTS + 1] int64; -1: something outside the reduced vocabulary
@@ -110,7 +109,7 @@ def form_opinions(head: HeadModule, states: HiddenStates, token_ids: Tensor) -> 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """What a choice of exits is expected to bring."""
+    """The expected speed-up of a choice of exits."""
 
     exit_layers: list[int]
     threshold: float | None  # None: the policy decides

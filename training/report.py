@@ -1,4 +1,4 @@
-"""`report.html` beside trained heads: one page, nothing fetched, pictures as inline SVG."""
+"""Writes `report.html` beside trained heads: one page that fetches nothing, with inline SVG."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,11 +42,11 @@ class Chart:
 
     @property
     def x_max(self) -> float:
-        """The largest x."""
+        """The largest x of all lines."""
         return max((x for line in self.lines for x, _ in line.points), default=1.0)
 
     def place(self, x: float, y: float) -> tuple[float, float]:
-        """Where a point lies in the picture."""
+        """Return a point's place in the picture."""
         inner_width = self.width - self.left - self.right
         inner_height = self.height - self.top - self.bottom
         return (
@@ -55,7 +55,7 @@ class Chart:
         )
 
     def path(self, line: Line) -> str:
-        """A line as SVG's points."""
+        """Return a line as the points of an SVG polyline."""
         return " ".join("{},{}".format(*self.place(x, y)) for x, y in line.points)
 
     @property
@@ -71,7 +71,7 @@ class Chart:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A token's text, the layer it left at (or LOOKED_UP), and what is known of it."""
+    """A token's text, the layer it exited at (or LOOKED_UP), and a note for its tooltip."""
 
     text: str
     layer: int
@@ -90,9 +90,9 @@ def write_report(
 
     Args:
         model: The model's directory, for its tokenizer.
-        found: Where exits were searched for.
-        forecast: Of these heads, without look-ups.
-        timed: Runs of these heads.
+        found: The result of the search for exits; None: there was no search.
+        forecast: Forecast for these heads, without prompt look-up.
+        timed: Timed runs of these heads.
     """
     tokenizer = AutoTokenizer.from_pretrained(str(model))
     facts = read_facts(directory)
@@ -186,7 +186,7 @@ def _calibration_points(figures: HeadFigures) -> list[tuple[float, float]]:
 
 
 def _shares(results: Sequence[GenerationResult]) -> dict[int, float]:
-    """Share of tokens by the layer they left at."""
+    """Return the share of tokens by the layer they exited at."""
     layers = [entry.exit_layer for result in results for entry in result.trace]
     return {layer: layers.count(layer) / len(layers) for layer in sorted(set(layers))}
 
@@ -206,7 +206,7 @@ def _note(entry: Any) -> str:
 
 
 def _ticks(most: float) -> list[float]:
-    """Four to eight round numbers from 0."""
+    """Return a few round numbers from 0 to at most `most`."""
     step = 10.0 ** len(str(int(most))) / 10
     for share in (0.1, 0.2, 0.25, 0.5, 1, 2):
         if most / (step * share) <= 6:

@@ -1,12 +1,13 @@
-"""`heads train --search`: which exits, and how large a reduced vocabulary.
+"""Finds the best exits, and the size of the reduced vocabulary, for `heads train --search`.
 
-On a sample of the model's output, states at every layer:
+It works on a sample of the model's output, with the states at every layer:
 
-    heads by ridge regression → what each expects → forecasts of every exit and of pairs, with the
-    measured costs of segments and heads → the best few, trained a little → the engine with each, by
-    the same costs of steps → the fastest
+1. Fit cheap heads at every layer by ridge regression, and record what they expect.
+2. Forecast the speed-up of every exit and of pairs, with the measured costs of segments and heads.
+3. Train heads for the best few choices on the sample.
+4. Run the engine with each of them, timed by default by one set of step costs; the fastest wins.
 
-Forecasts are the policy's own (see `replay`). Every stage leaves a file; a killed run goes on.
+Forecasts are the policy's own (see `replay`). Every stage leaves files, so a killed run resumes.
 """
 
 import logging
@@ -38,27 +39,27 @@ from training.whole_file import whole_file
 logger = logging.getLogger(__name__)
 
 _VOCABULARY_SIZES = (2048, 4096, 8192, 16384)
-_FIRST_SIZE = 4096  # that exits are compared with
+_FIRST_SIZE = 4096  # reduced vocabulary with which exits are compared
 _THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-_FIT_SHARE = 0.75  # of the sample's shards; the others are replayed
+_FIT_SHARE = 0.75  # share of the sample's shards that heads are fitted on; the rest is replayed
 _TIMED_PROMPTS, _TIMED_LENGTH = 8, 96
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchOptions:
-    """How much is tried."""
+    """The options of a search."""
 
-    num_tokens: int  # of the sample
-    num_candidates: int = 3  # trained and compared
+    num_tokens: int  # size of the sample
+    num_candidates: int = 3  # choices of exits that are trained and compared
     epochs: int = 2
-    vocabulary_size: int | None = None  # None: found, too
-    refinement_size: int = 0  # of the heads that are trained and compared
+    vocabulary_size: int | None = None  # None: searched for, too
+    refinement_size: int = 0  # of the heads that are trained and compared; 0: linear ones
     timekeeping: Timekeeping = Timekeeping()  # noqa: RUF009 - frozen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """What is searched on: generations, and their states at every layer."""
+    """The text of a search: generations, and their states at every layer."""
 
     training: Sequence[Generation]
     held_out: Sequence[Generation]
@@ -67,7 +68,7 @@ class Sample:
 
 
 class Search:
-    """One search on one model."""
+    """One search for the exits of a model."""
 
     def __init__(
         self,
@@ -86,7 +87,7 @@ class Search:
         self._max_bytes = max_bytes
         num_fit = max(1, round(_FIT_SHARE * len(sample.training_paths)))
         self._fit_paths = sample.training_paths[:num_fit]
-        self._texts = GreedyTexts(  # that no cheap head is fitted on
+        self._texts = GreedyTexts(  # texts that no cheap head is fitted on
             [*sample.training[num_fit * ROWS_PER_SHARD :], *sample.held_out],
             [*sample.training_paths[num_fit:], *sample.held_out_paths],
         )
@@ -138,7 +139,7 @@ class Search:
         return HeadFactory(self._decoder, ids, self._max_bytes)
 
     def _cheap_heads(self, size: int) -> CalibratedOpinions:
-        """Fitted at every layer."""
+        """Fit a head at every layer, and return their opinions."""
         factory = self._factory(size)
         layers = range(self._decoder.spec.num_layers)
         opinions: dict[int, Opinions] = {}
@@ -172,7 +173,7 @@ class Search:
     def _vocabularies(
         self, forecaster: Forecaster, layer: int, sizes: Sequence[int]
     ) -> dict[int, tuple[float, float]]:
-        """Coverage and forecast of every size, with an exit at `layer`."""
+        """Return the coverage and the forecast of every size, with an exit at `layer`."""
         found = {}
         for size in sizes:
             with torch_threads(self._model):
@@ -186,7 +187,11 @@ class Search:
         return found
 
     def _trained(self, forecasts: Sequence[Forecast], size: int) -> dict[str, Path]:
-        """Heads trained on the sample: a directory for every choice of exits, by its name."""
+        """Train heads on the sample, and write a directory for every choice of exits.
+
+        Returns:
+            The directories by their names.
+        """
         sample, factory = self._sample, self._factory(size)
         config = TrainingConfig(
             epochs=self._options.epochs, refinement_size=self._options.refinement_size
@@ -227,7 +232,7 @@ class Search:
 def _candidate(
     forecaster: Forecaster, cheap: CalibratedOpinions, forecast: Forecast, timed: TimedRuns
 ) -> Candidate:
-    """With the best of some fixed thresholds."""
+    """Describe a compared choice, with the forecast of its best fixed threshold."""
     fixed = [
         (forecaster.forecast(forecast.exit_layers, cheap, threshold).speedup, threshold)
         for threshold in _THRESHOLDS

@@ -1,4 +1,4 @@
-"""What a search for exits has found, as a file."""
+"""The result of a search for exits, as a JSON file."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,12 +10,12 @@ from training.json_file import read_json, write_json
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerCurve:
-    """What a cheap head at a layer achieves."""
+    """The figures of a cheap head at one layer."""
 
     layer: int
-    agreement: list[float]  # by drafts before
+    agreement: list[float]  # share of right tokens, by number of drafts before
     calibration: Calibration
-    speedup: float  # forecast, with it as the only exit
+    speedup: float  # forecast with this as the only exit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,27 +23,27 @@ class Candidate:
     """A choice of exits that was compared with others."""
 
     exit_layers: list[int]
-    forecast: float  # of cheap heads, without look-ups
-    threshold: float  # the best fixed one
-    threshold_forecast: float
-    measured_alone: float  # of heads trained a little, greedy, without look-ups
-    measured_by_temperature: dict[str, float]  # the same with look-ups
-    measured: float  # the mean of those, which decides
+    forecast: float  # speed-up with cheap heads and the policy, without prompt look-up
+    threshold: float  # the best fixed threshold
+    threshold_forecast: float  # speed-up with it
+    measured_alone: float  # speed-up of trained heads, greedy, without prompt look-up
+    measured_by_temperature: dict[str, float]  # speed-ups with prompt look-up
+    measured: float  # the mean of `measured_by_temperature`, which decides
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchResult:
-    """What was found."""
+    """The exits and the vocabulary that a search has found, and all that it compared."""
 
     exit_layers: list[int]
     vocabulary_size: int
     curves: list[LayerCurve]
     vocabularies: dict[int, tuple[float, float]]  # size -> coverage, forecast at the best exit
     candidates: list[Candidate]
-    rule: dict[str, str]  # how they were compared
+    rule: dict[str, str]  # how candidates were compared, for people
 
     def facts(self) -> dict[str, Any]:
-        """What `heads.json` says of it."""
+        """Return what `heads.json` says of the search."""
         return {
             **self.rule,
             "candidates": [asdict(candidate) for candidate in self.candidates],
@@ -54,12 +54,12 @@ class SearchResult:
         }
 
     def write(self, path: Path) -> None:
-        """Keep it, whole or not at all."""
+        """Write the result to a file, atomically."""
         write_json(path, asdict(self))
 
     @classmethod
     def read(cls, path: Path) -> "SearchResult | None":
-        """What `write` has written; None: nothing yet."""
+        """Read what `write` has written; None if there is no such file."""
         raw = read_json(path)
         if raw is None:
             return None

@@ -1,11 +1,12 @@
-"""`heads search`: which exits of heads that were trained elsewhere pay on this machine.
+"""Chooses, for `heads search`, the exits of already trained heads that are fastest on this machine.
 
-    heads at many layers → what each expects of new text → forecasts of every exit and of pairs,
-    with the measured costs of segments and heads → the engine with each of the best few, by the
-    same costs of steps → the fastest
+1. Record what the heads at all their layers expect of new text.
+2. Forecast the speed-up of every exit and of pairs, with the measured costs of segments and heads.
+3. Run the engine with each of the best few, timed by default by one set of step costs; the fastest
+   wins.
 
-The parts are `search`'s, but nothing is trained, and the model is the one that is served: with its
-weights in blocks, where it has them.
+The parts are those of `search`, but nothing is trained, and the model is the one that is served:
+with quantized blocks as weights where it has them.
 """
 
 import hashlib
@@ -38,18 +39,18 @@ class TimedExits:
     """A choice of exits that was compared with others."""
 
     exit_layers: list[int]
-    forecast: float  # greedy, without look-ups
-    measured_alone: float  # greedy, without look-ups
-    measured_by_temperature: dict[str, float]  # with them
-    measured: float  # the mean of those, which decides
+    forecast: float  # speed-up, greedy, without prompt look-up
+    measured_alone: float  # speed-up, greedy, without prompt look-up
+    measured_by_temperature: dict[str, float]  # speed-ups with prompt look-up
+    measured: float  # the mean of `measured_by_temperature`, which decides
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """What was found."""
+    """All choices of exits that were compared."""
 
-    exits: list[TimedExits]  # the preferred first
-    rule: Facts  # how they were compared
+    exits: list[TimedExits]  # the preferred one first
+    rule: Facts  # how they were compared, for people
 
 
 class Selection:
@@ -63,10 +64,12 @@ class Selection:
         rows: Sequence[Generation],
         paths: ShardPaths,
     ) -> None:
-        """Args:
-        generation: Forecasts and costs are kept in its work directory, for these heads and answers.
-        rows: Answers that the forecasts are made on.
-        paths: Their states at all exits of the heads.
+        """
+        Args:
+            generation: Options; forecasts and costs of these heads and answers are kept in its
+                work directory.
+            rows: Answers that the forecasts are made on.
+            paths: Their states at all exits of the heads.
         """
         self._model = generation.model
         self._decoder = decoder
@@ -86,7 +89,7 @@ class Selection:
         """Compare the most promising choices.
 
         Raises:
-            ValueError: if the costs to go by are another model's, or none.
+            ValueError: if the costs given were measured with another model, or there are none.
         """
         prompts = choose_prompts(self._rows, _TIMED_PROMPTS)
         stopwatch = Stopwatch(
@@ -102,13 +105,13 @@ class Selection:
         return Comparison(exits=best_first(timed), rule=stopwatch.rule)
 
     def write(self, found: Comparison, output: Path) -> None:
-        """The heads at the preferred exits, and what it was chosen from."""
+        """Write the heads at the preferred exits, with all that they were compared with."""
         search: Facts = {"chosen_from": sorted(self._facts["exit_layers"]), **found.rule}
         search["candidates"] = [asdict(each) for each in found.exits]
         write_chosen(self._heads, found.exits[0].exit_layers, output, {"search": search})
 
     def _ranked(self) -> list[Forecast]:
-        """The best forecast first."""
+        """Return the forecasts of all choices of exits, best first."""
         heads = self._opinions()
         costs = self._costs(heads.vocabulary_size)
         replay = Replay(self._decoder.spec, self._texts.states)
@@ -137,7 +140,7 @@ class Selection:
         return kept_costs(self._work / "costs.json", self._decoder, [size], refinement_size)
 
     def _written(self, exit_layers: Sequence[int]) -> Path:
-        """A directory with the heads at some of the exits."""
+        """Write a directory with the heads at some of the exits."""
         directory = self._work / ("exits-" + "-".join(map(str, exit_layers)))
         write_chosen(self._heads, exit_layers, directory, {})
         return directory
@@ -154,7 +157,10 @@ def _timed(forecast: Forecast, runs: TimedRuns) -> TimedExits:
 
 
 def _promising(ranked: Sequence[Forecast], count: int) -> list[Forecast]:
-    """The best of them, the best single exit included: a second one seldom costs what it should."""
+    """Return the best forecasts, always with the best single exit among them.
+
+    What a second exit costs is often not what was forecast.
+    """
     single = next(forecast for forecast in ranked if len(forecast.exit_layers) == 1)
     best = list(ranked[:count])
     return best if single in best else [*best[: count - 1], single]

@@ -1,10 +1,10 @@
-"""Hidden states on disk: what heads learn from, in shards of a fixed number of generations.
+"""Hidden states that heads learn from, on disk in shards of a fixed number of generations.
 
-    <directory>/shard-00003-16.last.safetensors      the last layer's states, and what it predicts
+    <directory>/shard-00003-16.last.safetensors      the last layer's states and predictions
     <directory>/shard-00003-16.exit-4.safetensors    the states at an exit layer
 
-A shard's parts are written one by one, each atomically, so that a killed run goes on where it
-stopped and a further exit layer costs a further part only. States are float16, scaled to unit RMS.
+The parts of a shard are written one by one, each atomically, so that a killed run goes on where it
+stopped and a further exit layer only adds a part. States are float16, scaled to unit RMS.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,32 +20,33 @@ from torch import Tensor
 from engine.worker.learning.trainee import unit_rms
 from training.whole_file import whole_file
 
-ROWS_PER_SHARD = 16  # what a killed pass has to do again at most
-LAST = "last"  # the part every shard has
-Part = str | int  # that, or an exit layer
+ROWS_PER_SHARD = 16  # generations; a killed run has to repeat no more than these
+LAST = "last"  # the part of the last layer, which every shard has
+Part = str | int  # `LAST`, or an exit layer
 
 
 def parts_of(exit_layers: Sequence[int]) -> list[Part]:
-    """All parts of a shard with these exit layers."""
+    """Return all parts of a shard with these exit layers."""
     return [LAST, *exit_layers]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HiddenStates:
-    """Consecutive positions of many sequences, flat. Position i predicts the token after it.
+    """The states of consecutive positions of many sequences, one after the other.
 
-    The first position kept of a sequence is only the `previous` of the next one: it is never
-    trained on, has no target (-1) and an infinite normalizer.
+    Position i predicts the token after it. The first position of a sequence serves only as the
+    previous token of its second one: it is never trained on, has no target (-1) and an infinite
+    normalizer.
     """
 
     exit: Tensor  # [N, E] float16, unit RMS: at the exit layer
     last: Tensor  # [N, E] float16, unit RMS: the last layer, before the final norm
     log_normalizer: Tensor  # [N] float32: logsumexp of the final logits
     target: Tensor  # [N] int32: the last layer's top-1 token
-    is_first: Tensor  # [N] bool
+    is_first: Tensor  # [N] bool: the first position kept of a sequence
 
     def to(self, device: torch.device) -> "HiddenStates":
-        """The same there; itself, if it is there."""
+        """Return the states on a device: these if they are there, or a copy."""
         if self.last.device == device:
             return self
         moved = {field.name: getattr(self, field.name).to(device) for field in fields(self)}
@@ -54,8 +55,9 @@ class HiddenStates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowStates:
-    """One generation's positions, from the one before the first that predicts output; or several
-    generations', one after the other.
+    """The states of one generation or several, one after the other.
+
+    A generation's positions begin with the one before the first that predicts output.
     """
 
     exits: dict[int, Tensor]  # exit layer -> [n, E], as in `HiddenStates`
@@ -72,11 +74,13 @@ class RowStates:
         logits: tuple[Tensor, Tensor] | None,
         is_first: Tensor,
     ) -> "RowStates":
-        """From a pass as it was.
+        """Scale and convert what a forward pass has computed.
 
         Args:
-            exits, last: [n, E], of any scale and type.
+            exits: States [n, E] by exit layer, of any scale and type.
+            last: [n, E], the last layer's states, likewise; None: not computed.
             logits: The final logits' logsumexp and top-1 token, [n] each.
+            is_first: [n], whether a position is the first of its generation.
         """
         scaled = {layer: unit_rms(hidden).half() for layer, hidden in exits.items()}
         if last is None or logits is None:
@@ -97,16 +101,16 @@ class StateShards:
         self._directory = directory
 
     def path(self, number: int, num_rows: int, part: Part) -> Path:
-        """One part of a shard: `LAST`, or an exit layer.
+        """Return the file of one part of a shard.
 
-        The count is part of the name: a last, shorter shard is made anew once generations were
-        added.
+        The number of rows is part of the name, so that a last, shorter shard is made anew once
+        there are more generations.
         """
         name = part if isinstance(part, str) else f"exit-{part}"
         return self._directory / f"shard-{number:05d}-{num_rows}.{name}.safetensors"
 
     def missing(self, number: int, num_rows: int, exit_layers: Sequence[int]) -> list[Part]:
-        """Parts of a shard that are not there yet."""
+        """Return the parts of a shard that are not on disk yet."""
         return [
             part
             for part in parts_of(exit_layers)
@@ -114,7 +118,12 @@ class StateShards:
         ]
 
     def write(self, number: int, rows: Sequence[RowStates], num_rows: int) -> None:
-        """Write the parts that the rows have; they are of one shard, and all of it."""
+        """Write a shard: all parts that its rows have.
+
+        Args:
+            rows: All states of the shard.
+            num_rows: The number of generations in it.
+        """
         self._directory.mkdir(parents=True, exist_ok=True)
         for layer in rows[0].exits:
             exits = torch.cat([row.exits[layer] for row in rows])
@@ -136,23 +145,24 @@ class StateShards:
         shard, _, part = path.name.partition(".")
         for other in self._directory.glob(f"{shard.rpartition('-')[0]}-*.{part}"):
             if other != path:
-                other.unlink()  # of the same shard, when it had fewer rows
+                other.unlink()  # the same shard from when it had fewer rows
 
 
 class ShardWriter:
-    """Takes the states of one generation after the other, and writes every shard that is full."""
+    """Takes the states of one generation after the other, and writes each shard once it is full."""
 
     def __init__(self, shards: StateShards, num_rows: int) -> None:
-        """Args:
-        num_rows: Generations before the first that will be added. What belongs into one shard
-            with the last of them is left to `collect`.
+        """
+        Args:
+            num_rows: Generations before the first that will be added. If they end within a shard,
+                that shard is left to `collect`.
         """
         self._shards = shards
         self._number, num_unknown = divmod(num_rows, ROWS_PER_SHARD)
         self._rows: list[RowStates | None] = [None] * num_unknown
 
     def add(self, states: RowStates | None) -> None:
-        """The next generation's; None: unknown, so that its whole shard is left to `collect`."""
+        """Add the next generation; None: its states are unknown, so `collect` makes its shard."""
         self._rows.append(states)
         if len(self._rows) == ROWS_PER_SHARD:
             self.flush()
@@ -160,25 +170,25 @@ class ShardWriter:
             self._number += 1
 
     def flush(self) -> None:
-        """Write what has come, be it a whole shard or not."""
+        """Write the current shard, whole or not, unless some of its states are unknown."""
         known = [row for row in self._rows if row is not None]
         if known and len(known) == len(self._rows):
             self._shards.write(self._number, known, len(known))
 
 
 class StateSource(Protocol):
-    """States with one exit layer, to train on or to measure with."""
+    """States at one exit layer and the last layer, to train on or to measure with."""
 
     @property
     def num_positions(self) -> int:
-        """In all."""
+        """The number of all positions."""
 
     @property
     def names(self) -> list[str]:
-        """Tell them from others."""
+        """Names that identify the states, for the key of a checkpoint."""
 
     def groups(self, generator: torch.Generator | None = None) -> Iterator[HiddenStates]:
-        """All of them, as many at a time as fit; in random order if a generator is given."""
+        """Yield all states, as many at a time as fit; in random order if a generator is given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,7 +200,7 @@ class HeldStates:
     log_normalizer: Tensor
     target: Tensor
     is_first: Tensor
-    name: str  # tells them from others
+    name: str  # identifies the generations
 
     @classmethod
     def empty(
@@ -201,7 +211,7 @@ class HeldStates:
         device: torch.device,
         name: str,
     ) -> "HeldStates":
-        """Room for so many."""
+        """Allocate the tensors for `num_positions` positions."""
         shape = (num_positions, hidden_size)
         exits = {
             layer: torch.empty(shape, dtype=torch.float16, device=device) for layer in exit_layers
@@ -216,7 +226,11 @@ class HeldStates:
         )
 
     def put(self, place: int, rows: RowStates) -> int:
-        """Put generations' states there, with all parts; returns the place behind them."""
+        """Store the states of some generations from a place on, and return the place after them.
+
+        Args:
+            rows: States with all parts.
+        """
         assert rows.last is not None, "all parts"
         here = slice(place, place + len(rows.last))
         for layer, kept in self.exits.items():
@@ -226,12 +240,12 @@ class HeldStates:
         return here.stop
 
     def at(self, layer: int) -> "HeldLayer":
-        """With the states at one exit."""
+        """Return the states at one exit and at the last layer."""
         return HeldLayer(self, layer)
 
 
 class HeldLayer:
-    """Implements `StateSource`."""
+    """One exit's view of `HeldStates`; implements `StateSource`."""
 
     def __init__(self, held: HeldStates, layer: int) -> None:
         self._held = held
@@ -248,7 +262,7 @@ class HeldLayer:
         return [self._held.name, str(self._layer)]
 
     def groups(self, generator: torch.Generator | None = None) -> Iterator[HiddenStates]:
-        """See `StateSource`: there is one, as it is."""
+        """See `StateSource`; there is only one group, in its own order."""
         held = self._held
         yield HiddenStates(
             exit=held.exits[self._layer],
@@ -260,11 +274,13 @@ class HeldLayer:
 
 
 class Shards:
-    """Collected shards, read a bounded number of positions at a time."""
+    """Shards on disk, read a bounded number of positions at a time; implements `StateSource`."""
 
     def __init__(self, paths: Sequence[tuple[Path, Path]], max_bytes: int) -> None:
-        """Args:
-        paths: The `LAST` part of every shard, and the exit's.
+        """
+        Args:
+            paths: The files of the `LAST` part and the exit's part, for every shard.
+            max_bytes: Most bytes of states that are read at a time.
         """
         self._paths = list(paths)
         lengths, width = [], 0
@@ -278,16 +294,16 @@ class Shards:
 
     @property
     def num_positions(self) -> int:
-        """In all."""
+        """The number of all positions."""
         return self._num_positions
 
     @property
     def names(self) -> list[str]:
-        """The files they are read from."""
+        """The files that the states are read from."""
         return [str(path) for path in self._paths]
 
     def groups(self, generator: torch.Generator | None = None) -> Iterator[HiddenStates]:
-        """All shards, group by group; in random order if a generator is given."""
+        """Yield all shards, group by group; in random order if a generator is given."""
         order = list(range(len(self._paths)))
         if generator is not None:
             order = torch.randperm(len(order), generator=generator).tolist()
@@ -297,7 +313,7 @@ class Shards:
 
 
 def read_shards(paths: Sequence[tuple[Path, Path]]) -> HiddenStates:
-    """Shards as one flat run of positions, with one exit layer."""
+    """Read shards as one flat run of positions, with the states at one exit layer."""
     parts: dict[str, list[Tensor]] = {}
     for pair in paths:
         for path in pair:

@@ -1,9 +1,9 @@
-"""What the parts of a step cost, held fixed: heads, vocabularies and policies are compared by the
-same costs, in one run or in many.
+"""The costs of a step's parts, held fixed, so that heads, vocabularies and policies are compared by
+the same costs in one run or in many.
 
-All layers together have one curve, of which segments between exits take their share, so that heads
-at other layers meet the same model. A look's cost depends on the head's layer only where its size
-does.
+All layers together have one cost curve, and a segment costs its share of the layers, so that heads
+at any layers are compared on the same model. A look, the evaluation of an exit head on some tokens,
+costs what the head's sizes say, whatever its layer.
 """
 
 import json
@@ -20,14 +20,15 @@ from engine.worker.cost_profile import plausible
 
 Points = Mapping[int, float]  # tokens -> seconds
 
-_ENOUGH = 6  # observations of so many tokens
-_QUANTILE = 8  # one of so many took less
+_ENOUGH = 6  # fewer observations of a number of tokens are not used
+_QUANTILE = 8  # a part's cost is the time that one in eight observations is below
 
 
 @dataclass(frozen=True, slots=True)
 class HeadSizes:
-    """Exits, and what decides what their looks cost: one name for each, such as `8192 tokens,
-    refinement of 384`.
+    """The exits of some heads, and for each the sizes that decide what a look at it costs.
+
+    A name stands for the sizes, such as `8192 tokens, refinement of 384`.
     """
 
     exit_layers: Sequence[int] = ()
@@ -35,10 +36,10 @@ class HeadSizes:
 
     @classmethod
     def of(cls, directory: Path | None) -> "HeadSizes":
-        """Of the heads in a directory; None: of none.
+        """Read the sizes of the heads in a directory; None: there are no heads.
 
         Raises:
-            ValueError: if there are no heads in it.
+            ValueError: if the directory has no heads.
         """
         if directory is None:
             return cls()
@@ -53,27 +54,30 @@ class HeadSizes:
 
 
 class Observations:
-    """What parts were seen to take, the host's own work included. Other work on the machine makes
-    a part take longer, never shorter: a low quantile of many is what it takes by itself.
+    """The times that a worker's parts of steps were seen to take, the host's work included.
+
+    Other work on the machine makes a part take longer, never shorter: a low quantile of many times
+    is what it takes by itself.
     """
 
     def __init__(self, cost: CostModel) -> None:
-        """Args:
-        cost: A worker's; it is watched from now on.
+        """
+        Args:
+            cost: A worker's cost model, which is watched from now on.
         """
         self.cost = cost
         self._seconds: dict[tuple[CostCurve, int], list[float]] = defaultdict(list)
         cost.on_observation = self.add
 
     def add(self, curve: CostCurve, num_tokens: int, seconds: float) -> None:
-        """One call of a part of the watched model."""
+        """Add the time of one call of a part of the watched model."""
         self._seconds[curve, num_tokens].append(seconds)
 
     def __contains__(self, curve: CostCurve) -> bool:
         return any(part is curve for part, _ in self._seconds)
 
     def points(self, curve: CostCurve) -> Points:
-        """One part's, at the numbers of tokens that were seen often enough."""
+        """Return a part's cost at the numbers of tokens that were seen often enough."""
         often = {
             count: sorted(seconds)[len(seconds) // _QUANTILE]
             for (part, count), seconds in self._seconds.items()
@@ -84,24 +88,25 @@ class Observations:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCosts:
-    """Curves, by their points."""
+    """The cost curves of a step's parts, by their points."""
 
-    measured_of: Mapping[str, str]  # weights and numbers
-    layers: Points  # all of them
-    logits: Points  # and all that follows until the step's result
+    measured_of: Mapping[str, str]  # the weights, and the numeric type, device and backend
+    layers: Points  # all layers together
+    logits: Points  # the final logits and all that follows until the step's result
     heads: Mapping[str, Points] = field(default_factory=dict)  # a look, by the head's sizes
 
     @classmethod
     def of(
         cls, measured_of: Mapping[str, str], seen: "Observations", sizes: HeadSizes, num_layers: int
     ) -> "StepCosts":
-        """As a worker with such heads was seen to take them.
+        """Derive the costs from what was seen of a worker with heads of these sizes.
 
         Raises:
             ValueError: if too little was seen.
         """
         cost = seen.cost
-        # Single parts of a step cannot be seen on a GPU: there the profile has the host's work.
+        # On a GPU the parts of a step cannot be timed one by one; the start-up profile, which
+        # includes the host's work, takes their place.
         last, logits = (
             seen.points(curve) if curve in seen else dict(curve.points)
             for curve in (cost.segments[-1], cost.last_logits)
@@ -114,7 +119,7 @@ class StepCosts:
             looks = seen.points(curve)
             if 1 in looks:
                 heads[name] = looks
-            else:  # an exit behind one that always drafts is not looked at
+            else:  # where an exit always drafts, those after it are never evaluated
                 heads.setdefault(name, dict(curve.points))
         return cls(
             measured_of=dict(measured_of),
@@ -125,10 +130,10 @@ class StepCosts:
 
     @classmethod
     def read(cls, file: Path) -> "StepCosts":
-        """The inverse of `write`.
+        """Read what `write` has written.
 
         Raises:
-            ValueError: if the file holds something else.
+            ValueError: if the file holds no costs.
         """
         try:
             raw = json.loads(file.read_text(encoding="utf-8"))
@@ -142,7 +147,7 @@ class StepCosts:
             raise ValueError(f"--costs {file}: no costs of a step: {error!r}") from None
 
     def write(self, file: Path) -> None:
-        """Keep them, for further runs."""
+        """Write the costs to a file, for further runs."""
         raw = {
             "measured_of": self.measured_of,
             "layers": self.layers,
@@ -152,8 +157,13 @@ class StepCosts:
         file.write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
 
     def check(self, found: Mapping[str, str]) -> None:
-        """Raises:
-        ValueError: if they were measured of another model, or of other numbers.
+        """Refuse costs that were measured with something else.
+
+        Args:
+            found: Facts of the worker that is to be compared, as in `measured_of`.
+
+        Raises:
+            ValueError: if the weights, the numeric type, the device or the backend differ.
         """
         for name, fact in found.items():
             if self.measured_of.get(name) != fact:
@@ -162,11 +172,15 @@ class StepCosts:
                 )
 
     def knows(self, sizes: HeadSizes) -> bool:
-        """Whether nothing is missing for such heads."""
+        """Whether the costs of looks at such heads are known."""
         return all(name in self.heads for name in sizes.names)
 
     def with_heads_of(self, other: "StepCosts") -> "StepCosts":
-        """These, and looks that were measured apart: on a machine as busy as it was here."""
+        """Return these costs with the looks of another measurement added.
+
+        Those are scaled by the ratio of the two plain steps, since the machine may have been busier
+        during one measurement.
+        """
         load = self._plain_s / other._plain_s
         fresh = {
             name: {count: seconds * load for count, seconds in points.items()}
@@ -175,7 +189,10 @@ class StepCosts:
         return replace(self, heads=fresh | dict(self.heads))
 
     def model(self, sizes: HeadSizes, num_layers: int) -> CostModel:
-        """For the policy, and for a clock. Nothing is learned from one by another."""
+        """Return a new cost model for heads of these sizes, for a policy or a clock.
+
+        Models share nothing, so that what one learns does not change another.
+        """
         bounds = [0, *sizes.exit_layers, num_layers]
         shares = [(end - start) / num_layers for start, end in pairwise(bounds)]
         return CostModel(
@@ -185,7 +202,7 @@ class StepCosts:
         )
 
     def __str__(self) -> str:
-        """The first points, for people."""
+        """Return the costs of few tokens, for people to read."""
         steps = ", ".join(
             f"{count}: {1e3 * (seconds + self.logits[count]):.1f}"
             for count, seconds in self.layers.items()

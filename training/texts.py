@@ -1,4 +1,4 @@
-"""Recorded greedy texts, for decoding them once more."""
+"""Recorded greedy texts, which `replay` decodes once more."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -11,11 +11,13 @@ from training.states import LAST, HiddenStates, read_shards
 
 
 class GreedyTexts:
-    """Those of some generations, with their states; all of them where none is greedy."""
+    """The greedy ones among some generations, with their states; all if none is greedy."""
 
     def __init__(self, rows: Sequence[Generation], paths: ShardPaths) -> None:
-        """Args:
-        paths: The shards of just these rows.
+        """
+        Args:
+            rows: The generations.
+            paths: The shards of exactly these generations.
         """
         self._paths = paths
         is_greedy = [row.temperature == 0.0 for row in rows]
@@ -23,7 +25,7 @@ class GreedyTexts:
         self.states = self.at(min(layer for layer in paths[0] if isinstance(layer, int)))
 
     def at(self, layer: int) -> HiddenStates:
-        """Their states, with those at an exit layer."""
+        """Return the texts' states at an exit layer and at the last layer."""
         states = read_shards([(shard[LAST], shard[layer]) for shard in self._paths])
         kept = self._kept[states.is_first.long().cumsum(0) - 1]
         names = [field.name for field in fields(HiddenStates)]

@@ -1,4 +1,4 @@
-"""Who has the cores: the engine's kernels while generating, torch while heads are trained."""
+"""Gives torch the cores while heads are trained; otherwise the engine's own kernels have them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from engine.worker.cores import usable_cores
 
 @contextmanager
 def torch_threads(model: ModelConfig) -> Iterator[None]:
-    """Torch computes with all threads that the model has, for as long as this lasts."""
+    """Let torch compute with all threads that the model may use, inside the context."""
     before = torch.get_num_threads()
     torch.set_num_threads(model.num_threads or usable_cores())
     try:

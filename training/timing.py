@@ -1,4 +1,4 @@
-"""Heads at work: the engine with and without them, turn by turn on the same prompts, one stream."""
+"""Times the engine with heads against plain decoding, in turns on the same prompts, one stream."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -21,27 +21,28 @@ _PLAIN = EarlyExitOptions(enabled=False)
 _WHOLE = EarlyExitOptions(return_trace=True)
 _ALONE = EarlyExitOptions(lookup=False)
 _GREEDY, _SAMPLED = 0.0, 0.8
-_AS_GOOD = 0.98  # of the best speed-up: other prompts may turn it round
+# Choices with this share of the best speed-up count as equal: other prompts may reverse them.
+_AS_GOOD = 0.98
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timekeeping:
-    """What tells how fast heads are."""
+    """The clock that heads are timed by."""
 
     clock: str = MODELLED
-    costs: Path | None = None  # that the modelled clock goes by, or where they are to be kept
+    costs: Path | None = None  # file of the modelled clock's costs, written if it does not exist
 
     def engines(
         self, config: EngineConfig, decoder: Decoder, prompts: Sequence[Sequence[int]], work: Path
     ) -> Engines:
-        """On one copy of the weights.
+        """Return a maker of engines that share the weights and go by this clock.
 
         Args:
-            prompts: Token ids, served to measure costs with.
-            work: Where measured costs are kept, unless there is another place for them.
+            prompts: Token ids of prompts that costs are measured with.
+            work: Directory for measured costs, unless `costs` names a file.
 
         Raises:
-            ValueError: if costs are given to another clock, or they are none.
+            ValueError: if costs are given for another clock, or the file holds no costs.
         """
         costs = self.costs
         if self.clock == MODELLED and costs is None:
@@ -51,23 +52,24 @@ class Timekeeping:
 
 
 class Compared(Protocol):
-    """A choice of exits."""
+    """A choice of exits that was measured."""
 
     @property
     def exit_layers(self) -> list[int]:
-        """In ascending order."""
+        """The exit layers."""
 
     @property
     def measured(self) -> float:
-        """Its speed-up."""
+        """The speed-up over plain decoding."""
 
 
 Choice = TypeVar("Choice", bound=Compared)
 
 
 def best_first(choices: Sequence[Choice]) -> list[Choice]:
-    """The fastest first, but before it those that are as good with fewer exits: each exit takes
-    memory, training, and time at every start.
+    """Sort choices by speed-up, but prefer fewer exits among those that are nearly the fastest.
+
+    Each exit takes memory, training, and time at every start.
     """
     least = _AS_GOOD * max(choice.measured for choice in choices)
 
@@ -80,22 +82,22 @@ def best_first(choices: Sequence[Choice]) -> list[Choice]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimedRuns:
-    """One choice of heads against plain decoding."""
+    """The timed runs of one choice of heads, compared with plain decoding."""
 
-    speedups: Mapping[str, float]  # by temperature: mean over prompts of plain's time over theirs
-    speedup_alone: float  # greedy, without look-ups
-    num_changed: int  # outputs that differ from plain decoding's: none, by contract
-    results: Sequence[GenerationResult]  # by prompt, with traces
+    speedups: Mapping[str, float]  # by temperature: mean ratio of plain decoding's time to theirs
+    speedup_alone: float  # greedy, without prompt look-up
+    num_changed: int  # outputs that differ from plain decoding's; the contract is 0
+    results: Sequence[GenerationResult]  # by temperature and prompt, with traces
 
     @property
     def speedup(self) -> float:
-        """All temperatures count alike."""
+        """The mean speed-up over temperatures."""
         return round(sum(self.speedups.values()) / len(self.speedups), 4)
 
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """One prompt's."""
+    """The timed run of one prompt."""
 
     result: GenerationResult
     seconds: float
@@ -103,26 +105,26 @@ class _Run:
 
 @dataclass(slots=True)
 class _Tally:
-    """One choice of heads, prompt by prompt."""
+    """The speed-ups of one choice of heads, prompt by prompt."""
 
     whole: dict[float, list[float]] = field(default_factory=dict)  # by temperature
-    alone: list[float] = field(default_factory=list)
+    alone: list[float] = field(default_factory=list)  # without prompt look-up
     results: list[GenerationResult] = field(default_factory=list)
     num_changed: int = 0
 
     def add(self, temperature: float, plain: _Run, whole: _Run) -> None:
-        """One more prompt."""
+        """Add the runs of one prompt."""
         self.whole.setdefault(temperature, []).append(plain.seconds / whole.seconds)
         self.results.append(whole.result)
         self.num_changed += plain.result.token_ids != whole.result.token_ids
 
     def add_alone(self, plain: _Run, alone: _Run) -> None:
-        """The same prompt without look-ups."""
+        """Add the runs of one prompt without prompt look-up."""
         self.alone.append(plain.seconds / alone.seconds)
         self.num_changed += plain.result.token_ids != alone.result.token_ids
 
     def sum_up(self) -> TimedRuns:
-        """All prompts count alike."""
+        """Return the means over all prompts."""
         return TimedRuns(
             speedups={f"{t:g}": _mean(ratios) for t, ratios in self.whole.items()},
             speedup_alone=_mean(self.alone),
@@ -132,7 +134,7 @@ class _Tally:
 
 
 class Stopwatch:
-    """Times heads of one model, one stream, prompts included."""
+    """Times heads of one model in a single stream, prefill included."""
 
     def __init__(
         self,
@@ -143,9 +145,10 @@ class Stopwatch:
         timekeeping: Timekeeping,
         work: Path,
     ) -> None:
-        """Args:
-        length: Output tokens per prompt.
-        work: Where costs are kept that are measured.
+        """
+        Args:
+            length: Output tokens per prompt.
+            work: Directory for measured costs, unless `timekeeping` names a file.
         """
         config = EngineConfig(
             model=model,
@@ -158,17 +161,17 @@ class Stopwatch:
         self._length = length
 
     def compare(self, candidates: Mapping[str, Path]) -> dict[str, TimedRuns]:
-        """Directories of heads by name: greedy and sampled."""
+        """Time directories of heads, given by name, with greedy and with sampled decoding."""
         return self._run(candidates, (_GREEDY, _SAMPLED))
 
     def time_greedy(self, heads: Path) -> TimedRuns:
-        """One directory of heads, greedy only."""
+        """Time one directory of heads with greedy decoding only."""
         [timed] = self._run({"early exits": heads}, (_GREEDY,)).values()
         return timed
 
     @property
     def rule(self) -> Facts:
-        """What `compare` tells the faster ones by, for people."""
+        """How `compare` decides which heads are faster, for people to read."""
         return {
             "compared_by": f"mean speed-up at temperatures {_GREEDY:g} and {_SAMPLED:g}, one "
             f"stream, {len(self._prompts)} prompts of {self._length} tokens",
@@ -179,7 +182,7 @@ class Stopwatch:
     def _run(
         self, candidates: Mapping[str, Path], temperatures: Sequence[float]
     ) -> dict[str, TimedRuns]:
-        # Costs are measured with the first one made: the longer its last segment, the better.
+        # The first engine made measures the costs, which is best done with a long last segment.
         order = sorted(
             candidates, key=lambda name: max(read_facts(candidates[name])["exit_layers"])
         )
@@ -189,7 +192,7 @@ class Stopwatch:
         turns = [(t, index) for t in temperatures for index in range(len(self._prompts))]
         with ProgressReport("timed runs", len(turns), "prompts") as report:
             for number, (temperature, index) in enumerate(turns):
-                if index == 0:  # not counted
+                if index == 0:  # warm up: not counted
                     for engine in engines.values():
                         self._generate(engine, index, temperature, _WHOLE)
                 plain = self._generate(next(iter(engines.values())), index, temperature, _PLAIN)
@@ -220,7 +223,7 @@ class Stopwatch:
 
 
 def _turned(names: Sequence[str], number: int) -> Sequence[str]:
-    """Beginning with another one every time."""
+    """Return the names rotated by `number`, so that each of them comes first in turn."""
     start = number % len(names)
     return [*names[start:], *names[:start]]
 

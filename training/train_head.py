@@ -1,10 +1,9 @@
-"""Trains one exit head: KL to the model's final distribution, with drafts unrolled as they are
-used.
+"""Trains one exit head on the model's final distribution, with drafts unrolled as they are used.
 
-In a run of drafts only the first has the true previous state; later ones read the head's own
-estimate. Training does the same: the loss is summed over `depth` unrolled drafts, the later ones
-weighted down where an earlier draft of the run was wrong (they would have been rolled back). Knows
-tensors only; no files, no engine.
+In a run of drafts only the first reads the true previous state; later ones read the head's own
+estimate. Training does the same: the loss is the mean over `depth` unrolled drafts, where drafts
+after a wrong one weigh less (they would have been rolled back). This module knows tensors only, no
+files and no engine.
 """
 
 import math
@@ -21,17 +20,17 @@ from training import gpu
 from training.head_module import HeadModule, feature_scale
 from training.states import HiddenStates, StateSource
 
-_RIDGE = 1e-3  # of the mean squared input
+_RIDGE = 1e-3  # ridge penalty, relative to the mean squared input
 _FIT_CHUNK = 8192
-_STEPS_PER_REPORT = 16  # to know a loss is to wait for it
-_AFTER_WRONG = 0.1  # weight of a draft behind a wrong one
+_STEPS_PER_REPORT = 16  # reading a loss waits for the device, so few are read
+_AFTER_WRONG = 0.1  # factor on the weight of the drafts after a wrong one
 
-OnStep = Callable[[int, int, float], None]  # steps done, steps in all, loss
+OnStep = Callable[[int, int, float], None]  # called with steps done, steps in all, loss
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingConfig:
-    """How long and how hard."""
+    """The hyperparameters of training a head."""
 
     epochs: int = 6
     learning_rate: float = 1.5e-3
@@ -39,12 +38,12 @@ class TrainingConfig:
     depth: int = 3  # unrolled drafts
     warmup_share: float = 0.03
     seed: int = 0
-    reads_previous: bool = True  # the last state of the token before is an input
-    refinement_size: int = 0  # of the inner layer of a gated MLP behind the linear part; 0: none
+    reads_previous: bool = True  # whether the previous token's last hidden state is an input
+    refinement_size: int = 0  # inner size of a gated MLP after the linear part; 0: none
 
 
 class HeadTrainer:
-    """Trains a head in place, epoch by epoch. What it is between two of them can be kept."""
+    """Trains a head in place, epoch by epoch; between epochs its state can be saved."""
 
     def __init__(self, head: HeadModule, shards: StateSource, config: TrainingConfig) -> None:
         self._head = head
@@ -83,7 +82,7 @@ class HeadTrainer:
         self._num_epochs += 1
 
     def _step(self, states: HiddenStates, start: int) -> Tensor:
-        """One change of the weights; the loss, for which nobody has waited."""
+        """Update the weights once; return the loss, without waiting for the device."""
         self._set_learning_rate()
         loss = unrolled_loss(self._head, states, start, self._config)
         self._optimizer.zero_grad(set_to_none=True)
@@ -94,7 +93,7 @@ class HeadTrainer:
         return loss.detach()
 
     def state(self) -> dict[str, Any]:
-        """All that a trainer of the same head, shards and configuration needs to go on."""
+        """Return what a trainer of the same head, shards and configuration needs to go on."""
         return {
             "head": self._head.trained_tensors(),
             "optimizer": self._optimizer.state_dict(),
@@ -104,7 +103,7 @@ class HeadTrainer:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Go on from a state that `state` has returned."""
         self._head.load_state_dict(state["head"], strict=False)
         self._optimizer.load_state_dict(state["optimizer"])
         self._generator.set_state(state["generator"])
@@ -119,9 +118,9 @@ class HeadTrainer:
 
 @torch.no_grad()
 def fit_linear(head: HeadModule, states: HiddenStates, *, reads_previous: bool = True) -> None:
-    """Start from the ridge regression of the last hidden state on both inputs.
+    """Initialize a head by ridge regression of the last hidden state on both of its inputs.
 
-    It takes seconds and leaves the gradient steps only what least squares cannot see.
+    This takes seconds, and gradient steps need to learn only what least squares cannot.
     """
     device, size = head.project.device, head.project.shape[0]
 
@@ -138,12 +137,14 @@ def fit_linear(head: HeadModule, states: HiddenStates, *, reads_previous: bool =
 
 @torch.no_grad()
 def carry_over(head: HeadModule, there: HiddenStates, here: HiddenStates) -> None:
-    """Turn a head for one layer into a head for another: T gives from the states here, as well as
-    ridge regression can, what it gave from those there, the previous state helping; all else stays.
+    """Turn a head for one layer into a head for another.
+
+    By ridge regression T learns to give from the new layer's states what it gave from the old
+    one's; what the previous token's state adds to that is added to U. All else stays.
 
     Args:
-        there: States at the head's layer.
-        here: The same positions' at the other one.
+        there: States at the head's own layer.
+        here: States of the same positions at the new layer.
     """
     device, size = head.project.device, head.project.shape[0]
     scale = feature_scale(here.exit).to(device)
@@ -159,7 +160,7 @@ def carry_over(head: HeadModule, there: HiddenStates, here: HiddenStates) -> Non
 
 
 def _inputs(head: HeadModule, states: HiddenStates, places: Tensor) -> Tensor:
-    """Both inputs [T, 2 E] of a head, scaled."""
+    """Return both inputs of a head, scaled and concatenated: [T, 2 E]."""
     device = head.project.device
     hidden = states.exit[places].to(device).float() * head.norm
     previous = states.last[places - 1].to(device).float() * head.previous_norm
@@ -169,10 +170,13 @@ def _inputs(head: HeadModule, states: HiddenStates, places: Tensor) -> Tensor:
 def _ridge(
     pairs: Callable[[Tensor], tuple[Tensor, Tensor]], states: HiddenStates, device: torch.device
 ) -> Tensor:
-    """Weights [inputs, outputs] of the ridge regression over all positions that have one before.
+    """Solve a ridge regression over all positions that have a previous one.
 
     Args:
-        pairs: Positions -> inputs and targets there.
+        pairs: Returns the inputs and the targets at some positions.
+
+    Returns:
+        Weights [inputs, outputs].
     """
     is_used = ~states.is_first
     is_used[0] = False
@@ -188,12 +192,15 @@ def _ridge(
 def unrolled(
     head: HeadModule, hidden: Tensor, last: Tensor, depth: int
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Drafts as they follow one another: where the draft number 1, 2, … `depth` of the runs that
-    begin behind each position stands, and its estimated state [T - depth, E].
+    """Unroll a run of `depth` drafts after every position at once.
 
     Args:
-        hidden: [T, E] at the exit, consecutive positions.
-        last: [T, E], the last layer's: only the first draft of a run reads it.
+        hidden: [T, E], states of consecutive positions at the exit.
+        last: [T, E], states at the last layer; only the first draft of a run reads them.
+
+    Yields:
+        For the first, second, … draft of all runs: the slice of the positions that predict it, and
+        the estimated last hidden states [T - depth, E] there.
     """
     count = len(hidden) - depth
     previous = last[:count]
@@ -206,30 +213,36 @@ def unrolled(
 
 @dataclass(frozen=True, slots=True)
 class Teacher:
-    """What the model itself says at some positions, as far as the loss needs it: the whole
-    distributions need not be kept.
-    """
+    """The model's final distributions at some positions, reduced to what the loss needs."""
 
-    row: Tensor  # [T, E]: the LM head's rows, averaged as the final distribution weighs them
-    other: Tensor  # [T]: the probability of what is outside the reduced vocabulary
-    best: Tensor  # [T] int64: the most likely of [0, V'], V' for "other"
+    row: Tensor  # [T, E]: mean of the LM head's rows, weighted by the final distribution
+    other: Tensor  # [T]: probability of all tokens outside the reduced vocabulary
+    best: Tensor  # [T] int64: the most likely column in [0, V'], where V' is "other"
 
     @classmethod
     @torch.no_grad()
     def of(cls, head: HeadModule, last: Tensor, log_normalizer: Tensor) -> "Teacher":
-        """Args:
-        last: [T, E], the last layer's states at unit RMS.
-        log_normalizer: [T]
+        """Compute what the loss needs from the last layer's states.
+
+        Args:
+            last: [T, E], the last layer's states at unit RMS.
+            log_normalizer: [T], logsumexp of the final logits.
         """
         probs, other = _final_probs(head, last, log_normalizer)
         return cls(row=probs @ head.lm_head, other=other, best=_best(probs, other))
 
     def losses(self, head: HeadModule, state: Tensor, here: slice) -> tuple[Tensor, Tensor]:
-        """Cross entropy [T] of a head's estimates [T, E] to the positions `here`, and whether their
-        best tokens are the model's [T].
+        """Return the cross entropy of a head's estimates, and whether their best token is right.
 
-        The model's mean logit is one product with its mean row, so that of all [T, V'] numbers the
-        gradient needs the head's own softmax only.
+        The mean of the head's logits under the model's distribution is one product with `row`, so
+        the gradient needs no [T, V'] tensor but the head's own softmax.
+
+        Args:
+            state: [T, E], the head's estimates.
+            here: The positions that they belong to.
+
+        Returns:
+            Two tensors [T].
         """
         unit = unit_rms(state)
         logits, other = F.linear(unit, head.lm_head), unit @ head.other
@@ -241,7 +254,7 @@ class Teacher:
 def unrolled_loss(
     head: HeadModule, states: HiddenStates, start: int, config: TrainingConfig
 ) -> Tensor:
-    """Mean loss per draft over a run of consecutive positions beginning at `start`."""
+    """Return the mean loss per draft over consecutive positions that begin at `start`."""
     device = head.project.device
     end = min(start + config.batch_tokens + config.depth, len(states.last))
     hidden = states.exit[start:end].to(device).float()
@@ -261,31 +274,33 @@ def unrolled_loss(
 
 @torch.no_grad()
 def teacher_probs(head: HeadModule, last: Tensor, log_normalizer: Tensor) -> Tensor:
-    """The model's final distribution [T, V' + 1] on the reduced vocabulary, the rest summed up
-    in "other".
-    """
+    """Return the model's final distribution [T, V' + 1] over the reduced vocabulary and "other"."""
     probs, other = _final_probs(head, last, log_normalizer)
     return torch.cat((probs, other[:, None]), dim=1)
 
 
 def _final_probs(head: HeadModule, last: Tensor, log_normalizer: Tensor) -> tuple[Tensor, Tensor]:
-    """[T, V'], and "other" [T]; with it they sum up to 1, though states are kept rounded."""
+    """Return the probabilities [T, V'], and that of "other" [T].
+
+    They sum up to 1 although the states were rounded when they were stored.
+    """
     probs = (F.linear(last, head.lm_head) - log_normalizer[:, None]).exp_()
     total = probs.sum(-1)
     return probs.div_(total.clamp_min(1.0)[:, None]), (1.0 - total).clamp_min_(0.0)
 
 
 def _best(values: Tensor, other: Tensor) -> Tensor:
-    """[T]: the column of the greatest of [T, V'], or V' if "other" [T] is greater."""
+    """Return the column [T] of the greatest of [T, V'], or V' where "other" [T] is greater."""
     best = values.max(-1)
     return torch.where(other > best.values, values.shape[1], best.indices)
 
 
 def _chunks(length: int, size: int, generator: torch.Generator) -> Iterator[int]:
-    """Starts of consecutive runs that cover the data once, in random order, shifted differently
-    every epoch.
+    """Yield the starts of runs that cover the data once, in random order.
+
+    All starts are shifted by an offset that differs from epoch to epoch.
     """
-    most = max(1, min(size, length - size))  # or little data would be shifted out of sight
+    most = max(1, min(size, length - size))  # a larger offset could skip most of little data
     offset = int(torch.randint(0, most, (1,), generator=generator))
     starts = torch.arange(offset, max(offset + 1, length - size), size)
     for index in torch.randperm(len(starts), generator=generator).tolist():

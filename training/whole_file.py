@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are written atomically."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from pathlib import Path
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Gives a place beside it to write to; without an error, that then takes the file's place."""
+    """Yield a path to write to; it replaces the file if the context ends without an error."""
     partial = path.with_suffix(".partial")
     yield partial
     partial.replace(path)

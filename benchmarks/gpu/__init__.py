@@ -1,4 +1,4 @@
-"""`python -m benchmarks.gpu`: what the product does on a GPU, in one command.
+"""`python -m benchmarks.gpu`: the benchmark of the product on a GPU, in one command.
 
-Needs torch, transformers, numpy and safetensors only, and no weights: the big model's are random.
+It needs only torch, transformers, numpy and safetensors, and no weights: the 8B model's are random.
 """

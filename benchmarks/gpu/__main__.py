@@ -1,11 +1,11 @@
-"""Everything the product should show on a GPU, within eight minutes; a table last, JSON beside it.
+"""Measures the product on a GPU within eight minutes, and writes a table and a JSON file.
 
     python -m benchmarks.gpu [--model DIR] [--prompts FILE] [--json FILE] [--parts P,P]
 
-The 8B model's weights are random, and which of its drafts are right is scripted: such figures say
-what an acceptance is worth, not which one heads reach. SmolLM2-135M, if `--model` has it, decodes
-with its trained heads; see `parcel` for how to send it. `--device cpu --quick` only shows that all
-of it runs.
+The 8B model's weights are random, and which of its drafts are right is scripted: its figures show
+what an acceptance rate is worth, not which one heads reach. SmolLM2-135M, if given with `--model`,
+decodes with its trained heads; `benchmarks.gpu.parcel` packs it for transfer. With `--device cpu
+--quick` the run only checks that everything works.
 """
 
 import argparse
@@ -30,9 +30,9 @@ from engine.model.ops.cuda.tiles import TABLE
 from engine.worker.device_errors import is_device_broken
 
 _TESTS = Path(__file__).parents[2] / "tests"
-# Seconds each part may take at most, and are kept for it whatever those before it take; the most
-# telling first.
-_KEPT_OF_ALL = 0.65  # of the time
+_KEPT_OF_ALL = 0.65  # most of the time that may be reserved for parts
+# For each part the function, the most seconds that it may take, and the seconds that are reserved
+# for it whatever the parts before it take. The most important parts come first.
 _PARTS: dict[str, tuple[Callable[[Bench, Part], None], float, float]] = {
     "rows": (rows.measure, 60, 0),
     "tune": (tune.measure, 75, 0),
@@ -46,7 +46,7 @@ _PARTS: dict[str, tuple[Callable[[Bench, Part], None], float, float]] = {
 
 
 def main() -> int:
-    """Run all parts; status 1 if any failed."""
+    """Run all parts; return status 1 if any failed."""
     args = _parse()
     deadline = args.deadline or time.time() + args.time_limit
     chosen = list(_parts()) if args.parts is None else args.parts
@@ -63,7 +63,7 @@ def main() -> int:
 
 
 def _own_options(parts: Sequence[str], deadline: float) -> list[str]:
-    """What makes a command that of a process of its own."""
+    """Return the options that make a process run these parts itself."""
     return ["--parts", ",".join(parts), "--deadline", str(deadline)]
 
 
@@ -94,7 +94,7 @@ def _run_here(args: argparse.Namespace, chosen: Sequence[str], deadline: float) 
             measure, budget_s, _ = parts[name]
             later = chosen[chosen.index(name) + 1 :]
             kept_s = share * sum(parts[other][2] for other in later)
-            if args.quick:  # on whatever machine: only the whole is limited
+            if args.quick:  # the machine may be slow: only the whole run is limited
                 budget_s, kept_s = args.time_limit, 0.0
             error = report.run(name, budget_s, partial(measure, bench), kept_s=kept_s)
             if isinstance(error, Exception) and is_device_broken(error):
@@ -104,8 +104,9 @@ def _run_here(args: argparse.Namespace, chosen: Sequence[str], deadline: float) 
 
 
 def kept_share(kept_s: Sequence[float], left_s: float) -> float:
-    """How much of what is kept for parts can be, where there is not time for all of it and for the
-    parts that nothing is kept for.
+    """Return the share of the reserved seconds that can be kept, if not all of them can.
+
+    Part of the time left stays free for parts that nothing is reserved for.
     """
     return min(1.0, _KEPT_OF_ALL * left_s / max(sum(kept_s), 1.0))
 
@@ -115,7 +116,7 @@ def _parts() -> dict[str, tuple[Callable[[Bench, Part], None], float, float]]:
 
 
 def _tests(bench: Bench, part: Part) -> None:
-    """The tests that are for a GPU, where they and pytest are."""
+    """Run the tests that need a GPU, if they are here."""
     files = [
         _TESTS / "engine" / "model" / "test_cuda_ops.py",
         _TESTS / "engine" / "worker" / "test_cuda_graph.py",
@@ -123,7 +124,7 @@ def _tests(bench: Bench, part: Part) -> None:
     if not bench.is_cuda or not all(file.is_file() for file in files):
         part.add("pytest", "left out: no GPU, or no tests here")
         return
-    # Without the project's configuration, which wants plugins that may not be here.
+    # Without the project's configuration, which needs plugins that may not be installed.
     options = ["-q", "-c", os.devnull, "--import-mode=importlib", "-p", "no:cacheprovider"]
     paths = [str(_TESTS.parent), str(_TESTS / "support"), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(

@@ -1,7 +1,8 @@
-"""Parts of the benchmark in a process that may die: what is left goes on in another.
+"""Runs the benchmark's parts in a process that may die, and those that are left in another.
 
-A kernel at fault leaves its process without a device, a hanging one never returns to Python: both
-must cost one part, not those after it. Knows processes and the report's file, no tensors.
+After a faulty kernel a process cannot use the device any more, and a hanging kernel never returns
+to Python: either must cost one part, not those after it. This module knows processes and the
+report's file, no tensors.
 """
 
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 from benchmarks.gpu.report import Report
 
 DEVICE_BROKEN = 75
-"""Status of a process that has recorded why it cannot go on."""
+"""Exit status of a process that has recorded why it cannot go on."""
 
 _POLL_S = 0.2
 
@@ -28,9 +29,10 @@ def run_parts(
     """Run all parts, in as many processes as it takes.
 
     Args:
-        command: Of a process that runs some parts in order and adds to the report's file.
-        deadline: By `time.time`.
-        grace_s: For a part to end by itself once its time is over.
+        command: Returns the command of a process that runs some parts in order and adds to the
+            report's file.
+        deadline: When all must be over, by `time.time`.
+        grace_s: Seconds that a part has to end by itself once its time is over.
     """
     file.unlink(missing_ok=True)
     left = list(parts)
@@ -43,7 +45,7 @@ def run_parts(
             report.durations_s[part] = time.time() - began
             ended.add(part)
         report.running = {}
-        if ended.isdisjoint(left):  # it never got so far
+        if ended.isdisjoint(left):  # the process died before its first part
             report.fail("start", f"the process ended with status {status} before its first part")
             report.write()
             return report
@@ -53,7 +55,7 @@ def run_parts(
 
 
 def _watch(command: Sequence[str], file: Path, deadline: float, grace_s: float) -> int:
-    """The process's status once it has ended, by itself or because it hung."""
+    """Run a process, kill it if it hangs, and return its status."""
     with subprocess.Popen(command) as process:
         started = time.time()
         while process.poll() is None:

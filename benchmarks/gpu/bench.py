@@ -25,7 +25,7 @@ _CACHE_BYTES = 4 * 2**30
 
 @dataclass(slots=True, kw_only=True)
 class Model:
-    """A shape, its directory, and the decoder once it is wanted."""
+    """A model of some shape with random weights, which are made when they are first needed."""
 
     shape: Shape
     directory: Path
@@ -34,26 +34,29 @@ class Model:
 
     @property
     def spec(self) -> ModelSpec:
-        """As config.json has it."""
+        """The model's sizes, read from its config.json."""
         return ModelSpec.from_directory(self.directory)
 
     @property
     def decoder(self) -> Decoder:
-        """Random weights on the device."""
+        """The decoder with random weights, on the device."""
         if self._decoder is None:
             self._decoder = random_decoder(self.shape, self.directory, self.ops)
         return self._decoder
 
     @property
     def pass_bytes(self) -> int:
-        """Weights that one pass reads: all but the embedding, of which it reads one row."""
+        """Bytes of the weights that one pass reads: all but the embedding, of which it reads a row.
+
+        An LM head that is tied to the embedding is read like any other.
+        """
         sizes = {name: out * inner for name, (out, inner) in self.linears.items()}
         head = sizes.pop("lm_head")
         return (self.shape.layers * sum(sizes.values()) + head) * self.ops.dtype.itemsize
 
     @property
     def linears(self) -> dict[str, tuple[int, int]]:
-        """Weights [out, in] of a layer, and the head's."""
+        """The shapes [out, in] of a layer's weights and of the LM head."""
         s = self.shape
         size = s.hidden // s.heads
         return {
@@ -65,58 +68,62 @@ class Model:
         }
 
     def prompt(self, num_tokens: int, number: int = 0) -> Prompt:
-        """Random token ids, other ones for every number."""
+        """Return random token ids, different ones for every number."""
         dice = random.Random(number)
         return tuple(dice.randrange(2, self.shape.vocabulary) for _ in range(num_tokens))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """One run of the benchmark."""
+    """The settings of one run of the benchmark."""
 
     device: torch.device
-    is_quick: bool  # tiny shapes, few tokens: does it run?
-    model: Path | None  # SmolLM2-135M's directory, where it is
+    is_quick: bool  # tiny shapes and few tokens, to see whether everything runs
+    model: Path | None  # directory of SmolLM2-135M, if it is here
     prompts: Path | None
-    folder: Path  # for what is made on the way
-    tiles: Path  # where measured ones are written
+    folder: Path  # for temporary files
+    tiles: Path  # file that measured tiles are written to
 
     @property
     def is_cuda(self) -> bool:
-        """Whether figures mean anything."""
+        """Whether the device is a GPU, so that the figures count."""
         return self.device.type == "cuda"
 
     @property
     def context(self) -> int:
-        """Tokens of a prompt."""
+        """The number of tokens of a prompt."""
         return 40 if self.is_quick else 1024
 
     @property
     def length(self) -> int:
-        """Tokens generated."""
+        """The number of tokens to generate."""
         return 8 if self.is_quick else 128
 
     @property
     def exit_layers(self) -> list[int]:
-        """Of the big model; each is measured alone."""
+        """The exit layers of the big model, each of which is measured alone."""
         return [2, 4] if self.is_quick else [4, 8, 16]
 
     @cached_property
     def big(self) -> Model:
-        """Llama 3.1 8B's shape."""
+        """The model with the shape of Llama 3.1 8B."""
         return self._random(TINY if self.is_quick else LLAMA_8B)
 
     @cached_property
     def small(self) -> Model:
-        """SmolLM2-135M's shape."""
+        """The model with the shape of SmolLM2-135M."""
         return self._random(TINY if self.is_quick else SMOLLM_135M)
 
     def config(self, directory: Path, *, max_rows: int = 64, **changes: object) -> EngineConfig:
-        """Of a worker on this device."""
+        """Return the configuration of a worker on this device.
+
+        Args:
+            changes: `exits`, or fields of `ModelConfig`.
+        """
         model: dict[str, object] = {
             "directory": directory,
             "device": self.device.type,
-            "num_threads": 1,  # of a CPU, which is only asked whether all runs
+            "num_threads": 1,  # on a CPU, which only checks that everything runs
         }
         exits = changes.pop("exits", ExitsConfig(lookup=False))
         assert isinstance(exits, ExitsConfig)
@@ -128,7 +135,7 @@ class Bench:
         )
 
     def heads(self, model: Model, exit_layers: Sequence[int]) -> Path:
-        """Untrained heads for a random model."""
+        """Write untrained heads for a random model, and return their directory."""
         name = "-".join(map(str, (model.shape.name, *exit_layers)))
         return write_heads(model.shape, exit_layers, self.folder / f"heads-{name}")
 
@@ -142,10 +149,10 @@ class Bench:
         max_rows: int = 64,
         enforce_eager: bool = False,
     ) -> OfflineEngine:
-        """An engine on a random model; plain without a drafter or heads.
+        """Make an engine for a random model, which decodes plainly without a drafter or heads.
 
-        Whether rows are exact is the affair of the part `rows`: figures count in any case, so the
-        worker, which would refuse and takes a second to find out, is not to look.
+        The worker does not check whether rows are exact, which takes a second and would make it
+        refuse to start: that is up to the part `rows`, and figures count in any case.
         """
         exits = ExitsConfig(heads=heads, lookup=False)
         config = self.config(
@@ -159,7 +166,7 @@ class Bench:
         return OfflineEngine(config, worker)
 
     def release(self) -> None:
-        """Give back what nobody holds any more."""
+        """Free device memory that is no longer referenced."""
         gc.collect()
         if self.is_cuda:
             torch.cuda.empty_cache()
@@ -175,5 +182,5 @@ class Bench:
 
 
 def num_different(some: Sequence[Sequence[int]], others: Sequence[Sequence[int]]) -> int:
-    """How many outputs differ."""
+    """Return how many outputs differ."""
     return sum(tuple(a) != tuple(b) for a, b in zip(some, others, strict=True))

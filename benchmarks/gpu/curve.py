@@ -1,8 +1,8 @@
-"""The curve of speed-up against acceptance, from what `python -m benchmarks.gpu` wrote.
+"""Plots speed-up against acceptance, from the JSON file that `python -m benchmarks.gpu` wrote.
 
     python -m benchmarks.gpu.curve gpu.json curve.png
 
-Needs matplotlib, which a GPU machine need not have: the JSON file travels.
+This needs matplotlib, but no GPU: copy the JSON file from the GPU machine.
 """
 
 import argparse
@@ -17,7 +17,7 @@ Curve = list[tuple[float, float]]
 
 
 def curves(figures: list[Figure]) -> dict[str, Curve]:
-    """Points (acceptance, speed-up), ascending, by exit; of those where every token drafts."""
+    """Return ascending points (acceptance, speed-up) by exit, where every token drafts."""
     found: dict[str, Curve] = defaultdict(list)
     for figure in figures:
         at = figure.at
@@ -27,7 +27,7 @@ def curves(figures: list[Figure]) -> dict[str, Curve]:
 
 
 def main() -> int:
-    """Entry point."""
+    """Entry point of `python -m benchmarks.gpu.curve`."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.curve", description=__doc__)
     parser.add_argument("json", type=Path, metavar="JSON")
     parser.add_argument("picture", type=Path, metavar="FILE")

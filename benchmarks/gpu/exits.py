@@ -1,5 +1,6 @@
-"""Early exits on the big model at acceptances of our choosing: heads are evaluated for real, which
-of their drafts are right is scripted.
+"""Measures early exits on the big model at chosen acceptance rates.
+
+The heads are evaluated for their cost, but which of their drafts are right is scripted.
 """
 
 from dataclasses import replace
@@ -13,12 +14,12 @@ from engine.worker.cuda_graph import CudaCapture
 from engine.worker.head_graph import HeadGraph
 from engine.worker.sampler import Sampler
 
-_PAPERS_ACCEPTANCE = 0.94  # 5 to 6 % of its early predictions are rejected
-_TARGET = 1.73  # the paper's best figure
+_PAPERS_ACCEPTANCE = 0.94  # in the paper 5 to 6 % of early predictions are rejected
+_TARGET = 1.73  # the paper's best speed-up
 
 
 def measure(bench: Bench, part: Part) -> None:
-    """One stream: speed-up by exit layer, acceptance, and share of positions that draft."""
+    """Measure the speed-up of one stream by exit layer, acceptance and share of drafting tokens."""
     model = bench.big
     prompt = model.prompt(bench.context)
     engine = bench.engine(model, max_rows=1)
@@ -53,7 +54,7 @@ def measure(bench: Bench, part: Part) -> None:
 
 
 def batches(bench: Bench, part: Part) -> None:
-    """Many streams at once: scripted drafts without a policy, and the policy with poor heads."""
+    """Measure many streams at once, with scripted drafts and with the policy on poor heads."""
     model, layer = bench.big, bench.exit_layers[1]
     drafter = scripted_heads(bench, [layer])
     drafter.coverage, drafter.acceptance = 0.7, _PAPERS_ACCEPTANCE
@@ -85,7 +86,7 @@ def batches(bench: Bench, part: Part) -> None:
 
 
 def scripted_heads(bench: Bench, exit_layers: list[int]) -> ScriptedHeads:
-    """Heads of the big model, captured where graphs are."""
+    """Return scripted heads of the big model, captured as CUDA graphs on a GPU."""
     model = bench.big
     heads = load_heads(bench.heads(model, exit_layers), model.decoder)
     if bench.is_cuda:
@@ -98,7 +99,7 @@ def scripted_heads(bench: Bench, exit_layers: list[int]) -> ScriptedHeads:
 
 
 def _grid(bench: Bench) -> list[tuple[float, float]]:
-    """(share of positions that draft, share of drafts that are right)."""
+    """Return pairs of the share of tokens that draft and the share of drafts that are right."""
     if bench.is_quick:
         return [(1.0, 1.0), (0.7, _PAPERS_ACCEPTANCE), (1.0, 0.0)]
     rates = (1.0, _PAPERS_ACCEPTANCE, 0.85, 0.7, 0.5, 0.0)

@@ -1,4 +1,4 @@
-"""Generation, ours and transformers', timed from the first token to the last."""
+"""Runs our engine and transformers, and times decoding from the first token to the last."""
 
 import time
 from collections.abc import Sequence
@@ -17,22 +17,22 @@ Prompt = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timed:
-    """What a run brought, and how fast it decoded."""
+    """The output of a run, and how fast it decoded."""
 
     token_ids: tuple[tuple[int, ...], ...]
-    num_timed: int  # tokens after the first step with any
-    duration_s: float  # for those
+    num_timed: int  # tokens after all prompts had their first one
+    duration_s: float  # seconds that these took
     num_drafts: int = 0
     num_accepted: int = 0
 
     @property
     def tokens_per_s(self) -> float:
-        """All prompts together, the prompts' own computing left out."""
+        """Tokens per second of all prompts together, prefill not included."""
         return self.num_timed / self.duration_s if self.duration_s else 0.0
 
     @property
     def acceptance(self) -> float:
-        """Accepted / drafted."""
+        """The acceptance rate: accepted over drafted tokens."""
         return self.num_accepted / self.num_drafts if self.num_drafts else 0.0
 
 
@@ -45,7 +45,11 @@ def generate(
     temperature: float = 0.0,
     **options: Any,
 ) -> Timed:
-    """Our engine on all prompts at once, through the scheduler as the server runs it."""
+    """Run our engine on all prompts at once, through the scheduler as in the server.
+
+    Args:
+        options: Further fields of `SamplingParams`.
+    """
     requests = [
         GenerationRequest(
             request_id=str(index),
@@ -61,7 +65,7 @@ def generate(
         )
         for index, prompt in enumerate(prompts)
     ]
-    # Timed from where every prompt has its first token: from there on all steps only decode.
+    # Timed once every prompt has its first token: from then on all steps only decode.
     watch = _Watch(len(prompts))
     results: list[GenerationResult]
     with sparing_what_is_loaded():
@@ -77,7 +81,7 @@ def generate(
 
 
 class _Watch:
-    """Counts tokens from when every prompt has one."""
+    """Counts and times tokens once every prompt has its first one."""
 
     def __init__(self, num_prompts: int) -> None:
         self._missing = num_prompts
@@ -108,11 +112,12 @@ def generate_with_transformers(
     num_untimed: int = 0,
     **options: Any,
 ) -> Timed:
-    """transformers' `generate`, greedy, one prompt.
+    """Run transformers' `generate` on one prompt, greedy.
 
     Args:
-        num_untimed: First tokens that do not count: compiled code records its graphs anew for
+        num_untimed: First tokens that are not timed: compiled code records its graphs anew for
             every cache.
+        options: Further fields of `GenerationConfig`.
     """
     from transformers import GenerationConfig
 

@@ -1,4 +1,4 @@
-"""What the device can copy, and what single operations make of it."""
+"""Measures the device's copy bandwidth, and how well single operations use it."""
 
 from functools import partial
 
@@ -15,7 +15,7 @@ _BLOCK = 16
 
 
 def measure(bench: Bench, part: Part) -> None:
-    """Bandwidth, linears of the big model, norm, attention, sampling."""
+    """Measure the copy bandwidth, and linears, norm, attention and sampling of the big model."""
     bandwidth = copy_bandwidth(bench.device, 1 << 22 if bench.is_quick else 1 << 31)
     part.add("copy, bytes read and written", bandwidth / 1e9, "GB/s")
     with torch.inference_mode():
@@ -50,7 +50,7 @@ def _linears(bench: Bench, part: Part, model: Model, bandwidth: float) -> None:
 
 
 def _norm(bench: Bench, part: Part, model: Model) -> None:
-    """What a product with a norm takes longer: a launch, as the norm is none of its own."""
+    """Measure how much longer a product takes with a norm, a kernel of its own, before it."""
     weight = model.ops.pack(torch.randn(16, model.shape.hidden, device=bench.device))
     norm = torch.ones(model.shape.hidden, device=bench.device, dtype=model.ops.dtype)
     for count in (1, 6):
@@ -79,7 +79,7 @@ def _attention(bench: Bench, part: Part, model: Model) -> None:
 
 
 def _newest_tokens(num_rows: int, count: int, context: int, device: torch.device) -> TokenBatch:
-    """The last tokens of rows whose blocks lie scattered."""
+    """Return a batch of the last `count` tokens of each row, with scattered blocks."""
     blocks = context // _BLOCK
     tables = torch.randperm(num_rows * blocks, device=device).int().view(num_rows, blocks)
     rows = torch.arange(num_rows, device=device).repeat_interleave(count)
@@ -104,7 +104,7 @@ def _sampling(bench: Bench, part: Part, model: Model) -> None:
 
 
 def pass_seconds(bench: Bench, model: Model, num_tokens: int) -> float:
-    """Device time of one whole pass at the benchmark's context, as a graph."""
+    """Return the device time of one whole pass at the benchmark's context, run as a graph."""
     decoder, ops = model.decoder, model.ops
     blocks = -(-(bench.context + num_tokens) // _BLOCK)
     pool = (blocks * _BLOCK, model.shape.kv_heads, decoder.spec.head_size)

@@ -1,9 +1,9 @@
-"""A model in pieces, for a machine that can be sent only so much at once and reads no GGUF files.
+"""Packs a model into small pieces, for a machine that takes no large files and reads no GGUF.
 
     python -m benchmarks.gpu.parcel [MODEL] DIR      writes DIR/parcel.0, parcel.1, …
 
-`python -m benchmarks.gpu --model DIR` puts the pieces together and expands the quantized blocks to
-the float32 weights they stand for, so that exit heads still know them.
+`python -m benchmarks.gpu --model DIR` puts the pieces together and dequantizes the blocks to the
+float32 weights that they stand for, so that exit heads still fit.
 """
 
 import argparse
@@ -23,15 +23,15 @@ from engine.model.block_weight import BlockWeight
 PIECE_BYTES = 50 * 2**20
 _PIECE = "parcel"
 _WEIGHTS = "model.safetensors"
-_REST = "rest.safetensors"  # tensors that are not in blocks
+_REST = "rest.safetensors"  # tensors that are not quantized
 _HEADS = "exit_heads"
 
 
 def pack(directory: Path, heads: Path | None, target: Path, piece_bytes: int) -> list[Path]:
-    """Write a converted model, and its exit heads, in pieces.
+    """Write a converted model and its exit heads in pieces.
 
     Raises:
-        ValueError: if the checkpoint has no quantized blocks: then it is not small.
+        ValueError: if the checkpoint has no quantized blocks, without which it would not be small.
     """
     if not has_blocks(directory):
         raise ValueError(f"{directory} has no {BLOCKS_FILE}: only quantized models are packed")
@@ -61,11 +61,11 @@ def is_parcel(directory: Path) -> bool:
 
 
 def unpack(source: Path, target: Path) -> Path:
-    """Put the pieces together: a directory in Hugging Face's layout, heads in `exit_heads`."""
+    """Put the pieces together into a directory in Hugging Face's layout, heads in `exit_heads`."""
     count = sum(1 for _ in source.glob(f"{_PIECE}.*"))
     data = b"".join((source / f"{_PIECE}.{number}").read_bytes() for number in range(count))
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-        # By attribute: Python 3.11.2, which Debian 12 has, knows no filters.
+        # Set as an attribute because Debian 12's Python 3.11.2 has no `filter` argument.
         archive.extraction_filter = getattr(tarfile, "data_filter", None)
         archive.extractall(target)
     with safe_open(str(target / _REST), framework="pt") as file:
@@ -87,7 +87,7 @@ def unpack(source: Path, target: Path) -> Path:
 
 
 def _unquantized(directory: Path) -> Iterator[tuple[str, Tensor]]:
-    """Tensors of the checkpoint that have no blocks."""
+    """Yield the tensors of the checkpoint that are not quantized."""
     with safe_open(str(directory / BLOCKS_FILE), framework="pt") as file:
         quantized = {name.removesuffix(".codes") for name in file.keys()}  # noqa: SIM118
     with safe_open(str(directory / _WEIGHTS), framework="pt") as file:
@@ -97,7 +97,7 @@ def _unquantized(directory: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def main() -> int:
-    """Entry point."""
+    """Entry point of `python -m benchmarks.gpu.parcel`."""
     from engine.checkpoint import find_heads, resolve_model
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.parcel", description=__doc__)

@@ -1,5 +1,7 @@
-"""Plain decoding of the big model: against the memory's bandwidth, transformers, and itself without
-exact rows or graphs.
+"""Measures plain decoding of the big model.
+
+It is compared with the memory bandwidth, with transformers, and with itself without exact rows or
+without CUDA graphs.
 """
 
 import copy
@@ -16,7 +18,7 @@ from engine.model.ops.cuda_ops import CudaOps
 
 
 def measure(bench: Bench, part: Part) -> None:
-    """One prompt of the benchmark's context."""
+    """Measure one stream with a prompt of the benchmark's length."""
     model = bench.big
     prompts = [model.prompt(bench.context)]
     engine = bench.engine(model, max_rows=1)
@@ -44,7 +46,7 @@ def measure(bench: Bench, part: Part) -> None:
 
 
 def _without_exact_rows(bench: Bench, part: Part, exact: float) -> None:
-    """cuBLAS on the same weights: what exact rows cost."""
+    """Measure what exact rows cost, by using cuBLAS on the same weights."""
     model = bench.big
     free = copy.copy(model.decoder)
     free.ops = CudaOps(model.ops.dtype, exact=False)
@@ -62,7 +64,7 @@ def _without_exact_rows(bench: Bench, part: Part, exact: float) -> None:
 
 
 def against_transformers(bench: Bench, part: Part) -> None:
-    """The same weights and prompt in transformers, eager and compiled with a static cache."""
+    """Run the same weights and prompt in transformers, eager and compiled with a static cache."""
     model = bench.big
     prompt = model.prompt(bench.context)
     engine = bench.engine(model, max_rows=1)
@@ -86,7 +88,7 @@ def against_transformers(bench: Bench, part: Part) -> None:
     if not bench.is_cuda:
         return
     options = {"cache_implementation": "static"}
-    for _ in range(2):  # compiled in the first
+    for _ in range(2):  # the first run compiles
         compiled = generate_with_transformers(
             theirs, prompt, bench.length, bench.device, num_untimed=16, **options
         )

@@ -1,8 +1,8 @@
-"""Figures as they come, a table of all at the end, and a JSON file that is whole after every one.
+"""Prints figures as they come and a table of all at the end, and keeps a JSON file up to date.
 
-A part that fails or takes too long loses only what it has not measured yet. The file also says
-which part is running and until when, so that who watches this process knows when it hangs, and
-another process can go on where it ended.
+A part that fails or takes too long loses only what it has not measured yet. The file also names the
+part that is running and until when it may, so that a process that watches this one knows when it
+hangs, and another one can go on where it ended.
 """
 
 import faulthandler
@@ -20,40 +20,43 @@ from typing import Any
 from training.json_file import write_json
 
 _AGAIN_S = 5.0
-_STDERR = 2  # the process's own, whatever Python's is replaced by
+_STDERR = 2  # the process's file descriptor, even if sys.stderr is replaced
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """One thing measured, and whether it is what was hoped for."""
+    """One measured figure, and whether it meets its target."""
 
     part: str
     name: str
     value: float | str
     unit: str = ""
     target: str = ""  # as the table shows it
-    is_met: bool | None = None  # None: nothing was aimed at
-    at: dict[str, float] = field(default_factory=dict)  # where on a curve it lies
+    is_met: bool | None = None  # None: there is no target
+    at: dict[str, float] = field(default_factory=dict)  # its coordinates on a curve
 
     @property
     def shown(self) -> str:
-        """The value for people."""
+        """The value as text."""
         if isinstance(self.value, str):
             return self.value
         return f"{self.value:.4g}" if abs(self.value) < 1000 else f"{self.value:,.0f}"
 
 
 class OutOfTime(BaseException):
-    """A part has used up its time. No `Exception`: what a part calls may catch those."""
+    """A part has used up its time.
+
+    It is not an `Exception`, which code that a part calls may catch.
+    """
 
 
 @dataclass(slots=True)
 class Report:
-    """Everything found out so far."""
+    """All figures and failures so far."""
 
     facts: dict[str, str]
     file: Path | None
-    deadline: float  # of all parts, by `time.time`
+    deadline: float  # when all parts must be over, by `time.time`
     figures: list[Figure] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)  # part -> traceback
     durations_s: dict[str, float] = field(default_factory=dict)
@@ -61,7 +64,7 @@ class Report:
 
     @classmethod
     def read(cls, file: Path, deadline: float) -> "Report":
-        """What a process has written; an empty report if it wrote nothing."""
+        """Read the report that a process has written; it is empty if there is no file."""
         if not file.is_file():
             return cls({}, file, deadline)
         content = json.loads(file.read_text())
@@ -76,10 +79,10 @@ class Report:
         *,
         kept_s: float = 0.0,
     ) -> BaseException | None:
-        """Run a part within its budget and what is left of the whole; returns what ended it early.
+        """Run a part within its budget and the time left; return the error that ended it, or None.
 
         Args:
-            kept_s: Of what is left, to be kept for the parts to come.
+            kept_s: Seconds of the time left that are reserved for later parts.
         """
         budget_s = min(budget_s, self.deadline - time.time() - kept_s)
         print(f"\n== {part} (at most {max(0, budget_s):.0f} s)", flush=True)
@@ -94,19 +97,19 @@ class Report:
                 measure(Part(self, part))
         except (Exception, OutOfTime) as caught:
             self.fail(part, traceback.format_exc())
-            error = caught.with_traceback(None)  # which holds what the part had on the device
+            error = caught.with_traceback(None)  # a traceback would keep the part's tensors alive
         self.durations_s[part] = time.time() - began
         self.running = {}
         self.write()
         return error
 
     def fail(self, part: str, text: str) -> None:
-        """Remember why a part has not all its figures."""
+        """Record why a part does not have all its figures."""
         self.failures[part] = text
         print(f"FAILED: {text.strip().splitlines()[-1]}", flush=True)
 
     def write(self) -> None:
-        """Write the JSON file, whole at any moment."""
+        """Write the JSON file, atomically."""
         if self.file is None:
             return
         content = {
@@ -119,7 +122,7 @@ class Report:
         write_json(self.file, content)
 
     def print_table(self) -> None:
-        """Failures with their tracebacks, then every figure."""
+        """Print failures with their tracebacks, then every figure."""
         for part, text in self.failures.items():
             print(f"\n-- {part} failed\n{text}")
         print()
@@ -138,14 +141,14 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Where a part puts its figures."""
+    """A part's access to the report."""
 
     report: Report
     name: str
 
     @property
     def left_s(self) -> float:
-        """Seconds until it is ended."""
+        """Seconds that are left for the part."""
         _, until = self.report.running.get(self.name, (0.0, self.report.deadline))
         return until - time.time()
 
@@ -159,7 +162,13 @@ class Part:
         is_met: bool | None = None,
         at: dict[str, float] | None = None,
     ) -> None:
-        """Add a figure; with `least`, one that should not be smaller; `at`: see `Figure`."""
+        """Add a figure.
+
+        Args:
+            least: Target that the value should reach; it decides `is_met`.
+            is_met: See `Figure`.
+            at: See `Figure`.
+        """
         if least is not None and not isinstance(value, str):
             is_met = value >= least
         target = "" if least is None else f">= {least:g}"
@@ -179,16 +188,14 @@ class Part:
 
 @contextmanager
 def _alarm(seconds: float) -> Iterator[None]:
-    """Raise `OutOfTime` in this (the main) thread once the time is over, and again if that was
-    swallowed.
-    """
+    """Raise `OutOfTime` in the main thread once the time is over, and again if it is swallowed."""
 
     def ring(signum: int, frame: FrameType | None) -> Any:
         raise OutOfTime(f"it took more than {seconds:.0f} s")
 
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN_S)
-    # A call that never returns to Python is ended from outside: where it hung is said before.
+    # A call that never returns to Python is killed from outside; show before where it hangs.
     faulthandler.dump_traceback_later(seconds + _AGAIN_S, file=_STDERR)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Do our kernels compute what plain torch does, and keep a row's bits in any company?"""
+"""Checks that our kernels compute what plain torch does, and the same bits in any batch."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ _PAST = 300
 
 
 def measure(bench: Bench, part: Part) -> None:
-    """Both models' shapes."""
+    """Check the shapes of both models."""
     for model in (bench.big, bench.small):
         uneven = uneven_counts(model.decoder)
         verdict = "exact" if not uneven else f"uneven at {uneven}"
@@ -39,7 +39,7 @@ def measure(bench: Bench, part: Part) -> None:
 
 @torch.inference_mode()
 def _name_products(part: Part, model: Model) -> None:
-    """Which products are uneven; if none is, attention or a norm must be."""
+    """Report which products are uneven; if none is, attention or a norm must be."""
     ops = model.ops
     for name, shape in model.linears.items():
         weight = ops.pack(torch.randn(*shape, device=ops.device) / shape[1] ** 0.5)
@@ -55,7 +55,7 @@ def _name_products(part: Part, model: Model) -> None:
 
 @torch.inference_mode()
 def _distance(decoder: Decoder, count: int) -> float:
-    """|ours - torch's| / |torch's| of the states after a few layers, `count` tokens of one row."""
+    """Return |ours - torch's| / |torch's| of the states of `count` tokens after a few layers."""
     ops, spec = decoder.ops, decoder.spec
     past = min(_PAST, decoder.layers[0].attention.rope_cos.shape[0] - 64)
     width = -(-(past + count) // _BLOCK)
@@ -83,7 +83,7 @@ def _distance(decoder: Decoder, count: int) -> float:
 
 
 def _in_float32(decoder: Decoder, num_layers: int) -> Decoder:
-    """The first layers of a random model on plain torch, from the same dice."""
+    """Return the first layers of a random model on plain torch, with the same weights."""
     spec = replace(decoder.spec, num_layers=num_layers)
     source = RandomWeights(spec, decoder.ops.device, decoder.ops.dtype)
     return Decoder.build(spec, source, TorchOps(decoder.ops.device))

@@ -1,5 +1,6 @@
-"""Drafts whose acceptance is chosen: the heads are evaluated for their cost, the tokens come from a
-script of what plain decoding brought.
+"""A drafter with a chosen acceptance rate.
+
+The heads are evaluated only for their cost; the drafts come from the output of plain decoding.
 """
 
 import zlib
@@ -17,7 +18,7 @@ _ROUND = 1 << 16
 
 
 class ScriptedHeads(Script):
-    """Heads alone draft."""
+    """Drafts from the script wherever a head is evaluated and sure enough; see `Script`."""
 
     def __init__(self, heads: ExitHeads, sampler: Sampler, vocab_size: int) -> None:
         super().__init__(
@@ -27,7 +28,7 @@ class ScriptedHeads(Script):
             is_right=lambda position: _draw("right", position) < self.acceptance,
         )
         self.acceptance = 1.0  # share of drafts that are right
-        self.coverage = 1.0  # share of positions at which the head is sure enough to draft
+        self.coverage = 1.0  # share of positions where the head counts as sure enough to draft
         self._look = ExitLook(heads, sampler)
 
     def look(
@@ -48,5 +49,5 @@ class ScriptedHeads(Script):
 
 
 def _draw(what: str, position: int) -> float:
-    """The same number below 1 for the same position, as if drawn evenly."""
+    """Return a pseudo-random number in [0, 1), always the same one for a position."""
     return zlib.crc32(f"{what} {position}".encode()) % _ROUND / _ROUND

@@ -1,4 +1,4 @@
-"""Models of known shapes with random weights, for ours and for transformers alike."""
+"""Models of known shapes with random weights, the same for our engine and for transformers."""
 
 import json
 import zlib
@@ -22,7 +22,7 @@ _FINGERPRINT = "random"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """A Llama's sizes."""
+    """The sizes of a Llama model."""
 
     name: str
     hidden: int
@@ -33,10 +33,10 @@ class Shape:
     vocabulary: int
     is_tied: bool
     positions: int
-    reduced_vocabulary: int  # of its exit heads
+    reduced_vocabulary: int  # size of its exit heads' vocabulary
 
     def config(self) -> dict[str, Any]:
-        """As config.json has it."""
+        """Return the content of config.json."""
         return {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
@@ -58,7 +58,7 @@ class Shape:
         }
 
     def write(self, directory: Path) -> Path:
-        """A directory with config.json and no weights."""
+        """Write a directory with config.json and no weights."""
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "config.json").write_text(json.dumps(self.config()))
         return directory
@@ -103,7 +103,7 @@ TINY = Shape(
 
 
 class RandomWeights:
-    """Weights drawn where they are needed, the same for a name whenever it is asked for.
+    """Random weights, drawn when they are needed; a name always gets the same ones.
 
     Implements `engine.model.decoder.WeightSource`.
     """
@@ -115,11 +115,11 @@ class RandomWeights:
 
     @property
     def names(self) -> list[str]:
-        """Every tensor's name."""
+        """The names of all tensors."""
         return list(self._shapes)
 
     def take(self, name: str) -> Tensor:
-        """A tensor; of a matrix, rows give sums of the size of their inputs."""
+        """Draw a tensor; matrices are scaled so that outputs have the magnitude of inputs."""
         generator = torch.Generator(self._device).manual_seed(zlib.crc32(name.encode()))
         shape = self._shapes[name]
         values = torch.randn(*shape, generator=generator, device=self._device, dtype=torch.float32)
@@ -133,18 +133,18 @@ class RandomWeights:
         return self.take(name)
 
     def fingerprint(self) -> str:
-        """Of all random weights: heads written for them fit."""
+        """Return the fingerprint of all random weights, for which `write_heads` makes heads."""
         return _FINGERPRINT
 
 
 def random_decoder(shape: Shape, directory: Path, ops: Ops) -> Decoder:
-    """Our decoder of a shape that was written to a directory."""
+    """Build our decoder of a shape that was written to a directory."""
     spec = ModelSpec.from_directory(directory)
     return Decoder.build(spec, RandomWeights(spec, ops.device, ops.dtype), ops)
 
 
 def write_heads(shape: Shape, exit_layers: Sequence[int], directory: Path) -> Path:
-    """Untrained heads for random weights: they cost what trained ones do, and are mostly wrong."""
+    """Write untrained heads for random weights; they cost as much as trained ones."""
     generator = torch.Generator().manual_seed(0)
     size = shape.hidden
 
@@ -174,7 +174,7 @@ def write_heads(shape: Shape, exit_layers: Sequence[int], directory: Path) -> Pa
 def transformers_model(
     shape: Shape, spec: ModelSpec, device: torch.device, dtype: torch.dtype
 ) -> Any:
-    """The same weights as transformers' model."""
+    """Build transformers' model with the same weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(**{k: v for k, v in shape.config().items() if k != "architectures"})
@@ -185,6 +185,6 @@ def transformers_model(
     if shape.is_tied:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     model.load_state_dict(weights, assign=True)
-    with torch.device(device):  # tables that are computed, not loaded, stayed on the meta device
+    with torch.device(device):  # computed tables are not in the checkpoint: still on "meta"
         model.model.rotary_emb = type(model.model.rotary_emb)(config=config)
     return model.eval()

@@ -1,5 +1,6 @@
-"""SmolLM2-135M, or its shape with random weights where the model is not at hand: speed, and the
-same tokens with early exits on and off.
+"""Measures SmolLM2-135M, or random weights of its shape if the model is not here.
+
+Figures are its speed, and whether the tokens are the same with early exits on and off.
 """
 
 from collections.abc import Sequence
@@ -22,14 +23,14 @@ from engine.offline import OfflineEngine
 from engine.worker.backend import select_ops
 from engine.worker.worker import ModelWorker
 
-_PROMPTS = 20  # that are timed, one by one
+_PROMPTS = 20  # prompts that are timed one by one
 _AT_ONCE = 16
 _TEMPERATURES = (0.0, 0.8)
 _BATCHES = (1, 4, 16, 64)
 
 
 def measure(bench: Bench, part: Part) -> None:
-    """Trained heads on the real weights; on random ones untrained heads and scripted drafts."""
+    """Measure trained heads on real weights, or untrained heads and scripts on random ones."""
     if bench.model is None:
         part.add("weights", "random: what trained heads bring is not measured")
         model = bench.small
@@ -65,7 +66,7 @@ def measure(bench: Bench, part: Part) -> None:
 
 
 def _engine(bench: Bench, part: Part, directory: Path, heads: Path | None) -> OfflineEngine:
-    """On the real weights; that its rows are not exact is a figure, and no reason to stop."""
+    """Make an engine for the real weights; rows that are not exact are reported, not refused."""
     ops = select_ops(bench.config(directory), ModelSpec.from_directory(directory))
     decoder = Decoder.load(directory, ops)
     uneven = uneven_counts(decoder)
@@ -76,7 +77,7 @@ def _engine(bench: Bench, part: Part, directory: Path, heads: Path | None) -> Of
 
 
 def _all_prompts(bench: Bench, part: Part, engine: OfflineEngine) -> None:
-    """Every prompt there is, many at once: the same tokens with early exits on and off."""
+    """Compare the tokens with early exits on and off for all prompts, many at once."""
     prompts = _real_prompts(bench, None)
     for temperature in _TEMPERATURES:
         plain: list[tuple[int, ...]] = []
@@ -96,7 +97,7 @@ def _scripted(
     prompts: Sequence[Prompt],
     temperature: float,
 ) -> None:
-    """All prompts as one batch, with drafts at every exit."""
+    """Compare the tokens of all prompts in one batch, with scripted drafts at every exit."""
     model = bench.small
     plain = generate(engine, prompts, bench.length, early_exit=False, temperature=temperature)
     script = {p: p + ids for p, ids in zip(prompts, plain.token_ids, strict=True)}
@@ -126,7 +127,7 @@ def _outputs(runs: Sequence[Timed]) -> list[tuple[int, ...]]:
 
 
 def _real_prompts(bench: Bench, count: int | None) -> list[Prompt]:
-    """So many of them; None: all."""
+    """Return the first `count` prompts; None: all."""
     from benchmarks.prompts import choose_prompts, encode_prompts
 
     assert bench.model is not None
@@ -156,7 +157,7 @@ def _transformers(bench: Bench) -> Any:
 
 
 def _batches(bench: Bench, part: Part, engine: OfflineEngine, prompts: Sequence[Prompt]) -> None:
-    """Early exits on and off, many streams at once: never slower than plain."""
+    """Measure many streams at once: early exits must never be slower than plain decoding."""
     for batch in _BATCHES[:2] if bench.is_quick else _BATCHES:
         some = [prompts[number % len(prompts)] for number in range(batch)]
         rates: dict[bool, list[float]] = {False: [], True: []}

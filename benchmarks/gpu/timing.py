@@ -1,4 +1,4 @@
-"""Seconds of device work: from events on a GPU, from the clock elsewhere."""
+"""Times device work: by events on a GPU, by the clock elsewhere."""
 
 import statistics
 import time
@@ -13,7 +13,7 @@ _MOST_COPIES = 128
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for what was launched."""
+    """Wait until the device has done all that was launched."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -21,9 +21,12 @@ def synchronize(device: torch.device) -> None:
 def seconds(
     calls: Sequence[Callable[[], object]], device: torch.device, *, repeats: int = 5
 ) -> float:
-    """Median time of one call, the calls made in turn (over data that no cache holds all of).
+    """Return the median time of one call, where all calls are made in turn.
 
     On a GPU they are captured as one graph, so that launching does not count.
+
+    Args:
+        calls: Calls on different data, together more than caches hold, if it is to be cold.
     """
     if device.type != "cuda":
         for call in calls:
@@ -53,13 +56,15 @@ def seconds(
 
 
 def copies_for(num_bytes: int) -> int:
-    """How many weights of that size to go round, so that no cache holds them."""
+    """Return how many weights of a size to use in turn so that no cache holds them all."""
     return max(1, min(_MOST_COPIES, -(-_COLD_BYTES // num_bytes)))
 
 
 def copy_bandwidth(device: torch.device, num_bytes: int) -> float:
-    """Bytes per second of a copy on the device, read and written counted: the faster of torch's
-    copy, which the driver makes as it likes, and of a kernel that reads and writes as much.
+    """Return the bytes per second that a copy on the device reads and writes.
+
+    It is the faster of torch's copy, whose way the driver chooses, and of a kernel that reads and
+    writes as much.
     """
     source = torch.empty(num_bytes // 4, dtype=torch.int32, device=device).random_()
     target = torch.empty_like(source)

@@ -1,7 +1,7 @@
-"""Which tile is the fastest for every weight of both models, and whether kernels should overlap.
+"""Finds the fastest tile for every weight of both models, and whether kernels should overlap.
 
-Every candidate sums in the same order, so the choice changes no bit; the rows are checked again all
-the same, and without exactness nothing is kept. The rest of the benchmark runs with what was found.
+Every candidate sums in the same order, so the choice changes no bit. Rows are checked again all the
+same, and nothing is kept unless they are exact. The rest of the benchmark runs with the result.
 """
 
 import copy
@@ -24,14 +24,14 @@ from engine.model.ops.cuda.tiles import CANDIDATES, Shape, Tile, TileTable
 from engine.model.ops.cuda_ops import CudaLinear, CudaOps
 from engine.worker.device_errors import is_device_broken
 
-_SECONDS = 50.0  # after which no other weight is begun
+_SECONDS = 50.0  # no further weight is begun after this time
 _COMPILERS = 8  # threads
-_CHECK_SECONDS = 10.0  # kept for looking whether rows are exact still, and for the file
-_TOKENS = {"few": (1, 6), "some": (48,), "many": (512,)}  # of the calls that are timed
+_CHECK_SECONDS = 10.0  # reserved for the check of exact rows and for writing the file
+_TOKENS = {"few": (1, 6), "some": (48,), "many": (512,)}  # numbers of tokens timed per class
 
 
 def measure(bench: Bench, part: Part) -> None:
-    """Time the candidates, the most used classes first, as far as the time goes."""
+    """Time the candidates, the most used classes first, until the time is over."""
     own = {
         model.shape.name: (model, model.ops)
         for model in (bench.big, bench.small)
@@ -74,7 +74,7 @@ def measure(bench: Bench, part: Part) -> None:
 
 
 def _overlap(bench: Bench, part: Part, models: Sequence[Model], found: TileTable) -> None:
-    """Let kernels begin early if that is faster and no token and no row changes."""
+    """Let kernels overlap if that is faster, changes no token and keeps rows exact."""
     try:
         before = [_plain(bench, model) for model in models]
         found.overlaps = True
@@ -96,7 +96,7 @@ def _overlap(bench: Bench, part: Part, models: Sequence[Model], found: TileTable
 
 
 def _plain(bench: Bench, model: Model) -> Timed:
-    """One stream, as a worker decodes it."""
+    """Decode one stream plainly, as a worker does."""
     engine = bench.engine(model, max_rows=1)
     prompts = [model.prompt(bench.context // 2)]
     generate(engine, prompts, 4, early_exit=False)
@@ -109,7 +109,7 @@ def _plain(bench: Bench, model: Model) -> Timed:
 def _best(
     bench: Bench, ops: CudaOps, shape: Shape, kind: str, *, is_gated: bool
 ) -> tuple[Tile, float]:
-    """The fastest candidate, and the time of the default tile over its time."""
+    """Return the fastest candidate, and how many times as fast as the default tile it is."""
     default = getattr(TileTable().tiles(shape), kind)
     copies = 1 if bench.is_quick else copies_for(shape[0] * shape[1] * ops.dtype.itemsize)
     weights = [
@@ -123,7 +123,7 @@ def _best(
     for tile in tiles:
         try:
             times[tile] = _time(bench, cut[tile], weights, kind, is_gated=is_gated)
-        except Exception as error:  # it may want more registers or memory than there are
+        except Exception as error:  # it may need more registers or memory than there are
             if is_device_broken(error):
                 raise
             print(f"  {tile}: {error}".splitlines()[0], flush=True)
@@ -132,7 +132,7 @@ def _best(
 
 
 def _with_tile(ops: CudaOps, shape: Shape, kind: str, tile: Tile) -> CudaOps:
-    """The same backend with another tile for one shape."""
+    """Return the same backend with another tile for one shape."""
     other = copy.copy(ops)
     other.tiles = TileTable()
     other.tiles.put(shape, kind, tile)
@@ -142,14 +142,17 @@ def _with_tile(ops: CudaOps, shape: Shape, kind: str, tile: Tile) -> CudaOps:
 def _compile(
     bench: Bench, cut: Sequence[CudaOps], weight: CudaLinear, kind: str, *, is_gated: bool
 ) -> None:
-    """Compile all candidates at once, a third of a second each; what fails will fail again."""
+    """Compile all candidates in parallel, a third of a second each.
+
+    Errors are ignored: a candidate that fails here fails again when it is timed.
+    """
 
     def call(ops: CudaOps) -> None:
         with suppress(Exception):
             for one in _calls(bench, ops, [weight], _TOKENS[kind][0], is_gated=is_gated):
                 one()
 
-    call(cut[0])  # what all have in common
+    call(cut[0])  # compiles what all candidates share
     with ThreadPoolExecutor(_COMPILERS) as pool:
         list(pool.map(call, cut[1:]))
 
@@ -158,7 +161,7 @@ def _compile(
 def _time(
     bench: Bench, ops: CudaOps, weights: list[CudaLinear], kind: str, *, is_gated: bool
 ) -> float:
-    """Of one call, over all numbers of tokens that stand for the class."""
+    """Return the time of one call, over all numbers of tokens that stand for the class."""
     calls = [
         call
         for count in _TOKENS[kind]
@@ -170,7 +173,7 @@ def _time(
 def _calls(
     bench: Bench, ops: CudaOps, weights: Sequence[CudaLinear], count: int, *, is_gated: bool
 ) -> list[Callable[[], Tensor]]:
-    """One call for each weight."""
+    """Return one call for each weight."""
     x = torch.randn(count, weights[0].in_features, device=bench.device, dtype=ops.dtype)
     if is_gated:
         norm = torch.ones_like(x[0])

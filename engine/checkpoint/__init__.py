@@ -1,7 +1,7 @@
 """MODEL as the user names it -> a local directory in the Hugging Face layout, safe to load.
 
 Knows files and formats, neither torch nor HTTP. The server calls `resolve_model` once at start;
-everything behind it reads the directory only.
+everything after that reads only the directory.
 """
 
 from engine.checkpoint.cache import Progress

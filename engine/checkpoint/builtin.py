@@ -26,9 +26,9 @@ BUILTIN_MODELS = {
 
 
 def builtin_file(alias: str) -> Path | None:
-    """The file of a built-in model, or None when its package is not installed.
+    """Return the file of a built-in model, or None if its package is not installed.
 
-    The package is found, not imported: importing it would need packages only its program uses.
+    The package is found, not imported: importing it would need packages that only it uses.
     """
     model = BUILTIN_MODELS[alias]
     package = importlib.util.find_spec(model.package)
@@ -40,10 +40,10 @@ def builtin_file(alias: str) -> Path | None:
 
 
 def require_builtin_file(alias: str) -> Path:
-    """The file of a built-in model.
+    """Return the file of a built-in model.
 
     Raises:
-        ModelLoadError: if its package is not installed.
+        ModelLoadError: Its package is not installed.
     """
     file = builtin_file(alias)
     if file is None:

@@ -19,13 +19,13 @@ _CHUNK_BYTES = 1 << 22
 
 
 def cache_root() -> Path:
-    """Where converted checkpoints are kept."""
+    """Return the directory that holds converted checkpoints and other cached files."""
     configured = os.environ.get("ADADECODE_CACHE")
     return Path(configured).expanduser() if configured else Path.home() / ".cache" / "adadecode"
 
 
 def converted_directory(file: Path, progress: Progress) -> Path:
-    """Where the conversion of a GGUF file is, or would be."""
+    """Return where the conversion of a GGUF file is, or would be."""
     return cache_root() / "gguf" / f"{_memoized_sha256(file, progress)}-v{_CONVERTER_VERSION}"
 
 
@@ -55,7 +55,7 @@ def _sha256(file: Path, size: int, progress: Progress) -> str:
 
 @contextmanager
 def building(directory: Path) -> Iterator[Path]:
-    """A scratch directory that becomes `directory` when the block ends well, else vanishes.
+    """Yield a scratch directory that becomes `directory` if the block succeeds, else is removed.
 
     Two processes may build the same directory: the first to finish wins.
     """

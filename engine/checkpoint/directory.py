@@ -22,10 +22,10 @@ _PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; an absent file is an empty one.
+    """Return the JSON object in a file; an empty one if the file is absent.
 
     Raises:
-        ModelLoadError: if the file cannot be read or is not a JSON object.
+        ModelLoadError: The file cannot be read or is not a JSON object.
     """
     if not path.is_file():
         return {}
@@ -39,12 +39,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def has_blocks(directory: Path) -> bool:
-    """Whether a checkpoint has matrices in quantized blocks."""
+    """Whether a checkpoint also has its matrices in quantized blocks."""
     return (directory / BLOCKS_FILE).is_file()
 
 
 def eos_token_ids(directory: Path) -> tuple[int, ...]:
-    """Every end-of-sequence id the checkpoint names, generation_config.json first."""
+    """Return every end-of-sequence id the checkpoint names, generation_config.json's first."""
     ids: list[Any] = []
     for name in ("generation_config.json", "config.json"):
         value = read_json(directory / name).get("eos_token_id")
@@ -53,10 +53,10 @@ def eos_token_ids(directory: Path) -> tuple[int, ...]:
 
 
 def architecture_of(config: dict[str, Any], source: Path) -> str:
-    """The architecture named in a config.json.
+    """Return the architecture named in a config.json.
 
     Raises:
-        UnsupportedArchitecture: if it is not one we serve.
+        UnsupportedArchitecture: It is not one that we serve.
     """
     architectures = config.get("architectures") or ["no architecture at all"]
     if architectures[0] not in SUPPORTED_ARCHITECTURES:
@@ -70,9 +70,9 @@ def check_directory(directory: Path) -> None:
     """Refuse a directory that we cannot serve or that would have to run code to load.
 
     Raises:
-        UnsafeCheckpoint: for remote code (`auto_map`) or weights that exist as pickle files only.
-        UnsupportedArchitecture: for other model families.
-        ModelLoadError: for anything missing, and for quantized safetensors (GPTQ, AWQ, ...).
+        UnsafeCheckpoint: It has remote code (`auto_map`), or weights as pickle files only.
+        UnsupportedArchitecture: It is of another model family.
+        ModelLoadError: A file is missing, or it is quantized (GPTQ, AWQ, ...).
     """
     _refuse_remote_code(directory)
     config = read_json(directory / "config.json")

@@ -25,7 +25,7 @@ _ROWS_PER_PIECE = 4096
 
 
 def block_sources(tensor: ReaderTensor, config: dict[str, Any]) -> list[TensorSource]:
-    """The parts of a matrix, to be written; none if it is not kept in such blocks."""
+    """Return the parts of a matrix, to be written; none if it is not stored in such blocks."""
     kind = tensor.tensor_type
     if kind not in _HEADER_BYTES or len(tensor.shape) != 2:
         return []
@@ -62,7 +62,7 @@ def _pieces(
 
 
 def _codes(blocks: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
-    """Unsigned codes; of four bits two to a byte, the even one in the low half."""
+    """Return unsigned codes; those of four bits two to a byte, the even one in the low half."""
     stored = blocks[..., _HEADER_BYTES[kind] :]
     if kind is GGMLQuantizationType.Q8_0:
         return stored ^ 0x80  # signed to unsigned: plus 128

@@ -18,15 +18,16 @@ _ARCHITECTURES = {
 def model_config(
     metadata: Metadata, shapes: Mapping[str, tuple[int, ...]], rope_factors: list[float] | None
 ) -> dict[str, Any]:
-    """The config.json that transformers would need for the same model, less the dtype.
+    """Return the config.json that transformers would need for the same model, less the dtype.
 
     Args:
+        metadata: The file's fields by name.
         shapes: Row-major shape of every tensor by its GGUF name.
         rope_factors: rope_freqs.weight [D/2]: divisors of the rotary frequencies (Llama 3).
 
     Raises:
-        UnsupportedArchitecture: for a family we do not serve, mixtures of experts included.
-        ModelLoadError: for a variant of a served family that we do not serve.
+        UnsupportedArchitecture: We do not serve the family, or it is a mixture of experts.
+        ModelLoadError: We do not serve this variant of a served family.
     """
     family = metadata.get("general.architecture")
     if family not in _ARCHITECTURES or metadata.get(f"{family}.expert_count"):
@@ -61,7 +62,7 @@ def model_config(
 
 
 def generation_config(metadata: Metadata) -> dict[str, Any]:
-    """The generation_config.json: all ids that end a turn or a text."""
+    """Return the generation_config.json, with all ids that end a turn or a text."""
     keys = ("eos_token_id", "eot_token_id", "eom_token_id")
     ids = [metadata.get(f"tokenizer.ggml.{key}") for key in keys]
     return {
@@ -81,7 +82,7 @@ class _Section:
         return self._metadata.get(f"{self._family}.{key}", default)
 
     def number(self, key: str, default: int | None = None) -> int:
-        """An integer that is the same in all layers (some files state it per layer)."""
+        """Return an integer that is the same in all layers (some files state it per layer)."""
         value = self.optional(key, default)
         if isinstance(value, list) and len(set(value)) == 1:
             value = value[0]
@@ -100,7 +101,7 @@ def _refuse_variants(read: _Section, head_size: int) -> None:
 def _family_config(
     family: str, read: _Section, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Any]:
-    """What differs between the families. Mistral files call themselves llama."""
+    """Return what differs between the families. GGUF files of Mistral models say llama."""
     window = read.optional("attention.sliding_window", None)
     if family == "llama" and window:
         family = "mistral"
@@ -123,7 +124,7 @@ def _rope_parameters(read: _Section, factors: list[float] | None) -> dict[str, A
     kind = read.optional("rope.scaling.type", "none")
     factor = read.optional("rope.scaling.factor", read.optional("rope.scale_linear", 1.0))
     if factors is not None:
-        # longrope with one list for all lengths states any divisors; transformers agrees.
+        # longrope with one list for all lengths expresses any divisors, in transformers, too.
         return base | {
             "rope_type": "longrope",
             "short_factor": factors,

@@ -1,6 +1,6 @@
 """A GGUF file -> a directory in the Hugging Face layout, dequantized once.
 
-The tokenizer is rebuilt by a child process meanwhile (see `gguf_tokenizer.py`).
+A child process rebuilds the tokenizer at the same time (see `gguf_tokenizer.py`).
 """
 
 import json
@@ -29,7 +29,7 @@ def convert_gguf(file: Path, directory: Path, progress: Progress) -> None:
     """Write config, weights and tokenizer of a GGUF file into an empty directory.
 
     Raises:
-        ModelLoadError: if the file is damaged, one part of several, or a model we do not serve.
+        ModelLoadError: The file is damaged, one part of several, or a model we do not serve.
     """
     progress("reading the GGUF file", 0.0)
     tokenizer = TokenizerConversion(file, directory)
@@ -68,7 +68,7 @@ def _convert_model(file: Path, directory: Path, progress: Progress) -> dict[str,
 
 
 def _is_small(field: ReaderField) -> bool:
-    """Not one of the vocabulary's arrays, which are slow to read and the tokenizer's affair."""
+    """Whether to read a field here: not the vocabulary's arrays, which take long to read."""
     return len(field.data) <= 1024 and not field.name.startswith("GGUF.")
 
 
@@ -93,7 +93,7 @@ def _rope_factors(reader: GGUFReader) -> list[float] | None:
 
 
 def _weights_dtype(tensors: list[ReaderTensor]) -> str:
-    """The matrices' common dtype, else float32 (norms are float32 in any file)."""
+    """Return the matrices' common dtype, else float32 (norms are float32 in any file)."""
     dtypes = {dtype_of(tensor) for tensor in tensors if len(tensor.shape) > 1}
     return dtypes.pop() if len(dtypes) == 1 else "F32"
 

@@ -1,4 +1,4 @@
-"""Tensors of a GGUF file under their Hugging Face names, dequantized, in row-chunks.
+"""Tensors of a GGUF file under their Hugging Face names, dequantized, in chunks of rows.
 
 llama.cpp reorders the rows of Q and K in llama-architecture files for its interleaved rotary
 embedding; we undo that.
@@ -38,10 +38,10 @@ _CHUNK_ELEMENTS = 1 << 23
 
 
 def hugging_face_name(name: str) -> str:
-    """blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight.
+    """Return a tensor's name: blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight.
 
     Raises:
-        ModelLoadError: for a tensor that our architectures do not have.
+        ModelLoadError: Our architectures have no such tensor.
     """
     layer = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
     if layer and layer[2] in _LAYER_NAMES:
@@ -53,12 +53,12 @@ def hugging_face_name(name: str) -> str:
 
 
 def dtype_of(tensor: ReaderTensor) -> str:
-    """The safetensors dtype a tensor is written in: its own half precision, else float32."""
+    """Return the safetensors dtype to write a tensor in: its own half precision, else float32."""
     return _KEPT_DTYPES.get(tensor.tensor_type, "F32")
 
 
 def tensor_source(tensor: ReaderTensor, config: dict[str, Any]) -> TensorSource:
-    """The tensor as it goes into the converted file."""
+    """Return the tensor as it goes into the converted file."""
     shape = tuple(int(size) for size in reversed(tensor.shape))
     return TensorSource(
         name=hugging_face_name(tensor.name),
@@ -69,10 +69,12 @@ def tensor_source(tensor: ReaderTensor, config: dict[str, Any]) -> TensorSource:
 
 
 def row_order(name: str, num_rows: int, config: dict[str, Any]) -> np.ndarray | None:
-    """Which stored row becomes each row of the result; None: as stored.
+    """Return which stored row becomes each row of the result; None: as stored.
 
     Args:
         name: The tensor's name in the file.
+        num_rows: Number of its rows.
+        config: The model's config.json.
     """
     part = name.rpartition(".")[0].rpartition(".")[2]
     if config["model_type"] not in ("llama", "mistral") or part not in ("attn_q", "attn_k"):

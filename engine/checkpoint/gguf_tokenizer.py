@@ -1,7 +1,7 @@
 """A GGUF file's tokenizer -> tokenizer.json and its configuration, through transformers.
 
-transformers' GGUF reader imports torch, which must stay out of the server's process: the work is
-done by a child process, `python -m engine.checkpoint.gguf_tokenizer FILE DIRECTORY`, meanwhile.
+transformers' GGUF reader imports torch, which must stay out of the server's process, so a child
+process does the work: `python -m engine.checkpoint.gguf_tokenizer FILE DIRECTORY`.
 """
 
 import json
@@ -32,7 +32,7 @@ _PRE_TOKENIZERS = {
 
 
 class TokenizerConversion:
-    """The conversion of one file's tokenizer, under way. `stop` it, whatever happens."""
+    """A running conversion of one file's tokenizer; call `stop` whatever happens."""
 
     def __init__(self, file: Path, directory: Path) -> None:
         self._file = file
@@ -54,7 +54,7 @@ class TokenizerConversion:
             pre_tokenizer: The file's `tokenizer.ggml.pre`.
 
         Raises:
-            ModelLoadError: if the tokenizer cannot be converted.
+            ModelLoadError: The tokenizer cannot be converted.
         """
         _, complaint = self._process.communicate()
         if self._process.returncode != 0:

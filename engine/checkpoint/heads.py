@@ -1,4 +1,4 @@
-"""Exit heads that go with a model when the user names none."""
+"""Finds the exit heads that belong to a model, for when the user names none."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ _SHIPPED_HEADS = Path(__file__).parents[2] / "configs" / "heads"
 
 
 def find_heads(model: str, directory: Path) -> Path | None:
-    """The directory of the exit heads for a model, or None: then it is served plainly.
+    """Return the directory of a model's exit heads, or None if it has none.
 
     Args:
         model: MODEL as the user named it.
-        directory: What `resolve_model` made of it.
+        directory: What `resolve_model` returned for it.
     """
     alias = model if model in BUILTIN_MODELS else _alias_of(directory)
     candidates = [_SHIPPED_HEADS / alias] if alias else []
@@ -22,7 +22,7 @@ def find_heads(model: str, directory: Path) -> Path | None:
 
 
 def _alias_of(directory: Path) -> str | None:
-    """The built-in model whose converted weights the directory holds."""
+    """Return the alias of the built-in model whose conversion the directory is, if any."""
     for alias in BUILTIN_MODELS:
         file = builtin_file(alias)
         if file and converted_directory(file, lambda *_: None) == directory:

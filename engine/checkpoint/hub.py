@@ -19,10 +19,10 @@ _ALLOWED_FILES = [
 
 
 def download(model_id: str) -> Path:
-    """A local snapshot of a hub repository, from the hub's own cache when it is there.
+    """Download a hub repository; returns its local snapshot in the hub's own cache.
 
     Raises:
-        ModelLoadError: if the hub cannot be reached or does not have it.
+        ModelLoadError: The hub cannot be reached or does not have it.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

@@ -1,4 +1,4 @@
-"""From what the user calls MODEL to a local directory."""
+"""Resolves MODEL, as the user names it, to a local directory."""
 
 import os
 import re
@@ -14,14 +14,14 @@ _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def resolve_model(name: str, *, progress: Progress | None = None) -> Path:
-    """A local directory in the Hugging Face layout for a model's name.
+    """Return a local directory in the Hugging Face layout for a model's name.
 
     Args:
         name: A built-in alias, a directory, a .gguf file, or a hub id, tried in this order.
         progress: Called with (what is being done, fraction done) while something takes time.
 
     Raises:
-        ModelLoadError: if there is no such model or it cannot be served (its subclasses say why).
+        ModelLoadError: There is no such model, or it cannot be served (see the subclasses).
     """
     report = progress or (lambda text, fraction: None)
     if name in BUILTIN_MODELS:
@@ -46,7 +46,7 @@ def _from_hub(name: str) -> Path:
 
 
 def _converted(file: Path, progress: Progress) -> Path:
-    """The directory a GGUF file is converted into, once."""
+    """Return the directory of a converted GGUF file; converts it the first time."""
     directory = converted_directory(file, progress)
     if not directory.is_dir():
         # Imported here: it needs numpy and gguf, which a second start does without.

@@ -1,4 +1,4 @@
-"""Writing a safetensors file piece by piece, so that memory stays bounded by one piece.
+"""Writes a safetensors file piece by piece, so that memory stays bounded by one piece.
 
 Format: 8 bytes little-endian header length, a JSON header, the tensors' bytes in its order.
 """
@@ -23,7 +23,7 @@ class TensorSource:
 
     @property
     def size_bytes(self) -> int:
-        """Length of all pieces together."""
+        """The length of all pieces together."""
         return prod(self.shape) * _ITEM_BYTES[self.dtype]
 
 
@@ -44,7 +44,7 @@ def write_safetensors(path: Path, sources: Sequence[TensorSource]) -> Iterable[f
 
 
 def _header(sources: Sequence[TensorSource]) -> tuple[bytes, int]:
-    """The header, padded so that the data is 8-byte aligned, and the data's length."""
+    """Return the header, padded so that the data is 8-byte aligned, and the data's length."""
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for source in sources:

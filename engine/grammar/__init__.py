@@ -1,1 +1,1 @@
-"""Structures -> grammars that xgrammar can follow. xgrammar, and torch with it, comes when used."""
+"""Structures -> grammars that xgrammar follows; it is imported, with torch, when first used."""

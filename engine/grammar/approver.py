@@ -1,7 +1,7 @@
-"""Approves structures before a worker sees them, in a process that can be killed. Server's side.
+"""The server's side of approving structures, before a worker sees them.
 
-The process is started with the first structure: it costs seconds and memory that a server without
-structures need not spend.
+They are tried in a process that can be killed. It is started with the first structure: it costs
+seconds and memory that a server without structures need not spend.
 """
 
 import asyncio
@@ -17,20 +17,24 @@ from engine.errors import EngineOverloaded, EngineStopped, StructureError
 from engine.request import Structure
 
 _MAX_REMEMBERED = 1024
-_MAX_AT_ONCE = 4  # so that a few slow ones do not hold up the others
-_START_TIMEOUT_S = 120.0  # until the process has loaded, and besides every deadline
+_MAX_AT_ONCE = 4  # structures tried at once, so that a few slow ones do not hold up the others
+_START_TIMEOUT_S = 120.0  # for the process to load, added to each structure's own timeout
 
 logger = logging.getLogger(__name__)
 
 
 class Approver:
-    """Asks `engine.grammar.forge`, once for each structure."""
+    """Asks the `engine.grammar.forge` process about each structure, and remembers its verdict."""
 
     def __init__(
         self, directory: Path, vocab_size: int, eos_token_ids: Sequence[int], timeout_s: float
     ) -> None:
-        """Args:
-        timeout_s: that one source may take to compile.
+        """
+        Args:
+            directory: The checkpoint, for its vocabulary.
+            vocab_size: Number of token ids.
+            eos_token_ids: Token ids that end a sequence.
+            timeout_s: How long one structure may take to compile.
         """
         self._arguments = [str(directory), str(vocab_size), *map(str, eos_token_ids)]
         self._timeout_s = timeout_s
@@ -49,12 +53,12 @@ class Approver:
         return None if self._process is None else self._process.pid
 
     async def approve(self, structure: Structure) -> None:
-        """Return when the structure can be followed.
+        """Return once it is known that the structure can be followed.
 
         Raises:
-            StructureError: it cannot, and why.
-            EngineOverloaded: it cannot be found out now.
-            EngineStopped: it was closed.
+            StructureError: It cannot be followed; the message says why.
+            EngineOverloaded: It cannot be tried out now.
+            EngineStopped: The approver was closed.
         """
         key = sha256(f"{structure.kind} {structure.source}".encode()).digest()
         verdict = self._verdicts.get(key)
@@ -65,7 +69,7 @@ class Approver:
         self._verdicts.move_to_end(key)
         if len(self._verdicts) > _MAX_REMEMBERED:
             self._verdicts.popitem(last=False)
-        error = await asyncio.shield(verdict)  # others may wait for the same
+        error = await asyncio.shield(verdict)  # others may wait for the same verdict
         if error is not None:
             raise StructureError(error)
 
@@ -136,7 +140,7 @@ class Approver:
         self._reader = asyncio.create_task(self._read(self._process))
 
     async def _read(self, process: asyncio.subprocess.Process) -> None:
-        """Hand answers to those who asked, to the process's end."""
+        """Hand the process's answers to those who asked, until it ends."""
         assert process.stdout is not None, "it is a pipe"
         while line := await process.stdout.readline():
             verdict = json.loads(line)

@@ -1,7 +1,7 @@
 """`Structure` → compiled grammar, for one vocabulary.
 
-Takes as long and as much memory as the source makes it: `engine.grammar.forge` bounds both before
-anything else compiles it.
+Compiling takes as much time and memory as the source demands, so `engine.grammar.forge` tries each
+one within limits before anything else compiles it.
 """
 
 import json
@@ -14,17 +14,19 @@ from engine.grammar.schema import lowered
 from engine.grammar.strings import check_regex
 from engine.request import Structure
 
-_MAX_WHITESPACE = 32  # in a row between JSON's elements, so that no output is white space for ever
-_POSITION = re.compile(r"^\[[^\]]*\] \S+?:\d+: ")  # xgrammar's time and C++ source line
+_MAX_WHITESPACE = 32  # characters in a row between JSON elements, so that no output is endless
+_POSITION = re.compile(r"^\[[^\]]*\] \S+?:\d+: ")  # xgrammar's prefix: time, C++ source line
 _ANY_OBJECT = {"type": "object"}
 
 
 class GrammarCompiler:
-    """Compiles for one vocabulary, in the calling thread, without a cache."""
+    """Compiles structures for one vocabulary, in the calling thread, without a cache."""
 
     def __init__(self, vocabulary: Sequence[bytes], eos_token_ids: Sequence[int]) -> None:
-        """Args:
-        vocabulary: [V] bytes of every token id; empty ones never match.
+        """
+        Args:
+            vocabulary: Bytes of every token id [V]; empty ones never match.
+            eos_token_ids: Token ids that end a sequence.
         """
         import xgrammar
 
@@ -37,10 +39,10 @@ class GrammarCompiler:
         self._compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
 
     def compile(self, structure: Structure) -> Any:
-        """An `xgrammar.CompiledGrammar`.
+        """Compile a structure into an `xgrammar.CompiledGrammar`.
 
         Raises:
-            StructureError: if the structure is wrong, or asks for what is not supported.
+            StructureError: It is malformed, or asks for something that is not supported.
         """
         try:
             return self._compile(structure)
@@ -68,8 +70,9 @@ class GrammarCompiler:
 
 
 def _with_lowered(format_: Any) -> Any:
-    """A structural tag's format with every JSON schema in it lowered. One marked `is_optional` is
-    any object where it cannot be enforced.
+    """Return a structural tag's format with every JSON schema in it lowered.
+
+    A schema marked `is_optional` becomes any object where it cannot be enforced.
     """
     if isinstance(format_, list):
         return [_with_lowered(each) for each in format_]
@@ -93,6 +96,6 @@ def _with_lowered(format_: Any) -> Any:
 
 
 def _told(error: Exception) -> str:
-    """xgrammar's own words, without where in its source they stand, and without a full stop."""
+    """Return the first line of xgrammar's message, without source position and full stop."""
     lines = _POSITION.sub("", str(error)).strip().splitlines()
     return lines[0].removesuffix(".") if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Whether two JSON schemas exclude each other, as far as that is easily proved."""
+"""Proves, in simple cases, that two JSON schemas exclude each other."""
 
 import json
 from collections.abc import Callable
@@ -10,11 +10,13 @@ _MAX_DEPTH = 4
 def are_disjoint(
     one: Any, other: Any, resolved: Callable[[Any], Any], depth: int = _MAX_DEPTH
 ) -> bool:
-    """Whether no value follows both; False where that is not known.
+    """Whether no value satisfies both schemas; False where that cannot be proved.
 
     Args:
-        one: a schema behind its references, as `other` is.
-        resolved: gives a schema behind its references.
+        one: A schema, not a reference to one.
+        other: Another schema, not a reference to one.
+        resolved: Follows the references of a schema.
+        depth: How many levels of properties to compare.
     """
     if not isinstance(one, dict) or not isinstance(other, dict) or not depth:
         return False
@@ -61,7 +63,7 @@ def _values(schema: dict[str, Any]) -> list[Any] | None:
 
 
 def _types(schema: dict[str, Any]) -> set[str] | None:
-    """The types that a schema names; a number may be an integer."""
+    """Return the types that a schema names; a number may be an integer."""
     types = schema.get("type")
     if types is None:
         return None
@@ -70,7 +72,7 @@ def _types(schema: dict[str, Any]) -> set[str] | None:
 
 
 def _required(schema: dict[str, Any]) -> set[str]:
-    """Properties that are there for sure and have a schema."""
+    """Return the properties that are required and have a schema."""
     properties, required = schema.get("properties"), schema.get("required")
     if not isinstance(properties, dict) or not isinstance(required, list):
         return set()
@@ -78,7 +80,7 @@ def _required(schema: dict[str, Any]) -> set[str]:
 
 
 def _canonical(value: Any) -> str:
-    """Equal for equal values: 1 and 1.0 are, 1 and true are not."""
+    """Return a text that is the same for equal values: for 1 and 1.0, but not for 1 and true."""
     if isinstance(value, float) and value == int(value):
         value = int(value)
     return json.dumps(value, sort_keys=True)

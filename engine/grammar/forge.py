@@ -3,7 +3,7 @@
 It loads xgrammar and the vocabulary once. For every line it reads, `{"id", "kind", "source",
 "timeout_s"}`, a forked child compiles the source under limits of time and memory, and a line
 `{"id", "error"}` is written: null where the structure can be followed. A source that takes too
-long, too much memory or xgrammar down with it costs its child only. Ends when its input does.
+long, takes too much memory or crashes xgrammar costs only its child. Ends when its input does.
 """
 
 import json
@@ -22,15 +22,15 @@ from engine.grammar.compiler import GrammarCompiler
 from engine.request import Structure
 from engine.vocabulary import load_vocabulary
 
-_EXTRA_MEMORY_BYTES = 1 << 30  # that a child may take beyond what the forge has
-_MAX_COMPILED_BYTES = 64 << 20  # a worker keeps many
+_EXTRA_MEMORY_BYTES = 1 << 30  # of address space, for a child beyond what the forge has
+_MAX_COMPILED_BYTES = 64 << 20  # of one compiled grammar: a worker keeps many
 _MAX_TOLD = 400  # characters of an error: it may quote its source
-_WARNING = "Warning: "  # xgrammar drops something then
+_WARNING = "Warning: "  # xgrammar prints this when it drops part of a structure
 _LIMIT_SIGNALS = {signal.SIGALRM, signal.SIGXCPU}
 
 
 class Forge:
-    """Children at work, by the pipe that each tells its outcome through."""
+    """Tries structures in forked children, each of which reports its verdict through a pipe."""
 
     def __init__(self, compiler: GrammarCompiler, vocab_size: int) -> None:
         self._compiler = compiler
@@ -66,7 +66,7 @@ class Forge:
         self._selector.register(reading, selectors.EVENT_READ, (pid, order))
 
     def _try(self, order: dict[str, Any], pipe: int) -> NoReturn:
-        """In the child: its verdict into the pipe."""
+        """Write the verdict into the pipe and exit; runs in the child."""
         timeout_s = float(order["timeout_s"])
         signal.setitimer(signal.ITIMER_REAL, timeout_s)
         resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(timeout_s), math.ceil(timeout_s) + 1))
@@ -101,7 +101,7 @@ class Forge:
         return None if words.any() else "it allows no output at all"
 
     def _end(self, pipe: int, pid: int, order: dict[str, Any]) -> None:
-        """A child has spoken, or died."""
+        """Answer for a child that has written its verdict, or died."""
         self._selector.unregister(pipe)
         verdict = os.read(pipe, 16 * _MAX_TOLD)
         os.close(pipe)
@@ -125,7 +125,7 @@ def _address_space_bytes() -> int:
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the forge until its input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server closes the input when it ends
     directory, vocab_size = Path(sys.argv[1]), int(sys.argv[2])
     compiler = GrammarCompiler(load_vocabulary(directory, vocab_size), list(map(int, sys.argv[3:])))

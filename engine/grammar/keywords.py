@@ -1,4 +1,4 @@
-"""Single keywords of a JSON schema: what they say, checked, or refused with their place."""
+"""Checks single keywords of a JSON schema; refusals name the keyword's place."""
 
 import math
 from collections.abc import Sequence
@@ -14,10 +14,15 @@ _INT64 = 1 << 63
 
 
 def listing(values: Any, types: Any, path: Path) -> Schema:
-    """The values of an enum, or of a const, that have one of the types.
+    """Return an enum of the values that have one of the types.
+
+    Args:
+        values: An enum's values, or a const's one.
+        types: The schema's `type`, if any.
+        path: The keyword's place.
 
     Raises:
-        StructureError: none has, or one cannot be written.
+        StructureError: No value has such a type, or one cannot be written.
     """
     if not isinstance(values, list) or not values:
         raise refusal(path, "enum should be a list of values")
@@ -32,7 +37,7 @@ def listing(values: Any, types: Any, path: Path) -> Schema:
 
 
 def _check_writable(value: Any, path: Path) -> None:
-    """Refuse numbers that xgrammar would write as others."""
+    """Refuse numbers that xgrammar would write as other numbers."""
     if isinstance(value, bool):
         return
     if isinstance(value, int) and not -_INT64 <= value < _INT64:
@@ -46,7 +51,16 @@ def _check_writable(value: Any, path: Path) -> None:
 
 
 def formatted(schema: Schema, given: Sequence[str], path: Path) -> Schema:
-    """A string's format; beside it, lengths that every string of the format has."""
+    """Lower a string's format; other keywords are refused unless every such string satisfies them.
+
+    Args:
+        schema: The string's schema.
+        given: The keywords for strings that it has, `format` first.
+        path: The schema's place.
+
+    Raises:
+        StructureError: The format, or a keyword beside it, is not supported.
+    """
     name = schema["format"]
     if not isinstance(name, str) or name not in (*FORMATS, *XGRAMMAR_FORMATS):
         known = ", ".join(sorted((*FORMATS, *XGRAMMAR_FORMATS)))
@@ -67,10 +81,10 @@ def formatted(schema: Schema, given: Sequence[str], path: Path) -> Schema:
 
 
 def pattern_of(pattern: Any, path: Path) -> str:
-    """A pattern that matches whole strings.
+    """Return a pattern rewritten so that it matches whole strings.
 
     Raises:
-        StructureError: it is none, or not supported.
+        StructureError: It is not a pattern, or not supported.
     """
     if not isinstance(pattern, str):
         raise refusal(path, "a pattern should be a string")
@@ -81,10 +95,10 @@ def pattern_of(pattern: Any, path: Path) -> str:
 
 
 def mapping(schema: Schema, path: Path, word: str) -> Schema:
-    """A keyword's object; empty where the keyword is missing.
+    """Return a keyword's object; empty if the keyword is missing.
 
     Raises:
-        StructureError: it is something else.
+        StructureError: The value is not an object.
     """
     value = schema.get(word, {})
     if not isinstance(value, dict):
@@ -93,10 +107,10 @@ def mapping(schema: Schema, path: Path, word: str) -> Schema:
 
 
 def number(value: Any, path: Path) -> float:
-    """A keyword's number.
+    """Return a keyword's number.
 
     Raises:
-        StructureError: it is something else.
+        StructureError: The value is not a finite number.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise refusal(path, f"{path[-1]} should be a number")
@@ -104,7 +118,7 @@ def number(value: Any, path: Path) -> float:
 
 
 def bounds(schema: Schema, path: Path, least: str, most: str) -> tuple[int, int | None]:
-    """Counts, the second None where there is none."""
+    """Return a lower and an upper count, such as minItems and maxItems; None: no upper one."""
     found: list[int | None] = []
     for word in (least, most):
         value = schema.get(word)

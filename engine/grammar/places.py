@@ -10,13 +10,13 @@ Path = tuple[str | int, ...]
 
 
 def refusal(path: Path, message: str) -> StructureError:
-    """An error about a place in a schema."""
+    """Return an error about a place in a schema."""
     place = json.dumps("/".join(["#", *map(str, path)]))[1:-1]
     return StructureError(f"{message} (at {place if len(place) < 200 else place[:200] + '…'})")
 
 
 def resolve(root: Any, reference: str) -> Any:
-    """What a reference within a schema leads to; None: nowhere."""
+    """Return what a reference within a schema leads to; None if it leads nowhere."""
     found = root
     for part in place_of(reference):
         if isinstance(found, list) and str(part).isdecimal() and int(part) < len(found):
@@ -29,6 +29,6 @@ def resolve(root: Any, reference: str) -> Any:
 
 
 def place_of(reference: str) -> Path:
-    """The place that a reference within a schema names."""
+    """Return the place that a reference within a schema names."""
     parts = unquote(reference).split("/")[1:]
     return tuple(part.replace("~1", "/").replace("~0", "~") for part in parts)

@@ -1,12 +1,12 @@
-"""JSON Schema → the part of it that xgrammar enforces in full, by the same meaning or a narrower
-one; what is left is refused by its keyword and place, never dropped.
+"""Rewrites a JSON Schema into one that xgrammar enforces in full, of the same meaning or narrower.
 
-xgrammar drops keywords silently wherever it does not understand them together, so a schema is
-taken apart here keyword by keyword. Narrower means: an object that declares properties has no
-others unless it says so; strings with a length or a pattern hold no characters that JSON escapes;
-a keyword without `type` implies its type. A value that follows the result follows the schema, with
-one exception that cannot be told to xgrammar: an open object may repeat a declared name, spelled
-with \\u escapes.
+xgrammar silently drops keywords in combinations that it does not understand, so a schema is taken
+apart here keyword by keyword; what cannot be enforced is refused with its keyword and place, never
+dropped. The meaning is narrower where an object that declares properties has no others unless the
+schema says so, strings with a length or a pattern hold no characters that JSON escapes, and a
+keyword without `type` implies its type. A value that satisfies the result satisfies the schema,
+with one exception that xgrammar cannot be told of: an open object may repeat a declared name,
+spelled with \\u escapes.
 """
 
 import math
@@ -20,9 +20,10 @@ from engine.grammar.places import Path, place_of, refusal, resolve
 from engine.grammar.strings import length_pattern
 
 _MAX_DEPTH = 64
-_MAX_BRANCHES = 256  # of a oneOf: each is held against every other
+_MAX_BRANCHES = 256  # of a oneOf: each is compared with every other
 
-_HEADS = ("$ref", "const", "enum", "anyOf", "oneOf", "allOf")  # each stands alone
+# Keywords that allow no constraints beside them, except `type` beside const and enum.
+_HEADS = ("$ref", "const", "enum", "anyOf", "oneOf", "allOf")
 _OF_TYPE: Mapping[str, Sequence[str]] = {
     "string": ("pattern", "format", "minLength", "maxLength"),
     "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
@@ -44,20 +45,20 @@ _TYPES = ("string", "number", "integer", "boolean", "null", "array", "object")
 
 
 def lowered(schema: Any) -> Schema:
-    """What xgrammar is given in place of a schema.
+    """Return the schema that xgrammar is given in place of this one.
 
     Raises:
-        StructureError: naming what would not be enforced, and where it stands.
+        StructureError: Something would not be enforced; the message names it and its place.
     """
     return _Lowering(schema).run()
 
 
 class _Lowering:
-    """One schema's. `$ref` targets become definitions under names of our own."""
+    """Lowers one schema. `$ref` targets become definitions under names of our own."""
 
     def __init__(self, root: Any) -> None:
         self._root = root
-        self._names: dict[str, str] = {}  # of definitions, by reference
+        self._names: dict[str, str] = {}  # definitions' names, by reference
         self._by_type: dict[str, Callable[[Schema, Path], Schema]] = {
             "string": self._string,
             "number": self._number,
@@ -69,7 +70,7 @@ class _Lowering:
         }
 
     def run(self) -> Schema:
-        """The whole."""
+        """Lower the whole schema."""
         top = self._any(self._root, ())
         definitions: Schema = {}
         while len(definitions) < len(self._names):  # lowering one may find others
@@ -95,7 +96,7 @@ class _Lowering:
     # ---- what stands alone ----
 
     def _headed(self, head: str, schema: Schema, path: Path) -> Schema:
-        is_listing = head in ("const", "enum")  # of values, of which `type` may sort some out
+        is_listing = head in ("const", "enum")  # of values, some of which `type` may exclude
         constraints = ("type", *_HEADS, *(k for group in _OF_TYPE.values() for k in group))
         for other in constraints:
             if other in schema and other != head and not (is_listing and other == "type"):
@@ -138,7 +139,7 @@ class _Lowering:
                     )
 
     def _resolved(self, schema: Any) -> Any:
-        """A schema behind its references."""
+        """Return what a schema is once its references are followed."""
         for _ in range(_MAX_DEPTH):
             if not isinstance(schema, dict) or not isinstance(schema.get("$ref"), str):
                 break
@@ -260,14 +261,14 @@ class _Lowering:
         return whole | self._property_counts(schema, path, is_open=rest is not False)
 
     def _rest(self, schema: Schema, path: Path) -> tuple[Any, Path]:
-        """The schema of undeclared properties, None where none is given; and where it stands."""
+        """Return the schema of undeclared properties, None if there is none, and its place."""
         word = "additionalProperties"
         if word not in schema and "unevaluatedProperties" in schema:
             word = "unevaluatedProperties"
         return schema.get(word), (*path, word)
 
     def _dictionary(self, schema: Schema, path: Path) -> Schema:
-        """An object whose names follow a rule."""
+        """Lower an object whose property names follow a rule."""
         word = "patternProperties" if "patternProperties" in schema else "propertyNames"
         for other in ("properties", "required", "minProperties", "maxProperties"):
             if schema.get(other):
@@ -286,7 +287,7 @@ class _Lowering:
         return {"type": "object", "patternProperties": lower, "additionalProperties": False}
 
     def _named(self, schema: Schema, path: Path) -> Schema:
-        """`propertyNames`: a pattern for all names, or a list of them."""
+        """Lower `propertyNames`, which is a rule for all names or a list of them."""
         rule, place = self._resolved(schema["propertyNames"]), (*path, "propertyNames")
         given, rest_place = self._rest(schema, path)
         if given is False:

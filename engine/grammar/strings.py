@@ -1,9 +1,9 @@
-"""What a JSON string may be held to: regular expressions that xgrammar follows exactly, and formats
-spelled as such.
+"""Constraints on JSON strings: regular expressions that xgrammar follows exactly, and formats
+written as such.
 
-xgrammar writes a pattern's matches between quotes as they are: it takes `"`, `\\` and control
-characters out of `.` and of negated classes by itself, but not out of literals and escapes, anchors
-within a pattern count for nothing, and so does whatever looks around. Such patterns are refused.
+xgrammar writes a pattern's matches between quotes without escaping them. It takes `"`, `\\` and
+control characters out of `.` and of negated classes by itself, but not out of literals and escapes,
+and it ignores anchors within a pattern and look-arounds. Patterns that rely on these are refused.
 """
 
 from collections.abc import Mapping
@@ -27,15 +27,16 @@ _HOST = rf"{_LABEL}(?:\.{_LABEL}){{0,3}}"
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A format's spelling, and how many characters it may have."""
+    """A format as a regular expression, and the numbers of characters that it may have."""
 
     pattern: str
     shortest: int
     longest: int
 
 
-# Each matches nothing but its format, and all of it that is in common use: xgrammar's own let pass
-# February 30, octets with leading zeros and longer names than there may be. URIs are a web's.
+# Each pattern matches nothing but its format, and all of it that is in common use. xgrammar's own
+# formats accept February 30, octets with leading zeros and names that are too long. URIs are those
+# of the web, http and https.
 FORMATS: Mapping[str, Format] = {
     "date": Format(_DATE, 10, 10),
     "time": Format(_TIME, 9, 21),
@@ -56,22 +57,22 @@ FORMATS: Mapping[str, Format] = {
         415,
     ),
 }
-XGRAMMAR_FORMATS = frozenset(("duration", "ipv6"))  # those it has right
+XGRAMMAR_FORMATS = frozenset(("duration", "ipv6"))  # formats that xgrammar itself has right
 
 _ESCAPED_CONTROLS = frozenset("nrtfv0c")
 _UNWRITABLE = "can match a quote, a backslash or a control character, which JSON escapes"
 
 
 def length_pattern(shortest: int, longest: int | None) -> str:
-    """A string of so many characters, none of which JSON has to escape."""
+    """Return a pattern for strings of these lengths, without characters that JSON has to escape."""
     return rf'^[^"\\\x00-\x1f]{{{shortest},{"" if longest is None else longest}}}$'
 
 
 def check_regex(pattern: str) -> None:
-    """Refuse what a regular expression asks in vain.
+    """Refuse a regular expression with parts that xgrammar would ignore.
 
     Raises:
-        StructureError: saying what.
+        StructureError: It has such a part; the message names it.
     """
     for index, kind in _tokens(pattern):
         character = pattern[index]
@@ -86,10 +87,10 @@ def check_regex(pattern: str) -> None:
 
 
 def whole_pattern(pattern: str) -> str:
-    """A JSON Schema's pattern, which may match anywhere, as one of the whole string.
+    """Rewrite a JSON Schema's pattern, which may match anywhere, to match the whole string.
 
     Raises:
-        StructureError: what it can match need not stand for itself between quotes.
+        StructureError: `check_regex` refuses it, or it can match what JSON has to escape.
     """
     check_regex(pattern)
     tokens = _tokens(pattern)
@@ -102,13 +103,13 @@ def whole_pattern(pattern: str) -> str:
     begins = pattern.startswith("^")
     ends = bool(tokens) and pattern[tokens[-1][0] :] == "$" and tokens[-1][1] == "plain"
     if (begins or ends) and _has_alternatives(pattern):
-        return _without_options(pattern)  # xgrammar holds every branch to the whole
+        return _without_options(pattern)  # xgrammar matches every branch with the whole
     body = _without_options(pattern[begins : len(pattern) - ends])
     return f"^{'' if begins else '.*'}(?:{body}){'' if ends else '.*'}$"
 
 
 def _without_options(pattern: str) -> str:
-    """`{0,1}` for `?`, which xgrammar gets wrong behind `(…+)`; without marks of laziness."""
+    """Write `{0,1}` for `?`, which xgrammar gets wrong after `(…+)`, and drop lazy marks."""
     pieces: list[str] = []
     tokens = _tokens(pattern)
     ends = [index for index, _ in tokens[1:]] + [len(pattern)]
@@ -125,7 +126,7 @@ def _without_options(pattern: str) -> str:
 
 
 def _has_alternatives(pattern: str) -> bool:
-    """Whether a bar stands outside of all groups."""
+    """Whether a pattern has a `|` outside of all groups."""
     depth = 0
     for index, kind in _tokens(pattern):
         if kind == "group":
@@ -138,9 +139,9 @@ def _has_alternatives(pattern: str) -> bool:
 
 
 def _tokens(pattern: str) -> list[tuple[int, str]]:
-    """(index, kind) of every character or escape; kinds: plain, group, class, negated, escape.
+    """Return (index, kind) of every character or escape.
 
-    Within a negated class everything is `negated`.
+    The kinds are plain, group, class, negated and escape; in a negated class all are negated.
     """
     tokens: list[tuple[int, str]] = []
     index, within = 0, ""
@@ -164,7 +165,7 @@ def _tokens(pattern: str) -> list[tuple[int, str]]:
 
 
 def _is_unwritable(pattern: str, index: int) -> bool:
-    """Whether the escape whose letter is at `index` stands for what JSON escapes."""
+    """Whether the escape whose letter is at `index` stands for something that JSON escapes."""
     letter = pattern[index : index + 1]
     if letter in ("x", "u"):
         digits = pattern[index + 1 : index + (3 if letter == "x" else 5)]

@@ -2,8 +2,9 @@
 
     8 bits: weight = (code - 128) * scale          4 bits: weight = code * scale + minimum
 
-The forms of GGUF's Q8_0, Q4_0 and Q4_1 blocks, taken apart. A code times a half-precision scale is
-exact in float32, so every backend and every order of use gets the very same float32 weights.
+These are GGUF's Q8_0, Q4_0 and Q4_1 blocks, with codes, scales and minimums in tensors of their
+own. A code times a half-precision scale is exact in float32 and adding the minimum rounds once, so
+whoever expands a block gets the very same float32 weights.
 """
 
 from collections.abc import Sequence
@@ -14,36 +15,36 @@ import torch
 from torch import Tensor
 
 BLOCK = 32  # values that share a scale
-_LEAST_SCALE = 2.0**-24  # the least half-precision number: all values of a block may be equal
+_LEAST_SCALE = 2.0**-24  # least positive half-precision number, for blocks of equal values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockWeight:
     """A quantized weight [out, in]; in is a multiple of BLOCK."""
 
-    codes: Tensor  # uint8 [out, in]; of four bits: [out, in / 2], the even one in the low half
+    codes: Tensor  # uint8 [out, in]; 4 bits: [out, in / 2], even elements in the low half
     scales: Tensor  # float16 [out, in / BLOCK]
-    minimums: Tensor | None = None  # float16 [out, in / BLOCK], of four bits only
+    minimums: Tensor | None = None  # float16 [out, in / BLOCK], 4 bits only
 
     @property
     def bits(self) -> Literal[4, 8]:
-        """Bits of a code."""
+        """Bits per code."""
         return 8 if self.minimums is None else 4
 
     @property
     def shape(self) -> torch.Size:
-        """[out, in]."""
+        """The shape of the weight, [out, in]."""
         return torch.Size((self.scales.shape[0], self.scales.shape[1] * BLOCK))
 
     def rows(self, first: int, end: int) -> "BlockWeight":
-        """Rows [first, end)."""
+        """Return rows [first, end)."""
         minimums = None if self.minimums is None else self.minimums[first:end]
         return BlockWeight(
             codes=self.codes[first:end], scales=self.scales[first:end], minimums=minimums
         )
 
     def dequantize(self) -> Tensor:
-        """The weight as float32 [out, in]."""
+        """Return the weight as float32 [out, in]."""
         out, size = self.shape
         if self.minimums is None:
             values = (self.codes.float() - 128).view(out, -1, BLOCK) * self.scales.float()[
@@ -58,7 +59,7 @@ class BlockWeight:
 
 
 def concatenate(weights: Sequence[BlockWeight]) -> BlockWeight:
-    """Weights of the same bits, one below the other."""
+    """Stack weights of the same bits, one below the other."""
     minimums = [weight.minimums for weight in weights if weight.minimums is not None]
     assert len(minimums) in (0, len(weights)), "weights of one form only"
     return BlockWeight(

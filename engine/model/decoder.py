@@ -1,8 +1,8 @@
 """The decoder of the Llama, Mistral, Qwen2 and Qwen3 families, as segments of layers.
 
-Three calls: `embed`, `run` (a segment of layers over a batch of tokens), `logits`. Which tokens run
-through which segment, and when, is the decode step's affair: the decoder knows nothing of exits,
-sequences or sampling.
+Its main calls are `embed`, `run` (a segment of layers over a batch of tokens) and `logits`. The
+decode step decides which tokens run through which segment, and when: the decoder knows nothing of
+exits, sequences or sampling.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,28 +23,28 @@ Progress = Callable[[str, float], None]
 
 
 class WeightSource(Protocol):
-    """Where weights come from, by Hugging Face's names: a checkpoint, or a benchmark's dice."""
+    """A source of weights by Hugging Face's names: a checkpoint, or random ones in benchmarks."""
 
     def take(self, name: str) -> Tensor:
-        """A tensor."""
+        """Return the tensor of this name."""
 
     def take_matrix(self, name: str) -> Tensor | BlockWeight:
-        """A matrix, as blocks if they are kept."""
+        """Return the matrix of this name, as quantized blocks if the source keeps them."""
 
     def fingerprint(self) -> str:
-        """What tells these weights from others."""
+        """Return a string that identifies these weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Half-open range [start, end) of layers."""
+    """The half-open range [start, end) of layers."""
 
     start: int
     end: int
 
     @property
     def num_layers(self) -> int:
-        """0 before an exit at layer 0: its head reads embeddings."""
+        """Number of layers; 0 before an exit at layer 0, whose head reads embeddings."""
         return self.end - self.start
 
 
@@ -83,8 +83,8 @@ class Decoder:
         """Read a local HF directory layer by layer, packing as it goes.
 
         Args:
-            max_positions: Length of the rotary tables; None: the model's own context.
-            keep_blocks: Take weights that the checkpoint has in quantized blocks as they are.
+            max_positions: Length of the rotary tables; None means the model's own context length.
+            keep_blocks: Use the quantized blocks of weights that the checkpoint stores as blocks.
 
         Raises:
             ModelLoadError: if the checkpoint is incomplete or not one we serve.
@@ -130,17 +130,16 @@ class Decoder:
         )
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """Token ids [T] int32 -> hidden states [T, E]."""
+        """Return the embeddings [T, E] of token ids [T] int32."""
         return self.ops.embed(token_ids, self._embedding)
 
     def run(
         self, hidden: Tensor, segment: Segment, cache: Sequence[LayerCache], batch: TokenBatch
     ) -> Tensor:
-        """Run layers [start, end) over hidden [T, E]; writes their K and V and returns the new
-        hidden [T, E].
+        """Run a segment's layers over hidden [T, E]: writes K and V, returns the new hidden [T, E].
 
-        Every position before a token's own, in its row, must already be in the cache of these
-        layers or be in this call. An empty segment leaves hidden as it is.
+        For every token, all earlier positions of its row must already be in the cache of these
+        layers or be in this call. An empty segment returns hidden as it is.
         """
         if not segment.num_layers:
             return hidden
@@ -150,19 +149,19 @@ class Decoder:
         )
 
     def lm_head_rows(self, token_ids: Tensor) -> Tensor:
-        """Rows of the LM head [T, E] for token ids [T] int32."""
+        """Return the rows [T, E] of the LM head for token ids [T] int32."""
         return self.ops.embed(token_ids, self._lm_head)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Last hidden states [T, E] -> logits [T, V] in float32."""
+        """Return the logits [T, V] in float32 of last hidden states [T, E]."""
         logits = self.ops.linear(
             hidden, self._lm_head, norm=self.final_norm, eps=self.spec.norm_eps
         )
         return logits.float()
 
     def normalize(self, hidden: Tensor) -> Tensor:
-        """One last hidden state [E] -> the final norm's output [E] in float64, which is what the
-        LM head multiplies.
+        """Apply the final norm to one last hidden state [E]: returns the LM head's input [E] in
+        float64.
         """
         wide = hidden.double()
         scale = (wide.square().mean() + self.spec.norm_eps).rsqrt()
@@ -174,7 +173,7 @@ def _vector(source: WeightSource, ops: Ops, name: str) -> Tensor:
 
 
 def _stack(weights: Sequence[Tensor | BlockWeight]) -> Tensor | BlockWeight:
-    """One weight below the other; blocks stay blocks where all have the same form."""
+    """Stack weights one below the other; blocks stay blocks if all have the same bits."""
     blocks = [weight for weight in weights if isinstance(weight, BlockWeight)]
     if len(blocks) == len(weights) and len({weight.bits for weight in blocks}) == 1:
         return concatenate(blocks)

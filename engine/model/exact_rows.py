@@ -1,8 +1,8 @@
-"""Whether a token's bits depend on what shares its call, found out on the machine itself.
+"""A check, on the machine itself, of whether a token's bits depend on what shares its call.
 
-The decode step's promise rests on it: verifying several tokens must compute what decoding each
-alone would. CPU kernels keep it by design and are tested for it; on a GPU the compiler has a say.
-Knows the decoder, no sequences.
+They must not, or decoding is not lossless: verifying several tokens must compute what decoding each
+alone would. CPU kernels guarantee this by design and are tested for it; on a GPU it also depends on
+the compiler. Knows the decoder, no sequences.
 """
 
 from collections.abc import Sequence
@@ -14,15 +14,15 @@ from engine.model.decoder import Decoder, Segment
 from engine.model.ops.interface import LayerCache, TokenBatch
 
 TOKEN_COUNTS = (2, 3, 5, 8, 16, 24, 33, 100)
-_LAYERS = 2  # of the model; all have the same shapes
-_POSITIONS_PER_ROW = 4  # new tokens of a row, one after another
+_LAYERS = 2  # how many of the model's layers are run; all have the same shapes
+_POSITIONS_PER_ROW = 4  # new tokens of a row, at successive positions
 _BLOCK_SIZE = 16
-_PAST = 200  # positions before them, enough for several chunks of attention
+_PAST = 200  # positions before the longest row's new tokens: several chunks of attention
 
 
 @torch.inference_mode()
 def uneven_counts(decoder: Decoder, counts: Sequence[int] = TOKEN_COUNTS) -> list[int]:
-    """Numbers of tokens per call at which states or logits differ from those of tokens alone."""
+    """Return the counts of tokens per call whose states or logits differ from single tokens'."""
     probe = _Probe(decoder, max(counts))
     alone = probe.run(1)
     return [
@@ -64,7 +64,7 @@ class _Probe:
         ][:num_tokens]
 
     def run(self, count: int) -> tuple[Tensor, Tensor]:
-        """States and logits of all tokens, `count` a call."""
+        """Return the states and logits of all tokens, run `count` per call."""
         states, logits = [], []
         for start in range(0, len(self._places), count):
             batch = self._batch(self._places[start : start + count])

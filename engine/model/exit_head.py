@@ -34,16 +34,16 @@ from engine.model.decoder import Decoder
 from engine.model.ops.interface import Ops, PackedHead, Refinement
 
 FORMAT_VERSION = 2
-_LINEAR_FORMAT = 1  # knows no refinements; heads without one are still written in it
+_LINEAR_FORMAT = 1  # has no refinements; heads without one are still written in it
 WEIGHT_NAMES = ("project", "project_previous", "other")
 
 
 class Head(Protocol):
-    """What an exit evaluates: an `ExitHead`, or one that was captured."""
+    """What is evaluated at an exit: an `ExitHead`, or one captured in CUDA graphs."""
 
     @property
     def exit_layer(self) -> int:
-        """The layer whose hidden states it reads."""
+        """The layer whose hidden states the head reads."""
 
     def __call__(
         self, hidden: Tensor, previous: Tensor, lengths: Sequence[int]
@@ -53,7 +53,7 @@ class Head(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefinementWeights:
-    """A head's refinement, as numbers that can be computed with."""
+    """The weights of a head's refinement, not packed."""
 
     norm: Tensor  # [E], c
     gate: Tensor  # [F, E], G
@@ -62,7 +62,7 @@ class RefinementWeights:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], exit_layer: int) -> "RefinementWeights | None":
-        """One exit's, by their names in `heads.safetensors`; None: its head has none."""
+        """Select an exit's refinement by its names in `heads.safetensors`; None if it has none."""
         prefix = f"exits.{exit_layer}.refinement."
         if f"{prefix}gate" not in tensors:
             return None
@@ -71,7 +71,7 @@ class RefinementWeights:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadWeights:
-    """What is trained of a head while it serves, as numbers that can be computed with."""
+    """The weights of a head that are trained further while it serves, not packed."""
 
     project: Tensor  # [E, E], T
     project_previous: Tensor  # [E, E], U
@@ -79,11 +79,11 @@ class HeadWeights:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], exit_layer: int) -> "HeadWeights":
-        """One exit's, by their names in `heads.safetensors`."""
+        """Select an exit's weights by their names in `heads.safetensors`."""
         return cls(**{name: tensors[f"exits.{exit_layer}.{name}"] for name in WEIGHT_NAMES})
 
     def named(self, exit_layer: int) -> dict[str, Tensor]:
-        """The inverse of `of`."""
+        """Return the weights by their names in `heads.safetensors`: the inverse of `of`."""
         return {f"exits.{exit_layer}.{name}": getattr(self, name) for name in WEIGHT_NAMES}
 
 
@@ -98,11 +98,11 @@ class ExitHead(PackedHead):
     def __call__(
         self, hidden: Tensor, previous: Tensor, lengths: Sequence[int]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Follow runs of tokens: see `Ops.run_head`."""
+        """Evaluate the head on runs of tokens: see `Ops.run_head`."""
         return self.ops.run_head(hidden, previous, lengths, self, self.eps)
 
     def adopt(self, weights: HeadWeights) -> None:
-        """Go on with other weights, in the place of those it has."""
+        """Replace the trained weights in place."""
         ops = self.ops
         ops.repack_head(self.project, weights.project)
         ops.repack_head(self.project_previous, weights.project_previous)
@@ -111,7 +111,7 @@ class ExitHead(PackedHead):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """Share of correct drafts by confidence, as measured on held-out prompts at training time."""
+    """Shares of correct drafts by confidence, measured on held-out prompts at training time."""
 
     edges: Sequence[float]  # upper confidence edges of the bins, ascending, the last one 1.0
     greedy: Sequence[float]  # P(accept) per bin at temperature 0
@@ -120,13 +120,13 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExitHeads:
-    """All heads of a model: exit layers ascending, one shared reduced vocabulary."""
+    """All exit heads of a model, by ascending layer, with their shared reduced vocabulary."""
 
     heads: Sequence[Head]
     token_ids: Tensor  # [V'] int32, the reduced vocabulary
     columns: Tensor  # [V] int64: token id -> column, -1 outside the reduced vocabulary
     calibration: Mapping[int, Calibration]  # by exit layer
-    refinement_sizes: Sequence[int]  # of each head, F; 0: it is linear
+    refinement_sizes: Sequence[int]  # F of each head; 0 if it has no refinement
 
     @property
     def exit_layers(self) -> list[int]:
@@ -147,15 +147,16 @@ def load_heads(directory: Path, decoder: Decoder) -> ExitHeads:
 
 
 def format_version(tensors: Mapping[str, Tensor]) -> int:
-    """The oldest format that holds such heads: earlier versions of this program read what they
-    know, and refuse what they would take for something else.
+    """Return the oldest format that can hold these heads.
+
+    Earlier versions of this program can then read the heads they support, and refuse the others.
     """
     is_refined = any(".refinement." in name for name in tensors)
     return FORMAT_VERSION if is_refined else _LINEAR_FORMAT
 
 
 def read_tensors(directory: Path) -> dict[str, Tensor]:
-    """What `heads.safetensors` holds, by name."""
+    """Return the tensors of `heads.safetensors` by name."""
     with safe_open(str(directory / "heads.safetensors"), framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
@@ -167,9 +168,7 @@ def build_heads(
     exit_layers: Sequence[int],
     calibration: Mapping[int, Calibration],
 ) -> ExitHeads:
-    """Assemble heads on the decoder's backend from raw tensors (names as in
-    `heads.safetensors`).
-    """
+    """Build heads on the decoder's backend from tensors named as in `heads.safetensors`."""
     ops, spec = decoder.ops, decoder.spec
     token_ids = token_ids.to(ops.device)
     lm_head = ops.pack_head(decoder.lm_head_rows(token_ids))
@@ -207,7 +206,7 @@ def build_heads(
 
 
 def read_facts(directory: Path, decoder: Decoder) -> dict[str, Any]:
-    """What `heads.json` says, checked against the decoder's weights.
+    """Return the contents of `heads.json`, checked against the decoder's weights.
 
     Raises:
         HeadsMismatch: if files are missing, or the heads were trained for other weights.

@@ -1,8 +1,8 @@
-"""Letting go of the pages of memory-mapped files that were read.
+"""Release of the pages of memory-mapped files once they have been read.
 
-A checkpoint is read through a mapping and packed into another form. What was read would count as
-this process's memory until the system wants it: a loading worker would seem, to whatever limits
-its memory, to need the model twice.
+A checkpoint is read through a mapping and packed into another form. The pages read would count as
+this process's memory until the system reclaims them: to whatever limits its memory, a worker that
+loads a model would seem to need it twice.
 """
 
 import ctypes
@@ -12,9 +12,9 @@ from pathlib import Path
 
 
 def let_go(files: Iterable[Path]) -> None:
-    """Take these files' pages from the process; the next access finds them in the file cache.
+    """Release these files' mapped pages; the next access finds them in the file cache.
 
-    Nobody may have written to the mappings. Does nothing where the system has no /proc.
+    The mappings must not have been written to. Does nothing where the system has no /proc.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     for start, length in _mappings({str(file.resolve()) for file in files}):
@@ -22,7 +22,7 @@ def let_go(files: Iterable[Path]) -> None:
 
 
 def _mappings(paths: set[str]) -> Iterator[tuple[int, int]]:
-    """Address and length of every mapping of one of these files."""
+    """Yield the address and length of every mapping of one of these files."""
     try:
         lines = Path("/proc/self/maps").read_text().splitlines()
     except OSError:

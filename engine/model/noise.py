@@ -13,10 +13,11 @@ from math import log
 import torch
 from torch import Tensor
 
-# How much of it a draft's score gets. A head is less sure than the model, so with all of it noise
-# would decide more often than it does in the model. Agreement is nearly flat around this weight.
+# The weight of the noise in a draft's score. A head is less sure than the model, so at full weight
+# the noise would decide more often than it does in the model. Agreement is nearly flat around this
+# value.
 DRAFT_WEIGHT = 0.75
-MEAN_GUMBEL = 0.5772  # the mean of this noise
+MEAN_GUMBEL = 0.5772  # the mean of standard Gumbel noise
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -35,7 +36,7 @@ def _signed(z: int) -> int:
 
 
 class NoiseKeys:
-    """Keys of one seed's noise by position, as signed 64-bit integers (what tensors can hold)."""
+    """The noise keys of one seed by position, as signed 64-bit integers (for int64 tensors)."""
 
     def __init__(self, seed: int) -> None:
         self._start = _mix(seed & _MASK)
@@ -45,7 +46,7 @@ class NoiseKeys:
 
 
 def noise_key(seed: int, position: int) -> int:
-    """The key of one position's noise."""
+    """Return the key of the noise at one position."""
     return NoiseKeys(seed)(position)
 
 
@@ -57,39 +58,40 @@ def _mix_tensor(z: Tensor) -> Tensor:
 
 
 def noise_keys(seeds: Tensor, positions: Tensor) -> Tensor:
-    """`noise_key` of seeds [T] and positions [T], int64 both, where they lie."""
+    """Return the `noise_key` [T] of seeds [T] and positions [T], all int64, on their device."""
     return _mix_tensor(_mix_tensor(seeds) + positions * _signed(_GOLDEN))
 
 
 def gumbel(keys: Tensor, token_ids: Tensor) -> Tensor:
-    """Gumbel noise [T, V'] float32 for keys [T] int64 and token ids [V'].
+    """Return Gumbel noise [T, V'] float32 for keys [T] int64 and token ids [V'].
 
-    23 random bits, centred, so that u is exact in float32 and never 0 or 1.
+    It is made from uniform numbers of 23 random bits, centred so that they are exact in float32 and
+    never 0 or 1.
     """
     return salted_gumbel(keys, SaltedIds.of(token_ids).salts)
 
 
 @dataclass(frozen=True, slots=True)
 class SaltedIds:
-    """Token ids that noise is often asked for, with what it mixes of them."""
+    """Token ids that noise is often computed for, with their precomputed salts."""
 
     token_ids: Tensor  # [V'] int32
-    salts: Tensor  # [V'] int64
+    salts: Tensor  # [V'] int64, mixed with the keys
 
     @classmethod
     def of(cls, token_ids: Tensor) -> "SaltedIds":
-        """Where the ids lie."""
+        """Compute the salts, on the ids' device."""
         return cls(token_ids, token_ids.to(torch.int64) * _signed(_GOLDEN))
 
 
 def salted_gumbel(keys: Tensor, salts: Tensor) -> Tensor:
-    """`gumbel` of the ids' salts [V']."""
+    """Return the `gumbel` noise of token ids given by their salts [V']."""
     z = _mix_tensor(keys[:, None] ^ salts[None, :])
     u = (((z >> 41) & ((1 << 23) - 1)).to(torch.float32) + 0.5) * (1.0 / (1 << 23))
     return -torch.log(-torch.log(u))
 
 
 def gumbel_of(key: int, token_id: int) -> float:
-    """The noise of one token, without tensors; up to the rounding of float32 that of `gumbel`."""
+    """Return the noise of one token without tensors; equals `gumbel` up to float32 rounding."""
     z = _mix((key ^ (token_id * _GOLDEN)) & _MASK)
     return -log(-log(((z >> 41) + 0.5) / (1 << 23)))

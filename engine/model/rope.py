@@ -1,4 +1,4 @@
-"""Tables of the rotary position embedding, element for element those of transformers."""
+"""Tables of the rotary position embedding, equal element for element to transformers'."""
 
 import math
 
@@ -9,7 +9,7 @@ from engine.model.spec import ModelSpec, RopeScaling
 
 
 def rope_tables(spec: ModelSpec, max_positions: int) -> tuple[Tensor, Tensor]:
-    """cos and sin [max_positions, D/2] float32 of position times inverse frequency, scaled."""
+    """Return cos and sin [max_positions, D/2] float32 of position * inverse frequency, scaled."""
     inverse = _inverse_frequencies(spec.rope, spec.head_size)
     angles = torch.arange(max_positions).float()[:, None] * inverse[None, :]
     factor = spec.rope.attention_factor
@@ -17,7 +17,7 @@ def rope_tables(spec: ModelSpec, max_positions: int) -> tuple[Tensor, Tensor]:
 
 
 def _inverse_frequencies(rope: RopeScaling, head_size: int) -> Tensor:
-    """[D/2], stretched to longer contexts as the model was."""
+    """Return the inverse frequencies [D/2], stretched as they were for the model."""
     exponents = torch.arange(0, head_size, 2, dtype=torch.int64).float() / head_size
     frequencies = rope.theta**exponents
     inverse = 1.0 / frequencies
@@ -33,7 +33,7 @@ def _inverse_frequencies(rope: RopeScaling, head_size: int) -> Tensor:
 
 
 def _llama3(inverse: Tensor, rope: RopeScaling) -> Tensor:
-    """Long wavelengths are stretched by `factor`, short ones kept, those between blended."""
+    """Stretch long wavelengths by `factor`, keep short ones, and blend those between."""
     context = rope.original_max_position_embeddings
     longest = context / rope.low_freq_factor
     shortest = context / rope.high_freq_factor
@@ -48,7 +48,7 @@ def _llama3(inverse: Tensor, rope: RopeScaling) -> Tensor:
 
 
 def _yarn(frequencies: Tensor, rope: RopeScaling, head_size: int) -> Tensor:
-    """Dimensions that turn rarely are stretched, those that turn often kept, a ramp between.
+    """Stretch dimensions that turn rarely and keep those that turn often, with a ramp between.
 
     Source: YaRN, Peng et al. 2023, arXiv 2309.00071.
     """

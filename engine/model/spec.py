@@ -13,13 +13,13 @@ _ROPE_TYPES = ("default", "linear", "llama3", "yarn", "longrope")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RopeScaling:
-    """Rotary embedding: base and how it is stretched (names as in config.json)."""
+    """The base of the rotary embedding and how it is stretched; most names are config.json's."""
 
     rope_type: str  # default, linear, llama3, yarn or longrope
     theta: float
     factor: float = 1.0
     original_max_position_embeddings: int = 8192
-    attention_factor: float = 1.0  # of cos and sin
+    attention_factor: float = 1.0  # multiplies cos and sin
     low_freq_factor: float = 1.0  # llama3
     high_freq_factor: float = 4.0  # llama3
     beta_fast: float = 32.0  # yarn
@@ -30,7 +30,7 @@ class RopeScaling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """What the decoder is built from."""
+    """The shape of a model, which its decoder is built from."""
 
     architecture: str
     num_layers: int
@@ -57,7 +57,8 @@ class ModelSpec:
         """Read config.json (and generation_config.json for end-of-sequence ids).
 
         Raises:
-            ModelLoadError: for anything we do not compute, by name.
+            ModelLoadError: if a key is missing, or the model needs something that we do not
+                compute; the message names it.
         """
         path = directory / "config.json"
         config = read_json(path)
@@ -99,7 +100,10 @@ class ModelSpec:
 
 
 def _rope(config: dict[str, Any], path: Path) -> RopeScaling:
-    """transformers 5 writes `rope_parameters`; earlier versions `rope_theta` and `rope_scaling`."""
+    """Read the rotary parameters.
+
+    transformers 5 writes `rope_parameters`; earlier versions write `rope_theta` and `rope_scaling`.
+    """
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
     rope_type = scaling.get("rope_type") or scaling.get("type") or "default"
     if rope_type not in _ROPE_TYPES:
@@ -136,7 +140,7 @@ def _yarn_attention_factor(scaling: dict[str, Any], factor: float) -> float:
 
 
 def _longrope(scaling: dict[str, Any], given: dict[str, Any], path: Path) -> dict[str, Any]:
-    """One list of divisors for all lengths, as Llama-3 GGUF files are converted to."""
+    """Read one list of divisors for all lengths, the form that Llama-3 GGUF files convert to."""
     if scaling["short_factor"] != scaling["long_factor"]:
         # Two lists would make a token's result depend on how long the sequence is.
         raise ModelLoadError(f"{path}: longrope with different short and long factors.")
@@ -146,7 +150,7 @@ def _longrope(scaling: dict[str, Any], given: dict[str, Any], path: Path) -> dic
 
 
 def _sliding_window(architecture: str, config: dict[str, Any]) -> tuple[int | None, ...]:
-    """Window per layer; Qwen's count only when switched on, and from `max_window_layers` up."""
+    """Return each layer's window; Qwen's apply only if enabled, from `max_window_layers` up."""
     num_layers = config["num_hidden_layers"]
     window = config.get("sliding_window")
     if window is None or architecture == "LlamaForCausalLM":

@@ -1,7 +1,7 @@
-"""Tensors of a checkpoint directory, read lazily; every name accounted for both ways.
+"""The tensors of a checkpoint directory, read lazily; none may be missing and none left over.
 
 A converted GGUF file has its quantized matrices twice: expanded, as any reader of Hugging Face's
-layout expects them, and in `blocks.safetensors` as the blocks they were.
+layout expects them, and as the original blocks in `blocks.safetensors`.
 """
 
 import hashlib
@@ -21,28 +21,29 @@ from engine.model.file_pages import let_go
 from engine.model.spec import ModelSpec
 
 _FINGERPRINT_ELEMENTS = 1024
-_MOST_READ_BYTES = 32 << 20  # whose pages are kept; most of it is packed by then
+_MOST_READ_BYTES = 32 << 20  # read before pages are released; most of them are packed by then
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
 
 
 class WeightReader:
-    """Hands out each tensor of a checkpoint once.
-
-    Raises:
-        ModelLoadError: if tensors are missing, left over, or of another shape than promised.
-    """
+    """A reader that hands out each tensor of a checkpoint once."""
 
     def __init__(self, directory: Path, spec: ModelSpec, *, keep_blocks: bool = False) -> None:
-        """Args:
-        keep_blocks: Hand out matrices as quantized blocks where the checkpoint has them.
+        """Open the files and compare the tensors' names with those the architecture needs.
+
+        Args:
+            keep_blocks: Hand out matrices as quantized blocks where the checkpoint has them.
+
+        Raises:
+            ModelLoadError: if tensors are missing or left over, or a file cannot be read.
         """
         self._directory = directory
-        # Opened once: a file's header names every tensor, and to read it for each takes half a
-        # second for a small model. Tensors outlive the handles.
+        # Files are opened once: a header lists every tensor, and reading it again for each of them
+        # takes half a second for a small model. Tensors outlive the handles.
         self._files: dict[str, Any] = {}
         self._paths = _weight_files(directory)
-        self._read_bytes = 0  # since pages were let go
+        self._read_bytes = 0  # since pages were last released
         for path in self._paths:
             file = _open(path)
             self._files |= dict.fromkeys(file.keys(), file)
@@ -66,13 +67,17 @@ class WeightReader:
             raise ModelLoadError(f"{directory}: weights we do not compute: {_listed(surplus)}")
 
     def take(self, name: str) -> Tensor:
-        """The tensor as stored, memory-mapped."""
+        """Return the tensor as stored, memory-mapped.
+
+        Raises:
+            ModelLoadError: if its shape is not the expected one, or its type is not a float's.
+        """
         tensor = self._read(name)
         self._left.discard(name)
         return tensor
 
     def take_matrix(self, name: str) -> Tensor | BlockWeight:
-        """A matrix as blocks if they are kept and there are any, else as stored."""
+        """Return a matrix as blocks if they are kept and it has any, else as `take` does."""
         if f"{name}.codes" not in self._blocks:
             return self.take(name)
         self._left.discard(name)
@@ -86,13 +91,14 @@ class WeightReader:
         return weight
 
     def finish(self) -> None:
-        """Check that everything was taken."""
+        """Check that every tensor was taken."""
         assert not self._left, f"weights never taken: {_listed(sorted(self._left))}"
 
     def fingerprint(self) -> str:
-        """sha256 over names, shapes and 1,024 evenly spaced elements of every tensor as float32.
+        """Return a sha256 over the name, shape and 1,024 evenly spaced elements of every tensor.
 
-        Independent of file layout and stored dtype, and cheap: exit heads are tied to it.
+        It identifies the weights that exit heads were trained for. Elements are taken as float32,
+        so it does not depend on file layout and is cheap.
         """
         digest = hashlib.sha256()
         for name in sorted(self._shapes):
@@ -129,7 +135,7 @@ class WeightReader:
 
 
 def _weight_files(directory: Path) -> list[Path]:
-    """The shards the index names, else model.safetensors, else every safetensors file."""
+    """Return the index's shards, else model.safetensors, else every safetensors file."""
     shards = read_json(directory / "model.safetensors.index.json").get("weight_map", {})
     if shards:
         paths = [directory / name for name in sorted(set(shards.values()))]
@@ -151,7 +157,7 @@ def _open(path: Path) -> Any:
 
 
 def expected_shapes(spec: ModelSpec) -> Iterator[tuple[str, list[int]]]:
-    """Every tensor of the architecture, in Hugging Face's names."""
+    """Yield the name (Hugging Face's) and shape of every tensor of the architecture."""
     size, wide = spec.hidden_size, spec.intermediate_size
     query, key = spec.num_heads * spec.head_size, spec.num_kv_heads * spec.head_size
     yield "model.embed_tokens.weight", [spec.vocab_size, size]

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-# The server sends a comment every few seconds while an answer is on its way.
+# Longer than the keep-alive interval (15 s by default) at which a silent stream gets a comment.
 _TIMEOUT = httpx.Timeout(120.0, connect=5.0)
 
 
@@ -18,7 +18,7 @@ class ChatError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """A rejected draft of an answer's trace."""
+    """A rejected draft in an answer's trace."""
 
     text: str
     exit_layer: int
@@ -26,7 +26,7 @@ class Draft:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TracedToken:
-    """One token of an answer and where it left the model."""
+    """One token of an answer, its exit layer, and the drafts rejected before it."""
 
     text: str
     exit_layer: int
@@ -45,7 +45,7 @@ class Chunk:
 
 
 class ChatClient:
-    """Speaks to one server."""
+    """A client of one server."""
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
@@ -53,11 +53,11 @@ class ChatClient:
         self._http = httpx.Client(base_url=base, headers=headers, timeout=_TIMEOUT)
 
     def close(self) -> None:
-        """Give the connection back."""
+        """Close the connection."""
         self._http.close()
 
     def first_model(self) -> str:
-        """The first model the server lists.
+        """Return the first model that the server lists.
 
         Raises:
             ChatError: when there is no server or no model.
@@ -73,7 +73,7 @@ class ChatClient:
     def stream(
         self, messages: Sequence[Mapping[str, str]], options: Mapping[str, Any]
     ) -> Generator[Chunk]:
-        """The answer to a conversation, as it comes. Closing the iterator stops the server too.
+        """Yield the answer to a conversation as it comes; closing the iterator aborts the request.
 
         Raises:
             ChatError: when the server cannot be reached, refuses, or fails in mid-answer.

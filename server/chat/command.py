@@ -1,4 +1,4 @@
-"""The chat's command line: flags, and whether a person or a pipe is at the other end."""
+"""The command line of `adadecode chat`: its flags, and the choice of interactive or piped input."""
 
 import argparse
 import contextlib
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Chat until the input ends. Returns the exit status."""
+    """Chat until the input ends and return the exit status."""
     client = ChatClient(args.url, args.api_key or _key_from_environment())
     try:
         options = ChatOptions(
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _answer_lines(session: ChatSession) -> None:
-    """One answer for every line of a pipe; the first error ends it."""
+    """Answer every line of piped input; the first error ends the chat."""
     for line in sys.stdin:
         if not session.handle(line):
             return

@@ -1,6 +1,6 @@
 """How an answer looks in the terminal: text as it comes, colours by exit layer, a line of figures.
 
-Knows no HTTP. Text of the model is never trusted: control characters do not reach the terminal.
+Knows no HTTP. The model's text is not trusted: its control characters do not reach the terminal.
 """
 
 from collections import Counter, deque
@@ -11,7 +11,8 @@ from typing import Any, TextIO
 from engine.request import LOOKED_UP
 from server.chat.client import Chunk, Draft, TracedToken
 
-# 256-colour codes that are told apart on dark and light backgrounds, in the order layers appear.
+# 256-colour codes that can be told apart on dark and light backgrounds. Exit layers take them in
+# the order in which they first appear.
 _COLOURS = (42, 214, 39, 207, 191, 203, 75, 178)
 _RESET, _DIM = "\x1b[0m", "\x1b[2m"
 _DIM_STRUCK = "\x1b[2;9m"
@@ -21,22 +22,22 @@ _CONTROL_CHARACTERS = {
 
 
 class Style:
-    """Colours, or none: every method returns its text unchanged when they are off."""
+    """Terminal styles. With colours off, text stays as it is and rejected drafts are left out."""
 
     def __init__(self, is_coloured: bool) -> None:
         self.is_coloured = is_coloured
         self._colours: dict[int, int] = {}  # exit layer -> colour; kept for the whole session
 
     def dim(self, text: str) -> str:
-        """For what is not the answer."""
+        """Dim text that is not part of the answer."""
         return f"{_DIM}{text}{_RESET}" if self.is_coloured else text
 
     def rejected(self, text: str) -> str:
-        """For a draft that was rolled back: shown only where it can be told from the answer."""
+        """Strike a rejected draft through; without colours it would look like the answer."""
         return f"{_DIM_STRUCK}{text}{_RESET}" if self.is_coloured else ""
 
     def at_layer(self, text: str, exit_layer: int) -> str:
-        """In the colour of an exit layer."""
+        """Colour text by its exit layer."""
         if not self.is_coloured:
             return text
         if exit_layer not in self._colours:
@@ -46,7 +47,7 @@ class Style:
 
 @dataclass(slots=True)
 class ExitCounts:
-    """Where the tokens of one answer left the model."""
+    """How many tokens of one answer came from each exit or full depth, and the drafts rejected."""
 
     early: Counter[int] = field(default_factory=Counter)  # exit layer -> tokens
     num_full: int = 0
@@ -62,13 +63,13 @@ class ExitCounts:
 
 
 class AnswerDisplay:
-    """Writes one answer. Use `show` for every chunk, then `end`."""
+    """Writes one answer. Call `show` for every chunk, then `end`."""
 
     def __init__(self, output: TextIO, style: Style, *, show_exits: bool) -> None:
         self._output = output
         self._style = style
         self._show_exits = show_exits
-        self._waiting: deque[TracedToken] = deque()  # traced, text still held back by the server
+        self._waiting: deque[TracedToken] = deque()  # their text is still held back by the server
         self._counts = ExitCounts()
 
     def show(self, chunk: Chunk) -> None:
@@ -83,7 +84,7 @@ class AnswerDisplay:
             self._write(self._traced(text, source))
 
     def end(self) -> None:
-        """Finish the line, and explain the colours if they were used."""
+        """Finish the line; if exits are shown, add a legend with the counts."""
         self._write("\n")
         if self._show_exits:
             self._write(self._legend() + "\n")
@@ -114,7 +115,7 @@ class AnswerDisplay:
 def format_stats(
     num_tokens: int, ttft_s: float, duration_s: float, metrics: Mapping[str, Any]
 ) -> str:
-    """One line of figures: tokens, speed after the first token, time to the first token, drafts.
+    """Format a line of figures: tokens, speed after the first token, time to the first one, drafts.
 
     Args:
         metrics: The response's `metrics` object; its parts may be missing.
@@ -137,10 +138,10 @@ def format_stats(
 
 
 def _align(text: str, waiting: deque[TracedToken]) -> list[tuple[str, TracedToken | None]]:
-    """Split text at the tokens it came from, taking those from `waiting`.
+    """Split text into the tokens it came from, which are removed from `waiting`.
 
     Text may lag behind its tokens (held back for a stop string) and tokens need not be whole
-    characters: where the two do not meet, the rest of the text is shown as the first token waiting.
+    characters: where the two do not match, the rest of the text counts as the first token waiting.
     """
     pieces: list[tuple[str, TracedToken | None]] = []
     while text and waiting and text.startswith(waiting[0].text):

@@ -19,7 +19,7 @@ Ctrl-C stops an answer."""
 
 @dataclass(slots=True, kw_only=True)
 class ChatOptions:
-    """What the command line decided; `show_exits` and `system` change by command."""
+    """Options from the command line; `/exits` and `/system` change two of them later."""
 
     model: str
     system: str | None = None
@@ -30,7 +30,7 @@ class ChatOptions:
     stats: bool = False
 
     def request_options(self) -> dict[str, Any]:
-        """The request body's fields besides the messages. What is not set is left to the server."""
+        """Return the request body without the messages; options not set are left to the server."""
         options: dict[str, Any] = {"model": self.model}
         if self.temperature is not None:
             options["temperature"] = self.temperature
@@ -70,7 +70,7 @@ class ChatSession:
             False when the user wants to leave.
 
         Raises:
-            ChatError: when there is no answer; the conversation is as it was before.
+            ChatError: when the answer fails; the conversation stays as it was before.
         """
         line = line.strip()
         if not line:
@@ -89,7 +89,7 @@ class ChatSession:
         return True
 
     def _answer(self, text: str) -> None:
-        """Stream one answer. After Ctrl-C, what was said until then stays in the conversation."""
+        """Stream one answer; after Ctrl-C, the part that came stays in the conversation."""
         question = {"role": "user", "content": text}
         display = AnswerDisplay(self._output, self._style, show_exits=self._options.show_exits)
         started = time.perf_counter()
@@ -140,10 +140,10 @@ class ChatSession:
 
 
 def converse(session: ChatSession, read: Callable[[], str], output: TextIO, style: Style) -> None:
-    """The interactive loop: errors are shown and the conversation goes on.
+    """Run the interactive loop: errors are shown and the conversation goes on.
 
     Args:
-        read: The next line; raises EOFError at the end of input.
+        read: Returns the next line; raises EOFError at the end of input.
     """
     while True:
         try:

@@ -1,1 +1,1 @@
-"""A model's output text, in pieces → events: reasoning, content, tool calls. No HTTP here."""
+"""Turns pieces of a model's output text into events: reasoning, content, tool calls. No HTTP."""

@@ -1,4 +1,4 @@
-"""Reads one tool call's JSON as it comes, character by character, keeping nothing but its place."""
+"""Scans one tool call's JSON as it comes, character by character."""
 
 import json
 from collections.abc import Collection, Generator
@@ -8,24 +8,28 @@ _MAX_HEADER = 256  # characters of a call's name, quotes and escapes included
 _SPACE = " \t\r\n"
 _ARGUMENTS = ("arguments", "parameters")
 
-_Machine: TypeAlias = Generator[None, str, str]  # takes characters; ends with the one after
+_Machine: TypeAlias = Generator[None, str, str]  # is sent characters; returns a text
 
 
 class _Malformed(Exception):
-    """The text is no call."""
+    """The text is not a call."""
 
 
 class CallScanner:
-    """One call: `{"name": "f", "arguments": {…}}`, its keys in any order.
+    """Scans one call: `{"name": "f", "arguments": {…}}`, its keys in any order.
 
     Attributes:
-        name: the function, once it is known to be among `names` and its arguments have begun.
+        name: the function, known to be among `names`, once its arguments have begun or it ended.
         is_complete: the call ended as it should.
-        is_malformed: what came is no call; `raw` holds it if no `name` was told.
+        is_malformed: the text is not a call; `raw` holds it if `name` is still None.
     """
 
     def __init__(self, names: Collection[str], *, is_name_first: bool = False) -> None:
-        """Args: is_name_first: the form is `f{…}`, Mistral's newer one."""
+        """
+        Args:
+            names: The functions that may be called.
+            is_name_first: The form is `f{…}`, Mistral's newer one.
+        """
         self.name: str | None = None
         self.is_complete = False
         self.is_malformed = False
@@ -38,7 +42,7 @@ class CallScanner:
         next(self._machine)
 
     def push(self, text: str, begin: int = 0) -> int:
-        """Go on with `text[begin:]`; returns the index of the first one not taken."""
+        """Scan `text[begin:]` and return the index of the first character not taken."""
         index = begin
         try:
             while index < len(text):
@@ -60,11 +64,11 @@ class CallScanner:
 
     @property
     def raw(self) -> str:
-        """All that was taken, while there is no name."""
+        """All text taken, while there is no name."""
         return "".join(self._raw)
 
     def take_arguments(self) -> str:
-        """The arguments' JSON text that is new since the last call; none before the name."""
+        """Return the arguments' JSON text since the last call of this; empty before the name."""
         if self.name is None:
             return ""
         taken = "".join(self._arguments)
@@ -89,7 +93,7 @@ class CallScanner:
         return ""
 
     def _member(self, key: str) -> _Machine:
-        """One value; returns the visible character that follows it."""
+        """Scan one value; return the visible character that follows it."""
         character = yield from _visible()
         if key == "name":
             self._set_name((yield from self._short_string(character)))
@@ -103,7 +107,7 @@ class CallScanner:
         if character == "{":
             self._has_arguments = True
             yield from _container(character, self._arguments)
-        elif character == '"':  # an object that was quoted once too often
+        elif character == '"':  # an object that the model put into quotes
             quoted: list[str] = []
             yield from _string(character, quoted)
             self._has_arguments = True
@@ -112,7 +116,7 @@ class CallScanner:
             raise _Malformed
 
     def _name_first(self) -> _Machine:
-        """`f{…}`, or with marks between: `f[CALL_ID]x[ARGS]{…}`."""
+        """Scan `f{…}`, or the same with marks between: `f[CALL_ID]x[ARGS]{…}`."""
         header = ""
         while (character := (yield)) != "{":
             header += character
@@ -143,7 +147,7 @@ def _visible() -> _Machine:
 def _string(
     character: str, sink: list[str], max_length: int | None = None
 ) -> Generator[None, str, None]:
-    """A string, quotes and escapes included, into `sink`."""
+    """Scan a string into `sink`, quotes and escapes included."""
     if character != '"':
         raise _Malformed
     sink.append(character)
@@ -162,7 +166,7 @@ def _string(
 
 
 def _container(character: str, sink: list[str]) -> Generator[None, str, None]:
-    """An object or array, as far as its brackets and strings tell, into `sink`."""
+    """Scan an object or array into `sink`, checking nothing but its brackets and strings."""
     sink.append(character)
     depth = 1
     while depth:
@@ -175,7 +179,7 @@ def _container(character: str, sink: list[str]) -> Generator[None, str, None]:
 
 
 def _skipped_value(character: str) -> _Machine:
-    """Any value of a key that means nothing here; returns the visible character after it."""
+    """Skip the value of a key that means nothing here; return the visible character after it."""
     if character in "{[":
         yield from _container(character, [])
     elif character == '"':

@@ -1,4 +1,4 @@
-"""What a model's output text turns out to be, piece by piece."""
+"""The events into which a model's output text is parsed."""
 
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -20,7 +20,7 @@ class ContentText:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallStart:
-    """A call begins; its arguments follow."""
+    """The beginning of a call; its arguments follow."""
 
     index: int  # 0, 1, … within one choice
     call_id: str
@@ -37,7 +37,7 @@ class ToolCallArguments:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallEnd:
-    """The newest call is whole, or the output ended within it."""
+    """The end of the newest call: it is whole, or the output broke off within it."""
 
     index: int
 

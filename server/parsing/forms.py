@@ -1,4 +1,4 @@
-"""The forms in which families write tool calls, and which a chat template asks for."""
+"""The forms in which model families write tool calls, and which of them a chat template uses."""
 
 from dataclasses import replace
 from enum import StrEnum
@@ -10,7 +10,7 @@ from server.parsing.tool_calls import ToolOptions, ToolParser, short_call_id
 
 
 class ToolForm(StrEnum):
-    """Names as `--tool-call-parser` takes them."""
+    """The forms, named as `--tool-call-parser` takes them."""
 
     HERMES = "hermes"
     LLAMA3_JSON = "llama3_json"
@@ -18,7 +18,7 @@ class ToolForm(StrEnum):
 
 
 def form_of_template(template: str) -> ToolForm:
-    """The form in which a chat template shows calls to its model; Hermes' for all others."""
+    """Return the form in which a chat template shows calls to its model; by default Hermes'."""
     if "[TOOL_CALLS]" in template:
         return ToolForm.MISTRAL
     if "<tool_call>" not in template and (
@@ -29,7 +29,7 @@ def form_of_template(template: str) -> ToolForm:
 
 
 def tool_parser(form: ToolForm, options: ToolOptions) -> ToolParser:
-    """A fresh parser for one choice."""
+    """Make a parser for one choice."""
     if form is ToolForm.MISTRAL:
         return MistralParser(replace(options, new_call_id=short_call_id))
     return Llama3JsonParser(options) if form is ToolForm.LLAMA3_JSON else HermesParser(options)

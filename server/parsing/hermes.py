@@ -1,4 +1,4 @@
-"""Hermes' and Qwen's form: `<tool_call>{"name": …, "arguments": …}</tool_call>`, repeated."""
+"""The form of Hermes and Qwen: `<tool_call>{"name": …, "arguments": …}</tool_call>`, repeated."""
 
 from collections.abc import Generator, Iterator
 
@@ -11,16 +11,16 @@ BEGIN, END = "<tool_call>", "</tool_call>"
 
 
 class HermesParser:
-    """One choice's answer."""
+    """Finds the calls in one choice's answer."""
 
     def __init__(self, options: ToolOptions) -> None:
         self._writer = CallWriter(options)
         self._begin = TagFinder(BEGIN)
         self._scanner: CallScanner | None = None  # within a call
-        self._after: str | None = None  # after one: the end tag as far as it has come
+        self._after: str | None = None  # after a call: as much of the end tag as has come
 
     def push(self, text: str) -> Iterator[OutputEvent]:
-        """Events of the next piece."""
+        """Yield the events of the next piece."""
         index = 0
         while index < len(text) and not self._writer.is_closed:
             if self._after is not None:
@@ -35,7 +35,7 @@ class HermesParser:
                 index = len(text) if end is None else end
 
     def finish(self) -> Iterator[OutputEvent]:
-        """Events that the end of the output brings."""
+        """Yield the events that the end of the output brings."""
         if not self._writer.is_closed:
             if self._scanner is not None and self._scanner.name is None:
                 yield from self._writer.content(BEGIN + self._scanner.raw)
@@ -51,13 +51,13 @@ class HermesParser:
         if scanner.is_complete or scanner.is_malformed:
             self._scanner = None
             self._after = ""
-            if scanner.name is None:  # no call after all
+            if scanner.name is None:  # not a call after all
                 self._after = None
                 yield from self._writer.content(BEGIN + scanner.raw)
         return index
 
     def _close(self, text: str, index: int) -> Generator[OutputEvent, None, int]:
-        """Past space and the end tag, which a careless model forgets."""
+        """Skip space and the end tag, which a careless model forgets."""
         assert self._after is not None
         while index < len(text):
             if self._after or not text[index].isspace():

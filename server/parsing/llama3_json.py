@@ -1,4 +1,4 @@
-"""Llama 3's form: the answer is `{"name": …, "parameters": …}`, several parted by semicolons."""
+"""Llama 3's form: the answer is `{"name": …, "parameters": …}`; semicolons separate several."""
 
 from collections.abc import Generator, Iterator
 
@@ -10,17 +10,17 @@ BEGIN = "<|python_tag|>"  # optional
 
 
 class Llama3JsonParser:
-    """One choice's answer. What does not begin as a call is content, to its end."""
+    """Finds the calls in one choice's answer; if it does not begin as a call, all is content."""
 
     def __init__(self, options: ToolOptions) -> None:
         self._writer = CallWriter(options)
         self._scanner: CallScanner | None = None
-        self._lead: list[str] = []  # between calls: space, separators, a begin tag or part of it
+        self._lead: list[str] = []  # before a call: space, separators, a begin tag or part of it
         self._tag = ""
         self._is_content = False
 
     def push(self, text: str) -> Iterator[OutputEvent]:
-        """Events of the next piece."""
+        """Yield the events of the next piece."""
         index = 0
         while index < len(text) and not self._writer.is_closed:
             if self._is_content:
@@ -32,7 +32,7 @@ class Llama3JsonParser:
                 index = yield from self._call(self._scanner, text, index)
 
     def finish(self) -> Iterator[OutputEvent]:
-        """Events that the end of the output brings."""
+        """Yield the events that the end of the output brings."""
         if self._scanner is not None and self._scanner.name is None:
             self._lead.append(self._scanner.raw)
         if not self._writer.is_closed and (self._scanner is not None or not self._writer.num_calls):
@@ -40,7 +40,7 @@ class Llama3JsonParser:
         yield from self._writer.finish()
 
     def _seek(self, text: str, index: int) -> Generator[OutputEvent, None, int]:
-        """To the next call's brace, or to what shows that there is none."""
+        """Advance to the next call's brace, or to what shows that there is none."""
         character = text[index]
         if character == "{" and self._tag in ("", BEGIN):
             self._scanner = self._writer.scanner()

@@ -19,7 +19,7 @@ class _State(Enum):
 
 
 class MistralParser:
-    """One choice's answer."""
+    """Finds the calls in one choice's answer."""
 
     def __init__(self, options: ToolOptions) -> None:
         self._writer = CallWriter(options)
@@ -27,10 +27,10 @@ class MistralParser:
         self._state = _State.OUTSIDE
         self._scanner: CallScanner | None = None
         self._is_list = False
-        self._lead: list[str] = []  # what a text that is no call has to be given back with
+        self._lead: list[str] = []  # text before a call; becomes content if that is not one
 
     def push(self, text: str) -> Iterator[OutputEvent]:
-        """Events of the next piece."""
+        """Yield the events of the next piece."""
         index = 0
         while index < len(text) and not self._writer.is_closed:
             if self._state is _State.OUTSIDE:
@@ -45,18 +45,18 @@ class MistralParser:
                 index = yield from self._seek(text, index)
 
     def finish(self) -> Iterator[OutputEvent]:
-        """Events that the end of the output brings."""
+        """Yield the events that the end of the output brings."""
         if not self._writer.is_closed:
             if self._scanner is not None and self._scanner.name is None:
                 yield from self._writer.content("".join([*self._lead, self._scanner.raw]))
-            elif self._state is not _State.OUTSIDE and self._lead[:1] == [BEGIN]:  # none has come
+            elif self._state is not _State.OUTSIDE and self._lead[:1] == [BEGIN]:  # no call came
                 yield from self._writer.content("".join(self._lead))
             elif self._state is _State.OUTSIDE:
                 yield from self._writer.content(self._begin.finish())
         yield from self._writer.finish()
 
     def _seek(self, text: str, index: int) -> Generator[OutputEvent, None, int]:
-        """To the next call, or out of the list."""
+        """Advance to the next call, or out of the list."""
         character = text[index]
         if character.isspace() or (character == "," and self._state is _State.LIST):
             self._lead.append(character)

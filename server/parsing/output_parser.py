@@ -1,4 +1,4 @@
-"""One choice's output text → events. Give every choice its own, and every piece of text once."""
+"""Turns the output text of one choice into events."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from server.parsing.tool_calls import ToolOptions, ToolParser
 
 
 class OutputParser:
-    """Splits reasoning off first; calls are looked for in what is left. Linear in the text."""
+    """Splits one choice's reasoning off, then finds calls in the rest. Linear in the text."""
 
     def __init__(
         self,
@@ -22,7 +22,13 @@ class OutputParser:
         shows_reasoning: bool = True,
         note_calls: Callable[[bool], None] | None = None,
     ) -> None:
-        """Args: note_calls: Told in the end whether there were any, if they were looked for."""
+        """
+        Args:
+            reasoning: Splits reasoning off; None: there is none.
+            tools: Finds calls; None: they are not looked for.
+            shows_reasoning: False: reasoning is split off and dropped.
+            note_calls: Called in the end with whether there were calls, if they were looked for.
+        """
         self._reasoning = reasoning
         self._shows_reasoning = shows_reasoning
         self._tools = tools
@@ -30,14 +36,14 @@ class OutputParser:
         self._has_called = False
 
     def push(self, text: str) -> list[OutputEvent]:
-        """Events of the next piece of text; what may turn out otherwise is held back."""
+        """Return the events of the next piece of text; what is still ambiguous is held back."""
         split = self._reasoning.push(text) if self._reasoning else _as_content(text)
         events = list(self._with_calls(split))
         self._look_for_call(events)
         return events
 
     def finish(self) -> list[OutputEvent]:
-        """What the end of the output brings: all that was held back."""
+        """Return the events that the end of the output brings, from what was held back."""
         split = self._reasoning.finish() if self._reasoning else iter(())
         events = list(self._with_calls(split))
         if self._tools is not None:
@@ -62,17 +68,17 @@ class OutputParser:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputFormat:
-    """What to look for in the outputs of one request; `parser()` once per choice."""
+    """What to look for in the outputs of one request; every choice needs its own `parser()`."""
 
     thinks: bool = False  # split reasoning from the answer
     shows_reasoning: bool = True  # False: thoughts are split off and dropped
-    is_thinking: bool = False  # if it thinks: the prompt ends within a thought
+    is_thinking: bool = False  # with `thinks`: the output begins within a thought
     tool_form: ToolForm = ToolForm.HERMES
     tools: ToolOptions | None = None  # None: no calls, whatever the text looks like
-    # A call ends an answer for a reason of its own, unless it was asked for by name: then the
-    # answer just stops, at OpenAI and vLLM as well.
+    # Whether the finish reason of an answer with calls is "tool_calls". Where the function was
+    # forced by name it is "stop", as in OpenAI's API and vLLM.
     ends_by_calling: bool = True
-    note_calls: Callable[[bool], None] | None = None  # told of every choice if it calls
+    note_calls: Callable[[bool], None] | None = None  # called per choice with whether it has calls
 
     @property
     def is_plain(self) -> bool:
@@ -81,19 +87,19 @@ class OutputFormat:
 
     @property
     def marks_are_special(self) -> bool:
-        """Whether calls are marked by control tokens, which the text has to keep then."""
+        """Whether calls are marked by control tokens, which the text then has to keep."""
         return self.tools is not None and self.tool_form is not ToolForm.HERMES
 
     def splitter(self) -> ReasoningSplitter | None:
-        """A fresh splitter, if the model thinks."""
+        """Make a splitter, if the model thinks."""
         return ReasoningSplitter(begins_inside=self.is_thinking) if self.thinks else None
 
     def counter(self, tokenizer: Tokenizer) -> ReasoningCounter:
-        """A fresh counter of the thought's tokens."""
+        """Make a counter of the thought's tokens."""
         return ReasoningCounter(tokenizer, self.splitter())
 
     def parser(self) -> OutputParser:
-        """A fresh parser."""
+        """Make a parser."""
         tools = tool_parser(self.tool_form, self.tools) if self.tools else None
         return OutputParser(
             self.splitter(),

@@ -16,14 +16,17 @@ class _State(Enum):
 
 
 class ReasoningSplitter:
-    """One choice's output, split. White space around the tags belongs to neither side."""
+    """Splits one choice's output. White space around the tags belongs to neither side."""
 
     def __init__(self, *, begins_inside: bool) -> None:
-        """Args: begins_inside: the thought is open already; a begin tag may be repeated."""
+        """
+        Args:
+            begins_inside: The thought is open from the start; a begin tag may be repeated.
+        """
         self._state = _State.BEFORE
         self._begins_inside = begins_inside
         self._end = TagFinder(END)
-        self._tag = ""  # BEFORE: a begin tag's beginning
+        self._tag = ""  # in BEFORE: text that may be the start of a begin tag
         self._space: list[str] = []  # held back until what follows shows whether it counts
         self._is_at_start = True  # nothing visible has come on this side of the tag
 
@@ -40,7 +43,7 @@ class ReasoningSplitter:
         return self._state is _State.BEFORE
 
     def push(self, text: str) -> Iterator[ReasoningText | ContentText]:
-        """Events of the next piece."""
+        """Yield the events of the next piece."""
         if self._state is _State.BEFORE:
             text = self._find_begin(text)
         if self._state is _State.INSIDE:
@@ -54,7 +57,7 @@ class ReasoningSplitter:
         yield from self._say(text)
 
     def finish(self) -> Iterator[ReasoningText | ContentText]:
-        """What was held back, if it counts."""
+        """Yield what was held back, except white space that belongs to neither side."""
         if self._state is _State.INSIDE:
             yield from self._think(self._end.finish())
             self._space.clear()
@@ -62,7 +65,7 @@ class ReasoningSplitter:
             yield ReasoningText(text) if self._begins_inside else ContentText(text)
 
     def _find_begin(self, text: str) -> str:
-        """What is left for the next state; nothing while a begin tag may be on its way."""
+        """Look for a begin tag; return the text left for the next state, "" while undecided."""
         visible = text if self._tag else text.lstrip()
         self._space.append(text[: len(text) - len(visible)])
         self._tag += visible
@@ -75,7 +78,7 @@ class ReasoningSplitter:
         if self._begins_inside:
             self._state = _State.INSIDE
         else:
-            self._state, self._is_at_start = _State.AFTER, False  # no thought: its space counts
+            self._state, self._is_at_start = _State.AFTER, False  # no thought: leading space counts
         return self._release()
 
     def _release(self) -> str:

@@ -1,4 +1,4 @@
-"""Counts the tokens of a thought, one by one: however a stream is cut, the count is the same."""
+"""Counts the tokens of a thought one by one, so the count does not depend on a stream's pieces."""
 
 import codecs
 from collections.abc import Sequence
@@ -8,10 +8,14 @@ from server.parsing.reasoning import ReasoningSplitter
 
 
 class ReasoningCounter:
-    """Follows one choice's tokens; those up to the thought's end count, its tags among them."""
+    """Counts one choice's tokens up to the thought's end, its tags included."""
 
     def __init__(self, tokenizer: Tokenizer, splitter: ReasoningSplitter | None) -> None:
-        """Args: splitter: a fresh one of the choice's own; None: the model does not think."""
+        """
+        Args:
+            tokenizer: The model's tokenizer.
+            splitter: A new one, for this choice alone; None: the model does not think.
+        """
         self._tokenizer = tokenizer
         self._splitter = splitter
         self._characters = codecs.getincrementaldecoder("utf-8")("replace")
@@ -34,7 +38,7 @@ class ReasoningCounter:
             text = self._characters.decode(self._tokenizer.token_bytes(token_id))
             self._has_thought |= self._splitter.is_inside
             for _ in self._splitter.push(text):
-                pass  # the text itself is another's affair
+                pass  # only the splitter's state matters here
             self._has_thought |= self._splitter.is_inside
             if not self._splitter.is_inside and not self._splitter.is_undecided:
                 self._splitter = None  # what follows is the answer

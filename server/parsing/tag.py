@@ -9,7 +9,7 @@ class TagFinder:
         self._held = ""
 
     def push(self, text: str, begin: int = 0) -> tuple[str, int | None]:
-        """Go on with `text[begin:]`.
+        """Search `text[begin:]`, which continues the text so far.
 
         Returns:
             The text before the tag and the index in `text` after it; or what cannot belong to a
@@ -30,7 +30,7 @@ class TagFinder:
         return held + self._hold_back(text[begin:]), None
 
     def finish(self) -> str:
-        """What was held back."""
+        """Return what was held back."""
         held, self._held = self._held, ""
         return held
 
@@ -41,6 +41,6 @@ class TagFinder:
 
 
 def num_begun(text: str, tag: str) -> int:
-    """Length of the longest end of `text` that a longer `tag` begins with."""
+    """Return the length of the longest suffix of `text` that is a proper prefix of `tag`."""
     longest = min(len(tag) - 1, len(text))
     return next((n for n in range(longest, 0, -1) if text.endswith(tag[:n])), 0)

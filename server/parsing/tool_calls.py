@@ -1,4 +1,4 @@
-"""What every form of tool call shares: content on one side, numbered calls on the other."""
+"""What all forms of tool calls share: content on one side, numbered calls on the other."""
 
 import secrets
 import string
@@ -22,10 +22,10 @@ class ToolParser(Protocol):
     """Finds the calls in one choice's answer."""
 
     def push(self, text: str) -> Iterator[OutputEvent]:
-        """Events of the next piece."""
+        """Yield the events of the next piece."""
 
     def finish(self) -> Iterator[OutputEvent]:
-        """Events that the end of the output brings."""
+        """Yield the events that the end of the output brings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,12 +38,12 @@ class ToolOptions:
 
 
 def short_call_id() -> str:
-    """Nine letters and digits: the only ids that Mistral's templates take back."""
+    """Make an id of nine letters and digits: Mistral's templates accept no others."""
     return "".join(secrets.choice(_ALPHANUMERIC) for _ in range(9))
 
 
 class CallWriter:
-    """Content and calls of one choice, as events. Space around calls belongs to nothing."""
+    """Writes content and calls of one choice as events; space around calls is dropped."""
 
     def __init__(self, options: ToolOptions) -> None:
         self.num_calls = 0
@@ -54,15 +54,15 @@ class CallWriter:
 
     @property
     def is_closed(self) -> bool:
-        """Whether nothing that follows counts."""
+        """Whether all that follows is dropped."""
         return not self._options.is_parallel and self.num_calls > 0 and not self._is_open
 
     def scanner(self, *, is_name_first: bool = False) -> CallScanner:
-        """For the next call."""
+        """Make a scanner for the next call."""
         return CallScanner(self._options.names, is_name_first=is_name_first)
 
     def content(self, text: str) -> Iterator[ContentText]:
-        """A piece of the answer."""
+        """Yield a piece of content; space at its end is held back, as a call may follow."""
         visible = text.rstrip()
         if visible:
             self._has_content = True
@@ -72,7 +72,7 @@ class CallWriter:
             self._space.append(text[len(visible) :])
 
     def call(self, scanner: CallScanner) -> Iterator[OutputEvent]:
-        """What a scanner has found since the last time."""
+        """Yield what a scanner has found since the last time."""
         if scanner.name is None:
             return
         index = self.num_calls - 1
@@ -88,13 +88,13 @@ class CallWriter:
             yield from self.end_call()
 
     def end_call(self) -> Iterator[ToolCallEnd]:
-        """The newest call is over."""
+        """End the newest call, if it is open."""
         if self._is_open:
             self._is_open = False
             yield ToolCallEnd(self.num_calls - 1)
 
     def finish(self) -> Iterator[OutputEvent]:
-        """The output is over."""
+        """End the output: an open call ends, and held-back space is content if no call came."""
         yield from self.end_call()
         if self._space and not self.num_calls:
             yield ContentText("".join(self._space))

@@ -1,1 +1,1 @@
-"""The wire types: what clients send and get. No behaviour beyond bounds."""
+"""The wire types: what clients send and receive. No behaviour beyond checking bounds."""

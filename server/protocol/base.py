@@ -1,9 +1,9 @@
-"""The base of what clients send."""
+"""The base of all request types."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class RequestModel(BaseModel):
-    """Strict types, finite numbers, unknown fields kept aside."""
+    """Base of what clients send: strict types, finite numbers, unknown fields in `model_extra`."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="allow")

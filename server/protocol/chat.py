@@ -51,8 +51,8 @@ class ChatMessage(RequestModel):
     name: str | None = None
     tool_calls: list[MessageToolCall] | None = Field(None, max_length=256)
     tool_call_id: str | None = Field(None, max_length=256)
-    # An assistant's thought, under both names in use: whether its model sees it is the template's
-    # affair.
+    # An assistant's thought, under both names in use; the template decides whether the model sees
+    # it.
     reasoning: str | None = None
     reasoning_content: str | None = None
 
@@ -94,7 +94,7 @@ class TemplateFields(RequestModel):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, JsonValue] | None = Field(None, max_length=64)
-    # Where the template knows it; "none" also where thinking can be turned off, or is not done.
+    # Accepted if the template knows it; "none" also if thinking can be turned off or is never done.
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
 
 
@@ -107,7 +107,7 @@ class ChatCompletionRequest(CompletionRequestBase, TemplateFields):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     parallel_tool_calls: bool | None = None
     include_reasoning: bool | None = None
-    echo: bool | None = None  # the content begins with that of the last turn, the assistant's own
+    echo: bool | None = None  # begin the content with the last turn's, if that is the assistant's
 
 
 class TokenAlternative(ResponseModel):

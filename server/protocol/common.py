@@ -1,4 +1,4 @@
-"""Wire types that both completion endpoints share."""
+"""Wire types that several endpoints share."""
 
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
@@ -25,9 +25,9 @@ _MAX_STOPS = 4
 _MAX_STOP_CHARS = 1024
 _INT32_MAX = 2**31 - 1
 
-# Options of OpenAI's or vLLM's APIs that change the output and are not offered, with the values
-# that ask for nothing. Any other value is refused by name, where the endpoint does not declare the
-# field; unknown fields are ignored.
+# Options of OpenAI's or vLLM's APIs that change the output and are not offered, with their neutral
+# values. Any other value is refused by name, unless the endpoint declares the field. Names not in
+# this table are unknown fields: ignored, or refused with --reject-unknown-fields.
 _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "add_generation_prompt": (True,),
     "add_special_tokens": (False,),  # completions have it; chats get theirs from the template
@@ -43,7 +43,7 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "echo": (False,),  # completions and chats have it
     "function_call": ("none",),
     "functions": ([],),
-    "guided_choice": (),  # these four were vLLM's before its structured_outputs
+    "guided_choice": (),  # vLLM's name before structured_outputs, as the next three
     "guided_grammar": (),
     "guided_json": (),
     "guided_regex": (),
@@ -64,8 +64,8 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "service_tier": ("auto", "default"),
     "store": (False,),
     "suffix": ("",),
-    "tool_choice": ("none", "auto"),  # chats have it; so has the next
-    "tools": ([],),
+    "tool_choice": ("none", "auto"),  # chats have it
+    "tools": ([],),  # chats have it
     "thinking_token_budget": (),
     "top_logprobs": (),
     "use_beam_search": (False,),
@@ -76,19 +76,19 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
 
 
 class ResponseModel(BaseModel):
-    """Base of what clients get."""
+    """Base of what clients receive."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class NamedEvent(ResponseModel):
-    """A stream's chunk whose event also says its type on the `event:` line."""
+    """A stream's chunk whose event also names its type on the `event:` line."""
 
     type: str
 
 
 def unsupported_names() -> Collection[str]:
-    """Names of the known options that are not offered, by one endpoint at least."""
+    """Return the names of known options that at least one endpoint does not offer."""
     return _UNSUPPORTED.keys()
 
 
@@ -96,7 +96,7 @@ def refuse_unsupported(fields: Mapping[str, Any]) -> list[str]:
     """Refuse known options that are not offered.
 
     Returns:
-        Names that are no known option's.
+        Names of unknown fields.
 
     Raises:
         UnsupportedOption: naming the first one.
@@ -121,7 +121,7 @@ def _not_zero(value: int) -> int:
 
 
 def _as_tuple(value: object) -> object:
-    """`stop` as a tuple, checked here so that an error names the field, not a union's branch."""
+    """Convert `stop`; checked here so that an error names the field, not a union's branch."""
     stops = [value] if isinstance(value, str) else value
     if stops is None:
         return ()
@@ -135,7 +135,7 @@ def _as_tuple(value: object) -> object:
 
 
 def _not_too_many(value: object) -> object:
-    """Before the entries are looked at, each of which may be an error of its own."""
+    """Check the number of entries first, as each of them may be an error of its own."""
     if isinstance(value, dict) and len(value) > _MAX_BIASES:
         raise ValueError(f"at most {_MAX_BIASES} tokens can be biased")
     return value
@@ -171,12 +171,12 @@ class EarlyExit(BaseModel):
 class TruncationFields(RequestModel):
     """How a prompt that is too long is cut."""
 
-    truncate_prompt_tokens: TruncateTo | None = None  # -1: to what the model takes
-    truncation_side: Literal["left", "right"] | None = None  # where tokens go; left unless told
+    truncate_prompt_tokens: TruncateTo | None = None  # -1: to what fits the context
+    truncation_side: Literal["left", "right"] | None = None  # which end is cut; default: left
 
 
 class CompletionRequestBase(TruncationFields):
-    """The fields of both endpoints. None means the default, as in OpenAI's clients."""
+    """The fields of completions and chats alike. None means the default, as in OpenAI's clients."""
 
     model: str = Field(max_length=512)
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
@@ -195,7 +195,7 @@ class CompletionRequestBase(TruncationFields):
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: Stop = ()
     stop_token_ids: list[int] | None = Field(None, max_length=128)
-    # No others are chosen.
+    # The only tokens that may be chosen.
     allowed_token_ids: Annotated[list[int], Field(fail_fast=True)] | None = Field(
         None, min_length=1
     )
@@ -208,7 +208,7 @@ class CompletionRequestBase(TruncationFields):
     prompt_logprobs: int | None = Field(None, ge=0, le=20)  # of every prompt token; not streamed
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None  # log-probabilities name tokens "token_id:7"
-    # What a provider's books and caches are told: without effect on the answer.
+    # The next four are for a provider's accounts and caches, and have no effect here.
     user: str | None = None
     metadata: dict[str, str] | None = Field(None, max_length=16)
     safety_identifier: str | None = None
@@ -305,7 +305,7 @@ class TraceToken(ResponseModel):
 
 
 def is_none(value: object) -> bool:
-    """For `Field(exclude_if=...)`: our extensions are left out where they say nothing."""
+    """Whether `Field(exclude_if=...)` leaves a field out: our extensions are when they are None."""
     return value is None
 
 
@@ -313,6 +313,7 @@ Metrics = Annotated[RequestMetrics | None, Field(exclude_if=is_none)]
 Trace = Annotated[list[TraceToken] | None, Field(exclude_if=is_none)]
 TokenIds = Annotated[list[int] | None, Field(exclude_if=is_none)]
 StopReason = Annotated[str | int | None, Field(exclude_if=is_none)]
-# By token id: the prompt's own token first, then the likeliest; null for the first token.
+# For each token of the prompt, entries by token id: the prompt's own token first, then the
+# likeliest ones; null for the first token.
 PromptLogprobs = Annotated[list[dict[int, PromptLogprob] | None] | None, Field(exclude_if=is_none)]
 FinishReasonName = Literal["stop", "length"]

@@ -21,7 +21,7 @@ MAX_PROMPTS = 1024
 
 
 def as_prompts(value: object, *, most: int = MAX_PROMPTS) -> list[str | list[int]]:
-    """All four ways to write a prompt, as a list of prompts.
+    """Convert any of the four ways to write prompts to a list of prompts.
 
     Raises:
         ValueError: it is none of them, empty, or more than `most`.
@@ -70,7 +70,7 @@ class CompletionRequest(CompletionRequestBase):
 
     @property
     def has_rivals(self) -> bool:
-        """Whether more are generated than answered."""
+        """Whether more continuations are generated than returned."""
         return self.num_candidates > (self.n or 1)
 
 

@@ -22,9 +22,9 @@ class EmbeddingsRequest(TruncationFields):
     model: str = Field(max_length=512)
     input: Inputs
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: int | None = Field(None, ge=1, lt=2**31)  # the first so many
-    pooling: Literal["mean", "last"] | None = None  # extension; --pooling-type unless told
-    normalize: bool | None = None  # to length 1, after the cut; true unless told
+    dimensions: int | None = Field(None, ge=1, lt=2**31)  # keep only the first ones
+    pooling: Literal["mean", "last"] | None = None  # extension; default: --pooling-type
+    normalize: bool | None = None  # scale to length 1, after `dimensions`; default: true
     add_special_tokens: bool | None = None
     priority: int | None = Field(None, ge=-(2**31), lt=2**31)
     cache_salt: str | None = Field(None, min_length=1, max_length=128)

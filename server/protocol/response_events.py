@@ -10,7 +10,7 @@ from server.protocol.responses import OutputItem, OutputText, ReasoningText, Res
 
 
 class ResponseEvent(NamedEvent):
-    """What every event has."""
+    """The fields that every event has."""
 
     sequence_number: int
 

@@ -31,7 +31,7 @@ class InputItem(RequestModel):
     sees thoughts of earlier turns is the template's affair. Summaries are not thoughts.
     """
 
-    type: str | None = Field(None, max_length=64)  # none: a message
+    type: str | None = Field(None, max_length=64)  # default: a message
     role: Literal["system", "developer", "user", "assistant"] | None = None
     content: str | Annotated[list[InputPart], Field(fail_fast=True)] | None = None
     call_id: str | None = None
@@ -78,7 +78,7 @@ class ReasoningConfig(RequestModel):
     """How much the model thinks; for models that do."""
 
     effort: str | None = Field(None, max_length=16)
-    summary: Literal["auto"] | None = None  # no summary is the best there is
+    summary: Literal["auto"] | None = None  # accepted, but no summary is ever made
 
 
 class StreamConfig(RequestModel):
@@ -110,7 +110,7 @@ class ResponsesRequest(RequestModel):
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None  # a hint: equal prefixes are found without it
-    max_tool_calls: int | None = Field(None, ge=0, lt=2**31)  # of built-in tools: there are none
+    max_tool_calls: int | None = Field(None, ge=0, lt=2**31)  # for built-in tools; there are none
     stream: bool | None = None
     stream_options: StreamConfig | None = None
     early_exit: EarlyExit | None = None
@@ -200,7 +200,7 @@ class InputTokensDetails(ResponseModel):
     """Prompt tokens by where they came from."""
 
     cached_tokens: int
-    cache_write_tokens: Literal[0] = 0  # caching is automatic: no write is asked for
+    cache_write_tokens: Literal[0] = 0  # caching is automatic
 
 
 class OutputTokensDetails(ResponseModel):

@@ -12,7 +12,7 @@ _MAX_CHOICES = 1024
 
 
 def _schema(value: object) -> object:
-    """A JSON schema, which may be a boolean."""
+    """Check that a value can be a JSON schema, which may also be a boolean."""
     if not isinstance(value, (dict, bool)):
         raise ValueError("should be a JSON schema: an object")
     return value
@@ -26,7 +26,7 @@ class NamedSchema(RequestModel):
 
     name: str = Field(max_length=256)
     description: str | None = None
-    json_schema: JsonSchema | None = Field(None, alias="schema")  # none: any object
+    json_schema: JsonSchema | None = Field(None, alias="schema")  # default: any object
     strict: bool | None = None
 
 
@@ -47,4 +47,4 @@ class StructuredOutputs(RequestModel):
     choice: list[str] | None = Field(None, min_length=1, max_length=_MAX_CHOICES)
     grammar: str | None = None  # EBNF with a rule `root`, or Lark with a rule `start`
     json_object: Literal[True] | None = None
-    disable_fallback: bool | None = None  # there is one backend
+    disable_fallback: bool | None = None  # no effect: there is one backend

@@ -1,4 +1,4 @@
-"""Wire types of /tokenize, /detokenize and /tokenizer_info: vLLM's."""
+"""Wire types of /tokenize, /detokenize and /tokenizer_info, as in vLLM."""
 
 from typing import Annotated
 

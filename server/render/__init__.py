@@ -1,1 +1,1 @@
-"""`RequestOutput`s → wire answers and chunks. Pure; one renderer per endpoint."""
+"""Renders `RequestOutput`s as wire answers and chunks. No I/O; one renderer per endpoint."""

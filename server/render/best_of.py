@@ -1,4 +1,4 @@
-"""Answers of /v1/completions with `best_of`: of each prompt's candidates, the likeliest."""
+"""Renders answers of /v1/completions with `best_of`: the likeliest candidates of each prompt."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +11,7 @@ from server.render.prompt_logprobs import with_prompt_logprobs
 
 
 class BestOfRenderer(CompletionRenderer):
-    """Sees every candidate and answers with n of each prompt; only whole, never streamed."""
+    """Takes every candidate and answers with the n likeliest of each prompt; never streamed."""
 
     def __init__(self, body: CompletionRequest, frame: AnswerFrame) -> None:
         self._num_kept = body.n or 1
@@ -26,7 +26,7 @@ class BestOfRenderer(CompletionRenderer):
         super().__init__(body, kept)
 
     def answer(self, choices: Sequence[RequestOutput]) -> Completion:
-        """The answer; its usage counts all candidates, as OpenAI's does."""
+        """Return the answer; its usage counts all candidates, as OpenAI's does."""
         choices = with_prompt_logprobs(choices, self._num_candidates)
         kept: list[RequestOutput] = []
         for start in range(0, len(choices), self._num_candidates):
@@ -40,7 +40,7 @@ class BestOfRenderer(CompletionRenderer):
 
 
 def likeliest(candidates: Sequence[RequestOutput], num_kept: int) -> list[RequestOutput]:
-    """The candidates with the highest mean log-probability per token, best first."""
+    """Return the candidates with the highest mean log-probability per token, best first."""
     return sorted(candidates, key=_mean_logprob, reverse=True)[:num_kept]
 
 

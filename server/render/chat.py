@@ -1,4 +1,4 @@
-"""Answers of /v1/chat/completions."""
+"""Renders answers of /v1/chat/completions."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -36,8 +36,9 @@ from server.render.prompt_logprobs import prompt_logprobs
 
 
 class ChatRenderer(ChoiceRenderer):
-    """One chat answer: role first, then the echo and the text's pieces, then the end, for every
-    choice.
+    """Renders one chat answer.
+
+    In a stream, every choice has its role first, then the echo, the text's pieces and the end.
     """
 
     def __init__(self, frame: AnswerFrame, output_format: OutputFormat, echo: str = "") -> None:
@@ -46,10 +47,10 @@ class ChatRenderer(ChoiceRenderer):
         self._format = output_format
         self._parsers: dict[int, OutputParser] = {}  # by choice, of a stream
         self._counters: dict[int, ReasoningCounter] = {}  # by choice
-        self._callers: set[int] = set()  # choices that have called
+        self._callers: set[int] = set()  # choices with tool calls
 
     def chunks(self, index: int, output: RequestOutput) -> Iterator[Chunk]:
-        """The chunks for one piece of one choice."""
+        """Yield the chunks for one piece of one choice."""
         self._count(index, output)
         self._tally.add(index, output)
         if index not in self._parsers:
@@ -66,7 +67,7 @@ class ChatRenderer(ChoiceRenderer):
             yield self._end(index, output)
 
     def closing_chunks(self) -> Iterator[ChatCompletionChunk]:
-        """The usage chunk, when asked for."""
+        """Yield the usage chunk, if it was asked for."""
         if self._frame.has_usage:
             yield ChatCompletionChunk(
                 **self._frame.head,
@@ -76,7 +77,7 @@ class ChatRenderer(ChoiceRenderer):
             )
 
     def answer(self, choices: Sequence[RequestOutput]) -> ChatCompletion:
-        """The whole answer at once."""
+        """Return the whole answer at once."""
         for index, output in enumerate(choices):
             self._count(index, output)
             self._tally.add(index, output)
@@ -90,7 +91,7 @@ class ChatRenderer(ChoiceRenderer):
         )
 
     def _opening(self, index: int, output: RequestOutput) -> Iterator[Chunk]:
-        """The role, then what is echoed."""
+        """Yield the role, then the echo."""
         if self._frame.has_more_than_text:
             choice = ChatChunkChoice(index=index, delta=Delta(role="assistant", content=""))
             first = self._chunk(choice, output)
@@ -102,7 +103,7 @@ class ChatRenderer(ChoiceRenderer):
             yield self._chunk(ChatChunkChoice(index=index, delta=Delta(content=self._echo)), output)
 
     def _piece(self, index: int, output: RequestOutput) -> Iterator[ChatCompletionChunk]:
-        """All that there is to say of a piece, if anything."""
+        """Yield a chunk with all that there is to show of a piece, if anything."""
         frame = self._frame
         delta = delta_of(self._events(index, output))
         if delta.tool_calls:
@@ -190,13 +191,13 @@ def _end_chunk(head: dict[str, Any], index: int, reason: ChatFinishReason) -> Ch
 def _bare_chunk(
     head: dict[str, Any], index: int, delta: Delta, reason: ChatFinishReason | None = None
 ) -> ChatCompletionChunk:
-    """One of which there is no more to say."""
+    """Make a chunk of a delta, and perhaps a finish reason, alone."""
     choice = ChatChunkChoice(index=index, delta=delta, finish_reason=reason)
     return ChatCompletionChunk(**head, choices=[choice])
 
 
 def token_logprobs(frame: AnswerFrame, tokens: Sequence[TokenLogprobs]) -> list[TokenLogprob]:
-    """The tokens' log-probabilities as clients of the chat and responses APIs know them."""
+    """Convert the tokens' log-probabilities to the form of the chat and responses APIs."""
     return [
         TokenLogprob(
             **_alternative(frame, token.token_id, token.logprob).model_dump(),

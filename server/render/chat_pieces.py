@@ -1,4 +1,4 @@
-"""Events of a choice's output → the deltas and the message of a chat answer."""
+"""Turns the events of a choice's output into the deltas and the message of a chat answer."""
 
 from collections.abc import Iterable
 
@@ -20,7 +20,7 @@ from server.protocol.chat import (
 
 
 def delta_of(events: Iterable[OutputEvent]) -> Delta:
-    """All events of one piece as what they add to the message."""
+    """Combine the events of one piece into what they add to the message."""
     content: list[str] = []
     reasoning: list[str] = []
     calls: dict[int, ToolCallDelta] = {}
@@ -48,7 +48,7 @@ def delta_of(events: Iterable[OutputEvent]) -> Delta:
 
 
 def message_of(events: Iterable[OutputEvent]) -> AnswerMessage:
-    """All events of one choice as its message; without text, a call's content is null."""
+    """Combine all events of one choice into its message; calls without text have null content."""
     whole = delta_of(events)
     calls = [
         ToolCall(

@@ -1,4 +1,4 @@
-"""What streams of choices share: most of their pieces are nothing but text."""
+"""What renderers of choices share: a fast path for pieces of a stream that are nothing but text."""
 
 from engine.request import RequestOutput
 from server.render.common import AnswerFrame, Renderer, StreamTally
@@ -6,7 +6,7 @@ from server.render.event_shape import TextTemplate
 
 
 class ChoiceRenderer(Renderer):
-    """An answer of choices."""
+    """Base of the renderers whose answers consist of choices."""
 
     def __init__(self, frame: AnswerFrame) -> None:
         self._frame = frame

@@ -1,4 +1,4 @@
-"""What the answers of both endpoints share: their frame, usage, draft figures, traces."""
+"""What the three generating endpoints' answers share: frame, usage, draft figures, traces."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -44,7 +44,7 @@ class AnswerFrame:
     num_choices_per_prompt: int = 1
     max_draft_tokens: int  # longest possible run of drafts
     prompts: Sequence[Sequence[int]] = ()  # by choice
-    num_prompt_logprobs: int | None = None  # the top ones of every prompt token; None: unasked
+    num_prompt_logprobs: int | None = None  # top ones per prompt token; None: not asked for
     has_token_ids: bool = False  # of prompts and outputs
     has_token_names: bool = True  # False: log-probabilities name tokens by their ids
     has_usage: bool = False  # in streams: a last chunk with the usage
@@ -57,33 +57,34 @@ class AnswerFrame:
         return {"id": self.answer_id, "created": self.created, "model": self.model}
 
     def event(self, make: Callable[..., BaseModel], *about: object) -> bytes:
-        """The event of the chunk that `make` makes of this answer's head and these; the same for
-        all answers but for their heads.
+        """Return the event of the chunk `make(head, *about)`, with this answer's head.
+
+        Events of other answers differ in the head alone, so the rest is encoded only once.
         """
         shape = self.shapes.get(make, self.model, *about)
         return shape.fill(self.answer_id, self.created)
 
     def prompt_ids(self, index: int) -> list[int] | None:
-        """A choice's prompt, where it was asked for."""
+        """Return a choice's prompt, if token ids were asked for."""
         return list(self.prompts[index]) if self.has_token_ids else None
 
     def token_ids(self, output: RequestOutput) -> list[int] | None:
-        """A piece's tokens, where they were asked for."""
+        """Return a piece's tokens, if token ids were asked for."""
         return list(output.token_ids) if self.has_token_ids else None
 
     @property
     def has_more_than_text(self) -> bool:
-        """Whether a stream says of every piece what is not in its text."""
+        """Whether a stream shows more of every piece than its text: token ids or usage."""
         return self.has_token_ids or self.has_continuous_usage
 
     def token_name(self, token_id: int) -> str:
-        """What log-probabilities call a token."""
+        """Return the name that log-probabilities give a token."""
         if self.has_token_names:
             return self.tokenizer.token_text(token_id)
         return f"token_id:{token_id}"
 
 
-Chunk: TypeAlias = BaseModel | bytes  # a chunk, or its event, encoded already
+Chunk: TypeAlias = BaseModel | bytes  # a chunk, or its event already encoded
 
 
 class Renderer(ABC):
@@ -92,38 +93,39 @@ class Renderer(ABC):
     end_mark: ClassVar[str | None] = "[DONE]"  # the data of a stream's last event
 
     def opening_chunks(self) -> Iterable[Chunk]:
-        """What a stream begins with, before the first piece."""
+        """Return what a stream begins with, before the first piece."""
         return ()
 
     def text_event(self, index: int, output: RequestOutput) -> bytes | None:
-        """The event for the text of a piece that has nothing else, as nearly all are; where the
-        piece goes on, its only event.
+        """Encode the text of a piece that is nothing but text, as nearly all are.
+
+        Unless the piece ends its choice, this is its only event.
 
         Returns:
-            It, encoded; None: see `chunks`.
+            The encoded event; None if `chunks` has to be used.
         """
         return None
 
     @abstractmethod
     def chunks(self, index: int, output: RequestOutput) -> Iterable[Chunk]:
-        """The chunks for one piece of one choice."""
+        """Return the chunks for one piece of one choice."""
 
     @abstractmethod
     def closing_chunks(self) -> Iterable[Chunk]:
-        """What follows when every choice has ended."""
+        """Return what follows when every choice has ended."""
 
     def failure_chunks(self, failure: Failure) -> Iterable[Chunk]:
-        """What follows when the generation failed after the stream had begun."""
+        """Return what follows when the generation failed after the stream had begun."""
         yield ErrorResponse(error=failure.error)
 
     @abstractmethod
     def answer(self, choices: Sequence[RequestOutput]) -> BaseModel:
-        """The whole answer at once, from every choice's gathered output."""
+        """Return the whole answer at once, from every choice's gathered output."""
 
 
 @dataclass(slots=True)
 class StreamTally:
-    """What the end of a stream needs to know of its pieces."""
+    """The counts and figures of an answer's pieces that its end reports."""
 
     num_output_tokens: dict[int, int] = field(default_factory=dict)  # by choice
     num_cached_tokens: dict[int, int] = field(default_factory=dict)  # by choice
@@ -137,7 +139,7 @@ class StreamTally:
 
 
 def gather(pieces: Iterable[RequestOutput]) -> RequestOutput:
-    """All pieces of one choice as one output."""
+    """Merge all pieces of one choice into one output."""
     pieces = list(pieces)
     last = pieces[-1]
     return RequestOutput(
@@ -158,14 +160,14 @@ def gather(pieces: Iterable[RequestOutput]) -> RequestOutput:
 
 
 def finish_reason_name(reason: FinishReason | None) -> FinishReasonName:
-    """OpenAI's word for how a choice ended."""
+    """Return OpenAI's word for how a choice ended."""
     assert reason in _FINISH_REASONS, f"not an end to show a client: {reason}"
     return _FINISH_REASONS[reason]
 
 
 def total_usage(frame: AnswerFrame, tally: StreamTally, num_reasoning_tokens: int = 0) -> Usage:
-    """Counts of the whole answer: output of every choice, each prompt once."""
-    # The choices of a prompt share its blocks: what they found there, the first one has computed.
+    """Return the counts of the whole answer: the output of every choice, each prompt once."""
+    # The choices of a prompt share its blocks: what the others found there, the first one computed.
     firsts = range(0, frame.num_choices, frame.num_choices_per_prompt)
     return usage(
         frame.num_prompt_tokens,
@@ -181,7 +183,7 @@ def usage(
     num_cached_tokens: int,
     num_reasoning_tokens: int = 0,
 ) -> Usage:
-    """Token counts as clients know them."""
+    """Return token counts as clients know them."""
     return Usage(
         prompt_tokens=num_prompt_tokens,
         completion_tokens=num_output_tokens,
@@ -194,7 +196,7 @@ def usage(
 def piece_usage(
     frame: AnswerFrame, output: RequestOutput, num_reasoning_tokens: int = 0
 ) -> Usage | None:
-    """The choice's own counts so far, where a stream carries them on every chunk."""
+    """Return the choice's own counts so far, if a stream carries them on every chunk."""
     if not frame.has_continuous_usage:
         return None
     return usage(
@@ -206,7 +208,7 @@ def piece_usage(
 
 
 def request_metrics(frame: AnswerFrame, figures: DraftFigures | None) -> RequestMetrics | None:
-    """The answer's draft figures; only a single choice has them."""
+    """Return the answer's draft figures; None unless it has a single choice."""
     if figures is None or frame.num_choices != 1:
         return None
     histogram = list(figures.acceptance_histogram)
@@ -231,7 +233,7 @@ def request_metrics(frame: AnswerFrame, figures: DraftFigures | None) -> Request
 
 
 def trace_tokens(tokenizer: Tokenizer, trace: Sequence[TokenTrace]) -> list[TraceToken] | None:
-    """The tokens' provenance, None when there is none to tell."""
+    """Return where the tokens came from; None without a trace."""
     if not trace:
         return None
     return [

@@ -1,4 +1,4 @@
-"""Answers of /v1/completions."""
+"""Renders answers of /v1/completions."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -28,18 +28,20 @@ from server.render.text_offsets import OffsetCounter, offsets_in
 
 
 class CompletionRenderer(ChoiceRenderer):
-    """One answer: the text's pieces, then the end, for every choice of every prompt. With `echo`
-    the first piece begins with the prompt.
+    """Renders one answer.
+
+    In a stream, every choice of every prompt has its text's pieces, then the end. With `echo`, the
+    first piece begins with the prompt.
     """
 
     def __init__(self, body: CompletionRequest, frame: AnswerFrame) -> None:
         super().__init__(frame)
         self._body = body
-        self._begun: set[int] = set()  # choices
+        self._begun: set[int] = set()  # choices of which a piece has come
         self._offsets: dict[int, OffsetCounter] = {}  # by choice
 
     def chunks(self, index: int, output: RequestOutput) -> Iterator[Chunk]:
-        """The chunks for one piece of one choice."""
+        """Yield the chunks for one piece of one choice."""
         is_first = index not in self._begun
         self._begun.add(index)
         if is_first and not self._frame.has_more_than_text:
@@ -68,7 +70,7 @@ class CompletionRenderer(ChoiceRenderer):
             yield chunk
 
     def closing_chunks(self) -> Iterator[Completion]:
-        """The usage chunk, when asked for."""
+        """Yield the usage chunk, if it was asked for."""
         if self._frame.has_usage:
             yield Completion(
                 **self._frame.head,
@@ -78,7 +80,7 @@ class CompletionRenderer(ChoiceRenderer):
             )
 
     def answer(self, choices: Sequence[RequestOutput]) -> Completion:
-        """The whole answer at once."""
+        """Return the whole answer at once."""
         choices = with_prompt_logprobs(choices, self._frame.num_choices_per_prompt)
         rendered = []
         for index, output in enumerate(choices):
@@ -112,7 +114,7 @@ class CompletionRenderer(ChoiceRenderer):
         )
 
     def _prompt_text(self, index: int) -> str:
-        """The prompt as it came; where it came as ids, or was cut, as its tokens spell it."""
+        """Return the prompt as it was sent; decode its tokens if it came as ids or may be cut."""
         given = self._body.prompt[index // self._frame.num_choices_per_prompt]
         if isinstance(given, str) and self._body.truncate_prompt_tokens is None:
             return given
@@ -123,7 +125,7 @@ class CompletionRenderer(ChoiceRenderer):
     def _logprobs(
         self, index: int, output: RequestOutput, prompt: str, *, has_echo: bool
     ) -> CompletionLogprobs | None:
-        """The tokens' log-probabilities, those of an echoed prompt first."""
+        """Return the tokens' log-probabilities, those of an echoed prompt first."""
         if self._body.logprobs is None or not (has_echo or output.logprobs):
             return None
         logprobs = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
@@ -145,7 +147,7 @@ class CompletionRenderer(ChoiceRenderer):
         return logprobs
 
     def _add(self, logprobs: CompletionLogprobs, token: TokenLogprobs) -> None:
-        """The chosen token is always among the top ones, as evaluation tools expect."""
+        """Add a token; it is always among its own top ones, as evaluation tools expect."""
         name_of = self._frame.token_name
         top: dict[str, float] = {}
         # Best first: where two tokens have the same name, the likelier one stays.
@@ -162,6 +164,6 @@ class CompletionRenderer(ChoiceRenderer):
 
 
 def _text_chunk(head: dict[str, Any], index: int) -> Completion:
-    """Of a piece that is nothing but text."""
+    """Make the chunk of a piece that is nothing but text."""
     choice = CompletionChoice(index=index, text=TextTemplate.HOLE)
     return Completion(**head, choices=[choice])

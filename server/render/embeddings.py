@@ -1,4 +1,4 @@
-"""Answers of /v1/embeddings: vectors cut to the dimensions asked for, and brought to length 1."""
+"""Renders answers of /v1/embeddings: vectors cut to the dimensions asked for, and normalized."""
 
 import base64
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from server.protocol.embeddings import Embedding, Embeddings, EmbeddingsRequest,
 
 
 def render_embeddings(body: EmbeddingsRequest, outputs: Sequence[RequestOutput]) -> Embeddings:
-    """The answer to all inputs."""
+    """Render the answer to all inputs."""
     num_tokens = sum(output.num_prompt_tokens for output in outputs)
     return Embeddings(
         data=[

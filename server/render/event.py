@@ -1,4 +1,4 @@
-"""How one server-sent event is written."""
+"""Encodes server-sent events."""
 
 from pydantic import BaseModel
 
@@ -6,11 +6,11 @@ from server.protocol.common import NamedEvent
 
 
 def event(chunk: BaseModel) -> bytes:
-    """A chunk's event, under its own name if it has one; JSON is always one line."""
+    """Encode a chunk's event, with its name if it has one; JSON is always one line."""
     name = b"event: %b\n" % chunk.type.encode() if isinstance(chunk, NamedEvent) else b""
     return b"%bdata: %b\n\n" % (name, chunk.model_dump_json().encode())
 
 
 def mark(text: str) -> bytes:
-    """An event that is a word instead of a chunk."""
+    """Encode an event that is a word instead of a chunk."""
     return b"data: %b\n\n" % text.encode()

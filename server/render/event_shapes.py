@@ -1,4 +1,4 @@
-"""The shapes of a server's events, each made when an answer first has such an event."""
+"""A cache of the shapes of events, each made when an answer first has such an event."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -7,17 +7,17 @@ from pydantic import BaseModel
 
 from server.render.event_shape import EventShape
 
-_MOST = 256  # there is one per choice, and a request may ask for many
+_MOST = 256  # shapes that are kept; each index of a choice has its own, and requests may have many
 
 
 class EventShapes:
-    """One per application; keeps those that were asked for lately."""
+    """The recently used shapes of one application's events."""
 
     def __init__(self) -> None:
         self._made = lru_cache(maxsize=_MOST)(_shape)
 
     def get(self, make: Callable[..., BaseModel], model: str, *about: object) -> EventShape:
-        """The shape of what `make` says about these, from an answer's first fields on."""
+        """Return the shape of the chunks `make(head, *about)`."""
         return self._made(make, model, *about)
 
 

@@ -1,4 +1,4 @@
-"""Sorts tokens' log-probabilities by the message they stand in; thoughts and calls have none."""
+"""Sorts tokens' log-probabilities by the message they belong to; thoughts and calls get none."""
 
 import codecs
 from collections import defaultdict
@@ -14,17 +14,19 @@ from server.render.common import AnswerFrame
 
 
 class MessageLogprobs:
-    """Follows the tokens with a parser of its own, one by one: however a stream is cut, a token's
-    place is the same.
+    """Sorts the log-probabilities of one response's tokens.
+
+    It parses the tokens one by one with a parser of its own, so that a token's message does not
+    depend on how a stream is cut into pieces.
     """
 
     def __init__(self, frame: AnswerFrame, output_format: OutputFormat) -> None:
         self._frame = frame
-        again = replace(output_format, note_calls=None)  # the answer's own parser does that
+        again = replace(output_format, note_calls=None)  # the answer's own parser calls it
         self._parser = None if output_format.is_plain else again.parser()
         self._keeps_special = output_format.marks_are_special
         self._characters = codecs.getincrementaldecoder("utf-8")("replace")
-        self._undecided: list[tuple[TokenLogprobs, str]] = []  # with their text
+        self._undecided: list[tuple[TokenLogprobs, str]] = []  # tokens and their text
         self._ready: defaultdict[int, list[TokenLogprobs]] = defaultdict(list)
         self._num_messages = 0
         self._is_in_message = False
@@ -40,14 +42,14 @@ class MessageLogprobs:
             self._sort(self._parser.push(text))
 
     def finish(self) -> None:
-        """No more tokens come."""
+        """Sort what is left, as no more tokens will come."""
         if self._parser is not None:
             self._sort(self._parser.finish())
         if self._is_in_message:
             self._ready[self._num_messages - 1] += [token for token, _ in self._undecided]
 
     def take(self, message: int) -> list[TokenLogprob]:
-        """What is there for a message and was not taken yet."""
+        """Return what there is for a message (counted from 0) and was not taken yet."""
         return token_logprobs(self._frame, self._ready.pop(message, []))
 
     def _sort(self, events: Sequence[OutputEvent]) -> None:
@@ -59,8 +61,9 @@ class MessageLogprobs:
                 del self._undecided[:-1]  # the newest may also begin what follows
 
     def _give(self, text: str) -> None:
-        """The undecided tokens within `text` are the message's; those of a mark before it nobody's,
-        and those after it still undecided.
+        """Give the message the undecided tokens within `text`.
+
+        Tokens of a mark before it belong to no message, and those after it stay undecided.
         """
         spelled = "".join(each for _, each in self._undecided)
         begin = max(0, spelled.rfind(text))

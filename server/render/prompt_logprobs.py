@@ -1,4 +1,4 @@
-"""Log-probabilities of prompts, in the shape that vLLM's clients know."""
+"""Renders log-probabilities of prompts in the shape that vLLM's clients know."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +12,7 @@ from server.render.common import MIN_LOGPROB, AnswerFrame
 def with_prompt_logprobs(
     choices: Sequence[RequestOutput], num_choices_per_prompt: int
 ) -> list[RequestOutput]:
-    """Choices that all have what the first one of their prompt has: it alone was asked."""
+    """Give all choices of a prompt the log-probabilities that only its first one asked for."""
     firsts = [choices[index - index % num_choices_per_prompt] for index in range(len(choices))]
     return [
         replace(output, prompt_logprobs=first.prompt_logprobs)
@@ -23,7 +23,7 @@ def with_prompt_logprobs(
 def prompt_logprobs(
     frame: AnswerFrame, output: RequestOutput
 ) -> list[dict[int, PromptLogprob] | None] | None:
-    """One entry per prompt token, with null for the first, where they were asked for."""
+    """Return one entry per prompt token, None for the first; None if they were not asked for."""
     num_top = frame.num_prompt_logprobs
     if num_top is None:
         return None
@@ -32,7 +32,7 @@ def prompt_logprobs(
 
 
 class _Texts(dict[int, str]):
-    """Texts of token ids, each spelled once: the likeliest are the same ones again and again."""
+    """A cache of tokens' texts: the likeliest tokens are the same ones again and again."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer

@@ -35,19 +35,19 @@ EndStatus = Literal["completed", "incomplete"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where an item stands, and the number of the next event."""
+    """Where an item stands in its response, and where its events get their numbers."""
 
     answer_hex: str  # makes ids unique
     output_index: int
-    number: Callable[[], int]
+    number: Callable[[], int]  # draws the next event's number
 
     def item_id(self, prefix: str) -> str:
-        """An id for an item of this kind."""
+        """Return the item's id, which begins with `prefix`."""
         return f"{prefix}_{self.answer_hex}{self.output_index:02x}"
 
 
 class OpenItem(ABC):
-    """The one item that still grows."""
+    """An item that still grows; a response has at most one."""
 
     def __init__(self, place: Place, prefix: str) -> None:
         self.id = place.item_id(prefix)
@@ -56,7 +56,7 @@ class OpenItem(ABC):
 
     @property
     def at(self) -> dict[str, Any]:
-        """The fields by which every event names the item and itself."""
+        """The fields by which an event names the item and itself; draws an event number."""
         return {
             "sequence_number": self._place.number(),
             "output_index": self._place.output_index,
@@ -65,20 +65,20 @@ class OpenItem(ABC):
 
     @property
     def text(self) -> str:
-        """What came so far."""
+        """The text so far."""
         return "".join(self._pieces)
 
     @abstractmethod
     def item(self, status: wire.ItemStatus) -> wire.OutputItem:
-        """The item as of now."""
+        """Return the item as of now."""
 
     @abstractmethod
     def begin(self) -> Iterator[ItemEvent]:
-        """Announce it."""
+        """Yield the events that announce the item."""
 
     @abstractmethod
     def end(self, status: EndStatus) -> Iterator[ItemEvent]:
-        """Close it."""
+        """Yield the events that close the item."""
 
     def _added(self, item: wire.OutputItem) -> OutputItemEvent:
         return self._event("response.output_item.added", item)
@@ -101,11 +101,11 @@ class OpenMessage(OpenItem):
         self._logprobs: list[TokenLogprob] = []
 
     def item(self, status: wire.ItemStatus) -> wire.OutputMessage:
-        """The message as of now."""
+        """Return the message as of now."""
         return wire.OutputMessage(id=self.id, status=status, content=[self._part()])
 
     def begin(self) -> Iterator[ItemEvent]:
-        """The message, then its part, both empty."""
+        """Announce the message, then its part, both empty."""
         yield self._added(wire.OutputMessage(id=self.id, status="in_progress", content=[]))
         part = wire.OutputText(text="")
         yield ContentPartEvent(
@@ -113,7 +113,7 @@ class OpenMessage(OpenItem):
         )
 
     def add(self, text: str, logprobs: list[TokenLogprob]) -> Iterator[ItemEvent]:
-        """A piece of the text; tokens may come before the text they stand for."""
+        """Add a piece of the text; tokens may come before the text they stand for."""
         if not text and not logprobs:
             return
         self._pieces.append(text)
@@ -121,7 +121,7 @@ class OpenMessage(OpenItem):
         yield TextDelta(content_index=0, delta=text, logprobs=logprobs, **self.at)
 
     def end(self, status: EndStatus) -> Iterator[ItemEvent]:
-        """The text, its part and the message, all whole."""
+        """Close the text, its part and the message, each with its whole content."""
         part = self._part()
         yield TextDone(content_index=0, text=part.text, logprobs=part.logprobs, **self.at)
         yield ContentPartEvent(
@@ -140,11 +140,11 @@ class OpenReasoning(OpenItem):
         super().__init__(place, "rs")
 
     def item(self, status: wire.ItemStatus) -> wire.ReasoningItem:
-        """The thought as of now."""
+        """Return the thought as of now."""
         return wire.ReasoningItem(id=self.id, status=status, content=[self._part()])
 
     def begin(self) -> Iterator[ItemEvent]:
-        """The item, then its part, both empty."""
+        """Announce the item, then its part, both empty."""
         yield self._added(wire.ReasoningItem(id=self.id, status="in_progress", content=[]))
         part = wire.ReasoningText(text="")
         yield ContentPartEvent(
@@ -152,12 +152,12 @@ class OpenReasoning(OpenItem):
         )
 
     def add(self, text: str) -> Iterator[ItemEvent]:
-        """A piece of the thought."""
+        """Add a piece of the thought."""
         self._pieces.append(text)
         yield ReasoningDelta(content_index=0, delta=text, **self.at)
 
     def end(self, status: EndStatus) -> Iterator[ItemEvent]:
-        """The thought, its part and the item, all whole."""
+        """Close the thought, its part and the item, each with its whole content."""
         yield ReasoningDone(content_index=0, text=self.text, **self.at)
         yield ContentPartEvent(
             type="response.content_part.done", content_index=0, part=self._part(), **self.at
@@ -177,7 +177,7 @@ class OpenCall(OpenItem):
         self._name = name
 
     def item(self, status: wire.ItemStatus) -> wire.FunctionCallItem:
-        """The call as of now."""
+        """Return the call as of now."""
         return wire.FunctionCallItem(
             id=self.id,
             status=status,
@@ -187,16 +187,16 @@ class OpenCall(OpenItem):
         )
 
     def begin(self) -> Iterator[ItemEvent]:
-        """The call, without arguments yet."""
+        """Announce the call, without arguments yet."""
         yield self._added(self.item("in_progress"))
 
     def add(self, text: str) -> Iterator[ItemEvent]:
-        """A piece of the arguments."""
+        """Add a piece of the arguments."""
         self._pieces.append(text)
         yield ArgumentsDelta(delta=text, **self.at)
 
     def end(self, status: EndStatus) -> Iterator[ItemEvent]:
-        """The arguments and the call, whole."""
+        """Close the arguments and the call, each with its whole content."""
         yield ArgumentsDone(name=self._name, arguments=self.text, **self.at)
         yield self._done(status)
 
@@ -210,12 +210,12 @@ class ResponseItems:
         number: Callable[[], int],
         logprobs_of: Callable[[int], list[TokenLogprob]],
     ) -> None:
-        """A response without any yet.
+        """Begin without any items.
 
         Args:
             answer_hex: makes the items' ids unique.
-            number: of the next event.
-            logprobs_of: takes what is there for the message of this number, counted from 0.
+            number: draws the next event's number.
+            logprobs_of: takes the new log-probabilities of a message, given its number from 0.
         """
         self._answer_hex = answer_hex
         self._number = number
@@ -225,19 +225,19 @@ class ResponseItems:
         self._num_messages = 0  # begun
 
     def so_far(self) -> list[wire.OutputItem]:
-        """Every item, an open one as one that will not go on."""
+        """Return every item; an open one has the status "incomplete"."""
         return [*self._whole, *([self._open.item("incomplete")] if self._open else [])]
 
     def push(self, events: Iterable[OutputEvent]) -> Iterator[ItemEvent]:
-        """What these events bring."""
+        """Yield the response's events that these bring."""
         yield from self._take(events, "completed")
         if isinstance(self._open, OpenMessage):
             yield from self._say(self._open, "")
 
     def finish(self, events: Iterable[OutputEvent], status: EndStatus) -> Iterator[ItemEvent]:
-        """What the end of the output brings: the last item ends as the response does.
+        """Yield the events of the output's end: the last item ends with the response's status.
 
-        A response of nothing has an empty message.
+        A response without items gets an empty message.
         """
         yield from self._take(events, status)
         if not self._whole and self._open is None:

@@ -1,4 +1,4 @@
-"""Answers of /v1/responses: thoughts, messages and calls, whole or as their numbered events."""
+"""Renders answers of /v1/responses: thoughts, messages and calls, whole or as numbered events."""
 
 from collections.abc import Iterator, Sequence
 from http import HTTPStatus
@@ -28,7 +28,7 @@ from server.render.response_items import ResponseItems
 
 
 class ResponsesRenderer(Renderer):
-    """One response, and its items in the order the model wrote them."""
+    """Renders one response, with its items in the order in which the model wrote them."""
 
     end_mark: ClassVar[str | None] = None
 
@@ -47,12 +47,12 @@ class ResponsesRenderer(Renderer):
         self._last: RequestOutput | None = None
 
     def opening_chunks(self) -> Iterator[AnyEvent]:
-        """The response, with nothing in it yet."""
+        """Yield the events that announce the response, with nothing in it yet."""
         for kind in ("response.created", "response.in_progress"):
             yield self._lifecycle(kind, self._response("in_progress", []))
 
     def chunks(self, index: int, output: RequestOutput) -> Iterator[ItemEvent]:
-        """The events for one piece."""
+        """Yield the events for one piece."""
         self._counter.push(output.token_ids)
         self._logprobs.push(output.logprobs)
         self._trace += output.trace
@@ -60,14 +60,14 @@ class ResponsesRenderer(Renderer):
         yield from self._items.push(self._parser.push(output.text))
 
     def closing_chunks(self) -> Iterator[AnyEvent]:
-        """The last item's end, then the response's."""
+        """Yield the events of the last item's end, then the response's."""
         assert self._last is not None, "a generation has a last output"
         yield from self._finish(self._last)
         response = self._ended(self._last)
         yield self._lifecycle(f"response.{response.status}", response)
 
     def failure_chunks(self, failure: Failure) -> Iterator[AnyEvent]:
-        """The error, then the response with what there was of it."""
+        """Yield the error, then the failed response with the items so far."""
         yield StreamError(
             sequence_number=self._number(),
             code=failure.code,
@@ -84,10 +84,10 @@ class ResponsesRenderer(Renderer):
         yield self._lifecycle("response.failed", response)
 
     def answer(self, choices: Sequence[RequestOutput]) -> Response:
-        """The whole response at once: what its events would have come to."""
+        """Return the whole response at once: what its events would have come to."""
         (output,) = choices
         for _ in (*self.chunks(0, output), *self._finish(output)):
-            pass  # nobody hears of them
+            pass  # the events go nowhere; making them fills the items
         return self._ended(output)
 
     def _finish(self, last: RequestOutput) -> Iterator[ItemEvent]:
@@ -115,7 +115,7 @@ class ResponsesRenderer(Renderer):
         status: Literal["in_progress", "completed", "incomplete", "failed"],
         output: list[OutputItem],
     ) -> Response:
-        """The response as of now, with what was asked for said again."""
+        """Make the response as of now, which repeats what was asked for."""
         body, frame = self._body, self._frame
         text = body.text.model_dump(by_alias=True, exclude_none=True) if body.text else {}
         reasoning = body.reasoning

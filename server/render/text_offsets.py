@@ -1,5 +1,6 @@
-"""Where tokens begin in a text, in characters. A token need not be whole characters: one that
-begins amid a character is placed at that character.
+"""Where tokens begin in a text, in characters.
+
+A token need not be whole characters: one that begins within a character is placed at its start.
 """
 
 from collections.abc import Sequence
@@ -10,13 +11,13 @@ _CONTINUATION = range(0x80, 0xC0)  # bytes of UTF-8 that begin no character
 
 
 def offsets_in(tokenizer: Tokenizer, token_ids: Sequence[int], text: str) -> list[int]:
-    """Offset of every token in the text that these tokens came from.
+    """Return the offset of every token in the text that these tokens came from.
 
-    Control tokens, and first spaces, that the tokenizer added are not in the text: they take no
+    Control tokens and a leading space that the tokenizer added are not in the text, and take no
     room.
     """
     data = text.encode("utf-8", "surrogatepass")
-    place, num_begun = 0, 0  # in bytes; characters that begin before it
+    place, num_begun = 0, 0  # a place in bytes, and the characters that begin before it
     offsets = []
     for token_id in token_ids:
         is_amid = place < len(data) and data[place] in _CONTINUATION
@@ -28,7 +29,7 @@ def offsets_in(tokenizer: Tokenizer, token_ids: Sequence[int], text: str) -> lis
 
 
 def _num_bytes(tokenizer: Tokenizer, token_id: int, data: bytes, place: int) -> int:
-    """How much of the text a token is that begins at `place`."""
+    """Return how many bytes of the text belong to the token that begins at `place`."""
     piece = tokenizer.token_bytes(token_id)
     if data.startswith(piece, place):
         return len(piece)
@@ -39,12 +40,14 @@ def _num_bytes(tokenizer: Tokenizer, token_id: int, data: bytes, place: int) -> 
 
 
 class OffsetCounter:
-    """Offsets of an output's tokens as they come."""
+    """Counts the offsets of an output's tokens as they come."""
 
     def __init__(self, tokenizer: Tokenizer, start: int, *, skips_special: bool) -> None:
-        """Args:
-        start: Characters of the answer's text before the output.
-        skips_special: Control tokens are left out of the text.
+        """
+        Args:
+            tokenizer: The model's tokenizer.
+            start: Characters of the answer's text before the output.
+            skips_special: Control tokens are left out of the text.
         """
         self._tokenizer = tokenizer
         self._skips_special = skips_special
@@ -52,7 +55,7 @@ class OffsetCounter:
         self._num_missing = 0  # bytes of an unfinished character
 
     def push(self, token_id: int) -> int:
-        """The offset of the next token."""
+        """Return the offset of the next token."""
         offset = self._num_begun - (self._num_missing > 0)
         if self._skips_special and self._tokenizer.is_special(token_id):
             return offset
@@ -66,5 +69,5 @@ class OffsetCounter:
 
 
 def _length(lead: int) -> int:
-    """Bytes of the character that such a byte begins."""
+    """Return the number of bytes of a character that begins with the byte `lead`."""
     return 1 + (lead >= 0xC0) + (lead >= 0xE0) + (lead >= 0xF0)

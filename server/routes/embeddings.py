@@ -53,10 +53,10 @@ async def create_embeddings(request: Request) -> Response:
 
 
 def _check_options(body: EmbeddingsRequest, model: ServedModel) -> list[str]:
-    """Refuse what needs nothing but the body and the model to be judged.
+    """Refuse options that the body and the model alone show to be wrong.
 
     Returns:
-        Names of fields that nobody knows.
+        Names of unknown fields.
 
     Raises:
         RequestError: naming the field.
@@ -72,7 +72,7 @@ def _check_options(body: EmbeddingsRequest, model: ServedModel) -> list[str]:
 async def _inputs(
     context: ServerContext, model: ServedModel, body: EmbeddingsRequest
 ) -> Sequence[Sequence[int]]:
-    """Token ids of every input, none longer than the model's context.
+    """Return the token ids of every input, none longer than the model's context.
 
     Raises:
         RequestError: naming what is wrong with `input`.
@@ -97,7 +97,7 @@ async def _inputs(
 def _pooling_requests(
     body: EmbeddingsRequest, inputs: Sequence[Sequence[int]], pooling: Literal["mean", "last"]
 ) -> list[GenerationRequest]:
-    """One engine request per input, which computes it and generates nothing."""
+    """Make one engine request per input, which computes it and generates nothing."""
     answer_id = f"embd-{secrets.token_hex(16)}"
     return [
         GenerationRequest(

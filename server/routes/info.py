@@ -74,5 +74,5 @@ async def server_info(request: Request) -> ServerInfo:
 
 
 def _shown(info: EngineInfo) -> ServedModelInfo:
-    """What is told of a model; the engine may know more."""
+    """Return what is shown of a model; the engine may know more."""
     return ServedModelInfo(**{name: getattr(info, name) for name in ServedModelInfo.model_fields})

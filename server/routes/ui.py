@@ -1,7 +1,7 @@
-"""GET / and /ui/…: the page to chat with the model, for people. Off with --no-ui.
+"""GET / and /ui/…: a page for people to chat with the model. Off with --no-ui.
 
-Plain files, served as they lie in `server/ui`. The page is an ordinary client of the HTTP API, so
-these files are no secret: they are open without a key, and nothing else is because of them.
+Its files are served as they are in `server/ui`. The page is an ordinary client of the HTTP API, so
+the files are no secret: they need no key, while the page's own requests do.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ _DIRECTORY = Path(__file__).parents[1] / "ui"
 _PREFIX = "/ui"
 _INDEX = "index.html"
 _HEADERS = {
-    "Cache-Control": "no-cache",  # always ask; the ETag makes that a 304
+    "Cache-Control": "no-cache",  # revalidate always; the ETag makes that a 304
     "Content-Security-Policy": "default-src 'self'; object-src 'none'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'",
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -25,7 +25,7 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-# Python's own table depends on the machine's; with nosniff, a wrong one leaves the page dead.
+# Python's own table depends on the machine; with nosniff, a wrong type would break the page.
 _MEDIA_TYPES = {
     ".css": "text/css; charset=utf-8",
     ".html": "text/html; charset=utf-8",
@@ -42,7 +42,7 @@ class _PageFiles(StaticFiles):
     """Static files (ETag, 304, HEAD) under the page's own headers."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
-        """The file, if it is part of the page.
+        """Return the file, if it is part of the page.
 
         Raises:
             HTTPException: 404 or 405.

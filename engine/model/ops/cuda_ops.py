@@ -1,9 +1,10 @@
 """The CUDA backend: `Ops` on Triton kernels of our own (see `cuda/`), exact rows by design.
 
-Weights and activations are bfloat16, float16 or float32; sums are float32, and logits stay so.
-Every operation is safe to capture in a CUDA graph: nothing is read back. Without exact rows linears
-are cuBLAS's, whose bits depend on how many tokens share the call: to compare, or where nobody needs
-bits. Knows only `interface.py` and the kernels; runs on a CPU in Triton's interpreter, for tests.
+Weights and activations are bfloat16, float16 or float32; sums are float32, and logits stay float32.
+Every operation but `fetch` is safe to capture in a CUDA graph: nothing is read back. Exact rows can
+be given up for cuBLAS's linears, whose bits depend on how many tokens share the call: for
+comparison, or where bits do not matter. Knows only `interface.py` and the kernels; for tests it
+runs on a CPU in Triton's interpreter.
 """
 
 from collections.abc import Callable, Sequence
@@ -48,10 +49,11 @@ class CudaOps:
         exact: bool = True,
         device: torch.device | str = "cuda",
     ) -> None:
-        """Args:
-        exact: Linears whose rows keep their bits whatever shares the call; else cuBLAS's.
         """
-        # Here, so that a machine without Triton can import this module.
+        Args:
+            exact: Use linears whose rows keep their bits whatever shares the call, not cuBLAS's.
+        """
+        # Imported here, so that a machine without Triton can import this module.
         from engine.model.ops.cuda import (
             attention_kernels,
             expect_kernel,
@@ -76,7 +78,7 @@ class CudaOps:
 
     @staticmethod
     def unavailable_reason() -> str | None:
-        """Why this backend cannot be had here; None if it can."""
+        """Return why the kernels cannot be used here, or None. Does not look for a GPU."""
         return None if find_spec("triton") else "the package triton is not installed"
 
     def pack(
@@ -86,7 +88,7 @@ class CudaOps:
         *,
         is_table: bool = False,
     ) -> CudaLinear:
-        """See `Ops.pack`; blocks are expanded, and what a table gives (logits) stays float32."""
+        """See `Ops.pack`; blocks are expanded, and products of a table (logits) stay float32."""
         values = weight.dequantize() if isinstance(weight, BlockWeight) else weight
         return CudaLinear(
             values.to(self.device, self.dtype).contiguous(),

@@ -1,6 +1,6 @@
-"""What a head expects under a row's own noise: `Ops.expect` in plain torch.
+"""What an exit head expects under a row's own noise: `Ops.expect` in plain torch.
 
-The definition every backend's own way is tested against.
+Backends that compute it in a way of their own are tested against it.
 """
 
 import torch

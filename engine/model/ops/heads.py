@@ -1,6 +1,6 @@
-"""What an exit head is: `Ops.run_head` made of a backend's smaller operations.
+"""The definition of an exit head: `Ops.run_head` made of a backend's smaller operations.
 
-The definition every backend's own way is tested against. Knows only `interface.py`.
+Backends that compute heads in a way of their own are tested against it. Knows only `interface.py`.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def run_head(
 
 
 def stacked(states: Sequence[Tensor]) -> Tensor:
-    """States [E] as [T, E]; a single one where it lies."""
+    """Stack states [E] into [T, E]; a single state is not copied."""
     return states[0][None] if len(states) == 1 else torch.stack(list(states))
 
 
@@ -43,7 +43,7 @@ def _follow(
     head: PackedHead,
     eps: float,
 ) -> Tensor:
-    """Runs of several tokens: one token of each at a time."""
+    """Estimate the states of runs of several tokens, one token of each run at a time."""
     runs = [run.unbind() for run in projected.split(list(lengths))]
     found = [[state] for state in previous]
     for depth in range(max(lengths)):
@@ -58,11 +58,11 @@ def _follow(
 def _estimate(
     ops: Ops, projected: Tensor, previous: Tensor, head: PackedHead, eps: float
 ) -> Tensor:
-    """Last hidden states [T, E] as the head expects them.
+    """Return the head's estimates of the last hidden states [T, E].
 
     Args:
-        projected: [T, E], what it makes of the states at the exit.
-        previous: [T, E], last hidden states of the tokens before.
+        projected: [T, E], the projections of the states at the exit.
+        previous: [T, E], last hidden states (or estimates) of the tokens before.
     """
     norm, refinement = head.previous_norm, head.refinement
     state = ops.linear(previous, head.project_previous, norm=norm, eps=eps, residual=projected)

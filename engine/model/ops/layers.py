@@ -1,6 +1,6 @@
-"""What a decoder layer is: `Ops.run_layers` made of a backend's smaller operations.
+"""The definition of a decoder layer: `Ops.run_layers` made of a backend's smaller operations.
 
-The definition every backend's own way is tested against. Knows only `interface.py`.
+Backends that compute layers in a way of their own are tested against it. Knows only `interface.py`.
 """
 
 from collections.abc import Sequence

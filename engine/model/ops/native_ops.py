@@ -1,10 +1,10 @@
-"""The native CPU backend: `Ops` on hand-written kernels (see `native/`), exact rows by design.
+"""The native CPU backend: `Ops` on hand-written C kernels (see `native/`), exact rows by design.
 
 Activations and sums are float32; weights are kept as float32, bfloat16 or blocks of 8 or 4 bits.
+Every result is one sum in one fixed order, so a token's bits do not depend on what shares its call.
 
-Every result is one sum in one fixed order, so no token's bits depend on the company it is computed
-in. Knows only `interface.py` and the C functions. A pass is one call: what layers and their caches
-hand to C is laid out once.
+A segment of layers is one call to C, and the C structures of layers and caches are built once.
+Knows only `interface.py` and the C functions.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,16 +33,16 @@ from engine.model.ops.native.linear import PANEL, Format, NativeLinear
 
 
 class _Segment(NamedTuple):
-    """Layers and their caches laid out for C."""
+    """A segment's layers and caches as C structures."""
 
     native: Any  # array of library.Layer
     is_fused: bool  # whether C can run them in one call
-    identity: tuple[int, ...]
-    sources: Sequence[tuple[DecoderLayer, LayerCache]]  # kept: no others may have their identity
+    identity: tuple[int, ...]  # the ids of layers and caches
+    sources: Sequence[tuple[DecoderLayer, LayerCache]]  # held, so that their ids stay theirs
 
 
 class NativeOps:
-    """`Ops` on a CPU, in C. One operation runs at a time, whoever calls."""
+    """`Ops` on a CPU, in C. An instance runs one operation at a time, whichever thread calls."""
 
     def __init__(
         self,
@@ -51,16 +51,18 @@ class NativeOps:
         heads: Format = Format.FLOAT32,
         cores: Sequence[int] = (),
     ) -> None:
-        """Start the kernels' threads; the caller's is one of them.
+        """Start the kernels' threads; the calling thread is one of the `num_threads`.
 
         Args:
-            weights: How float weights are kept; INT8 and INT4 round them to blocks of 32. Those
-                that are quantized already stay as they are.
+            weights: The format in which float weights are kept; INT8 and INT4 round them to blocks
+                of 32. Weights that are already quantized stay as they are.
             heads: The same for exit heads.
-            cores: Where to keep the threads, one each; none: wherever the system puts them.
+            cores: Thread i stays on cores[i]; empty: the system chooses. Thread 0, the caller's, is
+                never pinned.
 
         Raises:
-            BuildError: if the kernels are not available (ask `unavailable_reason` first).
+            BuildError: if the kernels are not available (ask `unavailable_reason` first), or the
+                threads cannot be started.
         """
         self.name = "native"
         self.device = torch.device("cpu")
@@ -68,13 +70,14 @@ class NativeOps:
         self.form = weights
         self.heads_form = heads
         self._library = load_library()
-        self.build = str(self._library._name)  # the file: its name says what it was made of
+        self.build = str(self._library._name)  # the file; its name holds a hash of its sources
         self._context = self._library.context_new(num_threads)
         if not self._context:
             raise BuildError(f"{num_threads} threads cannot be started")
         if cores:
             self._library.context_pin(self._context, (c_int32 * len(cores))(*cores), len(cores))
-        # By identity, and holding on to the key: the same objects come on every call.
+        # C structures by the id of their source, since the same objects come on every call. Entries
+        # hold their sources, so that an id is not reused.
         self._params: dict[int, tuple[AttentionParams, library.AttentionParams]] = {}
         self._segments: dict[int, _Segment] = {}
         self._heads: dict[int, tuple[PackedHead, library.Head]] = {}
@@ -86,7 +89,7 @@ class NativeOps:
 
     @staticmethod
     def unavailable_reason() -> str | None:
-        """Why the kernels cannot be used here; None when they can. Compiles them if need be."""
+        """Return why the kernels cannot be used here, or None; compiles them if need be."""
         try:
             load_library()
         except BuildError as error:
@@ -320,7 +323,7 @@ class NativeOps:
         return out
 
     def _native_params(self, params: AttentionParams) -> library.AttentionParams:
-        """The layer as C sees it."""
+        """Return the parameters as a C structure."""
         entry = self._params.get(id(params))
         if entry is None:
             native = library.AttentionParams(
@@ -340,7 +343,7 @@ class NativeOps:
         return entry[1]
 
     def _native_head(self, head: PackedHead) -> library.Head:
-        """The head as C sees it."""
+        """Return the head as a C structure."""
         entry = self._heads.get(id(head))
         if entry is None:
             refinement = head.refinement
@@ -361,7 +364,7 @@ class NativeOps:
         return entry[1]
 
     def _segment(self, layers: Sequence[DecoderLayer], caches: Sequence[LayerCache]) -> "_Segment":
-        """Layers with their caches as C sees them."""
+        """Return layers and their caches as C structures."""
         identity = (*map(id, layers), *map(id, caches))
         segment = self._segments.get(identity[0])
         if segment is None or segment.identity != identity:
@@ -385,7 +388,7 @@ class NativeOps:
         )
 
     def _native_batch(self, batch: TokenBatch) -> Any:
-        """A reference to the batch as C sees it; one batch passes through many layers."""
+        """Return a reference to the batch as a C structure, kept for the batch's other layers."""
         if self._batch is None or self._batch[0] is not batch:
             native = library.TokenBatch(
                 address(batch.positions, torch.int32),
@@ -402,7 +405,7 @@ class NativeOps:
 
 
 def _is_gated(weight: NativeLinear) -> bool:
-    """Whether C can join its halves: each is a whole number of panels."""
+    """Whether C can compute gate and up in one go: each half is a whole number of panels."""
     return weight.out_features % (2 * PANEL) == 0
 
 
@@ -412,7 +415,7 @@ def _native_cache(cache: LayerCache) -> library.LayerCache:
 
 
 def _check(status: int) -> None:
-    """Raise what a kernel's status means; the values are those of context.h."""
+    """Raise the error of a kernel's status; the values are those of context.h."""
     if status == 1:
         raise MemoryError("native kernels: out of memory")
     assert status == 0, "native kernels: a token id, position, slot or row is out of range"

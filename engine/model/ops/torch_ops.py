@@ -1,7 +1,7 @@
 """The plain torch backend: the reference every other backend is tested against, and the fallback on
 any device.
 
-Row-exactness on the CPU: linears go through oneDNN with weights reordered once, whose results are
+Rows are exact on the CPU: linears go through oneDNN with weights reordered once, whose results are
 the same for any number of rows but one (so one row is padded to two); attention runs token by
 token, so that every shape depends on the token's own position alone. Knows only `interface.py`.
 """
@@ -37,7 +37,7 @@ class TorchLinear:
         self.prepacked = _prepack(weight) if weight.device.type == "cpu" else None
 
     def fill(self, weight: Tensor) -> None:
-        """Another weight in the place of this one."""
+        """Replace the weight by another of the same shape."""
         if self.prepacked is None:
             self.weight.copy_(weight)
         else:
@@ -47,8 +47,8 @@ class TorchLinear:
     def __call__(self, x: Tensor) -> Tensor:
         if self.prepacked is None:
             return F.linear(x, self.weight, self.bias)
-        # oneDNN takes another path for a single row: pad to two so that bits do not depend on the
-        # count.
+        # oneDNN takes another path for a single row: pad it to two, so that bits do not depend on
+        # the number of rows.
         rows = torch.cat((x, x)) if x.shape[0] == 1 else x
         out = torch.ops.mkldnn._linear_pointwise(rows, self.prepacked, self.bias, "none", [], "")
         return out[: x.shape[0]]
@@ -61,14 +61,14 @@ def _prepack(weight: Tensor) -> Tensor | None:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`weight * x / rms(x)` over the last dimension, computed in float32."""
+    """Return `weight * x / rms(x)` over the last dimension; x / rms(x) is computed in float32."""
     x32 = x.float()
     normalized = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + eps)
     return weight * normalized.to(x.dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of x [T, heads, D] by cos and sin [T, D/2] ("rotate half")."""
+    """Rotate x [T, heads, D] by cos and sin [T, D/2], pairing element i with i + D/2."""
     first, second = x.float().chunk(2, dim=-1)
     cos, sin = cos[:, None], sin[:, None]
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
@@ -197,8 +197,8 @@ class TorchOps:
 
 
 def _split_heads(qkv: Tensor, params: AttentionParams) -> tuple[Tensor, Tensor, Tensor]:
-    """[T, (H + 2 Hkv) D] -> q [T, H, D], k and v [T, Hkv, D], q and k normalized if the model
-    asks for it.
+    """Split [T, (H + 2 Hkv) D] into q [T, H, D], k and v [T, Hkv, D]; normalize q and k if the
+    model does.
     """
     heads = qkv.view(qkv.shape[0], params.num_heads + 2 * params.num_kv_heads, params.head_size)
     query, key, value = heads.split(
@@ -220,10 +220,10 @@ def _attend(
     cache: LayerCache,
     batch: TokenBatch,
 ) -> Tensor:
-    """One token's attention: query [H, D] over positions [start, position] -> [H * D].
+    """Return the attention [H * D] of one token's query [H, D] over the positions it sees.
 
     Args:
-        slot: The token's own.
+        slot: The token's own slot, which the block table may not name.
     """
     start = 0 if params.sliding_window is None else max(0, position + 1 - params.sliding_window)
     seen = torch.arange(start, position + 1, device=query.device)

@@ -1,4 +1,4 @@
-"""Every CUDA kernel compiles for Hopper, without spills; products are summed in one way only.
+"""Every CUDA kernel compiles for Hopper without spills, and all products sum in the same way.
 
 Needs Triton but no GPU: the compiler and the assembler come with the package.
 """
@@ -18,7 +18,7 @@ from engine.model.ops.cuda.tiles import CANDIDATES
 pytestmark = [pytest.mark.torch, needs_triton]
 
 _SCRIPT = Path(__file__).parents[2] / "support" / "compile_kernels.py"
-_SHARED_BYTES = 227 * 1024  # that one program may have
+_SHARED_BYTES = 227 * 1024  # shared memory that one program may use
 _PRODUCT = "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
 
 
@@ -45,7 +45,7 @@ def test_they_compile_and_fit(kernels: list[dict[str, Any]]) -> None:
 def test_every_tile_of_a_linear_sums_with_the_same_instruction(
     kernels: list[dict[str, Any]],
 ) -> None:
-    """Else a token's bits would depend on how many others share its call."""
+    """Otherwise a token's bits would depend on how many others share its call."""
     linears = [kernel for kernel in kernels if kernel["kernel"].startswith("linear")]
     assert len(linears) == 2 * sum(map(len, CANDIDATES.values()))
     assert {product for kernel in linears for product in kernel["products"]} == {_PRODUCT}

@@ -28,7 +28,7 @@ def random(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
 
 
 def assert_near(result: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
-    """`expected` was computed in float32 from the same rounded inputs."""
+    """Compare with what was computed in float32 from the same rounded inputs."""
     tolerance = 1e-5 if dtype is torch.float32 else 2e-2
     torch.testing.assert_close(result.float(), expected, rtol=tolerance, atol=tolerance)
 
@@ -36,7 +36,7 @@ def assert_near(result: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("count", [1, 5, 17, 70])
 def test_linear(count: int, dtype: torch.dtype) -> None:
-    """Every tile; an inner size with a rest; bias, residual and norm."""
+    """Covers every tile, an inner size that no step divides, and bias, residual and norm."""
     ours, reference = cuda_ops(dtype), TorchOps(DEVICE)
     weight, bias = random(97, 56, seed=1, scale=0.2).to(dtype), random(97, seed=2).to(dtype)
     x, residual = random(count, 56, seed=3).to(dtype), random(count, 97, seed=4).to(dtype)
@@ -119,7 +119,7 @@ class Past:
         self._values = random(*shape, seed=5).to(dtype)
 
     def batch(self, tokens: Sequence[tuple[int, int]]) -> TokenBatch:
-        """Of (row, position) pairs; the second of equals stands aside."""
+        """Return the batch of (row, position) pairs; a repeated one stands aside."""
         slots = [int(self.tables[r, p // BLOCK]) * BLOCK + p % BLOCK for r, p in tokens]
         for index, token in enumerate(tokens):
             if token in tokens[:index]:
@@ -137,7 +137,7 @@ class Past:
         )
 
     def check(self, tokens: Sequence[tuple[int, int]]) -> None:
-        """Both backends give the same, and write the same keys and values."""
+        """Check that both backends return the same and write the same keys and values."""
         batch = self.batch(tokens)
         qkv = random(len(tokens), 8 * 16, seed=6).to(self.dtype)
         ours = LayerCache(keys=self._keys.clone(), values=self._values.clone())
@@ -152,7 +152,7 @@ class Past:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_attention_of_decoding_rows(dtype: torch.dtype) -> None:
-    """One or several new tokens a row, within one chunk of the past and over two."""
+    """One or several new tokens per row, over one chunk of the past or several."""
     past = Past([3, 140, 256], dtype)
     past.check([(0, 2), (1, 136), (1, 137), (1, 139), (2, 127), (2, 128), (2, 255)])
 
@@ -171,7 +171,7 @@ def test_attention_of_a_prefill_chunk() -> None:
 def test_attention_over_long_pasts(
     most_chunks: int, combined: int, window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Longer chunks where there may be no more; more of them than are combined together."""
+    """Either chunks get longer to stay few, or there are more than are combined at a time."""
     monkeypatch.setattr(f"{_KERNELS}._MOST_CHUNKS", most_chunks)
     monkeypatch.setattr(f"{_KERNELS}._COMBINED", combined)
     past = Past([256], torch.float32, sliding_window=window)
@@ -247,7 +247,7 @@ Asked = tuple[Tensor, Tensor, Tensor, Tensor | None, SaltedIds, Tensor]
 
 
 def asked_of(columns: int, temperatures: Tensor, *, has_noise: bool = True) -> Asked:
-    """What a head may be asked to expect: a row per temperature, followers all over the columns."""
+    """Return arguments of `expect`: a row per temperature, followers all over the columns."""
     rows = len(temperatures)
     count = torch.arange(rows, device=DEVICE)
     generator = torch.Generator().manual_seed(1)
@@ -325,7 +325,7 @@ def test_nothing_is_expected_where_there_is_nan_or_nothing_finite(temperature: f
 
 
 def test_an_excluded_token_is_not_expected() -> None:
-    """If all but one are, there is no second."""
+    """If all tokens but one are excluded, there is no second-best."""
     asked = asked_of(300, torch.tensor([0.0, 0.8, 0.0, 0.8, 0.0, 0.8]))
     logits, other, *_ = asked
     logits[:] = -torch.inf
@@ -342,7 +342,7 @@ def test_nobody_can_be_asked() -> None:
 
 
 def test_early_exits_change_no_token_of_a_whole_model(tmp_path: Path) -> None:
-    """Through the decode step, in half precision."""
+    """Runs the decode step in half precision."""
     decoder = load_tiny(write_tiny_llama(tmp_path), cuda_ops(HALF))
     starts = [sequence_start(0, [5, 9], temperature=0.8)]
     plain, _ = StepDriver(decoder, BLOCK).generate(starts, 5)

@@ -1,6 +1,4 @@
-"""Tiles: reasoned ones by default, measured ones where a table has them, and none that could
-change bits.
-"""
+"""Tiles are computed by default and measured where a table has them; none may change bits."""
 
 from pathlib import Path
 
@@ -15,7 +13,7 @@ SHAPES = [(6144, 4096), (4096, 14336), (28672, 4096), (128256, 4096), (576, 576)
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_tile_keeps_the_order_of_sums(shape: tuple[int, int]) -> None:
-    """Those chosen by reasoning are among the candidates, which are all compiled and looked at."""
+    """Computed tiles are cut like candidates, all of which `test_cuda_compile` compiles."""
     table = TileTable()
     tiles = table.tiles(shape)
     assert tiles == Tiles.of(*shape)
@@ -30,7 +28,7 @@ def test_every_tile_keeps_the_order_of_sums(shape: tuple[int, int]) -> None:
 
 
 def test_narrow_steps_are_more_at_once_up_to_a_limit() -> None:
-    """576 has 9 steps of 64, all of which may be on their way; 4112 has 257 of 16."""
+    """576 has 9 steps of 64, all of which may be in flight; 4112 has 257 of 16."""
     assert (Tiles.of(576, 576).few.inner, Tiles.of(576, 576).few.num_stages) == (64, 10)
     assert (Tiles.of(576, 4112).few.inner, Tiles.of(576, 4112).few.num_stages) == (16, 13)
 

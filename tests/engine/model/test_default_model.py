@@ -89,7 +89,7 @@ def test_greedy_output_equals_transformers(
 def test_short_answers_equal_generate(
     prompts: list[list[int]], outputs: list[tuple[int, ...]], reference: Any
 ) -> None:
-    """Literally `generate`, with its cache, on the three shortest prompts."""
+    """Compares with `generate` itself, which uses its cache, on the three shortest prompts."""
     for prompt, output in sorted(zip(prompts, outputs, strict=True), key=lambda p: len(p[0]))[:3]:
         generated = reference.generate(
             torch.tensor([prompt]), max_new_tokens=NUM_TOKENS, do_sample=False

@@ -1,7 +1,7 @@
 """A token's logits are the same bits whatever shares its call: batch size, place, chunking.
 
-This is what makes "lossless" exact rather than lucky: verifying several tokens computes what
-decoding one would.
+Lossless decoding rests on it: verifying several tokens computes the bits that decoding each alone
+would.
 """
 
 import pytest
@@ -29,7 +29,7 @@ def decoder(request: pytest.FixtureRequest) -> Decoder:
 
 
 class Rows:
-    """Rows with a prompt each (rotated, so that all differ), in their own blocks."""
+    """Rows in blocks of their own, each with the prompt rotated differently."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
@@ -43,7 +43,7 @@ class Rows:
         return PROMPT[row:] + PROMPT[:row]
 
     def run(self, tokens: list[tuple[int, int]]) -> Tensor:
-        """Logits of (row, position) tokens, run through all layers as one call."""
+        """Run (row, position) tokens through all layers as one call; returns their logits."""
         ids = [self.prompt(row)[position] for row, position in tokens]
         slots = [int(self._tables[r, p // BLOCK]) * BLOCK + p % BLOCK for r, p in tokens]
         batch = TokenBatch(
@@ -61,7 +61,7 @@ class Rows:
 
 @pytest.mark.slow
 def test_blocks_of_the_file_give_the_bits_of_their_expansion() -> None:
-    """The default model's quantized weights, read as they are, are the float32 ones to the bit."""
+    """The default model's quantized weights give the logits of their float32 values, to the bit."""
     if NativeOps.unavailable_reason() is not None:
         pytest.skip("native kernels are not available")
     tokens = [(row, position) for row in range(3) for position in range(len(PROMPT))]
@@ -78,7 +78,7 @@ def test_blocks_of_the_file_give_the_bits_of_their_expansion() -> None:
 
 @pytest.fixture(scope="module")
 def rows(decoder: Decoder) -> Rows:
-    """Rows whose prompts were read but for the last token, which leaves no trace when run again."""
+    """Rows whose prompts were read except for the last token, which may be run again and again."""
     rows = Rows(decoder)
     for row in range(NUM_ROWS):
         rows.run([(row, position) for position in range(LAST)])

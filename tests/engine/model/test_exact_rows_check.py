@@ -25,7 +25,7 @@ def test_exact_rows_pass(directory: Path) -> None:
 
 def test_a_linear_that_minds_company_is_found(directory: Path) -> None:
     class SplitOps(TorchOps):
-        """Sums in two halves when many tokens share the call, as some libraries do."""
+        """Rounds differently when many tokens share the call, as libraries that split sums do."""
 
         def linear(self, x: Tensor, weight: TorchLinear, **options: object) -> Tensor:  # type: ignore[override]
             out = super().linear(x, weight, **options)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""A head that adopts other weights is the head that was built with them, in every backend."""
+"""A head that adopts other weights equals one that was built with them, in every backend."""
 
 from pathlib import Path
 
@@ -77,7 +77,7 @@ def test_every_backend_refines_as_training_does(directory: Path, ops: Ops) -> No
 
 
 def test_only_refined_heads_need_the_newer_format() -> None:
-    """Servers that know no refinements go on reading linear heads, and refuse the others."""
+    """Servers that know no refinements can still read linear heads, and refuse the others."""
     assert format_version(random_head_tensors([2], 40)) == 1
     assert format_version(random_head_tensors([2], 40, REFINEMENT)) == FORMAT_VERSION == 2
 

@@ -1,4 +1,4 @@
-"""Pages that were read are let go, and read again when they are needed."""
+"""Pages that were read are released, and read again when they are needed."""
 
 import mmap
 import sys
@@ -10,7 +10,7 @@ from engine.model.file_pages import let_go
 
 
 def resident_kib(file: Path) -> int:
-    """Of all mappings of a file in this process."""
+    """Return the resident KiB of all mappings of a file in this process."""
     total, is_its = 0, False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if "-" in line.split(maxsplit=1)[0]:

@@ -1,4 +1,4 @@
-"""The kernels run on vectors that this machine does not have: NEON under an emulator, SSE.
+"""The kernels run with other vectors than this machine's own: NEON under an emulator, and SSE.
 
 Every build must keep a token's bits whatever shares its call, and agree with the others up to the
 rounding of sums.
@@ -22,7 +22,7 @@ Results = dict[tuple[str, ...], list[float]]  # by operation and form of weights
 
 
 def run(directory: Path, compiler: list[str], emulator: list[str]) -> Results:
-    """What the program prints; it fails where a token's bits depend on its company."""
+    """Return what the program prints; it fails if a token's bits depend on what shares its call."""
     built = str(directory / "check")
     include = f"-I{Path(native.__file__).parent}"
     command = [*compiler, *FLAGS, include, *SOURCES, PROGRAM, "-o", built, "-lm"]

@@ -1,4 +1,4 @@
-"""A head in one call is the operations it is made of, to the bit, and so is a run of tokens."""
+"""A head run in one call equals the operations it is made of, to the bit; so do runs of tokens."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Whole layers in one call are the operations they are made of, to the bit."""
+"""Layers run in one call equal the operations they are made of, to the bit."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The kernels' sources suit every width of vectors, also those this machine does not have."""
+"""The kernels' sources compile for every vector width, also for those this machine lacks."""
 
 import platform
 import shutil

@@ -1,5 +1,5 @@
-"""The native kernels against plain torch, and their promise: a token's bits do not depend on its
-company.
+"""The native kernels against plain torch, and their promise: a token's bits do not depend on what
+shares its call.
 """
 
 import os
@@ -109,7 +109,7 @@ FORMS = (Format.BFLOAT16, Format.INT8, Format.INT4)
 
 
 def rounded(weight: Tensor, form: Format) -> Tensor:
-    """The float32 values that a weight has once it is kept in a form."""
+    """Return the float32 values that a weight has when it is kept in a form."""
     if form is Format.BFLOAT16:
         return weight.bfloat16().float()
     return quantize(weight, 8 if form is Format.INT8 else 4).dequantize()
@@ -121,7 +121,7 @@ def rounded(weight: Tensor, form: Format) -> Tensor:
 def test_small_forms_change_no_bit_of_a_product(
     form: Format, shape: tuple[int, int], threads: int
 ) -> None:
-    """For any number of rows: those that read panels as they are, and those that expand them."""
+    """Few rows multiply with panels as they are; for many rows panels are expanded first."""
     out, size = shape
     weight, bias = randn(out, size, scale=size**-0.5), randn(out, seed=1)
     x, norm, residual = randn(40, size, seed=2), randn(size, seed=3), randn(40, out, seed=4)
@@ -190,7 +190,7 @@ def test_threads_stop_whenever_they_are_told_to() -> None:
     for _ in range(200):
         ops = NativeOps(3)
         ops.linear(x, ops.pack(weight))
-        del ops  # right behind a job, while its last member may still be on its way in
+        del ops  # right after a job, while its last thread may still be on its way into it
 
 
 # ---- attention ----
@@ -247,10 +247,11 @@ class Rows:
         tokens: Sequence[tuple[int, int]],
         aside: Mapping[int, Tensor] | None = None,
     ) -> Tensor:
-        """Attend with (row, position) pairs as one call.
+        """Attend with the tokens at (row, position) pairs, as one call.
 
         Args:
-            aside: Indices of tokens that stand aside, and what they have in place of the row's.
+            aside: By index, the tokens that stand aside, with their q, k and v, which replace the
+                row's.
         """
         rows = torch.tensor([row for row, _ in tokens])
         positions = torch.tensor([position for _, position in tokens])
@@ -314,7 +315,7 @@ def test_attention_of_rows_that_share_a_call(ops: NativeOps) -> None:
 def test_a_token_aside_is_as_if_it_stood_in_its_place(
     ops: NativeOps, layer: tuple[int, int, int, int | None, bool], position: int
 ) -> None:
-    """Two that stand aside between others of their row, which do not see them."""
+    """Two tokens stand aside between others of their row, which do not see them."""
     rows, there = Rows(layer_params(layer)), Rows(layer_params(layer))
     others = randn(2, rows.qkv.shape[2], seed=9)
     clean = rows.run_in_chunks(ops, 0, 300)
@@ -403,7 +404,7 @@ def test_greedy_takes_the_lowest_of_the_best(ops: NativeOps) -> None:
 @pytest.mark.parametrize("columns", [1, 15, 100, 4097, 49152])
 @pytest.mark.parametrize("spread", [0.0, 2.0, 6.0, 40.0])
 def test_noise_is_the_contracts(ops: NativeOps, columns: int, spread: float) -> None:
-    """Whether every column may win with some noise, or hardly any."""
+    """The spread of the logits decides whether every column may win with noise, or hardly any."""
     logits = randn(40, columns, scale=spread)
     inverse = torch.linspace(0.3, 2.0, 40)
     keys = torch.arange(40) * 0x1234567890ABCDEF
@@ -455,7 +456,7 @@ def salted(columns: int) -> SaltedIds:
 @pytest.mark.parametrize("columns", [1, 15, 100, 2049, 8192])
 @pytest.mark.parametrize("temperature", [0.0, 0.8, None])
 def test_expectations_are_torchs(ops: NativeOps, columns: int, temperature: float | None) -> None:
-    """Some rows greedy and some not, if no temperature is given."""
+    """Without a temperature, some rows are greedy and some are not."""
     logits, other = randn(40, columns, scale=3.0), randn(40, 1, seed=1, scale=3.0)
     logits[5, columns // 2] = other[6] = 60.0
     logits[7] = logits[8, : columns // 2] = -torch.inf
@@ -468,7 +469,7 @@ def test_expectations_are_torchs(ops: NativeOps, columns: int, temperature: floa
     actual, expected = ops.expect(*asked), REFERENCE.expect(*asked)
     assert actual[:, 0].tolist() == expected[:, 0].tolist()
     hopeless = expected[:, 4].isinf()
-    actual[hopeless, 3] = expected[hopeless, 3]  # one of many that cannot be
+    actual[hopeless, 3] = expected[hopeless, 3]  # one of many without any share
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
     assert actual[6, 0] == columns
     assert (actual[:, 3] != actual[:, 0]).all()

@@ -1,4 +1,4 @@
-"""Every tensor accounted for, both ways; a fingerprint that sees values, not files."""
+"""No tensor may be missing or left over; the fingerprint depends on values, not on files."""
 
 import json
 import time
@@ -109,4 +109,4 @@ def test_fingerprint_of_the_default_model_is_cheap() -> None:
     reader.fingerprint()
     start = time.process_time()
     reader.fingerprint()
-    assert time.process_time() - start < 2  # 0.3 on an idle machine
+    assert time.process_time() - start < 2  # 0.3 s on an idle machine

@@ -1,21 +1,22 @@
 """Attention over the blocks of the KV pool on CUDA, in place, for any tokens of any rows.
 
-Three kernels: rotate and write, attend to one chunk of the past, combine the chunks. How long a
-token's chunks are follows from its position, a chunk begins at a multiple of that, and the chunks
-are combined in one order: so a token's result depends on its own position alone, for one query
-token or a whole prefill chunk. A past of 1 k positions keeps 16 programs per key head busy,
-whatever length a model is loaded for. Knows tensors only.
+Three kernels: rotate and write, attend to one chunk of the past, combine the chunks. A token's
+position decides the size of its chunks, every chunk begins at a multiple of that size, and the
+chunks are combined in one order. So a token's result depends on its own position alone, whether it
+is a single query token or part of a prefill chunk. A past of 1 k positions keeps 16 programs per
+key head busy, whatever context length a model is loaded for. Knows tensors only.
 
 Why not torch's `varlen_attn`, which takes a block table and a number of splits (torch 2.13; as
-first written, pytorch #175924, block tables needed FlashAttention 3, which torch does not bring):
-- FlashAttention 2, which torch has inside, wants blocks of a multiple of 256 positions, ours have
-  16; and rows of different lengths in blocks and in splits are more than it does at once
+first written, pytorch #175924, block tables needed FlashAttention 3, which torch does not include):
+- FlashAttention 2, which torch includes, needs blocks of a multiple of 256 positions, where ours
+  have 16; and it cannot combine rows of different lengths, block tables and splits in one call
   (flash-attention #1217);
-- left to itself it splits by the longest past of the call. One split keeps a row's bits in any
-  company, but then one program per key head reads the whole past: 8 of an H100's 132 processors
-  for a Llama 8B;
-- for prefill chunks alone it would do, but a prompt's states would be rounded otherwise than when
-  its tokens are decoded, or computed again after a preemption or a found prefix: those must agree.
+- left to itself, it chooses the splits by the longest past of the call. With one split a row's bits
+  do not depend on the other rows, but then one program per key head reads the whole past: 8 of an
+  H100's 132 processors for a Llama 8B;
+- it would do for prefill chunks alone, but then a prompt's states would not be rounded as they are
+  when its tokens are decoded, or computed again after a preemption or a prefix cache hit; all of
+  these must agree.
 """
 
 import torch
@@ -26,21 +27,21 @@ from torch import Tensor
 from engine.model.ops.cuda.overlap import options, wait
 from engine.model.ops.interface import AttentionParams, LayerCache, TokenBatch
 
-_TILE = 64  # positions of a chunk that are looked at together
-_MOST_CHUNKS = 64  # of a token's past
-_COMBINED = 16  # chunks that are combined together
-_GROUP_ROWS = 16  # least rows of a tensor-core tile
-_WORKSPACE_BYTES = 128 * 2**20
+_TILE = 64  # positions of a chunk that are read at a time
+_MOST_CHUNKS = 64  # that a token's past is cut into
+_COMBINED = 16  # chunks that are combined at a time
+_GROUP_ROWS = 16  # fewest rows of a tensor-core tile
+_WORKSPACE_BYTES = 128 * 2**20  # for partial results; a call that needs more is done in slabs
 
 
 def num_chunks_for(num_positions: int) -> int:
-    """The most chunks that any token among so many positions has."""
+    """Return the most chunks that a token at any of the first positions has."""
     return min(_MOST_CHUNKS, -(-num_positions // _TILE))
 
 
 @triton.jit
 def _chunk_size(position, TILE: tl.constexpr, MOST: tl.constexpr):
-    """Positions of a chunk: of a tile, or of the least power of two tiles that makes few enough."""
+    """Return the positions per chunk: one tile, doubled until MOST chunks cover the past."""
     size = position * 0 + TILE
     while size * MOST <= position:
         size = size * 2
@@ -49,7 +50,7 @@ def _chunk_size(position, TILE: tl.constexpr, MOST: tl.constexpr):
 
 @triton.jit
 def _head(source, norm, eps, low, mask, SIZE: tl.constexpr, HAS_NORM: tl.constexpr):
-    """The two halves of a head in float32, normalized if the model asks for it."""
+    """Load the two halves of a head in float32, normalized if the model does so."""
     half = SIZE // 2
     kind = source.dtype.element_ty
     first = tl.load(source + low, mask=mask, other=0.0).to(tl.float32)
@@ -185,7 +186,7 @@ def _attend_kernel(
             is_seen = (past <= position) & (past >= seen_from)
             block = tl.load(table + past // BLOCK, mask=is_seen, other=0)
             slot = block.to(tl.int64) * BLOCK + past % BLOCK
-            slot = tl.where(past == position, own_slot, slot)  # it may stand aside
+            slot = tl.where(past == position, own_slot, slot)  # the token may stand aside
             at = (slot[:, None] * KV_HEADS + kv_head) * SIZE + columns[None, :]
             mask = is_seen[:, None] & is_column[None, :]
             key = tl.load(keys + at, mask=mask, other=0.0)
@@ -239,7 +240,7 @@ def _combine_kernel(
     size = _chunk_size(position, TILE, MOST_CHUNKS)
     first = 0
     if HAS_WINDOW:
-        # The first chunk that the window reaches, as `_attend_kernel` has it.
+        # The first chunk that the window reaches, as `_attend_kernel` computes it.
         first = tl.maximum(0, position + 1 - window) // TILE * TILE // size
     last = position // size
     columns = tl.arange(0, PADDED)
@@ -248,7 +249,7 @@ def _combine_kernel(
     greatest = float("-inf")
     total = 0.0
     gathered = tl.zeros((PADDED,), dtype=tl.float32)
-    # One look at everything: most pasts have no more chunks than are combined together.
+    # Mostly a single iteration: few pasts have more chunks than are combined at a time.
     for start in range(first // COMBINED * COMBINED, last + 1, COMBINED):
         chunks = start + lanes
         is_chunk = (chunks >= first) & (chunks <= last)
@@ -276,7 +277,7 @@ def rotate_and_write(
     *,
     overlaps: bool = False,
 ) -> Tensor:
-    """Rotate q and k, write k and v at the tokens' slots; returns the rotated queries [T, H, D]."""
+    """Rotate q and k and write k and v at the tokens' slots; returns the rotated q [T, H, D]."""
     num_tokens, size = qkv.shape[0], params.head_size
     query = qkv.new_empty(num_tokens, params.num_heads, size)
     _rotate_and_write_kernel[(num_tokens, params.num_heads + 2 * params.num_kv_heads)](
@@ -311,7 +312,7 @@ def attend(
     *,
     overlaps: bool = False,
 ) -> Tensor:
-    """Attention of rotated queries [T, H, D] over their rows' blocks -> [T, H D]."""
+    """Return the attention [T, H D] of rotated queries [T, H, D] over their rows' blocks."""
     num_tokens, heads, size = query.shape
     num_chunks = num_chunks_for(batch.block_tables.shape[1] * batch.block_size)
     out = torch.empty_like(query)
@@ -335,7 +336,7 @@ def _attend_slab(
     *,
     overlaps: bool,
 ) -> None:
-    """`attend` for as many tokens as the workspace holds; `start` is the first one's index."""
+    """Attend for as many tokens as the workspace holds; `start` is the index of the first."""
     num_tokens, heads, size = query.shape
     workspace = query.new_empty(num_tokens * heads * num_chunks * (size + 2), dtype=torch.float32)
     num_parts = num_tokens * heads * num_chunks

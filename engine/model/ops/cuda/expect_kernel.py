@@ -1,9 +1,10 @@
-"""What an exit head expects of each row on CUDA, in one launch: `Ops.expect`.
+"""What an exit head expects at each row (`Ops.expect`) on CUDA, in one launch.
 
-A look is a head and this, at every exit: launched operation by operation it would cost the host
-more than a small model's whole pass costs the GPU. One program reads a row once. Each of its lanes
-keeps the two best of the columns it has met and the sum of their exponentials; then lanes are
-compared. Of equal scores the lowest column wins, in either place; a row's numbers are its own.
+It follows the head at every exit: launched operation by operation it would cost the host more time
+than a small model's whole pass costs the GPU. One program reads a row once. Each of its lanes keeps
+the two best of the columns it has met, and the sum of the exponentials of all of them; then the
+lanes are compared. Of equal scores the lowest column wins, for the best as for the second best. A
+row's results do not depend on the other rows.
 """
 
 import torch
@@ -14,20 +15,20 @@ from torch import Tensor
 from engine.model.noise import DRAFT_WEIGHT, MEAN_GUMBEL, SaltedIds
 from engine.model.ops.cuda.sample_kernels import gumbel
 
-_BLOCK = 4096  # columns that a program takes at once
+_BLOCK = 4096  # columns that a program reads at a time
 _WEIGHT = tl.constexpr(DRAFT_WEIGHT)
 _MEAN = tl.constexpr(MEAN_GUMBEL)
 
 
 @triton.jit
 def _shift(best):
-    """What exponents are taken from: the best score, where there is one at all."""
+    """Return what is subtracted from scores before exp: the best one, or 0 if that is -inf."""
     return tl.where(best == float("-inf"), 0.0, best)
 
 
 @triton.jit
 def _meet(best, column, second, second_column, total, scores, columns):
-    """Lanes that have met a further column each. A NaN is never best; it is in the sum for good."""
+    """Add one column to each lane. A NaN is never best, but stays in the sum for good."""
     is_best = scores > best
     is_second = scores > second
     greatest = tl.where(is_best, scores, best)
@@ -42,7 +43,7 @@ def _meet(best, column, second, second_column, total, scores, columns):
 
 @triton.jit
 def _lowest(scores, columns):
-    """The greatest score, and the lowest of its columns."""
+    """Return the greatest score and the lowest of its columns."""
     greatest = tl.max(scores, axis=0)
     return greatest, tl.min(tl.where(scores == greatest, columns, 0x7FFFFFFF), axis=0)
 
@@ -52,7 +53,7 @@ def _expect_kernel(
     logits,  # [T, V'] float32
     other,  # [T] float32
     temperatures,  # [T] float32
-    keys,  # [T] int64; of no use where the temperature is 0
+    keys,  # [T] int64; not used where the temperature is 0
     token_ids,  # [V'] int32
     followers,  # [T] int64
     expected,  # [T, 5] float64, written
@@ -84,7 +85,7 @@ def _expect_kernel(
         best, column, second, second_column, total = _meet(
             best, column, second, second_column, total, scores, columns
         )
-    # All tokens outside are the last column.
+    # The last column stands for all tokens outside the reduced vocabulary.
     scores = tl.where(lanes == 0, outside, float("-inf"))
     followed = tl.where((lanes == 0) & (follower == num_columns), outside, followed)
     best, column, second, second_column, total = _meet(
@@ -121,7 +122,7 @@ def expect(
             logits.contiguous(),
             other.contiguous(),
             temperatures,
-            followers if keys is None else keys,  # one program for both: all rows are greedy
+            followers if keys is None else keys,  # unused if all rows are greedy
             ids.token_ids,
             followers,
             expected,

@@ -1,11 +1,11 @@
 """Linear layers on CUDA whose rows keep their bits, whatever shares the call.
 
-A product is one sum in one order: the loop over the inner dimension is never split, and steps
-through it 16 elements at a time in the same tensor-core instruction (mma.sync m16n8k16) for every
-tile. Hopper's wgmma, which a wide tile would invite the compiler to use, sums otherwise; so tiles
-have fewer than 64 rows or fewer than four warps. `engine.model.exact_rows` checks it on the
-machine. Source of the rule: vLLM RFC #54506, where verification and decoding took different
-kernels and no longer agreed.
+Every result is one sum in one order: the loop over the inner dimension is never split, and with
+every tile it takes 16 elements at a time in the same tensor-core instruction (mma.sync m16n8k16).
+Hopper's wgmma, which the compiler would use for a wide tile, sums in another order; so tiles have
+fewer than 64 rows or fewer than four warps. `engine.model.exact_rows` checks this on the machine.
+Source of the rule: vLLM RFC #54506, where verification and decoding took different kernels and no
+longer agreed.
 """
 
 import torch
@@ -21,7 +21,7 @@ from engine.model.ops.cuda.tiles import Tile
 def _prefetch(
     weight, columns, out_features, in_features, IS_GATED: tl.constexpr, LINES: tl.constexpr
 ):
-    """Bring what the loop will ask for first into the cache."""
+    """Fetch the weights that the loop reads first into the cache."""
     line = tl.arange(0, LINES) * (1024 // weight.dtype.element_ty.primitive_bitwidth)
     row = tl.minimum(columns, out_features - 1).to(tl.int64) * in_features
     at = weight + row[:, None] + tl.minimum(line, in_features - 1)[None, :]
@@ -48,7 +48,7 @@ def _linear_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    LINES: tl.constexpr,  # of the cache, of each row of weights: fetched before waiting
+    LINES: tl.constexpr,  # cache lines of each weight row that are fetched before waiting
     OVERLAPS: tl.constexpr,
 ):
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -103,12 +103,12 @@ def linear(
     out_dtype: torch.dtype | None = None,
     overlaps: bool = False,
 ) -> Tensor:
-    """`residual + weight @ x + bias` for x [T, in] and weight [out, in], summed in float32.
+    """Return `residual + weight @ x + bias` for x [T, in], weight [out, in], summed in float32.
 
     Args:
         is_gated: The weight is [gate; up]: the result is `silu(gate) * up` [T, out / 2].
-        out_dtype: Of the result; None: that of x.
-        overlaps: See `overlap`.
+        out_dtype: Type of the result; None means that of x.
+        overlaps: Launch before the kernel ahead has ended; see `engine.model.ops.cuda.overlap`.
     """
     x = x.contiguous()
     num_tokens, in_features = x.shape

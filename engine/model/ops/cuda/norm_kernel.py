@@ -1,12 +1,12 @@
 """RMS norm of hidden states on CUDA: one program per token, in one order of summation.
 
-The residual is added where the product before it ends, so a norm reads what is written already. It
-is a launch of its own, two of a layer's nine, and not a part of the product behind it. In bytes
-that costs nothing (16 KiB of a Llama 8B layer's 436 MB, for one token); in time it costs about two
-microseconds of 130, which `benchmarks.gpu --parts kernels` measures. Inside the product every one
-of its 250 to 900 programs would need the whole row's sum of squares before its first step, for up
-to 16 rows: 128 KiB each from the cache. Summed along the way instead, its order would be that of
-the tile's steps, and a token's bits would depend on how many share its call.
+The residual is added at the end of the product before, so a norm reads complete states. The norm is
+a launch of its own (two of a layer's nine), not a part of the product after it. In bytes that costs
+next to nothing (16 KiB of a Llama 8B layer's 436 MB, for one token); in time it costs about two
+microseconds of 130, which `benchmarks.gpu --parts kernels` measures. Inside the product, each of
+its 250 to 900 programs would need the whole sum of squares of up to 16 rows before its first step:
+128 KiB each from the cache. If the squares were summed along the way instead, their order would be
+that of the tile's steps, and a token's bits would depend on how many share its call.
 """
 
 import triton
@@ -26,14 +26,14 @@ def _rms_norm_kernel(x, weight, out, size, eps, BLOCK: tl.constexpr, OVERLAPS: t
     values = tl.load(x + token * size + columns, mask=mask, other=0.0).to(tl.float32)
     scale = tl.rsqrt(tl.sum(values * values, axis=0) / size + eps)
     gain = tl.load(weight + columns, mask=mask, other=0.0).to(tl.float32)
-    # Rounded before the gain, as the models were trained.
+    # Rounded before the gain is applied, as when the models were trained.
     kind = out.dtype.element_ty
     normalized = (values * scale).to(kind).to(tl.float32)
     tl.store(out + token * size + columns, (normalized * gain).to(kind), mask=mask)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, overlaps: bool = False) -> Tensor:
-    """`weight * x / rms(x)` over the last dimension of x [T, E], computed in float32."""
+    """Return `weight * x / rms(x)` over the last dimension of x [T, E], computed in float32."""
     x = x.contiguous()
     out = x.new_empty(x.shape)
     num_tokens, size = x.shape

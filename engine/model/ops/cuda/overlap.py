@@ -1,12 +1,13 @@
-"""Kernels that are launched before the one ahead of them has ended.
+"""Launch of kernels before the kernel ahead of them has ended.
 
-Hopper calls it programmatic dependent launch. A kernel's programs take their places as soon as all
-those of the kernel ahead have theirs, fetch what no kernel writes (weights) into the cache, and
-wait: for the end of the kernel ahead, which itself waited. So all that a kernel reads is written,
-and all that it overwrites was read. What is saved is the launch, about a microsecond of the dozen
-or so that most of a layer's kernels take. It changes no bits.
+Hopper calls it programmatic dependent launch. A kernel's programs may start as soon as all programs
+of the kernel ahead have started. They fetch what no kernel writes (weights) into the cache, and
+then wait for the end of the kernel ahead, which itself waited for the one before. So everything
+that a kernel reads has been written, and everything that it overwrites has been read. This saves
+the launch, about a microsecond of the dozen or so that most of a layer's kernels take. It changes
+no bits.
 
-Off unless `tiles.json` has measured it to be faster (`TileTable.overlaps`).
+Off unless `tiles.json` says that it was measured to be faster (`TileTable.overlaps`).
 """
 
 from typing import Any
@@ -18,7 +19,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 @triton.jit
 def wait():
-    """Let the next kernel begin, and wait for the one ahead; before anything it wrote is read."""
+    """Let the next kernel start, then wait for the one ahead; call before reading its results."""
     gdc_launch_dependents()
     gdc_wait()
 
@@ -37,5 +38,5 @@ def prefetch(at):
 
 
 def options(*, overlaps: bool) -> dict[str, Any]:
-    """What such a kernel is launched with."""
+    """Return the launch options of a kernel that may overlap."""
     return {"OVERLAPS": True, "launch_pdl": True} if overlaps else {"OVERLAPS": False}

@@ -1,9 +1,9 @@
-"""Gumbel-argmax over the vocabulary on CUDA: the noise of `engine.model.noise` is made where it is
-added, never stored. And what may not be chosen at all, which comes as bits.
+"""Gumbel-argmax over the vocabulary on CUDA, and the exclusion of tokens that are not allowed.
 
-The 64-bit mixing is that of the torch implementation to the bit; the logarithms are the device's
-own. All choices of a worker on this backend take this path, and its exit heads' too, so they agree
-with one another; noise that torch computes on the same device may differ in a last bit.
+The noise of `engine.model.noise` is made where it is added, and never stored. The 64-bit mixing
+equals that of the torch implementation to the bit; the logarithms are the device's own. A worker on
+this backend makes all its choices this way, those of exit heads included, so they agree with one
+another; noise that torch computes on the same device may differ in the last bit.
 """
 
 import torch
@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_BLOCK = 2048  # columns of one program
+_BLOCK = 2048  # columns per program
 
 
 def _signed(z: int) -> int:
@@ -25,7 +25,7 @@ _MULTIPLIER_2 = tl.constexpr(_signed(0x94D049BB133111EB))
 
 @triton.jit
 def gumbel(key, token_ids):
-    """Noise [V'] float32 of one key; see `engine.model.noise.gumbel`."""
+    """Return the noise [V'] float32 of one key; see `engine.model.noise.gumbel`."""
     z = key ^ (token_ids.to(tl.int64) * _GOLDEN)
     # Shifts of int64 are arithmetic: mask off the copied sign bits to get logical ones.
     z = (z ^ ((z >> 30) & 0x3FFFFFFFF)) * _MULTIPLIER_1

@@ -1,9 +1,9 @@
-"""How products on CUDA are cut into programs and launched; changes speed, never bits.
+"""How products on CUDA are cut into programs and launched; this changes speed, never bits.
 
-A weight has one tile for each class of calls, by how many tokens share them. Tiles are chosen by
-reasoning, unless `tiles.json` beside this file has measured ones for the GPU at hand and the
-weight's shape: `python -m benchmarks.gpu --parts tune` writes it. Why no choice changes bits:
-`linear_kernel`. Needs no Triton.
+A weight has one tile for each class of calls; a call's class is decided by its number of tokens.
+Tiles are computed, unless `tiles.json` beside this file has measured ones for the GPU at hand and
+the weight's shape: `python -m benchmarks.gpu --parts tune` writes it. `linear_kernel` explains why
+no choice changes bits. Needs no Triton.
 """
 
 import json
@@ -14,12 +14,12 @@ from typing import Any
 
 TABLE = Path(__file__).with_name("tiles.json")
 
-Shape = tuple[int, int]  # of a weight: out, in
+Shape = tuple[int, int]  # (out, in) of a weight
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """How one program's share of a product is cut."""
+    """The share of a product that one program computes, and how it is launched."""
 
     rows: int
     columns: int
@@ -29,21 +29,21 @@ class Tile:
 
     @property
     def keeps_order(self) -> bool:
-        """Whether the compiler is left no wider instruction, which would sum otherwise."""
+        """Whether the compiler cannot use wgmma, which would sum in another order."""
         return self.rows < 64 or self.num_warps < 4
 
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """The tiles of one weight."""
+    """The tiles of one weight, by class of call."""
 
-    few: Tile  # at most 32 tokens: bound by the weight's bytes, which 16 rows at a time share
-    some: Tile  # at most 64
-    many: Tile
+    few: Tile  # at most 32 tokens: bound by reading the weight, once per 16 tokens
+    some: Tile  # at most 64 tokens
+    many: Tile  # more
 
     @classmethod
     def of(cls, out_features: int, in_features: int) -> "Tiles":
-        """Tiles for a weight [out, in], with programs enough for a GPU of some 130 processors."""
+        """Compute tiles for a weight [out, in] on a GPU of some 130 processors."""
         return cls(
             few=_fitted(_few(out_features), in_features),
             some=_fitted(Tile(64, 32, 128, 2, 3), in_features),
@@ -51,31 +51,32 @@ class Tiles:
         )
 
     def for_tokens(self, count: int) -> Tile:
-        """The tile of a call."""
+        """Return the tile for a call of so many tokens."""
         if count <= MOST_FEW:
             return self.few
         return self.some if count <= MOST_SOME else self.many
 
 
-MOST_FEW, MOST_SOME = 32, 64  # tokens
+MOST_FEW, MOST_SOME = 32, 64  # most tokens of a call of the class
 
-_PROCESSORS = 132  # of a Hopper
-_SHARED_BYTES = 227 * 1024  # of a processor
-_MOST_AHEAD = 12  # steps; each is code of its own before the loop
+_PROCESSORS = 132  # streaming multiprocessors of an H100
+_SHARED_BYTES = 227 * 1024  # shared memory of a processor
+_MOST_AHEAD = 12  # most steps fetched ahead: each adds code before the loop
 
 
 def _few(out_features: int) -> Tile:
-    """Narrow enough for two programs a processor; as deep as lets all programs run at once.
+    """Choose a tile narrow enough for two programs per processor, and as deep as lets all programs
+    run at once.
 
-    Where they are too many for that, the last of them should at least be many: bandwidth falls
-    when few are left.
+    If there are too many programs for that, the depth is the one that leaves most of them for the
+    last round: bandwidth falls when few programs run.
     """
     columns = next((n for n in (64, 32) if out_features // n >= 256), 16)
     inner = 256 if columns == 16 else 128
 
     def last_round(stages: int) -> float:
-        """The share of its places that the last round of programs fills; 1: there is only one."""
-        # Compiled, `stages` are one buffer fewer; a program has a KiB besides; 2 bytes a number.
+        """Return how full the last round of programs is; 1 if there is only one round."""
+        # A program has `stages` - 1 buffers and 1 KiB besides; a number takes 2 bytes.
         num_bytes = (stages - 1) * (16 + columns) * inner * 2 + 1024
         rounds = -(-out_features // columns) / (_SHARED_BYTES // num_bytes * _PROCESSORS)
         return 1.0 if rounds <= 1 else rounds % 1 or 1.0
@@ -119,24 +120,25 @@ CANDIDATES: Mapping[str, tuple[Tile, ...]] = {
         Tile(32, 128, 64, 4, 3),
     ),
 }
-"""What is worth timing, by class."""
+"""The tiles that are worth timing, by class of call."""
 
 
 class TileTable:
-    """Tiles by shape of weight, on one kind of GPU."""
+    """The tiles of weights by shape, for one kind of GPU."""
 
     def __init__(
         self, measured: Mapping[Shape, Tiles] | None = None, *, overlaps: bool = False
     ) -> None:
-        """Args:
-        overlaps: Kernels begin before those ahead have ended; see `overlap`.
+        """
+        Args:
+            overlaps: Launch kernels before those ahead have ended; see `overlap`.
         """
         self._tiles = dict(measured or {})
         self.overlaps = overlaps
 
     @classmethod
     def read(cls, gpu: str, file: Path = TABLE) -> "TileTable":
-        """What was measured on such a GPU, if anything was."""
+        """Read what was measured on GPUs of this name, if anything was."""
         entries = _read(file).get(gpu, {"overlaps": False, "tiles": {}})
         return cls(
             {
@@ -147,18 +149,18 @@ class TileTable:
         )
 
     def tiles(self, shape: Shape) -> Tiles:
-        """Of a weight [out, in]."""
+        """Return the tiles of a weight [out, in]."""
         if shape not in self._tiles:
             self._tiles[shape] = Tiles.of(*shape)
         return self._tiles[shape]
 
     def put(self, shape: Shape, kind: str, tile: Tile) -> None:
-        """Use a tile for a shape from now on."""
+        """Use a tile for a shape and a class of calls from now on."""
         fitted = _fitted(tile, shape[1])
         self._tiles[shape] = replace(self.tiles(shape), **{kind: fitted})
 
     def write(self, gpu: str, file: Path = TABLE) -> None:
-        """Add to the file what this table holds, as measured on such a GPU."""
+        """Add this table to the file, as measured on GPUs of this name."""
         content = _read(file)
         known = content.get(gpu, {}).get("tiles", {})
         measured = {
@@ -184,9 +186,10 @@ def _shape(text: str) -> Shape:
 
 
 def _fitted(tile: Tile, in_features: int) -> Tile:
-    """With the widest inner step that leaves no rest, if there is one; else the widest.
+    """Return the tile with the widest inner step that divides the inner dimension, or with its own
+    if none does.
 
-    Narrower steps are more at once, to have as many bytes on their way.
+    If the step gets narrower, more of them are fetched ahead, to keep as many bytes in flight.
     """
     steps = [step for step in (512, 256, 128, 64, 32, 16) if step <= tile.inner]
     inner = next((step for step in steps if in_features % step == 0), steps[0])

@@ -3,7 +3,7 @@
    A context is cut at fixed positions into parts, a part into chunks. Within a part the softmax is taken online,
    chunk by chunk; parts are merged in order. All cuts and orders depend on positions alone, so a token's result is
    the same whoever shares the call, and whether parts were computed one after another or by several threads.
-   Tokens of a row that stand side by side form a tile and share the work of laying out keys and values. */
+   Tokens of a row that stand side by side form a tile and share the reading of keys and values. */
 #include "attention.h"
 
 #include <math.h>
@@ -148,7 +148,7 @@ static bool is_aside(const TokenBatch *batch, int64_t token) {
     return batch->slots[token] != table[block] * batch->block_size + position % batch->block_size;
 }
 
-/* Whether the token behind a tile's last one may join it: one that stands aside is a tile of its own. */
+/* Whether the token after a tile's last one may join it: one that stands aside is a tile of its own. */
 static bool joins(const TokenBatch *batch, int64_t token) {
     bool is_same_row = batch->rows[token] == batch->rows[token - 1];
     return is_same_row && !is_aside(batch, token) && !is_aside(batch, token - 1);

@@ -1,6 +1,7 @@
-"""Compiles the native kernels with the machine's C compiler, once, into the cache.
+"""Compilation of the native kernels by the machine's C compiler, once, into a cache.
 
-Keyed by source, compiler and CPU, so that an upgrade or a move to another machine compiles anew.
+The cache is keyed by source, compiler and CPU, so that they are compiled again after an upgrade or
+a move to another machine.
 Needs a C compiler and libc, nothing else.
 """
 
@@ -30,10 +31,10 @@ class BuildError(Exception):
 
 
 def library_path() -> Path:
-    """The compiled library, built now if it is not in the cache.
+    """Return the path of the compiled library; compiles it if it is not in the cache.
 
     Raises:
-        BuildError: without a compiler, or if it fails.
+        BuildError: if there is no compiler, or it fails.
     """
     compiler = next((c for c in ("cc", "gcc", "clang") if shutil.which(c)), None)
     if compiler is None:
@@ -73,7 +74,7 @@ def _key(sources: Path, compiler: str) -> str:
 
 
 def _cpu() -> str:
-    """What decides the instructions `-march=native` picks."""
+    """Return what decides which instructions `-march=native` allows."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

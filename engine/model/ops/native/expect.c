@@ -35,7 +35,7 @@ static void rank(Part *part, float score, int64_t column) {
 
 typedef struct {
     const float *logits;       /* [rows, columns] */
-    const float *other;        /* [rows], the logit of the column behind the last */
+    const float *other;        /* [rows], the logit of the column after the last */
     const float *temperatures; /* [rows]; 0: no noise, and logits as they are */
     const int64_t *keys;       /* [rows]; not read where the temperature is 0 */
     const int64_t *salts;      /* [columns], of the token ids */
@@ -48,7 +48,7 @@ typedef struct {
     float other_noise;         /* that of the other column, times the weight */
 } Job;
 
-/* Scores of a span, whole blocks of them: behind the last column -inf. */
+/* Scores of a span, in whole blocks: -inf after the last column. */
 static void score_span(const Job *job, int64_t row, int64_t begin, int64_t count, float *scores) {
     const float *logits = job->logits + row * job->columns + begin;
     float temperature = job->temperatures[row], scale = temperature > 0.0f ? 1.0f / temperature : 1.0f;

@@ -1,5 +1,5 @@
-"""The compiled kernels as ctypes sees them: structures and signatures, which must match the C files
-beside this one.
+"""The compiled kernels for ctypes: structures and signatures, which must match the C files beside
+this one.
 """
 
 import ctypes
@@ -11,7 +11,7 @@ from engine.model.ops.native.build import BuildError, library_path
 
 
 class Linear(ctypes.Structure):
-    """`Linear` in linear.c."""
+    """`Linear` in linear.h."""
 
     _fields_ = (
         ("panels", c_void_p),
@@ -145,7 +145,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 
 @cache
 def load_library() -> ctypes.CDLL:
-    """The compiled kernels with their signatures; compiles them if need be.
+    """Load the compiled kernels and declare their signatures; compiles them if need be.
 
     Raises:
         BuildError: if they cannot be compiled or loaded.

@@ -13,13 +13,13 @@
 enum {
     ITEMS_PER_THREAD = 8,       /* fine enough that no thread waits long for the last one */
     ITEM_BYTES = 384 * 1024,    /* weights of one item stay in a core's second-level cache */
-    LEAST_ITEM_BYTES = 32 * 1024, /* times tokens: fewer are multiplied in less time than an item costs */
-    EXPAND_TILES = 4,           /* from so many tiles on, BFLOAT16 is made floats once */
-    PAIR_TOKENS = MAX_ROWS * 3 / 2, /* so many at most read panels of floats two by two: more wait for arithmetic */
+    LEAST_ITEM_BYTES = 32 * 1024, /* weight bytes times tokens: handing out a smaller item costs more than it saves */
+    EXPAND_TILES = 4,           /* with at least this many tiles, BFLOAT16 is expanded to floats once for all */
+    PAIR_TOKENS = MAX_ROWS * 3 / 2, /* up to this many read panels of floats in pairs: more are bound by arithmetic */
     STRETCH = 128,              /* of k: what several tiles read of a panel at a time, from the first-level cache */
     TILES_AT_ONCE = 96 / MAX_ROWS, /* that share a stretch */
-    BYTES_AHEAD = 2048,         /* that an only tile asks for ahead of use: the machine's own prefetcher stops at every
-                                   page (up to there it does better if it is not overtaken from afar) */
+    BYTES_AHEAD = 2048,         /* fetched ahead of use if there is only one tile: the machine's own prefetcher stops at
+                                   every page (and within a page does better if it is not overtaken by far) */
     SERIAL_PACK_VALUES = 4096,  /* fewer activations than this are packed by the calling thread */
 };
 
@@ -245,7 +245,7 @@ static void multiply_columns(const Job *job, int64_t column, int64_t count) {
     _Alignas(64) float sums[2 * TILES_AT_ONCE * MAX_ROWS * PANEL]; /* or those of MAX_PANELS with one tile, which are fewer */
     const char *panels[MAX_PANELS];
     int64_t per_column = job->group / job->columns;
-    for (int p = 0; p < job->group; p++) { /* some may be multiplied for nothing, behind the last column */
+    for (int p = 0; p < job->group; p++) { /* the last group may repeat its last column, for nothing */
         int64_t at = column + least(p / per_column, count - 1) + p % per_column * job->up_panel;
         panels[p] = job->weight->panels + at * job->weight->panel_bytes;
     }

@@ -1,4 +1,4 @@
-"""Weights as the native kernels keep them: in panels, in one of four formats (see panel.h)."""
+"""Weights as the native kernels keep them: in panels of one of four formats (see panel.h)."""
 
 from collections.abc import Sequence
 from ctypes import byref
@@ -11,7 +11,7 @@ from engine.model.block_weight import BLOCK, BlockWeight, quantize
 from engine.model.ops.native.address import address, optional_address
 from engine.model.ops.native.library import Linear, load_library
 
-PANEL = 16  # outputs of a weight panel
+PANEL = 16  # outputs per panel
 _PACK_ROWS = 4096  # rows converted at a time, so that a big weight needs no second float32 copy
 _CACHE_LINE = 64  # bytes
 
@@ -29,7 +29,7 @@ class NativeLinear:
     """A weight [out, in] in panels of 16 outputs, and its bias; the only copy."""
 
     def __init__(self, shape: Sequence[int], fmt: Format, bias: Tensor | None) -> None:
-        """An empty weight, to be filled by `of_floats` or `of_blocks`."""
+        """Allocate a weight of zeros, which `of_floats` or `of_blocks` fills."""
         library = load_library()
         self.out_features, self.in_features = shape
         self.format = fmt
@@ -54,27 +54,27 @@ class NativeLinear:
 
     @classmethod
     def of_floats(cls, weight: Tensor, bias: Tensor | None, wanted: Format) -> "NativeLinear":
-        """Float weights in the format wanted, if their rows divide into its blocks."""
+        """Pack floats in the wanted format, or float32 if rows do not divide into its blocks."""
         packed = cls(weight.shape, _fitting(wanted, weight.shape[1]), bias)
         packed._write_floats(weight)
         return packed
 
     @classmethod
     def of_blocks(cls, weight: BlockWeight, bias: Tensor | None) -> "NativeLinear":
-        """Weights that are quantized already, as they are."""
+        """Pack weights that are quantized already, as they are."""
         packed = cls(weight.shape, Format.INT8 if weight.bits == 8 else Format.INT4, bias)
         for first in range(0, packed.out_features, _PACK_ROWS):
             packed._write_codes(weight.rows(first, first + _PACK_ROWS), first)
         return packed
 
     def rewrite(self, weight: Tensor) -> None:
-        """Other float weights in the place of these."""
-        self._panels.zero_()  # half a word is written without regard to what was there
+        """Replace the weight by other floats [out, in]."""
+        self._panels.zero_()  # values smaller than a word are OR-ed into it
         self._write_floats(weight)
 
     @property
     def num_bytes(self) -> int:
-        """Memory that a pass over the weight reads."""
+        """Bytes of memory that a pass over the weight reads."""
         return self._panels.nbytes
 
     def _write_floats(self, weight: Tensor) -> None:
@@ -99,13 +99,13 @@ class NativeLinear:
 
 
 def _fitting(wanted: Format, in_features: int) -> Format:
-    """The format wanted, or float32 for rows that cannot be divided into its blocks."""
+    """Return the wanted format, or float32 if rows do not divide into its blocks."""
     multiple = {Format.BFLOAT16: 2, Format.INT8: BLOCK, Format.INT4: BLOCK}.get(wanted, 1)
     return Format.FLOAT32 if in_features % multiple else wanted
 
 
 def _aligned_bytes(count: int) -> Tensor:
-    """Uninitialized memory that begins on a cache line."""
+    """Allocate uninitialized memory that begins on a cache line."""
     raw = torch.empty(count + _CACHE_LINE, dtype=torch.uint8)
     skip = -raw.data_ptr() % _CACHE_LINE
     return raw[skip : skip + count]

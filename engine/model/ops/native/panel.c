@@ -174,8 +174,8 @@ INLINE int span_of(const Format format) {
     return format == INT4 ? 8 : format == INT8 ? 4 : format == BFLOAT16 ? 2 : 1;
 }
 
-/* `product` and `expand` walk through a panel alike and are written out for all that: of one walk that is handed what to
-   do with the weights, compilers made slower code. */
+/* `product` and `expand` walk through a panel in the same way and are nonetheless written out: when one walk was passed
+   what to do with the weights, compilers made slower code of it. */
 
 INLINE void product(const Format format, const int panels, const int rows, int64_t depth, const float *x,
                     const Stream *streams, int64_t step, float *out) {

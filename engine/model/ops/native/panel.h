@@ -20,7 +20,7 @@
 
 #include "vector.h"
 
-/* Accumulators that fit beside what a product reads, in vectors; as many rows of one panel as that makes. */
+/* Accumulators (vectors) that fit into registers beside what a product reads, and the rows of one panel they allow. */
 #if VEC_LANES == 16
 #define ACCUMULATORS 24
 #elif VEC_LANES == 8
@@ -30,11 +30,11 @@
 #endif
 #define MAX_ROWS (ACCUMULATORS / PANEL_VECS)
 
-/* Beside the scales of codes fewer fit. */
+/* Codes need registers for their scales too, so fewer fit. */
 #define SUMS_AT_ONCE (ACCUMULATORS * 2 / 3)
 #define MAX_CODE_ROWS (SUMS_AT_ONCE / PANEL_VECS)
 
-/* Panels multiplied at once: with few rows one panel's sums would wait for themselves. */
+/* Panels multiplied at once: with few rows, each addition to one panel's sums would wait for the one before. */
 #define MAX_PANELS 4
 #define PANELS_AT_ONCE(format, rows)                                     \
     ((format) >= INT8 ? ((rows) == 1 ? 2 : 1)                            \

@@ -79,8 +79,9 @@ static void sleep_until_called(Pool *pool, unsigned seen) {
     pthread_mutex_unlock(&pool->mutex);
 }
 
-/* A member says that it is in before it looks whether the job is open, the caller closes the job before it looks who
-   is in: so nobody reads a job that has ended, and nobody waits for a member that has lost its core outside. */
+/* A member counts itself as active before it looks whether the job is open; the caller closes the job before it looks
+   for active members. So no member reads a job that has ended, and the caller does not wait for a member that lost its
+   core before it became active. */
 static void help(Pool *pool, int thread) {
     atomic_fetch_add(&pool->active, 1);
     if (atomic_load(&pool->open)) take_items(pool, thread);

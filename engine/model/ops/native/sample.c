@@ -1,8 +1,8 @@
 /* Choosing tokens: argmax of logits, plain or with counter-based Gumbel noise (see engine/model/noise.py).
 
-   Noise costs far more than a comparison, and few columns could win with any. So the greatest logit is found first; its
-   score with noise is one that the winner reaches, and only columns that the most noise could lift there are given
-   theirs. The others could not have won: the answer is that of scoring them all, to the bit. */
+   Noise costs far more than a comparison, and most columns cannot win with any. So the greatest logit is found first.
+   The winner's score is at least that column's score with noise, so noise is computed only for columns that the
+   greatest noise could lift that high. The others cannot win: the answer is that of scoring them all, to the bit. */
 #include <math.h>
 #include <stdbool.h>
 
@@ -40,7 +40,7 @@ static ivec columns_from(int64_t first) {
     return columns;
 }
 
-/* As many logits as a vector has from a column on; behind the last column -inf, which never wins. */
+/* A vector of logits from a column on; after the last column -inf, which never wins. */
 INLINE vec load_logits(const Job *job, int64_t row, int64_t column) {
     const float *logits = job->logits + row * job->stride + column;
     if (column + VEC_LANES <= job->columns) return vec_load(logits);

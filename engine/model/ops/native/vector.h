@@ -17,7 +17,7 @@
 #define VEC_LANES 4
 #endif
 
-#define PANEL 16                           /* outputs of a weight panel, positions of a key panel */
+#define PANEL 16                           /* outputs of a weight panel */
 #define PANEL_VECS (PANEL / VEC_LANES)
 
 #define VEC_BYTES (4 * VEC_LANES)
