@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from engine.config import SchedulerConfig
 from engine.detokenizer import Detokenizer
-from engine.errors import EngineError, EngineOverloaded, WorkerLost
+from engine.errors import EngineOverloaded, WorkerLost
 from engine.limits import ModelLimits
 from engine.plain_texts import PlainTexts, TokenSpeller
 from engine.plan import StepPlan, StepResult
@@ -74,21 +74,8 @@ class EngineCore:
         return stats
 
     def add(self, request: GenerationRequest) -> None:
-        """Queue a request.
-
-        Raises:
-            RequestError: The request could never run.
-            EngineOverloaded: The queue is full.
-        """
-        assert request.request_id not in self._open, "request ids are unique among open requests"
-        detokenizer = Detokenizer(self._plain_texts, request.sampling, request.prompt_token_ids)
-        try:
-            sequence = self._scheduler.add(request)
-        except EngineOverloaded:
-            self._stats.refused_total += 1
-            raise
-        self._open[request.request_id] = _Open(sequence, detokenizer)
-        self._stats.prompt_tokens_total += len(request.prompt_token_ids)
+        """Queue a request; raises what `add_all` raises."""
+        self.add_all([request])
 
     def check_room(self, num_requests: int, num_tokens: int) -> None:
         """See `Scheduler.check_room`; refused requests are counted."""
@@ -99,15 +86,27 @@ class EngineCore:
             raise
 
     def add_all(self, requests: Many[GenerationRequest]) -> None:
-        """Queue all of the requests; if one is refused, raise what `add` raises and queue none."""
-        self.check_room(len(requests), sum(len(each.prompt_token_ids) for each in requests))
+        """Queue all of the requests, or none of them.
+
+        Raises:
+            RequestError: One of them could never run.
+            EngineOverloaded: The queue is full.
+        """
+        ids = {request.request_id for request in requests}
+        assert len(ids) == len(requests), "request ids are unique among open requests"
+        assert ids.isdisjoint(self._open), "request ids are unique among open requests"
+        detokenizers = [
+            Detokenizer(self._plain_texts, request.sampling, request.prompt_token_ids)
+            for request in requests
+        ]
         try:
-            for request in requests:
-                self.add(request)
-        except EngineError:
-            for request in requests:
-                self.abort(request.request_id)
+            sequences = self._scheduler.add_all(requests)
+        except EngineOverloaded:
+            self._stats.refused_total += len(requests)
             raise
+        for request, sequence, text in zip(requests, sequences, detokenizers, strict=True):
+            self._open[request.request_id] = _Open(sequence, text)
+            self._stats.prompt_tokens_total += len(request.prompt_token_ids)
 
     def has_started(self, request_id: str) -> bool:
         """Whether a request has ever run; True for one that is no longer open."""

@@ -5,6 +5,7 @@ them; this module decides which ones a sequence may read and which ones it gives
 """
 
 from engine.block_manager import BlockManager
+from engine.request import FinishReason
 from engine.sequence import Sequence
 
 
@@ -40,7 +41,7 @@ class PrefixCache:
         """Let others share the blocks that a finished step has filled with committed tokens."""
         if not self._is_on:
             return
-        if sequence.error is not None:
+        if sequence.finish_reason is FinishReason.ERROR:
             self._blocks.forget(sequence.sequence_id)  # what is wrong may be in its blocks
             return
         size = self._blocks.block_size

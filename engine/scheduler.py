@@ -6,6 +6,7 @@ that start. The admission rules decide who may queue, the roster who runs and wh
 """
 
 from collections.abc import Iterable
+from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -101,17 +102,25 @@ class Scheduler:
         )
 
     def add(self, request: GenerationRequest) -> Sequence:
-        """Queue a request.
+        """Queue a request; raises what `add_all` raises."""
+        return self.add_all([request])[0]
+
+    def add_all(self, requests: Many[GenerationRequest]) -> list[Sequence]:
+        """Queue all of the requests, or none of them.
 
         Raises:
-            RequestError: The request could never run to its end.
-            EngineOverloaded: The queue is full.
+            RequestError: One of them could never run to its end.
+            EngineOverloaded: The queue has no room for all of them.
         """
-        self._rules.check_servable(request)
-        self.check_room(1, len(request.prompt_token_ids))
-        sequence = Sequence(
-            self._next_id, request, self._limits.eos_token_ids, self._limits.max_model_len
-        )
+        for request in requests:
+            self._rules.check_servable(request)
+        num_tokens = sum(len(request.prompt_token_ids) for request in requests)
+        self.check_room(len(requests), num_tokens)
+        return [self._queue(request) for request in requests]
+
+    def _queue(self, request: GenerationRequest) -> Sequence:
+        limits = self._limits
+        sequence = Sequence(self._next_id, request, limits.eos_token_ids, limits.max_model_len)
         self._next_id += 1
         self._roster.add(sequence)
         return sequence

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable
 from dataclasses import replace
+from typing import NamedTuple
 
 from engine.errors import EngineFailed, ModelLoadError, WorkerLost
 from engine.plan import StepPlan, StepResult, Worker, WorkerInfo
@@ -19,10 +20,17 @@ from engine.request import Structure
 
 logger = logging.getLogger(__name__)
 
-_MOST_LOSSES = 5  # losses without progress at which to give up
-_MOST_KILLS = 25  # losses at which to give up if the last was a kill: nothing here is broken
+_MOST_LOSSES = 5  # crashes, hangs and failures to load without progress at which to give up
+_MOST_KILLS = 25  # kills from outside at which to give up: nothing here is broken
 _WINDOW_S = 600.0  # losses longer ago do not count
 _LONGEST_PAUSE_S = 5.0  # before the next attempt after a worker could not load
+
+
+class _Loss(NamedTuple):
+    """One lost worker, or one that could not load."""
+
+    when: float  # seconds, of the monotonic clock
+    was_killed: bool  # from outside
 
 
 class Supervisor:
@@ -34,7 +42,7 @@ class Supervisor:
         self.is_recovering = False
         self._worker = worker
         self._info: WorkerInfo | None = None
-        self._losses: deque[float] = deque()  # times of losses since the last progress
+        self._losses: deque[_Loss] = deque()  # since the last progress
 
     async def start(self) -> WorkerInfo:
         """See `Worker.start`; here a failure is final."""
@@ -94,12 +102,12 @@ class Supervisor:
         return info
 
     def _count_loss(self, reason: Exception) -> None:
-        now = time.monotonic()
-        self._losses.append(now)
-        while self._losses[0] < now - _WINDOW_S:
+        now, was_killed = time.monotonic(), _was_killed(reason)
+        self._losses.append(_Loss(now, was_killed))
+        while self._losses[0].when < now - _WINDOW_S:
             self._losses.popleft()
-        was_killed = isinstance(reason, WorkerLost) and reason.was_killed
-        if len(self._losses) >= (_MOST_KILLS if was_killed else _MOST_LOSSES):
+        num_alike = sum(loss.was_killed == was_killed for loss in self._losses)
+        if num_alike >= (_MOST_KILLS if was_killed else _MOST_LOSSES):
             raise EngineFailed(
                 f"{len(self._losses)} workers in a row were lost before any request got further; "
                 f"the last one: {reason}"
@@ -110,3 +118,9 @@ class Supervisor:
         assert self._info is not None, "the first worker has started"
         if replace(info, num_blocks=self._info.num_blocks) != self._info:
             raise ModelLoadError(f"the new worker serves something else: {info}, not {self._info}")
+
+
+def _was_killed(reason: Exception) -> bool:
+    """Whether a worker was killed from outside, perhaps while it was loading."""
+    loss = reason.__cause__ if isinstance(reason, ModelLoadError) else reason
+    return isinstance(loss, WorkerLost) and loss.was_killed

@@ -73,6 +73,8 @@ class DraftingSwitch:
             return True
         if self._since_plain < _MIN_STEPS:
             return False
+        if self.speedup <= 1.0:
+            return True
         lost = self._num_controls * (1.0 - 1.0 / self.speedup)
         return self._since_plain * _CONTROL_LOSS >= lost
 

@@ -34,7 +34,7 @@ class LookAccount:
             gain: Expected tokens, less what the drafts cost in tokens.
             offered: Sum of the shares of a look's usual worth that its rows offered.
         """
-        self._num_left_out = 0
         if offered > 0.0:  # many rows at once tell as much as one row many times
+            self._num_left_out = 0
             keep = _WORTH_WINDOW**offered
             self.worth = keep * self.worth + (1.0 - keep) * gain / offered

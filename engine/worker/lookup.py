@@ -15,6 +15,7 @@ from math import log
 
 _MOST_PLACES = 8  # the latest ones, of each key
 _LONGEST_MATCH = 16  # beyond it, longer says nothing more
+_PIECE = 4096  # tokens taken in at once: some 5 ms
 _FIRST_RECENT, _MEMORY = 0.3, 0.8  # of `recent`: at the start, and what it keeps per token
 
 
@@ -55,11 +56,12 @@ class Lookup:
                 is then the likeliest under that noise.
         """
         self._index()
-        tokens = [*self._tokens, *drafts] if drafts else self._tokens
-        places = self._candidates(tokens)
+        tokens = self._tokens
+        newest = [*tokens[-_LONGEST_MATCH:], *drafts]
+        places = self._candidates(newest)
         if not places or length < 1:
             return None
-        matches = [_match(tokens, place) for place in places]
+        matches = [_match(tokens, place, newest) for place in places]
         longest = max(matches)
         best = [p for p, match in zip(places, matches, strict=True) if match == longest]
         counts = Counter(tokens[place] for place in best)  # the latest place first
@@ -67,41 +69,44 @@ class Lookup:
         if len(counts) > 1:
             first = max(counts, key=lambda t: log(counts[t]) + (noise(t) if noise else 0.0))
         chosen = next(place for place in best if tokens[place] == first)
-        return Continuation(_follow(tokens, chosen, length), longest, counts[first] / len(best))
+        token_ids = [*tokens[chosen : chosen + length], *drafts][:length]
+        return Continuation(_looped(token_ids, length), longest, counts[first] / len(best))
 
     def judge(self, *, was_right: bool) -> None:
         """Learn whether the first token found was the next one."""
         self.recent = _MEMORY * self.recent + (1.0 - _MEMORY) * was_right
 
-    def _candidates(self, tokens: Sequence[int]) -> list[int]:
-        """Places behind the newest two tokens, else behind the newest one; latest first."""
-        places = self._places.get((tokens[-2], tokens[-1])) if len(tokens) > 1 else None
-        places = places or self._places.get(tokens[-1]) or []
+    def _candidates(self, newest: Sequence[int]) -> list[int]:
+        """Places after the newest two tokens, else after the newest one; latest first."""
+        places = self._places.get((newest[-2], newest[-1])) if len(newest) > 1 else None
+        places = places or self._places.get(newest[-1]) or []
         return places[: -_MOST_PLACES - 1 : -1]
 
     def _index(self) -> None:
-        """Take in what was appended. A place has a token, so the newest token's is not one yet."""
+        """Take in what was appended, a long prompt in pieces: every row of the step waits for it. A
+        place has a token, so the newest token's is not one yet.
+        """
         tokens = self._tokens
-        for place in range(max(1, self._num_indexed), len(tokens)):
+        end = min(len(tokens), self._num_indexed + _PIECE)
+        for place in range(max(1, self._num_indexed), end):
             self._places.setdefault(tokens[place - 1], []).append(place)
             if place > 1:
                 pair = (tokens[place - 2], tokens[place - 1])
                 self._places.setdefault(pair, []).append(place)
-        self._num_indexed = len(tokens)
+        self._num_indexed = end
 
 
-def _match(tokens: Sequence[int], place: int) -> int:
-    """How many tokens before `place` equal the last ones."""
+def _match(tokens: Sequence[int], place: int, newest: Sequence[int]) -> int:
+    """How many tokens before `place` equal the newest ones."""
     count, most = 1, min(place, _LONGEST_MATCH)
-    while count < most and tokens[place - 1 - count] == tokens[-1 - count]:
+    while count < most and tokens[place - 1 - count] == newest[-1 - count]:
         count += 1
     return count
 
 
-def _follow(tokens: Sequence[int], place: int, length: int) -> list[int]:
-    """The tokens from `place` on; beyond the end, those just found: a loop goes on."""
-    found = list(tokens[place : place + length])
-    missing = length - len(found)
-    for index in range(missing):
+def _looped(token_ids: list[int], length: int) -> list[int]:
+    """The tokens, repeated until there are `length`: a loop goes on."""
+    found = list(token_ids)
+    for index in range(length - len(found)):
         found.append(found[index])
     return found

@@ -70,6 +70,7 @@ class PolicyDrafter:
         self._watch = StepWatch(clock, is_queued=is_queued)
         self._is_plain = False  # the policy found nothing to do in this step
         self._all_free = self._any_free = False  # rows that the policy decides about, in this step
+        self._is_judged = False  # this step tells whether drafting pays
         self._verdicts: list[tuple[Chance, bool]] = []  # not learned from yet
 
     def begin(self, rows: Sequence[Row], estimate: StepEstimate) -> bool:
@@ -78,10 +79,12 @@ class PolicyDrafter:
         self._watch.begin(is_idle=not estimate.is_ahead)
         free = [*map(self._thresholds.leaves, rows)]
         self._all_free, self._any_free = all(free), any(free)
-        self._policy.begin(estimate, may_control=self._all_free)
-        if self._policy.is_drafting:
-            return self._any_free or any(row.is_draftable for row in rows)
-        return any(row.is_draftable for row in self._fixed(rows))
+        has_fixed = bool(self._fixed(rows))
+        self._is_judged = self._all_free or (
+            self._any_free and not has_fixed and all(row.plan.only_decodes for row in rows)
+        )
+        self._policy.begin(estimate, may_control=self._is_judged)
+        return has_fixed or (self._any_free and self._policy.is_drafting)
 
     def look_up(self, rows: Sequence[Row], estimate: StepEstimate) -> None:
         """See `Drafter.look_up`."""
@@ -208,14 +211,14 @@ class PolicyDrafter:
     ) -> None:
         """Hold the step against what it took."""
         watch, is_off = self._watch, not self._policy.is_drafting
-        only_decodes = self._all_free or all(row.plan.only_decodes for row in rows)
+        only_decodes = self._is_judged or all(row.plan.only_decodes for row in rows)
         tells_of_plain = only_decodes and not self._fixed(rows) and watch.tells_of_plain_steps
         took_s = watch.end(is_plain=is_off and only_decodes)
         if is_off and self._any_free:  # pauses pass where the policy would have had a say
             self._policy.pass_by(len(rows), took_s if tells_of_plain else None)
-        elif self._is_plain and self._all_free and watch.is_queued:
+        elif self._is_plain and self._is_judged and watch.is_queued:
             self._policy.observe_straight(len(rows), None if watch.ran_ahead else took_s)
-        elif not self._is_plain and self._all_free:
+        elif not self._is_plain and self._is_judged:
             num_tokens = sum(row.num_pending for row in rows)
             outcome = StepOutcome(
                 num_rows=len(rows),
@@ -253,8 +256,10 @@ class PolicyDrafter:
         return rows if self._all_free else [row for row in rows if row.is_draftable]
 
     def _fixed(self, rows: Sequence[Row]) -> list[Row]:
-        """Rows that a fixed threshold decides about."""
-        return [] if self._all_free else [r for r in rows if self._thresholds.of(r) is not None]
+        """Rows that may draft, and that a fixed threshold decides about."""
+        if self._all_free:
+            return []
+        return [r for r in rows if r.is_draftable and self._thresholds.of(r) is not None]
 
     def _learn_row(self, row: Row, token_ids: Sequence[int]) -> None:
         """A guess has a verdict if everything before it turned out right."""

@@ -9,7 +9,7 @@ from fake_worker import POISON_ID, FakeWorker, make_request
 from engine.config import SchedulerConfig
 from engine.errors import EngineOverloaded, PromptTooLong, RequestError, UnsupportedOption
 from engine.limits import ModelLimits
-from engine.plan import StepPlan
+from engine.plan import RowResult, StepPlan, StepResult
 from engine.request import EarlyExitOptions, FinishReason, GenerationRequest, SamplingParams
 from engine.scheduler import Committed, Scheduler
 from engine.sequence import Sequence
@@ -288,6 +288,14 @@ def test_the_queue_is_bounded_in_tokens_but_lets_one_in_that_finds_it_empty() ->
         bench.scheduler.add(make_request(1, 3))
 
 
+def test_requests_that_come_together_find_the_queue_empty_together() -> None:
+    bench = Bench(max_num_seqs=1, max_num_queued_tokens=10)
+    assert len(bench.scheduler.add_all([make_request(number, 8) for number in range(3)])) == 3
+    with pytest.raises(EngineOverloaded):
+        bench.scheduler.add_all([make_request(number, 1) for number in (3, 4)])
+    assert bench.scheduler.num_waiting == 3, "none of them was queued"
+
+
 def test_what_can_never_end_is_refused() -> None:
     bench = Bench(num_blocks=5)  # 20 positions, fewer than the model's 64
     bench.scheduler.add(make_request(0, 10, max_tokens=10))
@@ -364,6 +372,19 @@ def test_another_salt_finds_nothing() -> None:
     assert bench.finish(request_of("b", PROMPT)).num_cached_tokens == 0
     assert bench.finish(request_of("c", PROMPT, salt="yours")).num_cached_tokens == 0
     assert bench.finish(request_of("d", PROMPT, salt="mine")).num_cached_tokens == 20
+
+
+def test_a_dead_end_takes_nothing_from_those_who_begin_alike() -> None:
+    bench = Bench(max_num_batched_tokens=64)
+    bench.finish(request_of("a", PROMPT))
+    ending = bench.scheduler.add(request_of("b", PROMPT))
+    plan = bench.scheduler.schedule()
+    assert plan is not None
+    bench.worker.execute(plan)
+    dead = [RowResult(row.sequence_id, [], error="none", is_dead_end=True) for row in plan.rows]
+    bench.scheduler.commit(plan, StepResult(step_id=plan.step_id, rows=dead))
+    assert ending.is_finished
+    assert bench.finish(request_of("c", PROMPT)).num_cached_tokens == 20
 
 
 def test_without_prefix_caching_nothing_is_kept() -> None:

@@ -147,6 +147,17 @@ def test_a_control_is_due_the_sooner_the_less_it_loses(
     assert controls * (PLAIN_S - seconds / committed) < 0.004 * spent
 
 
+def test_steps_that_commit_nothing_are_judged_like_others() -> None:
+    """As where every row of a batch meets a dead end."""
+    switch = DraftingSwitch()
+    for _ in range(8):
+        switch.pass_by(PLAIN_S, PLAIN_S)
+    for _ in range(16):
+        assert not switch.wants_control
+        switch.observe(PLAIN_S, outcome(0, 1.0, 0.01))
+    assert switch.wants_control, "nothing is lost by one"
+
+
 def test_another_attempt_ends_soon_where_even_the_promise_does_not_pay() -> None:
     switch = DraftingSwitch()
     attempts: list[int] = []  # steps of each

@@ -42,6 +42,15 @@ def test_drafts_count_as_text_to_continue() -> None:
     assert lookup.find([], 2) is None  # drafts leave no trace
 
 
+def test_a_long_prompt_is_taken_in_by_and_by() -> None:
+    tokens = [*range(10_000), 5, 6]
+    lookup = Lookup(tokens)
+    assert lookup.find([7], 2) == Continuation([8, 9], match=3, agreement=1.0)
+    tokens[-2:] = [9_000, 9_001]
+    assert lookup.find([], 2) is None
+    assert lookup.find([], 2) == Continuation([9_002, 9_003], match=2, agreement=1.0)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_appended_tokens_are_found_as_if_they_had_always_been_there(seed: int) -> None:
     rng = random.Random(seed)

@@ -118,6 +118,24 @@ def test_a_pause_also_passes_beside_rows_that_never_draft(decoder: Decoder) -> N
     assert drafter.begin([plain, row], estimate())
 
 
+def test_what_does_not_pay_ends_beside_rows_that_never_draft(decoder: Decoder) -> None:
+    now = [0.0]
+    drafter = policy_drafter(decoder, None, clock=lambda: now[0])
+    plain, result = row_of(REPETITIVE, early_exit=False), RowResult(sequence_id=0, token_ids=[7])
+    num_drafting = 0
+    for _ in range(3000):
+        row = row_of(REPETITIVE)
+        step = StepEstimate(num_tokens=2, expected_tokens=2.0)
+        if drafter.begin([row, plain], step):
+            num_drafting += 1
+            now[0] += 100.0
+            step = StepEstimate(num_tokens=2, expected_tokens=3.0, seconds=2.0)
+        else:
+            now[0] += 2.0
+        drafter.learn([row, plain], [result, result], step)
+    assert num_drafting < 30
+
+
 def test_whether_the_next_step_may_have_drafts_is_known_in_advance(decoder: Decoder) -> None:
     now = [0.0]
     heads = random_heads(decoder, [2], VOCAB)

@@ -1,0 +1,76 @@
+"""A worker is replaced as long as that is of use."""
+
+import pytest
+from fake_worker import FakeWorker
+
+from engine.errors import EngineFailed, ModelLoadError, WorkerLost
+from engine.plan import WorkerInfo
+from engine.supervisor import Supervisor
+
+KILLED = WorkerLost("killed", is_crash=False, was_killed=True)
+CRASHED = WorkerLost("crashed", is_crash=True)
+
+
+class Loader:
+    """A worker that fails to load when it is told to."""
+
+    def __init__(self) -> None:
+        self.failures: list[Exception] = []
+
+    async def start(self) -> WorkerInfo:
+        if self.failures:
+            raise self.failures.pop()
+        return FakeWorker().info
+
+    async def close(self) -> None:
+        pass
+
+
+def killed_while_loading() -> ModelLoadError:
+    """What a worker process makes of it."""
+    error = ModelLoadError("while loading the model, the worker was killed")
+    error.__cause__ = KILLED
+    return error
+
+
+@pytest.fixture
+def loader() -> Loader:
+    return Loader()
+
+
+@pytest.fixture
+async def supervisor(loader: Loader, monkeypatch: pytest.MonkeyPatch) -> Supervisor:
+    monkeypatch.setattr("engine.supervisor._LONGEST_PAUSE_S", 0.0)
+    supervisor = Supervisor(loader)  # type: ignore[arg-type]
+    await supervisor.start()
+    return supervisor
+
+
+async def test_crashes_without_progress_end_it_soon(supervisor: Supervisor) -> None:
+    for _ in range(4):
+        await supervisor.replace(CRASHED)
+    with pytest.raises(EngineFailed):
+        await supervisor.replace(CRASHED)
+
+
+async def test_kills_are_borne_longer(supervisor: Supervisor) -> None:
+    for _ in range(24):
+        await supervisor.replace(KILLED)
+    with pytest.raises(EngineFailed):
+        await supervisor.replace(KILLED)
+
+
+async def test_a_kill_while_loading_is_a_kill(supervisor: Supervisor, loader: Loader) -> None:
+    for _ in range(10):
+        loader.failures.append(killed_while_loading())
+        await supervisor.replace(KILLED)
+    assert supervisor.num_restarts == 10
+
+
+async def test_kills_do_not_count_as_crashes(supervisor: Supervisor) -> None:
+    for _ in range(20):
+        await supervisor.replace(KILLED)
+    for _ in range(4):
+        await supervisor.replace(CRASHED)
+    with pytest.raises(EngineFailed):
+        await supervisor.replace(CRASHED)

@@ -1,0 +1,35 @@
+"""What looking at an exit has brought, and when to try it again."""
+
+import pytest
+
+from engine.worker.look_account import LookAccount
+
+
+def test_worth_follows_what_looks_bring() -> None:
+    account = LookAccount()
+    for _ in range(200):
+        account.add(gain=0.5, offered=1.0)
+    assert account.worth == pytest.approx(0.5, abs=0.01)
+    for _ in range(200):
+        account.add(gain=0.0, offered=1.0)
+    assert account.worth == pytest.approx(0.0, abs=0.01)
+
+
+def test_a_dear_look_is_tried_again_more_rarely() -> None:
+    account = LookAccount()
+    account.leave_out(32)
+    assert account.is_due(share=0.1)
+    assert not account.is_due(share=0.5)
+    account.leave_out(68)
+    assert account.is_due(share=0.5)
+
+
+def test_looks_at_rows_that_offer_nothing_do_not_put_off_the_next_trial() -> None:
+    """Those that a fixed threshold decides about are looked at in any case."""
+    account = LookAccount()
+    for _ in range(32):
+        account.leave_out()
+        account.add(gain=0.0, offered=0.0)
+    assert account.is_due(share=0.1)
+    account.add(gain=0.0, offered=1.0)
+    assert not account.is_due(share=0.1)
