@@ -13,7 +13,7 @@ from torch import Tensor
 from engine.model.decoder import Decoder, Segment
 from engine.model.ops.interface import LayerCache, TokenBatch
 
-TOKEN_COUNTS = (2, 3, 5, 8, 16, 24, 33, 100)
+CHECKED_COUNTS = (2, 3, 5, 8, 16, 24, 33, 100)  # tokens per call that are compared with one
 _LAYERS = 2  # how many of the model's layers are run; all have the same shapes
 _POSITIONS_PER_ROW = 4  # new tokens of a row, at successive positions
 _BLOCK_SIZE = 16
@@ -21,13 +21,13 @@ _PAST = 200  # positions before the longest row's new tokens: several chunks of 
 
 
 @torch.inference_mode()
-def uneven_counts(decoder: Decoder, counts: Sequence[int] = TOKEN_COUNTS) -> list[int]:
+def uneven_counts(decoder: Decoder) -> list[int]:
     """Return the counts of tokens per call whose states or logits differ from single tokens'."""
-    probe = _Probe(decoder, max(counts))
+    probe = _Probe(decoder, max(CHECKED_COUNTS))
     alone = probe.run(1)
     return [
         count
-        for count in counts
+        for count in CHECKED_COUNTS
         if not all(torch.equal(a, b) for a, b in zip(alone, probe.run(count), strict=True))
     ]
 

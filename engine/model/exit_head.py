@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from engine.errors import HeadsMismatch
@@ -138,12 +138,15 @@ def load_heads(directory: Path, decoder: Decoder) -> ExitHeads:
     """Load `heads.safetensors` and `heads.json`, checked against the decoder's weights.
 
     Raises:
-        HeadsMismatch: if files are missing, or the heads were trained for other weights.
+        HeadsMismatch: if files are missing or damaged, or the heads were trained for other weights.
     """
-    facts = read_facts(directory, decoder)
-    tensors = read_tensors(directory)
-    token_ids = tensors["vocabulary"].to(torch.int32)
-    return build_heads(decoder, token_ids, tensors, facts["exit_layers"], _calibration(facts))
+    try:
+        facts = read_facts(directory, decoder)
+        tensors = read_tensors(directory)
+        token_ids = tensors["vocabulary"].to(torch.int32)
+        return build_heads(decoder, token_ids, tensors, facts["exit_layers"], _calibration(facts))
+    except KeyError as error:
+        raise HeadsMismatch(f"exit heads: {directory} lacks {error.args[0]!r}") from error
 
 
 def format_version(tensors: Mapping[str, Tensor]) -> int:
@@ -156,9 +159,17 @@ def format_version(tensors: Mapping[str, Tensor]) -> int:
 
 
 def read_tensors(directory: Path) -> dict[str, Tensor]:
-    """Return the tensors of `heads.safetensors` by name."""
-    with safe_open(str(directory / "heads.safetensors"), framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    """Return the tensors of `heads.safetensors` by name.
+
+    Raises:
+        HeadsMismatch: if the file is damaged.
+    """
+    path = directory / "heads.safetensors"
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise HeadsMismatch(f"exit heads: {path} cannot be read: {error}") from error
 
 
 def build_heads(
@@ -209,14 +220,18 @@ def read_facts(directory: Path, decoder: Decoder) -> dict[str, Any]:
     """Return the contents of `heads.json`, checked against the decoder's weights.
 
     Raises:
-        HeadsMismatch: if files are missing, or the heads were trained for other weights.
+        HeadsMismatch: if files are missing or damaged, or the heads were trained for other weights.
     """
     for name in ("heads.json", "heads.safetensors"):
         if not (directory / name).is_file():
             raise HeadsMismatch(f"exit heads: {directory} has no {name}")
-    facts: dict[str, Any] = json.loads((directory / "heads.json").read_text())
+    path = directory / "heads.json"
+    try:
+        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise HeadsMismatch(f"exit heads: {path} cannot be read: {error}") from error
     if not isinstance(facts, dict):
-        raise HeadsMismatch(f"exit heads: {directory / 'heads.json'} says nothing of heads")
+        raise HeadsMismatch(f"exit heads: {path} is not a JSON object")
     if facts.get("format_version") not in (_LINEAR_FORMAT, FORMAT_VERSION):
         raise HeadsMismatch(
             f"exit heads: format {facts.get('format_version')!r}, "

@@ -52,6 +52,19 @@ class ModelSpec:
     eos_token_ids: tuple[int, ...]
     dtype: str  # of the stored weights
 
+    @property
+    def longest_context(self) -> int:
+        """The most tokens that the rotary embedding is made for.
+
+        Where it is stretched by a factor, `max_position_embeddings` may be the length before.
+        """
+        length, rope = self.max_position_embeddings, self.rope
+        if rope.rope_type == "linear":
+            return int(length * rope.factor)
+        if rope.rope_type == "yarn":
+            return max(length, int(rope.original_max_position_embeddings * rope.factor))
+        return length
+
     @classmethod
     def from_directory(cls, directory: Path) -> "ModelSpec":
         """Read config.json (and generation_config.json for end-of-sequence ids).
@@ -73,7 +86,7 @@ class ModelSpec:
         architecture = architecture_of(config, path)
         activation = config.get("hidden_act", "silu")
         if activation != "silu":
-            raise ModelLoadError(f"{path}: hidden_act {activation!r}; only 'silu' is computed.")
+            raise ModelLoadError(f"{path}: hidden_act {activation!r}; only 'silu' is supported.")
         num_heads = config["num_attention_heads"]
         has_attention_bias = bool(config.get("attention_bias", False))
         return cls(
@@ -108,10 +121,10 @@ def _rope(config: dict[str, Any], path: Path) -> RopeScaling:
     rope_type = scaling.get("rope_type") or scaling.get("type") or "default"
     if rope_type not in _ROPE_TYPES:
         raise ModelLoadError(
-            f"{path}: rope type {rope_type!r}; computed are {', '.join(_ROPE_TYPES)}."
+            f"{path}: rope type {rope_type!r}; supported: {', '.join(_ROPE_TYPES)}."
         )
     if scaling.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) != 1.0:
-        raise ModelLoadError(f"{path}: partial_rotary_factor; only whole heads are rotated.")
+        raise ModelLoadError(f"{path}: partial_rotary_factor is not supported.")
     given = {
         field.name: scaling[field.name]
         for field in fields(RopeScaling)

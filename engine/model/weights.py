@@ -64,7 +64,7 @@ class WeightReader:
             and not (spec.tie_word_embeddings and name == "lm_head.weight")
         )
         if surplus:
-            raise ModelLoadError(f"{directory}: weights we do not compute: {_listed(surplus)}")
+            raise ModelLoadError(f"{directory}: unexpected weights: {_listed(surplus)}")
 
     def take(self, name: str) -> Tensor:
         """Return the tensor as stored, memory-mapped.
@@ -113,12 +113,13 @@ class WeightReader:
         tensor = self._get(self._files, name)
         if list(tensor.shape) != self._shapes[name]:
             raise ModelLoadError(
-                f"{self._directory}: {name} has shape {list(tensor.shape)}, config.json promises "
+                f"{self._directory}: {name} has shape {list(tensor.shape)}, config.json says "
                 f"{self._shapes[name]}"
             )
         if tensor.dtype not in _DTYPES:
             raise ModelLoadError(
-                f"{self._directory}: {name} is {tensor.dtype}: quantized weights are not served"
+                f"{self._directory}: {name} is {tensor.dtype}: "
+                "only float32, float16 and bfloat16 weights are supported"
             )
         return tensor
 

@@ -1,6 +1,6 @@
-"""Which drafts stand: the longest prefix that equals the target's own choices.
+"""Accepts the longest prefix of a row's drafts that equals the target's own choices.
 
-Knows a row's drafts and the tokens chosen after them; not how either came to be.
+Knows a row's drafts and the tokens chosen after them, not how either came to be.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from engine.plan import RowResult
 from engine.request import LOOKED_UP, ExitRecord
 from engine.worker.row import Alternate, Draft, Row
 
-NO_CHOICE = -1  # in the place of a token
+NO_CHOICE = -1  # stands for a token that could not be chosen
 
 
 def num_accepted(drafts: Sequence[int], targets: Sequence[int]) -> int:
@@ -18,8 +18,8 @@ def num_accepted(drafts: Sequence[int], targets: Sequence[int]) -> int:
 
     Args:
         drafts: K token ids.
-        targets: K + 1 token ids; target i was chosen given the drafts before i, so it stands only
-            if they do.
+        targets: K + 1 token ids; target i was chosen given the drafts before i, so it counts only
+            if they are accepted.
 
     Source: accept iff equal under shared noise, Daliri et al. 2024, arXiv 2408.07978.
     """
@@ -31,13 +31,13 @@ def num_accepted(drafts: Sequence[int], targets: Sequence[int]) -> int:
 
 
 class Acceptance:
-    """The verdict on the drafts of one row at a time."""
+    """Decides on the drafts of one row at a time."""
 
     def __init__(self, exit_layers: Sequence[int], *, verifies: bool = True) -> None:
         """
         Args:
-            exit_layers: The layers that a draft's exit index stands for.
-            verifies: False: every draft stands, right or wrong (benchmarks).
+            exit_layers: The layer of each exit index.
+            verifies: False: every draft is accepted, right or wrong (benchmarks).
         """
         self._exit_layers = exit_layers
         self._verifies = verifies
@@ -46,8 +46,8 @@ class Acceptance:
         """Return a row's accepted drafts and the target's own token; if that token is an alternate,
         one more token follows.
 
-        Where a token has no successor, the row's tokens end with it: whether one is needed is seen
-        in the next step, as without drafts.
+        If no token can be chosen after an accepted one, the row's tokens end there. Whether the row
+        needs a further token is found out in the next step, as without drafts.
 
         Args:
             targets: The token chosen after each pending one, in the order of `Row.sample_points`;
@@ -59,12 +59,12 @@ class Acceptance:
         sequence_id = row.state.sequence_id
         if not targets:
             return RowResult(sequence_id, [])
-        if len(targets) == 1:  # with many rows on a GPU all that follows would be felt
+        if len(targets) == 1:  # a short cut: for many rows on a GPU the rest takes noticeable time
             return RowResult(sequence_id, [targets[0]])
         ids = row.draft_ids
         accepted = num_accepted(ids, targets[: len(ids) + 1]) if self._verifies else len(ids)
         if targets[accepted] == NO_CHOICE and accepted > 0:
-            accepted -= 1  # the last one right is the target's own token as well
+            accepted -= 1  # the last accepted draft becomes the target's own token
         token_ids = [*ids[:accepted], targets[accepted]]
         row.taken = row.alternate(accepted, targets[accepted])
         if row.taken is not None:
@@ -77,7 +77,7 @@ class Acceptance:
         return RowResult(sequence_id=sequence_id, token_ids=token_ids, drafts=drafts)
 
     def _records(self, row: Row, accepted: int) -> list[ExitRecord]:
-        """What happened to a row's drafts and alternates, those first that were accepted."""
+        """Return what happened to a row's drafts and alternates, accepted ones first."""
         drafts = [
             self._record(draft, place, accepted=place < accepted)
             for place, draft in enumerate(row.drafts)

@@ -1,20 +1,19 @@
-"""Second candidates for the places of drafts: what heads offer beside them, and as much of it as
-pays.
+"""Gives the places of drafts second candidates that heads offer, as far as they pay.
 
-Lives between an exit's opinions and the rows; decides nothing about the drafts themselves.
+Decides nothing about the drafts themselves.
 """
 
 from collections.abc import Sequence
 
 from engine.worker.chances import Chances
-from engine.worker.exit_look import Opinion
+from engine.worker.exit_evaluator import Opinion
 from engine.worker.exit_policy import ExitPolicy
 from engine.worker.row import Alternate, Row
 from engine.worker.step_estimate import StepEstimate
 
 
 class Alternates:
-    """Adds alternates to rows that the policy decides about."""
+    """Adds alternates to rows for which the policy decides."""
 
     def __init__(self, policy: ExitPolicy, chances: Chances) -> None:
         self._policy = policy
@@ -26,11 +25,11 @@ class Alternates:
         views: Sequence[tuple[Row, Sequence[Opinion]]],
         estimate: StepEstimate,
     ) -> None:
-        """Give places of drafts second candidates.
+        """Add alternates where they pay.
 
         Args:
-            views: Rows, whose drafts have been made, and what the exit expects of each.
-            estimate: Updated with what they promise.
+            views: Rows whose drafts have been made, with the exit's opinions on their tokens.
+            estimate: Updated with what the alternates promise.
         """
         offers = [
             (row, alternate)
@@ -47,8 +46,9 @@ class Alternates:
             estimate.add([alternate])
 
     def _offer(self, exit_index: int, row: Row, opinion: Opinion) -> Alternate | None:
-        """The likeliest token beside the draft that has the place, if the head knows one. Which
-        spare slot it gets is open.
+        """Return the head's likeliest token other than the draft at the same place, if any.
+
+        Its spare slot is assigned later.
         """
         place, is_greedy = opinion.num_drafts, row.state.is_greedy
         if place >= len(row.drafts) or any(a.place == place for a in row.alternates):

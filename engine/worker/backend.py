@@ -1,4 +1,4 @@
-"""Which kernels compute, and in which numbers: what the configuration asks for on this machine."""
+"""Selects the kernels and data types that the configuration asks for on this machine."""
 
 import logging
 import platform
@@ -21,10 +21,10 @@ logger = logging.getLogger(__name__)
 
 
 def select_ops(config: EngineConfig, spec: ModelSpec) -> Ops:
-    """The backend for the configured device: native kernels on a CPU where they build, else torch.
+    """Return the backend for the configured device; on a CPU, torch if native kernels do not build.
 
     Raises:
-        ModelLoadError: if what is asked for by name is not there.
+        ModelLoadError: What is asked for by name is not available.
     """
     model = config.model
     device = model.device
@@ -51,10 +51,10 @@ def select_ops(config: EngineConfig, spec: ModelSpec) -> Ops:
 
 
 def _cuda_ops(model: ModelConfig, spec: ModelSpec) -> Ops:
-    """Triton kernels, or plain torch where it is asked for or there is no Triton.
+    """Return the Triton kernels, or plain torch if it is asked for or there is no Triton.
 
     Raises:
-        ModelLoadError: if there is no GPU, or what is asked for by name is a CPU's.
+        ModelLoadError: There is no GPU, or an option asked for by name is for a CPU only.
     """
     if not torch.cuda.is_available():
         raise ModelLoadError("--device cuda: torch sees no CUDA device")
@@ -66,7 +66,7 @@ def _cuda_ops(model: ModelConfig, spec: ModelSpec) -> Ops:
     for option, value in chosen:
         if value in ("native", "int8", "q4", "always"):
             raise ModelLoadError(f"--{option} {value}: only on a CPU")
-    # A float32 checkpoint is halved, as elsewhere; who wants its digits asks for them.
+    # A float32 checkpoint is served in bfloat16 unless float32 is asked for.
     stored = "bfloat16" if spec.dtype == "float32" else spec.dtype
     dtype = _torch_dtype(stored if model.dtype == "auto" else model.dtype)
     if model.backend == "torch":
@@ -79,10 +79,10 @@ def _cuda_ops(model: ModelConfig, spec: ModelSpec) -> Ops:
 
 
 def _native_ops(config: EngineConfig) -> NativeOps:
-    """The native kernels, with weights kept as the configuration says.
+    """Return the native kernels, with weights kept as the configuration says.
 
     Raises:
-        ModelLoadError: for a data type that they do not have.
+        ModelLoadError: They do not have the data type.
     """
     model = config.model
     if model.dtype == "float16":
@@ -91,12 +91,12 @@ def _native_ops(config: EngineConfig) -> NativeOps:
     weights = {"int8": Format.INT8, "q4": Format.INT4}.get(model.quantization, floats)
     threads = model.num_threads or usable_cores()
     cores = cores_to_pin(threads, model.pin_threads)
-    # Heads choose drafts, not output, and what one of them costs is to read its weights.
+    # 8 bits: heads choose drafts, not output, and reading their weights is what they cost.
     return NativeOps(threads, weights, Format.INT8, cores)
 
 
 def describe_numbers(ops: Ops, *, has_blocks: bool) -> str:
-    """The data type of activations, and how weights are kept where that is another."""
+    """Describe the data type of activations, and of weights if it is another."""
     name = str(ops.dtype).removeprefix("torch.")
     if has_blocks:
         return f"{name}, weights in the file's own blocks"
@@ -106,12 +106,12 @@ def describe_numbers(ops: Ops, *, has_blocks: bool) -> str:
 
 
 def describe_heads(ops: Ops) -> str:
-    """How the weights of exit heads are kept."""
+    """Describe the data type of the weights of exit heads."""
     return ops.heads_form.name.lower() if isinstance(ops, NativeOps) else str(ops.dtype)
 
 
 def describe_machine(config: EngineConfig, ops: Ops) -> str:
-    """What computes, and how: two workers with the same text take the same time."""
+    """Describe what computes; two workers with the same description are equally fast."""
     host = f"Python {platform.python_version()}, torch {torch.__version__}"
     if ops.device.type == "cuda":
         device = torch.cuda.get_device_name()
@@ -122,10 +122,10 @@ def describe_machine(config: EngineConfig, ops: Ops) -> str:
 
 
 def limit_torch_threads(config: EngineConfig, ops: Ops) -> None:
-    """One pool of threads computes: the native kernels' own, or torch's.
+    """Let only one pool of threads compute: the native kernels' own, or torch's.
 
-    With both, torch's threads spin on the cores that the kernels need: an operation on one row of
-    logits took a millisecond instead of microseconds.
+    With both, torch's threads spin on the cores that the kernels need, and an operation on one row
+    of logits took a millisecond instead of microseconds.
     """
     threads = config.model.num_threads or usable_cores()
     torch.set_num_threads(1 if ops.name == "native" else threads)
@@ -138,7 +138,7 @@ def _torch_dtype(name: str) -> torch.dtype:
 
 
 def _cpu_name() -> str:
-    """From Linux's /proc, else what the platform says."""
+    """Return the CPU's name from Linux's /proc, else from `platform`."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,9 +1,9 @@
-"""P(accept) of every kind of guess: looked up, looked up and screened by a head, a head's best, and
-its second best.
+"""P(accept) of every kind of guess: looked up, looked up and screened by a head, a head's best
+token, and its second-best.
 
-Which features each kind has, and what is believed of them before any traffic. Verification labels
-every guess whose predecessors turned out right, sent or not, so nothing is learned from a chosen
-few only.
+Defines the features of each kind and the seeds used before any traffic. Verification labels every
+guess whose predecessors turned out right, drafted or not, so that what is learned is not biased
+towards guesses that were drafted.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,14 +13,14 @@ from typing import NamedTuple
 from engine.model.exit_head import Calibration
 from engine.model.noise import MEAN_GUMBEL
 from engine.worker.calibrator import Calibrator
-from engine.worker.lookup import Continuation
+from engine.worker.prompt_lookup import Continuation
 
 LOOKUP, SCREEN, SECOND = "look-up", "screen", "second"
 
-_LEAST_SHARE = -12.0  # logarithm
-_LEAST = 0.002  # of a probability whose logarithm is taken; as far from 1 at most
+_LEAST_SHARE = -12.0  # least logarithm of a share that is used as a feature
+_LEAST = 0.002  # probabilities are kept this far from 0 and 1 before their logit is taken
 
-# Seeds, as fitted on output of the default model; what is learned replaces them.
+# Seeds, fitted on output of the default model; what is learned replaces them.
 _LOOKUP_SEED = {True: (-2.2, 0.35, 0.6, 2.6), False: (-2.2, 0.6, 0.2, 1.9, 0.45)}
 _SCREEN_SEED = (0.7, 1.0, 0.25, 1.4, -1.2)
 _HEAD_SEED = (0.0, 1.0, 0.0, 0.0)
@@ -28,7 +28,7 @@ _SECOND_SEED = {True: (0.05, 1.1, -0.3), False: (-0.2, 0.9, 0.1)}
 
 
 class Chance(NamedTuple):
-    """What a guess is thought worth, and what to remember for when its verdict is in."""
+    """The estimated P(accept) of a guess, and what is needed to learn from its outcome."""
 
     probability: float
     kind: str | int  # LOOKUP, SCREEN, SECOND, or the exit's index
@@ -37,7 +37,7 @@ class Chance(NamedTuple):
 
 
 class Chances:
-    """All calibrators of a model: one per kind of guess, greedy rows and sampled ones apart."""
+    """All calibrators of a model: one per kind of guess, separately for greedy and sampled rows."""
 
     def __init__(self, exit_layers: Sequence[int], calibration: Mapping[int, Calibration]) -> None:
         self.on_verdict: Callable[[Chance, bool], None] | None = None  # told before learning
@@ -57,11 +57,11 @@ class Chances:
     def looked_up(
         self, found: Continuation, offset: int, recent: float, noise: float | None
     ) -> Chance:
-        """Of a token `offset` places into a continuation.
+        """Return the chance of the token `offset` places into a continuation.
 
         Args:
             recent: Share of the sequence's latest tokens that a look-up had right.
-            noise: The sampling noise that the token will get; None at temperature 0.
+            noise: Sampling noise of the token at its position; None at temperature 0.
         """
         features: tuple[float, ...] = (
             1.0,
@@ -74,13 +74,14 @@ class Chances:
         return self._chance(LOOKUP, noise is None, features)
 
     def screened(self, before: Chance, share: float, *, is_best: bool, is_outside: bool) -> Chance:
-        """Of a look-up draft, now that a head has an opinion.
+        """Return the chance of a look-up draft once a head has an opinion.
 
         Args:
-            share: Logarithm of the head's probability of the draft (of all tokens outside the
-                reduced vocabulary together, for one of those).
-            is_best: The head would have drafted the same.
-            is_outside: The draft is outside the reduced vocabulary.
+            before: The draft's chance without that opinion.
+            share: Logarithm of the head's probability of the draft; for a draft outside the reduced
+                vocabulary, of all tokens outside together.
+            is_best: Whether the head would have drafted the same.
+            is_outside: Whether the draft is outside the reduced vocabulary.
         """
         features = (
             1.0,
@@ -94,7 +95,7 @@ class Chances:
     def of_head(
         self, exit_index: int, confidence: float, num_pending: int, *, is_greedy: bool
     ) -> Chance:
-        """Of a head's best token behind `num_pending` other drafts."""
+        """Return the chance of a head's best token after `num_pending` other drafts."""
         seed = self._seeds[exit_index]
         rates = seed.greedy if is_greedy else seed.sampled
         features = (
@@ -106,15 +107,16 @@ class Chances:
         return self._chance(exit_index, is_greedy, features)
 
     def of_second(self, best: float, second: float, *, is_greedy: bool) -> Chance:
-        """Of a head's second-best token.
+        """Return the chance of a head's second-best token.
 
         Args:
-            best, second: The head's confidence in its best token and in this one.
+            best: The head's confidence in its best token.
+            second: The head's confidence in this one.
         """
         return self._chance(SECOND, is_greedy, (1.0, _logit(second), _logit(best)))
 
     def learn(self, chance: Chance, *, accepted: bool) -> None:
-        """Take in the verdict on a guess."""
+        """Learn from the outcome of a guess."""
         if self.on_verdict is not None:
             self.on_verdict(chance, accepted)
         self._calibrators[chance.kind, chance.is_greedy].observe(chance.features, accepted)
@@ -131,7 +133,7 @@ def _logit(probability: float) -> float:
 
 
 def _interpolate(edges: Sequence[float], rates: Sequence[float], confidence: float) -> float:
-    """Rates stand for the middles of their bins."""
+    """Interpolate linearly between rates, each of which belongs to the middle of its bin."""
     low, before = 0.0, None
     for edge, rate in zip(edges, rates, strict=True):
         middle = (low + edge) / 2

@@ -1,4 +1,4 @@
-"""Blocking frames over a socket: the worker's side of the wire."""
+"""The worker's side of the wire: blocking frames over a socket."""
 
 import select
 import socket
@@ -7,7 +7,7 @@ from engine.wire import HEADER, Message, Wire, frame_length
 
 
 class Connection:
-    """Blocking frames over the inherited socket."""
+    """Sends and receives frames over the inherited socket, blocking."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
@@ -18,7 +18,7 @@ class Connection:
         self._socket.sendall(self._wire.encode(message))
 
     def receive(self) -> Message | None:
-        """The next frame; None when the server has closed the socket."""
+        """Return the next frame; None when the server has closed the socket."""
         header = self._read(HEADER.size)
         if header is None:
             return None
@@ -27,7 +27,7 @@ class Connection:
         return None if body is None else self._wire.decode(kind, body)
 
     def is_readable(self, timeout_s: float) -> bool:
-        """Whether something has come, or comes within the time; so does the end."""
+        """Whether a frame, or the end of the connection, arrives within the time."""
         return bool(select.select([self._socket], [], [], timeout_s)[0])
 
     def _read(self, count: int) -> bytes | None:

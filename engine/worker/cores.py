@@ -1,5 +1,5 @@
-"""The CPU cores this process may use, by its affinity mask and its control group's quota, and in
-what order threads are best put on them. Knows Linux's files; elsewhere all cores count.
+"""The CPU cores this process may use, by its affinity mask and its control groups' quotas, and the
+order in which threads are best pinned to them. Reads Linux's files; elsewhere all cores count.
 """
 
 import math
@@ -13,17 +13,18 @@ _ROOT = Path("/")
 
 
 def usable_cores(root: Path = _ROOT) -> int:
-    """How many cores' worth of time there is: a container's share, not the whole machine."""
+    """Return how many cores' worth of time this process has, which in a container is its share."""
     return max(1, math.ceil(min(len(_mask()), _quota(root))))
 
 
 def cores_to_pin(
     num_threads: int, wish: Literal["auto", "always", "never"], root: Path = _ROOT
 ) -> list[int]:
-    """A core for each thread; none where threads are better left to the system.
+    """Return a core for each thread, or none if the system had better place the threads.
 
-    With "auto" that is where no core is left for the server and whatever else runs, and where cores
-    are only lent by a quota: a thread whose core is taken holds up all the others.
+    With "auto" none are returned if no core would be left for the server and other processes, or if
+    a quota grants less time than there are cores. A pinned thread whose core is taken by others
+    would hold up all threads.
     """
     mask = _mask()
     has_room = num_threads < len(mask) <= _quota(root)
@@ -39,7 +40,7 @@ def _mask() -> set[int]:
 
 
 def _rank_among_siblings(core: int, root: Path) -> int:
-    """0 for the first hardware thread of a physical core, 1 for the second."""
+    """Return 0 for the first hardware thread of a physical core, 1 for the second."""
     file = root / f"sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list"
     with suppress(OSError, ValueError):
         return sorted(_numbers(file.read_text())).index(core)
@@ -47,14 +48,14 @@ def _rank_among_siblings(core: int, root: Path) -> int:
 
 
 def _numbers(text: str) -> Iterator[int]:
-    """Of a list like 0,8 or 0-1,4."""
+    """Yield the numbers of a list like 0,8 or 0-1,4."""
     for part in text.strip().split(","):
         first, _, last = part.partition("-")
         yield from range(int(first), int(last or first) + 1)
 
 
 def _quota(root: Path) -> float:
-    """Cores by the tightest limit of the process's control groups; infinity without one."""
+    """Return the cores that the tightest control group allows; infinity without a limit."""
     quotas = [math.inf]
     for group in _groups(root):
         for files in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
@@ -67,7 +68,7 @@ def _quota(root: Path) -> float:
 
 
 def _groups(root: Path) -> Iterator[Path]:
-    """The control group this process is in and those around it, of version 2 and of version 1."""
+    """Yield this process's control groups, version 2 and version 1, and those around them."""
     mount = root / "sys/fs/cgroup"
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()

@@ -1,8 +1,8 @@
-"""Seconds by number of tokens: measured at a few counts, then followed as the load changes.
+"""Seconds by number of tokens: measured at a few counts, then adapted as the load changes.
 
-Between its points a curve is linear, beyond the last one it goes on as it was. What is seen while
-serving moves it: the points beside it most, all others a little, so that a count never tried does
-not keep the price of a busier hour.
+A curve is linear between its points and goes on with the last slope beyond them. An observation
+while serving moves the points beside it most and all others a little, so that a count that is never
+tried does not keep the cost of a busier hour.
 """
 
 from bisect import bisect_left
@@ -10,23 +10,27 @@ from collections.abc import Sequence
 from itertools import accumulate
 from math import exp, log
 
-_POINT_RATE, _SHAPE_RATE = 0.05, 0.03  # of what was seen, for the points beside it and for all
-_MOST = 0.5  # logarithm of the factor that one observation may claim: a pause is no price
+_POINT_RATE = 0.05  # share of an observed error by which the points beside it move
+_SHAPE_RATE = 0.03  # share of an observed error by which the whole curve moves
+_MOST = 0.5  # greatest logarithm of an observed factor; a pause of the machine is not a cost
 _LEAST_S = 1e-9
 
 
 class CostCurve:
-    """One part's cost. Never falls as tokens are added: noise must not make drafts look free."""
+    """The cost of one part of a step by number of tokens.
+
+    It never falls as tokens are added: noise must not make drafts look free.
+    """
 
     def __init__(self, counts: Sequence[int], seconds: Sequence[float]) -> None:
         self._counts = list(counts)
-        self._points = [max(value, _LEAST_S) for value in seconds]  # as seen; they may fall
-        self._factor = 1.0  # on all of them: many more observations move it than any point
+        self._points = [max(value, _LEAST_S) for value in seconds]  # as observed; they may fall
+        self._factor = 1.0  # on all points; far more observations move it than any point
         self._seconds: list[float] = []
         self._settle()
 
     def __call__(self, num_tokens: int) -> float:
-        """Seconds for `num_tokens`; none for no tokens."""
+        """Return the seconds for `num_tokens`; 0.0 for no tokens."""
         if num_tokens <= 0:
             return 0.0
         counts, seconds = self._counts, self._seconds
@@ -37,10 +41,11 @@ class CostCurve:
         return (y0 + (y1 - y0) * (num_tokens - x0) / (x1 - x0)) * self._factor
 
     def observe(self, num_tokens: int, seconds: float) -> float:
-        """Learn what so many tokens took.
+        """Learn what `num_tokens` took; nothing is learned beyond the curve's points.
 
         Returns:
-            The logarithm of how far off the curve was, within bounds; 0.0 beyond its points.
+            The logarithm of the factor by which the curve was off, within bounds; 0.0 beyond its
+            points.
         """
         counts = self._counts
         if not 0 < num_tokens <= counts[-1]:
@@ -56,12 +61,12 @@ class CostCurve:
         return error
 
     def scale(self, logarithm: float) -> None:
-        """All counts cost more, or less, by the same factor."""
+        """Multiply all costs by the same factor, given its logarithm."""
         self._factor *= exp(logarithm)
 
     @property
     def points(self) -> list[tuple[int, float]]:
-        """What it goes through: tokens and seconds."""
+        """The points that the curve goes through, as tokens and seconds."""
         return [(count, self(count)) for count in self._counts]
 
     def _settle(self) -> None:

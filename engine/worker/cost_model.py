@@ -1,21 +1,21 @@
-"""What the parts of a step cost by number of tokens: a curve for every segment, every exit's look
-and the end of the step.
+"""The cost of the parts of a step by number of tokens: a curve for every segment, the evaluation of
+every exit, and the end of the step.
 
-Used by the exit policy only; an estimate that is off costs speed, never correctness.
+A cost that is off makes drafting slower, never wrong.
 """
 
 from collections.abc import Callable, Sequence
 
 from engine.worker.cost_curve import CostCurve
 
-_LOAD_RATE = 0.05  # of what was seen of one part, for all others: other work slows all of them down
+_LOAD_RATE = 0.05  # share of one part's error that moves the others: load slows all parts down
 
 
 class CostModel:
-    """Cost of the parts of a step, the Python around them included once steps were observed.
+    """The cost of the parts of a step, which covers the Python around them once it was observed.
 
-    What is observed counts from the next `settle` on, once a step: within a step the same question
-    is asked many times, and answered from memory.
+    Observations count from the next `settle` on, once a step: within a step the same costs are
+    asked for many times and answered from memory.
     """
 
     def __init__(
@@ -29,8 +29,11 @@ class CostModel:
     ) -> None:
         """
         Args:
-            steady: Of plain steps that follow each other; None: what they cost anywhere.
-            is_fixed: Nothing is learned from what is observed.
+            segments: Cost of each segment.
+            heads: Cost of evaluating each exit.
+            last_logits: Cost of the final logits and all that follows.
+            steady: Cost of a plain step that follows another one; None: the sum of its parts.
+            is_fixed: Whether nothing is learned from observations.
         """
         self.segments = list(segments)
         self.heads = list(heads)
@@ -40,24 +43,24 @@ class CostModel:
         # Told of every observation: curve, tokens, seconds.
         self.on_observation: Callable[[CostCurve, int, float], None] | None = None
         self._observed: list[tuple[CostCurve, int, float]] = []
-        # Those asked for since the last `settle`.
+        # Costs asked for since the last `settle`.
         self._rests: dict[tuple[int, int], float] = {}
         self._downs: dict[tuple[int, int], float] = {}
 
     def segment(self, index: int, num_tokens: int) -> float:
-        """Seconds to run a segment."""
+        """Return the seconds to run a segment."""
         return self.segments[index](num_tokens)
 
     def head(self, index: int, num_tokens: int) -> float:
-        """Seconds to evaluate the exit head after a segment and choose drafts."""
+        """Return the seconds to evaluate the exit head after a segment and choose drafts."""
         return self.heads[index](num_tokens)
 
     def logits(self, num_tokens: int) -> float:
-        """Seconds of the final logits, and all that follows until the step's result."""
+        """Return the seconds of the final logits and all that follows until the step's result."""
         return self.last_logits(num_tokens)
 
     def rest(self, first_segment: int, num_tokens: int) -> float:
-        """Seconds from a segment to the end, final logits included, for all tokens at once."""
+        """Return the seconds from a segment to the end, final logits included, as one batch."""
         key = (first_segment, num_tokens)
         seconds = self._rests.get(key)
         if seconds is None:
@@ -65,7 +68,7 @@ class CostModel:
         return seconds
 
     def down(self, exit_index: int, num_tokens: int) -> float:
-        """Seconds from the first layer to an exit, for all tokens at once."""
+        """Return the seconds from the first layer to an exit, as one batch."""
         key = (exit_index, num_tokens)
         seconds = self._downs.get(key)
         if seconds is None:
@@ -74,24 +77,26 @@ class CostModel:
         return seconds
 
     def plain(self, num_rows: int) -> float:
-        """Seconds of a step without drafts."""
+        """Return the seconds of a step without drafts."""
         return self.rest(0, num_rows)
 
     def steady(self, num_rows: int) -> float:
-        """Seconds of a step without drafts among others of its kind: the next one's pass may be on
-        its way before this one's tokens are read.
+        """Return the seconds of a step without drafts that follows another one.
+
+        It may be faster than a step on its own, because its pass may have been launched before the
+        tokens of the step before were read.
         """
         return self.plain(num_rows) if self._steady is None else self._steady(num_rows)
 
     def observe(self, curve: CostCurve, num_tokens: int, seconds: float) -> None:
-        """Take note of what one part (one of the model's curves) took."""
+        """Note what one part, one of the model's curves, took."""
         if self.on_observation is not None:
             self.on_observation(curve, num_tokens, seconds)
         if not self._is_fixed:
             self._observed.append((curve, num_tokens, seconds))
 
     def settle(self) -> None:
-        """Learn from what was observed."""
+        """Learn from the observations since the last call."""
         if self._observed:
             for curve, num_tokens, seconds in self._observed:
                 self._learn(curve, num_tokens, seconds)

@@ -1,11 +1,12 @@
-"""Times every part of a step on this machine, once; later starts read what was measured.
+"""Times every part of a step on this machine, once; later starts read the measurement.
 
-The file is named after everything that a cost depends on; one that is old is measured again. The
+The file's name is a hash of everything that costs depend on; an old file is measured again. The
 parts take turns, and the fastest of a few rounds counts: what the machine can do, not what else it
-was doing. On a GPU whole looks and steps are timed, too: the host's work for them is no part's.
-Where something else went on all the time the file says too much. So a start that reads it times a
-plain step, and measures anew if that is clearly faster. One that is slower says nothing: this hour
-may be the busy one, and costs that are too small are put right while serving.
+was doing. On a GPU whole steps are timed, too, because the host's work for them belongs to no part.
+
+If the machine was busy all the time, the file says too much. So a start that reads it times a plain
+step, and measures again if that is clearly faster. A slower step says nothing: the machine may be
+busy now, and costs that are too small are corrected while serving.
 """
 
 import hashlib
@@ -34,22 +35,22 @@ from engine.worker.segment_runner import SegmentRunner
 
 logger = logging.getLogger(__name__)
 
-TOKEN_COUNTS = (1, 2, 4, 8, 16, 32, 64)
+TIMED_COUNTS = (1, 2, 4, 8, 16, 32, 64)  # numbers of tokens that parts are timed with
 _ROUNDS = 3
-_ENOUGH_S = 1.5  # no further round after so long
-_QUIET = 1.25  # the two fastest rounds differ by less where nothing else was going on
-_STALE_S = 14 * 24 * 3600.0
-_FASTER = 1.3  # a plain step is so much faster than the file says: that was no quiet machine
-_LONGEST_CHECK_S = 0.2  # no further step to find that out after so long
+_ENOUGH_S = 1.5  # no further round begins after this time
+_QUIET = 1.25  # on a quiet machine the two fastest rounds differ by less than this factor
+_STALE_S = 14 * 24 * 3600.0  # age at which a measurement is repeated
+_FASTER = 1.3  # factor by which a plain step has to be faster than the file says to distrust it
+_LONGEST_CHECK_S = 0.2  # no further step is timed for that check after this time
 
-_STEADY = "steady step"  # without drafts, among others
+_STEADY = "steady step"  # the part name of plain steps that follow each other
 
 Seconds = dict[str, dict[int, float]]  # part -> tokens -> seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Profiler:
-    """What is to be timed."""
+    """Times the parts of a step."""
 
     runner: SegmentRunner
     num_segments: int
@@ -57,7 +58,7 @@ class Profiler:
     block_size: int
     ops: Ops
     clock: Callable[[], float] = time.perf_counter
-    rows: DummyRows | None = None  # where parts cost more than they take by themselves
+    rows: DummyRows | None = None  # runs whole steps, where they cost more than their parts
 
     def measure(self) -> tuple[Seconds, bool]:
         """Time every part. Overwrites KV blocks: call before the first sequence.
@@ -67,7 +68,7 @@ class Profiler:
         """
         rounds: list[float] = []
         stopwatch = _Stopwatch(self.clock, self.ops)
-        counts = list(TOKEN_COUNTS)
+        counts = list(TIMED_COUNTS)
         while len(rounds) < _ROUNDS and sum(rounds) < _ENOUGH_S:
             started = self.clock()
             for count in list(counts):
@@ -76,7 +77,7 @@ class Profiler:
                 except (RuntimeError, MemoryError) as error:
                     if count == counts[0] or not is_out_of_memory(error):
                         raise
-                    counts = counts[: counts.index(count)]  # steps of so many will not fit either
+                    counts = counts[: counts.index(count)]  # larger steps will not fit either
                     break
             rounds.append(self.clock() - started)
         seconds = self._with_host(
@@ -89,7 +90,7 @@ class Profiler:
         return seconds, len(fastest) == 2 and fastest[1] < _QUIET * fastest[0]
 
     def is_outdone(self, seconds: Seconds) -> bool:
-        """Whether a step of one token without drafts is clearly faster than measurements say."""
+        """Whether a plain step of one token is clearly faster than the measurements say."""
         stopwatch, started = _Stopwatch(self.clock, self.ops), self.clock()
         said_s = sum(seconds[part][1] for part in self._plain_parts)
         for _ in range(_ROUNDS):
@@ -105,13 +106,13 @@ class Profiler:
 
     @property
     def parts(self) -> list[str]:
-        """What is timed."""
+        """The names of the parts that are timed."""
         num_heads = len(self.heads.heads) if self.heads else 0
         return [*self._plain_parts, *(f"head {index}" for index in range(num_heads))]
 
     @property
     def measured(self) -> list[str]:
-        """What there is a measurement of, once all that takes part is settled."""
+        """The names that a complete measurement has."""
         return self.parts if self.rows is None else [*self.parts, _STEADY]
 
     @property
@@ -125,7 +126,7 @@ class Profiler:
             ones = torch.ones(count, device=self.ops.device)
             ids = SaltedIds.of(self.heads.token_ids)
             for index, head in enumerate(self.heads.heads):
-                call = partial(_look, self.ops, head, hidden, ids, none, ones)
+                call = partial(_evaluate_head, self.ops, head, hidden, ids, none, ones)
                 stopwatch.time(f"head {index}", count, call)
         if self.rows is not None:
             stopwatch.time("step", count, self.rows.plain_step(count))
@@ -135,8 +136,9 @@ class Profiler:
                 stopwatch.time("drafting step", count, self.rows.drafting_step(count))
 
     def _with_host(self, seconds: Seconds) -> Seconds:
-        """With what whole steps take beside their parts: where the device is waited for, at looks
-        and at the end.
+        """Return the times with what whole steps take beside their parts.
+
+        That time is added where the step waits for the device: evaluations of exits and the end.
         """
         if self.rows is None:
             return seconds
@@ -149,15 +151,15 @@ class Profiler:
         without = _curve(plain)
         for count, whole in seconds.pop("drafting step", {}).items():
             pending = self.rows.num_pending[count]
-            num_looks = num_heads + (pending > count)
-            look = (whole - without(pending)) / num_looks
+            num_evaluations = num_heads + (pending > count)
+            evaluation = (whole - without(pending)) / num_evaluations
             for index in range(num_heads):
                 head = seconds[f"head {index}"]
-                head[count] = max(look, head[count])
+                head[count] = max(evaluation, head[count])
         return seconds
 
     def _time_plain(self, count: int, stopwatch: "_Stopwatch") -> Tensor:
-        """Returns the embedded tokens."""
+        """Time the parts of a plain step; return the embedded tokens."""
         batch = _dummy_batch(count, self.block_size, self.ops.device)
         hidden = self.runner.embed(batch.positions)
         for index in range(self.num_segments):
@@ -168,11 +170,11 @@ class Profiler:
 
 
 def cost_model(profiler: Profiler, directory: Path, facts: Mapping[str, str]) -> CostModel:
-    """What parts cost: as measured on an earlier start, or now.
+    """Return what the parts of a step cost, as measured on an earlier start or now.
 
     Args:
         directory: Where measurements are kept.
-        facts: All that costs depend on; a measurement with other ones does not count.
+        facts: Everything that costs depend on; a measurement made with other facts is not used.
     """
     key = hashlib.sha256(json.dumps(sorted(facts.items())).encode()).hexdigest()[:32]
     path = directory / f"costs-{key}.json"
@@ -192,8 +194,9 @@ def cost_model(profiler: Profiler, directory: Path, facts: Mapping[str, str]) ->
 
 
 def plausible(times: Mapping[int, float]) -> dict[int, float]:
-    """Without what only a disturbance can have taken: tokens never cost more than more tokens do,
-    nor more than as many calls with fewer.
+    """Return the times without what only a disturbance can have added.
+
+    Tokens never cost more than a larger number of tokens, nor more than several calls with fewer.
     """
     counts = sorted(times)
     kept, least = dict(times), inf
@@ -206,14 +209,14 @@ def plausible(times: Mapping[int, float]) -> dict[int, float]:
 
 @dataclass(slots=True)
 class _Stopwatch:
-    """The shortest time of every part."""
+    """Keeps the shortest time of every part."""
 
     clock: Callable[[], float]
     ops: Ops
     best: Seconds = field(default_factory=dict)
 
     def time(self, part: str, count: int, call: Callable[[], object]) -> None:
-        """Call, and keep the time if it is the shortest."""
+        """Time a call, and keep the time if it is the shortest."""
         started = self.clock()
         result = call()
         if isinstance(result, Tensor):  # a device may not have computed it yet
@@ -228,7 +231,7 @@ def _curve(times: Mapping[int, float]) -> CostCurve:
 
 
 def _read(path: Path, profiler: Profiler) -> Seconds | None:
-    """Measurements of an earlier start; None where there are none that are fresh and whole."""
+    """Return the measurement of an earlier start; None if there is none that is fresh and whole."""
     try:
         if time.time() - path.stat().st_mtime > _STALE_S:
             return None
@@ -243,7 +246,7 @@ def _read(path: Path, profiler: Profiler) -> Seconds | None:
 
 
 def _write(path: Path, seconds: Seconds) -> None:
-    """Keep a measurement, whole or not at all; without it the next start takes a second more."""
+    """Write a measurement, whole or not at all; without it the next start takes a second more."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_suffix(f".{os.getpid()}.tmp")
@@ -253,20 +256,20 @@ def _write(path: Path, seconds: Seconds) -> None:
         logger.warning("measured costs cannot be kept in %s: %s", path.parent, error)
 
 
-def _look(
+def _evaluate_head(
     ops: Ops, head: Head, hidden: Tensor, ids: SaltedIds, none: Tensor, temperatures: Tensor
 ) -> Tensor:
-    """What a look does with a head: evaluate it, and see what it expects.
+    """Evaluate a head and what it expects, as a step does.
 
     Args:
-        none: [T] int64, zeros: keys, and columns of drafts that follow.
+        none: [T] int64 zeros, used as noise keys and as columns of drafts that follow.
     """
     _, logits, other = head(hidden, hidden, [1] * len(hidden))
     return ops.expect(logits, other, temperatures, none, ids, none)
 
 
 def _dummy_batch(count: int, block_size: int, device: torch.device) -> TokenBatch:
-    """`count` tokens, each alone in its row at the first position of block 0."""
+    """Return `count` tokens, each alone in its row at the first position of block 0."""
     zeros = torch.zeros(count, dtype=torch.int32, device=device)
     return TokenBatch(
         positions=zeros,

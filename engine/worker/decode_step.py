@@ -1,27 +1,27 @@
 """The AdaDecode step: draft at exit layers, finish deferred layers in parallel, verify once, accept
 a prefix.
 
-For every row the newest token enters segment 0, and with it what a look-up in the row's own text
-says will follow. After each segment the exit head there looks at rows whose newest token has just
-arrived: look-up drafts that it finds unlikely end there, rows that are sure enough get a draft, and
-new drafts start again at segment 0. Tokens that left early wait at the boundary after their exit
-and run on together with their successors:
+Every row's newest token enters segment 0, together with the drafts that prompt look-up found to
+follow it. After each segment the exit head there is evaluated for rows whose newest token has just
+arrived: look-up drafts that it finds unlikely are dropped, rows for which it is sure enough get a
+draft, and new drafts start again at segment 0. Tokens that left early wait at the boundary after
+their exit and go on together with their successors:
 
     boundary 0 ─ segment 0 ─ exit 0 ─ boundary 1 ─ segment 1 ─ exit 1 ─ … ─ last segment ─ verify
 
-A place may have a second candidate, an alternate: it enters segment 0 like a draft, stands in a
-slot aside, and ends its own run. If it turns out right, its keys and values move to its place.
+A draft's place may have a second candidate, an alternate: it enters segment 0 like a draft, has a
+spare slot, and nothing follows it. If it turns out right, its keys and values are copied to the
+slot of its position.
 
-Where nobody drafts, as while the policy pauses or no look would pay, all segments run one after the
-other, as one call where the runner has such a call, and what they share is made once. If the next
-step can be foreseen, its call is made before this one's tokens are read (see `run_ahead`).
+If nothing is drafted, as while the policy pauses or no evaluation would pay, all segments run one
+after the other, as one call if the runner has one. If the next step is foreseeable, its call is
+made before this step's tokens are read (see `run_ahead`).
 
-Invariants: a token never stands deeper than an older token of its row; drafts live inside one step;
+Invariants: a token is never deeper than an older token of its row; drafts live inside one step;
 rollback moves cursors, never bytes. Prefill tokens ride along and never exit. The step knows plans
-and states, no scheduler.
+and states, but no scheduler.
 
-Source: AdaDecode, Wei et al. 2025, arXiv 2506.03700, algorithm 1, here for any number of rows at
-once.
+Source: AdaDecode, Wei et al. 2025, arXiv 2506.03700, algorithm 1, here for any number of rows.
 """
 
 import itertools
@@ -35,7 +35,7 @@ from engine.model.decoder import Decoder, Segment
 from engine.plan import RowPlan, RowResult
 from engine.worker.acceptance import Acceptance
 from engine.worker.drafter import Drafter
-from engine.worker.exit_look import Arrival
+from engine.worker.exit_evaluator import Arrival
 from engine.worker.forward_batch import BlockTables, ForwardBatch, TokenRef
 from engine.worker.kv_cache import KvCache
 from engine.worker.learning.recorder import Recorder
@@ -59,25 +59,25 @@ class Boundary:
         self._hidden: list[Tensor] = []
 
     def put(self, refs: Sequence[TokenRef], hidden: Tensor) -> None:
-        """Add tokens with their hidden states [T, E]."""
+        """Add tokens and their hidden states [T, E]."""
         self._refs.extend(refs)
         self._hidden.append(hidden)
 
     def take(self) -> tuple[list[TokenRef], Tensor]:
-        """All waiting tokens and their hidden states; the boundary is empty after."""
+        """Remove and return all waiting tokens and their hidden states [T, E]."""
         refs, hidden = self._refs, self._hidden
         self._refs, self._hidden = [], []
         return refs, hidden[0] if len(hidden) == 1 else torch.cat(hidden)
 
 
 def split_layers(num_layers: int, exit_layers: Sequence[int]) -> list[Segment]:
-    """Segments between the exits: [0, e1), [e1, e2), …, [eS, L)."""
+    """Return the segments between the exits: [0, e1), [e1, e2), …, [eS, L)."""
     bounds = [0, *exit_layers, num_layers]
     return [Segment(start, end) for start, end in itertools.pairwise(bounds)]
 
 
 class DecodeStep:
-    """Runs steps on one model. Without heads a step is plain decoding."""
+    """Runs steps on one model. Without a drafter a step is plain decoding."""
 
     def __init__(
         self,
@@ -94,12 +94,13 @@ class DecodeStep:
     ) -> None:
         """
         Args:
-            runner: Runs the segments between the drafter's exits; None: they are simply called.
-            recorder: Watches, for heads that learn.
+            runner: Runs the segments between the drafter's exits; None: the decoder is called.
+            recorder: Records what learning heads train on.
             spare_slots: Slots of the cache that belong to no sequence, one for each alternate that
                 a step may have.
-            verifies: False: every draft stands, right or wrong; the output changes (benchmarks).
-            clock: In seconds: tells the drafter what parts take.
+            verifies: False: every draft is accepted, right or wrong; the output changes
+                (benchmarks).
+            clock: In seconds; times the parts of a step for the drafter.
         """
         self._decoder = decoder
         self._cache = cache
@@ -117,36 +118,29 @@ class DecodeStep:
         self._verifier = Verifier(decoder, self._runner, acceptance, recorder)
 
     def run(self, plans: Sequence[RowPlan], states: Sequence[SequenceState]) -> list[RowResult]:
-        """One step for all rows. States advance by what was accepted.
+        """Run one step for all rows; their states advance by the accepted tokens.
 
         Returns:
-            One result per plan, in order; a row whose logits, or a part of whose prompt, are no
-            numbers has an error and no tokens.
+            One result per plan, in order. A row with NaN in its logits, or in the hidden states of
+            its prompt, has an error and no tokens.
         """
         self._ahead.begin()
         rows = [Row(plan, state) for plan, state in zip(plans, states, strict=True)]
-        device = self._decoder.ops.device
-        size, spare_slots = self._block_size, self._spare_slots
-        batch = ForwardBatch(plans, self._block_tables, size, device, spare_slots)
-        estimate = StepEstimate(
-            num_tokens=sum([plan.num_tokens for plan in plans]),
-            expected_tokens=float(sum([plan.is_decoding for plan in plans])),
-            num_spare=len(spare_slots),
-            is_ahead=self._ahead.is_offered,
-        )
+        batch = self._batch(plans)
+        estimate = self._estimate(plans)
         if self._recorder is not None:
             self._recorder.begin()
         refs: Sequence[TokenRef] = ()
-        drafts = self._drafts(rows, estimate)
-        is_plain = not drafts and self._is_plain(rows)
         launch_next: Callable[[Tensor], None] | None = None
-        if is_plain:
+        is_drafting = self._begin_drafting(rows, estimate)
+        is_plain = not is_drafting and self._is_plain(rows)
+        if is_drafting:
+            self._ahead.decline()
+            refs, hidden = self._draft_and_descend(rows, batch, estimate)
+        elif is_plain:
             hidden, launch_next = self._pass(rows, batch, estimate)
         else:
-            if drafts:
-                self._ahead.decline()
-            descend = self._draft_and_descend if drafts else self._descend
-            refs, hidden = descend(rows, batch, estimate)
+            refs, hidden = self._descend(rows, batch, estimate)
         if self._drafter is not None:
             self._drafter.catch_up()
         started = self._clock()
@@ -163,17 +157,31 @@ class DecodeStep:
             self._drafter.learn(rows, results, estimate)
         return results
 
-    def _drafts(self, rows: Sequence[Row], estimate: StepEstimate) -> bool:
-        """Whether anything is drafted or an exit is asked; what look-ups say is drafted here."""
+    def _batch(self, plans: Sequence[RowPlan]) -> ForwardBatch:
+        device = self._decoder.ops.device
+        size, spare_slots = self._block_size, self._spare_slots
+        return ForwardBatch(plans, self._block_tables, size, device, spare_slots)
+
+    def _estimate(self, plans: Sequence[RowPlan]) -> StepEstimate:
+        """Return the estimate of a step without drafts."""
+        return StepEstimate(
+            num_tokens=sum([plan.num_tokens for plan in plans]),
+            expected_tokens=float(sum([plan.is_decoding for plan in plans])),
+            num_spare=len(self._spare_slots),
+            is_ahead=self._ahead.is_offered,
+        )
+
+    def _begin_drafting(self, rows: Sequence[Row], estimate: StepEstimate) -> bool:
+        """Make the first look-up drafts; return whether the step drafts or evaluates any exit."""
         drafter = self._drafter
         if drafter is None or not drafter.begin(rows, estimate):
             return False
         drafter.look_up(rows, estimate)
-        return any(row.drafts for row in rows) or drafter.will_look(rows, estimate)
+        return any(row.drafts for row in rows) or drafter.will_evaluate_exits(rows, estimate)
 
     def _is_plain(self, rows: Sequence[Row]) -> bool:
-        """Whether a step without drafts has one token of every row, and nobody wants to see more of
-        it than the next ones.
+        """Whether a step without drafts has one token per row and only the next tokens matter:
+        nothing is recorded for learning or read from a prompt.
         """
         if self._recorder is not None and not self._recorder.is_broken:
             return False
@@ -182,8 +190,13 @@ class DecodeStep:
     def _pass(
         self, rows: Sequence[Row], batch: ForwardBatch, estimate: StepEstimate
     ) -> tuple[Tensor, Callable[[Tensor], None] | None]:
-        """Rows' newest tokens through all layers, in one call if the runner has such a call; that
-        may have been made already. Also what launches the next step's, if it can be foreseen.
+        """Run the rows' newest tokens through all layers, in one call if the runner has one.
+
+        The call may have been made in the step before.
+
+        Returns:
+            The last hidden states [T, E], and, if the next step is foreseeable, a function that
+            launches its call, given the chosen tokens.
         """
         states = [row.state for row in rows]
         tokens = batch.newest([state.token_ids[-1] for state in states])
@@ -195,11 +208,11 @@ class DecodeStep:
             self._drafter.note_pass(len(rows), estimate, is_ahead=ahead is not None)
         if not self._foresees_next(rows, batch):
             return hidden, None
-        return hidden, lambda chosen: self._ahead.launch(states, batch.behind(chosen))
+        return hidden, lambda chosen: self._ahead.launch(states, batch.following(chosen))
 
     def _foresees_next(self, rows: Sequence[Row], batch: ForwardBatch) -> bool:
-        """Whether the step after this one is likely to be as plain, of the same rows."""
-        if not self._ahead.is_allowed or not batch.has_room_behind:
+        """Whether the next step is likely to be a plain one of the same rows."""
+        if not self._ahead.is_allowed or not batch.has_room_for_next:
             return False
         for row in rows:
             if row.state.is_ending or row.state.sampling.num_logprobs is not None:
@@ -209,7 +222,7 @@ class DecodeStep:
     def _descend(
         self, rows: Sequence[Row], batch: ForwardBatch, estimate: StepEstimate
     ) -> tuple[list[TokenRef], Tensor]:
-        """Every known token from the first layer to the last, part by part, without a draft."""
+        """Run all known tokens from the first layer to the last, segment by segment."""
         refs, token_ids = _take_waiting(rows)
         hidden = self._runner.embed(batch.int32(token_ids))
         started = self._clock()
@@ -228,7 +241,7 @@ class DecodeStep:
     def _draft_and_descend(
         self, rows: Sequence[Row], batch: ForwardBatch, estimate: StepEstimate
     ) -> tuple[list[TokenRef], Tensor]:
-        """Draft while it pays; every pending token comes out of the last layer."""
+        """Draft while it pays, and run all pending tokens to the last layer."""
         boundaries = [Boundary() for _ in self._segments]
         last = len(self._segments) - 1
         segment = 0
@@ -240,22 +253,23 @@ class DecodeStep:
                 return refs, hidden
             if self._recorder is not None:
                 self._recorder.see_exit(segment, rows, refs, hidden)
-            self._look(segment, rows, refs, hidden, estimate)
+            self._evaluate_exit(segment, rows, refs, hidden, estimate)
             boundaries[segment + 1].put(*_still_pending(rows, refs, hidden))
             segment = 0 if any(row.is_waiting for row in rows) else segment + 1
             if segment == 0 and self._drafter is not None:
                 self._drafter.look_up(rows, estimate)
 
     def _entering(self, rows: Sequence[Row], batch: ForwardBatch) -> tuple[list[TokenRef], Tensor]:
-        """Tokens that wait, embedded: they start at segment 0."""
+        """Return the tokens that wait for segment 0, embedded."""
         refs, token_ids = _take_waiting(rows)
         return refs, self._runner.embed(batch.int32(token_ids))
 
     def _run_segment(
         self, index: int, boundary: Boundary, batch: ForwardBatch, estimate: StepEstimate
     ) -> tuple[list[TokenRef], Tensor]:
-        """Everything that waits at a boundary, through the segment behind it, as one batch; before
-        an exit at layer 0 there is nothing to go through.
+        """Run all tokens that wait at a boundary through the next segment, as one batch.
+
+        The segment before an exit at layer 0 is empty.
         """
         started = self._clock()
         refs, hidden = boundary.take()
@@ -267,7 +281,7 @@ class DecodeStep:
             self._drafter.note_segment(index, len(refs), seconds, estimate)
         return refs, hidden
 
-    def _look(
+    def _evaluate_exit(
         self,
         exit_index: int,
         rows: Sequence[Row],
@@ -275,7 +289,7 @@ class DecodeStep:
         hidden: Tensor,
         estimate: StepEstimate,
     ) -> None:
-        """Let the exit see the rows whose newest token has just arrived."""
+        """Let the drafter evaluate the exit for rows whose newest token has just arrived."""
         if self._drafter is None:
             return
         places: dict[int, list[int]] = {}
@@ -288,10 +302,10 @@ class DecodeStep:
             if refs[where[-1]].position == rows[index].newest_position
         ]
         if arrivals:
-            self._drafter.look(exit_index, arrivals, hidden, estimate)
+            self._drafter.evaluate_exit(exit_index, arrivals, hidden, estimate)
 
     def _settle(self, rows: Sequence[Row], batch: ForwardBatch) -> None:
-        """Keys and values of alternates that turned out right, to where the sequence has them."""
+        """Copy the keys and values of accepted alternates to the slots of their positions."""
         for index, row in enumerate(rows):
             if row.taken is not None:
                 place = TokenRef(index, row.position_of(row.taken))
@@ -300,7 +314,7 @@ class DecodeStep:
 
 
 def _take_waiting(rows: Sequence[Row]) -> tuple[list[TokenRef], list[int]]:
-    """The plan's tokens, later the drafts and alternates just made, and their ids."""
+    """Take the tokens that wait for segment 0: known ones, later new drafts and alternates."""
     refs: list[TokenRef] = []
     token_ids: list[int] = []
     for index, row in enumerate(rows):
@@ -318,7 +332,7 @@ def _take_waiting(rows: Sequence[Row]) -> tuple[list[TokenRef], list[int]]:
 def _still_pending(
     rows: Sequence[Row], refs: Sequence[TokenRef], hidden: Tensor
 ) -> tuple[Sequence[TokenRef], Tensor]:
-    """Without the tokens of drafts and alternates that have just been given up."""
+    """Return the tokens without those of drafts and alternates that have just been dropped."""
     kept = [place for place, ref in enumerate(refs) if rows[ref.row].has(ref)]
     if len(kept) == len(refs):
         return refs, hidden

@@ -1,6 +1,6 @@
-"""What drafts on a worker, put together: heads, policy, and what the parts of a step cost here.
+"""Builds what drafts on a worker: heads, policy, and the cost of the parts of a step here.
 
-Everything here is made once, when a worker starts.
+Everything is built once, when a worker starts.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from engine.worker.cost_model import CostModel
 from engine.worker.cost_profile import Profiler, cost_model
 from engine.worker.decode_step import Clock
 from engine.worker.dummy_rows import DummyRows
-from engine.worker.exit_look import ExitLook
+from engine.worker.exit_evaluator import ExitEvaluator
 from engine.worker.exit_policy import ExitPolicy
 from engine.worker.graph_runner import GraphRunner
 from engine.worker.kv_cache import KvCache
@@ -28,7 +28,7 @@ from engine.worker.segment_runner import SegmentRunner
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drafting:
-    """Who drafts, and what it goes by."""
+    """A drafter with the policy and the chances that it uses."""
 
     drafter: PolicyDrafter
     policy: ExitPolicy
@@ -37,19 +37,19 @@ class Drafting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftingMaker:
-    """A worker's parts, as far as drafting needs them."""
+    """Builds `Drafting` from the parts of a worker."""
 
     config: EngineConfig
     decoder: Decoder
     runner: SegmentRunner
     cache: KvCache
-    clock: Clock  # a `ModelledClock` brings its costs along: nothing is measured, nor corrected
-    numbers: str  # what is computed in
-    is_queued: bool  # calls return before the device has computed
+    clock: Clock  # a `ModelledClock` brings its own costs: none are measured or corrected
+    numbers: str  # the data types that the model computes in
+    is_queued: bool  # whether calls return before the device has computed
     progress: Callable[[str, float], None] | None = None
 
     def make(self, heads: ExitHeads | None) -> Drafting | None:
-        """Whoever makes drafts as the configuration says; None: nobody."""
+        """Build what drafts as the configuration says; None: nothing drafts."""
         exits, ops, clock = self.config.exits, self.decoder.ops, self.clock
         if heads is None and not exits.lookup:
             return None
@@ -72,7 +72,7 @@ class DraftingMaker:
             policy,
             chances,
             exit_layers=layers,
-            exit_look=None if heads is None else ExitLook(heads, Sampler(ops)),
+            exit_evaluator=None if heads is None else ExitEvaluator(heads, Sampler(ops)),
             has_lookup=exits.lookup,
             threshold=exits.threshold,
             clock=clock,
@@ -81,7 +81,7 @@ class DraftingMaker:
         return Drafting(drafter=drafter, policy=policy, chances=chances)
 
     def _measure(self, heads: ExitHeads | None, exit_layers: Sequence[int]) -> CostModel:
-        """What parts of a step cost here."""
+        """Return what the parts of a step cost here."""
         if self.progress is not None:
             self.progress("measuring what drafts cost", 0.0)
         block_size, ops, runner = self.config.cache.block_size, self.decoder.ops, self.runner
@@ -91,9 +91,10 @@ class DraftingMaker:
         return cost_model(profiler, cache_root() / "costs", self._facts(heads, exit_layers))
 
     def _facts(self, heads: ExitHeads | None, exit_layers: Sequence[int]) -> dict[str, str]:
-        """All that decides what the parts of a step cost."""
+        """Return everything that the cost of the parts of a step depends on."""
         ops = self.decoder.ops
         shape = () if heads is None else (len(heads.token_ids), *heads.refinement_sizes)
+        graphs = self.runner.sizes if isinstance(self.runner, GraphRunner) else "none"
         return {
             "model": self.decoder.fingerprint,
             "exits": f"{list(exit_layers)}, {shape}",
@@ -102,4 +103,5 @@ class DraftingMaker:
             "machine": describe_machine(self.config, ops),
             "clock": getattr(self.clock, "__name__", ""),
             "counted": "with the host's work" if self.is_queued else "parts",
+            "graphs": graphs,
         }

@@ -1,8 +1,8 @@
-"""Rows that stand for any others while costs are measured: whole steps, with and without drafts,
-and all that the host does for them.
+"""Dummy rows for measuring the cost of whole steps, with and without drafts, including the host's
+work.
 
 On a device that computes after calls have returned, a part's own time says little: between parts
-it waits for the host, the longer the more rows there are.
+the device waits for the host, and the longer the more rows there are.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from engine.worker.chances import Chances
 from engine.worker.cost_curve import CostCurve
 from engine.worker.cost_model import CostModel
 from engine.worker.decode_step import DecodeStep
-from engine.worker.exit_look import ExitLook
+from engine.worker.exit_evaluator import ExitEvaluator
 from engine.worker.exit_policy import ExitPolicy
 from engine.worker.kv_cache import KvCache
 from engine.worker.policy_drafter import PolicyDrafter
@@ -24,12 +24,12 @@ from engine.worker.sampler import Sampler
 from engine.worker.segment_runner import SegmentRunner
 from engine.worker.sequence_state import SequenceState
 
-_IN_A_ROW = 4  # steps that follow each other
-_BLOCK_SIZE = 16  # whatever the cache's is: the rows stay within a block
+_IN_A_ROW = 4  # number of plain steps measured in a row
+_BLOCK_SIZE = 16  # need not be the cache's: the rows stay within a block
 
 
 class DummyRows:
-    """Each is at its first token, in block 0, and samples."""
+    """Rows that sample, each at its first token in block 0."""
 
     def __init__(
         self,
@@ -41,19 +41,20 @@ class DummyRows:
         self._plain = DecodeStep(decoder, cache, _BLOCK_SIZE, runner=runner)
         self._state = decoder.final_norm.clone()  # any numbers
         self._drafting: DecodeStep | None = None
-        self.num_pending: dict[int, int] = {}  # by rows: at the end of their drafting step
+        self.num_pending: dict[int, int] = {}  # number of rows -> tokens pending at the step's end
         if heads is not None:
             self._drafting = DecodeStep(
                 decoder, cache, _BLOCK_SIZE, drafter=_eager_drafter(decoder, heads), runner=runner
             )
 
     def plain_step(self, count: int) -> Callable[[], object]:
-        """A step of so many rows without drafts."""
+        """Return a step of `count` rows without drafts."""
         return self._step(self._plain, count, max_drafts=0)
 
     def plain_steps(self, count: int) -> list[Callable[[], object]]:
-        """Steps of so many rows without drafts that follow each other: all but the first may find
-        their pass on its way.
+        """Return steps of `count` rows without drafts, to be called one after the other.
+
+        For all but the first, the pass may already have been launched.
         """
         last_len = 1 + _IN_A_ROW
         states = [SequenceState(_start(number, last_len)) for number in range(count)]
@@ -65,8 +66,9 @@ class DummyRows:
         return [partial(step, start) for start in range(_IN_A_ROW)]
 
     def drafting_step(self, count: int) -> Callable[[], object]:
-        """One in which every row has a draft, if its head can name one: every exit looks, and the
-        first once more when the drafts arrive.
+        """Return a step of `count` rows in which each has a draft, if a head names one.
+
+        Every exit is evaluated, the first once more when the drafts arrive there.
         """
         assert self._drafting is not None, "there are heads"
         step = self._step(self._drafting, count, max_drafts=1)
@@ -93,7 +95,7 @@ class DummyRows:
 
 
 def _eager_drafter(decoder: Decoder, heads: ExitHeads) -> PolicyDrafter:
-    """Looks and drafts wherever it can: to its policy nothing costs anything but a step's end."""
+    """Return a drafter that evaluates and drafts wherever it can: to its policy both are free."""
     layers = heads.exit_layers
     free, end = CostCurve([1], [0.0]), CostCurve([1], [1.0])
     policy = ExitPolicy(
@@ -103,7 +105,7 @@ def _eager_drafter(decoder: Decoder, heads: ExitHeads) -> PolicyDrafter:
         policy,
         Chances(layers, heads.calibration),
         exit_layers=layers,
-        exit_look=ExitLook(heads, Sampler(decoder.ops)),
+        exit_evaluator=ExitEvaluator(heads, Sampler(decoder.ops)),
         has_lookup=False,
     )
 

@@ -1,11 +1,12 @@
-"""Who drafts on, from which source: a rule that goes on only while the batch's expected tokens per
-second rise.
+"""The rule for which rows draft on, and from which source: drafts are added only while the batch's
+expected tokens per second rise.
 
-A guess's chance comes from `chances`; a run of drafts survives with the product of its chances;
-costs come from `cost_model`. Before drafts enter a segment the policy compares the step's expected
-tokens per second with and without them. It also keeps account of what looking at exits brings, so
-that no head is evaluated where that does not pay. Whether drafting as a whole pays is decided by a
-`DraftingSwitch`, one for each size of batch. Rows with a fixed threshold are decided by that alone.
+The probability that a guess is accepted comes from `chances`; a run of drafts survives with the
+product of its probabilities; costs come from `cost_model`. Before drafts enter a segment the policy
+compares the step's expected tokens per second with and without them. It also keeps account of what
+evaluating exits brings, so that no head is evaluated where that does not pay. Whether drafting as a
+whole pays is decided by a `DraftingSwitch`, one for each size of batch. For rows with a fixed
+threshold the threshold alone decides.
 
 Source of the product rule: SpecDec++ (Huang et al. 2025): optimal stopping thresholds P(any
 rejection so far).
@@ -20,20 +21,20 @@ from engine.policy_reason import PolicyReport
 from engine.worker.cost_model import CostModel
 from engine.worker.drafting_switch import StepOutcome
 from engine.worker.drafting_switches import DraftingSwitches
+from engine.worker.exit_choice import EvaluationRequest, ExitChoice
 from engine.worker.greedy import best_count, best_prefixes
-from engine.worker.looks import Looks
 from engine.worker.step_estimate import StepEstimate
 
 
-class Candidate(NamedTuple):
-    """A draft that a head offers to a row."""
+class DraftGain(NamedTuple):
+    """What a draft that a head offers would change in the step's account."""
 
-    gain: float  # expected tokens with it, less those of the drafts it would replace
-    num_replaced: int = 0  # those drafts
+    tokens: float  # expected tokens with it, less those of the drafts that it would replace
+    num_replaced: int = 0  # drafts that it would replace
 
 
 class ExitPolicy:
-    """Decides for the batch as a whole."""
+    """Decides for the batch as a whole which drafts are made."""
 
     def __init__(
         self,
@@ -45,15 +46,15 @@ class ExitPolicy:
     ) -> None:
         """
         Args:
-            longest_step_s: Drafts never make a step longer than this; None: as long as it pays.
+            longest_step_s: The longest that drafts may make a step; None: as long as it pays.
             num_controls: See `DraftingSwitch`.
         """
         self.cost = cost
         self._longest_step_s = inf if longest_step_s is None else longest_step_s
         self._num_exits = num_exits
-        self._looks = Looks(num_exits, cost)
+        self._exit_choice = ExitChoice(num_exits, cost)
         self._switches = DraftingSwitches(num_controls)
-        self.is_control = False  # this step drafts nothing, to see what that takes
+        self.is_control = False  # this step drafts nothing, to measure a plain step
 
     @property
     def is_drafting(self) -> bool:
@@ -63,14 +64,17 @@ class ExitPolicy:
     @property
     def report(self) -> PolicyReport:
         """Whether drafting is on or off, and why."""
-        return self._switches.current.report(self._looks.worths)
+        return self._switches.current.report(self._exit_choice.worths)
 
     def begin(self, step: StepEstimate, *, may_control: bool) -> None:
-        """A step begins: take off its seconds what the prompts in it will take. They are read in
-        any case, and at the rate of a step that is long with them any draft would seem to pay.
+        """Begin a step.
+
+        The time that prompts in the step will take is subtracted from its seconds. They are
+        computed in any case, and in a step that is long because of them any draft would seem to
+        pay.
 
         Args:
-            may_control: The step only decodes, and all of it is left to the policy.
+            may_control: Whether the step only decodes and the policy decides about all of it.
         """
         num_rows = int(step.expected_tokens)
         if num_rows:
@@ -82,10 +86,10 @@ class ExitPolicy:
     def extend(
         self, runs: Sequence[Sequence[float]], num_waiting: int, step: StepEstimate
     ) -> list[int]:
-        """How many of every row's look-up drafts enter segment 0 together with what waits there.
+        """Return how many of each row's look-up drafts enter segment 0 with the waiting tokens.
 
         Args:
-            runs: Survivals of each run's drafts, falling.
+            runs: Survivals of each row's drafts, in descending order.
             num_waiting: Tokens of all rows that enter anyway.
         """
         if not self.is_drafting:
@@ -102,10 +106,10 @@ class ExitPolicy:
     def keep(
         self, exit_index: int, runs: Sequence[Sequence[float]], step: StepEstimate
     ) -> list[int]:
-        """How many of every run's drafts, which stand at an exit, go on from there.
+        """Return how many of each row's drafts, which have arrived at an exit, go on from there.
 
         Args:
-            runs: Survivals as they are now; `step` is without them.
+            runs: Survivals of each row's drafts as they are now; `step` does not count them.
         """
 
         def seconds_with(count: int) -> float:
@@ -113,73 +117,77 @@ class ExitPolicy:
 
         return best_prefixes(runs, step.expected_tokens, seconds_with, self._longest_step_s)
 
-    def rows_to_look_at(
-        self, exit_index: int, chances: Sequence[tuple[float, int]], step: StepEstimate
+    def rows_to_evaluate(
+        self, exit_index: int, requests: Sequence[EvaluationRequest], step: StepEstimate
     ) -> list[int]:
-        """Which rows the exit should look at.
+        """Return the indices of the rows that the exit should evaluate.
 
         Args:
-            chances: Per row the share of a look's usual worth that it offers, and the tokens to
-                evaluate.
+            requests: One per row.
         """
-        if not self.is_drafting or not chances:
+        if not self.is_drafting or not requests:
             return []
-        is_too_long = self._is_look_too_long(exit_index, step)
+        is_too_long = self._is_evaluation_too_long(exit_index, step)
         rate = self._rate(exit_index, step)
-        chosen = [] if is_too_long else self._looks.choose(exit_index, chances, rate)
+        chosen = [] if is_too_long else self._exit_choice.choose(exit_index, requests, rate)
         if not chosen:
-            self._looks.leave_out(exit_index)
+            self._exit_choice.leave_out(exit_index)
         return chosen
 
-    def will_look(self, num_rows: int, step: StepEstimate) -> bool:
-        """Whether any exit should look at any of so many rows, all of which offer everything. A
-        no is not thought over in every step.
-        """
-        if not self.is_drafting or not num_rows or self._looks.skips(num_rows):
-            return False
-        return self._finds_look(num_rows, step)
+    def will_evaluate(self, num_rows: int, step: StepEstimate) -> bool:
+        """Whether any exit should be evaluated in a step of `num_rows` rows without drafts.
 
-    def will_look_next(self, num_rows: int) -> bool:
-        """The same of the step after this one, where it only decodes as many rows: what looks cost
-        and bring is known in advance.
+        A negative answer holds for some steps without being computed again.
+        """
+        if not self.is_drafting or not num_rows or self._exit_choice.skips(num_rows):
+            return False
+        return self._finds_exit(num_rows, step)
+
+    def will_evaluate_next(self, num_rows: int) -> bool:
+        """Whether any exit should be evaluated in the next step, if it only decodes as many rows.
+
+        What evaluations cost and bring is known in advance.
         """
         step = StepEstimate(num_tokens=num_rows, expected_tokens=float(num_rows))
-        return self.may_look_next and self._finds_look(num_rows, step)
+        return self.may_evaluate_next and self._finds_exit(num_rows, step)
 
     @property
-    def may_look_next(self) -> bool:
-        """Whether an exit may look in the step after this one."""
-        return self._switches.current.may_be_on_next and not self._looks.is_resting
+    def may_evaluate_next(self) -> bool:
+        """Whether an exit may be evaluated in the step after this one."""
+        return self._switches.current.may_be_on_next and not self._exit_choice.is_resting
 
     def select(
         self,
         exit_index: int,
-        candidates: Sequence[Candidate],
+        gains: Sequence[DraftGain],
         step: StepEstimate,
         num_fixed: int = 0,
     ) -> list[int]:
-        """Places of the candidates that draft, best first; empty: go down.
+        """Return the indices of the offered drafts to make, best first.
 
         Args:
-            num_fixed: Drafts that are made at this exit in any case.
+            gains: One per offered draft.
+            num_fixed: Number of drafts that are made at this exit in any case.
         """
         if not self.is_drafting:
             return []
-        order = sorted(range(len(candidates)), key=lambda i: candidates[i].gain, reverse=True)
-        ranked = [candidates[i] for i in order]
+        order = sorted(range(len(gains)), key=lambda i: gains[i].tokens, reverse=True)
+        ranked = [gains[i] for i in order]
         rates = self._rates_with(exit_index, ranked, step, num_fixed)
         return order[: best_count(rates, self._rate(exit_index, step))]
 
     def num_alternates(
         self, exit_index: int, gains: Sequence[float], num_waiting: int, step: StepEstimate
     ) -> int:
-        """How many alternates enter segment 0, together with the drafts that wait there. Nothing
-        follows an alternate, so that its time has the price that it has in steps as they usually
-        become, not as this one stands before its further drafts.
+        """Return how many alternates enter segment 0 together with the drafts that wait there.
+
+        Nothing follows an alternate, so its time is priced at the rate that steps usually reach,
+        not at the rate of this one before its further drafts.
 
         Args:
-            gains: Expected tokens of each, falling.
-            num_waiting: Those drafts, of rows left to the policy, counted in `step`.
+            gains: Expected tokens of each alternate, in descending order.
+            num_waiting: Number of waiting drafts of rows that the policy decides about; `step`
+                counts them.
         """
         if not self.is_drafting or not gains:
             return 0
@@ -196,37 +204,37 @@ class ExitPolicy:
 
         return best_count(nets(), 0.0)
 
-    def observe_look(
+    def observe_evaluation(
         self,
         exit_index: int,
         offered: float,
-        chosen: Sequence[Candidate],
+        chosen: Sequence[DraftGain],
         step: StepEstimate,
     ) -> None:
-        """Keep account of a look.
+        """Learn what an evaluation brought.
 
         Args:
-            offered: Sum of what the rows offered, see `rows_to_look_at`.
-            chosen: What came of it; `step` is without them.
+            offered: Sum of the `worth_share` of the rows evaluated.
+            chosen: The drafts that came of it; `step` does not count them.
         """
         gain = 0.0
         if chosen:
-            replaced = sum(candidate.num_replaced for candidate in chosen)
+            replaced = sum(draft.num_replaced for draft in chosen)
             with_them = self._seconds_with(exit_index, step, len(chosen), replaced)
             without = step.seconds + self.cost.rest(exit_index + 1, step.num_tokens)
             rate = self._rate(exit_index, step)
-            gain = sum(candidate.gain for candidate in chosen) - rate * (with_them - without)
-        self._looks.add(exit_index, max(gain, 0.0), offered)
+            gain = sum(draft.tokens for draft in chosen) - rate * (with_them - without)
+        self._exit_choice.add(exit_index, max(gain, 0.0), offered)
 
     def observe_step(self, outcome: StepOutcome) -> None:
-        """Learn what a decode step with drafts brought; switches off what does not pay."""
+        """Learn what a decode step with drafts brought; switch drafting off if it does not pay."""
         self._switches.current.observe(self.cost.steady(outcome.num_rows), outcome)
 
     def observe_straight(self, num_rows: int, took_s: float | None) -> None:
-        """Learn what a decode step took in which no draft was found.
+        """Learn what a decode step took in which drafts were looked for and none was found.
 
         Args:
-            took_s: None: its pass had run ahead.
+            took_s: Measured; None: its pass had run ahead.
         """
         steady_s, plain_s = self.cost.steady(num_rows), self.cost.plain(num_rows)
         self._switches.current.observe_straight(steady_s, num_rows, plain_s, took_s)
@@ -235,53 +243,53 @@ class ExitPolicy:
         """Count a step without drafts towards the end of a pause.
 
         Args:
-            took_s: Measured, of a step that only decoded so many rows; None: of another.
+            took_s: Measured, if the step only decoded `num_rows` rows; otherwise None.
         """
         self._switches.current.pass_by(self.cost.steady(num_rows), took_s)
 
     def lost_cost(self, step: StepEstimate) -> float:
-        """Modelled seconds of the pass that is lost if a step begins to draft."""
+        """Return the modelled seconds of the pass run ahead that is lost if the step drafts."""
         return self.cost.steady(step.num_tokens) if step.is_ahead else 0.0
 
     def _rates_with(
-        self, exit_index: int, ranked: Sequence[Candidate], step: StepEstimate, num_fixed: int
+        self, exit_index: int, ranked: Sequence[DraftGain], step: StepEstimate, num_fixed: int
     ) -> Iterator[float]:
-        """Expected tokens per second with the first candidate, the first two, and so on."""
+        """Yield the expected tokens per second with the first draft, the first two, and so on."""
         expected, num_replaced = step.expected_tokens, 0
-        for count, candidate in enumerate(ranked, start=1):
-            expected += candidate.gain
-            num_replaced += candidate.num_replaced
+        for count, draft in enumerate(ranked, start=1):
+            expected += draft.tokens
+            num_replaced += draft.num_replaced
             seconds = self._seconds_with(exit_index, step, count + num_fixed, num_replaced)
             yield -inf if seconds > self._longest_step_s else expected / seconds
 
-    def _finds_look(self, num_rows: int, step: StepEstimate) -> bool:
-        """Whether a look pays; if not, it is left at that for some steps."""
-        chances = [(1.0, 1)] * num_rows
+    def _finds_exit(self, num_rows: int, step: StepEstimate) -> bool:
+        """Whether evaluating an exit pays; if not, the answer is kept for some steps."""
+        requests = [EvaluationRequest(1.0, 1)] * num_rows
         seconds = step.seconds
         for index in range(self._num_exits):
             seconds += self.cost.segment(index, step.num_tokens)
             there = replace(step, seconds=seconds)
-            if self._is_look_too_long(index, there):
+            if self._is_evaluation_too_long(index, there):
                 continue
-            if self._looks.choose(index, chances, self._rate(index, there)):
-                self._looks.wake()
+            if self._exit_choice.choose(index, requests, self._rate(index, there)):
+                self._exit_choice.wake()
                 return True
-        self._looks.rest(num_rows)
+        self._exit_choice.rest(num_rows)
         return False
 
-    def _is_look_too_long(self, exit_index: int, step: StepEstimate) -> bool:
-        """Whether no draft that a look brings would be allowed the time it takes."""
+    def _is_evaluation_too_long(self, exit_index: int, step: StepEstimate) -> bool:
+        """Whether even one draft from this exit would make the step longer than allowed."""
         return self._seconds_with(exit_index, step, 1, 0) > self._longest_step_s
 
     def _rate(self, exit_index: int, step: StepEstimate) -> float:
-        """Expected tokens per second if everything went down from this exit now."""
+        """Return the expected tokens per second if all tokens went on from this exit now."""
         rest = self.cost.rest(exit_index + 1, step.num_tokens)
         return step.expected_tokens / (step.seconds + rest)
 
     def _seconds_with(
         self, exit_index: int, step: StepEstimate, num_new: int, num_replaced: int
     ) -> float:
-        """Seconds to bring `num_new` drafts down to the exit, then everything to the end."""
+        """Return the seconds to bring new drafts down to the exit, then all tokens to the end."""
         num_tokens = step.num_tokens + num_new - num_replaced
         rest = self.cost.rest(exit_index + 1, num_tokens)
         return step.seconds + self.cost.down(exit_index, num_new) + rest

@@ -1,7 +1,6 @@
-"""The rows of one step, and the tensors that say where a call's tokens stand. One builder, complete
-when built.
+"""The rows of one step, and the tensors that say where the tokens of a call are.
 
-Knows plans and tensors; knows nothing of layers, exits or sampling.
+Knows plans and tensors, but no layers, exits or sampling.
 """
 
 from collections.abc import Sequence
@@ -22,24 +21,28 @@ class TokenRef(NamedTuple):
 
     row: int  # index into the step's rows
     position: int
-    spare: int | None = None  # of a token that stands aside: which of the step's spare slots
+    spare: int | None = None  # index of its slot among the step's spare slots (alternates)
 
 
 class BlockTables:
-    """Rows' block tables on the device; sent again only when they have changed, as they have once
-    in many steps that only decode.
+    """The rows' block tables on the device.
+
+    They are sent again only when they have changed, which is rare in steps that only decode.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        # As they were sent: a list may have grown since, but keeps what it had.
+        # As they were sent. The scheduler may append to a list, but does not change its start.
         self._tables: list[list[int]] = []
         self._lengths: list[int] = []
         self._here = np.zeros((0, 0), dtype=np.int32)
         self._sent = torch.from_numpy(self._here)
 
     def of(self, tables: list[list[int]]) -> Tensor:
-        """[rows, most blocks] int32; the same tensor while the tables are. Not to be written to."""
+        """Return the tables [S, most blocks] int32, the same tensor while they do not change.
+
+        The tensor is read-only.
+        """
         lengths = [*map(len, tables)]
         if lengths != self._lengths or tables != self._tables:
             self._write(tables, lengths)
@@ -47,7 +50,7 @@ class BlockTables:
         return self._sent
 
     def _write(self, tables: list[list[int]], lengths: list[int]) -> None:
-        """Bring what is here up to date, of the same rows as before with the few that changed."""
+        """Update the host's copy; if the rows are the same, only the tables that have changed."""
         before, width = self._here, max(lengths)
         is_same = len(tables) == len(before) and width >= before.shape[1]
         if not is_same or width > before.shape[1]:
@@ -63,7 +66,7 @@ class BlockTables:
 
 
 class ForwardBatch:
-    """A step's rows; makes the `TokenBatch` of any set of their tokens."""
+    """A step's rows; builds the `TokenBatch` of any set of their tokens."""
 
     def __init__(
         self,
@@ -73,8 +76,9 @@ class ForwardBatch:
         device: torch.device,
         spare_slots: Sequence[int] = (),
     ) -> None:
-        """Args:
-        spare_slots: For tokens that stand aside.
+        """
+        Args:
+            spare_slots: Slots for alternates.
         """
         self._spare_slots = spare_slots
         self._rows = rows
@@ -84,8 +88,8 @@ class ForwardBatch:
         self._block_tables = block_tables.of(self._tables)
 
     def tokens(self, refs: Sequence[TokenRef]) -> TokenBatch:
-        """Positions, slots and rows of the given tokens."""
-        # One tensor, so that a GPU is sent one.
+        """Return positions, slots and rows of the given tokens, on the device."""
+        # One tensor, so that a GPU is sent only one.
         places = upload(self._places(refs), torch.int32, self._device)
         return TokenBatch(
             positions=places[0],
@@ -96,25 +100,25 @@ class ForwardBatch:
         )
 
     def newest(self, token_ids: Sequence[int]) -> NewestTokens:
-        """Every row's first token, not sent yet."""
+        """Return every row's first token in the step; nothing is sent to the device yet."""
         return self._at([row.start for row in self._rows], token_ids)
 
     @property
-    def has_room_behind(self) -> bool:
-        """Whether every row has a slot for the token behind its first one."""
+    def has_room_for_next(self) -> bool:
+        """Whether every row has a slot for the token after its first one."""
         size = self._block_size
         return all(row.start + 1 < len(row.block_table) * size for row in self._rows)
 
-    def behind(self, token_ids: Tensor) -> NewestTokens:
-        """The token behind every row's first one, of which the step that plans it will know more.
+    def following(self, token_ids: Tensor) -> NewestTokens:
+        """Return the token after every row's first one, which the next step will plan.
 
         Args:
-            token_ids: [rows], on the device.
+            token_ids: [S], on the device.
         """
         return self._at([row.start + 1 for row in self._rows], token_ids)
 
     def _at(self, positions: list[int], token_ids: Sequence[int] | Tensor) -> NewestTokens:
-        """One token of every row."""
+        """Return one token per row."""
         size = self._block_size
         tables = zip(self._tables, positions, strict=True)
         slots = [table[place // size] * size + place % size for table, place in tables]
@@ -122,17 +126,17 @@ class ForwardBatch:
         return NewestTokens(token_ids, places, self._block_tables)
 
     def _places(self, refs: Sequence[TokenRef]) -> list[list[int]]:
-        """Positions, slots and rows."""
+        """Return positions, slots and rows as lists."""
         positions = [ref.position for ref in refs]
         return [positions, [*map(self.slot, refs)], [ref.row for ref in refs]]
 
     def slot(self, ref: TokenRef) -> int:
-        """Where a token's keys and values lie in the pool."""
+        """Return the slot of a token in the KV pool."""
         if ref.spare is not None:
             return self._spare_slots[ref.spare]
         size = self._block_size
         return self._tables[ref.row][ref.position // size] * size + ref.position % size
 
     def int32(self, values: Sequence[int]) -> Tensor:
-        """A list as an int32 tensor on the device."""
+        """Return a list as an int32 tensor on the device."""
         return upload(values, torch.int32, self._device)

@@ -1,7 +1,8 @@
-"""Compiled grammars by structure, for the sequences that follow one; loaded with the first.
+"""Compiled grammars by structure, for sequences that follow a structure.
 
-Structures are prepared in a thread while steps run, after a restart before the first of them; a
-step compiles by itself what has been forgotten meanwhile.
+Structures are prepared in a thread while steps run, after a restart of the worker before the first
+step. A step compiles what is missing, such as a
+grammar that has been evicted meanwhile.
 """
 
 import logging
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class Grammars:
-    """Compiles each structure once; forgets those not used for longest. Used by two threads."""
+    """Compiles each structure once and evicts the least recently used. Used by two threads."""
 
     def __init__(self, directory: Path, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
         self._directory = directory
@@ -32,19 +33,19 @@ class Grammars:
         self._compiler: GrammarCompiler | None = None
         self._compiled: OrderedDict[Structure, Any] = OrderedDict()
         self._num_bytes = 0
-        self._lock = threading.Lock()  # of what is above; never held while compiling
+        self._lock = threading.Lock()  # guards the cache; never held while compiling
         self._compiling = threading.Lock()
 
     def prepare(self, structure: Structure) -> None:
-        """Have it compiled. The first takes seconds: the vocabulary and xgrammar are loaded.
+        """Compile a structure. The first takes seconds: the vocabulary and xgrammar are loaded.
 
         Raises:
-            StructureError: if it cannot be followed.
+            StructureError: The structure cannot be followed.
         """
         self._compile(structure)
 
     def open(self, start: SequenceStart) -> StructureState:
-        """Where a sequence stands in its structure; a fault is that sequence's own."""
+        """Return a sequence's state in its structure; after a fault, one that allows nothing."""
         try:
             from xgrammar import GrammarMatcher
 

@@ -1,11 +1,13 @@
-"""Parts of a pass as CUDA graphs: captured once for a number of tokens, replayed ever after.
+"""Runs the parts of a pass as CUDA graphs, captured once per number of tokens and then replayed.
 
 Launching a layer's kernels one by one takes the host longer than a GPU needs to run them. A graph
-is all launches of a part as one, over fixed buffers: tokens are copied into them, padded to the
-next captured number, and the graph is replayed. Padding tokens write their keys and values to a
-slot that no sequence has. A step that decodes without drafts is one graph, from token ids to
-logits: between two such steps a GPU has nothing to do. Knows the decoder's parts, no plans and no
-drafts; how a graph is captured is given to it, so that a CPU can test the rest.
+launches all kernels of a part at once, over fixed buffers: tokens are copied into the buffers,
+padded to the next captured number, and the graph is replayed. Padding tokens write their keys and
+values to a slot that no sequence has. A step that decodes without drafts is one graph from token
+ids to logits, because a GPU idles while the host prepares its next call.
+
+Knows the decoder's parts, but no plans and no drafts. How a graph is captured is passed in, so that
+the rest can be tested on a CPU.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,14 +20,14 @@ from torch import Tensor
 from engine.model.decoder import Decoder, Segment
 from engine.model.exit_head import ExitHeads
 from engine.model.ops.interface import LayerCache, TokenBatch
-from engine.worker.capture import TOKEN_COUNTS, Capture, Replay, fitting
+from engine.worker.capture import CAPTURED_COUNTS, Capture, Replay, fitting
 from engine.worker.head_graph import HeadGraph
 from engine.worker.newest_buffer import NewestBuffer
 from engine.worker.segment_runner import EagerRunner, NewestTokens
 
-_FIRST_WIDTH = 1024  # positions that the narrowest captured block tables cover
-_WIDTH_STEP = 4  # each wider kind covers so many times as many
-_ALIGNED = 4  # numbers of int32 whose bytes kernels find as aligned as those of whole buffers
+_FIRST_WIDTH = 1024  # positions covered by the narrowest captured block tables
+_WIDTH_STEP = 4  # factor from each captured width of block tables to the next
+_ALIGNED = 4  # least size of a buffer's rows in int32, to be as aligned as whole buffers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,22 +35,25 @@ class BatchLimits:
     """The largest batch that graphs are captured for."""
 
     max_rows: int
-    max_positions: int  # of a row, drafts included
+    max_positions: int  # positions per row, drafts included
     block_size: int
-    spare_slot: int  # of the KV pool; no sequence's
-    token_counts: Sequence[int] = TOKEN_COUNTS
+    spare_slot: int  # slot of the KV pool that no sequence has
+    token_counts: Sequence[int] = CAPTURED_COUNTS
 
     @property
     def row_counts(self) -> list[int]:
-        """Numbers of tokens captured of steps that have one for each row."""
+        """The numbers of rows for which whole passes of one token per row are captured."""
         most = fitting(self.token_counts, self.max_rows) or self.token_counts[-1]
         return [count for count in self.token_counts if count <= most]
 
     @property
     def widths(self) -> list[int]:
-        """Blocks per row of the tables captured: attention has programs for all of them."""
+        """The captured widths of block tables, in blocks.
+
+        Attention launches programs for all blocks of a table, so short rows want narrow tables.
+        """
         widths, positions = [], _FIRST_WIDTH
-        while 3 * positions < 2 * self.max_positions:  # else the widest does as well
+        while 3 * positions < 2 * self.max_positions:  # beyond this, the widest does as well
             widths.append(-(-positions // self.block_size))
             positions *= _WIDTH_STEP
         return [*widths, -(-self.max_positions // self.block_size)]
@@ -56,24 +61,24 @@ class BatchLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Room:
-    """Where the tokens of a call lie in the buffers: views take their time, and are made once."""
+    """Views of the buffers for one number of tokens, kept because making them takes time."""
 
-    count: int  # tokens of the graphs that it fits
+    count: int  # tokens of the graphs to replay
     hidden: Tensor
     result: Tensor
     logits: Tensor
     places: Tensor
-    rest: Tensor  # places of what is left of `count`: padding
+    rest: Tensor  # places of the padding tokens
     padding: Tensor
 
     @property
     def is_padded(self) -> bool:
-        """Whether anything is left."""
+        """Whether the graphs have more tokens than the call."""
         return self.rest.shape[1] > 0
 
 
 class GraphRunner:
-    """Implements `SegmentRunner`; what is too large for any graph is called."""
+    """Implements `SegmentRunner`; a call that is too large for any graph runs eagerly."""
 
     def __init__(
         self,
@@ -83,8 +88,9 @@ class GraphRunner:
         limits: BatchLimits,
         capture: Capture,
     ) -> None:
-        """Args:
-        capture: Runs a part over the buffers, and returns what runs it again.
+        """
+        Args:
+            capture: Runs a part over the buffers, and returns what runs it again.
         """
         self._decoder = decoder
         self._segments = segments
@@ -99,7 +105,7 @@ class GraphRunner:
         self._hidden = torch.zeros(most, decoder.spec.hidden_size, dtype=ops.dtype, device=device)
         self._result = torch.zeros_like(self._hidden)
         self._logits = torch.zeros(most, decoder.spec.vocab_size, device=device)
-        # Positions, slots and rows; a padding token is the first of row 0, written elsewhere.
+        # Positions, slots and rows; a padding token is row 0's first, with the spare slot.
         self._padding = torch.zeros(3, most, dtype=torch.int32, device=device)
         self._padding[1] = limits.spare_slot
         self._places = self._padding.clone()
@@ -108,18 +114,24 @@ class GraphRunner:
             for count in limits.row_counts
         }
         self._row_counts = list(self._newest)
-        self._passed: Tensor | None = None  # states whose logits are there already
-        # Every token may be a row of its own, as where costs are measured.
+        self._passed: Tensor | None = None  # states whose logits are already computed
+        # Every token may be a row of its own, as when costs are measured.
         shape = (max(limits.max_rows, most), self._widths[-1])
         self._tables = torch.zeros(shape, dtype=torch.int32, device=device)
         self._rooms: dict[int, _Room | None] = {}  # by number of tokens
-        self._tables_of: Tensor | None = None  # whose copy `_tables` holds
-        self._places_of: TokenBatch | None = None  # likewise
+        self._tables_of: Tensor | None = None  # the block tables copied to `_tables`
+        self._places_of: TokenBatch | None = None  # the batch copied to `_places`
+
+    @property
+    def sizes(self) -> str:
+        """The sizes that graphs are captured for, as text: what is larger costs more."""
+        limits = self._limits
+        return f"{list(limits.token_counts)}, {limits.row_counts}, {limits.widths}"
 
     @torch.inference_mode()
     def prepare(self) -> None:
         """Capture every part in every size, so that no step has to wait for it."""
-        for count in reversed(self._limits.token_counts):  # what the largest needs serves all
+        for count in reversed(self._limits.token_counts):  # largest first: its memory serves all
             for index, width in product(range(len(self._segments)), self._widths):
                 if self._segments[index].num_layers:
                     self._segment(index, count, width)
@@ -161,7 +173,7 @@ class GraphRunner:
             self._places_of = batch
         self._load_tables(batch.block_tables)
         replay()
-        # A new tensor: tokens may wait at the boundary while the same graph runs again.
+        # A copy: tokens may wait at the boundary while the same graph runs again.
         return room.result.clone()
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -177,7 +189,7 @@ class GraphRunner:
         return room.logits
 
     def heads(self, heads: ExitHeads) -> ExitHeads:
-        """The same exit heads, captured."""
+        """Return the same exit heads, captured as graphs."""
         counts = self._limits.token_counts
         graphs = [HeadGraph(h, self._hidden[:1], self._capture, counts) for h in heads.heads]
         for graph in graphs:
@@ -185,13 +197,12 @@ class GraphRunner:
         return replace(heads, heads=graphs)
 
     def _room(self, num_tokens: int) -> _Room | None:
-        """Where so many tokens lie; None: they are more than any graph is for."""
+        """Return the views for a number of tokens; None if it is too large for any graph."""
         if num_tokens not in self._rooms:
-            self._rooms[num_tokens] = self._measure(num_tokens)
+            self._rooms[num_tokens] = self._make_room(num_tokens)
         return self._rooms[num_tokens]
 
-    def _measure(self, num_tokens: int) -> _Room | None:
-        """See `_room`."""
+    def _make_room(self, num_tokens: int) -> _Room | None:
         count = fitting(self._limits.token_counts, num_tokens)
         if count is None:
             return None
@@ -252,7 +263,7 @@ class GraphRunner:
 
     def _captured(self, key: tuple[str, int, int], run: Callable[[], None]) -> Replay:
         if key not in self._replays:
-            # Captured on padding: what the buffers name from the call before is others' by now.
+            # Captured on padding: slots in the buffers from an earlier call may be in use by now.
             self._places.copy_(self._padding)
             self._places_of = None
             self._replays[key] = self._capture(run)

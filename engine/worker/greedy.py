@@ -1,18 +1,15 @@
-"""Greedy choice: with candidates in order of their worth, only how many of them to take is open.
-
-Knows numbers only.
-"""
+"""Greedy choice: how many of the candidates, ranked by worth, to take. Knows numbers only."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-_NEGLIGIBLE = 0.01  # a survival below it is not worth the arithmetic
+_NEGLIGIBLE = 0.01  # survival below which a draft is not considered
 
 
 def best_count(scores: Iterable[float], floor: float) -> int:
     """Return how many of the first candidates to take; 0 if no number of them beats taking none.
 
     Args:
-        scores: Of taking the first one, the first two, and so on.
+        scores: The scores of taking the first one, the first two, and so on.
         floor: The score of taking none.
     """
     best, count = floor, 0
@@ -28,15 +25,15 @@ def best_prefixes(
     seconds_with: Callable[[int], float],
     longest_s: float,
 ) -> list[int]:
-    """Return how many drafts of every run to take, so that tokens per second rise most.
+    """Return how many drafts of every run to take for the most tokens per second.
 
-    Survivals fall along a run, so that the best drafts of all runs are prefixes of them.
+    Survivals fall along a run, so the best drafts of all runs are prefixes of the runs.
 
     Args:
         runs: The survivals of each run's drafts.
-        expected: Tokens of the step without any of them.
-        seconds_with: The step's seconds with so many of them in all.
-        longest_s: What the step may take at most.
+        expected: Expected tokens of the step without any of the drafts.
+        seconds_with: The step's seconds, given the number of drafts taken in all.
+        longest_s: Most seconds that the step may take.
     """
     if not any(runs):
         return [0] * len(runs)

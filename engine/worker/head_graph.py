@@ -1,4 +1,4 @@
-"""Exit heads as graphs; see `graph_runner` for what that is for."""
+"""Exit heads as CUDA graphs; `graph_runner` says what graphs are for."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from engine.model.exit_head import Head
-from engine.worker.capture import TOKEN_COUNTS, Capture, Replay, fitting
+from engine.worker.capture import CAPTURED_COUNTS, Capture, Replay, fitting
 
-_LONGEST_RUN = 16  # tokens of one stream that a captured head follows
+_LONGEST_RUN = 16  # most tokens of a single row's run that a captured head follows
 
 
 @dataclass(frozen=True, slots=True)
 class _HeadRoom:
-    """Where the tokens of a call lie in a head's buffers, and the graph that reads them there."""
+    """Views of a head's buffers for a call of one size, and the graph that reads them."""
 
     replay: Replay
     padding: Tensor
@@ -25,25 +25,30 @@ class _HeadRoom:
 
 
 class HeadGraph:
-    """An exit head that is replayed; see `ExitHead` for what it computes.
+    """An exit head that replays graphs; see `ExitHead` for what it computes.
 
-    There are graphs for tokens that each begin a run, as many streams have them, and graphs for one
-    run of several, as one stream has behind what it looked up.
+    There are graphs for runs of one token each, as many rows have, and graphs for a single run of
+    several tokens, as one row has after a look-up.
     """
 
     def __init__(
-        self, head: Head, like: Tensor, capture: Capture, token_counts: Sequence[int] = TOKEN_COUNTS
+        self,
+        head: Head,
+        like: Tensor,
+        capture: Capture,
+        token_counts: Sequence[int] = CAPTURED_COUNTS,
     ) -> None:
-        """Args:
-        like: [1, E], of the model's data type and device.
+        """
+        Args:
+            like: [1, E], a tensor of the model's data type and device.
         """
         self._head = head
         self._token_counts = token_counts
         self._run_lengths = [count for count in token_counts if 1 < count <= _LONGEST_RUN]
         self._capture = capture
-        # Buffers are ordinary tensors, whatever mode they are made in: any call may write them.
+        # Made as ordinary tensors even in inference mode, so that any call may write them.
         with torch.inference_mode(False):
-            # A graph's previous states, and behind them its hidden states.
+            # A graph's previous states, followed by its hidden states.
             self._inputs = like.new_zeros(2 * token_counts[-1], like.shape[1])
             self._padding = like.new_zeros(token_counts[-1], like.shape[1])
         self._replays: dict[tuple[int, int], tuple[Replay, tuple[Tensor, Tensor, Tensor]]] = {}
@@ -51,12 +56,12 @@ class HeadGraph:
 
     @property
     def exit_layer(self) -> int:
-        """The layer whose hidden states it reads."""
+        """The layer whose hidden states the head reads."""
         return self._head.exit_layer
 
     @torch.inference_mode()
     def prepare(self) -> None:
-        """Capture it for every number of tokens."""
+        """Capture the head for every number of tokens."""
         for count in reversed(self._token_counts):
             self._captured(count, count)
         for count in reversed(self._run_lengths):
@@ -70,15 +75,15 @@ class HeadGraph:
         if key not in self._rooms:
             self._rooms[key] = self._room(*key)
         room = self._rooms[key]
-        if room is None:  # called, token by token of every run
+        if room is None:  # run eagerly
             return self._head(hidden, previous, lengths)
         torch.cat((previous, room.padding, hidden), out=room.inputs)  # one launch
         room.replay()
-        # Rows keep their state until their next draft.
+        # Rows keep their states until their next draft.
         return room.states.clone(), room.logits, room.other
 
     def _room(self, num_tokens: int, num_runs: int) -> _HeadRoom | None:
-        """Where so many tokens lie, and their graph; None: there is none."""
+        """Return the views and the graph for a call of this size; None if there is no graph."""
         is_run = num_runs == 1 < num_tokens
         count = fitting(self._run_lengths if is_run else self._token_counts, num_tokens)
         if count is None or 1 < num_runs < num_tokens:
@@ -91,7 +96,7 @@ class HeadGraph:
         return _HeadRoom(replay, padding, inputs, states, logits, other)
 
     def _captured(self, num_runs: int, count: int) -> tuple[Replay, tuple[Tensor, Tensor, Tensor]]:
-        """So many tokens, all of one run or each of its own."""
+        """Return the graph for `count` tokens in equally long runs, and its result buffers."""
         key = (num_runs, count)
         if key not in self._replays:
             previous, hidden = self._inputs[: num_runs + count].split((num_runs, count))

@@ -1,7 +1,7 @@
-"""Log-probabilities of chosen tokens from unprocessed logits, for all positions that want them at
-once, with one read of the device for all.
+"""Log-probabilities of chosen tokens from unprocessed logits, computed for all positions that want
+them with one read of the device.
 
-A position's numbers do not depend on who is read beside it. Knows logits and token ids only.
+A position's numbers do not depend on the others read with it. Knows logits and token ids only.
 """
 
 import logging
@@ -20,13 +20,13 @@ from engine.worker.upload import upload
 
 logger = logging.getLogger(__name__)
 
-_PIECE = 32  # positions whose log-probabilities exist at once
-_ALIGNED = 4  # floats that a GPU reads together
+_PIECE = 32  # positions computed at once, to limit memory
+_ALIGNED = 4  # number of floats that a GPU reads at once
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One position's: of its token, and of the most likely ones."""
+    """The log-probabilities that one position wants: its token's and the most likely tokens'."""
 
     place: int  # row of the logits
     token_id: int
@@ -34,7 +34,7 @@ class Wanted:
 
 
 def read_logprobs(logits: Tensor, wanted: Sequence[Wanted]) -> list[TokenLogprobs]:
-    """Log-probabilities at some rows of the logits [T, V], in the order they are wanted."""
+    """Return log-probabilities at some rows of the logits [T, V], in the order of `wanted`."""
     pieces = _pieces(wanted)
     if not pieces:
         return []
@@ -60,8 +60,9 @@ def read_logprobs(logits: Tensor, wanted: Sequence[Wanted]) -> list[TokenLogprob
 def read_for_rows(
     logits: Tensor, wanted: Mapping[int, Sequence[Wanted]]
 ) -> dict[int, list[TokenLogprobs] | None]:
-    """By row of a step what it wants, read at once; after a fault row by row, and None for whose
-    fault it is.
+    """Return the log-probabilities that each row of a step wants, by row.
+
+    They are read at once. After a fault they are read row by row, and a row at fault gets None.
     """
     try:
         read = iter(read_logprobs(logits, [one for mine in wanted.values() for one in mine]))
@@ -79,7 +80,10 @@ def read_for_rows(
 
 
 def _pieces(wanted: Sequence[Wanted]) -> list[list[int]]:
-    """Indices of positions that want equally many: among equals, which are listed minds that."""
+    """Group the indices of positions by the number of top tokens they want.
+
+    Which of equally likely tokens are listed depends on that number, so it is the position's own.
+    """
     alike: dict[int, list[int]] = {}
     for index, one in enumerate(wanted):
         alike.setdefault(one.num_top, []).append(index)
@@ -91,8 +95,8 @@ def _pieces(wanted: Sequence[Wanted]) -> list[list[int]]:
 
 
 def _facts(logits: Tensor, wanted: Sequence[Wanted]) -> Tensor:
-    """[T', 2 + 2 k] float64, which holds all of it as it is: the token's log-probability and rank,
-    the ids of the k most likely tokens, their log-probabilities.
+    """Return [T', 2 + 2 k]: a token's log-probability and rank, then the ids of the k most likely
+    tokens, then their log-probabilities. float64 holds all of these exactly.
     """
     logprobs = _log_softmax(take_rows(logits, [one.place for one in wanted]))
     token_ids = upload([one.token_id for one in wanted], torch.int64, logits.device)
@@ -106,15 +110,16 @@ def _log_softmax(logits: Tensor) -> Tensor:
     rest = -logits.shape[1] % _ALIGNED
     if not logits.is_cuda or not rest:
         return logits.log_softmax(-1)
-    # A GPU sums a row that begins between two of its reads in another order: let none begin there.
+    # A GPU sums a row in another order if it begins between two reads: pad so that none does.
     padded = F.pad(logits, (0, rest), value=float("-inf"))
     return padded.log_softmax(-1)[:, : logits.shape[1]]
 
 
 def most_likely(logprobs: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Values and indices [T, count], the greatest first.
+    """Return the `count` greatest values and their indices [T, count], the greatest first.
 
-    Which of equals a GPU takes minds how many rows there are; so there every key is another.
+    Which of equal values a GPU takes depends on the number of rows, so there all keys are made
+    distinct.
     """
     if not logprobs.is_cuda:
         best = logprobs.topk(count)
@@ -124,7 +129,7 @@ def most_likely(logprobs: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _distinct_keys(values: Tensor) -> Tensor:
-    """int64 in the order of the float32 values [T, V], and among equals the lower index greater."""
+    """Return int64 keys that order the float32 values [T, V], and equals by descending index."""
     bits = values.contiguous().view(torch.int32)
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # floats are stored as sign and magnitude
     return (ordered.long() << 32) - torch.arange(values.shape[1], device=values.device)

@@ -1,8 +1,8 @@
-"""The worker process: `python -m engine.worker.main SOCKET PIPE SECONDS SOCKET`. Reads plans from a
-socket and answers; shows in a pipe, every so many seconds, that it is alive; prepares the
-structures that come over the other socket.
+"""The worker process: `python -m engine.worker.main SOCKET PIPE SECONDS SOCKET`.
 
-Ends when socket or pipe close, that is when the server is gone: a worker never outlives its server.
+It reads plans from the first socket and answers them, writes a heartbeat to the pipe at an interval
+of SECONDS, and prepares the structures that come over the second socket. It ends when the first
+socket or the pipe closes, that is when the server is gone: a worker never outlives its server.
 """
 
 import logging
@@ -21,13 +21,13 @@ from engine.worker.connection import Connection
 from engine.worker.preparing import Preparing
 from engine.worker.worker import ModelWorker
 
-# What the server does between steps takes microseconds, and somebody waits for it. With as many
-# threads computing as there are cores it would get its turn only when one of them has had its own.
+# The server's work between steps takes microseconds, and clients wait for it. Without this, if as
+# many threads compute as there are cores, the server would wait for one of them to be preempted.
 _NICENESS = 3
 
 logger = logging.getLogger("engine.worker")
 
-_IDLE_S = 0.02  # without a plan
+_IDLE_S = 0.02  # time without a plan after which the worker counts as idle
 
 
 def serve(connection: Connection, preparations: Connection) -> None:
@@ -51,14 +51,14 @@ def serve(connection: Connection, preparations: Connection) -> None:
 
 
 def rest(worker: ModelWorker, connection: Connection) -> None:
-    """What there is to do between steps: little while plans come, more once they do not."""
+    """Do what can wait between steps: little while plans come, more once they do not."""
     worker.rest(is_idle=False)
     while not connection.is_readable(_IDLE_S) and worker.rest(is_idle=True):
         pass
 
 
 def execute(worker: ModelWorker, plan: StepPlan) -> Message:
-    """A plan's result, or the failure it ended in."""
+    """Execute a plan; return its result, or the failure it ended in."""
     try:
         return worker.execute(plan)
     except Exception as error:
@@ -67,9 +67,9 @@ def execute(worker: ModelWorker, plan: StepPlan) -> Message:
 
 
 def main() -> int:
-    """Entry point."""
-    # The server decides when its worker ends; signals to the process group reach both of them, and
-    # the server may want to let open requests finish.
+    """Run the worker process; return its exit status."""
+    # Signals to the process group reach server and worker. The server decides when its worker ends:
+    # it may let open requests finish first.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.nice(_NICENESS)

@@ -1,29 +1,32 @@
-"""How far steps of one kind take longer, as a whole, than their parts are said to."""
+"""Measures by what factor whole steps of one kind take longer than their parts."""
 
 from math import exp, log
 
-_RATE = 0.05  # of what a step tells; the first ones tell more
-_MOST = 0.5  # logarithm of the factor that one step may claim: a pause is no price
-_MOST_AT_FIRST = 1.5
-_FEWEST = 2  # steps that tell anything
+_RATE = 0.05  # share of a step's error that is learned; the first steps count more
+_MOST = 0.5  # greatest logarithm of an observed factor; a pause of the machine is not a cost
+_MOST_AT_FIRST = 1.5  # the same while little has been measured
+_FEWEST = 2  # fewest steps that make a measurement
 _LEAST_S = 1e-9
 
 
 class MeasuredBias:
-    """Follows steps that were measured from begin to end: the host's work around the parts, and
-    whatever else no part's cost knows of.
+    """The factor between the measured seconds of whole steps and the modelled ones.
+
+    It covers the host's work around the parts, and whatever else the parts' costs leave out.
     """
 
     def __init__(self, like: "MeasuredBias | None" = None) -> None:
-        """Args:
-        like: Of similar steps: it is begun with, and forgotten as fast as nothing.
+        """
+        Args:
+            like: The bias of similar steps, to start with; measurements replace it just as fast as
+                they replace 1.0.
         """
         self._log: float = 0.0 if like is None else like._log
         self._num_seen = 0
 
     @property
     def is_begun(self) -> bool:
-        """Whether there is any measurement that another one agrees with, or corrects."""
+        """Whether at least two steps were measured, so that one can correct the other."""
         return self._num_seen >= _FEWEST
 
     @property
@@ -33,7 +36,7 @@ class MeasuredBias:
 
     @property
     def factor(self) -> float:
-        """What a step takes for every second that its parts are said to take."""
+        """Measured seconds of a step per modelled second."""
         return exp(self._log)
 
     def observe(self, modelled_s: float, took_s: float) -> None:
@@ -43,11 +46,11 @@ class MeasuredBias:
         self._log += max(1.0 / (self._num_seen + 1), _RATE) * error
 
     def plausible(self, modelled_s: float, took_s: float) -> float:
-        """Seconds that a step may have taken: what it took, unless that was a pause."""
+        """Return the seconds that a step took, limited if there was a pause of the machine."""
         return modelled_s * exp(self._log + self._error(modelled_s, took_s))
 
     def _error(self, modelled_s: float, took_s: float) -> float:
-        """Logarithm of how far a step took longer than was to be expected."""
+        """Return the logarithm of the factor by which a step took longer than expected, limited."""
         most = _MOST if self.is_known else _MOST_AT_FIRST
         error = log(max(took_s, _LEAST_S) / max(modelled_s, _LEAST_S)) - self._log
         return min(max(error, -most), most)

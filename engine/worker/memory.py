@@ -1,4 +1,4 @@
-"""How much memory the KV cache may take: what the weights and the largest step leave."""
+"""Determines how much memory the KV cache may take: what weights and the largest step leave."""
 
 import os
 from contextlib import suppress
@@ -11,15 +11,15 @@ from engine.model.decoder import Decoder, Segment
 from engine.model.ops.interface import LayerCache, TokenBatch
 
 DEFAULT_GPU_UTILIZATION = 0.9
-_CPU_SHARE = 0.25  # of what is free; the rest is for the system and its file cache
+_CPU_SHARE = 0.25  # share of free memory; the rest is for the system and its file cache
 
 
 def free_bytes(device: torch.device) -> int:
-    """What could be allocated now."""
+    """Return the bytes that could be allocated now."""
     if device.type == "cuda":
         free: int = torch.cuda.mem_get_info(device)[0]
         return free
-    with suppress(OSError):  # what the system would give up counts as free
+    with suppress(OSError):  # memory that the system would reclaim counts as free
         for line in Path("/proc/meminfo").read_text().splitlines():
             name, _, value = line.partition(":")
             if name == "MemAvailable":
@@ -28,19 +28,22 @@ def free_bytes(device: torch.device) -> int:
 
 
 def cpu_budget() -> int:
-    """Bytes on a CPU."""
+    """Return the bytes for the KV cache on a CPU."""
     return int(free_bytes(torch.device("cpu")) * _CPU_SHARE)
 
 
 def gpu_budget(utilization: float, num_free: int, num_total: int) -> int:
-    """Bytes on a GPU, of which the largest step has been run, so that nothing else will grow.
+    """Return the bytes for the KV cache on a GPU.
+
+    The largest step must have been run, so that nothing else will grow.
 
     Args:
         utilization: Share of the GPU's memory that this process may have in all.
-        num_free: Bytes; what torch keeps for its next allocation is not free.
+        num_free: Free bytes, without what torch keeps for its next allocations.
+        num_total: Bytes of the GPU's memory.
 
     Raises:
-        ModelLoadError: if nothing is left.
+        ModelLoadError: Nothing is left.
     """
     budget = int(utilization * num_total) - (num_total - num_free)
     if budget <= 0:
@@ -53,7 +56,10 @@ def gpu_budget(utilization: float, num_free: int, num_total: int) -> int:
 
 @torch.inference_mode()
 def run_largest(decoder: Decoder, num_tokens: int, num_logits: int) -> None:
-    """One layer and the head on as many tokens as a step can have: what they need, all need."""
+    """Run one layer and the LM head on as many tokens as a step can have.
+
+    All layers need the same memory.
+    """
     spec, ops = decoder.spec, decoder.ops
     shape = (1, spec.num_kv_heads, spec.head_size)
     places = torch.zeros(num_tokens, dtype=torch.int32, device=ops.device)
@@ -64,4 +70,4 @@ def run_largest(decoder: Decoder, num_tokens: int, num_logits: int) -> None:
     )
     decoder.run(decoder.embed(places), Segment(0, 1), cache, batch)
     logits = decoder.logits(empty.new_zeros(num_logits, spec.hidden_size))
-    logits.softmax(-1).log()  # sampling holds two more of them
+    logits.softmax(-1).log()  # sampling holds two more tensors of that size

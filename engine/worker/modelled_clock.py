@@ -1,7 +1,7 @@
-"""A clock that goes by what parts of a step are said to cost, not by what they take: comparisons by
-it are not disturbed by other work on the machine, and come out the same every time.
+"""A clock that advances by the modelled cost of the parts of a step, not by the time they take.
 
-Whatever runs between the parts takes no time of its own.
+Comparisons made with it are not disturbed by other work on the machine and are reproducible. What
+runs between the parts takes no time.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,12 @@ from engine.worker.segment_runner import NewestTokens, SegmentRunner
 
 
 class ModelledClock:
-    """In seconds; moved on by the runner and the heads that it is given to watch."""
+    """A clock in seconds, advanced by the runner and the heads that it watches."""
 
     def __init__(self, cost: CostModel) -> None:
-        """Args:
-        cost: Of the parts of the steps it watches.
+        """
+        Args:
+            cost: Cost of the parts of the steps.
         """
         self.cost = cost
         self._now = 0.0
@@ -29,15 +30,15 @@ class ModelledClock:
         return self._now
 
     def advance(self, seconds: float) -> None:
-        """A part has run."""
+        """Advance the clock: a part has run."""
         self._now += seconds
 
     def watch_runner(self, runner: SegmentRunner) -> SegmentRunner:
-        """A runner that does the same, on this clock."""
+        """Return a runner that does the same and advances this clock."""
         return _WatchedRunner(runner, self)
 
     def watch_heads(self, heads: ExitHeads) -> ExitHeads:
-        """Heads that do the same, on this clock."""
+        """Return heads that do the same and advance this clock."""
         watched = [_WatchedHead(head, index, self) for index, head in enumerate(heads.heads)]
         return replace(heads, heads=watched)
 
@@ -50,7 +51,7 @@ class _WatchedRunner:
         self._clock = clock
 
     def run_through(self, tokens: NewestTokens) -> Tensor | None:
-        return None  # parts are what has a cost
+        return None  # only parts have a cost
 
     def embed(self, token_ids: Tensor) -> Tensor:
         return self._runner.embed(token_ids)

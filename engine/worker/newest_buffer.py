@@ -1,7 +1,8 @@
-"""Where a GPU finds the newest tokens of a step that only decodes.
+"""The device buffer for the newest tokens of a step that only decodes.
 
-Between tokens read and the next pass launched a GPU has nothing to do, so this is the shortest way
-there: numbers written into pinned memory that is there already, and one copy.
+A GPU idles from the time its tokens are read until the next pass is launched, so this is the
+shortest way to send tokens: they are written to pinned memory allocated before, and sent by one
+copy.
 """
 
 from collections.abc import Sequence
@@ -14,12 +15,13 @@ class NewestBuffer:
     """Token ids, positions, slots and rows of a fixed number of tokens."""
 
     def __init__(self, size: int, spare_slot: int, device: torch.device) -> None:
-        """Args:
-        size: Tokens.
-        spare_slot: Of the KV pool, no sequence's: where padding is written.
+        """
+        Args:
+            size: Number of tokens.
+            spare_slot: Slot of the KV pool that no sequence has, for padding.
         """
         self.there = torch.zeros(4, size, dtype=torch.int32, device=device)
-        # Two in turns: one may still be on its way where a step was given up.
+        # Two in turns: one may still be on its way if a step was abandoned.
         is_away = device.type == "cuda"
         self._here = [self.there.new_zeros(4, size, device="cpu") for _ in range(2)]
         if is_away:
@@ -30,12 +32,11 @@ class NewestBuffer:
         self.send([], [[]] * 3)
 
     def send(self, token_ids: Sequence[int] | Tensor, places: Sequence[Sequence[int]]) -> None:
-        """Fill the buffer; what is left of it becomes padding: row 0's first token, written
-        elsewhere.
+        """Fill the buffer; the rest of it becomes padding: row 0's first token with the spare slot.
 
         Args:
-            token_ids: A tensor: they are on the device only; what is no token there (-1) becomes
-                token 0.
+            token_ids: [T]. If a tensor, they are known on the device only, and -1, where no token
+                was chosen, becomes token 0.
             places: Positions, slots and rows.
         """
         self._here.reverse()

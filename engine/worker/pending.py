@@ -1,4 +1,4 @@
-"""Give drafts to rows and take them away, with the step's estimate kept up to date."""
+"""Adds drafts to rows and removes them, and keeps the step's estimate up to date."""
 
 from collections.abc import Sequence
 

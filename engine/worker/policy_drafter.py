@@ -1,8 +1,9 @@
-"""Where drafts come from: a look-up in the row's own text, and exit heads. The policy picks.
+"""Makes drafts from two sources: prompt look-up in the row's own text, and exit heads. The policy
+picks.
 
-Look-up drafts enter segment 0 together with the token they follow. At the first exit the head has a
-say in them (`lookup_screen`), and where it expects something better (`head_offers`), that takes
-their place.
+Look-up drafts enter segment 0 together with the token they follow. At the first exit the head
+screens them (`prompt_lookup_screen`); where it expects something better (`head_offers`), that
+replaces them.
 """
 
 import time
@@ -15,29 +16,30 @@ from engine.plan import RowResult
 from engine.worker.alternates import Alternates
 from engine.worker.chances import LOOKUP, Chance, Chances
 from engine.worker.drafting_switch import StepOutcome
-from engine.worker.exit_look import Arrival, Opinion, first_unseen
+from engine.worker.exit_choice import EvaluationRequest
+from engine.worker.exit_evaluator import Arrival, Opinion, first_unseen
 from engine.worker.exit_policy import ExitPolicy
 from engine.worker.head_offers import HeadOffers
-from engine.worker.lookup_drafts import LookupDrafts
-from engine.worker.lookup_screen import LookupScreen
 from engine.worker.pending import append
+from engine.worker.prompt_lookup_drafts import PromptLookupDrafts
+from engine.worker.prompt_lookup_screen import PromptLookupScreen
 from engine.worker.row import Draft, Row
 from engine.worker.step_estimate import StepEstimate
 from engine.worker.step_watch import StepWatch
 from engine.worker.thresholds import Thresholds
 
 
-class Look(Protocol):
-    """What exits expect: an `ExitLook`, or what was recorded of one (training)."""
+class Evaluator(Protocol):
+    """A source of exit heads' opinions: an `ExitEvaluator`, or a recording of one (training)."""
 
     def opinions(
         self, exit_index: int, arrivals: Sequence[Arrival], hidden: Tensor
     ) -> list[list[Opinion]]:
-        """See `ExitLook.opinions`."""
+        """See `ExitEvaluator.opinions`."""
 
 
 class PolicyDrafter:
-    """Implements `Drafter`: look-up and exit heads at work, as the policy wants it."""
+    """Implements `Drafter` with prompt look-up and exit heads, as the policy decides."""
 
     def __init__(
         self,
@@ -45,32 +47,33 @@ class PolicyDrafter:
         chances: Chances,
         *,
         exit_layers: Sequence[int] = (),
-        exit_look: Look | None = None,
+        exit_evaluator: Evaluator | None = None,
         has_lookup: bool = True,
         threshold: float | None = None,
         clock: Callable[[], float] = time.perf_counter,
         is_queued: bool = False,
     ) -> None:
-        """Args:
-        exit_look: The heads at `exit_layers`; None: there are none.
-        threshold: Fixed threshold of rows that ask for none; None: the policy decides.
-        clock: In seconds: what a look takes.
-        is_queued: Calls return before the device has computed.
+        """
+        Args:
+            exit_evaluator: Evaluates the heads at `exit_layers`; None: there are no heads.
+            threshold: Fixed threshold of rows that ask for none; None: the policy decides.
+            clock: In seconds; times the evaluations of exits.
+            is_queued: Whether calls return before the device has computed.
         """
         self.exit_layers = list(exit_layers)
         self._policy = policy
         self._cost = policy.cost
         self._chances = chances
         self._thresholds = Thresholds(threshold)
-        self._lookup = LookupDrafts(chances) if has_lookup else None
-        self._screen = LookupScreen(policy, chances, self._thresholds)
+        self._lookup = PromptLookupDrafts(chances) if has_lookup else None
+        self._screen = PromptLookupScreen(policy, chances, self._thresholds)
         self._offers = HeadOffers(chances, self._thresholds)
         self._alternates = Alternates(policy, chances)
-        self._exit_look = exit_look
+        self._exit_evaluator = exit_evaluator
         self._watch = StepWatch(clock, is_queued=is_queued)
-        self._is_plain = False  # the policy found nothing to do in this step
-        self._all_free = self._any_free = False  # rows that the policy decides about, in this step
-        self._is_judged = False  # this step tells whether drafting pays
+        self._is_plain = False  # nothing was looked up, and no exit is worth evaluating
+        self._all_free = self._any_free = False  # whether the policy decides about all, any rows
+        self._is_judged = False  # whether this step tells if drafting pays
         self._verdicts: list[tuple[Chance, bool]] = []  # not learned from yet
 
     def begin(self, rows: Sequence[Row], estimate: StepEstimate) -> bool:
@@ -96,9 +99,9 @@ class PolicyDrafter:
             if not (row.num_waiting and row.num_room and row.state.start.early_exit.lookup):
                 continue
             if fixed_for(row) is not None:
-                drafts = self._lookup.behind(row)
+                drafts = self._lookup.after_pending(row)
                 append(row, drafts[: self._thresholds.num_sure(row, drafts)], estimate)
-            elif self._policy.is_drafting and (drafts := self._lookup.behind(row)):
+            elif self._policy.is_drafting and (drafts := self._lookup.after_pending(row)):
                 free.append((row, drafts))
         num_waiting = sum(row.num_waiting for row in rows)
         runs = [[draft.survival for draft in drafts] for _, drafts in free]
@@ -110,13 +113,13 @@ class PolicyDrafter:
             estimate.seconds += lost_s
             estimate.is_ahead = False
 
-    def will_look(self, rows: Sequence[Row], estimate: StepEstimate) -> bool:
-        """See `Drafter.will_look`."""
-        self._is_plain = not self._wants_look(self._able(rows), estimate)
+    def will_evaluate_exits(self, rows: Sequence[Row], estimate: StepEstimate) -> bool:
+        """See `Drafter.will_evaluate_exits`."""
+        self._is_plain = not self._wants_evaluation(self._able(rows), estimate)
         return not self._is_plain
 
     def catch_up(self) -> None:
-        """See `Drafter.catch_up`: what the step before has taught."""
+        """See `Drafter.catch_up`: learn what the step before has taught."""
         for chance, accepted in self._verdicts:
             self._chances.learn(chance, accepted=accepted)
         self._verdicts.clear()
@@ -130,45 +133,45 @@ class PolicyDrafter:
         if self._fixed(rows):
             return True
         if self._policy.is_control and not self._watch.tells_of_plain_steps:
-            return False  # one more is to come that does
-        # What a look-up will say is not known; where it says nothing now, it seldom does next.
-        return self._exit_look is not None and self._policy.will_look_next(len(able))
+            return False  # this control cannot be measured; the next step is one as well
+        # What a look-up will find is not known; after finding nothing it seldom does so next.
+        return self._exit_evaluator is not None and self._policy.will_evaluate_next(len(able))
 
     def wants_states(self, rows: Sequence[Row]) -> bool:
         """See `Drafter.wants_states`."""
-        if self._exit_look is None:
+        if self._exit_evaluator is None:
             return False
-        return self._policy.may_look_next or bool(self._fixed(rows))
+        return self._policy.may_evaluate_next or bool(self._fixed(rows))
 
-    def look(
+    def evaluate_exit(
         self,
         exit_index: int,
         arrivals: Sequence[Arrival],
         hidden: Tensor,
         estimate: StepEstimate,
     ) -> None:
-        """See `Drafter.look`."""
-        if self._exit_look is None:
+        """See `Drafter.evaluate_exit`."""
+        if self._exit_evaluator is None:
             return
         able = [a for a in arrivals if a.row.is_draftable and a.row.estimates]
-        lookers, offered = self._lookers(exit_index, able, estimate)
-        if not lookers:
+        evaluated, offered = self._to_evaluate(exit_index, able, estimate)
+        if not evaluated:
             return
         started = self._watch.now()
-        views = self._exit_look.opinions(exit_index, lookers, hidden)
+        views = self._exit_evaluator.opinions(exit_index, evaluated, hidden)
         num_tokens = sum(map(len, views))
         estimate.seconds += self._cost.head(exit_index, num_tokens)
         if exit_index == 0 and any(len(view) > 1 for view in views):  # else nothing was looked up
-            self._screen.screen(lookers, views, estimate)
-        fixed, free = self._offers.make(exit_index, lookers, views)
+            self._screen.screen(evaluated, views, estimate)
+        fixed, free = self._offers.make(exit_index, evaluated, views)
         for offer in fixed:
             offer.take(exit_index, estimate)
-        candidates = [offer.candidate for offer in free]
-        chosen = self._policy.select(exit_index, candidates, estimate, len(fixed))
-        self._policy.observe_look(exit_index, offered, [candidates[i] for i in chosen], estimate)
+        gains = [offer.gain for offer in free]
+        chosen = self._policy.select(exit_index, gains, estimate, len(fixed))
+        self._policy.observe_evaluation(exit_index, offered, [gains[i] for i in chosen], estimate)
         for index in chosen:
             free[index].take(exit_index, estimate)
-        seen = zip((arrival.row for arrival in lookers), views, strict=True)
+        seen = zip((arrival.row for arrival in evaluated), views, strict=True)
         left = [(row, view) for row, view in seen if self._thresholds.of(row) is None]
         self._alternates.add(exit_index, left, estimate)
         seconds = self._watch.part(self._watch.now() - started)
@@ -196,7 +199,7 @@ class PolicyDrafter:
     def learn(
         self, rows: Sequence[Row], results: Sequence[RowResult], estimate: StepEstimate
     ) -> None:
-        """Calibrate on verified guesses; judge whether drafting pays on steps that only decode."""
+        """Calibrate on verified guesses; on steps that only decode, judge whether drafting pays."""
         for row, result in zip(rows, results, strict=True):
             if row.guesses:
                 self._learn_row(row, result.token_ids)
@@ -209,12 +212,12 @@ class PolicyDrafter:
     def _judge(
         self, rows: Sequence[Row], results: Sequence[RowResult], estimate: StepEstimate
     ) -> None:
-        """Hold the step against what it took."""
+        """Compare what the step brought with what it took."""
         watch, is_off = self._watch, not self._policy.is_drafting
         only_decodes = self._is_judged or all(row.plan.only_decodes for row in rows)
         tells_of_plain = only_decodes and not self._fixed(rows) and watch.tells_of_plain_steps
         took_s = watch.end(is_plain=is_off and only_decodes)
-        if is_off and self._any_free:  # pauses pass where the policy would have had a say
+        if is_off and self._any_free:  # a pause counts steps that the policy would have decided on
             self._policy.pass_by(len(rows), took_s if tells_of_plain else None)
         elif self._is_plain and self._is_judged and watch.is_queued:
             self._policy.observe_straight(len(rows), None if watch.ran_ahead else took_s)
@@ -229,40 +232,45 @@ class PolicyDrafter:
             )
             self._policy.observe_step(outcome)
 
-    def _wants_look(self, rows: Sequence[Row], estimate: StepEstimate) -> bool:
-        """See `Drafter.will_look`, of rows that may draft."""
-        if self._exit_look is None:
+    def _wants_evaluation(self, rows: Sequence[Row], estimate: StepEstimate) -> bool:
+        """See `Drafter.will_evaluate_exits`; these rows may draft."""
+        if self._exit_evaluator is None:
             return False
         if self._fixed(rows):
             return True
-        # Without states to read there is nothing to see yet: they are kept from now on.
-        return self._policy.will_look(len(rows), estimate) and any(row.estimates for row in rows)
+        # Heads need the last hidden states of the step before, which are kept from now on.
+        has_states = any(row.estimates for row in rows)
+        return self._policy.will_evaluate(len(rows), estimate) and has_states
 
-    def _lookers(
+    def _to_evaluate(
         self, exit_index: int, arrivals: Sequence[Arrival], estimate: StepEstimate
     ) -> tuple[list[Arrival], float]:
-        """Rows that the exit looks at, and what those left to the policy offer in sum."""
+        """Return the arrivals to evaluate, and the sum of what those chosen by the policy offer."""
         fixed: list[Arrival] = []
         free = arrivals
         if not self._all_free:
             fixed = [a for a in arrivals if self._thresholds.of(a.row) is not None]
             free = [a for a in arrivals if self._thresholds.of(a.row) is None]
-        chances = [(_hope(a), len(a.row.drafts) + 1 - first_unseen(a)) for a in free]
-        places = self._policy.rows_to_look_at(exit_index, chances, estimate)
-        return [*fixed, *(free[i] for i in places)], sum(chances[i][0] for i in places)
+        requests = [
+            EvaluationRequest(_worth_share(a), len(a.row.drafts) + 1 - first_unseen(a))
+            for a in free
+        ]
+        places = self._policy.rows_to_evaluate(exit_index, requests, estimate)
+        offered = sum(requests[i].worth_share for i in places)
+        return [*fixed, *(free[i] for i in places)], offered
 
     def _able(self, rows: Sequence[Row]) -> Sequence[Row]:
-        """Rows that may draft."""
+        """Return the rows that may draft."""
         return rows if self._all_free else [row for row in rows if row.is_draftable]
 
     def _fixed(self, rows: Sequence[Row]) -> list[Row]:
-        """Rows that may draft, and that a fixed threshold decides about."""
+        """Return the rows that may draft and for which a fixed threshold decides."""
         if self._all_free:
             return []
         return [r for r in rows if r.is_draftable and self._thresholds.of(r) is not None]
 
     def _learn_row(self, row: Row, token_ids: Sequence[int]) -> None:
-        """A guess has a verdict if everything before it turned out right."""
+        """Collect the verdicts on guesses; a guess has one if all tokens before it were right."""
         for guess in row.guesses:
             place = len(guess.path)
             if place < len(token_ids) and guess.path == tuple(token_ids[:place]):
@@ -272,9 +280,11 @@ class PolicyDrafter:
                     row.state.lookup.judge(was_right=accepted)
 
 
-def _hope(arrival: Arrival) -> float:
-    """How much of a look's usual worth a row offers: that its drafts stand, or that those that no
-    head has seen do not, and a head knows better.
+def _worth_share(arrival: Arrival) -> float:
+    """Return the share of an evaluation's usual worth that a row offers.
+
+    A head can extend the row's drafts if all of them are accepted, or correct the first that no
+    head has seen if that one is not.
     """
     row, first = arrival.row, first_unseen(arrival)
     before = row.drafts[first - 1].survival if first else 1.0

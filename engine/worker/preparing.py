@@ -12,14 +12,14 @@ logger = logging.getLogger(__name__)
 
 
 class Preparing:
-    """Answers every structure that comes when it is ready, or cannot be."""
+    """Receives structures and answers each one when it is compiled or has failed to compile."""
 
     def __init__(self, connection: Connection, prepare: Callable[[Structure], None]) -> None:
         self._connection = connection
         self._prepare = prepare
 
     def start(self) -> None:
-        """Go on until the socket closes."""
+        """Start the thread; it ends when the socket closes."""
         threading.Thread(target=self._run, name="preparing", daemon=True).start()
 
     def _run(self) -> None:
@@ -28,7 +28,7 @@ class Preparing:
                 assert isinstance(structure, Structure), "nothing else comes here"
                 try:
                     self._prepare(structure)
-                except Exception:  # the sequence that brings it will say so
+                except Exception:  # the sequence that has the structure will report it
                     logger.exception("a structure cannot be prepared")
                 self._connection.send(Prepared())
         except OSError:

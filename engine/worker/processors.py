@@ -1,10 +1,10 @@
-"""What requests ask of their logits, for all rows at once.
+"""Logits processors: applies what requests ask of their logits, for all rows at once.
 
 Order: the structure's mask, the allowed tokens, repetition, frequency and presence penalties, logit
-bias, min_tokens mask, temperature, top-k, top-p, min-p. What rows ask for lies in arrays that grow
-with them; a step joins the arrays, sends them to the device in one piece (and the masks, which are
-bits, in another), and applies them there, a few operations for all rows together. A row's results
-do not depend on the others. A fault in a row's own wishes is that row's: its logits become NaN.
+bias, min_tokens mask, temperature, top-k, top-p, min-p. Each row keeps what it asks for in arrays
+that grow with it. A step joins the arrays, sends them to the device in one piece (and the masks,
+which are bits, in another), and applies them there with a few operations for all rows. A row's
+results do not depend on the others. A fault in a row's own processors makes that row's logits NaN.
 """
 
 import logging
@@ -30,7 +30,7 @@ _NOTHING = TokenValues(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32
 
 
 def has_processors(state: SequenceState) -> bool:
-    """Whether a sequence's logits are anything but taken as they are."""
+    """Whether anything changes a sequence's logits before a token is chosen."""
     s = state.sampling
     return bool(
         state.structure is not None
@@ -45,8 +45,9 @@ def has_processors(state: SequenceState) -> bool:
 def process(
     ops: Ops, logits: Tensor, points: Sequence[SamplePoint], reduced: ReducedVocabulary | None
 ) -> Tensor:
-    """Process logits [T, V'] float32 in place, and return them; all of a row are NaN if it can have
-    no token, or its own wishes raised.
+    """Process logits [T, V'] float32 in place, and return them.
+
+    All logits of a row become NaN if it allows no token, or if its own processors raised.
     """
     vocab_size = logits.shape[1] if reduced is None else reduced.vocab_size
     wishes = [_wishes_alone(point, vocab_size, reduced) for point in points]
@@ -63,12 +64,12 @@ def process(
 
 @dataclass(slots=True)
 class _Wishes:
-    """One row's, with columns in place of token ids."""
+    """What one row asks for, with columns of the logits in place of token ids."""
 
     allowed: TokenBits | None = None
     is_dead: bool = False  # nothing is allowed
-    repeated: TokenValues = _NOTHING  # and the penalty
-    added: TokenValues = _NOTHING  # penalties
+    repeated: TokenValues = _NOTHING  # repetition penalties
+    added: TokenValues = _NOTHING  # frequency and presence penalties
     biased: TokenValues = _NOTHING
     excluded: TokenValues = _NOTHING
 
@@ -76,7 +77,7 @@ class _Wishes:
 def _wishes_alone(
     point: SamplePoint, vocab_size: int, reduced: ReducedVocabulary | None
 ) -> _Wishes | None:
-    """`_wishes`; None after a fault in them."""
+    """Return `_wishes`, or None if it raised by the row's own fault."""
     try:
         return _wishes(point, vocab_size, reduced)
     except Exception as error:
@@ -87,8 +88,10 @@ def _wishes_alone(
 
 
 def _wishes(point: SamplePoint, vocab_size: int, reduced: ReducedVocabulary | None) -> _Wishes:
-    """Args:
-    vocab_size: Columns of the whole vocabulary.
+    """Return what a row asks for at one position.
+
+    Args:
+        vocab_size: Size of the whole vocabulary, also if the logits are of a reduced one.
     """
     state, sampling = point.state, point.state.sampling
     wishes = _Wishes()
@@ -103,7 +106,7 @@ def _wishes(point: SamplePoint, vocab_size: int, reduced: ReducedVocabulary | No
         wishes.allowed = state.wishes.allowed(vocab_size)
     wishes.is_dead = wishes.allowed is not None and not wishes.allowed.any()
     if state.counts is not None:
-        ids, counts = state.counts.behind(point.drafts)
+        ids, counts = state.counts.with_drafts(point.drafts)
         if sampling.repetition_penalty != 1.0:
             penalties = np.full(len(ids), sampling.repetition_penalty, dtype=np.float32)
             wishes.repeated = placed(TokenValues(ids, penalties))
@@ -113,7 +116,7 @@ def _wishes(point: SamplePoint, vocab_size: int, reduced: ReducedVocabulary | No
             wishes.added = placed(TokenValues(ids[is_output], amounts.astype(np.float32)))
     if sampling.logit_bias:
         wishes.biased = placed(state.wishes.bias)
-    # A structure sees to it itself that the end is put off; where nothing else is allowed it comes.
+    # A structure puts the end off by itself. If nothing but an end is allowed, it is not put off.
     may_go_on = state.structure is None and not state.wishes.allows_ends_only
     if point.is_too_short and may_go_on:
         wishes.excluded = placed(state.wishes.ends)
@@ -126,7 +129,7 @@ def _mask(
     wishes: Sequence[_Wishes | None],
     reduced: ReducedVocabulary | None,
 ) -> None:
-    """Exclude what rows do not allow, in place."""
+    """Exclude, in place, the tokens that rows do not allow."""
     masks = {i: wish.allowed for i, wish in enumerate(wishes) if wish and wish.allowed is not None}
     if not masks:
         return
@@ -137,7 +140,7 @@ def _mask(
 
 
 def _edit(logits: Tensor, wishes: Sequence[_Wishes | None]) -> None:
-    """Penalties, biases and exclusions, in place."""
+    """Apply penalties, biases and exclusions in place."""
     given = [wish or _Wishes() for wish in wishes]
     kinds = (
         [wish.repeated for wish in given],
@@ -163,7 +166,7 @@ def _edit(logits: Tensor, wishes: Sequence[_Wishes | None]) -> None:
 def _sent(
     kinds: Sequence[Sequence[TokenValues]], device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows, columns and values on the device, kind after kind; sent as one tensor."""
+    """Return rows, columns and values on the device, kind after kind, sent as one tensor."""
     lists = [asked for kind in kinds for asked in kind]
     rows = [row for kind in kinds for row in range(len(kind))]
     packed = np.stack(

@@ -1,8 +1,8 @@
-"""What is asked of a prompt itself: its tokens' log-probabilities, and one vector for all of it.
+"""Reads what a request asks of its prompt: the tokens' log-probabilities, and an embedding.
 
-Read from the last layer's states as the prompt is computed, chunk by chunk. Position by position
-and in a fixed order of operations, so that neither chunks nor company change a bit; logits exist
-for a few positions at a time, however long the prompt.
+Both are read from the last layer's states as the prompt is computed, chunk by chunk. Positions are
+processed one by one in a fixed order of operations, so that neither chunks nor other rows change a
+bit. Logits exist for a few positions at a time, however long the prompt.
 """
 
 from dataclasses import dataclass, field
@@ -19,34 +19,33 @@ _PIECE = 32  # positions whose logits exist at once
 
 
 class NotNumbers(Exception):
-    """The model computed NaN for this prompt."""
+    """Raised if the model computed NaN for a prompt."""
 
 
 @dataclass(slots=True)
 class PromptReading:
-    """What one chunk of a prompt brought."""
+    """What was read from one chunk of a prompt."""
 
-    logprobs: list[TokenLogprobs] = field(
-        default_factory=list
-    )  # of the tokens after those computed
-    embedding: list[float] | None = None  # [E], with the prompt's last token
-    hidden_sum: Tensor | None = None  # [E] float64 over the prompt so far, for the mean
+    # One per prompt token that follows a token of the chunk.
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    embedding: list[float] | None = None  # [E], in the chunk with the prompt's last token
+    hidden_sum: Tensor | None = None  # [E] float64, sum over the prompt so far, for the mean
 
 
 class PromptReader:
-    """Reads on one model. Keeps nothing: what has to be kept is the sequence's state."""
+    """Reads prompts of one model. It is stateless: sums between chunks are kept by the sequence."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
 
     def read(self, plan: RowPlan, state: SequenceState, hidden: Tensor) -> PromptReading:
-        """Everything that is asked of the prompt's part among the row's tokens.
+        """Read everything that is asked of the prompt tokens in the plan.
 
         Args:
             hidden: [plan.num_tokens, E], the last layer's states of the plan's tokens.
 
         Raises:
-            NotNumbers: if the model computed NaN.
+            NotNumbers: The model computed NaN.
         """
         reading = PromptReading()
         start, num_prompt = state.start, state.start.num_prompt_tokens
@@ -60,7 +59,7 @@ class PromptReader:
     def _logprobs(
         self, plan: RowPlan, state: SequenceState, hidden: Tensor, num_top: int
     ) -> list[TokenLogprobs]:
-        """Of the token after each of the states [T, E]."""
+        """Return the log-probabilities of the token after each of the states [T, E]."""
         entries: list[TokenLogprobs] = []
         for first in range(0, len(hidden), _PIECE):
             logits = self._decoder.logits(hidden[first : first + _PIECE])
@@ -76,7 +75,7 @@ class PromptReader:
     def _pool(
         self, plan: RowPlan, state: SequenceState, hidden: Tensor, reading: PromptReading
     ) -> None:
-        """Add the states [T, E] of a chunk to the prompt's vector."""
+        """Pool the states [T, E] of a chunk; the prompt's last token completes the embedding."""
         num_prompt = state.start.num_prompt_tokens
         has_last = plan.start + len(hidden) == num_prompt
         pooled: Tensor | None = None
@@ -96,7 +95,7 @@ class PromptReader:
 
 
 def wants_reading(plan: RowPlan, state: SequenceState) -> bool:
-    """Whether anything is asked of the prompt's part among the row's tokens."""
+    """Whether the request asks for anything to be read from the prompt tokens in the plan."""
     start = state.start
     is_asked = start.num_prompt_logprobs is not None or start.pooling is not None
     return is_asked and plan.start < start.num_prompt_tokens

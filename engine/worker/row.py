@@ -1,4 +1,4 @@
-"""One sequence inside one step: its plan, its state, its pending drafts. Lives no longer than
+"""One sequence inside one step: its plan, its state and its pending drafts. A row lives as long as
 the step.
 """
 
@@ -15,32 +15,33 @@ from engine.worker.sequence_state import SequenceState
 
 
 class Draft(NamedTuple):
-    """A pending token: looked up or predicted at an exit, not yet verified."""
+    """A pending token, looked up or predicted at an exit, that is not verified yet."""
 
     token_id: int
     exit_index: int | None  # None: looked up, before any layer
     confidence: float
     survival: float  # P(this draft and all before it are accepted), as the policy saw it
-    chance: Chance | None = None  # of a draft that a head may still have a say in
+    chance: Chance | None = None  # kept while a head may still screen the draft
 
 
 class Alternate(NamedTuple):
-    """A second candidate for the place of a draft. Nothing follows it; it shares the drafts before
-    that place, and stands in a slot aside.
+    """A second candidate for the place of a draft.
+
+    It shares the drafts before that place and has a spare slot. Nothing follows it.
     """
 
     token_id: int
-    place: int  # drafts before it
+    place: int  # number of drafts before it
     exit_index: int
     confidence: float
-    survival: float  # P(those are accepted, and this token is what follows)
-    spare: int  # which of the step's spare slots; no other alternate has it
+    survival: float  # P(the drafts before it are accepted, and then this token)
+    spare: int  # index of its slot among the step's spare slots
 
 
 class Guess(NamedTuple):
-    """What some source expected behind a run of drafts, drafted or not."""
+    """What a source of drafts expected after a run of drafts, whether or not it was drafted."""
 
-    path: tuple[int, ...]  # those drafts
+    path: tuple[int, ...]  # the run of drafts
     token_id: int
     chance: Chance
 
@@ -48,19 +49,19 @@ class Guess(NamedTuple):
 class Row:
     """A sequence in the step.
 
-    Pending tokens are the newest known one, the drafts behind it, and then the alternates.
+    Pending tokens are the newest known one, then the drafts after it, then the alternates.
     """
 
     def __init__(self, plan: RowPlan, state: SequenceState) -> None:
         self.plan = plan
         self.state = state
         self.drafts: list[Draft] = []
-        self.num_entered = 0  # tokens of the step that have entered segment 0: known, then drafts
+        self.num_entered = 0  # known tokens and drafts that have entered segment 0
         self.alternates: list[Alternate] = []
-        self.num_aside = 0  # alternates that have entered segment 0: the first so many
-        self.taken: Alternate | None = None  # the one that verification found right
-        # [E] each: the last hidden state of the token before pending token j: the first one is
-        # known, the others are heads' estimates. Empty where it is not known: heads do not draft.
+        self.num_aside = 0  # alternates that have entered segment 0, which are the first ones
+        self.taken: Alternate | None = None  # the alternate that verification accepted
+        # [E] each; number j is the last hidden state of the token before pending token j. The first
+        # is known, the others are heads' estimates. Empty if it is not known: then no head drafts.
         self.estimates: list[Tensor] = [] if state.last_hidden is None else [state.last_hidden]
         self.guesses: list[Guess] = []  # in the order they were made
 
@@ -71,28 +72,28 @@ class Row:
 
     @property
     def num_waiting(self) -> int:
-        """Tokens that have not entered segment 0 yet, alternates apart."""
+        """Tokens that have not entered segment 0 yet, without alternates."""
         return self.plan.num_tokens + len(self.drafts) - self.num_entered
 
     @property
     def is_waiting(self) -> bool:
-        """Whether anything of it has not entered segment 0 yet."""
+        """Whether any of its tokens, alternates included, has not entered segment 0 yet."""
         return self.num_waiting > 0 or self.num_aside < len(self.alternates)
 
     def has(self, ref: TokenRef) -> bool:
-        """Whether a token that has entered segment 0 is still wanted."""
+        """Whether a token that has entered segment 0 has not been dropped since."""
         if ref.spare is None:
             return ref.position <= self.newest_position
         return any(alternate.spare == ref.spare for alternate in self.alternates)
 
     @property
     def first_pending(self) -> int:
-        """Position of the newest known token, the first whose logits choose a token."""
+        """Position of the newest known token, the first after which a token is chosen."""
         return self.plan.start + self.plan.num_tokens - 1
 
     @property
     def num_pending(self) -> int:
-        """Positions that the last pass chooses tokens for; see `sample_points`."""
+        """Number of positions that the last pass chooses tokens for; see `sample_points`."""
         return 1 + len(self.drafts) + len(self.alternates) if self.plan.is_decoding else 0
 
     @property
@@ -106,7 +107,7 @@ class Row:
 
     @property
     def num_room(self) -> int:
-        """Drafts that still fit behind the newest one; nothing follows an end of sequence."""
+        """Drafts that may still follow the newest one; none follows an end of sequence."""
         if not self.is_draftable:
             return 0
         if self.drafts and self.drafts[-1].token_id in self.state.start.stop_token_ids:
@@ -124,8 +125,9 @@ class Row:
         return [draft.token_id for draft in self.drafts]
 
     def cut(self, num_drafts: int) -> None:
-        """Forget all drafts but the oldest so many, and what was derived from them; no alternate
-        of theirs may wait for segment 0.
+        """Drop all but the oldest `num_drafts` drafts, with their alternates and estimates.
+
+        No alternate may be waiting for segment 0.
         """
         del self.drafts[num_drafts:]
         self.alternates = [a for a in self.alternates if a.place < num_drafts]
@@ -134,7 +136,7 @@ class Row:
         self.num_entered = min(self.num_entered, self.plan.num_tokens + num_drafts)
 
     def take_waiting(self) -> list[int]:
-        """Ids of the tokens that wait for segment 0; they have entered it now."""
+        """Return the ids of the tokens that wait for segment 0, and count them as entered."""
         start, known = self.plan.start, self.plan.num_tokens
         ids = self.state.token_ids[start + self.num_entered : start + known]
         ids += [draft.token_id for draft in self.drafts[max(0, self.num_entered - known) :]]
@@ -142,10 +144,10 @@ class Row:
         return ids
 
     def pending_refs(self, index: int) -> list[TokenRef]:
-        """The tokens behind `sample_points`, in their order.
+        """Return the tokens that precede `sample_points`, in their order.
 
         Args:
-            index: The row's, in the step.
+            index: The row's index in the step.
         """
         if not self.plan.is_decoding:
             return []
@@ -154,23 +156,24 @@ class Row:
         return run + [TokenRef(index, self.position_of(a), a.spare) for a in self.alternates]
 
     def take_aside(self) -> list[Alternate]:
-        """The alternates that wait for segment 0; they have entered it now."""
+        """Return the alternates that wait for segment 0, and count them as entered."""
         waiting = self.alternates[self.num_aside :]
         self.num_aside = len(self.alternates)
         return waiting
 
     def alternate(self, place: int, token_id: int) -> Alternate | None:
-        """The one with this token for a place, if there is one."""
+        """Return the alternate with this token for a place, if there is one."""
         there = (a for a in self.alternates if a.place == place)
         return next((a for a in there if a.token_id == token_id), None)
 
     def position_of(self, alternate: Alternate) -> int:
-        """Where it would stand in the sequence."""
+        """Return the position that an alternate would have in the sequence."""
         return self.first_pending + 1 + alternate.place
 
     def sample_points(self) -> Sequence[SamplePoint]:
-        """The positions the last pass chooses tokens for: after the newest known token, after every
-        draft, and after every alternate.
+        """Return the positions that the last pass chooses tokens for.
+
+        They are those after the newest known token, every draft, and every alternate.
         """
         if not self.plan.is_decoding:
             return []
@@ -180,7 +183,7 @@ class Row:
         return [SamplePoint(self.state, run) for run in runs]
 
     def sources(self, num_tokens: int) -> list[int]:
-        """Indices of the pending tokens behind which so many accepted tokens were chosen."""
+        """Return the indices of the pending tokens after which the row's new tokens were chosen."""
         if self.taken is None:
             return list(range(num_tokens))
         aside = 1 + len(self.drafts) + self.alternates.index(self.taken)

@@ -1,4 +1,4 @@
-"""Results of rows at which something went wrong: no tokens, and why. A fault is one row's own."""
+"""Results of rows that failed: no tokens, and an error. A fault does not affect other rows."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,12 +22,12 @@ def failed(row: Row, error: str = NO_RESULT) -> RowResult:
 
 
 def corrupt(row: Row) -> RowResult:
-    """Return the result of a row whose logits are no numbers: its KV is not to be shared."""
+    """Return the result of a row whose logits are NaN, so that its KV must not be shared."""
     return replace(failed(row, _LOGITS_ARE_NAN), is_corrupt=True)
 
 
 def with_broken_states(result: RowResult) -> RowResult:
-    """Return a result with the error of a row whose states are no numbers."""
+    """Return the result with the error of a row whose hidden states are not finite."""
     return replace(result, error=_STATES_ARE_NAN, is_corrupt=True)
 
 
@@ -37,8 +37,8 @@ def without_choice(
     """Return the results, with an error instead of a token that could not be chosen.
 
     Args:
-        firsts: Of each row, its first pending token's index among all P of them.
-        are_nan: [P] bool: whether there is a NaN among the token's logits.
+        firsts: Per row, the index of its first pending token among all P of them.
+        are_nan: [P] bool, whether there is a NaN among the token's logits.
     """
     return [
         _without_token(row, is_nan=bool(are_nan[first]))
@@ -49,12 +49,12 @@ def without_choice(
 
 
 def _without_token(row: Row, *, is_nan: bool) -> RowResult:
-    """The result of a row that has no next token."""
+    """Return the result of a row that has no next token."""
     structure = row.state.structure
     if is_nan:
         return corrupt(row)
     if structure is None:
-        return failed(row, _LOGITS_ARE_NAN)  # by what the row itself asked for: see `processors`
+        return failed(row, _LOGITS_ARE_NAN)  # caused by the row's own processors
     if structure.error is not None:
         return replace(failed(row, structure.error), is_dead_end=structure.is_too_slow)
     return replace(failed(row, _DEAD_END), is_dead_end=True)

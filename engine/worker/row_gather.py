@@ -1,4 +1,4 @@
-"""Some rows of a tensor, without a copy where none is needed."""
+"""Takes some rows of a tensor, without a copy if none is needed."""
 
 from collections.abc import Sequence
 
@@ -11,8 +11,8 @@ from engine.worker.upload import upload
 def take_rows(tensor: Tensor, indices: Sequence[int]) -> Tensor:
     """Return the rows of a [T, ...] tensor at these indices, in their order.
 
-    All of them are the tensor itself, and neighbours are a view: to be read only, and no longer
-    than the tensor holds them.
+    If all rows are taken, that is the tensor itself; if neighbouring rows are, it is a view. So the
+    result is read-only, and valid only until the tensor is overwritten.
     """
     first, count = (indices[0], len(indices)) if indices else (0, 0)
     if list(indices) != list(range(first, first + count)):

@@ -1,13 +1,13 @@
-"""The pass of the next step, launched before this step's tokens are read.
+"""Launches the pass of the next step before this step's tokens are read.
 
-Between two steps that only decode a GPU would wait until the host has read tokens, told the
-scheduler, been told what comes next, and launched it. All that the next pass needs is on the device
-already, but for where its tokens stand, and that is one place further. So it is launched first; the
-next step takes it if it is the one that it wants. If not (a request came, or one ended), nothing is
-lost but the time it takes: what it wrote lies behind all known tokens, where whoever gets the slot
-writes before reading.
+Between two steps that only decode, a GPU would wait until the host has read the tokens, told the
+scheduler, received the next plan and launched it. All that the next pass needs is on the device
+already, except for the positions of its tokens, which are one further on. So the pass is launched
+first, and the next step takes it if it is the one that its plan asks for. If not (a request came or
+ended), only the pass's time is lost: it wrote to positions after all known tokens, and whoever gets
+these slots writes to them before reading.
 
-The same idea: asynchronous scheduling of serving engines. Knows plain passes only.
+Serving engines know the idea as asynchronous scheduling. Applies to plain passes only.
 """
 
 from collections.abc import Sequence
@@ -18,29 +18,29 @@ from torch import Tensor
 from engine.worker.segment_runner import NewestTokens, SegmentRunner
 from engine.worker.sequence_state import SequenceState
 
-_REGAINED = 1 / 64  # of the right to be wrong, per step: so few passes are lost at most
-_MOST_RIGHTS = 2.0
+_REGAINED = 1 / 64  # passes that may be lost per step, in the long run
+_MOST_RIGHTS = 2.0  # passes that may be lost in a short time
 
 
 class _Launched(NamedTuple):
-    """A pass on its way."""
+    """A pass that has been launched ahead."""
 
-    states: Sequence[SequenceState]  # as objects: one that was rebuilt is another one
+    states: Sequence[SequenceState]  # compared as objects: a rebuilt state is a different one
     places: Sequence[Sequence[int]]
     hidden: Tensor
 
 
 class RunAhead:
-    """At most one pass ahead of one `DecodeStep`."""
+    """Launches at most one pass ahead for one `DecodeStep`."""
 
     def __init__(self, runner: SegmentRunner) -> None:
         self._runner = runner
-        self._launched: _Launched | None = None  # for the step after this one
-        self._offered: _Launched | None = None  # to this one, and not taken yet
-        self._rights = 1.0  # passes that may turn out not to be wanted
+        self._launched: _Launched | None = None  # for the next step
+        self._offered: _Launched | None = None  # for this step, and not taken yet
+        self._rights = 1.0  # passes that may still be launched in vain
 
     def begin(self) -> None:
-        """A step begins. What the one before did not take, for whatever reason, was lost."""
+        """Begin a step. A pass that the step before did not take was launched in vain."""
         self._rights = min(self._rights + _REGAINED, _MOST_RIGHTS)
         if self._offered is not None:
             self._rights -= 1.0
@@ -48,15 +48,13 @@ class RunAhead:
 
     @property
     def is_offered(self) -> bool:
-        """Whether a pass for this step is on its way."""
+        """Whether a pass for this step has been launched."""
         return self._offered is not None
 
     def take(
         self, states: Sequence[SequenceState], places: Sequence[Sequence[int]]
     ) -> Tensor | None:
-        """The last hidden states [T, E] of the pass that was launched ahead, if it is of these
-        tokens.
-        """
+        """Return the last hidden states [T, E] of the pass run ahead, if its tokens are these."""
         offered = self._offered
         if offered is None or offered.states != states or offered.places != places:
             return None
@@ -64,17 +62,18 @@ class RunAhead:
         return offered.hidden
 
     def decline(self) -> None:
-        """The step drafts instead, knowing what that loses: that is no mistake."""
+        """Give up the pass because the step drafts; it does not count as launched in vain."""
         self._offered = None
 
     @property
     def is_allowed(self) -> bool:
-        """Whether few enough were launched in vain."""
+        """Whether few enough passes were launched in vain to launch another one."""
         return self._rights >= 1.0
 
     def launch(self, states: Sequence[SequenceState], tokens: NewestTokens) -> None:
-        """Launch the pass for the tokens behind those of the step that is under way. Its states
-        and logits lie where this step's lay.
+        """Launch the pass for the tokens after those of the current step.
+
+        Its states and logits overwrite the current step's.
         """
         hidden = self._runner.run_through(tokens)
         if hidden is not None:

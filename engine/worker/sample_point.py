@@ -1,4 +1,4 @@
-"""Where a token is to be chosen, and among which columns."""
+"""The positions for which tokens are chosen, and the columns to choose among."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -19,17 +19,19 @@ class SamplePoint(NamedTuple):
 
     @property
     def position(self) -> int:
-        """Index in its sequence of the token to choose."""
+        """The position of the token to choose."""
         return len(self.state.token_ids) + len(self.drafts)
 
     @property
     def is_too_short(self) -> bool:
-        """Whether min_tokens forbids an end here."""
+        """Whether min_tokens forbids the sequence to end here."""
         return self.state.num_output_tokens(len(self.drafts)) < self.state.sampling.min_tokens
 
     @property
     def allowed(self) -> TokenBits | None:
-        """What the structure allows here, of the tokens that are listed; None: it has no say."""
+        """The allowed tokens that the structure permits here; None: there is no structure, or the
+        position does not matter because a draft before it cannot be accepted.
+        """
         structure = self.state.structure
         if structure is None:
             return None
@@ -38,7 +40,7 @@ class SamplePoint(NamedTuple):
         return structure.allowed(self.drafts, puts_off_end=puts_off_end, listed=listed)
 
     def allows(self, token_id: int) -> bool:
-        """Whether the structure, if there is one, allows a token here."""
+        """Whether the structure, if any, allows a token here."""
         allowed = self.allowed
         return allowed is None or has_token(allowed, token_id)
 
@@ -47,20 +49,21 @@ class ReducedVocabulary:
     """The columns of an exit head's logits."""
 
     def __init__(self, token_ids: Tensor, columns: Tensor) -> None:
-        """Args:
-        token_ids: [V'] int32.
-        columns: [V] int64, -1 outside.
+        """
+        Args:
+            token_ids: [V'] int32, the token of each column.
+            columns: [V] int64, the column of each token; -1 outside the reduced vocabulary.
         """
         self.ids = SaltedIds.of(token_ids)
         self._columns = columns.cpu().numpy()
 
     @property
     def vocab_size(self) -> int:
-        """V, of the whole vocabulary."""
+        """The size V of the whole vocabulary."""
         return len(self._columns)
 
     def placed(self, asked: TokenValues) -> TokenValues:
-        """Values by column in place of token id, without those that have no column."""
+        """Return values by column instead of token id, without tokens that have no column."""
         columns = self._columns[asked.ids]
         has_column = columns >= 0
         return TokenValues(columns[has_column], asked.values[has_column])

@@ -1,9 +1,9 @@
-"""Logits -> tokens, the same function for exit heads and for the last layer.
+"""Chooses tokens from logits, with the same function for exit heads and for the last layer.
 
-What requests ask of their logits (see `processors`), then argmax with counter-based noise (none at
-temperature 0). Where a structure, or the list of allowed tokens, leaves only the end, min_tokens
-and ignore_eos do not put it off. A token never depends on who shares its batch. See the sampling
-contract in `engine.model.noise`.
+Logits are processed as requests ask (see `processors`), then the argmax with counter-based noise is
+taken (without noise at temperature 0). If a structure or the list of allowed tokens leaves only the
+end, min_tokens and ignore_eos do not put it off. A token never depends on the other rows of the
+batch. The sampling contract is in `engine.model.noise`.
 """
 
 from collections.abc import Sequence
@@ -31,8 +31,9 @@ class Sampler:
         points: Sequence[SamplePoint],
         reduced: ReducedVocabulary | None = None,
     ) -> Tensor:
-        """Processed logits [T, V'] float32; the input is left as it is. All of a row are NaN if its
-        own processors raised.
+        """Return processed logits [T, V'] float32; the input is not changed.
+
+        All of a row are NaN if it allows no token, or if its own processors raised.
         """
         asking = [row for row, point in enumerate(points) if has_processors(point.state)]
         if not asking:
@@ -51,7 +52,7 @@ class Sampler:
         points: Sequence[SamplePoint],
         reduced: ReducedVocabulary | None = None,
     ) -> list[int]:
-        """Column chosen per row; -1 for a row with NaN."""
+        """Return the column chosen per row; -1 for a row with NaN."""
         return self._ops.fetch(self.launch(scores, points, reduced))()
 
     def launch(
@@ -60,7 +61,7 @@ class Sampler:
         points: Sequence[SamplePoint],
         reduced: ReducedVocabulary | None = None,
     ) -> Tensor:
-        """What `choose` reads, [T] int64 on the device."""
+        """Launch the choice; return the chosen columns [T] int64 on the device, as for `choose`."""
         if _are_greedy(points):
             scales, keys = self._zeros(len(points))
         else:
@@ -79,7 +80,7 @@ class Sampler:
         reduced: ReducedVocabulary,
         followers: Sequence[int],
     ) -> list[list[float]]:
-        """What an exit head expects, five numbers per row: see `Ops.expect`."""
+        """Return what an exit head expects, five numbers per row: see `Ops.expect`."""
         keys: Tensor | None = None
         if _are_greedy(points):
             temperatures, columns = self._zeros(len(points))
@@ -93,11 +94,11 @@ class Sampler:
             ]
             temperatures, keys, columns = upload_all(asked, scores.device)
         expected = self._ops.expect(scores, other, temperatures, keys, reduced.ids, columns)
-        # One read, because a GPU is waited for each time; doubles hold columns as they are.
+        # One read, because each waits for the GPU; doubles hold column indices exactly.
         return self._ops.fetch(expected)()
 
     def _zeros(self, count: int) -> tuple[Tensor, Tensor]:
-        """So many float32 and int64, on the device; they are made once. Not to be written to."""
+        """Return cached float32 and int64 zeros [count] on the device; they are read-only."""
         if count not in self._made:
             floats = torch.zeros(count, device=self._ops.device)
             self._made[count] = (floats, torch.zeros_like(floats, dtype=torch.int64))

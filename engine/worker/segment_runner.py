@@ -1,5 +1,5 @@
-"""The decode step's view of the decoder: the parts of a pass. Here they are simply called; see
-`graph_runner` for the other way.
+"""The decode step's view of the decoder: the parts of a pass. The runners here call the decoder;
+`graph_runner` replays CUDA graphs instead.
 """
 
 from collections.abc import Sequence
@@ -12,11 +12,9 @@ from engine.model.ops.interface import LayerCache, TokenBatch
 
 
 class NewestTokens(NamedTuple):
-    """One token of every row, where it stands, and nothing else: what a step has that decodes
-    without drafts.
-    """
+    """One token per row with its position and slot: all tokens of a plain step."""
 
-    token_ids: Sequence[int] | Tensor  # a tensor [T]: on the device, and nowhere else yet
+    token_ids: Sequence[int] | Tensor  # a tensor [T] if they are known on the device only
     places: Sequence[Sequence[int]]  # positions, slots and rows
     block_tables: Tensor
 
@@ -25,34 +23,39 @@ class SegmentRunner(Protocol):
     """Runs the parts of a pass, one at a time or all of them."""
 
     def run_through(self, tokens: NewestTokens) -> Tensor | None:
-        """Token ids -> last hidden states [T, E], valid until the next call; their `logits` may be
-        there already. None: the parts have to be run one by one.
+        """Run a whole pass; return the last hidden states [T, E], valid until the next call.
+
+        Their logits may be computed already. None: the parts have to be run one by one.
         """
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """Token ids [T] int32 -> hidden states [T, E]."""
+        """Return the hidden states [T, E] of token ids [T] int32."""
 
     def run(self, index: int, hidden: Tensor, batch: TokenBatch) -> Tensor:
-        """Segment number `index` over hidden [T, E] -> a new tensor [T, E]."""
+        """Run a segment on hidden [T, E]; return a new tensor [T, E]."""
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Last hidden states [T, E] -> logits [T, V] float32, valid until the next call."""
+        """Return logits [T, V] float32 of last hidden states [T, E], valid until the next call."""
 
 
 class PassObserver(Protocol):
-    """Sees what passes compute, and keeps what it wants (training does)."""
+    """Is shown what passes compute, for training.
 
-    layers: list[int]  # it sees the states there, ascending, and the last layer's
+    Attributes:
+        layers: Layers, ascending, after which it sees the states, as it does after the last layer.
+    """
+
+    layers: list[int]
 
     def see_states(self, layer: int, hidden: Tensor, batch: TokenBatch) -> None:
-        """Hidden states [T, E] after a layer."""
+        """See the hidden states [T, E] after a layer."""
 
     def see_logits(self, logits: Tensor) -> None:
-        """Logits [T, V] of the tokens that are chosen for next."""
+        """See the logits [T, V] from which the next tokens are chosen."""
 
 
 class EagerRunner:
-    """Calls the decoder."""
+    """Implements `SegmentRunner` by calling the decoder."""
 
     def __init__(
         self, decoder: Decoder, segments: Sequence[Segment], cache: Sequence[LayerCache]
@@ -62,7 +65,7 @@ class EagerRunner:
         self._cache = cache
 
     def run_through(self, tokens: NewestTokens) -> Tensor | None:
-        """See `SegmentRunner.run_through`: calling the parts costs what calling all costs."""
+        """See `SegmentRunner.run_through`; calling the parts costs no more than one call would."""
         return None
 
     def embed(self, token_ids: Tensor) -> Tensor:
@@ -79,20 +82,21 @@ class EagerRunner:
 
 
 class ObservedRunner:
-    """One segment to whoever calls it, cut where an observer wants to see the states."""
+    """Implements `SegmentRunner` with one segment, cut where an observer sees the states."""
 
     def __init__(
         self, runner: SegmentRunner, segments: Sequence[Segment], observer: PassObserver
     ) -> None:
-        """Args:
-        segments: The runner's, all layers together.
+        """
+        Args:
+            segments: The runner's segments, which cover all layers.
         """
         self._runner = runner
         self._ends = [segment.end for segment in segments]
         self._observer = observer
 
     def run_through(self, tokens: NewestTokens) -> Tensor | None:
-        """See `SegmentRunner.run_through`: then there would be nothing to see."""
+        """See `SegmentRunner.run_through`; the observer would see nothing of a whole pass."""
         return None
 
     def embed(self, token_ids: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
-"""What the worker caches of a sequence: its tokens and where they stood before, how to sample them,
-and the last hidden state its exit heads read.
+"""What the worker caches of a sequence: its tokens and an index of them, how to sample, and the
+last hidden state that exit heads read.
 
 Everything here comes from `SequenceStart` and the worker's own results, so it can be rebuilt at any
 time.
@@ -12,7 +12,7 @@ from torch import Tensor
 from engine.model.noise import NoiseKeys
 from engine.plan import SequenceStart
 from engine.request import SamplingParams
-from engine.worker.lookup import Lookup
+from engine.worker.prompt_lookup import PromptLookup
 from engine.worker.structure import StructureState
 from engine.worker.token_counts import TokenCounts
 from engine.worker.token_wishes import TokenWishes
@@ -21,23 +21,29 @@ from engine.worker.token_wishes import TokenWishes
 class SequenceState:
     """A sequence as the worker sees it.
 
-    `token_ids` are the known tokens; `last_hidden` is the last layer's state of the newest computed
-    token (the one before the newest known), None before the first result.
+    Attributes:
+        token_ids: The known tokens.
+        structure: The state of the request's structure after the known output.
+        last_hidden: [E], the last layer's state of the newest computed token, which is the one
+            before the newest known token; None if it was not kept.
+        hidden_sum: [E] float64, the sum over the prompt so far, for pooling.
+        noise_key: The key of the sampling noise, by position.
+        counts: Token counts, if penalties need them.
     """
 
     def __init__(self, start: SequenceStart, structure: StructureState | None = None) -> None:
         self.start = start
-        self.structure = structure  # stands behind the known output
+        self.structure = structure
         self.token_ids: list[int] = list(start.token_ids)
-        self.last_hidden: Tensor | None = None  # [E]
-        self.hidden_sum: Tensor | None = None  # [E] float64: of the prompt so far, to be pooled
+        self.last_hidden: Tensor | None = None
+        self.hidden_sum: Tensor | None = None
         self.sampling = sampling = start.sampling
         self.is_greedy = sampling.temperature == 0.0  # tokens are chosen without noise
         self.inverse_temperature = 0.0 if self.is_greedy else 1.0 / sampling.temperature
-        self.noise_key = NoiseKeys(sampling.seed)  # by position
-        self.lookup = Lookup(self.token_ids)
+        self.noise_key = NoiseKeys(sampling.seed)
+        self.lookup = PromptLookup(self.token_ids)
         self.wishes = TokenWishes(start)
-        self.counts: TokenCounts | None = None  # where penalties ask for them
+        self.counts: TokenCounts | None = None
         if _has_penalties(sampling):
             count = start.num_prompt_tokens
             self.counts = TokenCounts(self.token_ids[:count], self.token_ids[count:])
@@ -49,11 +55,11 @@ class SequenceState:
 
     @property
     def is_ending(self) -> bool:
-        """Whether the next token is its last one at the latest."""
+        """Whether the next token is the last one, unless the sequence ends before."""
         return len(self.token_ids) + 1 >= self.start.last_len
 
     def num_output_tokens(self, num_drafts: int = 0) -> int:
-        """Output tokens known, drafts before the position included."""
+        """Return the number of known output tokens plus `num_drafts`."""
         return len(self.token_ids) - self.start.num_prompt_tokens + num_drafts
 
     def append(self, token_ids: Sequence[int]) -> None:

@@ -1,6 +1,4 @@
-"""What a decode step is expected to commit, and what it is modelled to cost, kept up to date while
-the step runs.
-"""
+"""The estimate of what a decode step commits and costs, kept up to date while the step runs."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,13 +8,13 @@ from engine.worker.row import Alternate, Draft
 
 @dataclass(slots=True)
 class StepEstimate:
-    """The running account of one step."""
+    """The running estimate of one step."""
 
     num_tokens: int  # tokens that will reach the last pass
     expected_tokens: float  # tokens the step is expected to commit
-    num_spare: int = 0  # spare slots left, one for each further alternate
-    is_ahead: bool = False  # a plain pass is on its way, and lost if anything is drafted
-    seconds: float = 0.0  # modelled, of the parts already run; without what prompts add to a step
+    num_spare: int = 0  # spare slots left for further alternates
+    is_ahead: bool = False  # a plain pass was launched ahead; it is lost if anything is drafted
+    seconds: float = 0.0  # modelled, of the parts already run, without what prompts add
     last_seconds: float = 0.0  # measured, from the last layer's states to the results
 
     def add(self, drafts: Iterable[Draft | Alternate]) -> None:
@@ -26,7 +24,7 @@ class StepEstimate:
             self.expected_tokens += draft.survival
 
     def remove(self, drafts: Iterable[Draft | Alternate]) -> None:
-        """No longer count drafts or alternates, which have been given up."""
+        """Stop counting drafts or alternates that have been dropped."""
         for draft in drafts:
             self.num_tokens -= 1
             self.expected_tokens -= draft.survival

@@ -1,8 +1,8 @@
-"""A step that survives want of memory: smaller batches, and in the end only the rows that do not
-fit fail.
+"""Repeats a step that runs out of memory in smaller batches, so that only rows that do not fit even
+alone fail.
 
-Sound because a step that raises has changed no state, the KV entries it wrote are written again
-with the same values, and a token's result does not depend on who shares its batch.
+This is sound because a step that raises has changed no state, the KV entries it wrote are written
+again with the same values, and a token's result does not depend on the other rows of the batch.
 """
 
 import gc
@@ -27,14 +27,14 @@ class StepGuard:
         self._step = step
 
     def run(self, plans: Sequence[RowPlan], states: Sequence[SequenceState]) -> list[RowResult]:
-        """See `DecodeStep.run`; rows that do not fit the memory even alone have an error."""
+        """See `DecodeStep.run`; rows that do not fit into memory even alone have an error."""
         try:
             return self._step.run(plans, states)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             logger.warning("out of memory in a step of %d rows: trying smaller ones", len(plans))
-        # Outside the handler: the exception holds the failed step's tensors.
+        # Outside the handler, because the exception holds the failed step's tensors.
         _free_memory()
         if len(plans) > 1:
             middle = len(plans) // 2

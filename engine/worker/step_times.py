@@ -1,16 +1,17 @@
-"""What whole steps take, in batches of about one size: plain ones, those with drafts, and those in
-which drafts were thought of and none was found. Knows seconds only.
+"""Measures whole steps of about one batch size: plain ones, those with drafts, and those in which
+drafts were looked for and none was found. Knows seconds only.
 """
 
 from engine.worker.measured_bias import MeasuredBias
 
 
 class StepTimes:
-    """Corrects what the parts of steps are said to take by what the steps took."""
+    """Corrects the modelled seconds of steps by the measured ones."""
 
     def __init__(self, like: "StepTimes | None" = None) -> None:
-        """Args:
-        like: Of batches of another size: what it knows is begun with.
+        """
+        Args:
+            like: The times of another batch size, to start with.
         """
         self._plain: MeasuredBias = MeasuredBias(None if like is None else like._plain)
         self._drafting: MeasuredBias = MeasuredBias(None if like is None else like._drafting)
@@ -18,24 +19,24 @@ class StepTimes:
 
     @property
     def has_seen_plain(self) -> bool:
-        """Whether plain steps of this size were measured at all."""
+        """Whether enough plain steps of this batch size were measured to correct them."""
         return self._plain.is_begun
 
     @property
     def knows_drafting(self) -> bool:
-        """Whether one more step with drafts changes little."""
+        """Whether so many steps with drafts were measured that one more changes little."""
         return self._drafting.is_known
 
     def plain(self, modelled_s: float) -> float:
-        """What a plain step takes."""
+        """Return the corrected seconds of a plain step."""
         return modelled_s * self._plain.factor
 
     def note_plain(self, modelled_s: float, took_s: float) -> None:
-        """Learn from a plain step."""
+        """Learn from a measured plain step."""
         self._plain.observe(modelled_s, took_s)
 
     def drafting(self, modelled_s: float, took_s: float) -> float:
-        """What a step with drafts is to count as; learn from it."""
+        """Learn from a step with drafts; return the seconds that it counts as."""
         bias = self._drafting
         known_s = modelled_s * bias.factor if bias.is_known else None
         plausible_s = bias.plausible(modelled_s, took_s)
@@ -43,8 +44,9 @@ class StepTimes:
         return plausible_s if known_s is None else known_s
 
     def straight(self, modelled_s: float, took_s: float) -> float:
-        """The same of one in which drafts were thought of and none was found. Some of these begin
-        to look and some do not, so that each counts as what it took.
+        """Learn from a step in which no draft was found; return the seconds that it counts as.
+
+        Some of these steps evaluate heads and some do not, so each counts as what it took.
         """
         seconds = self._straight.plausible(modelled_s, took_s)
         self._straight.observe(modelled_s, took_s)

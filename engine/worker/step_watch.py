@@ -1,30 +1,29 @@
-"""What a step takes as a whole, what its parts take where that can be told, and whether it tells of
-steps of its kind. Knows the clock, and what has been launched.
-"""
+"""Times whole steps and, where possible, their parts. Knows the clock and what was launched."""
 
 from collections.abc import Callable
 
 from engine.worker.device_queue import DeviceQueue
 
-_LONGEST_BETWEEN_S = 1e-3  # from step to step, while there is something to do
-_PASSES = 8  # plain passes of which one tells what they take: on a GPU the host would feel more
+_LONGEST_BETWEEN_S = 1e-3  # longest time between two steps that counts as no pause
+_PASSES = 8  # one in this many plain passes on a GPU is timed; timing more would slow the host
 
 
 class StepWatch:
-    """Of one `DecodeStep`."""
+    """Times the steps of one `DecodeStep`."""
 
     def __init__(self, clock: Callable[[], float], *, is_queued: bool) -> None:
-        """Args:
-        clock: In seconds.
-        is_queued: Calls return before the device has computed.
+        """
+        Args:
+            clock: In seconds.
+            is_queued: Whether calls return before the device has computed.
         """
         self._clock = clock
         self._queue = DeviceQueue(clock) if is_queued else None
-        self._began = self._ended = 0.0  # this step, and the one before
-        self._num_untold = 0  # passes since one told what it took
-        self._is_untold = False
+        self._began = self._ended = 0.0  # when this step began, and the one before ended
+        self._num_untold = 0  # plain passes since the last one that was timed
+        self._is_untold = False  # whether the parts of this step are not timed
         self._was_plain = False
-        self.ran_ahead = False  # its pass was launched in the step before
+        self.ran_ahead = False  # whether this step's pass was launched in the step before
 
     @property
     def is_queued(self) -> bool:
@@ -33,16 +32,17 @@ class StepWatch:
 
     @property
     def tells_of_plain_steps(self) -> bool:
-        """Whether what this step takes, which has no drafts, is what such steps take: on a GPU
-        where the one before launched its pass, or could have.
+        """Whether this step, which has no drafts, takes as long as such steps usually do.
+
+        On a GPU that is so if the step before launched its pass, or could have done so.
         """
         return self._queue is None or self.ran_ahead or self._was_plain
 
     def begin(self, *, is_idle: bool) -> None:
-        """A step begins.
+        """Begin a step.
 
         Args:
-            is_idle: Nothing is launched.
+            is_idle: Whether the device has nothing to do.
         """
         self._is_untold = self.ran_ahead = False
         self._began = self._clock()
@@ -50,16 +50,16 @@ class StepWatch:
             self._queue.begin(is_idle=is_idle)
 
     def now(self) -> float:
-        """In seconds."""
+        """Return the clock's seconds."""
         return self._clock()
 
     def launch(self, num_tokens: int, seconds: float) -> None:
-        """A part was launched that is known to take so long."""
+        """Note that a part was launched, and the seconds that it is known to take."""
         if self._queue is not None:
             self._queue.add(num_tokens, seconds)
 
     def note_pass(self, *, is_ahead: bool) -> bool:
-        """All segments have run as one. Returns whether they are to be told of."""
+        """Note that all segments have run as one call; return whether to account for their cost."""
         self._num_untold += 1
         is_spared = self._queue is not None and self._num_untold < _PASSES
         self.ran_ahead = is_ahead
@@ -69,21 +69,23 @@ class StepWatch:
         return not self._is_untold
 
     def part(self, seconds: float) -> float | None:
-        """What a part took that has ended now; None: that cannot be told.
+        """Return the seconds of a part that has just ended; None: unknown.
 
         Args:
-            seconds: Since it was called.
+            seconds: Seconds since the part was called.
         """
         if self._is_untold:
             return None
         return seconds if self._queue is None else self._queue.wait()
 
     def end(self, *, is_plain: bool) -> float:
-        """Seconds from the end of the step before, unless there was a pause; else from this one's
-        beginning. What is ready when a step begins has been computed between them.
+        """End the step; return its seconds.
+
+        They count from the end of the step before, because a device may compute between two steps,
+        or from this step's beginning if there was a pause in between.
 
         Args:
-            is_plain: It only decoded, and nothing was to be drafted.
+            is_plain: Whether the step only decoded while drafting was off.
         """
         before, self._ended = self._ended, self._clock()
         self._was_plain = is_plain

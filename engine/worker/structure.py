@@ -1,14 +1,14 @@
-"""Where a sequence stands in its grammar, and which tokens may come next; drafts included.
+"""The state of a sequence in its grammar: which tokens may come next, also after drafts.
 
-For a position behind drafts they are fed to the matcher and the mask is read. They stay fed: the
-next position is mostly the one behind. Whatever is not wanted any more is taken back, so a rejected
-draft leaves no trace. A draft that the grammar does not allow ends the walk: nothing behind it can
-be accepted, so its mask does not matter.
+For a position after drafts, the drafts are fed to the matcher and the mask is read. They stay fed,
+because the next position asked for is usually the following one. Tokens that no longer belong are
+rolled back, so a rejected draft leaves no trace. After a draft that the grammar does not allow
+nothing can be accepted, so masks there do not matter.
 
-All rows wait while one is looked after. A grammar that can read the same text in many ways takes
-longer with every token, without limit; so each has an allowance of CPU time, and ends beyond it.
-That is why masks are filled one after the other: xgrammar's threads for many matchers would not
-tell whose time they took. Nor do they bring anything for fewer than 64 masks on two cores: most
+All rows wait while one row's grammar advances. An ambiguous grammar can take longer with every
+token, without limit, so each sequence has an allowance of CPU time and fails beyond it. That is why
+masks are filled one after the other: with xgrammar's threads for many matchers one could not tell
+whose time was used. Nor do these threads gain anything for fewer than 64 masks on two cores: most
 masks take 2 to 60 us.
 """
 
@@ -22,20 +22,21 @@ import numpy as np
 
 from engine.worker.token_bits import TokenBits, all_tokens, num_words, token_bits
 
-# Tokens of JSON schemas take 0.1 ms, hardly one takes 4 (`python -m benchmarks.masks`).
+# CPU seconds allowed per token. Tokens of JSON schemas take 0.1 ms, hardly one takes 4 ms
+# (`python -m benchmarks.masks`).
 _S_PER_TOKEN = 0.01
-_MOST_BEHIND_S = 2.0  # that a sequence may take more, all in all
+_MOST_BEHIND_S = 2.0  # CPU seconds by which a sequence may exceed what its tokens are allowed
 
 _TOO_SLOW = "the structure can be read in too many ways: to follow it takes too long"
 
 
 class StructureState:
-    """One sequence's matcher.
+    """The matcher of one sequence.
 
     Attributes:
-        error: Why the structure can no longer be followed; nothing is allowed then.
-        is_too_slow: Whether it is because that takes too long.
-        vocab_size: V.
+        error: Why the structure can no longer be followed; then no token is allowed.
+        is_too_slow: Whether the reason is that following it takes too long.
+        vocab_size: Size V of the vocabulary.
     """
 
     def __init__(
@@ -48,12 +49,14 @@ class StructureState:
         stop_token_ids: Sequence[int] = (),
         clock: Callable[[], float] = time.thread_time,
     ) -> None:
-        """Args:
-        matcher: an `xgrammar.GrammarMatcher` at the start of its grammar.
-        eos_token_ids: ids that end a structure.
-        output: tokens that are known already: replayed.
-        stop_token_ids: further ids that are put off while something else is allowed.
-        clock: in seconds of this thread's own time, lest a busy machine counts.
+        """
+        Args:
+            matcher: An `xgrammar.GrammarMatcher` at the start of its grammar; None: the structure
+                cannot be used.
+            eos_token_ids: Ids that end a structure.
+            output: Known output tokens, which are replayed.
+            stop_token_ids: Further ids that end the sequence.
+            clock: In seconds of this thread's CPU time, so that a busy machine does not count.
         """
         self.error = None if matcher else "the structure cannot be used here"
         self.is_too_slow = False
@@ -61,14 +64,14 @@ class StructureState:
         self._clock = clock
         self._behind_s = 0.0
         self._matcher = matcher
-        self._fed: list[int] = []  # drafts that the matcher has read behind the output
+        self._fed: list[int] = []  # drafts that the matcher has read after the output
         self._eos_ids = tuple(eos_token_ids)
         self._stop_ids = (*eos_token_ids, *stop_token_ids)
         self._masks: dict[tuple[int, ...], TokenBits | None] = {}
         self.append(output)
 
     def append(self, token_ids: Sequence[int]) -> None:
-        """Commit tokens; those behind the grammar's end do not count."""
+        """Commit tokens; those after the grammar's end are ignored."""
         self._masks.clear()
         if self.error is not None:
             return
@@ -86,12 +89,13 @@ class StructureState:
     def allowed(
         self, drafts: Sequence[int], *, puts_off_end: bool, listed: TokenBits | None = None
     ) -> TokenBits | None:
-        """Tokens that may follow the drafts; None where it does not matter. Not to be written to.
+        """Return the tokens that may follow the drafts; None: it does not matter. Read-only.
 
         Args:
-            puts_off_end: leave out the stop tokens while there is anything else.
-            listed: the tokens that are wanted; where none of them can go on, a structure that is
-                complete ends.
+            puts_off_end: Whether to leave out tokens that end the sequence while any other is
+                allowed.
+            listed: The tokens that the request allows. If none of them can go on, a complete
+                structure ends.
         """
         key = tuple(drafts)
         if key not in self._masks:
@@ -140,7 +144,7 @@ class StructureState:
         return words[0] & self._vocabulary
 
     def _take_back(self, wanted: Sequence[int]) -> int:
-        """Take back the drafts that do not begin what is wanted; returns how many are left."""
+        """Roll back the fed drafts after their common prefix with `wanted`; return its length."""
         pairs = zip(self._fed, wanted, strict=False)
         num_kept = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         if num_kept < len(self._fed):

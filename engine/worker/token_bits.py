@@ -1,5 +1,5 @@
-"""Sets of tokens as bits, 32 to a word, the lowest first: what xgrammar writes and `Ops.exclude`
-reads. Small enough to be sent to the device for every position of a batch.
+"""Sets of tokens as bits, 32 to a word, the lowest first, as xgrammar writes and `Ops.exclude`
+reads them. They are small enough to be sent to the device for every position of a batch.
 """
 
 from collections.abc import Iterable
@@ -7,19 +7,19 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-TokenBits = NDArray[np.int32]  # [W], bits beyond the vocabulary are 0
+TokenBits = NDArray[np.int32]  # [words]; bits beyond the vocabulary are 0
 
 
 def num_words(vocab_size: int) -> int:
-    """W."""
+    """Return the number of words of a set."""
     return -(-vocab_size // 32)
 
 
 def token_bits(token_ids: Iterable[int], vocab_size: int) -> TokenBits:
-    """The set of some tokens.
+    """Return the set of the given tokens.
 
     Raises:
-        IndexError: one of them is not in the vocabulary.
+        IndexError: A token is not in the vocabulary.
     """
     are_in = np.zeros(32 * num_words(vocab_size), dtype=np.bool_)
     are_in[:vocab_size][list(token_ids)] = True
@@ -27,7 +27,7 @@ def token_bits(token_ids: Iterable[int], vocab_size: int) -> TokenBits:
 
 
 def all_tokens(vocab_size: int) -> TokenBits:
-    """The whole vocabulary."""
+    """Return the set of the whole vocabulary."""
     bits = np.full(num_words(vocab_size), -1, dtype=np.int32)
     if rest := vocab_size % 32:
         bits[-1] = (1 << rest) - 1

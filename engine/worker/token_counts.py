@@ -1,7 +1,7 @@
-"""Which tokens a sequence has, and how often its output has each: what penalties are made of.
+"""The distinct tokens of a sequence and their counts in its output, as penalties need them.
 
-Arrays that grow by what is new, so that a step neither walks a prompt again nor makes a Python
-object of any token in it. Knows token ids only.
+They are kept in arrays that grow with new tokens, so that a step neither walks the prompt again nor
+makes Python objects of its tokens. Knows token ids only.
 """
 
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
 
-_SPARE = 64  # least room for more tokens
+_SPARE = 64  # fewest entries by which the arrays grow
 
 
 class TokenCounts:
-    """Different tokens of one sequence in the order they came, each with its count."""
+    """The distinct tokens of one sequence in order of appearance, with their counts."""
 
     def __init__(self, prompt: Sequence[int], output: Sequence[int]) -> None:
         ids = list(dict.fromkeys(prompt))
@@ -25,7 +25,7 @@ class TokenCounts:
         self.append(output)
 
     def append(self, token_ids: Sequence[int]) -> None:
-        """Count more of the output."""
+        """Count further output tokens."""
         for token_id in token_ids:
             place = self._places.setdefault(token_id, len(self._places))
             if place == len(self._ids):
@@ -35,9 +35,11 @@ class TokenCounts:
             self._ids[place] = token_id
             self._counts[place] += 1
 
-    def behind(self, drafts: Sequence[int]) -> tuple[Ids, Ids]:
-        """Token ids [U] and their counts in the output, 0 for those of the prompt alone, with the
-        drafts as if they were output. Not to be written to; valid until the next `append`.
+    def with_drafts(self, drafts: Sequence[int]) -> tuple[Ids, Ids]:
+        """Return the distinct token ids [U] and their counts [U] in the output and the drafts.
+
+        Tokens of the prompt alone have a count of 0. The arrays are read-only and valid until the
+        next `append`.
         """
         size = len(self._places)
         ids, counts = self._ids[:size], self._counts[:size]

@@ -1,4 +1,4 @@
-"""What a request asks of single tokens, whatever came before: made once, used at every position.
+"""What a request asks of single tokens whatever came before, computed once for all positions.
 
 Knows the request's parameters and token ids; applies nothing.
 """
@@ -14,14 +14,14 @@ from engine.worker.token_bits import TokenBits, token_bits
 
 
 class TokenValues(NamedTuple):
-    """A value for each of some tokens, none of which comes twice with another value."""
+    """Some tokens with a value each; a token that occurs twice has the same value."""
 
     ids: NDArray[np.int64]
     values: NDArray[np.float32]
 
 
 class TokenWishes:
-    """One request's."""
+    """What one request asks of single tokens."""
 
     def __init__(self, start: SequenceStart) -> None:
         self._start = start
@@ -29,25 +29,25 @@ class TokenWishes:
 
     @cached_property
     def bias(self) -> TokenValues:
-        """To be added."""
+        """The logit bias, to be added to logits."""
         given = self._start.sampling.logit_bias
         ids = np.fromiter(given.keys(), dtype=np.int64, count=len(given))
         return TokenValues(ids, np.fromiter(given.values(), dtype=np.float32, count=len(given)))
 
     @cached_property
     def ends(self) -> TokenValues:
-        """Tokens that end the sequence, to be excluded while it is too short."""
+        """Tokens that end the sequence, with -inf, to be excluded while it is too short."""
         ids = np.array(self._start.stop_token_ids, dtype=np.int64)
         return TokenValues(ids, np.full(len(ids), -np.inf, dtype=np.float32))
 
     @cached_property
     def allows_ends_only(self) -> bool:
-        """Whether the list of allowed tokens leaves nothing but an end."""
+        """Whether all allowed tokens end the sequence."""
         allowed = self._start.sampling.allowed_token_ids
         return bool(allowed) and set(allowed) <= set(self._start.stop_token_ids)
 
     def allowed(self, vocab_size: int) -> TokenBits | None:
-        """The tokens that are listed; None: there is no list."""
+        """Return the tokens that the request allows; None: it allows all."""
         listed = self._start.sampling.allowed_token_ids
         if self._allowed is None and listed:
             self._allowed = token_bits(listed, vocab_size)

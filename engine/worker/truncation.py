@@ -1,6 +1,6 @@
 """Top-k, top-p and min-p on the tempered distributions of many rows at once.
 
-What is left of a row does not depend on the others: sums are of integers.
+What is left of a row does not depend on the others, because sums are of integers.
 """
 
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ from torch import Tensor
 from engine.worker.sequence_state import SequenceState
 from engine.worker.upload import upload
 
-# Masses of tokens are integers of this many per greatest mass: sums of them are the same in any
-# order, and what is smaller never reaches a nucleus.
+# Probability masses are rounded to integers, the greatest of a row to this one, so that their sums
+# are the same in any order. A token too small to count cannot belong to a nucleus.
 _UNIT = 1 << 40
 
 
 def truncates(state: SequenceState) -> bool:
-    """Whether a sequence's distributions are cut at all."""
+    """Whether a sequence's distributions are truncated at all."""
     s = state.sampling
     return not state.is_greedy and bool(s.top_k or s.top_p < 1.0 or s.min_p > 0.0)
 
@@ -26,7 +26,9 @@ def truncate(logits: Tensor, rows: Sequence[int], states: Sequence[SequenceState
     """Exclude what the rows' parameters cut off, in place.
 
     Args:
-        rows: Those of the logits [T, V'] that `states` are of.
+        logits: [T, V'].
+        rows: The rows of the logits to truncate.
+        states: The sequences of these rows.
     """
     asked = [state.sampling for state in states]
     device = logits.device
@@ -56,10 +58,12 @@ def truncate(logits: Tensor, rows: Sequence[int], states: Sequence[SequenceState
 
 
 def _nucleus(tempered: Tensor, top_p: Tensor) -> Tensor:
-    """Of every row the smallest set of most likely tokens whose mass reaches top_p; at least one.
+    """Return a mask of each row's smallest set of likeliest tokens whose mass reaches top_p.
+
+    The set has at least one token.
 
     Args:
-        top_p: [T, 1] float64; 1 keeps all.
+        top_p: [T, 1] float64; 1 keeps all tokens.
     """
     ranked, order = tempered.sort(dim=-1, descending=True, stable=True)
     mass = ((ranked - ranked[:, :1]).exp().double() * _UNIT).round().to(torch.int64)

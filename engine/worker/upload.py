@@ -1,8 +1,8 @@
-"""Small tables of numbers on their way to the device, without waiting for it.
+"""Sends small tables of numbers to the device without waiting for it.
 
-From ordinary memory a copy to a GPU waits for all that was launched before, so every list sent in
-the middle of a step would stop the host until the segments so far are done. From pinned memory it
-queues like a kernel; torch keeps the pinned bytes until it has run.
+A copy from ordinary memory to a GPU waits for everything launched before, so every list sent in the
+middle of a step would stop the host until the segments so far are done. A copy from pinned memory
+is queued like a kernel; torch keeps the pinned bytes until it has run.
 """
 
 from array import array
@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_ALIGNMENT = 16  # bytes: a kernel of Triton's is compiled anew for pointers that have less
-_CODES = {  # as `array` has them
+_ALIGNMENT = 16  # bytes; Triton compiles a kernel again for pointers aligned to less
+_CODES = {  # type codes of `array`
     torch.bool: "b",
     torch.int32: "i",
     torch.int64: "q",
@@ -24,14 +24,14 @@ _CODES = {  # as `array` has them
 
 
 def upload(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Numbers, or rows of them, as a tensor on the device."""
+    """Return numbers, or equally long rows of them, as a tensor on the device."""
     return send(_table(values, dtype), device)
 
 
 def upload_all(
     lists: Sequence[tuple[Sequence[Any], torch.dtype]], device: torch.device
 ) -> list[Tensor]:
-    """Lists of numbers as tensors on the device; a GPU is sent one piece of memory."""
+    """Return lists of numbers as tensors on the device; a GPU is sent one piece of memory."""
     if device.type != "cuda":
         return [_table(values, dtype) for values, dtype in lists]
     pieces: list[bytes] = []
@@ -44,18 +44,19 @@ def upload_all(
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU's on the device."""
+    """Return a CPU tensor on the device; a GPU's copy is queued, not waited for."""
     if device.type == "cpu":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _table(values: Sequence[Any], dtype: torch.dtype) -> Tensor:
-    """Numbers, or rows of as many, as a tensor. torch's own way looks at every number as an object:
-    it takes several times as long.
+    """Return numbers, or equally long rows of them, as a tensor on the CPU.
+
+    `torch.tensor` takes several times as long, because it inspects every number as an object.
     """
     if not values:
         return torch.empty(0, dtype=dtype)
-    if isinstance(values[0], (list, tuple, range)):  # faster to ask for than `Sequence`
+    if isinstance(values[0], (list, tuple, range)):  # a faster check than for `Sequence`
         return _table([*chain.from_iterable(values)], dtype).view(len(values), -1)
     return torch.frombuffer(array(_CODES[dtype], values), dtype=dtype)

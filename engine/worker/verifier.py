@@ -1,9 +1,8 @@
-"""The end of a step: the last layer's states become tokens, verdicts on drafts, and what is asked
-of prompts.
+"""The end of a step: turns the last layer's states into tokens, verifies drafts, and reads prompts.
 
-One call of the LM head chooses for every pending token of every row; each row keeps the longest
-prefix of its drafts that equals its own choices. A fault in one row's share is that row's own.
-Does not know how the states came to be.
+One call of the LM head chooses a token after every pending token of every row; each row keeps the
+longest prefix of its drafts that equals these choices. A fault in one row's share fails only that
+row. Does not know how the states were computed.
 """
 
 import logging
@@ -33,11 +32,11 @@ logger = logging.getLogger(__name__)
 
 
 class _Choices(NamedTuple):
-    """What was chosen after a step's P pending tokens."""
+    """The tokens chosen after a step's P pending tokens."""
 
-    token_ids: list[int]  # NO_CHOICE where there is none
-    logits: Tensor  # [P, V]; overwritten once the next step's pass has been launched
-    are_nan_early: Tensor | None = None  # [P] bool, taken before that
+    token_ids: list[int]  # NO_CHOICE where none could be chosen
+    logits: Tensor  # [P, V]; overwritten if the next step's pass is launched
+    are_nan_early: Tensor | None = None  # [P] bool, computed before that
 
     @property
     def are_nan(self) -> Tensor:
@@ -46,7 +45,7 @@ class _Choices(NamedTuple):
 
 
 class Verifier:
-    """Ends steps on one model."""
+    """Verifies the drafts of steps on one model and commits their results."""
 
     def __init__(
         self,
@@ -75,10 +74,11 @@ class Verifier:
         Args:
             refs: Every token of the step.
             hidden: [T, E], their last layer's states.
-            keeps_states: Rows keep that of their newest token, for heads to read.
+            keeps_states: Whether rows keep the last hidden state of their newest computed token,
+                for heads to read.
 
         Returns:
-            One result per row, in order. The rows' states have advanced: all of them, or none.
+            One result per row, in order. Either all rows' states advance, or, if this raises, none.
         """
         places = {ref: place for place, ref in enumerate(refs)}
         pending = [[places[ref] for ref in row.pending_refs(i)] for i, row in enumerate(rows)]
@@ -113,13 +113,15 @@ class Verifier:
         keeps_states: bool,
         launch_next: Callable[[Tensor], None] | None = None,
     ) -> list[RowResult]:
-        """Do what `verify` does where every row has one token in the step, nothing is drafted, and
-        nothing is asked of a prompt. As little as can be follows the choice: a GPU waits for it.
+        """Do what `verify` does for a plain step: one token per row, nothing drafted, and nothing
+        asked of a prompt.
+
+        As little work as possible follows the choice, because a GPU idles meanwhile.
 
         Args:
             hidden: [T, E], the last layer's states, row by row.
-            launch_next: Called with the tokens chosen, [T] int64 on the device, before they are
-                read. The step's logits are gone then; no row may want any.
+            launch_next: Called with the chosen tokens, [T] int64 on the device, before they are
+                read. It overwrites the step's logits, so no row may want log-probabilities.
         """
         newest = hidden.clone().unbind() if keeps_states else [None] * len(rows)
         points = [SamplePoint(row.state, ()) for row in rows]
@@ -139,7 +141,7 @@ class Verifier:
         hidden: Tensor,
         launch_next: Callable[[Tensor], None] | None = None,
     ) -> _Choices:
-        """Choose a token after each of P pending ones, whose last states are [P, E]."""
+        """Choose a token after each of P pending ones, whose last hidden states are [P, E]."""
         if not points:
             return _Choices([], hidden)
         logits = self._runner.logits(hidden)
@@ -148,7 +150,7 @@ class Verifier:
         read = self._ops.fetch(chosen)
         are_nan: Tensor | None = None
         if launch_next is not None:
-            # Only what rows themselves ask for can leave numbers and no choice.
+            # Without processors, a missing choice means NaN in the logits.
             are_nan = chosen < 0 if scores is logits else logits.isnan().any(dim=-1)
             launch_next(chosen)
         return _Choices(read(), logits, are_nan)
@@ -156,12 +158,12 @@ class Verifier:
     def _result(
         self, row: Row, targets: Sequence[int], known: Tensor | None
     ) -> tuple[RowResult, Tensor | None]:
-        """What a row's client gets, and the sum over its prompt [E] that its state takes over. A
-        fault is the row's own.
+        """Return a row's result, and the sum [E] over its prompt that its state will keep.
 
         Args:
-            targets: One per pending token.
-            known: [plan.num_tokens, E], where something is asked of the prompt.
+            targets: The token chosen after each pending one.
+            known: [plan.num_tokens, E], states of the known tokens if anything is asked of the
+                prompt.
         """
         try:
             result = self._acceptance.accept(row, targets)
@@ -183,10 +185,10 @@ class Verifier:
 def _complete(
     rows: Sequence[Row], results: list[RowResult], firsts: Sequence[int], choices: _Choices
 ) -> list[RowResult]:
-    """Results with the errors of rows that have no token, and the log-probabilities of others.
+    """Return the results with errors for rows without a token, and with log-probabilities.
 
     Args:
-        firsts: Of every row, its first pending token's index among all of them, and their number.
+        firsts: Per row, the index of its first pending token among all P of them; then P.
     """
     if NO_CHOICE in choices.token_ids:
         results = without_choice(rows, results, firsts[:-1], choices.are_nan)
@@ -199,7 +201,7 @@ def _advance(
     """Commit the rows' new tokens.
 
     Args:
-        newest: Of every row, the state [E] that its newest token was chosen from, if it is kept.
+        newest: Per row, the state [E] that its newest token was chosen from, if it is kept.
     """
     for row, result, last_hidden in zip(rows, results, newest, strict=True):
         if result.token_ids:
@@ -210,17 +212,18 @@ def _advance(
 def _newest_states(
     rows: Sequence[Row], results: Sequence[RowResult], firsts: Sequence[int], last_hidden: Tensor
 ) -> dict[int, Tensor]:
-    """By row with new tokens, the state [E] that its newest one was chosen from.
+    """Return, for each row with new tokens, the state [E] that its newest one was chosen from.
 
     Args:
-        firsts: Of every row, its first pending token's index in last_hidden [P, E].
+        firsts: Per row, the index of its first pending token in `last_hidden`.
+        last_hidden: [P, E].
     """
     places = {
         index: firsts[index] + row.sources(len(result.token_ids))[-1]
         for index, (row, result) in enumerate(zip(rows, results, strict=True))
         if result.token_ids
     }
-    # Copies: what the step computed need not outlive it.
+    # Copies, so that the step's tensors need not outlive it.
     if len(places) <= 1:
         return {index: last_hidden[place].clone() for index, place in places.items()}
     return dict(zip(places, copy_rows(last_hidden, list(places.values())), strict=True))
@@ -229,10 +232,11 @@ def _newest_states(
 def _with_logprobs(
     rows: Sequence[Row], results: list[RowResult], firsts: Sequence[int], logits: Tensor
 ) -> list[RowResult]:
-    """Results with the log-probabilities that their rows want.
+    """Return the results with the log-probabilities that their rows want.
 
     Args:
-        firsts: Of every row, its first pending token's index in logits [P, V].
+        firsts: Per row, the index of its first pending token in `logits`.
+        logits: [P, V].
     """
     wanted: dict[int, list[Wanted]] = {}
     for index, (row, result) in enumerate(zip(rows, results, strict=True)):
@@ -257,7 +261,7 @@ def _with_logprobs(
 def _known_states(
     index: int, row: Row, places: Mapping[TokenRef, int], hidden: Tensor
 ) -> Tensor | None:
-    """States of a row's known tokens, where something is asked of its prompt."""
+    """Return the states of a row's known tokens if anything is asked of its prompt."""
     if not wants_reading(row.plan, row.state):
         return None
     positions = range(row.plan.start, row.plan.start + row.plan.num_tokens)
@@ -267,9 +271,10 @@ def _known_states(
 def _without_broken_prompts(
     rows: Sequence[Row], refs: Sequence[TokenRef], hidden: Tensor, results: list[RowResult]
 ) -> list[RowResult]:
-    """Results, with an error where an unfinished prompt is no numbers, before others share its KV.
+    """Return the results with errors for unfinished prompts whose states are not finite, before
+    other sequences share their KV.
 
-    The last token computed has read all before it, so it tells for all of them.
+    The last token of a chunk has read all tokens before it, so checking its state is enough.
     """
     last = {
         ref.row: place

@@ -1,8 +1,7 @@
-"""The data plane: loads the model and its heads, owns the KV tensors, executes plans. Anything on
-the device starts here.
+"""The data plane: loads the model and its heads, owns the KV tensors, and executes plans.
 
-Holds nothing that a plan could not rebuild. Knows no HTTP, no text, no scheduling; speaks
-`engine.plan` only.
+Holds nothing that plans could not rebuild. Knows no HTTP, no text and no scheduling; its interface
+is `engine.plan`.
 """
 
 import logging
@@ -16,14 +15,13 @@ from engine.checkpoint.directory import has_blocks
 from engine.config import EngineConfig
 from engine.errors import HeadsMismatch, ModelLoadError
 from engine.model.decoder import Decoder, Segment
-from engine.model.exact_rows import TOKEN_COUNTS, uneven_counts
+from engine.model.exact_rows import CHECKED_COUNTS, uneven_counts
 from engine.model.exit_head import ExitHeads, load_heads
-from engine.model.ops.interface import LayerCache
+from engine.model.ops.interface import LayerCache, Ops
 from engine.model.spec import ModelSpec
 from engine.plan import Learning, RowResult, StepPlan, StepResult, WorkerInfo
 from engine.policy_reason import PolicyReason, PolicyReport
 from engine.request import Structure
-from engine.worker import memory
 from engine.worker.backend import describe_numbers, limit_torch_threads, select_ops
 from engine.worker.capture import Capture, token_counts_for
 from engine.worker.cuda_graph import CudaCapture
@@ -32,8 +30,9 @@ from engine.worker.drafter import Drafter
 from engine.worker.drafting import Drafting, DraftingMaker
 from engine.worker.grammars import Grammars
 from engine.worker.graph_runner import BatchLimits, GraphRunner
-from engine.worker.kv_cache import allocate_cache, block_size_bytes
-from engine.worker.learning.school import School
+from engine.worker.kv_budget import count_blocks
+from engine.worker.kv_cache import KvCache, allocate_cache
+from engine.worker.learning.online_training import OnlineTraining
 from engine.worker.modelled_clock import ModelledClock
 from engine.worker.segment_runner import (
     EagerRunner,
@@ -64,85 +63,61 @@ class ModelWorker:
         clock: Clock = time.perf_counter,
         capture: Capture | None = None,
     ) -> None:
-        """Load everything.
+        """Load the model and all that serves it.
 
         Args:
             progress: Called with (what is being done, fraction done).
-            drafter: Drafts instead of the exit heads the configuration names (tests, benchmarks).
+            drafter: Drafts instead of what the configuration names (tests, benchmarks).
             decoder: The model, if it is loaded already (benchmarks); of the directory's shape.
-            observer: Sees every pass; without drafts only (training).
-            verifies: False: drafts are taken as they are, and change the output (benchmarks).
-            clock: In seconds, for what drafts cost (benchmarks may count CPU time). A
-                `ModelledClock` brings its costs along: nothing is measured then, nor corrected.
-            capture: How graphs are captured where there is no GPU, and one is played (benchmarks).
+            observer: Is shown every pass; only possible without exits (training).
+            verifies: False: every draft is accepted, and the output changes (benchmarks).
+            clock: In seconds, to time what drafts cost (benchmarks may count CPU time). A
+                `ModelledClock` brings its own costs: then none are measured or corrected.
+            capture: Captures graphs; for simulating a GPU where there is none (benchmarks).
 
         Raises:
-            ModelLoadError: if the model, its heads or the memory for them cannot be had.
+            ModelLoadError: The model or its heads cannot be loaded, or memory is missing.
         """
         self._config = config
         self._clock = clock
         self._capture = capture
         self._modelled = clock if isinstance(clock, ModelledClock) else None
+        self._progress = progress
         spec = ModelSpec.from_directory(config.model.directory)
-        self._max_model_len = config.model.max_model_len or spec.max_position_embeddings
+        self._max_model_len = _max_model_len(config.model.max_model_len, spec)
         ops = select_ops(config, spec) if decoder is None else decoder.ops
         limit_torch_threads(config, ops)
-        model = config.model
-        self._keeps_blocks = (
-            ops.name == "native" and model.quantization != "none" and has_blocks(model.directory)
-        )
-        self.decoder = decoder or Decoder.load(
-            config.model.directory,
-            ops,
-            max_positions=self._max_model_len,
-            keep_blocks=self._keeps_blocks,
-            progress=progress,
-        )
+        self.decoder = decoder or self._load_decoder(ops)
         self._check_exact_rows()
-        heads = None
-        if drafter is None and config.exits.enabled:
-            heads = self._load_heads()
-        self._school = self._open_school(heads)
-        exit_layers = heads.exit_layers if heads is not None else []
-        self._exit_layers = exit_layers if drafter is None else drafter.exit_layers
-        block_size = config.cache.block_size
-        self._num_blocks = self._count_blocks()
-        # One block more than any sequence is given: the slot that graphs write padding to, and
-        # those of tokens that stand aside.
+        is_drafting = drafter is None and config.exits.enabled
+        heads = self._load_heads() if is_drafting else None
+        self._online_training = self._open_online_training(heads)
+        exits = heads if drafter is None else drafter
+        self._exit_layers = [] if exits is None else exits.exit_layers
+        self._num_blocks = count_blocks(config, self.decoder, self._max_model_len)
+        # One block more than sequences are given, for the slot that graphs write padding to and the
+        # spare slots of alternates.
         cache = allocate_cache(
-            spec, self._num_blocks + 1, block_size, dtype=ops.dtype, device=ops.device
+            spec,
+            self._num_blocks + 1,
+            config.cache.block_size,
+            dtype=ops.dtype,
+            device=ops.device,
         )
-        assert observer is None or not self._exit_layers, "passes are observed without exits"
-        layers = self._exit_layers if observer is None else observer.layers
-        segments = split_layers(spec.num_layers, layers)
-        runner = self._make_runner(segments, cache, progress)
-        self._runs_ahead = isinstance(runner, GraphRunner) and observer is None
-        if observer is not None:
-            runner = ObservedRunner(runner, segments, observer)
-        self.drafting: Drafting | None = None  # by heads or look-ups, as the configuration says
-        if drafter is None and config.exits.enabled:
-            maker = DraftingMaker(
-                config=config,
-                decoder=self.decoder,
-                runner=runner,
-                cache=cache,
-                clock=clock,
-                numbers=describe_numbers(ops, has_blocks=self._keeps_blocks),
-                is_queued=self._is_queued,
-                progress=progress,
-            )
-            self.drafting = maker.make(heads)
+        runner = self._make_runner(cache, observer)
+        self._runs_ahead = isinstance(runner, GraphRunner)
+        self.drafting: Drafting | None = None  # heads and look-up, as configured
+        if is_drafting:
+            self.drafting = self._make_drafting(heads, cache, runner)
             drafter = None if self.drafting is None else self.drafting.drafter
         self._has_drafter = drafter is not None
-        if self._modelled is not None:
-            runner = self._modelled.watch_runner(runner)
         step = DecodeStep(
             self.decoder,
             cache,
-            block_size,
+            config.cache.block_size,
             drafter=drafter,
-            runner=runner,
-            recorder=None if self._school is None else self._school.recorder,
+            runner=runner if self._modelled is None else self._modelled.watch_runner(runner),
+            recorder=None if self._online_training is None else self._online_training.recorder,
             spare_slots=self._slots_aside if config.exits.alternates else (),
             verifies=verifies,
             clock=clock,
@@ -163,7 +138,7 @@ class ModelWorker:
             hidden_size=spec.hidden_size,
             max_model_len=self._max_model_len,
             eos_token_ids=list(spec.eos_token_ids),
-            dtype=describe_numbers(ops, has_blocks=self._keeps_blocks),
+            dtype=self._numbers,
             device=str(ops.device),
             exit_layers=self._exit_layers,
             has_lookup=self._has_drafter and self._config.exits.lookup,
@@ -195,10 +170,10 @@ class ModelWorker:
         )
 
     def _note_step(self, duration_s: float) -> Learning | None:
-        """What was learned in this step and since the one before."""
-        if self._school is None:
+        """Return what was learned in this step and since the one before."""
+        if self._online_training is None:
             return None
-        learning = self._school.note_step(duration_s)
+        learning = self._online_training.note_step(duration_s)
         if self._modelled is not None:
             self._modelled.advance(learning.seconds)
         return learning
@@ -211,24 +186,33 @@ class ModelWorker:
         return self.drafting.policy.report
 
     def rest(self, *, is_idle: bool) -> bool:
-        """Between steps: let the heads learn for a few milliseconds, if it is their turn.
+        """Let the heads learn for a few milliseconds between steps, if it is their turn.
 
         Args:
-            is_idle: No step waits, as far as can be seen.
+            is_idle: Whether no step seems to be waiting.
 
         Returns:
             Whether anything was done.
         """
-        return self._school is not None and self._school.learn(is_idle=is_idle)
+        return self._online_training is not None and self._online_training.learn(is_idle=is_idle)
 
     def close(self) -> None:
-        """No step comes any more: keep what is to be kept."""
-        if self._school is not None:
-            self._school.close()
+        """Save what heads have learned; no step follows."""
+        if self._online_training is not None:
+            self._online_training.close()
 
     def prepare(self, structure: Structure) -> None:
-        """Compile a structure ahead of the sequence that brings it; safe beside steps."""
+        """Compile a structure before a sequence needs it; may run in a thread while steps run."""
         self._grammars.prepare(structure)
+
+    def _load_decoder(self, ops: Ops) -> Decoder:
+        return Decoder.load(
+            self._config.model.directory,
+            ops,
+            max_positions=self._max_model_len,
+            keep_blocks=self._keeps_blocks(ops),
+            progress=self._progress,
+        )
 
     def _load_heads(self) -> ExitHeads | None:
         directory = self._config.exits.heads
@@ -239,20 +223,20 @@ class ModelWorker:
             raise HeadsMismatch(f"exit heads: {directory} is not a directory")
         return load_heads(directory, self.decoder)
 
-    def _open_school(self, heads: ExitHeads | None) -> School | None:
-        """For heads that learn; None: they do not."""
+    def _open_online_training(self, heads: ExitHeads | None) -> OnlineTraining | None:
+        """Return what makes the heads learn; None: they do not."""
         exits = self._config.exits
         if not exits.learn:
             return None
         if heads is None or exits.heads is None:
             raise ModelLoadError("--learn-heads: no exit heads serve here that could learn")
         where = exits.learn_directory or cache_root() / "heads"
-        # What learning takes is in no costs: on a modelled clock it counts as it is, by CPU time.
+        # No modelled cost covers learning: on a modelled clock it counts by its CPU time.
         clock = self._clock if self._modelled is None else time.thread_time
-        return School(heads, self.decoder, exits.heads, where, exits.learn_share, clock)
+        return OnlineTraining(heads, self.decoder, exits.heads, where, exits.learn_share, clock)
 
     def _check_exact_rows(self) -> None:
-        """Find out on a GPU whether rows keep their bits, where that is promised."""
+        """Check, on a GPU where it is promised, that a token's bits do not depend on the batch."""
         if self.decoder.ops.device.type != "cuda" or not self._config.model.exact:
             return
         uneven = uneven_counts(self.decoder)
@@ -261,22 +245,29 @@ class ModelWorker:
                 f"--exact: on this GPU a token's bits change when {uneven} tokens share a call, so "
                 "early exits could change the output; --no-exact serves all the same"
             )
-        logger.info("exact rows: a token's bits are the same alone and among %s", TOKEN_COUNTS)
+        logger.info("exact rows: a token's bits are the same alone and among %s", CHECKED_COUNTS)
 
     def _make_runner(
-        self,
-        segments: Sequence[Segment],
-        cache: Sequence[LayerCache],
-        progress: Progress | None,
+        self, cache: Sequence[LayerCache], observer: PassObserver | None
     ) -> SegmentRunner:
-        """Graphs on a GPU, unless they are not wanted."""
-        decoder, config, capture = self.decoder, self._config, self._capture
-        if capture is None and decoder.ops.name == "cuda" and not config.model.enforce_eager:
-            capture = CudaCapture()
-        if capture is None:
-            return EagerRunner(decoder, segments, cache)
-        if progress is not None:
-            progress("capturing graphs", 0.0)
+        """Return what runs passes between the exits, or between the layers that are observed."""
+        assert observer is None or not self._exit_layers, "passes are observed without exits"
+        layers = self._exit_layers if observer is None else observer.layers
+        segments = split_layers(self.decoder.spec.num_layers, layers)
+        capture = self._capture
+        if capture is None and self.decoder.ops.name == "cuda":
+            capture = None if self._config.model.enforce_eager else CudaCapture()
+        runner: SegmentRunner = EagerRunner(self.decoder, segments, cache)
+        if capture is not None:
+            runner = self._capture_graphs(segments, cache, capture)
+        return runner if observer is None else ObservedRunner(runner, segments, observer)
+
+    def _capture_graphs(
+        self, segments: Sequence[Segment], cache: Sequence[LayerCache], capture: Capture
+    ) -> GraphRunner:
+        """Return a runner of CUDA graphs, captured for all batches that steps may have."""
+        config = self._config
+        self._report("capturing graphs")
         max_rows, drafts = config.scheduler.max_num_seqs, config.exits.max_draft_tokens
         limits = BatchLimits(
             max_rows=max_rows,
@@ -285,15 +276,44 @@ class ModelWorker:
             spare_slot=self._spare_slot,
             token_counts=token_counts_for(max_rows * (1 + drafts)),
         )
-        runner = GraphRunner(decoder, segments, cache, limits, capture)
+        runner = GraphRunner(self.decoder, segments, cache, limits, capture)
         runner.prepare()
         return runner
 
+    def _make_drafting(
+        self, heads: ExitHeads | None, cache: KvCache, runner: SegmentRunner
+    ) -> Drafting | None:
+        """Return who drafts and by what, as configured; None: nobody."""
+        return DraftingMaker(
+            config=self._config,
+            decoder=self.decoder,
+            runner=runner,
+            cache=cache,
+            clock=self._clock,
+            numbers=self._numbers,
+            is_queued=self._is_queued,
+            progress=self._progress,
+        ).make(heads)
+
+    def _report(self, text: str) -> None:
+        """Tell whoever waits what is being done."""
+        if self._progress is not None:
+            self._progress(text, 0.0)
+
+    @property
+    def _numbers(self) -> str:
+        """What is computed in."""
+        return describe_numbers(self.decoder.ops, has_blocks=self._keeps_blocks(self.decoder.ops))
+
+    def _keeps_blocks(self, ops: Ops) -> bool:
+        """Whether weights stay the blocks of a GGUF file that they were stored as."""
+        model = self._config.model
+        is_native = ops.name == "native" and model.quantization != "none"
+        return is_native and has_blocks(model.directory)
+
     @property
     def _is_queued(self) -> bool:
-        """Whether calls return before the device has computed, or would on the one that is
-        played.
-        """
+        """Whether calls return before the device has computed; so on a simulated GPU."""
         return self.decoder.ops.device.type == "cuda" or self._capture is not None
 
     @property
@@ -303,41 +323,18 @@ class ModelWorker:
 
     @property
     def _slots_aside(self) -> range:
-        """The others of that block."""
+        """The further slots of that block, for alternates."""
         return range(self._spare_slot + 1, self._spare_slot + self._config.cache.block_size)
 
-    def _count_blocks(self) -> int:
-        """Blocks the memory budget buys, at most what all sequences at full length could use."""
-        config, spec, ops = self._config, self.decoder.spec, self.decoder.ops
-        block_size = config.cache.block_size
-        per_block = block_size_bytes(spec, block_size, ops.dtype)
-        as_before = config.cache.num_blocks
-        if as_before is not None and as_before * per_block <= memory.free_bytes(ops.device):
-            return as_before
-        budget = config.cache.kv_cache_memory_bytes
-        if budget is None:
-            budget = self._memory_budget()
-        most = config.scheduler.max_num_seqs * -(-self._max_model_len // block_size)
-        if as_before is not None:  # something else has taken the memory that the first worker had
-            budget, most = min(budget, self._memory_budget()), as_before
-        num_blocks = min(budget // per_block, most)
-        if num_blocks < 1:
-            raise ModelLoadError(
-                f"--kv-cache-memory: {budget} bytes do not hold one block of {per_block} bytes"
-            )
-        return num_blocks
 
-    def _memory_budget(self) -> int:
-        """Bytes for the KV cache."""
-        cache, decoder = self._config.cache, self.decoder
-        utilization = cache.gpu_memory_utilization
-        if decoder.ops.device.type != "cuda":
-            if utilization is not None:
-                raise ModelLoadError("--gpu-memory-utilization: the model is not on a GPU")
-            return memory.cpu_budget()
-        scheduler, drafts = self._config.scheduler, self._config.exits.max_draft_tokens
-        memory.run_largest(
-            decoder, scheduler.max_num_batched_tokens, scheduler.max_num_seqs * (1 + drafts)
+def _max_model_len(asked: int | None, spec: ModelSpec) -> int:
+    """Return the context length asked for, or the model's own.
+
+    Raises:
+        ModelLoadError: if the model was not made for that length.
+    """
+    if asked is not None and asked > spec.longest_context:
+        raise ModelLoadError(
+            f"--max-model-len {asked}: the model's context is {spec.longest_context} tokens"
         )
-        free, total = torch.cuda.mem_get_info(decoder.ops.device)
-        return memory.gpu_budget(utilization or memory.DEFAULT_GPU_UTILIZATION, free, total)
+    return asked or spec.max_position_embeddings

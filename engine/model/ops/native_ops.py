@@ -8,8 +8,8 @@ Knows only `interface.py` and the C functions.
 """
 
 from collections.abc import Callable, Sequence
-from ctypes import byref, c_int32, c_int64, pointer
-from typing import Any, NamedTuple
+from ctypes import byref, c_int32, c_int64
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,20 +25,11 @@ from engine.model.ops.interface import (
     TokenBatch,
 )
 from engine.model.ops.layers import run_layers
-from engine.model.ops.native import library
 from engine.model.ops.native.address import address, optional_address
 from engine.model.ops.native.build import BuildError
 from engine.model.ops.native.library import load_library
-from engine.model.ops.native.linear import PANEL, Format, NativeLinear
-
-
-class _Segment(NamedTuple):
-    """A segment's layers and caches as C structures."""
-
-    native: Any  # array of library.Layer
-    is_fused: bool  # whether C can run them in one call
-    identity: tuple[int, ...]  # the ids of layers and caches
-    sources: Sequence[tuple[DecoderLayer, LayerCache]]  # held, so that their ids stay theirs
+from engine.model.ops.native.linear import Format, NativeLinear
+from engine.model.ops.native.structures import Structures, cache_structure, is_gated
 
 
 class NativeOps:
@@ -76,12 +67,7 @@ class NativeOps:
             raise BuildError(f"{num_threads} threads cannot be started")
         if cores:
             self._library.context_pin(self._context, (c_int32 * len(cores))(*cores), len(cores))
-        # C structures by the id of their source, since the same objects come on every call. Entries
-        # hold their sources, so that an id is not reused.
-        self._params: dict[int, tuple[AttentionParams, library.AttentionParams]] = {}
-        self._segments: dict[int, _Segment] = {}
-        self._heads: dict[int, tuple[PackedHead, library.Head]] = {}
-        self._batch: tuple[TokenBatch, Any] | None = None
+        self._structures = Structures()
 
     def __del__(self) -> None:
         if context := getattr(self, "_context", None):
@@ -154,7 +140,7 @@ class NativeOps:
 
     def gate_up(self, x: Tensor, weight: NativeLinear, *, norm: Tensor, eps: float) -> Tensor:
         """See `Ops.gate_up`."""
-        if not _is_gated(weight):
+        if not is_gated(weight):
             gate, up = self.linear(x, weight, norm=norm, eps=eps).chunk(2, dim=-1)
             return gate / (1 + torch.exp(-gate)) * up
         x = x.contiguous()
@@ -180,9 +166,9 @@ class NativeOps:
         assert qkv.shape[0] == len(batch.positions), "attention: one position per token"
         status = self._library.attention_forward(
             self._context,
-            byref(self._native_params(params)),
-            self._native_batch(batch),
-            byref(_native_cache(cache)),
+            byref(self._structures.params(params)),
+            self._structures.batch(batch),
+            byref(cache_structure(cache)),
             address(qkv),
             out.data_ptr(),
         )
@@ -198,7 +184,7 @@ class NativeOps:
         eps: float,
     ) -> Tensor:
         """See `Ops.run_layers`."""
-        segment = self._segment(layers, caches)
+        segment = self._structures.segment(layers, caches)
         if not segment.is_fused:
             return run_layers(self, hidden, layers, caches, batch, eps)
         hidden = hidden.contiguous()
@@ -209,7 +195,7 @@ class NativeOps:
             self._context,
             segment.native,
             len(layers),
-            self._native_batch(batch),
+            self._structures.batch(batch),
             eps,
             address(hidden),
             out.data_ptr(),
@@ -226,7 +212,7 @@ class NativeOps:
         eps: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See `Ops.run_head`."""
-        if head.refinement is not None and not _is_gated(head.refinement.gate_up):
+        if head.refinement is not None and not is_gated(head.refinement.gate_up):
             return run_head(self, hidden, previous, lengths, head, eps)
         hidden, previous = hidden.contiguous(), previous.contiguous()
         count, size = hidden.shape
@@ -237,7 +223,7 @@ class NativeOps:
         other = torch.empty(count, 1)
         status = self._library.head_forward(
             self._context,
-            byref(self._native_head(head)),
+            byref(self._structures.head(head)),
             address(hidden),
             count,
             address(previous),
@@ -321,97 +307,6 @@ class NativeOps:
         )
         _check(status)
         return out
-
-    def _native_params(self, params: AttentionParams) -> library.AttentionParams:
-        """Return the parameters as a C structure."""
-        entry = self._params.get(id(params))
-        if entry is None:
-            native = library.AttentionParams(
-                address(params.rope_cos),
-                address(params.rope_sin),
-                optional_address(params.q_norm),
-                optional_address(params.k_norm),
-                params.rope_cos.shape[0],
-                params.num_heads,
-                params.num_kv_heads,
-                params.head_size,
-                params.sliding_window or 0,
-                params.scale,
-                params.norm_eps,
-            )
-            entry = self._params[id(params)] = (params, native)
-        return entry[1]
-
-    def _native_head(self, head: PackedHead) -> library.Head:
-        """Return the head as a C structure."""
-        entry = self._heads.get(id(head))
-        if entry is None:
-            refinement = head.refinement
-            native = library.Head(
-                address(head.norm),
-                address(head.previous_norm),
-                None if refinement is None else address(refinement.norm),
-                address(head.final_norm),
-                address(head.unit_norm),
-                pointer(head.project.native),
-                pointer(head.project_previous.native),
-                None if refinement is None else pointer(refinement.gate_up.native),
-                None if refinement is None else pointer(refinement.down.native),
-                pointer(head.lm_head.native),
-                pointer(head.other.native),
-            )
-            entry = self._heads[id(head)] = (head, native)
-        return entry[1]
-
-    def _segment(self, layers: Sequence[DecoderLayer], caches: Sequence[LayerCache]) -> "_Segment":
-        """Return layers and their caches as C structures."""
-        identity = (*map(id, layers), *map(id, caches))
-        segment = self._segments.get(identity[0])
-        if segment is None or segment.identity != identity:
-            pairs = list(zip(layers, caches, strict=True))
-            native = (library.Layer * len(pairs))(*(self._native_layer(*pair) for pair in pairs))
-            is_fused = all(_is_gated(layer.gate_up) for layer in layers)
-            segment = _Segment(native, is_fused, identity, pairs)
-            self._segments[identity[0]] = segment
-        return segment
-
-    def _native_layer(self, layer: DecoderLayer, cache: LayerCache) -> library.Layer:
-        return library.Layer(
-            address(layer.input_norm),
-            address(layer.mlp_norm),
-            *(
-                pointer(weight.native)
-                for weight in (layer.qkv, layer.output, layer.gate_up, layer.down)
-            ),
-            pointer(self._native_params(layer.attention)),
-            pointer(_native_cache(cache)),
-        )
-
-    def _native_batch(self, batch: TokenBatch) -> Any:
-        """Return a reference to the batch as a C structure, kept for the batch's other layers."""
-        if self._batch is None or self._batch[0] is not batch:
-            native = library.TokenBatch(
-                address(batch.positions, torch.int32),
-                address(batch.slots, torch.int32),
-                address(batch.rows, torch.int32),
-                address(batch.block_tables, torch.int32),
-                len(batch.positions),
-                batch.block_tables.shape[0],
-                batch.block_tables.shape[1],
-                batch.block_size,
-            )
-            self._batch = (batch, byref(native))
-        return self._batch[1]
-
-
-def _is_gated(weight: NativeLinear) -> bool:
-    """Whether C can compute gate and up in one go: each half is a whole number of panels."""
-    return weight.out_features % (2 * PANEL) == 0
-
-
-def _native_cache(cache: LayerCache) -> library.LayerCache:
-    keys, values = cache.keys, cache.values
-    return library.LayerCache(address(keys), address(values), keys.shape[0])
 
 
 def _check(status: int) -> None:

@@ -1,9 +1,11 @@
-"""Learned heads on disk, in the form that `heads train` writes, so that `--heads` takes them too.
+"""Checkpoints of heads that are trained online.
 
-    DIR/v000001/heads.safetensors, heads.json        the newest whole version counts
+    DIR/v000001/heads.safetensors
+    DIR/v000001/heads.json
 
-A version appears whole or not at all, and is written beside the steps. One that is damaged, or was
-learned from other heads than those that are shipped now, is passed over.
+A version has the format that `heads train` writes, so that `--heads` accepts it too. It is written
+by a thread beside the steps, and appears whole or not at all. The newest version is used; one that
+is damaged, or was learned from other heads than those shipped now, is passed over.
 """
 
 import hashlib
@@ -28,24 +30,26 @@ from engine.model.exit_head import HeadWeights, RefinementWeights, read_facts, r
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"v(\d{6,})")
-_KEPT = 2
+_KEPT = 2  # versions kept on disk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learned:
-    """Weights that serve, exit by exit; version 0 is what is shipped."""
+    """The weights that serve at every exit."""
 
-    versions: Mapping[int, int]  # by exit layer
-    weights: Mapping[int, HeadWeights]
+    versions: Mapping[int, int]  # by exit layer; 0: the shipped weights
+    weights: Mapping[int, HeadWeights]  # by exit layer
 
 
 class Checkpoints:
-    """One model's."""
+    """The checkpoints of one model's heads, with the shipped heads that training began with."""
 
     def __init__(self, directory: Path, shipped: Path, decoder: Decoder) -> None:
-        """Args:
-        directory: Where versions are kept.
-        shipped: The heads that learning began with.
+        """
+        Args:
+            directory: Where versions are kept.
+            shipped: Directory of the shipped heads.
+            decoder: The model that the heads belong to.
         """
         self._directory = directory
         self._decoder = decoder
@@ -58,18 +62,18 @@ class Checkpoints:
 
     @property
     def shipped(self) -> dict[int, HeadWeights]:
-        """What learning began with, by exit layer."""
+        """The shipped heads' trainable weights, by exit layer."""
         layers = self._facts["exit_layers"]
         return {layer: HeadWeights.of(self._tensors, layer) for layer in layers}
 
     @property
     def refinements(self) -> dict[int, RefinementWeights]:
-        """Of those heads that have one, by exit layer: learning leaves them as they are."""
+        """The refinements of the heads that have one, by exit layer; they are not trained."""
         found = {n: RefinementWeights.of(self._tensors, n) for n in self._facts["exit_layers"]}
         return {layer: weights for layer, weights in found.items() if weights is not None}
 
     def newest(self) -> Learned | None:
-        """The newest version that can go on from the shipped heads."""
+        """Return the newest usable version, or None."""
         for path in reversed(self._paths()):
             try:
                 learned = self._read(path)
@@ -81,12 +85,12 @@ class Checkpoints:
         return None
 
     def save(self, learned: Learned) -> None:
-        """Write a version, soon; while one is being written, only the newest of those to come."""
+        """Write a version soon; while another is being written, only the newest one waits."""
         self._waiting = learned
         self.flush()
 
     def flush(self) -> None:
-        """Begin to write what waits, if nothing is being written."""
+        """Begin to write the waiting version, if no other is being written."""
         if self._waiting is None or not (self._writing is None or self._writing.done()):
             return
         learned, self._waiting = self._waiting, None
@@ -100,7 +104,7 @@ class Checkpoints:
         self._thread.shutdown()
 
     def _paths(self) -> list[Path]:
-        """Versions, oldest first."""
+        """Return the versions' directories, oldest first."""
         if not self._directory.is_dir():
             return []
         paths = [path for path in self._directory.iterdir() if _NAME.fullmatch(path.name)]
@@ -119,7 +123,7 @@ class Checkpoints:
         return Learned(versions=versions, weights=weights)
 
     def _write(self, learned: Learned) -> None:
-        """Never raises: without a checkpoint the next worker begins with what is shipped."""
+        """Write a version, or warn: without it the next worker starts from older weights."""
         try:
             self._write_version(learned)
         except OSError as error:

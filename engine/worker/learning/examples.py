@@ -1,10 +1,12 @@
-"""Verified positions to learn from: what every exit saw there, and what the last layer made of it.
+"""Verified positions to train exit heads on: the states at every exit, and the final outcome.
 
-A ring of fixed size on the device; an example is named by its serial number, which never comes
-again. Each knows the example of the position before it in its sequence, so that runs of drafts can
-be unrolled. Knows tensors only.
+The examples are a ring buffer on the device. Each has a serial number, which is never used again,
+and knows the serial number of the position before it in its sequence, so that runs of drafts can be
+unrolled. Online training uses them up in order of their serial numbers:
 
-    [ overwritten | to study: [oldest, num_studied) | held out: [num_studied, num_written) )
+    overwritten | trained on: [oldest, training_end) | held out: [training_end, num_written)
+
+This module knows tensors only.
 """
 
 from collections.abc import Sequence
@@ -22,22 +24,26 @@ _NONE = -1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verified:
-    """Positions, of any sequences."""
+    """T verified positions of any sequences; S is the number of exits."""
 
     exits: Tensor  # [S, T, E], unit RMS: the states at every exit layer
     last: Tensor  # [T, E], unit RMS: the last layer's states, before the final norm
-    probs: Tensor  # [T, V' + 1]: what a head should have said, "other" last
-    targets: list[int]  # columns of the tokens that came; V' for one outside
+    probs: Tensor  # [T, V' + 1]: the distribution that heads should predict, "other" last
+    targets: list[int]  # columns of the tokens that followed; V' for any other token
 
 
 class Examples:
-    """The newest verified positions."""
+    """A ring buffer of the newest verified positions."""
 
     def __init__(
         self, num_exits: int, hidden_size: int, num_columns: int, device: torch.device
     ) -> None:
-        """Args:
-        num_columns: V' + 1.
+        """
+        Args:
+            num_exits: S.
+            hidden_size: E.
+            num_columns: V' + 1.
+            device: Where the tensors are kept.
         """
         per_example = 2 * ((num_exits + 1) * hidden_size + num_columns)
         self.capacity = min(_MOST_EXAMPLES, max(256, _MOST_BYTES // per_example))
@@ -50,19 +56,20 @@ class Examples:
         self._last = half(self.capacity, hidden_size)
         self._probs = half(self.capacity, num_columns)
         self._targets = torch.zeros(self.capacity, dtype=torch.int64)
-        self._before = torch.full((self.capacity,), _NONE)  # serial numbers
+        self._before = torch.full((self.capacity,), _NONE)  # predecessors' serial numbers
         self._device = device
 
     @property
     def oldest(self) -> int:
-        """Serial number of the oldest example that is still there."""
+        """Serial number of the oldest example that has not been overwritten."""
         return max(0, self.num_written - self.capacity)
 
     def add(self, verified: Verified, before: Sequence[int | None]) -> None:
-        """Take positions in, in the place of the oldest; they get the next serial numbers.
+        """Add positions under the next serial numbers, overwriting the oldest ones.
 
         Args:
-            before: Per position, serial number of the one before it; None: there is none.
+            verified: The positions.
+            before: The serial number of each position's predecessor; None where it has none.
         """
         count = len(verified.targets)
         serials = torch.arange(self.num_written, self.num_written + count)
@@ -76,8 +83,14 @@ class Examples:
         self.num_written += count
 
     def runs(self, first: int, end: int, depth: int) -> Tensor:
-        """Runs [depth + 1, T] of consecutive positions: each ends with an example of [first, end)
-        and goes back `depth` positions; as places for `exit`, `last` and so on, oldest first.
+        """Return runs of consecutive positions, as long as a run of `depth` drafts needs.
+
+        Each run ends with an example in [first, end) and goes back `depth` positions. Examples
+        without that many predecessors have no run.
+
+        Returns:
+            [depth + 1, T], the oldest first: places in the ring, as `exit`, `last`, `probs` and
+            `targets` take them.
         """
         serials = torch.arange(min(max(first, self.oldest), end), end)
         run = [serials]
@@ -89,17 +102,17 @@ class Examples:
         return torch.stack(run[::-1]) % self.capacity
 
     def exit(self, exit_index: int, places: Tensor) -> Tensor:
-        """[T, E] float32."""
+        """Return the states [T, E] at an exit, in float32."""
         return self._exits[exit_index, send(places, self._device)].float()
 
     def last(self, places: Tensor) -> Tensor:
-        """[T, E] float32."""
+        """Return the last layer's states [T, E], in float32."""
         return self._last[send(places, self._device)].float()
 
     def probs(self, places: Tensor) -> Tensor:
-        """[T, V' + 1] float32."""
+        """Return the distributions [T, V' + 1], in float32."""
         return self._probs[send(places, self._device)].float()
 
     def targets(self, places: Tensor) -> Tensor:
-        """[T] int64."""
+        """Return the columns [T] of the tokens that followed, in int64."""
         return self._targets[places].to(self._device)

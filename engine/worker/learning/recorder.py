@@ -1,7 +1,7 @@
-"""Takes examples out of the decode step: rows of tensors that it has anyway.
+"""Records training examples from the decode step, out of tensors that the step computes anyway.
 
-Verification labels every token that stands, drafted or not. Lives between the step's exits and its
-verifier; learns nothing itself.
+Verification labels every committed token, drafted or not. The step reports its tokens at each exit,
+and again once they are verified; the recorder itself trains nothing.
 """
 
 import logging
@@ -15,19 +15,19 @@ from engine.model.exit_head import ExitHeads
 from engine.plan import RowResult
 from engine.worker.forward_batch import TokenRef
 from engine.worker.learning.examples import Examples, Verified
-from engine.worker.learning.trainee import unit_rms
+from engine.worker.learning.unit_rms import unit_rms
 from engine.worker.row import Row
 from engine.worker.sequence_state import SequenceState
 from engine.worker.upload import upload
 
 logger = logging.getLogger(__name__)
 
-_BATCH = 32  # positions that become examples at once
-_MANY = 64  # tokens of a call
+_BATCH = 32  # positions that are turned into examples together
+_MANY = 64  # from calls of more tokens than this, states are copied
 
 
 class Recorder:
-    """Fills the examples, step by step."""
+    """Fills the ring of examples, step by step."""
 
     def __init__(
         self,
@@ -36,11 +36,15 @@ class Recorder:
         observe: Callable[[Row, RowResult], None],
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """Args:
-        observe: Told of every row and what came of it.
         """
-        self.is_open = True  # False: steps pass unseen
-        self.is_broken = False  # something raised: for good
+        Args:
+            examples: The ring to fill.
+            heads: The heads that serve.
+            observe: Called with every row and its result.
+            clock: Returns seconds; measures the time that recording takes.
+        """
+        self.is_open = True  # False: steps are not recorded
+        self.is_broken = False  # True for good once recording or training has raised
         self._examples = examples
         self._token_ids = heads.token_ids.long()
         self._columns: list[int] = heads.columns.tolist()
@@ -50,19 +54,22 @@ class Recorder:
         self._num_exits = len(heads.heads)
         self._seen: list[dict[TokenRef, Tensor]] = []
         self._clear()
-        # The newest example of each sequence of the step before, and where it stood.
+        # The serial number and position of each sequence's newest example in the previous step.
         self._newest: dict[SequenceState, tuple[int, int]] = {}
 
     def begin(self) -> None:
-        """A step begins; what one that failed has left is forgotten."""
+        """Begin a step, and forget what a failed one left."""
         self._seen = [{} for _ in range(self._num_exits)]
 
     def see_exit(
         self, exit_index: int, rows: Sequence[Row], refs: Sequence[TokenRef], hidden: Tensor
     ) -> None:
-        """Tokens have come to an exit.
+        """Note the states of decoding tokens that have reached an exit.
 
         Args:
+            exit_index: Index of the exit.
+            rows: The rows of the step.
+            refs: The tokens.
             hidden: [T, E], one state for each of `refs`.
         """
         if not self.is_open:
@@ -71,30 +78,32 @@ class Recorder:
         for place, ref in enumerate(refs):
             row = rows[ref.row]
             if row.plan.is_decoding and ref.position >= row.first_pending:
-                # Without holding on to a whole prompt.
+                # A view would keep the states of a whole prompt in memory.
                 seen[ref] = hidden[place].clone() if len(refs) > _MANY else hidden[place]
 
     def see_verified(
         self, rows: Sequence[Row], results: Sequence[RowResult], last: Tensor, logits: Tensor
     ) -> None:
-        """The step is verified; states have not advanced yet.
+        """Record a verified step, before its sequences advance; never raises.
 
         Args:
-            last: [P, E], the last layer's states of all pending tokens, row by row.
-            logits: [P, V], as the model gives them.
+            rows: The rows of the step.
+            results: Their results.
+            last: [P, E], the last layer's states of all P pending tokens, row by row.
+            logits: [P, V], the model's logits of them, unprocessed.
         """
         started = self._clock()
         before, self._newest = self._newest, {}
         try:
             self._take(rows, results, before, last, logits)
-        except Exception:  # the step is not to end for it
+        except Exception:  # a failure of recording must not fail the step
             logger.exception("heads learn no more")
             self.is_broken = True
             self.is_open = False
         self._seconds += self._clock() - started
 
     def take_seconds(self) -> float:
-        """How long recording took since the last call."""
+        """Return the seconds that recording has taken since the last call."""
         seconds, self._seconds = self._seconds, 0.0
         return seconds
 
@@ -134,12 +143,12 @@ class Recorder:
         self._newest[row.state] = (serial + count - 1, first + count - 1)
 
     def _flush(self) -> None:
-        """What has gathered becomes examples: many small steps are cheaper at once."""
+        """Turn the gathered positions into examples; together they cost less than one by one."""
         reduced, last = torch.cat(self._reduced), torch.cat(self._last)
         size = reduced.shape[1]
         columns = upload(self._targets, torch.int64, reduced.device)[:, None]
-        # A token that is outside stands for all of them; how likely they were together is not
-        # worth a pass over the whole vocabulary.
+        # Where the token that came is outside the reduced vocabulary, "other" gets probability 1,
+        # else 0: its true probability is not worth a pass over the whole vocabulary.
         is_outside = columns < 0
         probs = torch.cat((reduced.softmax(-1) * ~is_outside, is_outside.float()), dim=1)
         exits = torch.stack([torch.stack(states) for states in self._exits])
@@ -157,5 +166,5 @@ class Recorder:
         self._exits: list[list[Tensor]] = [[] for _ in range(self._num_exits)]
         self._last: list[Tensor] = []
         self._reduced: list[Tensor] = []
-        self._targets: list[int] = []  # columns, -1 outside
+        self._targets: list[int] = []  # columns; -1 outside the reduced vocabulary
         self._before: list[int | None] = []

@@ -7,7 +7,7 @@ import torch
 from tiny_model import load_tiny, write_tiny_llama
 from torch import Tensor
 
-from engine.model.exact_rows import TOKEN_COUNTS, uneven_counts
+from engine.model.exact_rows import CHECKED_COUNTS, uneven_counts
 from engine.model.ops.interface import TokenBatch
 from engine.model.ops.torch_ops import TorchLinear, TorchOps
 
@@ -32,7 +32,7 @@ def test_a_linear_that_minds_company_is_found(directory: Path) -> None:
             return torch.nextafter(out, out + 1) if len(x) > 8 else out
 
     decoder = load_tiny(directory, SplitOps("cpu"))
-    assert uneven_counts(decoder) == [count for count in TOKEN_COUNTS if count > 8]
+    assert uneven_counts(decoder) == [count for count in CHECKED_COUNTS if count > 8]
 
 
 def test_attention_that_minds_company_is_found(directory: Path) -> None:

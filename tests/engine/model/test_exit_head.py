@@ -1,12 +1,20 @@
 """A head that adopts other weights equals one that was built with them, in every backend."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from backends import form_name, ops_of_every_form
-from tiny_model import HIDDEN, load_tiny, random_head_tensors, random_heads, write_tiny_llama
+from tiny_model import (
+    HIDDEN,
+    load_tiny,
+    random_head_tensors,
+    random_heads,
+    write_tiny_heads,
+    write_tiny_llama,
+)
 
 from engine.errors import HeadsMismatch
 from engine.model.exit_head import (
@@ -14,10 +22,11 @@ from engine.model.exit_head import (
     HeadWeights,
     build_heads,
     format_version,
+    load_heads,
     read_facts,
 )
 from engine.model.ops.interface import Ops
-from engine.worker.learning.trainee import unit_rms
+from engine.worker.learning.unit_rms import unit_rms
 from training.head_module import HeadModule
 
 pytestmark = pytest.mark.torch
@@ -86,5 +95,22 @@ def test_facts_that_are_none_are_refused(directory: Path, tmp_path: Path) -> Non
     (tmp_path / "heads.json").write_text("[]")
     (tmp_path / "heads.safetensors").write_bytes(b"")
     decoder = load_tiny(directory, ops_of_every_form()[0])
-    with pytest.raises(HeadsMismatch, match=r"heads\.json says nothing"):
+    with pytest.raises(HeadsMismatch, match=r"heads\.json is not a JSON object"):
         read_facts(tmp_path, decoder)
+
+
+@pytest.mark.parametrize("name", ["heads.json", "heads.safetensors"])
+def test_damaged_files_are_named(directory: Path, tmp_path: Path, name: str) -> None:
+    heads = write_tiny_heads(directory, tmp_path / "heads", [2])
+    content = (heads / name).read_bytes()
+    (heads / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(HeadsMismatch, match=f"{name} cannot be read"):
+        load_heads(heads, load_tiny(directory, ops_of_every_form()[0]))
+
+
+def test_what_heads_lack_is_named(directory: Path, tmp_path: Path) -> None:
+    heads = write_tiny_heads(directory, tmp_path / "heads", [2])
+    facts = json.loads((heads / "heads.json").read_text()) | {"exit_layers": [2, 3]}
+    (heads / "heads.json").write_text(json.dumps(facts))
+    with pytest.raises(HeadsMismatch, match=r"heads lacks 'exits\.3"):
+        load_heads(heads, load_tiny(directory, ops_of_every_form()[0]))

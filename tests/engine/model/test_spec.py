@@ -82,6 +82,22 @@ def test_head_size_and_dtype(tmp_path: Path) -> None:
     assert _spec(tmp_path, "Llama", num_key_value_heads=None).num_kv_heads == 4
 
 
+@pytest.mark.parametrize(
+    ("scaling", "expected"),
+    [
+        (None, 512),
+        ({"rope_type": "llama3", "factor": 8.0}, 512),
+        ({"rope_type": "linear", "factor": 4.0}, 2048),
+        ({"rope_type": "yarn", "factor": 4.0}, 2048),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}, 512),
+    ],
+)
+def test_stretched_embeddings_reach_further(
+    tmp_path: Path, scaling: dict[str, Any] | None, expected: int
+) -> None:
+    assert _spec(tmp_path, "Llama", rope_scaling=scaling).longest_context == expected
+
+
 def test_refusals_name_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="'gelu'"):
         _spec(tmp_path, "Llama", hidden_act="gelu")

@@ -1,4 +1,4 @@
-"""Which kernels compute: what only a CPU or only a GPU can be told is refused by name elsewhere."""
+"""The choice of kernels: an option of only a CPU or only a GPU is refused elsewhere by name."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Calibrators start with what they are told and soon know what the traffic is like."""
+"""Calibrators start with their seed and soon learn what the traffic is like."""
 
 import random
 
@@ -7,7 +7,7 @@ import pytest
 from engine.model.exit_head import Calibration
 from engine.worker.calibrator import Calibrator
 from engine.worker.chances import Chances
-from engine.worker.lookup import Continuation
+from engine.worker.prompt_lookup import Continuation
 
 pytestmark = pytest.mark.torch
 

@@ -1,4 +1,4 @@
-"""Which cores a worker counts on, and when its threads stay on them."""
+"""How many cores a worker may use, and when its threads are pinned to them."""
 
 import os
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Machine = Callable[..., Path]
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    """Describes a machine: cores that may be used, its files, siblings of four physical cores."""
+    """Returns a function that simulates a machine: usable cores, files, four physical cores."""
 
     def describe(cores: int, files: dict[str, str] | None = None) -> Path:
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
@@ -46,7 +46,7 @@ def test_all_cores_of_the_mask_count_where_no_quota_is(machine: Machine) -> None
     ("files", "expected"),
     [
         ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "250000 100000\n"}, 3),
-        (  # the tightest of the groups around it
+        (  # the tightest of the enclosing groups
             {
                 "proc/self/cgroup": "0::/a/b\n",
                 "sys/fs/cgroup/a/cpu.max": "50000 100000\n",
@@ -67,7 +67,7 @@ def test_all_cores_of_the_mask_count_where_no_quota_is(machine: Machine) -> None
 def test_a_containers_share_counts(machine: Machine, files: dict[str, str], expected: int) -> None:
     root = machine(8, files)
     assert usable_cores(root) == expected
-    assert cores_to_pin(1, "auto", root) == []  # any of the eight is somebody else's at times
+    assert cores_to_pin(1, "auto", root) == []  # each of the eight cores may be taken by others
 
 
 def test_threads_are_pinned_where_the_server_has_a_core_besides(machine: Machine) -> None:

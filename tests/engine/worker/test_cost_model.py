@@ -1,5 +1,5 @@
-"""Cost curves are monotonic, exact at measured points, extended beyond them, and follow what is
-seen.
+"""Cost curves are monotonic, exact at measured points, extended beyond them, and follow
+observations.
 """
 
 import random

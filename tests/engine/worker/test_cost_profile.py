@@ -1,4 +1,4 @@
-"""Costs are measured once per machine and model, and again when what they depend on changed."""
+"""Costs are measured once per machine and model, and again if what they depend on has changed."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine.model.ops.interface import TokenBatch
 from engine.model.ops.torch_ops import TorchOps
-from engine.worker.cost_profile import TOKEN_COUNTS, Profiler, cost_model, plausible
+from engine.worker.cost_profile import TIMED_COUNTS, Profiler, cost_model, plausible
 from engine.worker.decode_step import split_layers
 from engine.worker.dummy_rows import DummyRows
 from engine.worker.kv_cache import allocate_cache
@@ -24,13 +24,11 @@ pytestmark = pytest.mark.torch
 
 @dataclass
 class PlayedRunner:
-    """Implements `SegmentRunner`, on a clock of its own: every call is counted, and may not fit the
-    memory.
-    """
+    """Implements `SegmentRunner` on a simulated clock; counts calls, and may run out of memory."""
 
-    load: float = 1.0  # calls take so many times as long as on a quiet machine
-    growth: float = 1.0  # of the load, with every call
-    most_tokens: int = 64
+    load: float = 1.0  # how many times as long calls take as on a quiet machine
+    growth: float = 1.0  # factor by which every call increases the load
+    most_tokens: int = 64  # more tokens do not fit into memory
     counts: list[int] = field(default_factory=list)
     now: float = 0.0
 
@@ -57,18 +55,18 @@ class PlayedRunner:
 
 
 def cost_of(runner: PlayedRunner, directory: Path, model: str = "a") -> list[float]:
-    """What a start with this runner believes a plain step of 1, 5 and 64 tokens to cost."""
+    """Return the cost of a plain step of 1, 5 and 64 tokens after a start with this runner."""
     profiler = Profiler(runner, 2, None, 16, TorchOps("cpu"), runner.clock)
     cost = cost_model(profiler, directory, {"model": model})
     return [cost.plain(count) for count in (1, 5, 64)]
 
 
 class PlayedRows:
-    """Whole steps on a played clock: what no part takes, the more of it the more rows there are."""
+    """Whole steps on a simulated clock; the more rows, the longer they take beside their parts."""
 
     def __init__(self, runner: PlayedRunner) -> None:
         self._runner = runner
-        self.num_pending = {count: 2 * count for count in TOKEN_COUNTS}
+        self.num_pending = {count: 2 * count for count in TIMED_COUNTS}
 
     def plain_step(self, count: int) -> Callable[[], object]:
         return lambda: self._runner._spend(0.002 * count)
@@ -81,7 +79,7 @@ class PlayedRows:
 
 
 class PlayedHead:
-    """Implements `Head`, in no time."""
+    """Implements `Head`; its calls take no time."""
 
     exit_layer = 2
 
@@ -145,7 +143,7 @@ def test_a_second_start_reads_what_the_first_measured(tmp_path: Path) -> None:
     first, second = PlayedRunner(), PlayedRunner()
     measured = cost_of(first, tmp_path)
     assert cost_of(second, tmp_path) == measured
-    assert set(first.counts) == set(TOKEN_COUNTS)
+    assert set(first.counts) == set(TIMED_COUNTS)
     assert set(second.counts) == {1}, "plain steps only, to see whether it still holds"
     assert len(second.counts) <= 6
     assert 0 < measured[0] < measured[1] < measured[2]
@@ -192,7 +190,7 @@ def test_what_is_stale_is_measured_again(tmp_path: Path, change: Callable[[Path]
     cost_of(PlayedRunner(), tmp_path)
     runner = PlayedRunner()
     cost_of(runner, tmp_path, change(tmp_path))
-    assert set(runner.counts) == set(TOKEN_COUNTS)
+    assert set(runner.counts) == set(TIMED_COUNTS)
 
 
 def test_what_a_machine_took_that_got_ever_busier_is_not_kept(tmp_path: Path) -> None:

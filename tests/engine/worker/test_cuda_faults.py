@@ -1,4 +1,4 @@
-"""On a GPU: its memory runs out, and its asserts fail, for real; no output changes for it."""
+"""On a GPU, memory that really runs out and asserts that really fail change no output."""
 
 import asyncio
 import gc
@@ -28,9 +28,9 @@ from engine.worker.worker import ModelWorker
 pytestmark = [pytest.mark.torch, pytest.mark.gpu, needs_gpu, needs_kernels]
 
 SUPPORT = Path(__file__).parents[2] / "support"
-ROWS, PROMPT = 64, 240  # what attention needs for one of them is small, for three it is not
-SPARE = 8 << 20  # bytes that stay for small tensors
-JUST_LARGE = (1 << 20) + 512  # bytes; torch has small ones apart, and holds them to a MiB
+ROWS, PROMPT = 64, 240  # attention's memory is small for one such prompt, not for three
+SPARE = 8 << 20  # bytes left for small tensors
+JUST_LARGE = (1 << 20) + 512  # bytes; torch pools tensors of up to a MiB separately
 REQUESTS = [
     make_request(n, PROMPT, temperature=(n % 3) / 3, ignore_eos=True, max_tokens=12, num_logprobs=1)
     for n in range(ROWS)
@@ -42,7 +42,7 @@ Tokens = list[tuple[int, ...]]
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> EngineConfig:
-    """Such that a step can have a prompt's rows by the thousand, and drafts."""
+    """A configuration in which steps can have thousands of prompt tokens, and drafts."""
     root = tmp_path_factory.mktemp("tiny")
     directory = write_tiny_llama(root / "model")
     facts = json.loads((directory / "config.json").read_text())
@@ -67,7 +67,7 @@ def worker(config: EngineConfig) -> ModelWorker:
 
 @pytest.fixture(scope="module")
 def engine(config: EngineConfig, worker: ModelWorker) -> OfflineEngine:
-    """One that has launched all it will need: kernels are loaded into the same memory."""
+    """An engine that has launched all kernels it needs: they are loaded into the same memory."""
     engine = OfflineEngine(config, worker)
     for number in (ROWS, ROWS // 2, ROWS // 4, ROWS // 8, 2, 1):
         engine.generate(REQUESTS[:number])
@@ -82,7 +82,7 @@ def expected(engine: OfflineEngine) -> list[Any]:
 
 @pytest.fixture
 def shortages(monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
-    """What steps raised for want of memory."""
+    """The errors that steps raised because memory ran out."""
     seen: list[Exception] = []
     real: Callable[[Exception], bool] = step_guard.is_out_of_memory
 
@@ -96,7 +96,7 @@ def shortages(monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
 
 
 def essence(engine: OfflineEngine, requests: list[GenerationRequest]) -> list[Any]:
-    """Results but for what drafts did."""
+    """Return the results without the figures of drafts."""
     return [
         (result.token_ids, result.finish_reason, result.error)
         for result in engine.generate(requests)
@@ -109,7 +109,7 @@ def taken(size: int) -> torch.Tensor:
 
 @contextmanager
 def want_of_memory(how: str) -> Iterator[None]:
-    """No tensor of more than a MiB can be had, and small ones for some MiB."""
+    """Leave no memory for a tensor of more than a MiB, and some MiB for small ones."""
     torch.cuda.synchronize()
     gc.collect()
     torch.cuda.empty_cache()
@@ -119,12 +119,12 @@ def want_of_memory(how: str) -> Iterator[None]:
         limit = torch.cuda.memory_reserved() + SPARE
         torch.cuda.set_per_process_memory_fraction(limit / total)
     else:
-        for size in (1 << 30, 64 << 20, 10 << 20):  # torch takes such as they are
+        for size in (1 << 30, 64 << 20, 10 << 20):  # torch allocates such sizes as they are
             with suppress(torch.OutOfMemoryError):
                 while torch.cuda.mem_get_info()[0] >= size + SPARE:
                     held.append(taken(size))
     with suppress(torch.OutOfMemoryError):
-        while True:  # what torch has left of pieces it took from the device
+        while True:  # what is left of the segments that torch has allocated
             held.append(taken(JUST_LARGE))
     try:
         yield
@@ -155,8 +155,8 @@ def test_only_the_row_that_never_fits_fails(
 ) -> None:
     huge = make_request(99, 6000, max_tokens=3, ignore_eos=True)
     for number in (ROWS, ROWS // 2, ROWS // 4, ROWS // 8, 4, 2, 1):
-        # As they will be halved: kernels for so many tokens are loaded while there is memory for
-        # them; on a full card that, too, would fail.
+        # The batch will be halved repeatedly: load the kernels for these numbers of tokens while
+        # there is memory for them.
         *_, (_, reason, _) = essence(engine, [*REQUESTS[ROWS - number : ROWS - 1], huge])
         assert reason is FinishReason.LENGTH
     with want_of_memory(how):
@@ -177,7 +177,7 @@ def test_log_probabilities_are_the_same_bits_in_any_company(
 
 @pytest.fixture(scope="module")
 def small(config: EngineConfig) -> EngineConfig:
-    """Quick to load."""
+    """A configuration that loads quickly."""
     return replace(
         config,
         cache=CacheConfig(kv_cache_memory_bytes=1 << 20),
@@ -193,7 +193,7 @@ def streams(small: EngineConfig) -> Tokens:
 
 @pytest.fixture
 def verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a worker whose device broke says what it took that for."""
+    """The file in which a worker says how it classified the error of its broken device."""
     paths = [str(SUPPORT), str(SUPPORT.parents[1]), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths).rstrip(os.pathsep))
     monkeypatch.setenv(VERDICT_VARIABLE, str(tmp_path / "verdict"))
@@ -208,7 +208,7 @@ def assert_device_broke(verdict: Path) -> None:
 
 
 def test_a_failed_assert_is_told_from_a_rows_own_fault(small: EngineConfig, verdict: Path) -> None:
-    """In a process of its own, which has no device any more: later steps fail as well."""
+    """It runs in its own process, whose device is lost afterwards: later steps fail as well."""
     code = (
         "import sys\n"
         "from asserting_worker import AssertingWorker\n"

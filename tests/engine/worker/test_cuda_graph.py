@@ -1,4 +1,4 @@
-"""On a GPU: graphs give the bits of single launches, and early exits change no token."""
+"""On a GPU, graphs give the same bits as eager calls, and early exits change no token."""
 
 import warnings
 from collections.abc import Sequence
@@ -60,7 +60,7 @@ def driver(decoder: Decoder, drafter: Drafter | None, *, graphs: bool) -> StepDr
             max_rows=4,
             max_positions=1024,
             block_size=BLOCK,
-            spare_slot=0,  # the driver's first block is no row's
+            spare_slot=0,  # the driver's first block belongs to no row
             token_counts=(1, 2, 4, 8),
         )
         segments = split_layers(decoder.spec.num_layers, exits)
@@ -122,8 +122,8 @@ def test_a_captured_head_gives_what_the_head_does(decoder: Decoder, lengths: lis
 def test_a_step_waits_for_the_device_only_to_read_its_tokens(
     decoder: Decoder, has_heads: bool
 ) -> None:
-    """Nothing it sends, and none of its processors, stops the host; what it reads is waited for
-    by an event, which counts as nothing here.
+    """Nothing it sends, and no processor, makes the host wait. It waits for what it reads with an
+    event, which this check does not count.
     """
     options = SAMPLING["processors"] | {"logit_bias": {3: 1.0}, "frequency_penalty": 0.3}
     starts = [sequence_start(i, p, **options) for i, p in PROMPTS.items()]

@@ -1,4 +1,4 @@
-"""What torch, cuBLAS and Triton say: want of memory, a broken device, or an ordinary fault."""
+"""Errors of torch, cuBLAS and Triton: out of memory, a broken device, or an ordinary fault."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def verdicts(error: Exception) -> list[bool]:
 
 
 @pytest.mark.parametrize("error", _NO_MEMORY, ids=str)
-def test_want_of_memory(error: Exception) -> None:
+def test_out_of_memory(error: Exception) -> None:
     assert verdicts(error) == [True, False, False]
 
 

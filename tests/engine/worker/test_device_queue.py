@@ -1,26 +1,26 @@
-"""On a device that computes later, time is told where it is waited for."""
+"""On a device that computes later, time is measured where the host waits for it."""
 
+import itertools
 from pathlib import Path
 
 import pytest
-from tiny_model import (
-    StepDriver,
-    load_tiny,
-    policy_drafter,
-    random_heads,
-    sequence_start,
-    write_tiny_llama,
-)
+from tiny_model import StepDriver, load_tiny, random_heads, sequence_start, write_tiny_llama
 
 from engine.model.ops.torch_ops import TorchOps
+from engine.worker.chances import Chances
+from engine.worker.cost_curve import CostCurve
+from engine.worker.cost_model import CostModel
 from engine.worker.device_queue import DeviceQueue
+from engine.worker.exit_evaluator import ExitEvaluator
 from engine.worker.exit_policy import ExitPolicy
+from engine.worker.policy_drafter import PolicyDrafter
+from engine.worker.sampler import Sampler
 
 pytestmark = pytest.mark.torch
 
 
 class Clock:
-    """Shows what it is set to."""
+    """A clock that shows what it is set to."""
 
     now = 5.0
 
@@ -54,23 +54,25 @@ def test_what_was_never_measured_is_not_taken_off() -> None:
     assert queue.wait() is not None
 
 
-def test_steps_tell_what_looks_and_ends_take(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every look and every end, and never a segment, whose call returns at once."""
-    seen: list[tuple[str, float]] = []
-    for name in ("observe_segment", "observe_head", "observe_logits"):
-        monkeypatch.setattr(
-            ExitPolicy, name, lambda self, *args, name=name: seen.append((name, args[-1]))
-        )
+def test_evaluations_and_ends_of_steps_are_timed_and_segments_are_not(tmp_path: Path) -> None:
+    """A segment's call returns at once."""
     decoder = load_tiny(write_tiny_llama(tmp_path), TorchOps("cpu"))
     heads = random_heads(decoder, [2, 4], 40)
-    ticks = iter(range(10_000))
-    drafter = policy_drafter(
-        decoder, heads, threshold=0.0, is_queued=True, clock=lambda: float(next(ticks))
+    segments = [CostCurve([1], [seconds]) for seconds in (0.1, 0.1, 1.0)]
+    evaluations, end = [CostCurve([1], [0.1]) for _ in range(2)], CostCurve([1], [1.0])
+    cost = CostModel(segments, evaluations, end)
+    seen: list[tuple[CostCurve, float]] = []
+    cost.on_observation = lambda curve, _, seconds: seen.append((curve, seconds))
+    ticks = itertools.count()  # the clock ticks at every reading
+    drafter = PolicyDrafter(
+        ExitPolicy(2, cost),
+        Chances([2, 4], heads.calibration),
+        exit_layers=[2, 4],
+        exit_evaluator=ExitEvaluator(heads, Sampler(decoder.ops)),
+        threshold=0.0,
+        clock=lambda: float(next(ticks)),
+        is_queued=True,
     )
     StepDriver(decoder, 16, drafter).generate([sequence_start(0, [5, 9, 2])], 6)
-    assert {name for name, _ in seen} == {"observe_head", "observe_logits"}
-    # Made-up costs: a segment above an exit takes 0.1 s, the last one a second; the clock ticks
-    # at every reading.
-    assert all(seconds > 0.0 for name, seconds in seen if name == "observe_head")
+    assert {curve for curve, _ in seen} == {*evaluations, end}
+    assert all(seconds > 0.0 for curve, seconds in seen if curve is not end)

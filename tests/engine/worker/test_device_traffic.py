@@ -1,5 +1,5 @@
-"""How often a step waits for the device: once per look of an exit, once for the tokens, once for
-log-probabilities; that it sends what a look or a choice needs in one piece; and that nothing it
+"""A step waits for the device once per evaluation of an exit, once for the tokens, and once for
+log-probabilities. It sends what an evaluation or a choice needs in one piece, and nothing that it
 sends makes it wait.
 """
 
@@ -32,7 +32,7 @@ from engine.plan import SequenceStart
 from engine.request import Structure
 from engine.worker import upload as upload_module
 from engine.worker.decode_step import DecodeStep
-from engine.worker.exit_look import ExitLook
+from engine.worker.exit_evaluator import ExitEvaluator
 from engine.worker.structure import StructureState
 from engine.worker.upload import send, upload, upload_all
 
@@ -54,7 +54,7 @@ _ALL = {
 
 
 class Reads:
-    """Counts what code of the worker's reads from tensors."""
+    """Counts what the worker's code reads from tensors."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.counts: Counter[str] = Counter()
@@ -72,7 +72,7 @@ class Reads:
 
 
 class Sends:
-    """Counts what code of the worker's sends, by the function that does."""
+    """Counts what the worker's code sends, by the function that sends it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.counts: Counter[str] = Counter()
@@ -92,7 +92,7 @@ class Sends:
 
 
 def open_letters(start: SequenceStart) -> StructureState:
-    """A structure that half of the tiny model's tokens follow."""
+    """Return a structure that allows half of the tiny model's tokens."""
     vocabulary = [*(bytes([30 + i]) for i in range(VOCAB - 1)), b""]
     grammar = GrammarCompiler(vocabulary, [VOCAB - 1]).compile(
         Structure(kind="regex", source="[A-Za-z]*")
@@ -103,7 +103,7 @@ def open_letters(start: SequenceStart) -> StructureState:
 
 @pytest.mark.parametrize("has_structure", [False, True], ids=["free", "structured"])
 @pytest.mark.parametrize("options", [{}, _ALL], ids=["greedy", "everything"])
-def test_a_step_reads_once_per_look_and_once_at_its_end(
+def test_a_step_reads_once_per_evaluation_and_once_at_its_end(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     options: dict[str, object],
@@ -121,42 +121,42 @@ def test_a_step_reads_once_per_look_and_once_at_its_end(
         real_exclude(self, *args)
 
     monkeypatch.setattr(TorchOps, "exclude", exclude)
-    looks, steps = [], []
-    real_look, real_run = ExitLook.opinions, DecodeStep.run
+    evaluations, steps = [], []
+    real_opinions, real_run = ExitEvaluator.opinions, DecodeStep.run
 
-    def opinions(self: ExitLook, *args: Any) -> Any:
-        looks.append(1)
-        return real_look(self, *args)
+    def opinions(self: ExitEvaluator, *args: Any) -> Any:
+        evaluations.append(1)
+        return real_opinions(self, *args)
 
     def run(self: DecodeStep, *args: Any) -> Any:
         steps.append(1)
         return real_run(self, *args)
 
-    monkeypatch.setattr(ExitLook, "opinions", opinions)
+    monkeypatch.setattr(ExitEvaluator, "opinions", opinions)
     monkeypatch.setattr(DecodeStep, "run", run)
     reads, sends = Reads(monkeypatch), Sends(monkeypatch)
 
     _, results = driver.generate(starts, 8)
 
     assert sum(len(result.drafts) for result in results) > 0
-    ends_and_looks = reads.counts.pop("engine.worker.sampler.tolist")
-    ends_and_looks += reads.counts.pop("engine.worker.verifier.tolist", 0)  # of plain steps
-    assert ends_and_looks == len(looks) + len(steps)
+    num_reads = reads.counts.pop("engine.worker.sampler.tolist")
+    num_reads += reads.counts.pop("engine.worker.verifier.tolist", 0)  # of plain steps
+    assert num_reads == len(evaluations) + len(steps)
     logprobs = {"engine.worker.logprobs.tolist": len(steps)} if "num_logprobs" in options else {}
     assert reads.counts == logprobs
     if options:
-        assert sends.counts["engine.worker.sampler.expect"] == len(looks)
+        assert sends.counts["engine.worker.sampler.expect"] == len(evaluations)
         assert sends.counts["engine.worker.sampler.launch"] == len(steps)
-    else:  # what greedy rows ask is there already, but for drafts that follow
-        assert sends.counts["engine.worker.sampler.expect"] < len(looks)
+    else:  # greedy rows send nothing but the drafts that follow
+        assert sends.counts["engine.worker.sampler.expect"] < len(evaluations)
         assert sends.counts["engine.worker.sampler.choose"] == 0
-    assert len(num_excluded) == (len(looks) + len(steps) if has_structure else 0)
+    assert len(num_excluded) == (len(evaluations) + len(steps) if has_structure else 0)
     if has_structure:
         assert max(num_excluded) > 3, "the masks of all rows and of all their drafts together"
 
 
 def test_no_list_goes_to_the_device_but_through_upload() -> None:
-    """`torch.tensor(…, device=…)` waits for everything that was launched before."""
+    """`torch.tensor(…, device=…)` waits for everything launched before."""
     found = {
         path.name
         for path in Path(engine.worker.__path__[0]).rglob("*.py")

@@ -1,6 +1,5 @@
-"""Drafts from both sources through scheduler and worker: preempted, resumed, in any company.
-
-The outputs are those of plain decoding.
+"""Drafts from both sources through scheduler and worker, with preempted, resumed and mixed rows:
+outputs are those of plain decoding.
 """
 
 from pathlib import Path

@@ -1,15 +1,15 @@
-"""Drafting as a whole is held against what came of it."""
+"""Drafting as a whole is switched off if it does not pay."""
 
 import pytest
 
 from engine.policy_reason import PolicyReason
 from engine.worker.drafting_switch import DraftingSwitch, StepOutcome
 
-PLAIN_S = 0.98  # of one row
+PLAIN_S = 0.98  # seconds of a plain step of one row
 
 
 def outcome(committed: int, expected: float, seconds: float, took: float = 0.0) -> StepOutcome:
-    """Of one row's step, which took as long as its parts if nothing else is said."""
+    """The outcome of one row's step, which took as long as its parts unless `took` is given."""
     return StepOutcome(
         num_rows=1,
         num_committed=committed,
@@ -22,7 +22,7 @@ def outcome(committed: int, expected: float, seconds: float, took: float = 0.0) 
 def run(
     switch: DraftingSwitch, committed: int, expected: float, seconds: float, took: float = 0.0
 ) -> None:
-    """One step of one row, with drafts if they are made at present."""
+    """Run one step of one row, with drafts if drafting is on."""
     if switch.is_on and not switch.wants_control:
         switch.observe(PLAIN_S, outcome(committed, expected, seconds, took))
     else:
@@ -85,7 +85,7 @@ def test_a_heavy_loss_puts_off_the_next_attempt_but_not_for_ever() -> None:
 
 
 def test_a_loss_at_the_beginning_is_limited_whatever_is_promised() -> None:
-    """Half of the drafts stand, and cost twice what they bring."""
+    """Half of the drafts are accepted, and they cost twice what they bring."""
     switch = DraftingSwitch()
     seconds, tokens = 0.0, 0
     for step in range(400):
@@ -98,7 +98,7 @@ def test_a_loss_at_the_beginning_is_limited_whatever_is_promised() -> None:
 
 def test_a_loss_at_the_beginning_ends_nothing_while_drafts_stand_or_few_were_hoped_for() -> None:
     switch = DraftingSwitch()
-    for step in range(15):  # one of four drafts stands where three of four were hoped for
+    for step in range(15):  # one of four drafts is accepted, three of four were expected
         run(switch, 2 if step % 4 == 3 else 1, 1.75, 1.4)
     assert switch.is_on
     switch = DraftingSwitch()
@@ -108,7 +108,7 @@ def test_a_loss_at_the_beginning_ends_nothing_while_drafts_stand_or_few_were_hop
 
 
 def test_work_that_no_part_is_charged_with_counts() -> None:
-    """The parts say 1.3 times as fast; measured, steps with drafts take half as long again."""
+    """By its parts drafting is 1.3 times as fast, but whole steps take half as long again."""
     switch = DraftingSwitch()
     for _ in range(60):
         run(switch, 2, 2.0, 1.5, took=2.3)
@@ -148,7 +148,7 @@ def test_a_control_is_due_the_sooner_the_less_it_loses(
 
 
 def test_steps_that_commit_nothing_are_judged_like_others() -> None:
-    """As where every row of a batch meets a dead end."""
+    """A step commits nothing if every row of the batch meets a dead end."""
     switch = DraftingSwitch()
     for _ in range(8):
         switch.pass_by(PLAIN_S, PLAIN_S)
@@ -160,7 +160,7 @@ def test_steps_that_commit_nothing_are_judged_like_others() -> None:
 
 def test_another_attempt_ends_soon_where_even_the_promise_does_not_pay() -> None:
     switch = DraftingSwitch()
-    attempts: list[int] = []  # steps of each
+    attempts: list[int] = []  # number of steps of each
     was_on = False
     for _ in range(400):
         if switch.is_on and not was_on:

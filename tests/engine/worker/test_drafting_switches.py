@@ -1,4 +1,4 @@
-"""A switch for each size of batch."""
+"""Every batch size has a switch of its own."""
 
 import pytest
 

@@ -6,21 +6,26 @@ from engine.policy_reason import PolicyReason
 from engine.worker.cost_curve import CostCurve
 from engine.worker.cost_model import CostModel
 from engine.worker.drafting_switch import StepOutcome
-from engine.worker.exit_policy import Candidate, ExitPolicy
+from engine.worker.exit_choice import EvaluationRequest
+from engine.worker.exit_policy import DraftGain, ExitPolicy
 from engine.worker.step_estimate import StepEstimate
 
 pytestmark = pytest.mark.torch
 
+WHOLE = EvaluationRequest(worth_share=1.0, num_tokens=1)
+
 
 def policy(per_token: float = 0.01, longest_step_s: float | None = None) -> ExitPolicy:
-    """Segment 0 and its head cost a tenth of a pass, every further token `per_token`."""
+    """A policy for which segment 0 and its head cost a tenth of a pass, and a further token
+    `per_token`.
+    """
     segments = [CostCurve([1, 64], [0.08, 0.10]), CostCurve([1, 64], [0.7, 0.7 + 63 * per_token])]
     cost = CostModel(segments, [CostCurve([1, 64], [0.02, 0.03])], CostCurve([1, 64], [0.2, 0.2]))
     return ExitPolicy(1, cost, longest_step_s=longest_step_s)
 
 
 def at_exit(rows: int = 1, survivals: tuple[float, ...] = ()) -> StepEstimate:
-    """A step whose rows stand at exit 0, with drafts pending."""
+    """The estimate of a step whose rows have arrived at exit 0, with drafts pending."""
     return StepEstimate(
         num_tokens=rows + len(survivals), expected_tokens=rows + sum(survivals), seconds=0.1
     )
@@ -31,7 +36,7 @@ def before(rows: int = 1) -> StepEstimate:
 
 
 def outcome(committed: int, expected: float, seconds: float) -> StepOutcome:
-    """Of one row's step, which took as long as its parts."""
+    """The outcome of one row's step that took as long as its parts."""
     return StepOutcome(
         num_rows=1,
         num_committed=committed,
@@ -42,23 +47,23 @@ def outcome(committed: int, expected: float, seconds: float) -> StepOutcome:
 
 
 def test_drafts_when_sure_and_not_when_unsure() -> None:
-    assert policy().select(0, [Candidate(0.9)], at_exit()) == [0]
-    assert policy().select(0, [Candidate(0.05)], at_exit()) == []
+    assert policy().select(0, [DraftGain(0.9)], at_exit()) == [0]
+    assert policy().select(0, [DraftGain(0.05)], at_exit()) == []
 
 
 def test_a_run_unlikely_to_survive_ends() -> None:
-    assert policy().select(0, [Candidate(0.09)], at_exit(1, (0.5, 0.3, 0.1))) == []
+    assert policy().select(0, [DraftGain(0.09)], at_exit(1, (0.5, 0.3, 0.1))) == []
 
 
 def test_in_a_batch_only_the_likely_rows_draft() -> None:
-    offers = [Candidate(0.9), Candidate(0.02), Candidate(0.95)]
+    offers = [DraftGain(0.9), DraftGain(0.02), DraftGain(0.95)]
     assert policy().select(0, offers, at_exit(3)) == [2, 0]
 
 
 def test_a_draft_that_replaces_others_has_to_be_worth_more_than_they_are() -> None:
     step = at_exit(1, (0.3, 0.1))
-    assert policy().select(0, [Candidate(0.45 - 0.4, num_replaced=2)], step) == []
-    assert policy().select(0, [Candidate(0.9 - 0.4, num_replaced=2)], step) == [0]
+    assert policy().select(0, [DraftGain(0.45 - 0.4, num_replaced=2)], step) == []
+    assert policy().select(0, [DraftGain(0.9 - 0.4, num_replaced=2)], step) == [0]
 
 
 def test_free_drafts_enter_as_far_as_they_are_likely_enough() -> None:
@@ -74,8 +79,8 @@ def test_drafts_never_make_a_step_longer_than_asked(longest_s: float | None, cou
     assert p.extend([[0.9, 0.88, 0.86]], 1, before()) == [count]
     assert p.keep(0, [[0.9, 0.88, 0.86]], at_exit()) == [count]
     may_draft = longest_s is None or longest_s > 1.0
-    assert bool(p.select(0, [Candidate(0.9)], at_exit())) is may_draft
-    assert bool(p.rows_to_look_at(0, [(1.0, 1)], at_exit())) is may_draft
+    assert bool(p.select(0, [DraftGain(0.9)], at_exit())) is may_draft
+    assert bool(p.rows_to_evaluate(0, [WHOLE], at_exit())) is may_draft
 
 
 def test_free_drafts_of_a_batch_compete() -> None:
@@ -84,14 +89,14 @@ def test_free_drafts_of_a_batch_compete() -> None:
 
 
 @pytest.mark.parametrize("num_prompt_tokens", [0, 200])
-def test_beside_a_prompt_a_draft_has_to_pay_as_elsewhere(num_prompt_tokens: int) -> None:
-    p = policy(per_token=0.2)  # four rows have a token for every 0.4 s or so
+def test_beside_a_prompt_a_draft_has_to_pay_as_without_it(num_prompt_tokens: int) -> None:
+    p = policy(per_token=0.2)  # four rows get a token about every 0.4 s
     step = StepEstimate(num_tokens=4 + num_prompt_tokens, expected_tokens=4.0)
     p.begin(step, may_control=True)
     runs = [[0.9, 0.85], [0.2, 0.1], [], [0.8, 0.1]]
     assert p.extend(runs, 4 + num_prompt_tokens, step) == [2, 0, 0, 1]
     step.seconds += p.cost.segment(0, step.num_tokens)
-    assert p.select(0, [Candidate(0.9), Candidate(0.1)], step) == [0]
+    assert p.select(0, [DraftGain(0.9), DraftGain(0.1)], step) == [0]
     assert p.keep(0, runs, step) == [2, 0, 0, 1]
 
 
@@ -121,86 +126,86 @@ def test_screening_drops_what_the_deep_layers_would_be_wasted_on() -> None:
     assert policy(per_token=0.0).keep(0, [[0.9, 0.02, 0.011]], at_exit()) == [3]
 
 
-def test_looks_that_bring_nothing_are_left_out_and_tried_again() -> None:
+def test_evaluations_that_bring_nothing_are_left_out_and_tried_again() -> None:
     p = policy()
-    assert p.rows_to_look_at(0, [(1.0, 1)], at_exit()) == [0]
+    assert p.rows_to_evaluate(0, [WHOLE], at_exit()) == [0]
     for _ in range(60):
-        p.observe_look(0, 1.0, [], at_exit())
-    looks = [bool(p.rows_to_look_at(0, [(1.0, 1)], at_exit())) for _ in range(64)]
-    assert sum(looks) < 64
-    assert not any(looks[:32])
-    assert any(looks[32:])
+        p.observe_evaluation(0, 1.0, [], at_exit())
+    evaluates = [bool(p.rows_to_evaluate(0, [WHOLE], at_exit())) for _ in range(64)]
+    assert sum(evaluates) < 64
+    assert not any(evaluates[:32])
+    assert any(evaluates[32:])
     for _ in range(60):
-        p.observe_look(0, 1.0, [Candidate(0.9)], at_exit())
-    assert p.rows_to_look_at(0, [(1.0, 1)], at_exit()) == [0]
+        p.observe_evaluation(0, 1.0, [DraftGain(0.9)], at_exit())
+    assert p.rows_to_evaluate(0, [WHOLE], at_exit()) == [0]
 
 
-def dear_looks(share: float) -> ExitPolicy:
-    """A look takes so much of a plain step, which takes 1."""
+def costly_heads(share: float) -> ExitPolicy:
+    """A policy for which an evaluation takes `share` seconds, and a plain step 1 second."""
     segments = [CostCurve([1, 64], [0.1, 0.1]), CostCurve([1, 64], [0.7, 0.7])]
-    looks = [CostCurve([1, 64], [share, share])]
-    return ExitPolicy(1, CostModel(segments, looks, CostCurve([1, 64], [0.2, 0.2])))
+    heads = [CostCurve([1, 64], [share, share])]
+    return ExitPolicy(1, CostModel(segments, heads, CostCurve([1, 64], [0.2, 0.2])))
 
 
-def test_dear_looks_are_tried_so_rarely_that_they_cost_little() -> None:
-    p = dear_looks(0.7)
-    looks = [p.rows_to_look_at(0, [(1.0, 1)] * 9, at_exit(9)) for _ in range(300)]
-    taken = [number for number, look in enumerate(looks) if look]
-    assert taken[0] >= 140
-    assert looks[taken[0]] == [0, 1, 2, 3], "some rows tell enough"
+def test_costly_evaluations_are_tried_so_rarely_that_they_cost_little() -> None:
+    p = costly_heads(0.7)
+    evaluated = [p.rows_to_evaluate(0, [WHOLE] * 9, at_exit(9)) for _ in range(300)]
+    trials = [number for number, rows in enumerate(evaluated) if rows]
+    assert trials[0] >= 140
+    assert evaluated[trials[0]] == [0, 1, 2, 3], "a few rows are enough"
 
 
-def test_looks_that_cannot_pay_are_tried_even_less_often() -> None:
+def test_evaluations_that_cannot_pay_are_tried_even_less_often() -> None:
     for share, least, most in ((1.8, 300, 400), (2.2, 3300, 3700)):
-        p = dear_looks(share)
-        looks = [bool(p.rows_to_look_at(0, [(1.0, 1)], at_exit())) for _ in range(4000)]
-        assert least <= looks.index(True) <= most, share
+        p = costly_heads(share)
+        evaluates = [bool(p.rows_to_evaluate(0, [WHOLE], at_exit())) for _ in range(4000)]
+        assert least <= evaluates.index(True) <= most, share
 
 
-def test_whether_to_look_at_all_is_known_before_the_step_and_thought_over_now_and_then() -> None:
-    p = dear_looks(0.7)
-    answers = [(p.will_look(1, before()), p.may_look_next) for _ in range(9)]
-    assert [look for look, _ in answers] == [False] * 9
+def test_whether_to_evaluate_at_all_is_decided_before_the_step_and_only_now_and_then() -> None:
+    p = costly_heads(0.7)
+    answers = [(p.will_evaluate(1, before()), p.may_evaluate_next) for _ in range(9)]
+    assert [will for will, _ in answers] == [False] * 9
     assert [may for _, may in answers] == [False] * 7 + [True, False], "every eighth time"
-    looks = [p.will_look(1, before()) for _ in range(400)]
-    assert 120 < looks.index(True) < 160, "it is due, as it would be at the exit"
-    assert policy().will_look(1, before())
-    assert not policy().will_look(0, before())
+    evaluates = [p.will_evaluate(1, before()) for _ in range(400)]
+    assert 120 < evaluates.index(True) < 160, "it is due, as it would be at the exit"
+    assert policy().will_evaluate(1, before())
+    assert not policy().will_evaluate(0, before())
 
 
-def test_whether_the_next_step_looks_is_thought_over_in_the_one_before() -> None:
-    p = dear_looks(0.7)
-    assert not p.will_look(1, before())
+def test_whether_the_next_step_evaluates_is_decided_in_the_one_before() -> None:
+    p = costly_heads(0.7)
+    assert not p.will_evaluate(1, before())
     answers = []
     for _ in range(200):
-        answers.append(p.will_look_next(1))
-        assert p.will_look(1, before()) == answers[-1], "as was said"
+        answers.append(p.will_evaluate_next(1))
+        assert p.will_evaluate(1, before()) == answers[-1], "as predicted"
     assert answers.count(True) >= 1, "it is due at last"
-    assert policy().will_look_next(1)
+    assert policy().will_evaluate_next(1)
 
 
-def test_another_number_of_rows_is_thought_over_at_once() -> None:
-    p = dear_looks(0.7)
-    assert not p.will_look(1, before())
-    p.will_look(1, before())
-    p.observe_look(0, 1e9, [Candidate(1e9)], at_exit())  # now they are worth a lot
-    assert not p.will_look(1, before())
-    assert p.will_look(2, before(2))
+def test_for_another_number_of_rows_it_is_decided_at_once() -> None:
+    p = costly_heads(0.7)
+    assert not p.will_evaluate(1, before())
+    p.will_evaluate(1, before())
+    p.observe_evaluation(0, 1e9, [DraftGain(1e9)], at_exit())  # now evaluations are worth a lot
+    assert not p.will_evaluate(1, before())
+    assert p.will_evaluate(2, before(2))
 
 
-def test_many_rows_at_once_tell_as_much_of_looks_as_one_row_many_times() -> None:
+def test_evaluating_many_rows_once_teaches_as_much_as_one_row_many_times() -> None:
     one, many = policy(), policy()
     for _ in range(24):
-        one.observe_look(0, 1.0, [], at_exit())
+        one.observe_evaluation(0, 1.0, [], at_exit())
     for _ in range(3):
-        many.observe_look(0, 8.0, [], at_exit(8))
-    assert "an exit brings 0.04 tokens" in one.report.text
-    assert many.report.text == one.report.text
+        many.observe_evaluation(0, 8.0, [], at_exit(8))
+    assert one.report.looks == pytest.approx([0.0438], abs=1e-4)
+    assert many.report.looks == pytest.approx(one.report.looks)
 
 
-def test_rows_whose_drafts_hardly_stand_are_not_looked_at() -> None:
-    chances = [(1.0, 1), (0.001, 5), (0.9, 1)]
-    assert policy().rows_to_look_at(0, chances, at_exit(3)) == [0, 2]
+def test_rows_whose_drafts_are_hardly_accepted_are_not_evaluated() -> None:
+    requests = [WHOLE, EvaluationRequest(0.001, 5), EvaluationRequest(0.9, 1)]
+    assert policy().rows_to_evaluate(0, requests, at_exit(3)) == [0, 2]
 
 
 def test_switches_off_when_drafting_does_not_pay_and_comes_back() -> None:
@@ -212,9 +217,9 @@ def test_switches_off_when_drafting_does_not_pay_and_comes_back() -> None:
     assert not p.is_drafting
     assert p.report.reason is PolicyReason.COSTS_MORE
     assert "tries again in 32 steps" in p.report.text
-    assert p.select(0, [Candidate(0.99)], at_exit()) == []
+    assert p.select(0, [DraftGain(0.99)], at_exit()) == []
     assert p.extend([[0.99]], 1, before()) == [0]
-    assert p.rows_to_look_at(0, [(1.0, 1)], at_exit()) == []
+    assert p.rows_to_evaluate(0, [WHOLE], at_exit()) == []
     for _ in range(32):
         p.pass_by(1, None)
     assert p.report.reason is PolicyReason.PROBING

@@ -1,4 +1,4 @@
-"""What a step's rows are on the device."""
+"""Block tables, positions and slots of a step's rows on the device."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def test_tables_are_sent_when_they_change() -> None:
 
 
 def test_a_table_that_grows_in_place_is_another() -> None:
-    """The scheduler may go on with the list that it gave."""
+    """The scheduler may append to the list that it passed."""
     tables, mine = BlockTables(CPU), [3]
     tables.of([mine])
     mine.append(4)
@@ -42,7 +42,7 @@ def two_rows() -> list[RowPlan]:
     ]
 
 
-def test_tokens_aside_have_spare_slots() -> None:
+def test_alternates_have_spare_slots() -> None:
     batch = ForwardBatch(two_rows(), BlockTables(CPU), 16, CPU, range(97, 112))
     tokens = batch.tokens([TokenRef(0, 17), TokenRef(0, 17, spare=4), TokenRef(1, 2, spare=0)])
     assert tokens.positions.tolist() == [17, 17, 2]

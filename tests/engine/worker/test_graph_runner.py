@@ -1,4 +1,4 @@
-"""Graphs give what calling gives, whatever is padded; replaying is played by calling again."""
+"""Graphs compute what eager calls do, whatever is padded. Here a replay calls the part again."""
 
 from dataclasses import replace
 from typing import Any
@@ -13,7 +13,7 @@ from benchmarks.scripted import ScriptedDrafter
 from engine.model.decoder import Decoder
 from engine.model.ops.interface import LayerCache, TokenBatch
 from engine.model.ops.torch_ops import TorchOps
-from engine.worker.capture import TOKEN_COUNTS, fitting, token_counts_for
+from engine.worker.capture import CAPTURED_COUNTS, fitting, token_counts_for
 from engine.worker.decode_step import split_layers
 from engine.worker.graph_runner import BatchLimits, GraphRunner
 from engine.worker.head_graph import HeadGraph
@@ -23,7 +23,7 @@ from engine.worker.segment_runner import EagerRunner, NewestTokens
 pytestmark = pytest.mark.torch
 
 BLOCK = 16
-NUM_BLOCKS = 1024  # of StepDriver
+NUM_BLOCKS = 1024  # as in `StepDriver`
 SPARE = NUM_BLOCKS * BLOCK
 SEGMENTS = split_layers(6, [2, 4])
 
@@ -45,7 +45,7 @@ def limits(**changes: object) -> BatchLimits:
 
 
 def new_cache(decoder: Decoder) -> list[LayerCache]:
-    """All zeros, with the spare block."""
+    """Return a cache of zeros with the spare block."""
     cache = allocate_cache(
         decoder.spec, NUM_BLOCKS + 1, BLOCK, dtype=torch.float32, device=torch.device("cpu")
     )
@@ -56,7 +56,7 @@ def new_cache(decoder: Decoder) -> list[LayerCache]:
 
 
 def batch_of(tokens: list[tuple[int, int]], num_rows: int = 3) -> TokenBatch:
-    """(row, position) tokens; row r owns blocks 8 r and following."""
+    """Return the batch of (row, position) tokens; row r owns blocks from 8 r on."""
     tables = torch.arange(num_rows * 8, dtype=torch.int32).view(num_rows, 8)
     slots = [int(tables[r, p // BLOCK]) * BLOCK + p % BLOCK for r, p in tokens]
     return TokenBatch(
@@ -182,7 +182,7 @@ def test_every_part_is_captured_once(decoder: Decoder) -> None:
     runner = GraphRunner(decoder, SEGMENTS, new_cache(decoder), limits(), capture)
     runner.prepare()
     prepared = capture.num_captures
-    # Four numbers of tokens, segments and logits; whole passes of at most four rows.
+    # Segments and logits for four numbers of tokens; whole passes of up to four rows.
     assert prepared == 4 * (len(SEGMENTS) + 1) + 3
     for count in (1, 2, 3, 8):
         tokens = [(0, position) for position in range(count)]
@@ -193,7 +193,7 @@ def test_every_part_is_captured_once(decoder: Decoder) -> None:
 
 
 def test_every_width_of_tables_has_its_graph(decoder: Decoder) -> None:
-    """Attention launches programs for all blocks of a table: short rows want narrow ones."""
+    """Attention launches programs for all blocks of a table, so short rows want narrow tables."""
     wide = limits(max_positions=5000, token_counts=(1,))
     assert wide.widths == [64, 313], "256 would save next to nothing"
     assert limits(max_positions=8192).widths == [64, 256, 512]
@@ -227,7 +227,7 @@ def test_what_is_too_large_is_called(decoder: Decoder, too_many: str) -> None:
 
 
 def test_tokens_may_be_rows_of_their_own(decoder: Decoder) -> None:
-    """As where costs are measured: else one stream would be told the price of single launches."""
+    """As when costs are measured; otherwise they would be those of eager calls."""
     capture = CallAgain()
     few = limits(max_rows=1)
     runner = GraphRunner(decoder, SEGMENTS, new_cache(decoder), few, capture)
@@ -245,7 +245,7 @@ def test_heads_are_replayed(decoder: Decoder, refinement_size: int) -> None:
     graph = HeadGraph(head, hidden_of(1), capture, (2, 4))
     graph.prepare()
     assert graph.exit_layer == 2
-    # Five tokens are more than any graph has; several runs of several are followed one by one.
+    # Five tokens are too many for a graph; several runs of several tokens have no graph.
     for lengths in ([1], [1, 1, 1], [3], [2], [1, 1], [1] * 5, [5], [2, 1]):
         inputs = (hidden_of(sum(lengths)), hidden_of(len(lengths), seed=1), lengths)
         for mine, expected in zip(graph(*inputs), head(*inputs), strict=True):
@@ -255,7 +255,7 @@ def test_heads_are_replayed(decoder: Decoder, refinement_size: int) -> None:
 
 @pytest.mark.parametrize("makes_in_inference_mode", [False, True])
 def test_heads_can_be_called_in_any_mode(decoder: Decoder, makes_in_inference_mode: bool) -> None:
-    """Costs are measured outside inference mode, steps run in it."""
+    """Costs are measured outside inference mode; steps run in it."""
     runner = GraphRunner(decoder, SEGMENTS, new_cache(decoder), limits(), CallAgain())
     with torch.inference_mode(makes_in_inference_mode):
         heads = runner.heads(random_heads(decoder, [2], 40))
@@ -289,7 +289,7 @@ def test_early_exits_on_graphs_change_no_token(
     capture = CallAgain()
 
     def make_runner(cache: list[LayerCache]) -> GraphRunner:
-        # The driver's pool has no spare block: its first one is no row's.
+        # The driver's pool has no spare block, but its first block belongs to no row.
         return GraphRunner(
             decoder, SEGMENTS, cache, limits(max_positions=1024, spare_slot=0), capture
         )
@@ -305,4 +305,4 @@ def test_fitting() -> None:
     assert [fitting((1, 4), wanted) for wanted in (1, 2, 4, 5)] == [1, 4, 4, None]
     assert limits(max_positions=100).widths == [7]
     assert token_counts_for(6) == [1, 2, 4, 8]
-    assert token_counts_for(384)[-1] == TOKEN_COUNTS[-1]
+    assert token_counts_for(384)[-1] == CAPTURED_COUNTS[-1]

@@ -1,5 +1,5 @@
-"""A worker that captures its parts, from start-up to the last token; replaying is played by calling
-again, and plain torch stands for the GPU's kernels.
+"""A worker that captures its parts, from start-up to the last token. A replay calls the part again,
+and plain torch stands in for the GPU's kernels.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.torch
 
 
 class Capture:
-    """Remembers how often it was asked."""
+    """Counts its calls; a replay runs the part again."""
 
     count = 0
 
@@ -40,7 +40,7 @@ def test_heads_policy_and_graphs_together(
     monkeypatch.setattr(ModelWorker, "_is_queued", is_queued)  # costs are those of whole steps
     directory = TINY.write(tmp_path / "model")
     ops = TorchOps("cpu")
-    ops.name = "cuda"  # what a worker goes by
+    ops.name = "cuda"  # a worker captures graphs by this name
     decoder = random_decoder(TINY, directory, ops)
     config = EngineConfig(
         model=ModelConfig(directory=directory, device="cpu", num_threads=1),

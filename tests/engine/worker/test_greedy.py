@@ -26,7 +26,7 @@ def test_the_fewest_with_the_best_score_above_the_floor(scores: list[float], cou
 
 
 def falling(random: Random) -> list[float]:
-    """Survivals of a run of up to four drafts."""
+    """Return the survivals of a run of up to four drafts."""
     factors = [random.uniform(0.2, 1.0) for _ in range(random.randrange(5))]
     return list(itertools.accumulate(factors, lambda survival, factor: survival * factor))
 

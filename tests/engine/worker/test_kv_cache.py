@@ -1,4 +1,4 @@
-"""The KV pool's tensors: each layer's own, as large as the budget counts them."""
+"""The KV pool's tensors: layers share no memory, and take as much as the budget counts."""
 
 import resource
 from itertools import count
@@ -43,9 +43,9 @@ def test_a_token_is_copied_in_every_layer(tmp_path: Path) -> None:
 
 
 def test_first_blocks_wait_for_no_memory() -> None:
-    """A first page, which may be of 2 MB, comes while loading, not with the first prompt."""
+    """First pages, which may have 2 MB, are touched while loading, not by the first prompt."""
     layers = map_layers(32, (2048, 1, 64), torch.float32)
-    layers[0].keys[1] = 1  # whatever torch needs memory for the first time
+    layers[0].keys[1] = 1  # torch may allocate memory of its own the first time
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for layer in layers:
         layer.keys[1] = 1

@@ -1,4 +1,4 @@
-"""Log-probabilities read together are those of each position alone, to the bit."""
+"""Log-probabilities read together have the same bits as those of each position alone."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.torch
 
 @pytest.mark.parametrize("vocab_size", [12, 1001, 4096])
 def test_positions_read_together_are_those_of_each_alone(vocab_size: int) -> None:
-    """In any order, more than are computed at once, with different numbers of alternatives."""
+    """In any order, also more positions than a piece has, with different numbers of top tokens."""
     logits = torch.randn(70, vocab_size, generator=torch.Generator().manual_seed(1)) * 4
     wanted = [Wanted(place, place * 7 % vocab_size, (0, 5, 40)[place % 3]) for place in range(70)]
     for chosen in (wanted, wanted[5:9], wanted[::-1]):
@@ -35,7 +35,7 @@ def test_the_device_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_keys_put_the_lower_index_first_among_equals() -> None:
-    """How the most likely tokens are found on a GPU."""
+    """The most likely tokens are found this way on a GPU."""
     values = torch.tensor(
         [[-1.0, 0.0, float("-inf"), 0.5, -1.0, 0.5, -2e-38], [-3.0, -3.0, -3.0, -1e9, -3.0, -1, -1]]
     )

@@ -1,10 +1,10 @@
 """Early exits never change a token.
 
-Outputs with drafts equal outputs without, over exits, agreement, temperatures, batches, chunks,
-block sizes and draft lengths; and with untrained heads under the real policy.
+Outputs with drafts equal outputs without them, for different exits, agreements, temperatures,
+batches, chunks, block sizes and draft lengths, and with untrained heads under the real policy.
 
-Every second combination of settings is run, so that any two of them meet on every backend, and any
-three on some; `make full` runs all.
+Every second combination of settings is run, so that any two settings are combined on every backend,
+and any three on some; `make full` runs all.
 """
 
 import itertools
@@ -58,7 +58,7 @@ SAMPLING = {
 }
 NUM_TOKENS = 40
 AGREEMENTS: tuple[Agreement, ...] = ("always", "never", "sometimes", "aside")
-# Exit layers, block size, chunk of a prompt, draft length.
+# Exit layers, block size, prompt tokens per chunk, draft length.
 SHAPES = (
     ([1], 16, 64, 5),
     ([0, 3], 4, 7, 5),
@@ -80,14 +80,14 @@ def decoder(request: pytest.FixtureRequest, directory: Path) -> Decoder:
 
 
 class Plain:
-    """Every prompt alone, without drafts; what was asked for before is not computed again."""
+    """The output of every prompt alone, without drafts, computed once per sampling."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
         self._kept: dict[str, dict[int, list[int]]] = {}
 
     def outputs(self, sampling: str) -> dict[int, list[int]]:
-        """Sequence id -> its prompt and output."""
+        """Return prompt and output by sequence id."""
         if sampling not in self._kept:
             tokens: dict[int, list[int]] = {}
             for i, prompt in PROMPTS.items():
@@ -110,7 +110,7 @@ def scripted(
 
 
 def is_run(*settings: int) -> bool:
-    """Whether a combination is, given the number of each setting among its kind."""
+    """Whether to run a combination, given the index of each setting among its kind."""
     return FULL_SIZE or sum(settings) % 2 == 0
 
 
@@ -147,7 +147,7 @@ def test_scripted_drafts_change_nothing(
         drafter = scripted(decoder, exit_layers, expected, agreement)
         driver = StepDriver(decoder, block_size, drafter)
         tokens, results = driver.generate(starts, NUM_TOKENS, chunk=chunk, max_draft_tokens=length)
-        # The script ends where the plain run did; the last step may go beyond.
+        # The script ends where the plain run did; the last step may go further.
         assert {i: t[: len(expected[i])] for i, t in tokens.items()} == expected
         drafts = [draft for result in results for draft in result.drafts]
         assert drafts, "a test without drafts proves nothing"
@@ -180,7 +180,7 @@ def test_untrained_heads_change_nothing(
     expected = plain.outputs(sampling)
     options = SAMPLING[sampling] | {"threshold": threshold}
     starts = [sequence_start(i, prompt, **options) for i, prompt in PROMPTS.items()]
-    sizes = [(20, 32), (97, 0)]  # of the reduced vocabulary, and the refinement
+    sizes = [(20, 32), (97, 0)]  # of the reduced vocabulary and of the refinement
     every = itertools.product(enumerate(([0], [1, 3], [0, 2, 5])), enumerate(sizes))
     here = (list(SAMPLING).index(sampling), THRESHOLDS.index(threshold))
     for (exits, exit_layers), (number, (size, refined)) in every:

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.torch
 
 
 class Idler:
-    """Has so many pieces to do; a plan arrives during one of them."""
+    """A worker that has some pieces of work to do; a plan arrives during one of them."""
 
     def __init__(self, num_pieces: int, server: socket.socket, plan_during: int) -> None:
         self.done: list[bool] = []

@@ -1,4 +1,4 @@
-"""What whole steps take beside what their parts are said to take."""
+"""The factor by which whole steps take longer than their parts."""
 
 import random
 

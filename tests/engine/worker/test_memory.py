@@ -1,4 +1,4 @@
-"""The KV cache gets what weights and the largest step leave; a CPU has no share of a GPU's."""
+"""The KV cache gets the memory that weights and the largest step leave."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A worker by a clock that goes by costs: each part is counted as often as it runs."""
+"""A worker with a clock that advances by modelled costs counts each part as often as it runs."""
 
 from pathlib import Path
 
@@ -33,9 +33,9 @@ def config(tmp_path: Path) -> EngineConfig:
 def decode(
     config: EngineConfig, options: EarlyExitOptions, costs: list[CostCurve]
 ) -> tuple[tuple[int, ...], float]:
-    """What comes, and the seconds it takes where segments, the look and the end cost so much."""
-    first, second, look, end = costs
-    clock = ModelledClock(CostModel([first, second], [look], end))
+    """Return the output and its seconds, given the costs of segments, evaluation and end."""
+    first, second, evaluation, end = costs
+    clock = ModelledClock(CostModel([first, second], [evaluation], end))
     engine = OfflineEngine(config, ModelWorker(config, clock=clock))
     sampling = SamplingParams(temperature=0.0, max_tokens=LENGTH, ignore_eos=True)
     request = GenerationRequest(
@@ -59,8 +59,8 @@ def test_with_drafts_every_call_of_every_part_counts(config: EngineConfig) -> No
     ids, seconds = decode(config, always, costs)
     assert ids == plain
     numbers = [round(seconds) // 10**power % 1000 for power in (0, 3, 6, 9)]
-    first, second, looks, ends = numbers
+    first, second, evaluations, ends = numbers
     assert second == ends <= LENGTH
-    assert looks > 0
+    assert evaluations > 0
     assert first > second, "drafts enter the first segment while the others wait"
     assert decode(config, always, costs) == (ids, seconds), "the same every time"

@@ -1,4 +1,4 @@
-"""Both sources of drafts in real steps: who drafts what, what is screened, what is learned."""
+"""Both sources of drafts in real steps: what each drafts, what is screened, what is learned."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ from engine.request import LOOKED_UP
 from engine.worker.chances import SECOND, Chance, Chances
 from engine.worker.cost_curve import CostCurve
 from engine.worker.cost_model import CostModel
-from engine.worker.exit_look import Arrival, ExitLook
+from engine.worker.exit_evaluator import Arrival, ExitEvaluator
 from engine.worker.exit_policy import ExitPolicy
 from engine.worker.forward_batch import ForwardBatch
 from engine.worker.policy_drafter import PolicyDrafter
@@ -39,7 +39,7 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
 
 
 def row_of(token_ids: list[int], **options: object) -> Row:
-    """A decoding row before its first look."""
+    """A decoding row before any draft."""
     state = SequenceState(sequence_start(0, token_ids, **options))
     state.last_hidden = torch.ones(48)
     plan = RowPlan(
@@ -163,7 +163,7 @@ def test_whether_the_next_step_may_have_drafts_is_known_in_advance(decoder: Deco
 
 
 class Played:
-    """A device on which a plain step takes 2 by itself, 1 where it ran ahead, and with drafts 3."""
+    """A simulated device: plain steps take 2 s, or 1 s if they ran ahead; with drafts, 3 s."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -181,16 +181,18 @@ class Played:
         self._runs_ahead = False
 
     def step(self, *, repeats: bool, right: int) -> None:
-        """Args:
-        repeats: The text repeats itself: a look-up finds something.
-        right: Of the drafts, if there are any.
+        """Run one step.
+
+        Args:
+            repeats: Whether the text repeats itself, so that a look-up finds something.
+            right: Number of drafts accepted, if there are any.
         """
         row = row_of(REPETITIVE if repeats else list(range(40)))
         step = StepEstimate(num_tokens=1, expected_tokens=1.0, is_ahead=self._runs_ahead)
         drafts = self.drafter.begin([row], step)
         if drafts:
             self.drafter.look_up([row], step)
-            drafts = bool(row.drafts) or self.drafter.will_look([row], step)
+            drafts = bool(row.drafts) or self.drafter.will_evaluate_exits([row], step)
         was_ahead, self._runs_ahead = self._runs_ahead, False
         ahead = was_ahead and not drafts
         if drafts:
@@ -208,7 +210,7 @@ class Played:
 
 
 def test_on_a_device_plain_steps_count_as_what_they_take_in_a_row() -> None:
-    """A step with a right draft brings 2 tokens in 3; alone a plain one would bring 1 in 2."""
+    """A step with a right draft brings 2 tokens in 3 s; a single plain one would bring 1 in 2 s."""
     played = Played()
     for _ in range(2000):
         played.step(repeats=True, right=1)
@@ -217,7 +219,7 @@ def test_on_a_device_plain_steps_count_as_what_they_take_in_a_row() -> None:
 
     gaining = Played()
     for _ in range(1000):
-        gaining.step(repeats=True, right=5)  # 6 tokens in 3
+        gaining.step(repeats=True, right=5)  # 6 tokens in 3 s
     assert gaining.kinds.count("draft") > 0.9 * len(gaining.kinds)
 
 
@@ -229,7 +231,7 @@ def test_waiting_for_text_that_repeats_itself_does_not_cost_what_running_ahead_b
 
 
 def test_a_text_that_repeats_itself_now_and_then_is_caught_in_the_act() -> None:
-    """What has run ahead is given up for it."""
+    """The pass that has run ahead is given up for it."""
     played = Played()
     for number in range(3000):
         repeats = number % 100 >= 88
@@ -240,7 +242,7 @@ def test_a_text_that_repeats_itself_now_and_then_is_caught_in_the_act() -> None:
     assert played.now < 0.85 * played.tokens
 
 
-def test_where_no_look_pays_steps_run_straight_and_keep_no_states(decoder: Decoder) -> None:
+def test_where_no_evaluation_pays_steps_run_straight_and_keep_no_states(decoder: Decoder) -> None:
     cost = CostModel(
         [CostCurve([1], [0.1]), CostCurve([1], [0.6])],
         [CostCurve([1], [0.7])],
@@ -251,18 +253,18 @@ def test_where_no_look_pays_steps_run_straight_and_keep_no_states(decoder: Decod
         ExitPolicy(1, cost),
         Chances([2], heads.calibration),
         exit_layers=[2],
-        exit_look=ExitLook(heads, Sampler(decoder.ops)),
+        exit_evaluator=ExitEvaluator(heads, Sampler(decoder.ops)),
     )
     start = sequence_start(0, [5, 9, 2], lookup=False)
-    looks = []
-    opinions = drafter._exit_look.opinions  # type: ignore[union-attr]
-    drafter._exit_look.opinions = (  # type: ignore[method-assign, union-attr]
-        lambda *args: looks.append(args) or opinions(*args)  # type: ignore[func-returns-value]
+    evaluations = []
+    opinions = drafter._exit_evaluator.opinions  # type: ignore[union-attr]
+    drafter._exit_evaluator.opinions = (  # type: ignore[method-assign, union-attr]
+        lambda *args: evaluations.append(args) or opinions(*args)  # type: ignore[func-returns-value]
     )
     driver = StepDriver(decoder, 16, drafter)
     tokens, _ = driver.generate([start], 250)
     assert tokens == StepDriver(decoder, 16).generate([start], 250)[0]
-    assert len(looks) == 1, "one of some 140 steps is spent on seeing whether it would pay now"
+    assert len(evaluations) == 1, "one of some 140 steps tries whether it would pay now"
 
 
 def test_while_nobody_may_draft_a_steps_tokens_are_placed_once(
@@ -275,12 +277,12 @@ def test_while_nobody_may_draft_a_steps_tokens_are_placed_once(
         ForwardBatch, "tokens", lambda self, refs: (placed.append(len(refs)), tokens(self, refs))[1]
     )
     monkeypatch.setattr(ExitPolicy, "is_drafting", False)
-    looks: list[int] = []
-    monkeypatch.setattr(ExitLook, "opinions", lambda *_: looks.append(1))
+    evaluations: list[int] = []
+    monkeypatch.setattr(ExitEvaluator, "opinions", lambda *_: evaluations.append(1))
     starts = [sequence_start(i, [5 + i, 9, 2]) for i in range(3)]
     paused, _ = StepDriver(decoder, 16, drafter).generate(starts, 4)
     assert placed == [9, 3, 3, 3]
-    assert looks == []
+    assert evaluations == []
     assert paused == StepDriver(decoder, 16, None).generate(starts, 4)[0]
 
 
@@ -291,12 +293,12 @@ def test_nothing_follows_an_end_of_sequence(decoder: Decoder) -> None:
     assert row.num_room == 0
 
 
-def look(drafter: PolicyDrafter, row: Row, step: StepEstimate) -> None:
-    """Its pending tokens arrive at exit 0."""
+def evaluate(drafter: PolicyDrafter, row: Row, step: StepEstimate) -> None:
+    """Let the row's pending tokens arrive at exit 0."""
     row.take_waiting()
     count = len(row.drafts) + 1
     hidden = torch.randn(count, 48, generator=torch.Generator().manual_seed(3))
-    drafter.look(0, [Arrival(row, list(range(count)))], hidden, step)
+    drafter.evaluate_exit(0, [Arrival(row, list(range(count)))], hidden, step)
 
 
 def test_a_head_sure_of_something_else_takes_a_look_ups_place(decoder: Decoder) -> None:
@@ -306,7 +308,7 @@ def test_a_head_sure_of_something_else_takes_a_look_ups_place(decoder: Decoder) 
     weak = Draft(40, None, 0.01, 0.01)
     row.drafts.append(weak)
     step.num_tokens, step.expected_tokens = 2, 1.01
-    look(drafter, row, step)
+    evaluate(drafter, row, step)
     assert [draft.exit_index for draft in row.drafts] == [0]
     assert row.draft_ids != [40]
     assert row.num_waiting == 1, "it starts at segment 0"
@@ -323,7 +325,7 @@ def test_a_heads_second_best_stands_beside_its_best(
     drafter = policy_drafter(decoder, random_heads(decoder, [1], VOCAB))
     row, step = row_of([5, 1, 6, 2]), estimate()
     step.num_spare = 3
-    look(drafter, row, step)
+    evaluate(drafter, row, step)
     assert [draft.exit_index for draft in row.drafts] == [0]
     (alternate,) = row.alternates
     assert (alternate.place, alternate.exit_index, alternate.spare) == (0, 0, 2)
@@ -340,13 +342,13 @@ def test_a_heads_second_best_stands_beside_its_best(
 
 
 def test_what_a_look_up_does_not_say_stands_beside_it(decoder: Decoder) -> None:
-    """The head's own best, where a look-up's draft is likelier."""
+    """The head's best token becomes an alternate if a look-up's draft is likelier."""
     drafter = policy_drafter(decoder, random_heads(decoder, [1], VOCAB))
     row, step = row_of(REPETITIVE), estimate()
     step.num_spare = 1
     row.drafts.append(Draft(40, None, 0.99, 0.99))
     step.num_tokens, step.expected_tokens = 2, 1.99
-    look(drafter, row, step)
+    evaluate(drafter, row, step)
     assert row.draft_ids[0] == 40
     assert [alternate.place for alternate in row.alternates] == [0]
     assert row.alternates[0].token_id != 40
@@ -359,7 +361,7 @@ def test_no_alternate_without_room_or_where_a_threshold_decides(
     drafter = policy_drafter(decoder, random_heads(decoder, [1], VOCAB))
     row, step = row_of([5, 1, 6, 2], threshold=threshold), estimate()
     step.num_spare = num_spare
-    look(drafter, row, step)
+    evaluate(drafter, row, step)
     assert len(row.drafts) == 1
     assert row.alternates == []
 
@@ -372,7 +374,7 @@ def test_an_alternate_is_known_by_its_place_and_token(decoder: Decoder) -> None:
     assert row.alternate(1, 7) is row.alternate(2, 8) is None
 
 
-def test_alternates_go_with_the_drafts_they_stand_beside(decoder: Decoder) -> None:
+def test_alternates_are_dropped_with_the_drafts_of_their_places(decoder: Decoder) -> None:
     row = row_of([5, 1, 6, 2])
     row.drafts += [Draft(7, 0, 0.9, 0.9), Draft(8, 0, 0.9, 0.8)]
     row.alternates += [Alternate(9, 0, 0, 0.5, 0.5, spare=1), Alternate(9, 1, 0, 0.5, 0.5, spare=0)]
@@ -394,7 +396,7 @@ def test_verdicts_teach_also_what_was_not_drafted(decoder: Decoder) -> None:
         row.drafts.clear()
         drafter.begin([row], estimate())
         drafter.look_up([row], estimate())
-        drafter.catch_up()  # as every step does: what the one before has taught
+        drafter.catch_up()  # as every step does, to learn from the one before
         drafter.learn([row], [RowResult(sequence_id=0, token_ids=[50])], estimate())
     before = row.guesses[0].chance.probability
     assert before < 0.1

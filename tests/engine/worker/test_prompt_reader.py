@@ -1,4 +1,4 @@
-"""What is read of prompts: right by the whole prompt's logits, and the same bits in any company."""
+"""Readings of prompts agree with the whole prompt's logits and have the same bits in any batch."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +34,7 @@ def decoder(request: pytest.FixtureRequest, directory: Path) -> Decoder:
 
 
 class Read:
-    """All that a run read of the prompts."""
+    """Everything that a run read from prompts."""
 
     def __init__(self, results: list[RowResult]) -> None:
         self.logprobs: dict[int, list[TokenLogprobs]] = {}

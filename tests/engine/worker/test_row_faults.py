@@ -1,4 +1,4 @@
-"""Memory that runs out, and rows that fail: the others get exactly what they would have had."""
+"""If memory runs out or rows fail, the others get exactly what they would have had."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> EngineConfig:
     return EngineConfig(
         model=ModelConfig(directory=directory, backend="torch", num_threads=1),
         cache=CacheConfig(kv_cache_memory_bytes=1 << 20),
-        exits=ExitsConfig(enabled=False),  # what is drafted depends on measured times
+        exits=ExitsConfig(enabled=False),  # drafts depend on measured times
     )
 
 
@@ -50,7 +50,7 @@ def generate(config: EngineConfig, *more: GenerationRequest) -> list[GenerationR
 
 @pytest.fixture
 def num_corrupt(monkeypatch: pytest.MonkeyPatch) -> Counter[bool]:
-    """How many rows with an error were called corrupt, and how many not."""
+    """Counts rows with an error by whether they were reported as corrupt."""
     counts: Counter[bool] = Counter()
     real = ModelWorker.execute
 
@@ -191,7 +191,7 @@ def test_nobody_finds_the_blocks_of_a_row_that_is_no_numbers(
     num_cached: int,
     num_corrupt: Counter[bool],
 ) -> None:
-    """Neither of a prompt computed at once nor of one computed in parts, the first of them ill."""
+    """Neither if the prompt is computed at once nor if only its first chunk is NaN."""
     request = make_request(1, num_prompt=num_prompt, ignore_eos=True, max_tokens=6)
     twins = [replace(request, request_id=name) for name in ("ill", "well", "again")]
     small = replace(

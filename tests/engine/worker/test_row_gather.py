@@ -1,4 +1,4 @@
-"""Rows of a tensor: copied only where they do not lie together."""
+"""Rows of a tensor are copied only if they are not neighbours."""
 
 import pytest
 import torch
@@ -18,6 +18,6 @@ def test_rows_come_in_the_order_asked_for(indices: list[int]) -> None:
 
 
 def test_all_rows_are_the_tensor_itself_and_neighbours_lie_where_they_lay() -> None:
-    assert take_rows(TENSOR, range(5)) is TENSOR, "whoever computed it may know it again"
+    assert take_rows(TENSOR, range(5)) is TENSOR, "its producer may recognise it"
     assert take_rows(TENSOR, [1, 2]).data_ptr() == TENSOR[1].data_ptr()
     assert copy_rows(TENSOR, [1, 2]).data_ptr() != TENSOR[1].data_ptr()

@@ -1,6 +1,6 @@
-"""Passes launched before it is known who will want them: the same tokens, and few in vain.
+"""Passes launched ahead of their plan give the same tokens, and few are launched in vain.
 
-Graphs are played by calling again, on plain torch; on a GPU they are graphs.
+On a CPU a graph is simulated by calling again; on a GPU these are CUDA graphs.
 """
 
 from collections.abc import Sequence
@@ -102,7 +102,7 @@ def engine_of(
 ) -> OfflineEngine:
     if decoder.ops.device.type == "cuda":
         config = replace(config, model=replace(config.model, enforce_eager=not graphs))
-        graphs = False  # which it captures by itself
+        graphs = False  # the worker captures them by itself
     worker = ModelWorker(
         config, decoder=decoder, drafter=drafter, capture=CallAgain() if graphs else None
     )
@@ -114,7 +114,7 @@ def tokens_of(results: Sequence[GenerationResult]) -> list[tuple[int, ...]]:
 
 
 def mixed_requests(**sampling: object) -> list[GenerationRequest]:
-    """More than run at once, of every length, so that rows come and go."""
+    """More requests than run at once, of different lengths, so that rows come and go."""
     options: dict[str, object] = {"ignore_eos": True} | sampling
     return [
         make_request(number, 3 + number * 5 % 11, **{"max_tokens": 9 + number * 7 % 23} | options)
@@ -166,7 +166,7 @@ def test_a_stream_that_ends_by_length_wastes_nothing(
 ) -> None:
     request = make_request(0, max_tokens=40, ignore_eos=True)
     engine_of(config, decoder).generate([request])
-    # The first token is the prompt's, the second's pass waits for it, all others are ahead.
+    # The first token is the prompt's; the second's pass waits for it; all others run ahead.
     assert (launches.num_launched, launches.num_in_vain) == (38, 0)
 
 
@@ -176,7 +176,7 @@ def test_passes_are_rarely_launched_in_vain_however_often_rows_end(
     engine = engine_of(config, decoder)
     token = engine.generate([make_request(0, max_tokens=4, ignore_eos=True)])[0].token_ids[3]
     ended = make_request(0, max_tokens=40, stop_token_ids=[token])
-    for _ in range(40):  # four steps each, the last of which no length foretells
+    for _ in range(40):  # four steps each, of which the last cannot be predicted from a length
         engine.generate([ended])
     assert 1 <= launches.num_in_vain <= 3 + 40 * 4 / 64
 
@@ -192,7 +192,7 @@ def test_rows_with_log_probabilities_wait(
 
 
 class Moody(ScriptedDrafter):
-    """Drafts in two steps of five, and is wrong about that in advance now and then."""
+    """Drafts in two steps of five, and sometimes mispredicts whether the next one drafts."""
 
     step = 0
 
@@ -255,7 +255,7 @@ def test_what_a_look_up_finds_is_drafted_although_a_pass_has_run_ahead(
     config: EngineConfig, decoder: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ModelWorker, "_is_queued", True)
-    monkeypatch.setattr(DraftingSwitch, "is_on", True)  # whatever this machine's clock says
+    monkeypatch.setattr(DraftingSwitch, "is_on", True)  # whatever is measured here
     declined: list[bool] = []
     decline = RunAhead.decline
 
@@ -266,7 +266,7 @@ def test_what_a_look_up_finds_is_drafted_although_a_pass_has_run_ahead(
     monkeypatch.setattr(RunAhead, "decline", watched)
     requests = [
         make_request(number, 12, max_tokens=80, ignore_eos=True, logit_bias=bias)
-        # Few tokens to choose from: what is written repeats itself sooner or later.
+        # With few tokens to choose from, the text repeats itself sooner or later.
         for number, bias in enumerate([dict.fromkeys(range(3 + n, 9 + n), 30.0) for n in range(4)])
     ]
     expected = engine_of(config, decoder, graphs=False).generate(requests)
@@ -285,7 +285,7 @@ def test_logits_that_are_no_numbers_are_that_rows_error_as_elsewhere(
     launches: Launches,
     sampling: dict[str, object],
 ) -> None:
-    """The pass that ran ahead has overwritten them by then."""
+    """By then the pass that ran ahead has overwritten them."""
     decoder = load_tiny(directory, ops)
     good, ill = (make_request(n, max_tokens=30, ignore_eos=True, **sampling) for n in (0, 1))
     expected = engine_of(config, decoder).generate([good, ill])

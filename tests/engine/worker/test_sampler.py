@@ -1,4 +1,4 @@
-"""Processors do what their names say, on the full and on a reduced vocabulary, row by row."""
+"""Processors do what their names say, on the full and on a reduced vocabulary, for each row."""
 
 from collections import Counter
 
@@ -115,7 +115,7 @@ def test_truncation_is_off_at_temperature_zero(sampler: Sampler, logits: Tensor)
 
 
 def test_penalties_are_those_of_counting_token_by_token(sampler: Sampler) -> None:
-    """Long prompts, drafts both new and seen, and several rows, to the bit."""
+    """Long prompts, drafts both new and seen, and several rows give the same bits."""
     size = 200
     logits = torch.randn(3, size, generator=torch.Generator().manual_seed(2)) * 3
     output, drafts = [7 * i % size for i in range(150)] + [5, 5, 9], [5, 199, 199, 3]
@@ -167,7 +167,7 @@ def test_row_does_not_depend_on_its_batch(sampler: Sampler) -> None:
 
 
 def test_scores_do_not_depend_on_the_batch_to_the_bit(sampler: Sampler) -> None:
-    """Sizes that no vector width divides, and every processor in some row."""
+    """The sizes are divided by no vector width, and every processor occurs in some row."""
     logits = torch.randn(7, 1001, generator=torch.Generator().manual_seed(3)) * 4
     points = [
         point(temperature=0.9, top_p=0.8),

@@ -1,4 +1,4 @@
-"""What a step promises, as drafts come and go."""
+"""The estimate of a step follows drafts as they come and go."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What steps take, each kind and each size of batch for itself."""
+"""Step times are measured separately for each kind of step and each batch size."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What steps took, on a played clock."""
+"""The time that steps take, on a simulated clock."""
 
 import pytest
 
@@ -42,7 +42,7 @@ def test_without_a_queue_every_part_and_every_step_tells(clock: Clock) -> None:
     assert watch.tells_of_plain_steps
 
 
-def test_on_a_device_a_plain_step_tells_behind_another_one_or_if_it_ran_ahead(
+def test_on_a_device_a_plain_step_tells_after_another_one_or_if_it_ran_ahead(
     clock: Clock,
 ) -> None:
     watch = StepWatch(clock, is_queued=True)

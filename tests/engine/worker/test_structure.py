@@ -1,6 +1,6 @@
-"""A structure's mask follows drafts and takes them back; what was said before is replayed.
+"""A structure's mask follows drafts and rolls them back; earlier output is replayed.
 
-Equal outputs are equal to the token and to the bit of every log-probability.
+Outputs count as equal if all tokens and all bits of their log-probabilities are.
 """
 
 import re
@@ -73,7 +73,7 @@ def test_drafts_are_followed_and_taken_back(compiler: GrammarCompiler) -> None:
     structure = state(compiler, "ab[0-9]+")
     assert ids(structure.allowed(b"a", puts_off_end=False)) == [ord("b")]
     assert ids(structure.allowed(b"", puts_off_end=False)) == [ord("a")]
-    assert structure.allowed(b"ax", puts_off_end=False) is None, "nothing behind it can stand"
+    assert structure.allowed(b"ax", puts_off_end=False) is None, "nothing after it can be accepted"
     structure.append(b"ab1")
     replayed = state(compiler, "ab[0-9]+", b"ab1")
     assert ids(structure.allowed(b"2", puts_off_end=False)) == ids(
@@ -99,7 +99,7 @@ def test_a_token_is_fed_once_however_often_it_is_asked_for(compiler: GrammarComp
     structure = StructureState(matcher, len(VOCABULARY), [EOS], ())
     for drafts in (b"", b"a", b"ab", b"abc", b"ab", b"", b"abc"):
         assert structure.allowed(drafts, puts_off_end=False) is not None
-    assert matcher.calls["accept_token"] == 3, "drafts that go on where the last ones ended"
+    assert matcher.calls["accept_token"] == 3, "drafts that continue the last ones"
     assert matcher.calls["fill_next_token_bitmask"] == 4
     structure.append(b"abx")
     assert matcher.calls["accept_token"] == 4, "what was accepted has been fed already"
@@ -145,7 +145,7 @@ def test_the_end_is_put_off_only_while_there_is_something_else(compiler: Grammar
     structure.append(b"2")
     assert ids(structure.allowed([], puts_off_end=True)) == [EOS]
     structure.append([EOS, 5])
-    assert structure.error is None, "what comes behind the end does not count"
+    assert structure.error is None, "what comes after the end does not count"
 
 
 def test_output_that_left_its_structure_allows_nothing(compiler: GrammarCompiler) -> None:
@@ -190,12 +190,12 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
 
 @pytest.fixture(scope="module")
 def tiny_compiler() -> GrammarCompiler:
-    """A token of the tiny model is a character; the last one is the end."""
+    """A compiler that takes the tiny model's tokens for characters, and the last for the end."""
     return GrammarCompiler([*(bytes([30 + i]) for i in range(VOCAB - 1)), b""], [VOCAB - 1])
 
 
 class Driver(StepDriver):
-    """Rows 0 and 2 follow a structure, row 1 does not."""
+    """A driver in which rows 0 and 2 follow a structure, and row 1 does not."""
 
     def __init__(self, decoder: Decoder, compiler: GrammarCompiler, drafter: object = None) -> None:
         grammar = compiler.compile(Structure(kind="regex", source=WORDS))
@@ -220,7 +220,7 @@ def starts(options: dict, **more: object) -> list[SequenceStart]:
 
 
 def outputs(tokens: dict[int, list[int]], results: Sequence[RowResult]) -> Outputs:
-    """The output tokens, as many as were asked for."""
+    """Return the output tokens, as many as were asked for, and their log-probabilities."""
     found: Outputs = {}
     for i, prompt in PROMPTS.items():
         if i in tokens:
@@ -272,7 +272,7 @@ def test_heads_draft_what_the_structure_allows(
 
 
 class SlowMatcher:
-    """Takes longer with every token, as ambiguous grammars do."""
+    """A matcher that takes longer with every token, as for ambiguous grammars."""
 
     def __init__(self) -> None:
         self.seconds = 0.0

@@ -1,5 +1,5 @@
-"""Structures through scheduler and worker: preempted, found in the prefix cache, ended by a token;
-and every output is that of plain decoding, to the bit of its log-probabilities.
+"""Structures through scheduler and worker, with preemption, prefix caching and ends by a token:
+every output is that of plain decoding, to the bits of its log-probabilities.
 """
 
 import re
@@ -24,7 +24,7 @@ from engine.worker.worker import ModelWorker
 
 pytestmark = pytest.mark.torch
 
-FIRST = 30  # the character of token 0, which is the end
+FIRST = 30  # the character code of token 0, which is the end of sequence
 WORDS = Structure(kind="regex", source=r"([A-Z][a-z]{1,3} ){3,5}!")
 NUMBERS = Structure(kind="json_schema", source='{"type": "array", "items": {"type": "integer"}}')
 PROMPT = tuple(range(5, 45))
@@ -32,7 +32,7 @@ PROMPT = tuple(range(5, 45))
 
 @pytest.fixture(autouse=True)
 def vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A token of the tiny model is a character."""
+    """Make every token of the tiny model a character."""
     characters = [b"", *(bytes([FIRST + i]) for i in range(1, VOCAB))]
     monkeypatch.setattr(grammars, "load_vocabulary", lambda *_: characters)
 
@@ -48,7 +48,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> EngineConfig:
 
 
 def make_worker(config: EngineConfig, directory: Path) -> ModelWorker:
-    """With heads that draft whatever they think of it, and are mostly wrong."""
+    """Return a worker whose heads always draft and are mostly wrong."""
     decoder = load_tiny(directory, TorchOps("cpu"))
     heads = random_heads(decoder, [1, 3], VOCAB)
     return ModelWorker(config, drafter=policy_drafter(decoder, heads, threshold=0.0))
@@ -81,10 +81,10 @@ def test_whatever_happens_on_the_way_outputs_are_those_of_plain_decoding(
         if request.sampling.structure == WORDS and result.finish_reason is FinishReason.STOP:
             text = bytes(FIRST + token for token in result.token_ids[:-1]).decode()
             assert re.fullmatch(WORDS.source, text)
-    # 25 blocks: no more than two of four at their full length, so that some are preempted.
+    # 25 blocks hold at most two of the four rows at full length, so that some are preempted.
     tight = replace(config, cache=replace(config.cache, num_blocks=25))
     engine = OfflineEngine(tight, make_worker(tight, directory))
-    for _ in range(2):  # the second time prompts are in the prefix cache
+    for _ in range(2):  # the second time, the prompts are in the prefix cache
         results = engine.generate(requests(early_exit=True))
         assert said(results) == said(plain)
     assert sum(result.draft_figures.num_draft_tokens for result in results) > 20
@@ -94,7 +94,7 @@ def test_whatever_happens_on_the_way_outputs_are_those_of_plain_decoding(
     ("end", "reason", "length"),
     [("", FinishReason.DEAD_END, 3), ("c", FinishReason.STOP, 3), ("d", FinishReason.DEAD_END, 3)],
 )
-def test_a_dead_end_behind_accepted_drafts_takes_none_of_them_back(
+def test_a_dead_end_after_accepted_drafts_rolls_none_of_them_back(
     config: EngineConfig, end: str, reason: FinishReason, length: int
 ) -> None:
     def ids(text: str) -> tuple[int, ...]:

@@ -1,3 +1,5 @@
+"""Sets of tokens as bits have the tokens they were made of, and no others."""
+
 import pytest
 
 from engine.worker.token_bits import all_tokens, has_token, token_bits

@@ -1,4 +1,4 @@
-"""Counts are those of counting anew, however they grew."""
+"""Counts that have grown are those of counting again."""
 
 from collections import Counter
 
@@ -6,7 +6,7 @@ from engine.worker.token_counts import TokenCounts
 
 
 def counted(counts: TokenCounts, drafts: list[int]) -> dict[int, int]:
-    ids, numbers = counts.behind(drafts)
+    ids, numbers = counts.with_drafts(drafts)
     assert len(set(ids.tolist())) == len(ids)
     return dict(zip(ids.tolist(), numbers.tolist(), strict=True))
 
@@ -21,7 +21,7 @@ def test_they_grow_with_the_output_and_know_the_prompt() -> None:
     assert counted(counts, []) == dict.fromkeys(prompt, 0) | Counter(output)
 
 
-def test_drafts_count_for_one_look_only() -> None:
+def test_drafts_count_for_one_call_only() -> None:
     counts = TokenCounts([5, 9], [9])
     assert counted(counts, [7, 9, 7, 5]) == {5: 1, 9: 2, 7: 2}
     assert counted(counts, []) == {5: 0, 9: 1}

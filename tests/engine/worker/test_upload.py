@@ -1,4 +1,4 @@
-"""Lists on their way to the device."""
+"""Lists keep their values and types on the way to the device."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What a worker takes while loading, and what it refuses to load without."""
+"""The memory that a worker takes while loading, and what it refuses to load without."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -44,10 +44,20 @@ def test_a_later_worker_has_the_blocks_of_the_first_or_those_there_are(
 
 def test_what_the_system_could_free_counts_as_free() -> None:
     if not Path("/proc/meminfo").exists():
-        pytest.skip("tells of Linux")
+        pytest.skip("tests Linux only")
     free = memory.free_bytes(torch.device("cpu"))
     total = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
     assert 0 < free <= total
+
+
+def test_a_context_longer_than_the_models_is_refused(config: EngineConfig) -> None:
+    small = replace(config, cache=CacheConfig(kv_cache_memory_bytes=1 << 20))
+    shorter, longer = (
+        replace(small, model=replace(config.model, max_model_len=length)) for length in (255, 257)
+    )
+    assert ModelWorker(shorter).info.max_model_len == 255
+    with pytest.raises(ModelLoadError, match=r"--max-model-len 257: .* 256"):
+        ModelWorker(longer)
 
 
 def test_heads_that_are_not_there_cannot_learn(config: EngineConfig) -> None:
@@ -66,5 +76,5 @@ def test_without_second_candidates_no_slot_is_theirs(
     small = replace(config, cache=CacheConfig(kv_cache_memory_bytes=1 << 20))
     num_slots = ModelWorker(small).info.num_blocks * small.cache.block_size
     ModelWorker(replace(small, exits=ExitsConfig(alternates=False)))
-    # The first one is where graphs write padding.
+    # The first slot of the block is where graphs write padding.
     assert given == [list(range(num_slots + 1, num_slots + small.cache.block_size)), []]

@@ -105,7 +105,7 @@ def _best_of_row_kernel(best, best_column, chosen, num_blocks, BLOCKS: tl.conste
 
 def exclude(logits: Tensor, allowed: Tensor, token_ids: Tensor | None) -> None:
     """See `engine.model.ops.interface.Ops.exclude`."""
-    assert logits.is_contiguous(), "exclude: logits in one piece"
+    assert logits.is_contiguous(), "exclude: logits must be contiguous"
     allowed = allowed.contiguous()
     num_columns, num_rows = logits.shape[1], len(allowed)
     _exclude_kernel[(num_rows, triton.cdiv(num_columns, _BLOCK))](

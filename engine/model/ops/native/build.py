@@ -1,17 +1,22 @@
 """Compilation of the native kernels by the machine's C compiler, once, into a cache.
 
 The cache is keyed by source, compiler and CPU, so that they are compiled again after an upgrade or
-a move to another machine.
+a move to another machine. Where the cache cannot be written, this process alone has them.
 Needs a C compiler and libc, nothing else.
 """
 
 import hashlib
-import os
+import logging
 import platform
 import shutil
 import subprocess
 import tempfile
+from functools import cache
 from pathlib import Path
+
+from engine.checkpoint.cache import cache_root
+
+logger = logging.getLogger(__name__)
 
 _FLAGS = (
     "-std=gnu11",
@@ -40,10 +45,21 @@ def library_path() -> Path:
     if compiler is None:
         raise BuildError("no C compiler (cc, gcc or clang) on PATH")
     sources = Path(__file__).parent
-    target = _cache_directory() / f"kernels-{_key(sources, compiler)}.so"
-    if not target.exists():
+    target = cache_root() / "kernels" / f"kernels-{_key(sources, compiler)}.so"
+    try:
+        if not target.exists():
+            _compile(compiler, sources, target)
+    except OSError as error:
+        logger.warning("compiled kernels cannot be kept in %s: %s", target.parent, error)
+        target = Path(_scratch().name) / target.name
         _compile(compiler, sources, target)
     return target
+
+
+@cache
+def _scratch() -> "tempfile.TemporaryDirectory[str]":
+    """Return a directory that is removed when the process ends."""
+    return tempfile.TemporaryDirectory()
 
 
 def _compile(compiler: str, sources: Path, target: Path) -> None:
@@ -81,8 +97,3 @@ def _cpu() -> str:
         return platform.processor()
     wanted = ("flags", "Features", "model name", "CPU part")
     return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
-
-
-def _cache_directory() -> Path:
-    root = os.environ.get("ADADECODE_CACHE") or Path.home() / ".cache" / "adadecode"
-    return Path(root) / "kernels"

@@ -1,4 +1,4 @@
-"""Learning gets a share of the time, and something of it is kept for when nobody waits."""
+"""Learning gets its share of the time, of which a reserve is kept for idle times."""
 
 from engine.worker.learning.budget import Budget
 

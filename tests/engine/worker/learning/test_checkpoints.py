@@ -1,4 +1,4 @@
-"""What was learned outlives its worker; what is damaged or foreign is passed over."""
+"""Learned heads outlive their worker; damaged or foreign checkpoints are passed over."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from engine.model.decoder import Decoder
 from engine.model.exit_head import ExitHead, HeadWeights, load_heads
 from engine.model.ops.torch_ops import TorchOps
 from engine.worker.learning.checkpoints import Checkpoints, Learned
-from engine.worker.learning.school import School
+from engine.worker.learning.online_training import OnlineTraining
 
 pytestmark = pytest.mark.torch
 
@@ -28,7 +28,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Decoder, Path]:
 
 
 def learned(checkpoints: Checkpoints, version: int) -> Learned:
-    """Weights that can be told by their version."""
+    """Make weights that differ from version to version."""
     weights = {
         layer: HeadWeights(
             project=each.project + version,
@@ -41,7 +41,7 @@ def learned(checkpoints: Checkpoints, version: int) -> Learned:
 
 
 def written(shipped: tuple[Decoder, Path], directory: Path, *versions: int) -> Checkpoints:
-    """Checkpoints of a worker that is gone."""
+    """Return the checkpoints of a worker that wrote these versions and closed."""
     checkpoints = Checkpoints(directory, shipped[1], shipped[0])
     for version in versions:
         checkpoints.save(learned(checkpoints, version))
@@ -143,4 +143,4 @@ def test_a_place_that_cannot_be_written_is_refused_by_name(shipped, tmp_path: Pa
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.raises(ModelLoadError, match="--learn-heads-dir"):
-        School(load_heads(directory, decoder), decoder, directory, blocked, 0.1)
+        OnlineTraining(load_heads(directory, decoder), decoder, directory, blocked, 0.1)

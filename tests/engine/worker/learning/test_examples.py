@@ -1,4 +1,4 @@
-"""Examples are found again by the sequences they are of, and the oldest give way."""
+"""Examples are linked along their sequences, and new ones overwrite the oldest."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ E, COLUMNS = 2, 3
 
 
 def positions(*numbers: int) -> Verified:
-    """Positions whose tensors say which they are."""
+    """Make positions whose tensors hold their numbers."""
     values = torch.tensor(numbers, dtype=torch.float32)[:, None]
     return Verified(
         exits=values.expand(-1, E)[None],
@@ -26,7 +26,7 @@ def examples() -> Examples:
 
 
 def add(ring: Examples, verified: Verified, before: int | None) -> int:
-    """Consecutive positions of one sequence; the serial number of the last."""
+    """Add consecutive positions of one sequence; return the serial number of the last."""
     first, count = ring.num_written, len(verified.targets)
     ring.add(verified, [before, *range(first, first + count - 1)])
     return first + count - 1

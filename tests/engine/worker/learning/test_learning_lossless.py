@@ -1,5 +1,6 @@
-"""Heads that change while sequences run change nothing: not a token, not a bit of a logprob; nor
-does a new worker in the middle of them, which goes on with what the one before had learned.
+"""Heads that change while sequences run change neither a token nor a bit of a logprob.
+
+Nor does a new worker in the middle of them, which continues from what the previous one learned.
 """
 
 from collections import defaultdict
@@ -19,7 +20,7 @@ from engine.model.exit_head import HeadWeights
 from engine.model.ops.native_ops import NativeOps
 from engine.request import GenerationRequest, TokenLogprobs
 from engine.scheduler import Scheduler
-from engine.worker.learning.pupil import Change
+from engine.worker.learning.head_versions import Change
 from engine.worker.worker import ModelWorker
 
 pytestmark = pytest.mark.torch
@@ -31,18 +32,18 @@ Output = tuple[list[int], list[TokenLogprobs]]
 
 @pytest.fixture(scope="module")
 def exits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A model and heads that have learned nothing yet."""
+    """Write a model and random heads for it."""
     root = tmp_path_factory.mktemp("learning")
     model = write_tiny_llama(root / "model")
     return model, write_tiny_heads(model, root / "heads", [1, 3], refinement_size=32)
 
 
 class Run:
-    """Requests to their end; a new worker after so many changes of heads."""
+    """Runs requests to their end, with new workers after given numbers of adopted heads."""
 
     def __init__(self, config: EngineConfig, restarts: tuple[int, ...] = ()) -> None:
         self.num_adopted = self.num_preempted = self.num_drafts = 0
-        self.first_versions: list[int] = []  # of every worker
+        self.first_versions: list[int] = []  # the newest version that each worker starts with
         self._config = config
         self._restarts = restarts
         self._worker = self._start()
@@ -77,29 +78,30 @@ class Run:
 
     @torch.inference_mode()
     def _change_heads(self) -> None:
-        """Whether they have learned anything or not."""
-        school = self._worker._school
-        for pupil in school.learner.pupils if school is not None else ():
+        """Flip the heads' matrices, whether they have learned anything or not."""
+        training = self._worker._online_training
+        for head in training._trainer._heads if training is not None else ():
             upside_down = HeadWeights(
-                project=pupil.serving.project.flip(0),
-                project_previous=pupil.serving.project_previous,
-                other=pupil.serving.other,
+                project=head.serving.project.flip(0),
+                project_previous=head.serving.project_previous,
+                other=head.serving.other,
             )
-            pupil._adopt(upside_down, 0)
-            school.learner._note(Change.ADOPTED)
+            head._adopt(upside_down, 0)
+            training._trainer._note(Change.ADOPTED)
 
     def _start(self) -> ModelWorker:
         worker = ModelWorker(self._config)
-        school = worker._school
-        if school is not None:
-            self.first_versions.append(max(p.version for p in school.learner.pupils))
+        training = worker._online_training
+        if training is not None:
+            versions = training._trainer.learned().versions
+            self.first_versions.append(max(versions.values()))
         return worker
 
 
 def config_of(model: Path, heads: Path, directory: Path) -> EngineConfig:
     return EngineConfig(
         model=ModelConfig(directory=model, backend=BACKEND, num_threads=1),
-        # Not enough for all of them at once.
+        # Too few blocks for all requests at once, so that some are preempted.
         cache=CacheConfig(block_size=16, num_blocks=10),
         scheduler=SchedulerConfig(max_num_seqs=4),
         exits=ExitsConfig(

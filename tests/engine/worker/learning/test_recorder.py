@@ -1,4 +1,4 @@
-"""What is recorded of steps depends on the tokens that stand, not on how they were drafted."""
+"""What is recorded depends on the committed tokens, not on how they were drafted."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.torch
 EXITS = [1, 3]
 PROMPT = [5, 9, 2, 44]
 NUM_TOKENS = 40
-NUM_EXAMPLES = 32  # of the first positions; later ones may still wait to be put together
+NUM_EXAMPLES = 32  # the first ones, which are compared; later positions may still be gathering
 
 
 def test_drafts_and_alternates_leave_the_same_examples(tmp_path: Path) -> None:

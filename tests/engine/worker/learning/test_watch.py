@@ -1,4 +1,4 @@
-"""A fall of acceptance is noticed, chance is not."""
+"""The watch notices a fall of acceptance, and takes no chance variation for one."""
 
 import random
 

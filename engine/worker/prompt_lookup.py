@@ -1,8 +1,8 @@
-"""Look-up drafts: where a sequence's newest tokens stood before, and what followed them there.
+"""Prompt look-up: finds where a sequence's newest tokens occurred before and what followed them.
 
-Text repeats its prompt and itself, so what followed last time is a guess that costs no layer. Knows
-token ids only; what a guess is worth is the policy's affair. Belongs to one sequence, follows its
-tokens as they are appended, and can be built anew from them at any time.
+Text repeats its prompt and itself, so what followed last time is a guess that needs no layer. Knows
+token ids only; the policy decides what a guess is worth. An index belongs to one sequence, follows
+its tokens as they are appended, and can be rebuilt from them at any time.
 
 Source: prompt look-up decoding (Saxena 2023); the longest match decides, as in SuffixDecoding
 (arXiv 2411.04975).
@@ -13,47 +13,50 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import log
 
-_MOST_PLACES = 8  # the latest ones, of each key
-_LONGEST_MATCH = 16  # beyond it, longer says nothing more
-_PIECE = 4096  # tokens taken in at once: some 5 ms
-_FIRST_RECENT, _MEMORY = 0.3, 0.8  # of `recent`: at the start, and what it keeps per token
+_MOST_PLACES = 8  # places considered for a key, the latest ones
+_LONGEST_MATCH = 16  # tokens compared before a place; a longer match says nothing more
+_PIECE = 4096  # tokens indexed at once, which takes some 5 ms
+_FIRST_RECENT = 0.3  # `PromptLookup.recent` of a new sequence
+_MEMORY = 0.8  # decay of `PromptLookup.recent` per token
 
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """What followed the best earlier place."""
+    """The tokens that follow at the best earlier place."""
 
     token_ids: list[int]
-    match: int  # tokens before that place that equal the newest ones
+    match: int  # number of tokens before that place that equal the newest ones
     agreement: float  # share of the equally good places that go on with the same token
 
 
-class Lookup:
-    """Places of every token, and of every pair, of one sequence.
+class PromptLookup:
+    """An index of the places after every token, and every pair of tokens, of one sequence.
 
     Attributes:
         recent: Share of the latest tokens that a look-up had right.
     """
 
     def __init__(self, token_ids: list[int]) -> None:
-        """Args:
-        token_ids: The sequence's own list; whatever is appended to it is found from then on.
+        """
+        Args:
+            token_ids: The sequence's own list; tokens appended to it are indexed with the next
+                search.
         """
         self.recent = _FIRST_RECENT
         self._tokens = token_ids
         self._num_indexed = 0
-        # Last token, or last two -> where the next one stood, oldest first.
+        # Last token, or last two -> the positions of the tokens that followed, oldest first.
         self._places: dict[int | tuple[int, int], list[int]] = {}
 
     def find(
         self, drafts: Sequence[int], length: int, noise: Callable[[int], float] | None = None
     ) -> Continuation | None:
-        """What may follow the known tokens and `drafts`; None if the newest token is new.
+        """Return what may follow the known tokens and `drafts`; None if the newest token is new.
 
         Args:
-            length: Most tokens of the continuation.
-            noise: The sampling noise of a token that comes next; None: none. The first token found
-                is then the likeliest under that noise.
+            length: Most tokens to return.
+            noise: Sampling noise of a token id at the next position, under which the first token
+                found is the likeliest; None: there is no noise.
         """
         self._index()
         tokens = self._tokens
@@ -73,18 +76,19 @@ class Lookup:
         return Continuation(_looped(token_ids, length), longest, counts[first] / len(best))
 
     def judge(self, *, was_right: bool) -> None:
-        """Learn whether the first token found was the next one."""
+        """Learn whether the first token of a continuation was the next one."""
         self.recent = _MEMORY * self.recent + (1.0 - _MEMORY) * was_right
 
     def _candidates(self, newest: Sequence[int]) -> list[int]:
-        """Places after the newest two tokens, else after the newest one; latest first."""
+        """Return places after the newest two tokens, else after the newest one; latest first."""
         places = self._places.get((newest[-2], newest[-1])) if len(newest) > 1 else None
         places = places or self._places.get(newest[-1]) or []
         return places[: -_MOST_PLACES - 1 : -1]
 
     def _index(self) -> None:
-        """Take in what was appended, a long prompt in pieces: every row of the step waits for it. A
-        place has a token, so the newest token's is not one yet.
+        """Index appended tokens, a long prompt in pieces because all rows of the step wait for it.
+
+        The position after the newest token is no place yet: it has no token.
         """
         tokens = self._tokens
         end = min(len(tokens), self._num_indexed + _PIECE)
@@ -97,7 +101,7 @@ class Lookup:
 
 
 def _match(tokens: Sequence[int], place: int, newest: Sequence[int]) -> int:
-    """How many tokens before `place` equal the newest ones."""
+    """Return how many tokens before `place` equal the newest ones."""
     count, most = 1, min(place, _LONGEST_MATCH)
     while count < most and tokens[place - 1 - count] == newest[-1 - count]:
         count += 1
@@ -105,7 +109,7 @@ def _match(tokens: Sequence[int], place: int, newest: Sequence[int]) -> int:
 
 
 def _looped(token_ids: list[int], length: int) -> list[int]:
-    """The tokens, repeated until there are `length`: a loop goes on."""
+    """Return the tokens, repeated until there are `length`, as a loop in the text would go on."""
     found = list(token_ids)
     for index in range(length - len(found)):
         found.append(found[index])

@@ -1,4 +1,4 @@
-"""Heads that learn, with what they keep on disk: the worker's view of learning while serving."""
+"""Online training of exit heads, checkpoints included, as the worker sees it."""
 
 import logging
 import time
@@ -10,14 +10,14 @@ from engine.model.decoder import Decoder
 from engine.model.exit_head import ExitHeads
 from engine.plan import Learning
 from engine.worker.learning.checkpoints import Checkpoints
-from engine.worker.learning.learner import HeadLearner
+from engine.worker.learning.online_trainer import OnlineTrainer
 from engine.worker.learning.recorder import Recorder
 
 logger = logging.getLogger(__name__)
 
 
-class School:
-    """A `HeadLearner` and its `Checkpoints`."""
+class OnlineTraining:
+    """An `OnlineTrainer` whose results are kept in `Checkpoints`."""
 
     def __init__(
         self,
@@ -28,16 +28,18 @@ class School:
         share: float,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """Go on from the newest checkpoint, if there is one.
+        """Continue from the newest checkpoint, if there is one.
 
         Args:
-            shipped: Where the heads were loaded from.
-            directory: Checkpoints go to a directory in it, named after the model's weights.
-            share: Of the worker's time.
-        clock: In seconds, for what learning takes.
+            heads: The heads that serve.
+            decoder: The model that they belong to.
+            shipped: The directory that the heads were loaded from.
+            directory: Checkpoints go to a subdirectory named after the model's fingerprint.
+            share: Share of the worker's time that learning may take.
+            clock: Returns seconds; measures the time that learning takes.
 
         Raises:
-            ModelLoadError: if nothing can be kept there.
+            ModelLoadError: if the checkpoint directory cannot be created.
         """
         mine = directory / decoder.fingerprint
         try:
@@ -46,7 +48,7 @@ class School:
             raise ModelLoadError(f"--learn-heads-dir: {error}") from error
         self._checkpoints = Checkpoints(mine, shipped, decoder)
         rows = decoder.lm_head_rows(heads.token_ids)
-        self._learner = HeadLearner(
+        self._trainer = OnlineTrainer(
             heads,
             self._checkpoints.shipped,
             rows,
@@ -54,38 +56,29 @@ class School:
             clock,
             refinements=self._checkpoints.refinements,
         )
-        self._learner.on_change = self._save
+        self._trainer.on_change = self._save
         learned = self._checkpoints.newest()
         if learned is not None:
-            self._learner.resume(learned)
-
-    @property
-    def learner(self) -> HeadLearner:
-        """Who learns."""
-        return self._learner
+            self._trainer.resume(learned)
 
     @property
     def recorder(self) -> Recorder:
-        """What the decode step tells of itself."""
-        return self._learner.recorder
+        """The recorder that the decode step reports to."""
+        return self._trainer.recorder
 
     def note_step(self, seconds: float) -> Learning:
-        """A step took so long.
-
-        Returns:
-            What was learned since the one before.
-        """
+        """Account for a step that took `seconds`; return what was learned since the last call."""
         self._checkpoints.flush()
-        self._learner.note_step(seconds)
-        return self._learner.take_news()
+        self._trainer.note_step(seconds)
+        return self._trainer.take_report()
 
     def learn(self, *, is_idle: bool) -> bool:
-        """See `HeadLearner.learn`."""
-        return self._learner.learn(is_idle=is_idle)
+        """See `OnlineTrainer.learn`."""
+        return self._trainer.learn(is_idle=is_idle)
 
     def close(self) -> None:
-        """Wait until everything is kept."""
+        """Wait until everything is saved."""
         self._checkpoints.close()
 
     def _save(self) -> None:
-        self._checkpoints.save(self._learner.learned())
+        self._checkpoints.save(self._trainer.learned())

@@ -1,4 +1,4 @@
-"""The gradient is that of the loss that heads are trained with, and steps along it teach."""
+"""The gradient is that of the loss of offline training, and updates along it improve a head."""
 
 from dataclasses import asdict
 
@@ -11,7 +11,9 @@ from tiny_model import load_tiny, random_heads, write_tiny_llama
 from engine.model.decoder import Decoder
 from engine.model.exit_head import ExitHead, ExitHeads
 from engine.model.ops.torch_ops import TorchOps
-from engine.worker.learning.trainee import Lens, Trainee
+from engine.worker.learning.candidate_trainer import CandidateTrainer, ReducedLmHead
+from engine.worker.learning.examples import Examples
+from engine.worker.learning.unit_rms import inverse_rms
 from training.head_module import HeadModule
 
 pytestmark = pytest.mark.torch
@@ -27,10 +29,17 @@ def heads(request: pytest.FixtureRequest, decoder: Decoder) -> ExitHeads:
     return random_heads(decoder, [2], 40, request.param)
 
 
-def trainee_of(decoder: Decoder, heads: ExitHeads) -> Trainee:
+def trainer_of(decoder: Decoder, heads: ExitHeads) -> CandidateTrainer:
     head = first_head(heads)
-    lens = Lens.of(head, decoder.lm_head_rows(heads.token_ids))
-    return Trainee(head, lens, weights_of(head), refinement_of(head))
+    lm_head = ReducedLmHead.of(head, decoder.lm_head_rows(heads.token_ids))
+    return CandidateTrainer(head, lm_head, weights_of(head), refinement_of(head))
+
+
+def loss_of(trainer: CandidateTrainer, examples: Examples, runs: torch.Tensor) -> float:
+    """Return the mean loss of the last drafts, whose gradient the trainer accumulates."""
+    state = trainer._follow(trainer._weights, examples, 0, runs).state
+    logits = trainer._logits(trainer._weights, state, state * inverse_rms(state))
+    return float(F.cross_entropy(logits, examples.probs(runs[-1])))
 
 
 def module_of(decoder: Decoder, heads: ExitHeads, head: ExitHead) -> HeadModule:
@@ -45,14 +54,15 @@ def module_of(decoder: Decoder, heads: ExitHeads, head: ExitHead) -> HeadModule:
 @pytest.mark.parametrize("depth", [1, 2])
 def test_the_gradient_is_that_of_training(decoder, heads, depth):
     head = first_head(heads)
-    trainee = trainee_of(decoder, heads)
+    trainer = trainer_of(decoder, heads)
     module = module_of(decoder, heads, head)
     examples = no_examples()
     Teacher(decoder, heads).fill(examples, 64)
     runs = examples.runs(0, 64, depth)
 
     with torch.inference_mode():
-        loss = trainee.study(examples, 0, runs)
+        loss = loss_of(trainer, examples, runs)
+        trainer.accumulate_gradient(examples, 0, runs)
     previous = examples.last(runs[0])
     for places in runs[1:-1]:
         with torch.no_grad():
@@ -64,48 +74,50 @@ def test_the_gradient_is_that_of_training(decoder, heads, depth):
 
     assert loss == pytest.approx(expected.item() / runs.shape[1], rel=1e-3)
     for mine, name in zip(
-        trainee._gradients, ("project", "project_previous", "other"), strict=True
+        trainer._gradients, ("project", "project_previous", "other"), strict=True
     ):
         theirs = getattr(module, name).grad
         assert torch.allclose(mine, theirs, rtol=1e-2, atol=1e-3 * float(theirs.abs().max())), name
 
 
-@pytest.mark.parametrize("heads", [0], indirect=True, ids=["linear"])  # none is random behind it
+@pytest.mark.parametrize(
+    "heads", [0], indirect=True, ids=["linear"]
+)  # no random refinement after it
 @torch.inference_mode()
 def test_studying_makes_it_right(decoder, heads):
-    trainee = trainee_of(decoder, heads)
-    shipped = faint(trainee.weights())
-    trainee.restart(shipped)
+    trainer = trainer_of(decoder, heads)
+    shipped = faint(trainer.weights())
+    trainer.restart(shipped)
     examples = no_examples()
     Teacher(decoder, heads).fill(examples, 1024)
     held_out = examples.runs(768, 1024, 1)
-    before = trainee.are_right(None, examples, 0, held_out).float().mean()
+    before = trainer.are_right(None, examples, 0, held_out).float().mean()
 
     for _ in range(100):
         runs = examples.runs(0, 768, 1)
-        trainee.study(examples, 0, runs[:, torch.randint(runs.shape[1], (64,))])
-        assert trainee.step()
+        trainer.accumulate_gradient(examples, 0, runs[:, torch.randint(runs.shape[1], (64,))])
+        assert trainer.step()
 
-    after = trainee.are_right(None, examples, 0, held_out).float().mean()
+    after = trainer.are_right(None, examples, 0, held_out).float().mean()
     assert after > before + 0.2
-    # The weights given out are what was measured, and those given before have not moved.
-    given = trainee.weights()
-    assert trainee.are_right(given, examples, 0, held_out).float().mean() == pytest.approx(
+    # The returned weights are those that were measured, and earlier copies have not changed.
+    given = trainer.weights()
+    assert trainer.are_right(given, examples, 0, held_out).float().mean() == pytest.approx(
         float(after), abs=0.02
     )
-    assert trainee.are_right(shipped, examples, 0, held_out).float().mean() == before
-    trainee.restart(shipped)
-    assert trainee.are_right(None, examples, 0, held_out).float().mean() == before
+    assert trainer.are_right(shipped, examples, 0, held_out).float().mean() == before
+    trainer.restart(shipped)
+    assert trainer.are_right(None, examples, 0, held_out).float().mean() == before
 
 
 @torch.inference_mode()
 def test_a_gradient_of_no_numbers_changes_nothing(decoder, heads):
-    trainee = trainee_of(decoder, heads)
+    trainer = trainer_of(decoder, heads)
     examples = no_examples()
     Teacher(decoder, heads).fill(examples, 64)
-    before = trainee.weights()
-    trainee.study(examples, 0, examples.runs(0, 64, 1))
-    trainee._gradients[0][0, 0] = float("nan")
+    before = trainer.weights()
+    trainer.accumulate_gradient(examples, 0, examples.runs(0, 64, 1))
+    trainer._gradients[0][0, 0] = float("nan")
 
-    assert not trainee.step()
-    assert torch.equal(trainee.weights().project, before.project)
+    assert not trainer.step()
+    assert torch.equal(trainer.weights().project, before.project)

@@ -1,50 +1,50 @@
-"""Look-ups find what followed the longest earlier place, also as the text and its drafts grow."""
+"""Look-ups find what followed the longest earlier match, also as the text and its drafts grow."""
 
 import random
 
 import pytest
 
-from engine.worker.lookup import Continuation, Lookup
+from engine.worker.prompt_lookup import Continuation, PromptLookup
 
 
-def test_nothing_is_found_behind_a_new_token() -> None:
-    assert Lookup([1, 2, 3]).find([], 4) is None
-    assert Lookup([1]).find([], 4) is None
-    assert Lookup([1, 1, 1]).find([], 0) is None
+def test_nothing_is_found_after_a_new_token() -> None:
+    assert PromptLookup([1, 2, 3]).find([], 4) is None
+    assert PromptLookup([1]).find([], 4) is None
+    assert PromptLookup([1, 1, 1]).find([], 0) is None
 
 
 def test_the_longest_match_wins_over_the_latest_place() -> None:
     tokens = [1, 2, 3, 7, 9, 2, 3, 8, 1, 2, 3]
-    assert Lookup(tokens).find([], 2) == Continuation([7, 9], match=3, agreement=1.0)
+    assert PromptLookup(tokens).find([], 2) == Continuation([7, 9], match=3, agreement=1.0)
 
 
 def test_of_equal_places_most_decide_and_say_how_many_agree() -> None:
-    found = Lookup([5, 1, 5, 1, 5, 2, 6, 5]).find([], 1)
+    found = PromptLookup([5, 1, 5, 1, 5, 2, 6, 5]).find([], 1)
     assert found == Continuation([1], match=1, agreement=2 / 3)
 
 
 def test_sampling_noise_chooses_among_equal_places() -> None:
-    lookup = Lookup([5, 1, 5, 1, 5, 2, 6, 5])
+    lookup = PromptLookup([5, 1, 5, 1, 5, 2, 6, 5])
     found = lookup.find([], 1, noise=lambda token_id: 3.0 if token_id == 2 else 0.0)
     assert found == Continuation([2], match=1, agreement=1 / 3)
 
 
 def test_a_loop_goes_on_beyond_the_end() -> None:
-    found = Lookup([1, 2, 3, 1, 2, 3]).find([], 7)
+    found = PromptLookup([1, 2, 3, 1, 2, 3]).find([], 7)
     assert found is not None
     assert found.token_ids == [1, 2, 3, 1, 2, 3, 1]
 
 
 def test_drafts_count_as_text_to_continue() -> None:
-    lookup = Lookup([1, 2, 3, 4, 9])
+    lookup = PromptLookup([1, 2, 3, 4, 9])
     assert lookup.find([], 2) is None
     assert lookup.find([1, 2], 2) == Continuation([3, 4], match=2, agreement=1.0)
     assert lookup.find([], 2) is None  # drafts leave no trace
 
 
-def test_a_long_prompt_is_taken_in_by_and_by() -> None:
+def test_a_long_prompt_is_indexed_bit_by_bit() -> None:
     tokens = [*range(10_000), 5, 6]
-    lookup = Lookup(tokens)
+    lookup = PromptLookup(tokens)
     assert lookup.find([7], 2) == Continuation([8, 9], match=3, agreement=1.0)
     tokens[-2:] = [9_000, 9_001]
     assert lookup.find([], 2) is None
@@ -56,12 +56,12 @@ def test_appended_tokens_are_found_as_if_they_had_always_been_there(seed: int) -
     rng = random.Random(seed)
     whole = [rng.randint(0, 4) for _ in range(60)]
     growing: list[int] = []
-    lookup = Lookup(growing)
+    lookup = PromptLookup(growing)
     while len(growing) < len(whole):
         growing += whole[len(growing) : len(growing) + rng.randint(1, 5)]
-        assert lookup.find([], 6) == Lookup(list(growing)).find([], 6)
+        assert lookup.find([], 6) == PromptLookup(list(growing)).find([], 6)
         found = lookup.find([], 1)
-        if found is not None:  # some earlier place has so many tokens before it, and that one next
+        if found is not None:  # an earlier place has as many equal tokens before it
             tail = growing[-found.match :]
             starts = range(len(growing) - found.match)
             nexts = {

@@ -1,7 +1,7 @@
-"""One exit's head as it learns: the weights that serve, those in training, those to fall back on.
+"""The versions of one exit head that is trained online, and the choice of the one that serves.
 
-Only what does better on positions that it was not trained on serves; what does worse than the
-shipped weights, or brings acceptance down, is dropped again.
+Trained weights serve only once they do better on positions that they were not trained on. They are
+dropped again if the shipped weights come to do better, or if live acceptance falls.
 """
 
 import logging
@@ -12,18 +12,19 @@ import torch
 from torch import Tensor
 
 from engine.model.exit_head import ExitHead, HeadWeights, RefinementWeights
+from engine.worker.learning.candidate_trainer import CandidateTrainer, ReducedLmHead
 from engine.worker.learning.examples import Examples
-from engine.worker.learning.trainee import Lens, Trainee
 from engine.worker.learning.watch import AcceptanceWatch
 
 logger = logging.getLogger(__name__)
 
-_LEAST_GAIN = 0.002  # agreement that is worth packing weights anew
-_ADOPTED, _SURE = 1.0, 2.0  # standard errors
+_LEAST_GAIN = 0.002  # a gain in agreement that is worth packing the weights anew
+# Standard errors by which weights must do better to be adopted, or do worse to be given up.
+_ADOPTED, _SURE = 1.0, 2.0
 
 
 class Change(Enum):
-    """What became of the serving weights."""
+    """What happened to the serving weights."""
 
     NONE = auto()
     ADOPTED = auto()
@@ -32,7 +33,7 @@ class Change(Enum):
 
 @dataclass(slots=True)
 class Trial:
-    """Who was right about held-out drafts: one entry per piece."""
+    """Whether each version was right about held-out drafts; one tensor [T] per piece."""
 
     candidate: list[Tensor]
     serving: list[Tensor]
@@ -48,27 +49,27 @@ class Agreement:
     shipped: float = 0.0
 
 
-class Pupil:
-    """See above."""
+class HeadVersions:
+    """An exit head with its shipped, serving, previous and candidate weights."""
 
     def __init__(
         self,
         head: ExitHead,
         exit_index: int,
-        lens: Lens,
+        lm_head: ReducedLmHead,
         shipped: HeadWeights,
         refinement: RefinementWeights | None = None,
     ) -> None:
         self.version = 0  # 0: the shipped weights serve
         self.watch = AcceptanceWatch()
-        self.agreement = Agreement()  # in the last trial
+        self.agreement = Agreement()  # measured in the last trial
         self.serving = shipped
         self._head = head
         self._exit_index = exit_index
         self._shipped = shipped
         self._previous = (0, shipped)  # version and weights before the last change
         self._newest_version = 0
-        self._trainee = Trainee(head, lens, shipped, refinement)
+        self._trainer = CandidateTrainer(head, lm_head, shipped, refinement)
         self._trial = Trial([], [], [])
 
     @property
@@ -77,33 +78,36 @@ class Pupil:
         return self._head.exit_layer
 
     def resume(self, weights: HeadWeights, version: int) -> None:
-        """Go on where an earlier worker was."""
+        """Continue with weights that an earlier worker learned."""
         self._serve(weights, version)
         self._previous = (0, self._shipped)
-        self._trainee.restart(weights)
+        self._trainer.restart(weights)
 
-    def study(self, examples: Examples, runs: Tensor) -> None:
-        """See `Trainee.study`."""
-        self._trainee.study(examples, self._exit_index, runs)
+    def accumulate_gradient(self, examples: Examples, runs: Tensor) -> None:
+        """See `CandidateTrainer.accumulate_gradient`."""
+        self._trainer.accumulate_gradient(examples, self._exit_index, runs)
 
     def step(self) -> None:
-        """See `Trainee.step`; weights that have become no numbers begin again."""
-        if not self._trainee.step():
-            logger.warning("exit head at layer %d: no numbers; begins again", self.exit_layer)
-            self._trainee.restart(self.serving)
+        """Update the candidate; restart it from the serving weights if its gradient is not finite.
 
-    def sit(self, examples: Examples, runs: Tensor) -> None:
-        """A piece of a trial, on positions that were not studied."""
-        trial, trainee, index = self._trial, self._trainee, self._exit_index
-        trial.candidate.append(trainee.are_right(None, examples, index, runs))
-        trial.serving.append(trainee.are_right(self.serving, examples, index, runs))
+        See `CandidateTrainer.step`.
+        """
+        if not self._trainer.step():
+            logger.warning("exit head at layer %d: no numbers; begins again", self.exit_layer)
+            self._trainer.restart(self.serving)
+
+    def evaluate(self, examples: Examples, runs: Tensor) -> None:
+        """Do a piece of a trial, on positions that were not trained on."""
+        trial, trainer, index = self._trial, self._trainer, self._exit_index
+        trial.candidate.append(trainer.are_right(None, examples, index, runs))
+        trial.serving.append(trainer.are_right(self.serving, examples, index, runs))
         if self.version:
-            trial.shipped.append(trainee.are_right(self._shipped, examples, index, runs))
+            trial.shipped.append(trainer.are_right(self._shipped, examples, index, runs))
 
     def judge(self) -> Change:
-        """The end of a trial: the best weights serve."""
+        """End a trial: put the best weights into service."""
         trial, self._trial = self._trial, Trial([], [], [])
-        if not trial.candidate:  # nothing but sequences that are too short
+        if not trial.candidate:  # all sequences were too short
             return Change.NONE
         candidate, serving = _joined(trial.candidate), _joined(trial.serving)
         shipped = _joined(trial.shipped) if trial.shipped else serving
@@ -116,17 +120,17 @@ class Pupil:
         loss, loss_error = _difference(shipped, serving)
         if loss > _SURE * loss_error:
             self._drop((0, self._shipped), "the shipped weights do better again")
-            self._trainee.restart(self._shipped)
+            self._trainer.restart(self._shipped)
             return Change.DROPPED
         if gain > max(_ADOPTED * error, _LEAST_GAIN):
-            self._adopt(self._trainee.weights(), len(candidate))
+            self._adopt(self._trainer.weights(), len(candidate))
             return Change.ADOPTED
         if -gain > _SURE * error:
-            self._trainee.restart(self.serving)
+            self._trainer.restart(self.serving)
         return Change.NONE
 
     def check_acceptance(self) -> Change:
-        """Go back to the weights before if live acceptance has fallen since."""
+        """Go back to the previous weights if live acceptance has fallen since they served."""
         if not self.version or not self.watch.has_fallen:
             return Change.NONE
         self._drop(self._previous, "acceptance has fallen")
@@ -169,6 +173,6 @@ def _joined(parts: list[Tensor]) -> Tensor:
 
 
 def _difference(left: Tensor, right: Tensor) -> tuple[float, float]:
-    """Mean of the paired difference, and its standard error."""
+    """Return the mean of the paired differences, and its standard error."""
     difference = left - right
     return float(difference.mean()), float(difference.std() / max(len(difference), 1) ** 0.5)

@@ -1,8 +1,8 @@
-"""An exit's view of rows that have arrived: what its head expects behind every token, and how sure
-it is.
+"""Evaluates exit heads on the rows that have arrived at an exit: the token that the head expects
+after every pending token, and how sure it is.
 
-Follows each row's run of tokens with the head's estimate of the last hidden state, which the next
-token's estimate reads. Decides nothing.
+A head also estimates the last hidden state of each token. The estimate for a row's next token reads
+that of the token before, so each row's run of tokens is followed in order. Decides nothing.
 """
 
 from collections.abc import Sequence
@@ -24,26 +24,26 @@ class Arrival(NamedTuple):
     """A row whose newest token has just arrived at an exit."""
 
     row: Row
-    places: list[int]  # of its pending tokens in the call; the newest is the last
+    places: list[int]  # indices of its pending tokens in the call, the newest last
 
 
 class Opinion(NamedTuple):
-    """What a head expects behind one pending token.
+    """What a head expects after one pending token.
 
-    Confidence is the winner's softmax share of the scores under the row's own noise, which at
-    temperature 0 is the head's top-1 probability; it only steers the policy.
+    A confidence is a token's softmax share of the scores under the row's own noise, which at
+    temperature 0 is the head's probability of the token. It only steers the policy.
     """
 
-    num_drafts: int  # the token's place: drafts up to it
-    token_id: int | None  # None: something outside the reduced vocabulary, or nothing sensible
+    num_drafts: int  # drafts up to and including the pending token
+    token_id: int | None  # the best token; None: outside the reduced vocabulary, or NaN
     confidence: float
-    share: float = nan  # logarithm of the same share of the draft that follows, if one does
+    share: float = nan  # logarithm of the confidence in the draft that follows, if one does
     is_outside: bool = False  # that draft is outside the reduced vocabulary
-    second_id: int | None = None  # the second-best token, likewise
+    second_id: int | None = None  # the second-best token, None as for `token_id`
     second_confidence: float = 0.0
 
 
-class ExitLook:
+class ExitEvaluator:
     """Evaluates a model's exit heads."""
 
     def __init__(self, heads: ExitHeads, sampler: Sampler) -> None:
@@ -57,11 +57,12 @@ class ExitLook:
     def opinions(
         self, exit_index: int, arrivals: Sequence[Arrival], hidden: Tensor
     ) -> list[list[Opinion]]:
-        """Per arrival one opinion for every token whose successor has not been estimated yet, and
-        for the newest in any case. Leaves the estimates with the rows.
+        """Return, per arrival, an opinion on every pending token from `first_unseen` on.
+
+        The estimates of last hidden states are left with the rows.
 
         Args:
-            hidden: [T, E], of the call that brought them.
+            hidden: [T, E], hidden states of the call that brought the rows here.
         """
         head = self._heads.heads[exit_index]
         starts = [first_unseen(arrival) for arrival in arrivals]
@@ -72,7 +73,7 @@ class ExitLook:
             ids = arrival.row.draft_ids
             points += [SamplePoint(arrival.row.state, ids[:n]) for n in range(start, len(ids) + 1)]
             followers += [self._columns.get(token_id, self._size) for token_id in ids[start:]]
-            followers.append(0)  # of the newest token: there is none
+            followers.append(0)  # nothing follows the newest token; any column will do
         scores = self._sampler.scores(logits, points, self._reduced)
         expected = self._sampler.expect(scores, other, points, self._reduced, followers)
         facts = zip(expected, followers, strict=True)
@@ -104,8 +105,8 @@ class ExitLook:
 
 
 def first_unseen(arrival: Arrival) -> int:
-    """Place (in drafts) of the first pending token that a look has to begin with: behind it no
-    estimate is known yet, or it is the newest.
+    """Return the index of the first pending token to evaluate: the oldest one whose own last hidden
+    state has not been estimated yet, or else the newest.
     """
     row = arrival.row
     return min(len(row.estimates) - 1, len(row.drafts))
@@ -114,7 +115,7 @@ def first_unseen(arrival: Arrival) -> int:
 def _follow(
     head: Head, arrivals: Sequence[Arrival], starts: Sequence[int], hidden: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Logits [T, V'] and [T, 1] of all tokens to look at, row by row; the rows keep the states."""
+    """Return the logits [T, V'] and [T, 1] of all tokens to evaluate; rows keep their estimates."""
     runs = [
         arrival.places[start - len(arrival.row.drafts) - 1 :]
         for arrival, start in zip(arrivals, starts, strict=True)

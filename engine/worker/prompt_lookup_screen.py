@@ -1,13 +1,13 @@
-"""What a head has to say about look-up drafts that have just arrived at its exit.
+"""Screens look-up drafts that have just arrived at an exit by its head's opinion.
 
-Those that it makes unlikely end there, before the deep layers are paid for them.
+Drafts that the head makes unlikely end there, before the deep layers are spent on them.
 """
 
 from collections.abc import Sequence
 from math import isnan
 
 from engine.worker.chances import Chances
-from engine.worker.exit_look import Arrival, Opinion
+from engine.worker.exit_evaluator import Arrival, Opinion
 from engine.worker.exit_policy import ExitPolicy
 from engine.worker.pending import append
 from engine.worker.row import Draft, Guess, Row
@@ -15,8 +15,8 @@ from engine.worker.step_estimate import StepEstimate
 from engine.worker.thresholds import Thresholds
 
 
-class LookupScreen:
-    """At the first exit; what passed it is left alone deeper down."""
+class PromptLookupScreen:
+    """Screens at the first exit only; drafts that pass are not screened again."""
 
     def __init__(self, policy: ExitPolicy, chances: Chances, thresholds: Thresholds) -> None:
         self._policy = policy
@@ -29,7 +29,7 @@ class LookupScreen:
         views: Sequence[list[Opinion]],
         estimate: StepEstimate,
     ) -> None:
-        """Give up look-up drafts that the head finds unlikely, and their opinions with them."""
+        """Drop look-up drafts that the head finds unlikely, and the opinions on them."""
         tails = [self._judged(a.row, view) for a, view in zip(arrivals, views, strict=True)]
         for arrival, tail in zip(arrivals, tails, strict=True):
             estimate.remove(arrival.row.drafts[len(arrival.row.drafts) - len(tail) :])
@@ -47,8 +47,8 @@ class LookupScreen:
             del view[count + 1 :]
 
     def _judged(self, row: Row, view: Sequence[Opinion]) -> list[Draft]:
-        """The row's look-up drafts behind the first token looked at, with their chances as the head
-        sees them.
+        """Return the row's look-up drafts after the first evaluated token, with the probabilities
+        that the head's opinion gives them.
         """
         ids, tail = row.draft_ids, []
         survival = row.drafts[view[0].num_drafts - 1].survival if view[0].num_drafts else 1.0

@@ -1,12 +1,12 @@
-"""What looking at an exit has brought, and when to try it again."""
+"""What evaluating an exit has brought, and when to try it again."""
 
 import pytest
 
-from engine.worker.look_account import LookAccount
+from engine.worker.exit_account import ExitAccount
 
 
-def test_worth_follows_what_looks_bring() -> None:
-    account = LookAccount()
+def test_worth_follows_what_evaluations_bring() -> None:
+    account = ExitAccount()
     for _ in range(200):
         account.add(gain=0.5, offered=1.0)
     assert account.worth == pytest.approx(0.5, abs=0.01)
@@ -15,8 +15,8 @@ def test_worth_follows_what_looks_bring() -> None:
     assert account.worth == pytest.approx(0.0, abs=0.01)
 
 
-def test_a_dear_look_is_tried_again_more_rarely() -> None:
-    account = LookAccount()
+def test_a_costly_evaluation_is_tried_again_more_rarely() -> None:
+    account = ExitAccount()
     account.leave_out(32)
     assert account.is_due(share=0.1)
     assert not account.is_due(share=0.5)
@@ -24,9 +24,9 @@ def test_a_dear_look_is_tried_again_more_rarely() -> None:
     assert account.is_due(share=0.5)
 
 
-def test_looks_at_rows_that_offer_nothing_do_not_put_off_the_next_trial() -> None:
-    """Those that a fixed threshold decides about are looked at in any case."""
-    account = LookAccount()
+def test_evaluating_rows_that_offer_nothing_does_not_put_off_the_next_trial() -> None:
+    """Rows for which a fixed threshold decides are evaluated in any case."""
+    account = ExitAccount()
     for _ in range(32):
         account.leave_out()
         account.add(gain=0.0, offered=0.0)

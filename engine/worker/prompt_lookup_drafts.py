@@ -1,4 +1,4 @@
-"""What a row's own text says will follow, as drafts with their chances."""
+"""Turns what a row's own text suggests will follow into drafts with acceptance probabilities."""
 
 from functools import partial
 
@@ -7,17 +7,20 @@ from engine.worker.chances import Chances
 from engine.worker.row import Draft, Guess, Row
 from engine.worker.sample_point import SamplePoint
 
-_LEAST_SURVIVAL = 0.05  # of a draft; what follows is not looked at
+_LEAST_SURVIVAL = 0.05  # a draft less likely to be accepted ends the run
 
 
-class LookupDrafts:
-    """Makes them; what becomes of them is for others to say."""
+class PromptLookupDrafts:
+    """Makes look-up drafts; the caller decides which of them to use."""
 
     def __init__(self, chances: Chances) -> None:
         self._chances = chances
 
-    def behind(self, row: Row) -> list[Draft]:
-        """Drafts that may follow what is pending, as long as there is any hope for them."""
+    def after_pending(self, row: Row) -> list[Draft]:
+        """Return drafts that may follow the pending tokens, and note them as the row's guesses.
+
+        They end with the first unlikely draft or the end of the sequence.
+        """
         start, ids = row.state.start, row.draft_ids
         position = len(row.state.token_ids) + len(ids)
         noise = None

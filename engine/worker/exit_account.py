@@ -1,0 +1,43 @@
+"""What evaluating an exit has brought lately, and when to try again where it was left out."""
+
+_FIRST_WORTH = 0.15  # expected tokens of an evaluation before there was any
+_WORTH_WINDOW = 0.95  # decay of the worth per evaluated row
+_FEWEST_LEFT_OUT = 32  # evaluations left out, at least, between two trials
+_MOST_TRIAL_TIME = 0.005  # share of the time between two trials that a trial may take
+
+
+class ExitAccount:
+    """What evaluating one exit has brought lately.
+
+    Attributes:
+        worth: Expected tokens, less what the drafts cost, that evaluating a row brings if all of
+            the row's drafts are sure to be accepted.
+    """
+
+    def __init__(self) -> None:
+        self.worth = _FIRST_WORTH
+        self._num_left_out = 0
+
+    def is_due(self, share: float) -> bool:
+        """Whether to evaluate just to find out whether that would pay again.
+
+        Args:
+            share: Share of a plain step's time that an evaluation takes.
+        """
+        return self._num_left_out >= max(_FEWEST_LEFT_OUT, share / _MOST_TRIAL_TIME)
+
+    def leave_out(self, count: int = 1) -> None:
+        """Count steps without an evaluation."""
+        self._num_left_out += count
+
+    def add(self, gain: float, offered: float) -> None:
+        """Learn what an evaluation brought.
+
+        Args:
+            gain: Expected tokens, less what the drafts cost in tokens.
+            offered: Sum of the shares of an evaluation's usual worth that its rows offered.
+        """
+        if offered > 0.0:  # many rows at once tell as much as one row many times
+            self._num_left_out = 0
+            keep = _WORTH_WINDOW**offered
+            self.worth = keep * self.worth + (1.0 - keep) * gain / offered

@@ -1,0 +1,124 @@
+"""Weights that do better on held-out positions serve; weights that do worse are dropped."""
+
+import pytest
+import torch
+from learning import Teacher, faint, first_head, no_examples, weights_of
+from tiny_model import load_tiny, random_heads, write_tiny_llama
+
+from engine.model.decoder import Decoder
+from engine.model.exit_head import ExitHead, HeadWeights
+from engine.model.ops.torch_ops import TorchOps
+from engine.worker.learning.candidate_trainer import ReducedLmHead
+from engine.worker.learning.examples import Examples
+from engine.worker.learning.head_versions import Change, HeadVersions
+
+pytestmark = pytest.mark.torch
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+    return load_tiny(write_tiny_llama(tmp_path_factory.mktemp("tiny")), TorchOps("cpu"))
+
+
+class Training:
+    """A head's versions, and 1,024 examples to train and try them on."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.heads = random_heads(decoder, [2], 40)
+        self.head: ExitHead = first_head(self.heads)
+        lm_head = ReducedLmHead.of(self.head, decoder.lm_head_rows(self.heads.token_ids))
+        self.shipped: HeadWeights = faint(weights_of(self.head))
+        self.head.adopt(self.shipped)
+        self.versions = HeadVersions(self.head, 0, lm_head, self.shipped)
+        self.decoder = decoder
+        self.examples: Examples = no_examples()
+        Teacher(decoder, self.heads).fill(self.examples, 1024)
+
+    @torch.inference_mode()
+    def update(self, num_updates: int) -> None:
+        for _ in range(num_updates):
+            runs = self.examples.runs(0, 768, 1)
+            self.versions.accumulate_gradient(
+                self.examples, runs[:, torch.randint(runs.shape[1], (64,))]
+            )
+            self.versions.step()
+
+    @torch.inference_mode()
+    def trial(self, first: int = 768, end: int = 1024) -> Change:
+        self.versions.evaluate(self.examples, self.examples.runs(first, end, 1))
+        return self.versions.judge()
+
+
+@pytest.fixture
+def training(decoder: Decoder) -> Training:
+    return Training(decoder)
+
+
+def serves(training: Training, weights: HeadWeights) -> bool:
+    """Whether the packed head computes with these weights."""
+    return torch.equal(training.head.project.weight, weights.project.float())
+
+
+def test_better_weights_serve(training):
+    training.update(100)
+
+    assert training.trial() is Change.ADOPTED
+
+    versions = training.versions
+    assert versions.version == 1
+    assert versions.agreement.candidate > versions.agreement.serving
+    assert serves(training, versions.serving)
+    assert not serves(training, training.shipped)
+
+
+def test_weights_that_do_no_better_do_not_serve(training):
+    assert training.trial() is Change.NONE
+    assert training.versions.version == 0
+    assert serves(training, training.shipped)
+
+
+def test_once_the_shipped_weights_do_better_they_serve_again(training):
+    training.update(100)
+    training.trial()
+    other = Training(training.decoder)
+    # The traffic is now what the shipped weights are made for.
+    shipped = training.versions.serving
+    back = HeadVersions(other.head, 0, training.versions._trainer._lm_head, shipped)
+    back.resume(other.shipped, 3)
+    other.versions = back
+
+    assert other.trial() is Change.DROPPED
+    assert back.version == 0
+    assert serves(other, shipped)
+
+
+def test_weights_whose_acceptance_has_fallen_are_dropped(training):
+    versions = training.versions
+    for index in range(300):
+        versions.watch.observe(was_right=index % 4 != 0)
+    training.update(100)
+    training.trial()
+    assert versions.check_acceptance() is Change.NONE
+    for _ in range(200):
+        versions.watch.observe(was_right=False)
+
+    assert versions.check_acceptance() is Change.DROPPED
+
+    assert versions.version == 0
+    assert serves(training, training.shipped)
+    assert versions.check_acceptance() is Change.NONE
+
+
+def test_a_candidate_that_gets_worse_begins_again(training):
+    training.update(100)
+    training.trial()
+    versions = training.versions
+    for part in versions._trainer._parts():
+        part.zero_()
+
+    assert training.trial() is Change.NONE
+    assert torch.equal(versions._trainer.weights().project, versions.serving.project)
+
+
+def test_a_trial_of_nothing_changes_nothing(training):
+    assert training.versions.judge() is Change.NONE

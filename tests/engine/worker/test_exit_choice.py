@@ -1,0 +1,53 @@
+"""Which rows are evaluated, and how rarely where that does not pay."""
+
+from engine.worker.cost_curve import CostCurve
+from engine.worker.cost_model import CostModel
+from engine.worker.exit_choice import EvaluationRequest, ExitChoice
+
+
+def choice(share: float = 0.1, num_exits: int = 1) -> ExitChoice:
+    """A choice for which evaluating any number of rows takes `share` s, a plain step about 1 s."""
+    cost = CostModel(
+        [CostCurve([1, 64], [0.5, 0.5])] * (num_exits + 1),
+        [CostCurve([1, 64], [share, share])] * num_exits,
+        CostCurve([1, 64], [0.1, 0.1]),
+    )
+    return ExitChoice(num_exits, cost)
+
+
+def test_rows_are_evaluated_as_far_as_each_is_worth_its_time() -> None:
+    requests = [EvaluationRequest(share, 1) for share in (0.2, 1.0, 0.5)]
+    assert choice().choose(0, requests, rate=1.0) == [1, 2, 0], "one price for all"
+    assert choice().choose(0, requests, rate=4.0) == []
+
+
+def test_rests_grow_and_end_with_another_batch_or_an_evaluation_that_pays() -> None:
+    some = choice()
+
+    def rest() -> int:
+        """Return the number of steps until it is decided again."""
+        some.rest(2)
+        count = 1
+        while some.is_resting:
+            assert some.skips(2)
+            count += 1
+        assert not some.skips(2)
+        return count
+
+    assert [rest() for _ in range(4)] == [8, 16, 32, 32]
+    some.wake()
+    assert rest() == 8
+    some.rest(2)
+    assert not some.skips(3), "for other rows it is decided at once"
+    assert rest() == 8
+
+
+def test_every_exit_has_an_account_of_its_own() -> None:
+    some = choice(num_exits=2)
+    for _ in range(20):
+        some.add(0, 0.0, 1.0)
+        some.add(1, 0.8, 1.0)
+    worse, better = some.worths
+    assert worse < 0.1 < 0.4 < better
+    assert some.choose(0, [EvaluationRequest(1.0, 1)], rate=2.0) == []
+    assert some.choose(1, [EvaluationRequest(1.0, 1)], rate=2.0) == [0]
