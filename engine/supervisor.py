@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 _MOST_LOSSES = 5  # crashes, hangs and failures to load without progress at which to give up
 _MOST_KILLS = 25  # kills from outside at which to give up: nothing here is broken
-_WINDOW_S = 600.0  # losses longer ago do not count
+_WINDOW_S = 600.0  # losses that much earlier than the latest replacement began do not count
 _LONGEST_PAUSE_S = 5.0  # before the next attempt after a worker could not load
 
 
@@ -85,14 +85,14 @@ class Supervisor:
         pause_s = 0.0
         while True:
             logger.error("the worker is lost: %s", reason)
-            self._count_loss(reason)
+            self._count_loss(reason, since=started - _WINDOW_S)
             await self._worker.close()
             await asyncio.sleep(pause_s)
             try:
                 info = await self._worker.start()
                 self._require_same(info)
                 break
-            except ModelLoadError as error:
+            except (ModelLoadError, OSError) as error:  # the latter: out of processes or files
                 reason, pause_s = error, min(_LONGEST_PAUSE_S, 2 * pause_s + 0.5)
         seconds = time.monotonic() - started
         self.num_restarts += 1
@@ -101,10 +101,11 @@ class Supervisor:
         logger.warning("a new worker is ready after %.1f s", seconds)
         return info
 
-    def _count_loss(self, reason: Exception) -> None:
-        now, was_killed = time.monotonic(), _was_killed(reason)
-        self._losses.append(_Loss(now, was_killed))
-        while self._losses[0].when < now - _WINDOW_S:
+    def _count_loss(self, reason: Exception, *, since: float) -> None:
+        """Count a loss; those before `since` are forgotten."""
+        was_killed = _was_killed(reason)
+        self._losses.append(_Loss(time.monotonic(), was_killed))
+        while self._losses[0].when < since:
             self._losses.popleft()
         num_alike = sum(loss.was_killed == was_killed for loss in self._losses)
         if num_alike >= (_MOST_KILLS if was_killed else _MOST_LOSSES):

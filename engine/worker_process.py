@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Literal
 
@@ -62,25 +62,32 @@ class WorkerProcess:
         return None if self._process is None else self._process.pid
 
     async def spawn(self) -> None:
-        """Start the process, so that it imports its modules early; `start` does so if need be."""
+        """Start the process, so that it imports its modules early; `start` does so if need be.
+
+        Raises:
+            OSError: The system has no process or file for it; `close` ends what was begun.
+        """
         level = logging.getLevelName(logger.getEffectiveLevel())
         limits = self._config.supervision
         timeouts_s = limits.step_timeout_s, limits.heartbeat_timeout_s
         self._hang = None
         self._memory_kills = num_memory_kills()
-        ours, theirs = socket.socketpair()
-        self._reader, self._writer = await asyncio.open_unix_connection(sock=ours)
-        our_preparations, their_preparations = socket.socketpair()
-        self._preparation = Preparation(our_preparations)
-        pipe, beat_pipe = os.pipe()
-        os.set_blocking(pipe, False)
-        self._watchdog = Watchdog(
-            pipe,
-            self._kill_hanging,
-            step_timeout_s=limits.step_timeout_s,
-            heartbeat_timeout_s=limits.heartbeat_timeout_s,
-        )
-        try:
+        with ExitStack() as child_ends:  # closed here once the child has its own
+            ours, theirs = socket.socketpair()
+            child_ends.callback(theirs.close)
+            self._reader, self._writer = await asyncio.open_unix_connection(sock=ours)
+            our_preparations, their_preparations = socket.socketpair()
+            child_ends.callback(their_preparations.close)
+            self._preparation = Preparation(our_preparations)
+            pipe, beat_pipe = os.pipe()
+            child_ends.callback(os.close, beat_pipe)
+            os.set_blocking(pipe, False)
+            self._watchdog = Watchdog(
+                pipe,
+                self._kill_hanging,
+                step_timeout_s=limits.step_timeout_s,
+                heartbeat_timeout_s=limits.heartbeat_timeout_s,
+            )
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
@@ -91,12 +98,9 @@ class WorkerProcess:
                 str(their_preparations.fileno()),
                 pass_fds=[theirs.fileno(), beat_pipe, their_preparations.fileno()],
                 stdin=asyncio.subprocess.DEVNULL,
+                start_new_session=True,  # a terminal's Ctrl-C is for the server alone
                 env={**os.environ, "ADADECODE_LOG_LEVEL": level},
             )
-        finally:
-            theirs.close()
-            their_preparations.close()
-            os.close(beat_pipe)
 
     async def start(self) -> WorkerInfo:
         """See `Worker.start`."""
@@ -201,7 +205,7 @@ class WorkerProcess:
         if status == -signal.SIGKILL:  # the kernel sends it, too
             kills = num_memory_kills()
             was_killed = kills is not None and kills == self._memory_kills
-            how += "" if was_killed else ", perhaps for want of memory"
+            how += "" if was_killed else ", perhaps for lack of memory"
         message = f"the worker process ended ({how})"
         return errors.WorkerLost(message, is_crash=is_crash, was_killed=was_killed)
 

@@ -6,6 +6,7 @@ that are refused before there is an ASGI scope still get an answer in OpenAI's e
 """
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -47,6 +48,8 @@ _FRAMING_HEADERS = frozenset((b"connection", b"content-length", b"transfer-encod
 _CONNECTION = "connection"  # key in a scope's state: the request's `BoundedProtocol`
 CROWDED = "is_crowded"  # key in a scope's state: the connection is one beyond the limit
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionLimits:
@@ -56,7 +59,7 @@ class ConnectionLimits:
     max_header_bytes: int = 64 * 1024
     max_header_count: int = 256
     head_timeout_s: float = 10.0  # from the connection or a request's first byte to its head's end
-    write_timeout_s: float = 60.0  # without the client reading what is buffered for it
+    write_timeout_s: float = 60.0  # without the client reading any of what is buffered for it
 
 
 class BoundedProtocol(H11Protocol):
@@ -77,6 +80,7 @@ class BoundedProtocol(H11Protocol):
         self._head_timeout_s = limits.head_timeout_s
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
+        self._num_unread = 0  # bytes buffered for the client when the write timer was set
         self._leaving: asyncio.Future[None] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -96,13 +100,15 @@ class BoundedProtocol(H11Protocol):
         """Cancel the timers, and tell whoever waits for the client to leave."""
         self._cancel_head_timer()
         self._cancel_write_timer()
-        if self._leaving is not None and not self._leaving.done():
+        if self._leaving is not None and self._is_watched:
             self._leaving.set_result(None)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Parse bytes of a head or a body, even of a body whose request is already answered."""
         super().data_received(data)
+        if self._is_watched and len(self.conn.trailing_data[0]) <= self._limits.max_header_bytes:
+            self.flow.resume_reading()  # uvicorn pauses it at a pipelined request's first byte
         self._watch_head()
 
     def handle_events(self) -> None:
@@ -115,9 +121,7 @@ class BoundedProtocol(H11Protocol):
         """Start the write deadline: the client reads more slowly than we write."""
         super().pause_writing()
         if self._write_timer is None:
-            self._write_timer = self.loop.call_later(
-                self._limits.write_timeout_s, self._on_write_timeout
-            )
+            self._watch_writing()
 
     def resume_writing(self) -> None:
         """Cancel the write deadline: the client has caught up."""
@@ -169,6 +173,11 @@ class BoundedProtocol(H11Protocol):
         self.transport.write(_CHUNK_BEHIND % (self._bounded.take_held(), len(piece), piece))
 
     @property
+    def _is_watched(self) -> bool:
+        """Whether somebody waits for the client to leave."""
+        return self._leaving is not None and not self._leaving.done()
+
+    @property
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
@@ -193,9 +202,18 @@ class BoundedProtocol(H11Protocol):
         else:
             self.transport.close()
 
+    def _watch_writing(self) -> None:
+        self._num_unread = self.transport.get_write_buffer_size()
+        self._write_timer = self.loop.call_later(
+            self._limits.write_timeout_s, self._on_write_timeout
+        )
+
     def _on_write_timeout(self) -> None:
         self._write_timer = None
-        self.logger.info("a client that stopped reading was given up")
+        if self.transport.get_write_buffer_size() < self._num_unread:
+            self._watch_writing()  # the client reads, however slowly
+            return
+        logger.info("connection aborted: the client stopped reading")
         self.transport.abort()
 
     def _cancel_head_timer(self) -> None:

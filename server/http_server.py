@@ -1,12 +1,17 @@
-"""uvicorn with a graceful stop: at SIGTERM finish open requests, refuse new ones, then exit 0."""
+"""uvicorn with a graceful stop: at SIGTERM, SIGINT or SIGHUP finish open requests, refuse new ones,
+then exit 0.
+"""
 
 import asyncio
 import errno
 import logging
 import resource
+import signal
 import socket
 import ssl
-from collections.abc import Awaitable
+import threading
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from types import FrameType
 
@@ -17,7 +22,9 @@ from server.http_protocol import BoundedProtocol, ConnectionLimits
 from server.service import InferenceService
 from server.settings import ServerSettings
 
-_SPARE_FILES = 256  # open files and sockets besides the clients' connections
+# Connections that asyncio accepts in one turn of the loop, before any of them can be refused.
+_BACKLOG = 512
+_SPARE_FILES = _BACKLOG + 256  # open files and sockets besides the clients' connections
 _MAX_POLITE_SIGNALS = 2
 _LEFTOVER_TIMEOUT_S = 5  # for responses to be flushed once the engine has ended every request
 _LOOK_S = 1.0  # between two looks at whether loading has failed; each also updates the Date header
@@ -61,10 +68,23 @@ class DrainingServer(uvicorn.Server):
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve as uvicorn does, but handle signals from now on, before the application is made."""
-        with self.capture_signals():
+        with self.capture_signals(), self._capture_hangup():
             if isinstance(self.config.app, Awaitable):
                 self.config.app = await self.config.app
             await super().serve(sockets)
+
+    @contextmanager
+    def _capture_hangup(self) -> Iterator[None]:
+        """Stop at a closed terminal as well, unless `nohup` says to ignore it."""
+        is_main = threading.current_thread() is threading.main_thread()
+        if not is_main or signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL:
+            yield
+            return
+        signal.signal(signal.SIGHUP, self.handle_exit)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Count the signal; uvicorn's handler would refuse connections at once and re-raise it."""
@@ -120,6 +140,7 @@ def uvicorn_config(
         server_header=False,
         access_log=False,  # server.access_log writes one with more in it
         ssl_context_factory=None if tls is None else lambda _, __: tls,
+        backlog=_BACKLOG,
         timeout_keep_alive=settings.timeout_keep_alive,
         timeout_graceful_shutdown=_LEFTOVER_TIMEOUT_S,
     )
@@ -156,7 +177,7 @@ def listen(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listener = socket.create_server((host, port), family=family, backlog=2048)
+        listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             reason = f"port {port} on {host} is in use; choose another with --port"

@@ -1,4 +1,8 @@
-"""A worker is replaced as long as that is of use."""
+"""A lost worker is replaced as long as a new one may help."""
+
+import errno
+import itertools
+from types import SimpleNamespace
 
 import pytest
 from fake_worker import FakeWorker
@@ -12,7 +16,7 @@ CRASHED = WorkerLost("crashed", is_crash=True)
 
 
 class Loader:
-    """A worker that fails to load when it is told to."""
+    """A worker whose loading fails with each of the errors in `failures`."""
 
     def __init__(self) -> None:
         self.failures: list[Exception] = []
@@ -27,7 +31,7 @@ class Loader:
 
 
 def killed_while_loading() -> ModelLoadError:
-    """What a worker process makes of it."""
+    """Return the error that a worker process raises if it is killed while it loads."""
     error = ModelLoadError("while loading the model, the worker was killed")
     error.__cause__ = KILLED
     return error
@@ -73,4 +77,33 @@ async def test_kills_do_not_count_as_crashes(supervisor: Supervisor) -> None:
     for _ in range(4):
         await supervisor.replace(CRASHED)
     with pytest.raises(EngineFailed):
+        await supervisor.replace(CRASHED)
+
+
+async def test_a_system_short_of_processes_is_asked_again(
+    supervisor: Supervisor, loader: Loader
+) -> None:
+    loader.failures = [OSError(errno.EMFILE, "too many open files")] * 2
+    await supervisor.replace(KILLED)
+    assert supervisor.num_restarts == 1
+
+
+async def test_starts_that_fail_slowly_are_not_forgotten(
+    supervisor: Supervisor, loader: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a large model loads for minutes and then does not fit."""
+    now = itertools.count(0.0, 301.0)
+    monkeypatch.setattr("engine.supervisor.time", SimpleNamespace(monotonic=now.__next__))
+    loader.failures = [ModelLoadError("does not fit")] * 1000
+    with pytest.raises(EngineFailed):
+        await supervisor.replace(CRASHED)
+    assert len(loader.failures) == 996
+
+
+async def test_losses_long_ago_are_forgotten(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = itertools.count(0.0, 301.0)
+    monkeypatch.setattr("engine.supervisor.time", SimpleNamespace(monotonic=now.__next__))
+    for _ in range(20):
         await supervisor.replace(CRASHED)

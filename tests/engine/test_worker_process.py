@@ -1,6 +1,7 @@
 """A real worker process on a tiny model: it loads, computes, reports, and ends when it should."""
 
 import asyncio
+import errno
 import os
 import signal
 import subprocess
@@ -34,7 +35,7 @@ from engine.worker_process import WorkerProcess
 pytestmark = pytest.mark.torch
 
 SUPPORT = Path(__file__).parents[1] / "support"
-DEADLINE_S = 30.0  # for things that take milliseconds on an idle machine
+DEADLINE_S = 30.0  # for waits of milliseconds on an idle machine
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +56,13 @@ async def worker(config: EngineConfig) -> AsyncIterator[WorkerProcess]:
 
 @pytest.fixture
 def support_modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let worker processes be started from what tests share."""
+    """Let worker processes import modules of tests/support."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(SUPPORT), str(SUPPORT.parents[1]))))
 
 
 @pytest.fixture
 def faulty_module(support_modules: None) -> str:
-    """The main module of a worker that fails when told to."""
+    """The main module of a worker that fails when a plan says so."""
     return "faulty_worker_main"
 
 
@@ -80,7 +81,7 @@ async def light_worker(config: EngineConfig, light_module: str) -> AsyncIterator
 
 
 def stop(pid: int) -> None:
-    """Stop it and wait until it stands still: its threads may run on after `kill` is back."""
+    """Stop a process, and wait until it has: its threads may run on after `kill` returns."""
     os.kill(pid, signal.SIGSTOP)
     os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
 
@@ -112,7 +113,7 @@ async def test_outputs_equal_those_of_a_worker_in_this_process(config: EngineCon
     assert pid is not None
     niceness = [os.getpriority(os.PRIO_PROCESS, each) for each in (0, pid)]
     assert niceness[0] < niceness[1] or niceness == [19, 19], "it gives way to its server"
-    # Both reach a process group; the server decides what they mean.
+    # Signals sent to the process group reach the worker too; it leaves them to the server.
     os.kill(pid, signal.SIGINT)
     os.kill(pid, signal.SIGTERM)
     for request, result in zip(requests, expected, strict=True):
@@ -179,7 +180,7 @@ async def test_who_may_have_wanted_memory_was_not_killed_by_somebody(
     await light_worker.start()
     assert light_worker.pid is not None
     os.kill(light_worker.pid, signal.SIGKILL)
-    with pytest.raises(WorkerLost, match="want of memory") as lost:
+    with pytest.raises(WorkerLost, match="lack of memory") as lost:
         await light_worker.watch()
     assert not lost.value.was_killed
 
@@ -232,7 +233,7 @@ async def test_a_stopped_worker_is_killed_for_its_silence(
 async def test_a_step_that_never_ends_is_ended_though_the_heart_beats(
     config: EngineConfig, light_module: str
 ) -> None:
-    """The light worker starts within the step's deadline on the busiest machine."""
+    """The light worker is used because it starts within the step's deadline on any machine."""
     supervision = SupervisionConfig(step_timeout_s=5.0, heartbeat_timeout_s=60.0)
     worker = WorkerProcess(replace(config, supervision=supervision), module=light_module)
     await worker.start()
@@ -243,7 +244,7 @@ async def test_a_step_that_never_ends_is_ended_though_the_heart_beats(
 
 
 async def test_structures_are_prepared_or_given_up_beside_steps(worker: WorkerProcess) -> None:
-    """The tiny model has no tokenizer, so none can be compiled: who waits is told all the same."""
+    """Without a tokenizer no structure compiles; whoever waits for one is told all the same."""
     structure = Structure(kind="regex", source="a")
     await worker.prepare(structure)
     await worker.start()
@@ -255,6 +256,23 @@ async def test_structures_are_prepared_or_given_up_beside_steps(worker: WorkerPr
     assert not waiting.done()
     os.kill(worker.pid, signal.SIGKILL)
     await asyncio.wait_for(waiting, DEADLINE_S)
+
+
+async def test_a_start_that_the_system_refuses_leaves_no_file_open(
+    worker: WorkerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EAGAIN, "no process left")
+
+    await worker.close()
+    before = set(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patched:
+        patched.setattr("asyncio.create_subprocess_exec", refuse)
+        with pytest.raises(OSError, match="no process"):
+            await worker.start()
+    await worker.close()
+    await asyncio.sleep(0)
+    assert set(os.listdir("/proc/self/fd")) <= before
 
 
 async def test_a_step_that_raises_is_an_engine_failure(worker: WorkerProcess) -> None:
@@ -342,7 +360,7 @@ def test_a_worker_does_not_outlive_its_server(config: EngineConfig) -> None:
 
 
 def make_unknown_row_plan() -> StepPlan:
-    """A plan that no scheduler makes: a row nobody introduced."""
+    """Make a plan with a row of an unknown sequence, which no scheduler makes."""
     row = RowPlan(
         sequence_id=99,
         start=0,

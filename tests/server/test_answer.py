@@ -1,4 +1,4 @@
-"""Streams and disconnects, on a real connection."""
+"""Streaming and disconnects over a real connection."""
 
 import json
 import socket
@@ -25,7 +25,7 @@ def body_for(path: str, **fields: object) -> dict[str, object]:
 
 
 def events(url: str, path: str, **fields: object) -> Iterator[str]:
-    """The data of each event, as it comes."""
+    """Yield the data of each event as it arrives."""
     with httpx.stream("POST", url + path, json=body_for(path, **fields)) as response:
         assert response.status_code == 200
         assert response.headers["content-type"].startswith("text/event-stream")
@@ -168,14 +168,14 @@ def test_a_failure_on_the_way_says_so_and_nothing_more(engine, live_url, change,
 
 
 def test_a_silent_stream_is_kept_alive(engine):
-    engine.token_delay_s = 2.0  # twenty intervals: one comment at least comes in time anywhere
+    engine.token_delay_s = 2.0  # twenty intervals: even a slow machine sends a comment
     with (
         serving(fake_app(engine, sse_keep_alive_interval=0.1)) as url,
         httpx.stream("POST", url + CHAT, json=body_for(CHAT, max_tokens=2)) as response,
     ):
         lines = response.iter_lines()
         first = next(lines)
-        engine.token_delay_s = 0.0  # of the tokens after the first
+        engine.token_delay_s = 0.0  # for the tokens after the first
         rest = list(lines)
 
     assert first == ": keep-alive", "also before the first token"
@@ -201,6 +201,26 @@ def test_a_client_that_leaves_ends_the_generation(engine, live_url, path, n, str
 
     assert wait_until(lambda: not engine.open_ids)
     assert len(engine.aborted) == n
+
+
+@pytest.mark.parametrize(
+    "more", [b"\r\n", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n", b"POST /v1/comp"]
+)
+def test_a_client_that_leaves_is_noticed_whatever_it_has_sent_on_top(engine, live_url, more):
+    engine.token_delay_s = 30
+    host, port = live_url.removeprefix("http://").split(":")
+    content = json.dumps(body_for(CHAT, stream=False)).encode()
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(
+            b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n" % CHAT.encode()
+            + b"Content-Length: %d\r\n\r\n" % len(content)
+            + content
+        )
+        assert wait_until(lambda: len(engine.open_ids) == 1)
+        connection.sendall(more)
+        time.sleep(0.1)
+
+    assert wait_until(lambda: len(engine.aborted) == 1, timeout_s=10)
 
 
 def test_a_client_that_leaves_before_the_first_token_ends_the_generation(engine, live_url):

@@ -1,5 +1,6 @@
-"""What a connection may cost, on real sockets: slow, large, chopped-up and too many."""
+"""What slow, large, chopped-up and too many connections may cost, on real sockets."""
 
+import asyncio
 import contextlib
 import json
 import socket
@@ -9,10 +10,12 @@ from collections.abc import Callable, Iterator
 import h11
 import httpx
 import pytest
+import uvicorn
 from fake_engine import FakeEngine
 from live_server import MODEL, fake_app, serving
+from uvicorn.server import ServerState
 
-from server.http_protocol import ConnectionLimits, _BoundedConnection
+from server.http_protocol import BoundedProtocol, ConnectionLimits, _BoundedConnection
 
 BODY = json.dumps({"model": MODEL, "prompt": "a", "max_tokens": 3}).encode()
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -26,7 +29,7 @@ def connection(url: str) -> Iterator[socket.socket]:
 
 
 def answer(sock: socket.socket) -> tuple[int, bytes]:
-    """Status and everything until the server closes; (0, b"") if it only closed."""
+    """Return the status and all bytes until the server closes; (0, b"") if it sends nothing."""
     content = b""
     with contextlib.suppress(ConnectionError):
         while piece := sock.recv(65536):
@@ -198,6 +201,41 @@ def test_a_client_that_reads_nothing_is_dropped_and_its_request_ended(monkeypatc
             time.sleep(0.05)
 
     assert len(engine.aborted) == 1
+
+
+class Unread:
+    """A transport whose write buffer has the next of the given sizes whenever it is asked."""
+
+    def __init__(self, *sizes: int) -> None:
+        self.sizes = list(sizes)
+        self.is_aborted = False
+
+    def get_extra_info(self, name: str) -> None:
+        return None
+
+    def get_write_buffer_size(self) -> int:
+        return self.sizes.pop(0)
+
+    def is_closing(self) -> bool:
+        return False
+
+    def abort(self) -> None:
+        self.is_aborted = True
+
+
+async def test_a_client_that_reads_however_slowly_is_not_given_up():
+    unread = Unread(1000, 900, 899, 899)
+    limits = ConnectionLimits(write_timeout_s=0.01)
+    loop = asyncio.get_running_loop()
+    protocol = BoundedProtocol(uvicorn.Config(None), ServerState(), {}, loop, limits=limits)
+    protocol.connection_made(unread)
+    protocol.pause_writing()
+    while unread.sizes:
+        assert not unread.is_aborted
+        await asyncio.sleep(0.005)
+
+    assert unread.is_aborted, "it has read nothing since the last look"
+    protocol.connection_lost(ConnectionAbortedError())
 
 
 def asked(connection: h11.Connection, line: bytes = b"GET / HTTP/1.1") -> h11.Connection:

@@ -1,4 +1,4 @@
-"""Signals, on a server process of its own."""
+"""How a server drains at signals and how it listens, mostly in a process of its own."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,9 @@ from fake_engine import FakeEngine
 from live_server import MODEL, fake_app
 
 from server import http_server
+from server.http_protocol import ConnectionLimits
 from server.http_server import CannotListen, DrainingServer, listen
+from server.settings import ServerSettings
 
 pytestmark = pytest.mark.slow
 
@@ -123,13 +125,14 @@ def test_a_second_signal_does_not_wait():
     assert json.loads(events[-2])["error"]["code"] == "shutting_down"
 
 
-def test_an_idle_server_stops_at_once():
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_an_idle_server_stops_at_once(number):
     with server_process(drain_s=60) as (process, _):
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         assert process.wait(timeout=30) == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_while_the_application_is_made_ends_the_server_as_later_ones_do(number):
     engine = FakeEngine()
     app = fake_app(engine)
@@ -152,7 +155,7 @@ async def test_an_idle_server_looks_up_now_and_then_and_at_every_signal(monkeypa
 
     async def on_tick(counter):
         looks.append(counter)
-        if len(looks) == 2:  # from now on it waits for signals only
+        if len(looks) == 2:  # from now on only signals wake it
             monkeypatch.setattr(http_server, "_LOOK_S", 1000.0)
         return server._num_signals > 1
 
@@ -178,6 +181,14 @@ def test_small_pieces_of_an_answer_are_sent_at_once() -> None:
         connection, _ = listener.accept()
         with connection:
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_all_connections_that_one_turn_accepts_find_a_free_file(monkeypatch):
+    monkeypatch.setattr(http_server.resource, "getrlimit", lambda _: (4096, 4096))
+    config = http_server.uvicorn_config(fake_app(FakeEngine()), ServerSettings())
+    limits: ConnectionLimits = config.http.keywords["limits"]
+
+    assert limits.max_connections + config.backlog + 128 < 4096
 
 
 def test_a_port_in_use_is_said_so():

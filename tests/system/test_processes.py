@@ -1,4 +1,4 @@
-"""Server and worker as processes: how they end, and that neither stays behind."""
+"""How the processes of server and worker end; neither may outlive the other."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-pytestmark = [pytest.mark.model, pytest.mark.slow]  # for its tokenizer
+pytestmark = [pytest.mark.model, pytest.mark.slow]  # the model is needed for its tokenizer
 
 ROOT = Path(__file__).parents[2]
 SUPPORT = ROOT / "tests" / "support"
@@ -23,7 +23,7 @@ DEADLINE_S = 60.0
 
 @dataclass(frozen=True)
 class Processes:
-    """A server and where its worker says who it is."""
+    """A server, and the file where its first worker writes its process id."""
 
     server: "subprocess.Popen[str]"
     url: str
@@ -31,12 +31,12 @@ class Processes:
 
     @property
     def worker_pid(self) -> int:
-        """The first worker's process id, once it has begun."""
+        """The first worker's process id; waits until it has started."""
         wait_until(lambda: self.pid_file.exists() and self.pid_file.read_text() != "")
         return int(self.pid_file.read_text())
 
     def wait_until_ready(self) -> None:
-        """Wait for the first worker to have loaded."""
+        """Wait until the first worker has loaded."""
         wait_until(lambda: status_of(self.url) == 200)
 
 
@@ -86,7 +86,7 @@ def test_workers_that_die_at_every_start_end_the_server_and_it_says_why(tmp_path
         _, errors = running.server.communicate(timeout=DEADLINE_S)
     assert running.server.returncode == 1
     assert errors.splitlines()[-1] == (
-        "adadecode serve: 5 workers in a row were lost before any request got further; the last "
+        "adadecode serve: 6 workers in a row were lost before any request got further; the last "
         "one: while loading the model, the worker process ended (exit status 3)"
     )
     assert "Traceback" not in errors
