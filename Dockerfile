@@ -60,6 +60,6 @@ EXPOSE 8000
 
 # The port answers from the start; /ready tells when the model is loaded.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=30s \
-    CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f\"http://127.0.0.1:{os.environ['ADADECODE_PORT']}/health\", timeout=4)"]
+    CMD ["python", "-c", "import os, urllib.request; port = os.environ['ADADECODE_PORT']; urllib.request.urlopen(f\"http://127.0.0.1:{port if port.isdigit() else 8000}/health\", timeout=4)"]
 
 ENTRYPOINT ["adadecode", "serve", "--host", "0.0.0.0"]

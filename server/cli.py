@@ -5,12 +5,18 @@ the chosen one is imported: `serve` loads no torch, `heads train` no web framewo
 """
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
 from server.version import VERSION
+
+# Exit statuses as shells report them.
+_INTERRUPTED = 128 + signal.SIGINT
+_PIPE_CLOSED = 128 + signal.SIGPIPE
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +39,16 @@ COMMANDS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand and return its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    args = _parser(arguments[0] if arguments else "").parse_args(arguments)
-    status: int = args.run(args)
+    try:
+        args = _parser(arguments[0] if arguments else "").parse_args(arguments)
+        status: int = args.run(args)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:  # whoever reads the output has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing to flush at exit
+        return _PIPE_CLOSED
     return status
 
 
@@ -46,7 +60,9 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in COMMANDS:
         subparser = subparsers.add_parser(
-            command.name, help=command.help, description=command.help.capitalize() + "."
+            command.name,
+            help=command.help,
+            description=f"{command.help[0].upper()}{command.help[1:]}.",
         )
         if command.name == chosen:
             module = import_module(command.module)

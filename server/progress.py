@@ -18,7 +18,7 @@ class LoadProgress:
         self._text = ""
         self._logged_at = 0.0
         self._bar = tqdm(
-            total=100, disable=not sys.stderr.isatty(), bar_format="{desc} {bar} {percentage:3.0f}%"
+            total=100, disable=not _is_terminal(), bar_format="{desc} {bar} {percentage:3.0f}%"
         )
 
     def __call__(self, text: str, fraction: float) -> None:
@@ -36,3 +36,8 @@ class LoadProgress:
         """Remove the bar."""
         self._bar.leave = False
         self._bar.close()
+
+
+def _is_terminal() -> bool:
+    """Whether somebody sees standard error; it may be closed."""
+    return sys.stderr is not None and sys.stderr.isatty()

@@ -99,7 +99,10 @@ async def _load(settings: ServerSettings, url: str) -> ServedModel:
             raise
     assert engine.info is not None, "a started engine knows its model"
     spare_what_is_loaded()
-    print(start_up_summary(settings, engine.info, config.exits.heads, url), flush=True)
+    try:
+        print(start_up_summary(settings, engine.info, config.exits.heads, url), flush=True)
+    except OSError as error:  # nobody reads it, or the disk is full
+        logger.warning("the summary could not be printed: %s", error)
     return ServedModel(engine, engine.tokenizer)
 
 

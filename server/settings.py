@@ -49,7 +49,10 @@ class ServerSettings(BaseModel):
         (), "model", "Name in the API instead of MODEL; repeat for several."
     )
     max_model_len: int | None = _flag(
-        None, "model", "Longest prompt plus output, in tokens (default: the model's own).", ge=2
+        None,
+        "model",
+        "Longest prompt plus output, in tokens (default and maximum: the model's own).",
+        ge=2,
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _flag(
         "auto", "model", "Data type of weights and, on a GPU, activations."
@@ -71,21 +74,23 @@ class ServerSettings(BaseModel):
     pin_threads: Literal["auto", "always", "never"] = _flag(
         "auto",
         "model",
-        "Keep each CPU thread on a core of its own. auto: where the server has another one, that "
-        "is with fewer --threads than cores; a pinned thread whose core is taken holds up all.",
+        "Keep each CPU thread on a core of its own. auto: only with fewer --threads than cores, so "
+        "that the server has one too; a pinned thread whose core is taken holds up all others.",
     )
     backend: Literal["auto", "native", "torch"] = _flag(
-        "auto", "model", "Kernels: the device's fastest, native ones of a CPU, or plain torch."
+        "auto",
+        "model",
+        "Kernels: the device's fastest, those compiled for this CPU, or plain torch.",
     )
     exact: bool = _flag(
         True,
         "model",
-        "GPU: a token's bits never depend on what shares its batch, so that early exits change "
-        "none; checked at start-up. Without it products are cuBLAS's.",
+        "GPU: a token's bits never depend on what shares its batch, so early exits change none; "
+        "checked at start-up. Without it, cuBLAS computes matrix products.",
     )
     enforce_eager: bool = _flag(False, "model", "GPU: launch kernels one by one, no CUDA graphs.")
     seed: int | None = _flag(
-        None, "model", "Makes the seeds drawn for requests without one repeatable.", ge=0
+        None, "model", "Makes the seeds drawn for requests without a seed repeatable.", ge=0
     )
 
     max_num_seqs: int = _flag(64, "scheduler", "Sequences running at once.", ge=1, le=4096)
@@ -115,7 +120,9 @@ class ServerSettings(BaseModel):
         True, "scheduler", "Share KV blocks among requests that begin with the same tokens."
     )
     scheduling_policy: Literal["fcfs", "priority"] = _flag(
-        "fcfs", "scheduler", "Who runs first: the oldest, or the lowest `priority` of a request."
+        "fcfs",
+        "scheduler",
+        "Who runs first: the oldest request, or the one with the lowest `priority`.",
     )
     block_size: int = _flag(16, "scheduler", "Tokens per KV block.", ge=1, le=1024)
 
@@ -133,7 +140,9 @@ class ServerSettings(BaseModel):
         None, "early exit", "Directory of exit heads (default: those that belong to MODEL)."
     )
     lookup_drafts: bool = _flag(
-        True, "early exit", "Draft from text that repeats its prompt or itself as well."
+        True,
+        "early exit",
+        "Also draft what followed the same tokens earlier in the prompt or output.",
     )
     second_candidates: bool = _flag(
         True, "early exit", "Verify a head's second choice beside its first where that pays."
@@ -144,8 +153,8 @@ class ServerSettings(BaseModel):
     target_itl_ms: float | None = _flag(
         None,
         "early exit",
-        "Even rather than bursty: drafts never make a step longer than this, and a step's tokens "
-        "are sent one after the other (default: any step, its tokens at once).",
+        "For even rather than bursty output: drafts never make a step longer than this, and a "
+        "step's tokens are sent one after the other (default: no limit, all tokens at once).",
         gt=0,
     )
     max_draft_tokens: int = _flag(
@@ -154,13 +163,13 @@ class ServerSettings(BaseModel):
     learn_heads: bool = _flag(
         False,
         "early exit",
-        "Exit heads learn from what verification says of live traffic; never changes the output.",
+        "Train the exit heads on live traffic, once verified; never changes the output.",
     )
     learn_heads_share: float = _flag(
         0.1, "early exit", "Share of the worker's time that learning may take.", gt=0, le=0.5
     )
     learn_heads_dir: Path | None = _flag(
-        None, "early exit", "Where learned heads are kept (default: the cache)."
+        None, "early exit", "Where learned heads are kept (default: heads/ in the cache)."
     )
 
     host: str = _flag("127.0.0.1", "http", "Address to listen on.")
@@ -168,7 +177,7 @@ class ServerSettings(BaseModel):
     api_key: Secrets = _flag(
         (), "http", "Require this key (Authorization: Bearer); repeat for several."
     )
-    api_key_file: KeyFile | None = _flag(None, "http", "File of further keys, one a line.")
+    api_key_file: KeyFile | None = _flag(None, "http", "File of further keys, one per line.")
     root_path: RootPath = _flag(
         "", "http", "Path prefix under which a proxy offers this server, e.g. /llm."
     )
@@ -177,7 +186,7 @@ class ServerSettings(BaseModel):
         "4M", "http", "Largest request body.", ge=1, validate_default=True
     )
     reject_unknown_fields: bool = _flag(
-        False, "http", "Refuse requests with fields that nobody knows; else they are only counted."
+        False, "http", "Refuse requests with unknown fields (default: only count them)."
     )
     max_concurrent_per_key: int | None = _flag(
         None,
@@ -186,16 +195,22 @@ class ServerSettings(BaseModel):
         ge=1,
     )
     queue_timeout: float = _flag(
-        0.0, "http", "Seconds a request may wait to run before it is answered 503; 0 = any.", ge=0
+        0.0,
+        "http",
+        "Seconds a request may wait to run before it is answered 503; 0 = no limit.",
+        ge=0,
     )
     request_timeout: float = _flag(
-        0.0, "http", "Seconds a request may take in all before it is ended; 0 = any.", ge=0
+        0.0, "http", "Seconds a request may take in all before it is ended; 0 = no limit.", ge=0
     )
     write_timeout: float = _flag(
-        60.0, "http", "Seconds without a client reading before it is given up.", gt=0
+        60.0,
+        "http",
+        "Seconds a client may go without reading before its connection is closed.",
+        gt=0,
     )
     timeout_keep_alive: int = _flag(
-        30, "http", "Seconds an idle connection is kept for a next request.", ge=1
+        30, "http", "Seconds an idle connection is kept for another request.", ge=1
     )
     max_connections: int = _flag(
         8192, "http", "Open connections; more are answered 503, probes excepted.", ge=1
@@ -203,61 +218,73 @@ class ServerSettings(BaseModel):
     h11_max_incomplete_event_size: Size = _flag(
         "64K", "http", "Largest request head.", ge=1024, validate_default=True
     )
-    h11_max_header_count: int = _flag(256, "http", "Most headers of a request.", ge=1)
+    h11_max_header_count: int = _flag(256, "http", "Most headers in a request.", ge=1)
     max_logprobs: int = _flag(20, "http", "Most top log-probabilities per token.", ge=0, le=20)
     pooling_type: Literal["mean", "last"] = _flag(
         "mean", "http", "What an embedding is made of: all tokens' last states, or the last one's."
     )
     tool_call_parser: Literal["auto", "hermes", "llama3_json", "mistral"] = _flag(
-        "auto", "http", "Form of tool calls (default: the chat template's)."
+        "auto", "http", "Form of tool calls; auto: the chat template's."
     )
     reasoning_parser: Literal["auto", "none", "qwen3", "deepseek_r1"] = _flag(
         "auto",
         "http",
-        "Thoughts apart from answers: as the chat template has them, never, within <think> tags, "
-        "or from an answer's first word up to </think>.",
+        "How thoughts are split from answers: as the chat template has them, not at all, within "
+        "<think> tags, or from an answer's first word up to </think>.",
     )
     stream_interval: int = _flag(
-        1, "http", "Tokens per event of a stream; more of them cost the server less.", ge=1
+        1, "http", "Tokens per event of a stream; larger values cost the server less.", ge=1
     )
     structure_timeout: float = _flag(
-        10.0, "http", "Seconds a schema, pattern or grammar may take to compile.", gt=0, le=600
+        10.0,
+        "http",
+        "Seconds of CPU time a schema, pattern or grammar may take to compile.",
+        gt=0,
+        le=600,
     )
     sse_keep_alive_interval: float = _flag(
-        15.0, "http", "Seconds between comments on a silent stream; 0 = none.", ge=0
+        15.0, "http", "Seconds between keep-alive comments on a silent stream; 0 = none.", ge=0
     )
     shutdown_timeout: float = _flag(
         30.0, "http", "Seconds that open requests get to finish at SIGTERM.", ge=0
     )
 
-    ssl_certfile: InputFile | None = _flag(None, "tls", "Certificate: serve HTTPS.")
+    ssl_certfile: InputFile | None = _flag(
+        None, "tls", "Certificate; with one, the server speaks HTTPS."
+    )
     ssl_keyfile: InputFile | None = _flag(
-        None, "tls", "Its private key (default: in the certificate's file)."
+        None, "tls", "Private key of --ssl-certfile (default: in the same file)."
     )
     ssl_ca_certs: InputFile | None = _flag(
-        None, "tls", "Authorities that clients' certificates are checked against."
+        None, "tls", "CA certificates that clients' certificates are checked against."
     )
     ssl_cert_reqs: int = _flag(
-        0, "tls", "Client certificates: 0 none, 1 checked if there, 2 required.", ge=0, le=2
+        0, "tls", "Client certificates: 0 not asked for, 1 checked if sent, 2 required.", ge=0, le=2
     )
 
     allowed_origins: NameList = _flag(
         (), "cors", "Web pages of this origin may call the API; repeat for several, * for all."
     )
-    allowed_methods: NameList = _flag(("*",), "cors", "Methods that they may use.")
-    allowed_headers: NameList = _flag(("*",), "cors", "Headers that they may send.")
-    allow_credentials: bool = _flag(False, "cors", "Whether they may send credentials.")
+    allowed_methods: NameList = _flag(
+        ("*",), "cors", "Methods that pages of --allowed-origins may use."
+    )
+    allowed_headers: NameList = _flag(
+        ("*",), "cors", "Headers that pages of --allowed-origins may send."
+    )
+    allow_credentials: bool = _flag(
+        False, "cors", "Pages of --allowed-origins may send credentials."
+    )
 
     log_level: Literal["debug", "info", "warning", "error"] = _flag(
         "info", "observability", "Log verbosity."
     )
     access_log: Literal["text", "json", "none"] = _flag(
-        "text", "observability", "A line per request: for people, for machines, or none."
+        "text", "observability", "One line per request: for people, for machines, or none."
     )
     otlp_traces_endpoint: str | None = _flag(
         None,
         "observability",
-        "Send OpenTelemetry traces there over HTTP, e.g. http://127.0.0.1:4318/v1/traces.",
+        "Send OpenTelemetry traces to this endpoint, e.g. http://127.0.0.1:4318/v1/traces.",
     )
 
     @model_validator(mode="after")
@@ -272,7 +299,7 @@ class ServerSettings(BaseModel):
     @model_validator(mode="after")
     def _check_learning(self) -> "ServerSettings":
         if self.learn_heads and not self.early_exit:
-            raise ValueError("--learn-heads: there is nothing to learn for with --no-early-exit")
+            raise ValueError("--learn-heads makes no sense with --no-early-exit")
         if self.learn_heads_dir is not None and not self.learn_heads:
             raise ValueError("--learn-heads-dir needs --learn-heads")
         return self

@@ -10,10 +10,11 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from server.settings import ServerSettings
 
@@ -59,10 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": field.description}
         if field.annotation is bool:
             options["action"] = argparse.BooleanOptionalAction
+            if "(default:" not in options["help"]:
+                options["help"] += f" (default: {'on' if field.default else 'off'})"
         else:
             if field.default not in (None, (), ""):
                 options["help"] += f" (default: {_shown(field.default)})"
-            options["metavar"] = name.rsplit("_", 1)[-1].upper()
+            options["metavar"] = _metavar(name, field)
             if get_origin(field.annotation) is tuple:
                 options["action"] = "append"
         groups[group].add_argument(_flag_name(name), **options)
@@ -111,10 +114,13 @@ def _from_environment(environment: Mapping[str, str]) -> Iterable[Given]:
     for variable, value in environment.items():
         if not variable.startswith(_PREFIX) or variable in _OTHER_VARIABLES or not value:
             continue
+        # Not refused: Kubernetes sets such variables for every service named adadecode.
+        if variable == f"{_PREFIX}PORT" and "://" in value:
+            logger.warning("ignored: %s is the address of a service, not a port", variable)
+            continue
         try:
             yield _resolve(variable.removeprefix(_PREFIX).lower(), value, variable)
         except SettingsError as error:
-            # Not refused: Kubernetes sets such variables for every service named adadecode.
             logger.warning("ignored: %s", error)
 
 
@@ -147,6 +153,17 @@ def _parse_bool(value: Any, origin: str) -> bool:
 
 def _shown(default: Any) -> str:
     return ", ".join(default) if isinstance(default, tuple) else str(default)
+
+
+def _metavar(name: str, field: FieldInfo) -> str:
+    """Return a flag's choices, N for a number, DIR, or the last word of its name."""
+    if get_origin(field.annotation) is Literal:
+        return f"{{{','.join(get_args(field.annotation))}}}"
+    if field.annotation in (int, int | None) and not isinstance(field.default, str):
+        return "N"
+    if field.annotation == Path | None:
+        return "DIR"
+    return name.rsplit("_", 1)[-1].upper()
 
 
 def _flag_name(name: str) -> str:

@@ -19,20 +19,30 @@ def _parse_size(value: object) -> object:
         raise ValueError("should be a number of bytes such as 536870912, 512M or 2G")
     number, unit, suffix = match.groups()
     base = 1000 if suffix and suffix.lower() == "b" else 1024
-    return int(float(number) * base ** " KMGT".index(unit.upper() or " "))
+    size = float(number) * base ** " KMGT".index(unit.upper() or " ")
+    if size >= 2**63:
+        raise ValueError("should be less than 2**63 bytes")
+    return int(size)
 
 
 def _parse_list(value: object) -> object:
     """Split at commas, for where only one string can be given (environment, YAML scalar)."""
     if isinstance(value, str):
         return tuple(item for item in (part.strip() for part in value.split(",")) if item)
-    return value
+    if not isinstance(value, list | tuple):
+        return value
+    items = tuple(item.strip() if isinstance(item, str) else item for item in value)
+    if "" in items:
+        raise ValueError("should not be empty")
+    return items
 
 
 def _parse_json_lists(value: object) -> object:
     """Parse plain items, commas, and lists as vLLM's command line has them: '["a", "b"]'."""
     items: list[object] = []
-    for given in [value] if isinstance(value, str) else value:  # type: ignore[attr-defined]
+    if not isinstance(value, str | list | tuple):
+        raise ValueError("should be a list")
+    for given in [value] if isinstance(value, str) else value:
         is_json = isinstance(given, str) and given.lstrip().startswith("[")
         parsed = json.loads(given) if is_json else _parse_list(given)
         items += parsed if isinstance(parsed, list | tuple) else [parsed]

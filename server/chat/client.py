@@ -108,6 +108,8 @@ def _readable_errors(url: httpx.URL) -> Generator[None]:
         yield
     except (httpx.ConnectError, httpx.ConnectTimeout):
         raise ChatError(f"no server at {url}; start one with: adadecode serve") from None
+    except UnicodeEncodeError:
+        raise ChatError("the message is not valid UTF-8") from None
     except httpx.HTTPError as error:
         raise ChatError(f"connection to {url} lost: {error}") from None
     except (ValueError, KeyError, TypeError, IndexError) as error:

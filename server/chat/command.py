@@ -13,20 +13,24 @@ from server.chat.session import ChatOptions, ChatSession, converse
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `adadecode chat`."""
     parser.add_argument(
-        "--url", default="http://127.0.0.1:8000", help="Server (default: %(default)s)."
+        "--url",
+        default="http://127.0.0.1:8000",
+        help="Address of the server (default: %(default)s).",
     )
-    parser.add_argument("--api-key", help="Key of the server (default: $ADADECODE_API_KEY).")
+    parser.add_argument("--api-key", help="API key (default: $ADADECODE_API_KEY).")
     parser.add_argument("--model", help="Model name (default: the first the server lists).")
     parser.add_argument("--system", metavar="TEXT", help="System prompt.")
     parser.add_argument("--temperature", type=float, help="0 is greedy (default: the server's).")
     parser.add_argument("--max-tokens", type=int, help="Longest answer (default: the server's).")
-    parser.add_argument("--no-early-exit", action="store_true", help="Decode plainly.")
+    parser.add_argument("--no-early-exit", action="store_true", help="Ask for plain decoding.")
     parser.add_argument(
         "--show-exits",
         action="store_true",
         help="Colour every token by the layer it left at; rejected drafts are struck through.",
     )
-    parser.add_argument("--stats", action="store_true", help="A line of figures after each answer.")
+    parser.add_argument(
+        "--stats", action="store_true", help="Print a line of figures after each answer."
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -32,6 +32,8 @@ def test_serve_help_names_every_setting(capsys):
     shown = capsys.readouterr().out
     for flag in ("MODEL", "--max-num-seqs", "--no-early-exit", "--kv-cache-memory", "--api-key"):
         assert flag in shown
+    assert "--pin-threads {auto,always,never}" in shown
+    assert "--block-size N" in shown
 
 
 def test_a_bad_setting_is_one_line_and_status_2(capsys):
@@ -39,6 +41,41 @@ def test_a_bad_setting_is_one_line_and_status_2(capsys):
     error = capsys.readouterr().err
     assert error.startswith("adadecode serve: --port: ")
     assert error.count("\n") == 1
+
+
+def test_an_interrupted_command_prints_no_traceback(monkeypatch, capsys):
+    def interrupt(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("server.serve.run", interrupt)
+
+    assert main(["serve"]) == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    code = (
+        "import sys, server.serve\n"
+        "def say(args):\n"
+        "    print('x' * 100)\n"
+        "    return 0\n"
+        "server.serve.run = say\n"
+        "from server.cli import main\n"
+        "sys.stdin.readline()\n"
+        "sys.exit(main(['serve']))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    process.stdout = None
+    _, errors = process.communicate(b"\n")
+
+    assert (process.returncode, errors) == (141, b"")
 
 
 def test_serving_imports_no_torch():

@@ -94,6 +94,9 @@ def test_errors_name_the_setting_as_it_was_written(flags, environment, message):
         ("port: yes please", "port: input should be a valid integer"),
         ("- port", "should be a mapping"),
         ("port: [", "is not valid YAML"),
+        ("api-key: ['']", "api-key: should not be empty"),
+        ("allowed-origins: 5", "allowed-origins: should be a list"),
+        ("allowed-origins: {a: b}", "allowed-origins: should be a list"),
     ],
 )
 def test_errors_in_files_name_file_and_key(tmp_path, content, message):
@@ -113,7 +116,10 @@ def test_errors_in_files_name_file_and_key(tmp_path, content, message):
         (["--ssl-keyfile", __file__], "TLS needs --ssl-certfile"),
         (["--ssl-certfile", __file__, "--ssl-cert-reqs", "2"], "needs --ssl-ca-certs"),
         (["--root-path", "llm"], "--root-path: should begin with /"),
-        (["--learn-heads", "--no-early-exit"], "--learn-heads: there is nothing to learn for"),
+        (["--api-key", ""], "--api-key: should not be empty"),
+        (["--served-model-name", " "], "--served-model-name: should not be empty"),
+        (["--kv-cache-memory", "9" * 20 + "T"], "--kv-cache-memory: should be less than"),
+        (["--learn-heads", "--no-early-exit"], "--learn-heads makes no sense"),
         (["--learn-heads-dir", "/heads"], "--learn-heads-dir needs --learn-heads"),
         (["--learn-heads-share", "0.6"], "--learn-heads-share: input should be less than"),
         (["--access-log", "xml"], "--access-log: input should be 'text', 'json' or 'none'"),
@@ -149,6 +155,20 @@ def test_foreign_variables_are_only_warned_about(caplog):
 
     assert "ADADECODE_SERVICE_HOST: unknown setting" in caplog.text
     assert "ADADECODE_CACHE" not in caplog.text
+
+
+def test_the_address_of_a_service_named_adadecode_is_no_port(caplog):
+    settings = load(environment={"ADADECODE_PORT": "tcp://10.43.7.9:80"})
+
+    assert settings.port == 8000
+    assert "ADADECODE_PORT is the address of a service" in caplog.text
+
+
+def test_blanks_around_a_key_are_none_of_it(tmp_path):
+    path = tmp_path / "server.yaml"
+    path.write_text("api-key: [' k1 ', k2]")
+
+    assert load(config=path).api_keys == load("--api-key", "k1 ", "--api-key", "k2").api_keys
 
 
 def test_engine_config_carries_every_choice():

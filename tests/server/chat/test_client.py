@@ -23,6 +23,11 @@ def test_chunks_carry_text_usage_and_metrics(script, client):
     assert chunks[-1].metrics == {"early_exit": {"x": 1}}
 
 
+def test_a_message_that_is_no_text_is_not_the_server_s_fault(client):
+    with pytest.raises(ChatError, match="not valid UTF-8"):
+        list(client.stream([{"role": "user", "content": "\udcff"}], {"model": "m"}))
+
+
 def test_the_request_is_a_stream_with_usage_and_the_key(script, client):
     script.answers = [[DONE]]
 

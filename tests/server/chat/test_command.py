@@ -15,7 +15,7 @@ def run(*flags):
 
 @pytest.fixture
 def pipe(monkeypatch):
-    """Feeds standard input as a pipe would."""
+    """Feed standard input as a pipe would."""
     return lambda text: monkeypatch.setattr("sys.stdin", io.StringIO(text))
 
 

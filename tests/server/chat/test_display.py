@@ -38,7 +38,7 @@ def test_without_colours_the_answer_is_plain_and_the_legend_counts():
 
 def test_text_that_lags_behind_its_tokens_is_shown_once_and_whole():
     chunks = (
-        Chunk(text="", trace=(early("<"), full("en"))),  # held back: may become a stop string
+        Chunk(text="", trace=(early("<"), full("en"))),  # held back, as it may become a stop string
         Chunk(text="<en", trace=()),
         Chunk(text="", trace=(early("\ufffd"),)),  # half a character
         Chunk(text="é!", trace=(early("\ufffd"), full("!"))),

@@ -95,7 +95,7 @@ def test_a_failed_question_leaves_no_trace_in_the_conversation(script, client, o
 
 
 class InterruptedClient:
-    """Ctrl-C arrives after the first chunk."""
+    """A client in which Ctrl-C arrives after the first chunk."""
 
     def __init__(self):
         self.messages = []
