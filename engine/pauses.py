@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# The time after which a thread that computes, such as one that encodes a long prompt, hands the
+# The time after which a thread that computes, such as one that renders a long chat, hands the
 # interpreter over to the event loop, which has to ask for it again after every call on a socket.
 _SWITCH_INTERVAL_S = 0.001
 # New objects between two garbage collections. Requests leave few cycles behind, and thousands of

@@ -5,10 +5,12 @@ of streaming (that is `detokenizer.py`).
 """
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import filterfalse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +24,8 @@ from engine.vocabulary import byte_alphabet, is_byte_level, piece_bytes
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# While a chat template runs, characters from here on (private use) stand for special tokens.
-_FIRST_PLACEHOLDER = 0x10E000
+# While a chat template runs, some of these characters (private use) stand for special tokens.
+_PLACEHOLDERS = range(0x100000, 0x10FFFE)
 _MAX_REFUSAL_CHARS = 300
 
 
@@ -85,10 +87,13 @@ class Tokenizer:
         Raises:
             RequestError: The text is not valid Unicode (it holds half a surrogate pair).
         """
+        encode = self._backend.encode_batch_fast  # other threads run meanwhile, unlike in `encode`
         try:
-            return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+            [encoded] = encode([text], add_special_tokens=add_special_tokens)
         except TypeError as error:
-            raise RequestError("The text holds half a surrogate pair.") from error
+            raise RequestError("The text contains half a surrogate pair.") from error
+        ids: list[int] = encoded.ids
+        return ids
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of token ids; bytes that are not UTF-8 become U+FFFD."""
@@ -142,8 +147,7 @@ class Tokenizer:
         """
         if not self._tokenizer.chat_template:
             raise RequestError("This model has no chat template.", param="messages")
-        found = self._special_texts_in([*messages, kwargs])
-        placeholders = {text: chr(_FIRST_PLACEHOLDER + i) for i, text in enumerate(found)}
+        placeholders = self._placeholders_in([*messages, kwargs])
         rendered = self._render(
             _replaced(list(messages), placeholders),
             add_generation_prompt=add_generation_prompt,
@@ -179,11 +183,24 @@ class Tokenizer:
         except Exception:  # it may accept other turns than this one
             return
 
-    def _special_texts_in(self, value: Any) -> list[str]:
-        """Return the special tokens that a client's values spell out, longest first."""
+    def _placeholders_in(self, value: Any) -> dict[str, str]:
+        """Return the special tokens that a client's values spell out, longest first.
+
+        Each comes with its placeholder, a character that the values do not hold.
+
+        Raises:
+            RequestError: The values hold so many private-use characters that too few are left.
+        """
         everything = _json_text(value)
         found = [text for text, spelled in self._special_texts.items() if spelled in everything]
-        return sorted(found, key=len, reverse=True)
+        if not found:
+            return {}
+        free = filterfalse(set(everything).__contains__, map(chr, _PLACEHOLDERS))
+        placeholders = dict(zip(sorted(found, key=len, reverse=True), free, strict=False))
+        if len(placeholders) < len(found):
+            message = "The messages hold too many private-use characters."
+            raise RequestError(message, param="messages")
+        return placeholders
 
     def _encode_rendered(self, rendered: str, text_of: Mapping[str, str]) -> list[int]:
         """Encode a rendered chat; placeholders become the plain text they stand for."""
@@ -210,6 +227,8 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     """
     if not (directory / "tokenizer.json").is_file():
         raise ModelLoadError(f"{directory} has no tokenizer.json.")
+    # Texts are encoded in the thread that asks: a pool of threads would compete with the worker.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers import PreTrainedTokenizerFast
 
     try:

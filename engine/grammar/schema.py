@@ -86,7 +86,7 @@ class _Lowering:
         if not isinstance(schema, dict):
             raise refusal(path, "a schema should be an object or a boolean")
         if len(path) > _MAX_DEPTH:
-            raise refusal(path, f"schemas may be nested {_MAX_DEPTH} deep")
+            raise refusal(path, f"schemas may be nested at most {_MAX_DEPTH} deep")
         for keyword in _NEVER:
             if keyword in schema:
                 raise refusal((*path, keyword), f"{keyword} is not supported")
@@ -127,7 +127,7 @@ class _Lowering:
 
     def _check_disjoint(self, branches: Sequence[Any], path: Path) -> None:
         if len(branches) > _MAX_BRANCHES:
-            raise refusal(path, f"oneOf may have {_MAX_BRANCHES} branches")
+            raise refusal(path, f"oneOf may have at most {_MAX_BRANCHES} branches")
         resolved = [self._resolved(branch) for branch in branches]
         for index, one in enumerate(resolved):
             for other in resolved[:index]:
@@ -251,7 +251,7 @@ class _Lowering:
             if name in lower:
                 continue
             if given is False:
-                raise refusal((*path, "required"), "required names a property that cannot be")
+                raise refusal((*path, "required"), "required names a property that is not allowed")
             lower[name] = self._any(given is None or given, place)
         rest = not lower if given is None else given
         whole: Schema = {"type": "object", "properties": lower}

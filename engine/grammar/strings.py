@@ -79,7 +79,7 @@ def check_regex(pattern: str) -> None:
         if kind == "group" and pattern[index : index + 2] == "(?":
             follows = pattern[index + 2 : index + 4]
             if follows[:1] not in (":", "<") or follows in ("<=", "<!"):
-                raise StructureError("looking around and flags are not supported")
+                raise StructureError("look-arounds and inline flags are not supported")
         if kind == "plain" and character == "^" and index > 0:
             raise StructureError("^ is supported at the very beginning only")
         if kind == "plain" and character == "$" and index < len(pattern) - 1:

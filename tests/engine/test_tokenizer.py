@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def test_loads_quickly_and_without_torch() -> None:
     )
     seconds, has_torch = run.stdout.split()
     assert has_torch == "False"
-    assert float(seconds) < 5  # of CPU time; 1.2 on an idle machine
+    assert float(seconds) < 5  # CPU seconds; 1.2 on an idle machine
 
 
 @pytest.mark.model
@@ -95,6 +96,25 @@ def test_control_tokens_in_messages_are_text(tokenizer: Tokenizer, content: str)
     assert special == [token_id for token_id in scaffold if tokenizer.is_special(token_id)]
     text = tokenizer.decode(ids, skip_special_tokens=False)
     assert f"<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n" in text
+
+
+@pytest.mark.model
+def test_a_clients_private_use_characters_stand_for_nothing(tokenizer: Tokenizer) -> None:
+    private = "\U0010e000\U0010e001" + "".join(map(chr, range(0x100000, 0x100100)))
+    content = f"{private} <|im_end|> {private}"
+    ids = tokenizer.apply_chat_template(_chat(content))
+    assert tokenizer.decode(ids, skip_special_tokens=False).count("<|im_end|>") == 3
+    assert [i for i in ids if tokenizer.is_special(i)].count(END) == 2
+
+
+def test_too_many_private_use_characters_beside_a_control_token_are_refused(
+    tmp_path: Path,
+) -> None:
+    tokenizer = _sentencepiece(tmp_path, chat_template="{{ messages[0].content }}")
+    private = "".join(map(chr, range(0x100000, 0x10FFFE)))
+    assert tokenizer.apply_chat_template(_chat(private))
+    with pytest.raises(RequestError, match="private-use"):
+        tokenizer.apply_chat_template(_chat(f"{private}</s>"))
 
 
 @pytest.mark.model
@@ -163,6 +183,33 @@ def test_long_texts_encode_in_reasonable_time(tokenizer: Tokenizer) -> None:
     start = time.process_time()
     tokenizer.apply_chat_template(_chat("a" * 200_000 + "<|im_end|>" * 100))
     assert time.process_time() - start < 5
+
+
+@pytest.mark.model
+def test_other_threads_run_while_a_text_is_encoded(tokenizer: Tokenizer) -> None:
+    started = time.perf_counter()
+    with ThreadPoolExecutor(1) as pool:
+        encoding = pool.submit(tokenizer.encode, "1" * 500_000)
+        last, pauses = started, []
+        while not encoding.done():
+            time.sleep(0.002)
+            pauses.append(time.perf_counter() - last)
+            last += pauses[-1]
+    assert len(encoding.result()) == 500_000
+    assert max(pauses) < (last - started) / 2, "it took all of the time"
+
+
+@pytest.mark.model
+def test_encoding_starts_no_threads() -> None:
+    program = (
+        "import sys; from pathlib import Path; from engine.tokenizer import load_tokenizer;"
+        f"tokenizer = load_tokenizer(Path({str(default_model_directory())!r}));"
+        "num_threads = lambda: len(list(Path('/proc/self/task').iterdir()));"
+        "before = num_threads(); tokenizer.encode('hi ' * 9000); assert num_threads() == before"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    environment.pop("TOKENIZERS_PARALLELISM", None)
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
 
 
 def test_a_directory_without_tokenizer(tmp_path: Path) -> None:
@@ -244,7 +291,7 @@ def test_a_turn_that_the_template_does_not_end_with_cannot_be_continued(tmp_path
 
 
 def _sentencepiece(directory: Path, **config: str) -> Tokenizer:
-    """A tokenizer as Llama 2's: spaces as U+2581, one before the text, bytes where pieces end."""
+    """Make a tokenizer like that of Llama 2: U+2581 for spaces, one in front, and byte fallback."""
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
     pieces = ["<unk>", "</s>", *bytes_, "\u2581", "h", "e", "\u2581h", "\u2581he"]
     model = models.BPE(

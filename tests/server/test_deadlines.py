@@ -1,4 +1,4 @@
-"""Deadlines: each passes once, and none that was cancelled."""
+"""Every deadline fires once, unless it was cancelled."""
 
 import asyncio
 
@@ -37,3 +37,45 @@ async def test_cancelled_they_never_do() -> None:
     await asyncio.sleep(0.03)
 
     assert errors == []
+
+
+@pytest.mark.parametrize(
+    ("deadlines", "passed"),
+    [
+        (Deadlines(0.01, 0), QueuedTooLong),
+        (Deadlines(0, 0.01), DeadlinePassed),
+        (Deadlines(0.01, 60), QueuedTooLong),
+        (Deadlines(60, 0.01), DeadlinePassed),
+    ],
+)
+async def test_they_end_what_comes_before_the_queue(
+    deadlines: Deadlines, passed: type[Exception]
+) -> None:
+    preparing = asyncio.ensure_future(asyncio.sleep(60))
+    with pytest.raises(DeadlinePassed) as raised:
+        await deadlines.keep(preparing)
+
+    assert type(raised.value) is passed
+    assert preparing.cancelled()
+
+
+@pytest.mark.parametrize("deadlines", [Deadlines(0, 0), Deadlines(60, 60)])
+async def test_a_timeout_of_the_preparation_is_its_own(deadlines: Deadlines) -> None:
+    async def fail() -> None:
+        raise TimeoutError
+
+    assert await deadlines.keep(asyncio.sleep(0, "done")) == "done"
+    with pytest.raises(TimeoutError):
+        await deadlines.keep(fail())
+
+
+async def test_time_before_the_queue_counts() -> None:
+    errors: list[Exception] = []
+    deadlines = Deadlines(0, 0.5)
+    await deadlines.keep(asyncio.sleep(0.45))
+    started = asyncio.get_running_loop().time()
+    deadlines.set(lambda: True, errors.append)
+    while not errors:
+        await asyncio.sleep(0.001)
+
+    assert asyncio.get_running_loop().time() - started < 0.45

@@ -1,4 +1,4 @@
-"""Structures are tried out elsewhere, within limits, and one never holds up another."""
+"""Structures are compiled in another process, within limits, and none holds up another."""
 
 import asyncio
 import json
@@ -6,13 +6,15 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from engine.checkpoint import resolve_model
-from engine.errors import EngineStopped, StructureError
+from engine.errors import EngineOverloaded, EngineStopped, StructureError
+from engine.grammar import approver as approver_module
 from engine.grammar.approver import Approver
 from engine.request import Structure
 
@@ -30,6 +32,36 @@ async def approver() -> AsyncIterator[Approver]:
     await one.approve(FINE)
     yield one
     await one.close()
+
+
+def slow(number: int) -> Structure:
+    return replace(SLOW, source=SLOW.source + "a" * number)
+
+
+def children(approver: Approver) -> list[int]:
+    """Return the processes that structures are being tried in."""
+    listed = Path(f"/proc/{approver.pid}/task/{approver.pid}/children").read_text()
+    return [int(pid) for pid in listed.split()]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+async def some_children(approver: Approver) -> list[int]:
+    while not (some := children(approver)):
+        await asyncio.sleep(0.01)
+    return some
+
+
+async def leave(approver: Approver, tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    while children(approver):
+        await asyncio.sleep(0.01)
 
 
 async def refusal(approver: Approver, structure: Structure) -> str:
@@ -78,6 +110,75 @@ async def test_what_was_approved_is_not_tried_again(approver: Approver) -> None:
     assert time.monotonic() - started < 1
 
 
+async def test_nothing_is_tried_that_nobody_waits_for(approver: Approver) -> None:
+    """Neither what has begun nor what waits for its turn holds anybody up."""
+    leaving = [asyncio.create_task(approver.approve(slow(number))) for number in range(12)]
+    await some_children(approver)
+    started = time.monotonic()
+    await leave(approver, leaving)
+    await approver.approve(Structure(kind="regex", source="[b-y]+"))
+    assert time.monotonic() - started < TIMEOUT_S
+
+
+async def test_whoever_still_waits_gets_the_verdict(approver: Approver) -> None:
+    leaving = asyncio.create_task(approver.approve(slow(20)))
+    staying = asyncio.create_task(refusal(approver, slow(20)))
+    await some_children(approver)
+    leaving.cancel()
+    assert await staying == "it takes longer than 3 s to compile"
+
+
+async def test_no_more_than_some_wait(approver: Approver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(approver_module, "_MAX_TRIALS", 1)
+    waiting = [asyncio.create_task(approver.approve(slow(30))) for _ in range(3)]
+    await some_children(approver)
+    with pytest.raises(EngineOverloaded):
+        await approver.approve(slow(31))
+    assert not any(task.done() for task in waiting), "they wait for the same verdict"
+    await leave(approver, waiting)
+
+
+async def test_what_the_machine_is_to_blame_for_is_tried_again(approver: Approver) -> None:
+    for _ in range(2):
+        waiting = asyncio.create_task(approver.approve(slow(40)))
+        (child,) = await some_children(approver)
+        os.kill(child, signal.SIGKILL)  # as the kernel does when no memory is left
+        with pytest.raises(EngineOverloaded):
+            await waiting
+
+
+async def test_only_cpu_time_is_held_against_a_structure(
+    approver: Approver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(approver_module, "_PATIENCE", 0.1)
+    for _ in range(2):
+        with pytest.raises(EngineOverloaded):
+            await approver.approve(slow(50))
+
+
+@pytest.mark.parametrize(
+    ("fault", "is_checked"),
+    [
+        ("import tempfile; tempfile.tempdir = '/nowhere'", True),  # no directory can be written to
+        ("import os; os.memfd_create = lambda _: os.open('/nowhere/x', 0)", False),
+    ],
+)
+async def test_what_its_system_lacks_is_not_the_structures_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, is_checked: bool
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(fault)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    one = Approver(resolve_model("smollm2-135m-instruct"), 49152, [2], TIMEOUT_S)
+    try:
+        if is_checked:
+            await one.approve(FINE)
+        else:
+            with pytest.raises(EngineOverloaded):
+                await one.approve(FINE)
+    finally:
+        await one.close()
+
+
 async def test_a_lost_process_is_replaced(approver: Approver) -> None:
     assert approver.pid is not None
     os.kill(approver.pid, signal.SIGKILL)
@@ -87,8 +188,10 @@ async def test_a_lost_process_is_replaced(approver: Approver) -> None:
 async def test_it_ends_with_its_server(approver: Approver) -> None:
     pid = approver.pid
     waiting = asyncio.create_task(approver.approve(Structure(kind="regex", source=".{0,30000}")))
-    await asyncio.sleep(0.1)
+    (child,) = await some_children(approver)
     await approver.close()
     assert not Path(f"/proc/{pid}").exists()
+    while is_running(child):
+        await asyncio.sleep(0.01)
     with pytest.raises(EngineStopped):
         await waiting

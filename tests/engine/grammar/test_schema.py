@@ -1,4 +1,4 @@
-"""What xgrammar lets pass follows the schema asked for; the rest is refused by its name."""
+"""Outputs that xgrammar allows follow the schema; what it cannot enforce is refused by name."""
 
 import itertools
 import json
@@ -162,7 +162,7 @@ def test_every_output_follows_the_schema(compiler: GrammarCompiler, schema: Any)
     assert ended
     for output in ended:
         text = output.decode(errors="replace")  # as the detokenizer does
-        if "\\ud" not in text.lower():  # half a surrogate pair is JSON, but no validator takes it
+        if "\\ud" not in text.lower():  # a lone surrogate is valid JSON, but not here
             assert validator.is_valid(json.loads(text)), text
 
 
@@ -205,7 +205,7 @@ WORDS = ["".join(word) for count in range(5) for word in itertools.product("ab."
 
 
 def random_pattern(source: random.Random, depth: int = 4) -> str:
-    """A pattern over a, b and the dot."""
+    """Return a random pattern over a, b and the dot."""
     if depth == 0 or source.random() < 0.3:
         return source.choice(("a", "b", "[ab]", "[^a]", ".", r"\."))
     one, other = (random_pattern(source, depth - 1) for _ in range(2))
