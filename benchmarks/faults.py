@@ -55,15 +55,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--concurrency", type=int, default=16, metavar="N", help="(%(default)s)")
     parser.add_argument("--max-tokens", type=int, default=128, metavar="N", help="(%(default)s)")
     parser.add_argument(
-        "--least-pause", type=float, default=0.5, metavar="S", help="ready to kill (%(default)s s)"
+        "--least-pause",
+        type=float,
+        default=0.5,
+        metavar="S",
+        help="shortest time from ready to the next kill (%(default)s)",
     )
     parser.add_argument(
-        "--longest-pause", type=float, default=4.0, metavar="S", help="same (%(default)s s)"
+        "--longest-pause",
+        type=float,
+        default=4.0,
+        metavar="S",
+        help="longest time from ready to the next kill (%(default)s)",
     )
     parser.add_argument(
-        "--time-limit", type=float, metavar="S", help="no more kills after so many seconds (none)"
+        "--time-limit", type=float, metavar="S", help="no more kills after S seconds (none)"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the moments")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the kill times (%(default)s)"
+    )
     add_server_flags(parser)
 
 

@@ -52,9 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", nargs="?", default="smollm2-135m-instruct")
     parser.add_argument("--base-url", metavar="URL", help="a running server (one of its own)")
     parser.add_argument("--requests", type=int, default=10_000, metavar="N", help="(%(default)s)")
-    parser.add_argument("--first", type=int, default=0, metavar="N", help="case number (0)")
+    parser.add_argument(
+        "--first", type=int, default=0, metavar="N", help="number of the first case (%(default)s)"
+    )
     parser.add_argument("--concurrency", type=int, default=16, metavar="N", help="(%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of all cases")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of all cases (%(default)s)"
+    )
     add_server_flags(parser)
 
 

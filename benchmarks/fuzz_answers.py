@@ -38,7 +38,7 @@ def troubles_of(case: Case, answer: Answer) -> list[str]:
     """Return all that is wrong with an answer, in words."""
     if answer.status == 0:
         if answer.body:
-            return [f"is answered with what is no HTTP: {answer.body[:80]!r}"]
+            return [f"gets an answer that is not HTTP: {answer.body[:80]!r}"]
         return ["is not answered"] if case.is_http else []
     if b"text/event-stream" in answer.headers:
         return _troubles_of_stream(answer.body)
@@ -48,7 +48,7 @@ def troubles_of(case: Case, answer: Answer) -> list[str]:
     try:
         content = None if is_head else json.loads(answer.body, parse_constant=_refuse_constant)
     except ValueError:
-        return [f"has status {answer.status} and a body that is no JSON: {answer.body[:80]!r}"]
+        return [f"has status {answer.status} and a body that is not JSON: {answer.body[:80]!r}"]
     return [] if answer.status < 400 or is_head else _troubles_of_error(answer, content)
 
 
@@ -62,7 +62,7 @@ def _troubles_of_error(answer: Answer, content: Any) -> list[str]:
     if answer.status >= 500 and (answer.status, error["code"]) not in _MEANT:
         troubles.append(f"has status {answer.status}: {error['message'][:80]}")
     if _INSIDE.search(answer.body):
-        troubles.append(f"tells of the server's inside: {answer.body[:160]!r}")
+        troubles.append(f"leaks server internals: {answer.body[:160]!r}")
     return troubles
 
 

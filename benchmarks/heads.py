@@ -99,7 +99,7 @@ def _named(heads: Sequence[Path]) -> dict[str, Path]:
     names = short if len(set(short)) == len(short) else [str(each) for each in heads]
     named = dict(zip(names, heads, strict=True))
     if len(named) < len(heads) or PLAIN in named:
-        raise ValueError("--heads: every directory once, and none of the name 'plain'")
+        raise ValueError("--heads: give every directory once, and none named 'plain'")
     return named
 
 

@@ -93,7 +93,7 @@ def _modes(args: argparse.Namespace) -> tuple[str, ...]:
     asked = can_be_timed if args.modes is None else args.modes
     for mode in asked:
         if mode not in can_be_timed:
-            raise ValueError(f"--clock {MODELLED}: says nothing of {mode}; leave it out of --modes")
+            raise ValueError(f"--clock {MODELLED} cannot time {mode}; leave it out of --modes")
     return tuple(mode for mode in MODES if mode in asked)
 
 

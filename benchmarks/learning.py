@@ -68,7 +68,7 @@ class CountingWorker:
     def execute(self, plan: StepPlan) -> StepResult:
         """See `SynchronousWorker.execute`."""
         result = self._worker.execute(plan)
-        self._stats.count_step(plan, result)
+        self._stats.count_step(plan, result, result.rows)
         return result
 
     def prepare(self, structure: Structure) -> None:

@@ -72,17 +72,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("model", metavar="MODEL", nargs="?", default="smollm2-135m-instruct")
     parser.add_argument(
-        "--base-url", metavar="URL", help="a running server that runs and queues so many (its own)"
+        "--base-url", metavar="URL", help="a running server with these limits (one of its own)"
     )
     parser.add_argument(
         "--idle", type=int, default=5000, metavar="N", help="idle connections (%(default)s)"
     )
     parser.add_argument("--seconds", type=float, default=20.0, metavar="S", help="(%(default)s)")
     parser.add_argument(
-        "--max-num-seqs", type=int, default=4, metavar="N", help="run at once (%(default)s)"
+        "--max-num-seqs", type=int, default=4, metavar="N", help="requests that run (%(default)s)"
     )
     parser.add_argument(
-        "--max-num-queued-requests", type=int, default=4, metavar="N", help="wait (%(default)s)"
+        "--max-num-queued-requests",
+        type=int,
+        default=4,
+        metavar="N",
+        help="requests that wait (%(default)s)",
     )
     add_server_flags(parser)
 

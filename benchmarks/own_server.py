@@ -13,6 +13,8 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from training.flag_types import output_file
+
 if TYPE_CHECKING:
     from httpx import AsyncClient
 
@@ -151,7 +153,11 @@ async def until_recovered(client: "AsyncClient", server: OwnServer) -> bool:
 
 def add_server_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of every benchmark that starts its own server."""
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write every figure")
     parser.add_argument(
-        "--serve-flag", action="append", default=[], metavar="FLAG", help="for the server; repeat"
+        "--serve-flag",
+        action="append",
+        default=[],
+        metavar="FLAG",
+        help="flag of the server; repeat for several",
     )

@@ -25,7 +25,7 @@ def source_file(model: str) -> Path:
         return require_builtin_file(model)
     if path.suffix == ".gguf" and path.is_file():
         return path
-    raise ValueError(f"{model} is no GGUF file: llama.cpp cannot take part (--llama-bench none)")
+    raise ValueError(f"{model} is not a GGUF file: llama.cpp cannot take part (--llama-bench none)")
 
 
 def in_precision(source: Path, precision: str) -> Path:

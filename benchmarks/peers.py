@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     if args.plot:
         require_matplotlib()
     if args.max_tokens < 2:
-        raise ValueError("--max-tokens should be 2 at least: decoding is timed from the first on")
+        raise ValueError("--max-tokens should be at least 2: decoding is timed from the first on")
     threads = args.threads or usable_cores()
     contest = _contest(args, threads)
     machine = describe_machine()

@@ -68,7 +68,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-prompts", type=int, default=5, metavar="N", help="(%(default)s)")
     parser.add_argument("--input-len", type=int, default=2048, metavar="N", help="(%(default)s)")
     parser.add_argument(
-        "--target", type=float, default=0.2, metavar="R", help="highest median ratio (%(default)s)"
+        "--target",
+        type=float,
+        default=0.2,
+        metavar="R",
+        help="highest median ratio of the two times (%(default)s)",
     )
     parser.add_argument("--ways", type=_ways, default=WAYS, metavar="W,W", help="(engine,http)")
     parser.add_argument("--base-url", help="a running server (one of its own)")

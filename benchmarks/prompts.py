@@ -101,7 +101,7 @@ def choose_prompts(file: Path | None, per_task: int | None) -> list[Prompt]:
     for prompt in prompts:
         by_task[prompt.task].append(prompt)
     if not by_task:
-        raise ValueError(f"--prompts {file}: no prompt in it")
+        raise ValueError(f"--prompts {file} contains no prompts")
     return _take_turns([tasks[:per_task] for tasks in by_task.values()])
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 from torch import Tensor
 
 from engine.plan import RowResult
-from engine.worker.exit_look import Arrival
+from engine.worker.exit_evaluator import Arrival
 from engine.worker.row import Alternate, Draft, Row
 from engine.worker.step_estimate import StepEstimate
 
@@ -25,7 +25,7 @@ _AGREEMENTS: Mapping[Agreement, Callable[[int], bool]] = {
 
 
 class Script:
-    """The base of scripted drafters: `engine.worker.drafter.Drafter` without `look`.
+    """The base of scripted drafters: `engine.worker.drafter.Drafter` without `evaluate_exit`.
 
     Attributes:
         outputs: For each prompt, the tokens of the prompt followed by its plain output.
@@ -54,8 +54,8 @@ class Script:
     def look_up(self, rows: Sequence[Row], estimate: StepEstimate) -> None:
         """See `Drafter.look_up`: nothing is looked up."""
 
-    def will_look(self, rows: Sequence[Row], estimate: StepEstimate) -> bool:
-        """See `Drafter.will_look`."""
+    def will_evaluate_exits(self, rows: Sequence[Row], estimate: StepEstimate) -> bool:
+        """See `Drafter.will_evaluate_exits`."""
         return True
 
     def note_segment(
@@ -122,14 +122,14 @@ class ScriptedDrafter(Script):
                 if row.num_room:
                     self.append(row, None)
 
-    def look(
+    def evaluate_exit(
         self,
         exit_index: int,
         arrivals: Sequence[Arrival],
         hidden: Tensor,
         estimate: StepEstimate,
     ) -> None:
-        """See `Drafter.look`.
+        """See `Drafter.evaluate_exit`.
 
         A position determines the exit at which it drafts, if any. At the first exit some drafts
         that were just looked up are dropped.

@@ -29,6 +29,7 @@ from benchmarks.serve_figures import (
     throughput_figures,
 )
 from benchmarks.serve_load import Load, run_load
+from training.flag_types import output_file
 from training.progress import ProgressReport
 
 if TYPE_CHECKING:
@@ -48,15 +49,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dataset-path", type=Path, metavar="FILE", help="JSON lines with a prompt (built in)"
     )
-    parser.add_argument("--random-input-len", type=int, default=128, metavar="N")
+    parser.add_argument(
+        "--random-input-len", type=int, default=128, metavar="N", help="(%(default)s)"
+    )
     parser.add_argument("--output-len", type=int, default=128, metavar="N", help="(%(default)s)")
-    parser.add_argument("--ignore-eos", action="store_true", help="outputs of the full length")
+    parser.add_argument("--ignore-eos", action="store_true", help="always generate the full length")
     parser.add_argument("--temperature", type=float, default=0.0, help="(%(default)s)")
-    parser.add_argument("--extra-body", type=json.loads, default={}, metavar="JSON")
+    parser.add_argument(
+        "--extra-body", type=json.loads, default={}, metavar="JSON", help="more fields"
+    )
     parser.add_argument("--num-prompts", type=int, default=100, metavar="N", help="(%(default)s)")
     parser.add_argument("--num-warmups", type=int, default=1, metavar="N", help="(%(default)s)")
-    parser.add_argument("--request-rate", type=float, default=inf, help="requests per second")
-    parser.add_argument("--burstiness", type=float, default=1.0, help="1: Poisson, < 1: burstier")
+    parser.add_argument(
+        "--request-rate", type=float, default=inf, help="requests per second (no limit)"
+    )
+    parser.add_argument(
+        "--burstiness", type=float, default=1.0, help="1: Poisson, below 1: burstier (%(default)s)"
+    )
     parser.add_argument("--max-concurrency", type=int, metavar="N")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -68,11 +77,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--goodput", nargs="+", type=_objective, default=(), metavar="METRIC:MS",
-        help="ttft:200 tpot:50 e2el:3000: requests per second that met all",
+        help="count requests per second that met all, e.g. ttft:200 tpot:50 e2el:3000",
     )  # fmt: skip
     parser.add_argument("--save-result", action="store_true", help="also write a JSON file")
-    parser.add_argument("--result-filename", type=Path, metavar="FILE")
-    parser.add_argument("--save-detailed", action="store_true", help="with every request in it")
+    parser.add_argument("--result-filename", type=output_file, metavar="FILE")
+    parser.add_argument(
+        "--save-detailed", action="store_true", help="put every request in that file, too"
+    )
     parser.add_argument("--disable-tqdm", action="store_true", help="show no progress")
 
 

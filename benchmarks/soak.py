@@ -83,17 +83,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("model", metavar="MODEL", nargs="?", default="smollm2-135m-instruct")
     parser.add_argument("--minutes", type=float, default=20.0, help="(%(default)s)")
-    parser.add_argument("--requests", type=int, metavar="N", help="end after so many (--minutes)")
+    parser.add_argument(
+        "--requests", type=int, metavar="N", help="end after N requests (--minutes)"
+    )
     parser.add_argument("--concurrency", type=int, default=16, metavar="N", help="(%(default)s)")
     parser.add_argument(
-        "--max-num-seqs", type=int, default=8, metavar="N", help="that run (%(default)s)"
+        "--max-num-seqs",
+        type=int,
+        default=8,
+        metavar="N",
+        help="requests that run at once (%(default)s)",
     )
     parser.add_argument("--max-tokens", type=int, default=48, metavar="N", help="(%(default)s)")
     parser.add_argument("--abort-share", type=float, default=0.3, metavar="P", help="(%(default)s)")
     parser.add_argument(
-        "--kill-every", type=float, default=60.0, metavar="S", help="0 = never (%(default)s s)"
+        "--kill-every",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="seconds between worker kills; 0: never (%(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of everything random (%(default)s)"
+    )
     add_server_flags(parser)
 
 

@@ -121,8 +121,8 @@ def main() -> None:
     print("".join(name.rjust(14) for name in (*columns, "GB/s", "share", "prompt tok/s")))
     contexts = sorted(args.contexts)
     directory = resolve_model(args.model)
-    for form in args.forms.split(","):
-        ops = NativeOps(args.threads, Format[form.upper()], cores=cores)
+    for form in args.forms:
+        ops = NativeOps(args.threads, form, cores=cores)
         engine, worker = _engine(directory, ops, args.threads, max(args.rows))
         cases = [(rows, contexts[0]) for rows in args.rows]
         cases += [(1, context) for context in contexts[1:]]
@@ -145,7 +145,7 @@ def _engine(
 def _print_case(
     engine: OfflineEngine,
     worker: TimedWorker,
-    form: str,
+    form: Format,
     rows: int,
     context: int,
     steps: int,
@@ -174,7 +174,8 @@ def _print_case(
     in_worker = _middle(step.parts["worker"] for _, step in decode)
     read = decode[0][1].weight_bytes / whole / 1e9
     milliseconds = [whole, *parts, in_worker - sum(parts), whole - in_worker]
-    cells = [form, str(rows), str(context), *(f"{seconds * 1e3:.2f}" for seconds in milliseconds)]
+    cells = [form.name.lower(), str(rows), str(context)]
+    cells += [f"{seconds * 1e3:.2f}" for seconds in milliseconds]
     cells += [f"{read:.1f}", f"{read / gigabytes:.0%}", f"{rows * context / sum(prompt):.0f}"]
     print("".join(cell.rjust(14) for cell in cells), flush=True)
 

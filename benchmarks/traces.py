@@ -75,8 +75,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", nargs="?", default="smollm2-135m-instruct")
     parser.add_argument("--base-url", metavar="URL", help="a running server (one of its own)")
     parser.add_argument("--traces", type=int, default=40, metavar="N", help="(%(default)s)")
-    parser.add_argument("--bodies", type=int, default=24, metavar="N", help="(%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random")
+    parser.add_argument(
+        "--bodies", type=int, default=24, metavar="N", help="different requests (%(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of everything random (%(default)s)"
+    )
     add_server_flags(parser)
 
 

@@ -4,7 +4,9 @@ It also runs as `python -m training.cli` where the server's dependencies are not
 """
 
 import argparse
+import json
 import logging
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -18,6 +20,7 @@ from engine.errors import EngineError
 from engine.model.block_weight import BLOCK
 from engine.model.spec import ModelSpec
 from training.engines import MODELLED
+from training.flag_types import count, layer_numbers, output_file, positive, positive_number
 from training.generate import GenerationOptions
 from training.heads_file import read_facts
 from training.pipeline import TrainOptions, choose_exits, evaluate, train
@@ -35,13 +38,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_train_arguments(train_parser)
     measure = commands.add_parser("eval", help="measure trained heads on other prompts")
     _add_common_arguments(measure, default_tokens=5_000)
-    measure.add_argument("--heads", type=Path, help="default: those that belong to MODEL")
-    choose = commands.add_parser("search", help="choose among trained heads the fastest exits here")
+    measure.add_argument("--heads", type=Path, help="directory (the model's own heads)")
+    choose = commands.add_parser(
+        "search", help="choose the fastest exits on this machine among trained heads"
+    )
     _add_common_arguments(choose, default_tokens=10_000)
     choose.add_argument("--heads", type=Path, required=True, help="directory of trained heads")
-    choose.add_argument("--output", type=Path, required=True, help="where the chosen ones go")
+    choose.add_argument("--output", type=Path, required=True, help="directory for the chosen heads")
     choose.add_argument(
-        "--candidates", type=int, default=5, help="choices of exits that are compared (%(default)s)"
+        "--candidates", type=positive, default=5, help="choices of exits to compare (%(default)s)"
     )
     _add_clock_arguments(choose)
     choose.add_argument(
@@ -52,44 +57,57 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     show = commands.add_parser("show", help="what trained heads are for and how good they are")
     show.add_argument("heads", type=Path, help="directory with heads.json")
+    for command in (train_parser, measure, choose):
+        command.epilog = "Defaults are in parentheses."
 
 
 def _add_common_arguments(parser: argparse.ArgumentParser, *, default_tokens: int) -> None:
     parser.add_argument("model", help="local directory, .gguf file, hub id or built-in alias")
     parser.add_argument("--prompts", type=Path, help="JSON lines with prompt and, optionally, task")
     parser.add_argument("--no-code-prompts", action="store_true", help="use --prompts alone")
-    parser.add_argument("--work", type=Path, help="where a killed run goes on from")
     parser.add_argument(
-        "--tokens", type=int, default=default_tokens, help="self-generated tokens (%(default)s)"
+        "--work", type=Path, help="directory for intermediate files; a killed run resumes from it"
     )
-    parser.add_argument("--max-new-tokens", type=int, default=192, help="per prompt (%(default)s)")
+    parser.add_argument(
+        "--tokens",
+        type=positive,
+        default=default_tokens,
+        help="self-generated tokens (%(default)s)",
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=positive, default=192, help="per prompt (%(default)s)"
+    )
     parser.add_argument(
         "--memory-gib",
-        type=float,
+        type=positive_number,
         help="states, keys and values held at once (2 on a CPU, half of a GPU's memory)",
     )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     dtypes = ["auto", "float32", "bfloat16", "float16"]
     parser.add_argument("--dtype", choices=dtypes, default="auto")
-    parser.add_argument("--threads", type=int, help="CPU threads (all cores)")
+    parser.add_argument("--threads", type=positive, help="CPU threads (all cores)")
 
 
 def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", type=Path, help="default: <model directory>/exit_heads")
+    parser.add_argument("--output", type=Path, help="directory (<model directory>/exit_heads)")
     parser.add_argument(
         "--exit-layers",
-        help="comma-separated, 0 for embeddings; default: a tenth of the depth, or --start-from's",
+        type=layer_numbers,
+        help="comma-separated, 0 for embeddings (a tenth of the depth, or --start-from's)",
     )
     parser.add_argument(
         "--search",
         action="store_true",
-        help="find exit layers by forecasts, and runs of the best few",
+        help="find exit layers by forecasts, then by runs of the best few",
     )
     parser.add_argument(
-        "--search-tokens", type=int, default=40_000, help="of them, searched on (%(default)s)"
+        "--search-tokens",
+        type=positive,
+        default=40_000,
+        help="tokens used for the search (%(default)s)",
     )
     parser.add_argument(
-        "--candidates", type=int, default=3, help="choices of exits that are compared (%(default)s)"
+        "--candidates", type=positive, default=3, help="choices of exits to compare (%(default)s)"
     )
     _add_clock_arguments(parser)
     parser.add_argument(
@@ -98,28 +116,34 @@ def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
         help="reduced vocabulary of the heads (4096, or --start-from's; with --search auto, found "
         "by forecasts)",
     )
-    parser.add_argument("--epochs", type=int, default=4, help="(%(default)s)")
+    parser.add_argument("--epochs", type=positive, default=4, help="(%(default)s)")
     parser.add_argument(
-        "--batch-tokens", type=int, help="per step of training (512 on a CPU, 4096 on a GPU)"
+        "--batch-tokens",
+        type=positive,
+        help="tokens per training step (512 on a CPU, 4096 on a GPU)",
     )
     parser.add_argument(
-        "--learning-rate", type=float, help="(1e-3 for 512 tokens a step, more for more)"
+        "--learning-rate",
+        type=positive_number,
+        help="(1e-3 for 512 tokens per step, more for more)",
     )
     parser.add_argument(
         "--refine",
-        type=int,
+        type=count,
         metavar="SIZE",
         default=0,
-        help="a gated MLP of this inner size behind each head's linear part (%(default)s: none)",
+        help="a gated MLP of this inner size after each head's linear part (%(default)s: none)",
     )
     parser.add_argument(
         "--start-from", type=Path, metavar="DIR", help="heads to train further instead of anew"
     )
     parser.add_argument(
-        "--no-previous-token", action="store_true", help="without that input (for comparisons)"
+        "--no-previous-token",
+        action="store_true",
+        help="heads without the previous token's last state (for comparisons)",
     )
     parser.add_argument(
-        "--no-report", action="store_true", help="write the heads alone: no page, no timed runs"
+        "--no-report", action="store_true", help="write only the heads: no page, no timed runs"
     )
 
 
@@ -128,33 +152,43 @@ def _add_clock_arguments(parser: argparse.ArgumentParser) -> None:
         "--clock",
         choices=[MODELLED, "wall"],
         help="what choices are compared by: the costs of the parts of steps, measured once and the "
-        f"same for all, or the time of day ({MODELLED})",
+        f"same for all, or wall-clock time ({MODELLED})",
     )
     parser.add_argument(
         "--costs",
-        type=Path,
+        type=output_file,
         metavar="FILE",
-        help="the modelled clock's costs, as `bench heads` keeps them: read from there, written "
-        "there where they are not known yet (measured, and kept in --work)",
+        help="the modelled clock's costs, as `bench heads` keeps them: read from FILE; those it "
+        "lacks are measured and written there (measured, and kept in --work)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Carry out a parsed `heads` command and return the exit status."""
-    if args.heads_command == "show":
-        print((args.heads / "heads.json").read_text())
-        return 0
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    commands = {"train": _train, "eval": _evaluate, "search": _choose, "show": _show}
     try:
-        return {"train": _train, "eval": _evaluate, "search": _choose}[args.heads_command](args)
-    except (EngineError, ValueError) as error:
+        return commands[args.heads_command](args)
+    except (EngineError, OSError, ValueError) as error:
         print(f"adadecode heads {args.heads_command}: {error}", file=sys.stderr)
         return 1
+
+
+def _show(args: argparse.Namespace) -> int:
+    text = json.dumps(read_facts(args.heads), indent=2)
+    try:
+        print(text, flush=True)
+    except (
+        BrokenPipeError
+    ):  # a reader such as `head` has seen enough; nor is there an error at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def _train(args: argparse.Namespace) -> int:
     directory = resolve_model(args.model)
     output = args.output or directory / "exit_heads"
+    _check_writable("--output", output)
     size = _vocabulary_size(args)
     search = _search_options(args, size)
     _check_refinement(args)
@@ -182,8 +216,6 @@ def _training_config(args: argparse.Namespace) -> TrainingConfig:
     has less noise.
     """
     batch_tokens: int = args.batch_tokens or (4096 if _is_on_gpu(args) else 512)
-    if batch_tokens < 1:
-        raise ValueError(f"--batch-tokens: at least 1, got {batch_tokens}")
     rate: float | None = args.learning_rate
     return TrainingConfig(
         epochs=args.epochs,
@@ -207,10 +239,9 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _choose(args: argparse.Namespace) -> int:
-    if args.candidates < 1:
-        raise ValueError("--candidates: at least 1")
+    _check_writable("--output", args.output)
     if args.output.resolve() == args.heads.resolve():
-        raise ValueError("--output: another directory than --heads, whose heads would be lost")
+        raise ValueError("--output should differ from --heads, whose heads would be lost")
     directory = resolve_model(args.model)
     generation = _generation_options(
         args, directory, args.output / "work", quantization=args.quantization
@@ -235,6 +266,8 @@ def _generation_options(
     *,
     quantization: Literal["auto", "none", "int8", "q4"] = "none",
 ) -> GenerationOptions:
+    if args.work is not None:
+        _check_writable("--work", args.work)
     return GenerationOptions(
         model=ModelConfig(
             directory=directory,
@@ -244,6 +277,7 @@ def _generation_options(
             num_threads=args.threads,
         ),
         work=args.work or default_work,
+        is_shared=args.work is None,
         num_tokens=args.tokens,
         max_new_tokens=args.max_new_tokens,
         max_bytes=_memory_bytes(args),
@@ -251,7 +285,7 @@ def _generation_options(
 
 
 def _prompts(args: argparse.Namespace) -> list[Prompt]:
-    prompts = read_prompts(args.prompts) if args.prompts else []
+    prompts = _read_prompts(args.prompts) if args.prompts else []
     if not args.no_code_prompts:
         prompts += code_prompts()
     if not prompts:
@@ -259,17 +293,32 @@ def _prompts(args: argparse.Namespace) -> list[Prompt]:
     return shuffled(prompts)
 
 
+def _read_prompts(path: Path) -> list[Prompt]:
+    try:
+        return read_prompts(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--prompts: {path} cannot be read: {error}") from error
+
+
+def _check_writable(flag: str, directory: Path) -> None:
+    """Refuse a directory that cannot be written to, before hours of work."""
+    nearest = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise ValueError(f"{flag}: {nearest} is not a directory")
+    if not os.access(nearest, os.W_OK):
+        raise ValueError(f"{flag}: {nearest} cannot be written to")
+
+
 def _exit_layers(args: argparse.Namespace, directory: Path) -> list[int]:
     """Return the layers asked for, those of `--start-from`, or one at a tenth of the depth."""
     num_layers = ModelSpec.from_directory(directory).num_layers
-    text: str | None = args.exit_layers
-    if text is None:
+    layers: list[int] | None = args.exit_layers
+    if layers is None:
         if args.start_from is not None:
             return list(read_facts(args.start_from)["exit_layers"])
         return [max(1, num_layers // 10)]
-    layers = sorted({int(part) for part in text.split(",")})
-    if not all(0 <= layer < num_layers for layer in layers):
-        raise ValueError(f"--exit-layers: between 0 and {num_layers - 1}, got {text}")
+    if layers[-1] >= num_layers:
+        raise ValueError(f"--exit-layers: between 0 and {num_layers - 1}, got {layers[-1]}")
     return layers
 
 
@@ -282,7 +331,7 @@ def _check_refinement(args: argparse.Namespace) -> None:
 
     Linear heads can be given a refinement; heads that have one keep its size.
     """
-    if args.refine < 0 or args.refine % BLOCK:
+    if args.refine % BLOCK:
         raise ValueError(f"--refine: 0, or a multiple of {BLOCK}, got {args.refine}")
     if args.refine and args.start_from is not None:
         sizes = read_facts(args.start_from).get("refinement_sizes", {}).values()
@@ -294,8 +343,6 @@ def _memory_bytes(args: argparse.Namespace) -> int:
     gib: float | None = args.memory_gib
     if gib is None:
         gib = torch.cuda.mem_get_info()[1] / 2**31 if _is_on_gpu(args) else 2.0
-    if gib <= 0:
-        raise ValueError(f"--memory-gib: more than 0, got {gib}")
     return int(gib * 2**30)
 
 
@@ -316,14 +363,12 @@ def _vocabulary_size(args: argparse.Namespace) -> int | None:
 def _search_options(args: argparse.Namespace, vocabulary_size: int | None) -> SearchOptions | None:
     if not args.search:
         if args.clock is not None or args.costs is not None:
-            raise ValueError("--clock and --costs are for --search, which is not asked for")
+            raise ValueError("--clock and --costs need --search")
         return None
     if args.exit_layers is not None:
         raise ValueError("--search finds the exit layers: leave out --exit-layers")
     if args.start_from is not None:
         raise ValueError("--start-from needs the exit layers of those heads, not --search")
-    if args.candidates < 1:
-        raise ValueError("--candidates: at least 1")
     return SearchOptions(
         num_tokens=args.search_tokens,
         num_candidates=args.candidates,
@@ -336,7 +381,7 @@ def _search_options(args: argparse.Namespace, vocabulary_size: int | None) -> Se
 def _timekeeping(args: argparse.Namespace) -> Timekeeping:
     clock = args.clock or MODELLED
     if args.costs is not None and clock != MODELLED:
-        raise ValueError(f"--costs: only --clock {MODELLED} goes by them")
+        raise ValueError(f"--costs: only --clock {MODELLED} uses them")
     return Timekeeping(clock=clock, costs=args.costs)
 
 

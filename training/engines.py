@@ -104,7 +104,7 @@ class Engines:
             ValueError: if costs are given for another clock, or the file holds no costs.
         """
         if costs is not None and clock != MODELLED:
-            raise ValueError(f"--costs: only --clock {MODELLED} goes by them")
+            raise ValueError(f"--costs: only --clock {MODELLED} uses them")
         self.config = config
         self._clock = clock
         self._file = costs

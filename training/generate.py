@@ -58,6 +58,7 @@ class GenerationOptions:
     num_tokens: int  # self-generated
     max_new_tokens: int  # per prompt; in every fourth round three times as many
     max_bytes: int  # of memory for states, and for keys and values while generating
+    is_shared: bool = False  # `work` has a directory for text of each origin, see `TextOrigin`
 
     @property
     def generations(self) -> Path:
@@ -130,7 +131,7 @@ def generate(
                 break
     recorder.flush()
     if done < options.num_tokens:
-        logger.warning("the prompts are used up: %d of %d tokens", done, options.num_tokens)
+        logger.warning("prompts used up: %d of %d tokens", done, options.num_tokens)
 
 
 class _Recorder:

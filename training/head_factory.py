@@ -1,6 +1,7 @@
 """Makes heads from collected states: fitted, loaded or carried over from others, and trained."""
 
 import hashlib
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -30,6 +31,7 @@ class HeadFactory:
         """
         self.token_ids = torch.tensor(token_ids, dtype=torch.int32)
         self.lm_head = lm_head_rows(decoder, self.token_ids)
+        self._fingerprint = decoder.fingerprint
         self._max_bytes = max_bytes
 
     def shards(self, paths: ShardPaths, layer: int) -> Shards:
@@ -83,8 +85,8 @@ class HeadFactory:
         """Train a head to the end, resuming a killed run after its last complete epoch.
 
         Args:
-            work: Where checkpoints are kept; another configuration, vocabulary or set of shards
-                has checkpoints of its own.
+            work: Where checkpoints are kept; another model, configuration, vocabulary or set of
+                shards has checkpoints of its own.
             start: The name of its origin and a head to train further; None: fit a new one.
         """
         if start is None:
@@ -96,7 +98,7 @@ class HeadFactory:
             head.refine(config.refinement_size, config.seed)
         trainer = HeadTrainer(head, shards, config)
         facts: list[Any] = [asdict(config), shards.names, self.token_ids.tolist()]
-        facts.append(origin)
+        facts += [origin, self._fingerprint]
         key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
         checkpoint = work / f"{name}-{key}.pt"
         if checkpoint.is_file():
@@ -109,8 +111,10 @@ class HeadFactory:
 
             while not trainer.is_done:
                 trainer.run_epoch(on_step)
+                state = io.BytesIO()  # to a file that cannot be written torch fails obscurely
+                torch.save(trainer.state(), state)
                 with whole_file(checkpoint) as partial:
-                    torch.save(trainer.state(), partial)
+                    partial.write_bytes(state.getbuffer())
         return head
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.model.exit_head import RefinementWeights
-from engine.worker.learning.trainee import unit_rms
+from engine.worker.learning.unit_rms import unit_rms
 
 _SCALE_SAMPLE = 65536  # positions that feature scales are measured on
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from engine.model.decoder import Decoder
@@ -15,6 +15,7 @@ from training.evaluate import HeadFigures
 from training.generations import Generation, num_output_tokens
 from training.head_module import HeadModule
 from training.json_file import read_json, write_json
+from training.tensor_file import write_tensors
 
 Facts = dict[str, Any]
 
@@ -38,10 +39,9 @@ def write_heads(
     tensors = {"vocabulary": token_ids}
     for layer, head in heads.items():
         tensors |= head.tensors(layer)
-    cpu = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
-    save_file(cpu, str(directory / "heads.safetensors"))
+    write_tensors(directory / "heads.safetensors", tensors)
     content = {
-        "format_version": format_version(cpu),
+        "format_version": format_version(tensors),
         "exit_layers": sorted(heads),
         "refinement_sizes": {str(n): head.refinement_size for n, head in heads.items()},
         "calibration": {str(n): asdict(f.calibration) for n, f in figures.items()},
@@ -68,7 +68,7 @@ def write_chosen(source: Path, exit_layers: Sequence[int], directory: Path, furt
         for name, tensor in load_file(str(source / "heads.safetensors")).items()
         if name == "vocabulary" or name.startswith(prefixes)
     }
-    save_file(tensors, str(directory / "heads.safetensors"))
+    write_tensors(directory / "heads.safetensors", tensors)
     facts = read_facts(source)
     for name in ("calibration", "figures", "refinement_sizes"):
         by_layer = facts.get(name, {})
@@ -110,9 +110,11 @@ def read_facts(directory: Path) -> Facts:
     """Read `heads.json`.
 
     Raises:
-        ValueError: if the directory has none.
+        ValueError: if the directory has none, or it is damaged.
     """
     facts: Facts | None = read_json(directory / "heads.json")
     if facts is None:
         raise ValueError(f"{directory} has no heads.json")
+    if not isinstance(facts, dict):
+        raise ValueError(f"{directory / 'heads.json'} is not a JSON object")
     return facts

@@ -2,7 +2,8 @@
 
 The model's own output and its hidden states → heads → figures → files. A killed run resumes.
 
-work directory:  generations.jsonl, hidden/, held-out/ → head-<layer>-<hash of its inputs>.pt
+work directory:  made-by.json (see `text_origin`), generations.jsonl, hidden/, held-out/
+                 → head-<layer>-<hash of its inputs>.pt
 search:          search-<hash of its options>/ (see `search`), and a sample's states at all layers,
                  which are deleted when the search is over
 output:          heads.safetensors, heads.json, report.html
@@ -20,12 +21,12 @@ from engine.checkpoint.directory import has_blocks
 from engine.config import EngineConfig, ModelConfig
 from engine.model.decoder import Decoder
 from engine.model.exit_head import load_heads
+from engine.model.ops.interface import Ops
 from engine.model.spec import ModelSpec
-from engine.worker.backend import limit_torch_threads, select_ops
+from engine.worker.backend import describe_numbers, limit_torch_threads, select_ops
 from training import gpu
 from training.collect import ShardPaths, collect
 from training.costs import measure_costs
-from training.course import Course
 from training.evaluate import HeadFigures, evaluate_head
 from training.generate import GenerationOptions, generate
 from training.generations import (
@@ -39,6 +40,7 @@ from training.generations import (
 )
 from training.head_factory import HeadFactory
 from training.head_module import HeadModule
+from training.head_training import HeadTraining
 from training.heads_file import (
     Facts,
     data_facts,
@@ -54,6 +56,7 @@ from training.search import Sample, Search, SearchOptions
 from training.search_result import SearchResult
 from training.selection import Comparison, Selection
 from training.states import ROWS_PER_SHARD, StateShards
+from training.text_origin import TextOrigin
 from training.texts import GreedyTexts
 from training.threads import torch_threads
 from training.timing import Stopwatch, TimedRuns, Timekeeping
@@ -89,6 +92,7 @@ def train(
         ValueError: if the options do not fit together, or the disk is too small.
     """
     decoder = load_decoder(generation.model)
+    generation = _with_own_work(generation, prompts, decoder)
     found = None
     if options.search is not None:
         found = _search(generation, options.search, decoder, prompts)
@@ -103,11 +107,11 @@ def train(
     generate(generation, prompts, layers, decoder)
     training, held_out = split_held_out(read_generations(generation.generations))
     if not training:
-        raise ValueError("the model has said too little to train on: give more --prompts")
+        raise ValueError("the model has generated too little text to train on: give more --prompts")
     held_out_paths = collect(decoder, held_out, layers, generation.held_out_states)
     ids = _vocabulary(options, training)
     factory = HeadFactory(decoder, ids, generation.max_bytes)
-    course = Course(
+    head_training = HeadTraining(
         decoder=decoder,
         factory=factory,
         rows=training,
@@ -116,7 +120,7 @@ def train(
         config=options.training,
         start_from=options.start_from,
     )
-    trained = course.run(layers)
+    trained = head_training.run(layers)
     heads = {layer: head for layer, (head, _) in trained.items()}
     figures = {layer: each for layer, (_, each) in trained.items()}
     facts = model_facts(options.name, decoder) | {
@@ -223,14 +227,15 @@ def _search(
     prompts: Sequence[Prompt],
 ) -> SearchResult:
     """Find exits and the size of the reduced vocabulary, unless an earlier run has done so."""
-    key = hashlib.sha256(json.dumps(asdict(options), default=str).encode()).hexdigest()[:12]
+    small = replace(generation, num_tokens=min(options.num_tokens, generation.num_tokens))
+    facts = [asdict(options), small.num_tokens, decoder.fingerprint]
+    key = hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:12]
     work = generation.work / f"search-{key}"
     path = work / "result.json"
     known = SearchResult.read(path)
     if known is not None:
         return known
     layers = list(range(decoder.spec.num_layers))
-    small = replace(generation, num_tokens=min(options.num_tokens, generation.num_tokens))
     _check_disk(small, decoder.spec.hidden_size, len(layers))
     generate(small, prompts, layers, decoder)
     rows = choose_sample(read_generations(generation.generations), options.num_tokens)
@@ -261,6 +266,7 @@ def evaluate(
         HeadsMismatch: if the heads belong to other weights.
     """
     decoder = load_decoder(generation.model)
+    generation = _with_own_work(generation, prompts, decoder)
     exit_layers = load_heads(heads, decoder).exit_layers
     _, paths = _answers(generation, prompts, exit_layers, decoder)
     token_ids = read_vocabulary(heads)
@@ -289,6 +295,7 @@ def choose_exits(
         ValueError: if the costs to compare by do not fit.
     """
     decoder = load_decoder(generation.model)
+    generation = _with_own_work(generation, prompts, decoder)
     exit_layers = load_heads(heads, decoder).exit_layers
     rows, paths = _answers(generation, prompts, exit_layers, decoder)
     selection = Selection(generation, decoder, heads, rows, paths)
@@ -316,7 +323,25 @@ def load_decoder(model: ModelConfig) -> Decoder:
     config = EngineConfig(model=model)
     ops = select_ops(config, ModelSpec.from_directory(model.directory))
     limit_torch_threads(config, ops)
-    keeps_blocks = (
-        ops.name == "native" and model.quantization != "none" and has_blocks(model.directory)
-    )
-    return Decoder.load(model.directory, ops, keep_blocks=keeps_blocks)
+    return Decoder.load(model.directory, ops, keep_blocks=_keeps_blocks(model, ops))
+
+
+def _keeps_blocks(model: ModelConfig, ops: Ops) -> bool:
+    return ops.name == "native" and model.quantization != "none" and has_blocks(model.directory)
+
+
+def _with_own_work(
+    generation: GenerationOptions, prompts: Sequence[Prompt], decoder: Decoder
+) -> GenerationOptions:
+    """Return the options with a work directory that holds no other text than theirs.
+
+    Raises:
+        ValueError: if the directory that was asked for holds some.
+    """
+    model = generation.model
+    numbers = describe_numbers(decoder.ops, has_blocks=_keeps_blocks(model, decoder.ops))
+    origin = TextOrigin.of(decoder, numbers, model.directory, prompts, generation.max_new_tokens)
+    work = generation.work / origin.key if generation.is_shared else generation.work
+    origin.claim(work)
+    logger.info("work directory: %s", work)
+    return replace(generation, work=work, is_shared=False)

@@ -103,7 +103,7 @@ def read_prompts(path: Path) -> list[Prompt]:
         ValueError: if a line is not such an object.
     """
     prompts = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             row = json.loads(line)
             prompts.append(Prompt(str(row.get("task", "prompt")), str(row["prompt"])))
@@ -112,9 +112,9 @@ def read_prompts(path: Path) -> list[Prompt]:
     return prompts
 
 
-def code_prompts(seed: int = 0) -> list[Prompt]:
+def code_prompts() -> list[Prompt]:
     """Make requests to write, complete or explain functions of the standard library."""
-    choose = random.Random(seed)
+    choose = random.Random(0)
     prompts, seen = [], set()
     for module_name in _MODULES:
         for name, member in _documented(importlib.import_module(module_name)):
@@ -129,10 +129,10 @@ def code_prompts(seed: int = 0) -> list[Prompt]:
     return prompts
 
 
-def shuffled(prompts: Sequence[Prompt], seed: int = 0) -> list[Prompt]:
+def shuffled(prompts: Sequence[Prompt]) -> list[Prompt]:
     """Return the prompts in a fixed random order, so that its first n are a fair mix for any n."""
     order = list(prompts)
-    random.Random(seed).shuffle(order)
+    random.Random(0).shuffle(order)
     return order
 
 

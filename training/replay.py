@@ -22,7 +22,7 @@ from engine.sequence import Sequence as EngineSequence
 from engine.worker.chances import Chances
 from engine.worker.cost_model import CostModel
 from engine.worker.decode_step import DecodeStep
-from engine.worker.exit_look import Arrival, Opinion, first_unseen
+from engine.worker.exit_evaluator import Arrival, Opinion, first_unseen
 from engine.worker.exit_policy import ExitPolicy
 from engine.worker.kv_cache import KvCache
 from engine.worker.policy_drafter import PolicyDrafter
@@ -157,12 +157,12 @@ class Replay:
             threshold: Fixed confidence threshold of all exits; None: the policy decides.
         """
         layers = sorted(opinions)
-        look = _RecordedLook([opinions[layer] for layer in layers])
+        evaluator = _RecordedEvaluator([opinions[layer] for layer in layers])
         drafter = _TimedDrafter(
             ExitPolicy(len(layers), cost),
             Chances(layers, calibration),
             exit_layers=layers,
-            exit_look=look,
+            exit_evaluator=evaluator,
             has_lookup=False,
             threshold=threshold,
         )
@@ -172,7 +172,7 @@ class Replay:
         )
         seconds = 0.0
         for number, (start, end) in enumerate(self._spans):
-            look.begin(start)
+            evaluator.begin(start)
             runner.target = self._target[start:end]
             pending = self._decode(step, number, end - start)
             seconds += drafter.take_seconds() + sum(map(cost.logits, pending))
@@ -199,8 +199,8 @@ class Replay:
         return pending
 
 
-class _RecordedLook:
-    """Stands in for `ExitLook`: reads recorded opinions."""
+class _RecordedEvaluator:
+    """Stands in for `ExitEvaluator`: reads recorded opinions."""
 
     def __init__(self, opinions: Sequence[Opinions]) -> None:
         self._token_ids = [each.token_ids.tolist() for each in opinions]
@@ -215,7 +215,7 @@ class _RecordedLook:
     def opinions(
         self, exit_index: int, arrivals: Sequence[Arrival], hidden: Tensor
     ) -> list[list[Opinion]]:
-        """See `ExitLook.opinions`."""
+        """See `ExitEvaluator.opinions`."""
         return [self._view(exit_index, arrival) for arrival in arrivals]
 
     def _view(self, exit_index: int, arrival: Arrival) -> list[Opinion]:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from engine.config import ModelConfig
 from engine.model.decoder import Decoder
@@ -30,11 +30,11 @@ from training.progress import ProgressReport
 from training.replay import Forecast, Opinions, Replay, form_opinions
 from training.search_result import Candidate, LayerCurve, SearchResult
 from training.states import ROWS_PER_SHARD
+from training.tensor_file import write_tensors
 from training.texts import GreedyTexts
 from training.threads import torch_threads
 from training.timing import Stopwatch, TimedRuns, Timekeeping, best_first
 from training.train_head import TrainingConfig
-from training.whole_file import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -151,8 +151,7 @@ class Search:
                     opinions[layer] = Opinions(**load_file(str(path)))
                 else:
                     opinions[layer] = self._opinions(factory, layer)
-                    with whole_file(path) as partial:
-                        save_file(asdict(opinions[layer]), str(partial))
+                    write_tensors(path, asdict(opinions[layer]))
                 report.update(layer)
         return CalibratedOpinions.of(opinions, self._texts.states, size)
 

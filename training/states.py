@@ -14,11 +14,10 @@ from typing import Protocol
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from engine.worker.learning.trainee import unit_rms
-from training.whole_file import whole_file
+from engine.worker.learning.unit_rms import unit_rms
+from training.tensor_file import write_tensors
 
 ROWS_PER_SHARD = 16  # generations; a killed run has to repeat no more than these
 LAST = "last"  # the part of the last layer, which every shard has
@@ -140,8 +139,7 @@ class StateShards:
                 path.unlink()
 
     def _save(self, tensors: dict[str, Tensor], path: Path) -> None:
-        with whole_file(path) as partial:
-            save_file({name: tensor.cpu() for name, tensor in tensors.items()}, str(partial))
+        write_tensors(path, tensors)
         shard, _, part = path.name.partition(".")
         for other in self._directory.glob(f"{shard.rpartition('-')[0]}-*.{part}"):
             if other != path:

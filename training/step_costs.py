@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
+from engine.errors import HeadsMismatch
 from engine.model.exit_head import RefinementWeights, read_tensors
 from engine.worker.cost_curve import CostCurve
 from engine.worker.cost_model import CostModel
@@ -46,7 +47,7 @@ class HeadSizes:
         try:
             tensors = read_tensors(directory)
             layers = sorted(json.loads((directory / "heads.json").read_text())["exit_layers"])
-        except OSError as error:
+        except (HeadsMismatch, OSError) as error:
             raise ValueError(f"no exit heads in {directory}: {error}") from None
         weights = (RefinementWeights.of(tensors, layer) for layer in layers)
         sizes = ("linear" if w is None else f"refinement of {len(w.gate)}" for w in weights)
@@ -168,7 +169,7 @@ class StepCosts:
         for name, fact in found.items():
             if self.measured_of.get(name) != fact:
                 raise ValueError(
-                    f"--costs: measured of other {name}, {self.measured_of.get(name)}, not {fact}"
+                    f"--costs: measured with other {name}: {self.measured_of.get(name)}, not {fact}"
                 )
 
     def knows(self, sizes: HeadSizes) -> bool:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.worker.learning.trainee import unit_rms
+from engine.worker.learning.unit_rms import unit_rms
 from training import gpu
 from training.head_module import HeadModule, feature_scale
 from training.states import HiddenStates, StateSource

@@ -9,5 +9,10 @@ from pathlib import Path
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a path to write to; it replaces the file if the context ends without an error."""
     partial = path.with_suffix(".partial")
-    yield partial
-    partial.replace(path)
+    try:
+        yield partial
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)  # a full disk has no room for a part of a file
+        error.filename = error.filename or str(path)
+        raise

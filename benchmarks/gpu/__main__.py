@@ -28,6 +28,7 @@ from benchmarks.gpu.report import Part, Report
 from benchmarks.machine import describe_machine, print_facts
 from engine.model.ops.cuda.tiles import TABLE
 from engine.worker.device_errors import is_device_broken
+from training.flag_types import output_file
 
 _TESTS = Path(__file__).parents[2] / "tests"
 _KEPT_OF_ALL = 0.65  # most of the time that may be reserved for parts
@@ -166,7 +167,7 @@ def _parse() -> argparse.Namespace:
         help="SmolLM2-135M in Hugging Face's layout, or in pieces (random)",
     )
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="JSON lines (built in)")
-    parser.add_argument("--json", type=Path, metavar="FILE", default=Path("gpu.json"))
+    parser.add_argument("--json", type=output_file, metavar="FILE", default=Path("gpu.json"))
     parser.add_argument("--parts", type=_names, metavar="P,P", help="(all)")
     parser.add_argument("--time-limit", type=float, default=450.0, metavar="S", help="(450)")
     parser.add_argument(

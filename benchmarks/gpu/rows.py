@@ -8,7 +8,7 @@ from benchmarks.gpu.bench import Bench, Model
 from benchmarks.gpu.report import Part
 from benchmarks.gpu.shapes import RandomWeights
 from engine.model.decoder import Decoder, Segment
-from engine.model.exact_rows import TOKEN_COUNTS, uneven_counts
+from engine.model.exact_rows import CHECKED_COUNTS, uneven_counts
 from engine.model.ops.interface import LayerCache, TokenBatch
 from engine.model.ops.torch_ops import TorchOps
 from engine.worker.kv_cache import allocate_cache
@@ -23,7 +23,7 @@ def measure(bench: Bench, part: Part) -> None:
     for model in (bench.big, bench.small):
         uneven = uneven_counts(model.decoder)
         verdict = "exact" if not uneven else f"uneven at {uneven}"
-        counts = ", ".join(map(str, TOKEN_COUNTS))
+        counts = ", ".join(map(str, CHECKED_COUNTS))
         part.add(f"{model.shape.name}: rows among {counts}", verdict, is_met=not uneven)
         if uneven:
             _name_products(part, model)
@@ -43,11 +43,11 @@ def _name_products(part: Part, model: Model) -> None:
     ops = model.ops
     for name, shape in model.linears.items():
         weight = ops.pack(torch.randn(*shape, device=ops.device) / shape[1] ** 0.5)
-        x = torch.randn(max(TOKEN_COUNTS), shape[1], device=ops.device).to(ops.dtype)
+        x = torch.randn(max(CHECKED_COUNTS), shape[1], device=ops.device).to(ops.dtype)
         alone = torch.cat([ops.linear(row, weight) for row in x.split(1)])
         uneven = [
             count
-            for count in TOKEN_COUNTS
+            for count in CHECKED_COUNTS
             if not torch.equal(ops.linear(x[:count], weight), alone[:count])
         ]
         part.add(f"{model.shape.name}: {name} uneven at", str(uneven))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.scripted import Script
 from engine.model.exit_head import ExitHeads
-from engine.worker.exit_look import Arrival, ExitLook
+from engine.worker.exit_evaluator import Arrival, ExitEvaluator
 from engine.worker.sampler import Sampler
 from engine.worker.step_estimate import StepEstimate
 
@@ -29,20 +29,20 @@ class ScriptedHeads(Script):
         )
         self.acceptance = 1.0  # share of drafts that are right
         self.coverage = 1.0  # share of positions where the head counts as sure enough to draft
-        self._look = ExitLook(heads, sampler)
+        self._evaluator = ExitEvaluator(heads, sampler)
 
-    def look(
+    def evaluate_exit(
         self,
         exit_index: int,
         arrivals: Sequence[Arrival],
         hidden: Tensor,
         estimate: StepEstimate,
     ) -> None:
-        """See `Drafter.look`."""
+        """See `Drafter.evaluate_exit`."""
         able = [a for a in arrivals if a.row.num_room and a.row.estimates]
         if not able:
             return
-        self._look.opinions(exit_index, able, hidden)
+        self._evaluator.opinions(exit_index, able, hidden)
         for arrival in able:
             if _draw("sure", arrival.row.newest_position + 1) < self.coverage:
                 self.append(arrival.row, exit_index)

@@ -10,6 +10,7 @@ from engine.worker.cuda_graph import CudaCapture
 
 _COLD_BYTES = 512 * 2**20  # more than any cache holds
 _MOST_COPIES = 128
+_REPEATS = 5  # whose median counts
 
 
 def synchronize(device: torch.device) -> None:
@@ -18,9 +19,7 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def seconds(
-    calls: Sequence[Callable[[], object]], device: torch.device, *, repeats: int = 5
-) -> float:
+def seconds(calls: Sequence[Callable[[], object]], device: torch.device) -> float:
     """Return the median time of one call, where all calls are made in turn.
 
     On a GPU they are captured as one graph, so that launching does not count.
@@ -32,7 +31,7 @@ def seconds(
         for call in calls:
             call()
         times = []
-        for _ in range(repeats):
+        for _ in range(_REPEATS):
             started = time.perf_counter()
             for call in calls:
                 call()
@@ -45,7 +44,7 @@ def seconds(
 
     replay = CudaCapture()(run)
     times = []
-    for _ in range(repeats + 1):
+    for _ in range(_REPEATS + 1):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         replay()

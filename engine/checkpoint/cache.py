@@ -26,7 +26,16 @@ def cache_root() -> Path:
 
 def converted_directory(file: Path, progress: Progress) -> Path:
     """Return where the conversion of a GGUF file is, or would be."""
-    return cache_root() / "gguf" / f"{_memoized_sha256(file, progress)}-v{_CONVERTER_VERSION}"
+    return _conversions() / f"{_memoized_sha256(file, progress)}-v{_CONVERTER_VERSION}"
+
+
+def is_conversion(directory: Path) -> bool:
+    """Whether a directory is where conversions of GGUF files are."""
+    return directory.parent == _conversions()
+
+
+def _conversions() -> Path:
+    return cache_root() / "gguf"
 
 
 def _memoized_sha256(file: Path, progress: Progress) -> str:
@@ -36,11 +45,16 @@ def _memoized_sha256(file: Path, progress: Progress) -> str:
     with suppress(OSError):
         return memo.read_text()
     digest = _sha256(file, stat.st_size, progress)
+    with suppress(OSError):  # the next start reads the file again
+        _write_memo(memo, digest)
+    return digest
+
+
+def _write_memo(memo: Path, digest: str) -> None:
     memo.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=memo.parent, delete=False) as scratch:
         scratch.write(digest)
     Path(scratch.name).replace(memo)
-    return digest
 
 
 def _sha256(file: Path, size: int, progress: Progress) -> str:

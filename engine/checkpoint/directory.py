@@ -56,12 +56,15 @@ def architecture_of(config: dict[str, Any], source: Path) -> str:
     """Return the architecture named in a config.json.
 
     Raises:
+        ModelLoadError: It is not given as a list.
         UnsupportedArchitecture: It is not one that we serve.
     """
     architectures = config.get("architectures") or ["no architecture at all"]
+    if not isinstance(architectures, list):
+        raise ModelLoadError(f"{source}: 'architectures' is not a list.")
     if architectures[0] not in SUPPORTED_ARCHITECTURES:
         raise UnsupportedArchitecture(
-            f"{source} names {architectures[0]}; served are {', '.join(SUPPORTED_ARCHITECTURES)}."
+            f"{source} names {architectures[0]}; supported: {', '.join(SUPPORTED_ARCHITECTURES)}."
         )
     return str(architectures[0])
 
@@ -84,9 +87,10 @@ def check_directory(directory: Path) -> None:
         raise ModelLoadError(f"{directory} has no tokenizer.json.")
     quantization = config.get("quantization_config")
     if quantization:
-        method = quantization.get("quant_method", "unknown")
+        is_object = isinstance(quantization, dict)
+        method = quantization.get("quant_method", "unknown") if is_object else quantization
         raise ModelLoadError(
-            f"{directory} is quantized ({method}). Served are plain safetensors and GGUF files."
+            f"{directory} is quantized ({method}). Supported are plain safetensors and GGUF files."
         )
 
 
@@ -94,7 +98,8 @@ def _refuse_remote_code(directory: Path) -> None:
     for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
         if "auto_map" in read_json(directory / name):
             raise UnsafeCheckpoint(
-                f"{directory / name} has `auto_map`: it wants its own Python code run. We never do."
+                f"{directory / name} has `auto_map`: it wants its own Python code to be run, which "
+                "this server never does."
             )
 
 

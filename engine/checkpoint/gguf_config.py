@@ -33,7 +33,7 @@ def model_config(
     if family not in _ARCHITECTURES or metadata.get(f"{family}.expert_count"):
         experts = " with experts" if family in _ARCHITECTURES else ""
         raise UnsupportedArchitecture(
-            f"The GGUF file holds {family!r}{experts}; served are {', '.join(_ARCHITECTURES)}."
+            f"The GGUF file holds {family!r}{experts}; supported: {', '.join(_ARCHITECTURES)}."
         )
     read = _Section(metadata, family)
     num_heads = read.number("attention.head_count")
@@ -93,9 +93,9 @@ class _Section:
 
 def _refuse_variants(read: _Section, head_size: int) -> None:
     if read.optional("attention.value_length", head_size) != head_size:
-        raise ModelLoadError("Value heads of another size than key heads are not served.")
+        raise ModelLoadError("Value heads of another size than key heads are not supported.")
     if read.optional("rope.dimension_count", head_size) != head_size:
-        raise ModelLoadError("Rotary embedding of a part of the head only is not served.")
+        raise ModelLoadError("Rotary embedding of only a part of the head is not supported.")
 
 
 def _family_config(
@@ -144,4 +144,4 @@ def _rope_parameters(read: _Section, factors: list[float] | None) -> dict[str, A
             "factor": factor,
             "original_max_position_embeddings": original,
         }
-    raise ModelLoadError(f"Rotary scaling {kind!r} of GGUF files is not served.")
+    raise ModelLoadError(f"Rotary scaling {kind!r} of GGUF files is not supported.")

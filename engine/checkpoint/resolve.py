@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from engine.checkpoint.builtin import BUILTIN_MODELS, require_builtin_file
-from engine.checkpoint.cache import Progress, building, converted_directory
+from engine.checkpoint.cache import Progress, building, cache_root, converted_directory
 from engine.checkpoint.directory import check_directory
 from engine.checkpoint.hub import download
 from engine.errors import ModelLoadError
@@ -52,6 +52,12 @@ def _converted(file: Path, progress: Progress) -> Path:
         # Imported here: it needs numpy and gguf, which a second start does without.
         from engine.checkpoint.gguf_convert import convert_gguf
 
-        with building(directory) as scratch:
-            convert_gguf(file, scratch, progress)
+        try:
+            with building(directory) as scratch:
+                convert_gguf(file, scratch, progress)
+        except OSError as error:
+            raise ModelLoadError(
+                f"The cache {cache_root()} cannot take the converted model: {error}. "
+                "The environment variable ADADECODE_CACHE can name another directory."
+            ) from error
     return directory

@@ -1,4 +1,4 @@
-"""The ablation on a tiny model: rows that verify are lossless, and each loses what it says."""
+"""The ablation on a tiny model: all variants that verify are lossless."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -37,7 +37,7 @@ def test_variants_differ_from_the_trained_heads_as_they_say(directory: Path) -> 
     )
     assert torch.equal(random["vocabulary"], trained["vocabulary"])
     assert not torch.equal(random["exits.1.project"], trained["exits.1.project"])
-    save_file(trained, str(directory / "again.safetensors"))  # nothing was changed in place
+    save_file(trained, str(directory / "again.safetensors"))  # no tensor was changed in place
 
 
 def test_every_row_runs_and_only_the_unverified_one_changes_outputs(

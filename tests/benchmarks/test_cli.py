@@ -2,13 +2,13 @@ import argparse
 
 import pytest
 
-from benchmarks.cli import add_arguments
+from benchmarks.cli import add_arguments, main
 
 
-def parse(*flags):
+def parse(*flags, command="latency"):
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    return parser.parse_args(["latency", *flags])
+    return parser.parse_args([command, *flags])
 
 
 def test_defaults_run_everything_on_the_built_in_model():
@@ -27,8 +27,51 @@ def test_lists_are_separated_by_commas():
 
 
 @pytest.mark.parametrize(
-    "flags", [("--modes", "fast"), ("--concurrency", "0"), ("--max-tokens", "-1")]
+    "flags",
+    [
+        ("--modes", "fast"),
+        ("--concurrency", "0"),
+        ("--max-tokens", "-1"),
+        ("--threshold", "nan"),
+        ("--temperature", "-1"),
+    ],
 )
 def test_nonsense_is_refused(flags):
     with pytest.raises(SystemExit):
         parse(*flags)
+
+
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [
+        ("latency", "--json"),
+        ("latency", "--plot"),
+        ("latency", "--costs"),
+        ("heads", "--json"),
+        ("peers", "--json"),
+        ("peers", "--plot"),
+        ("ablation", "--markdown"),
+        ("ablation", "--plot"),
+        ("learn", "--plot"),
+        ("prefix", "--json"),
+        ("soak", "--json"),
+        ("serve", "--result-filename"),
+    ],
+)
+def test_nothing_runs_whose_result_cannot_be_written(capsys, tmp_path, command, flag):
+    with pytest.raises(SystemExit) as refusal:
+        parse(flag, str(tmp_path / "nowhere" / "x"), command=command)
+    assert refusal.value.code == 2
+    assert f"argument {flag}: {tmp_path / 'nowhere'} is not a directory" in capsys.readouterr().err
+
+
+@pytest.mark.torch
+def test_a_file_that_cannot_be_read_is_one_line(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("benchmarks.latency.run", lambda args: args.prompts.read_text())
+    missing = tmp_path / "prompts.jsonl"
+    monkeypatch.setattr("sys.argv", ["bench", "latency", "--prompts", str(missing)])
+    assert main() == 1
+    error = capsys.readouterr().err
+    assert error.startswith("adadecode bench latency: ")
+    assert error.count("\n") == 1
+    assert str(missing) in error

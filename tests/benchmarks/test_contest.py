@@ -4,7 +4,7 @@ from benchmarks.contest import Contest, Entry, Outcome
 
 
 class CountingContestant:
-    """Answers every prompt with its own tokens; remembers how many came at once."""
+    """A contestant that echoes prompts, and remembers how many came at once."""
 
     def __init__(self):
         self.sizes = []

@@ -1,4 +1,4 @@
-"""The fuzzer on the real application around a fake engine; and that it would see what is wrong."""
+"""The fuzzer on the real application around a fake engine; it must also notice errors."""
 
 import argparse
 import json

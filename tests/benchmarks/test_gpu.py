@@ -1,4 +1,4 @@
-"""The GPU benchmark runs whole on a CPU, and a part that fails loses its figures alone."""
+"""The GPU benchmark runs on a CPU too, and a part that fails loses only its own figures."""
 
 import json
 import sys
@@ -73,7 +73,7 @@ def test_a_part_that_takes_too_long_is_ended() -> None:
         part.add("before", 1.0)
         try:
             time.sleep(30)
-        except Exception:  # as libraries do
+        except Exception:  # like some libraries
             time.sleep(30)
 
     whole = report()
@@ -119,7 +119,7 @@ def run_with_children(file: Path, *parts: str) -> Report:
 
 
 def test_a_part_that_takes_its_process_with_it_costs_no_other(tmp_path: Path) -> None:
-    """Neither one that dies nor one that never returns; what they had measured stays."""
+    """Other parts run although one dies and one hangs, and what these measured before is kept."""
     parts = ("first", "dies", "second", "hangs", "third")
     whole = run_with_children(tmp_path / "out.json", *parts)
     assert [figure.part for figure in whole.figures] == list(parts)

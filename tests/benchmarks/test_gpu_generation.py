@@ -1,4 +1,4 @@
-"""What is timed of a generation: decoding alone."""
+"""Only the decoding of a generation is timed."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.torch
 
 
 def test_the_clock_begins_when_every_prompt_has_a_token() -> None:
-    """The first prompts have several, and more tokens than there are prompts, long before."""
+    """By then the first prompts have several tokens, more in all than there are prompts."""
     config = EngineConfig(
         model=ModelConfig(directory=Path("nowhere")),
         scheduler=SchedulerConfig(max_num_seqs=6, max_num_batched_tokens=12),

@@ -1,4 +1,4 @@
-"""A model taken apart and put together again has the same weights, and its heads with it."""
+"""A model that is taken apart and put together again has the same weights and heads."""
 
 from pathlib import Path
 

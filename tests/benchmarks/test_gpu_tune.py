@@ -1,4 +1,4 @@
-"""Tuning keeps what is fastest and exact, and nothing that is not."""
+"""Tuning keeps the fastest tiles that are exact."""
 
 import itertools
 import time
@@ -36,7 +36,7 @@ def test_the_fastest_tiles_are_used_if_rows_keep_their_bits(
         tiles=tmp_path / "tiles.json",
     )
     bench.__dict__.update(big=model, small=model)
-    monkeypatch.setattr(tune, "_SECONDS", 0.2)  # for some of them
+    monkeypatch.setattr(tune, "_SECONDS", 0.2)  # time for only some of the tiles
     monkeypatch.setattr(tune, "uneven_counts", lambda _: [] if is_exact else [5])
     fastest = CANDIDATES["few"][-1]
     times = itertools.count(10**6, -1)

@@ -1,4 +1,4 @@
-"""Heads against one another on a tiny model, by costs that are kept."""
+"""`bench heads` compares heads on a tiny model, by stored costs."""
 
 import json
 from pathlib import Path
@@ -63,7 +63,7 @@ def test_what_the_modelled_clock_cannot_tell_is_refused(
     one = ("--concurrency", "1")
     modes = ("--modes", "plain,transformers")
     assert bench(monkeypatch, "latency", model, *one, *modes, "--clock", "modelled") == 2
-    assert "says nothing of transformers" in capsys.readouterr().err
+    assert "cannot time transformers" in capsys.readouterr().err
     assert bench(monkeypatch, "latency", model, *one, "--costs", model / "costs.json") == 2
     assert "only --clock modelled" in capsys.readouterr().err
     heads = ("--heads", model.parent / "deep") * 2

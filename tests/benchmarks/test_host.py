@@ -1,4 +1,4 @@
-"""The host beside an imagined device: a line for every case, and the same tokens whoever drafts."""
+"""`bench host` on a modelled device prints a line per case, and drafts change no token."""
 
 import sys
 from pathlib import Path
@@ -25,7 +25,7 @@ def test_a_line_for_every_case(
         assert line.startswith(name)
         assert line.split()[-10:-8] == [str(rows), str(temperature)]
         assert min(figures["worker"], figures["scheduler"], figures["speed"]) > 0.0
-        # Where none pays one is tried now and then.
+        # Even where drafts never pay, one is tried now and then.
         assert figures["drafts"] > 1.0 if name.endswith("draft") else figures["drafts"] < 0.5
         assert (figures["felt"] > 0.0) or not name.endswith("draft")
 
@@ -41,7 +41,7 @@ def test_drafts_change_no_token(tmp_path: Path) -> None:
 
 
 def test_a_device_does_not_wait_between_plain_steps(tmp_path: Path) -> None:
-    """The next pass is launched before the host reads; what a launch takes is hidden with it."""
+    """The next pass is launched before the host reads, which hides the time of a launch."""
     engine, worker = host.make_engine(host.WAYS["plain"], tmp_path, launch_s=50e-6)
     engine.generate(host.requests(1, 0.0, 40))
     steps = worker.steps[2:]
@@ -54,7 +54,7 @@ def test_a_device_feels_what_keeps_it_waiting() -> None:
     clock.tell()
     with clock.playing():
         clock.run(2.0)
-    sum(range(100_000))  # while it computes
+    sum(range(100_000))  # while the device computes
     clock.wait_until(clock.free_at)
     began = clock()
     sum(range(100_000))

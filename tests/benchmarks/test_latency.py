@@ -34,7 +34,7 @@ def prompts(tmp_path):
 
 
 def write_logit_lens(model, directory):
-    """Heads that take the state at the exit for the last one."""
+    """Write heads that use the state at the exit as the last state."""
     directory.mkdir()
     tensors = {"vocabulary": torch.arange(VOCAB, dtype=torch.int32)}
     for layer in EXITS:

@@ -1,4 +1,4 @@
-"""The change of domain on a tiny model: both ways of serving run, and say the same."""
+"""`bench learn` on a tiny model: outputs are the same with learning off and on."""
 
 from argparse import Namespace
 from importlib.util import find_spec
@@ -34,7 +34,7 @@ def test_learning_changes_no_output_and_is_counted(
     monkeypatch.setattr(learning, "encode_prompts", lambda *_: prompts)
     monkeypatch.setattr(learning, "resolve_model", Path)
     monkeypatch.setattr("engine.worker.cost_profile._ROUNDS", 1)
-    monkeypatch.setattr("engine.worker.learning.budget._RESERVE_S", -1.0)  # steps are short here
+    monkeypatch.setattr("engine.worker.learning.budget._RESERVE_S", -1.0)  # short steps earn little
     monkeypatch.setattr("training.engines._TRAFFIC_ROWS", (1, 2))
     monkeypatch.setattr("training.engines._TRAFFIC_ROUNDS", 1)
     plot = tmp_path / "learning.png" if find_spec("matplotlib") else None

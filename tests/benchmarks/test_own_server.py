@@ -1,4 +1,4 @@
-"""A benchmark that is told to end takes its server along."""
+"""A benchmark that is stopped also stops its server."""
 
 import os
 import signal

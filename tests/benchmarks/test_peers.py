@@ -1,4 +1,4 @@
-"""llama.cpp beside our engine: its program scripted, our own side on a tiny model."""
+"""llama.cpp, whose program is scripted, against our engine on a tiny model."""
 
 import json
 import stat
@@ -94,7 +94,7 @@ def test_a_file_that_is_in_the_precision_is_taken_as_it_is(tmp_path, monkeypatch
 
 
 def test_llama_cpp_needs_a_gguf_file(tmp_path):
-    with pytest.raises(ValueError, match="no GGUF file"):
+    with pytest.raises(ValueError, match="not a GGUF file"):
         source_file(str(tmp_path))
 
 
@@ -126,4 +126,4 @@ def test_llama_cpp_cannot_take_part_without_a_file_for_it(tmp_path, monkeypatch,
     monkeypatch.setattr("sys.argv", ["bench", "peers", str(model), *flags])
 
     assert main() == 2
-    assert "no GGUF file" in capsys.readouterr().err
+    assert "not a GGUF file" in capsys.readouterr().err

@@ -23,7 +23,7 @@ def test_every_prompt_is_asked_twice_and_held_against_the_target(tmp_path, capsy
     assert made == status
     prompts = [request.prompt_token_ids for request in engine.requests]
     assert prompts[1::2] == prompts[2::2]
-    assert len(set(prompts)) == 4  # with the warm-up
+    assert len(set(prompts)) == 4  # three prompts and the warm-up
     pairs = json.loads(file.read_text())
     assert all(pair[side]["ttft_s"] > 0 for pair in pairs for side in ("first", "again"))
     assert "answers that differ: 0" in capsys.readouterr().out

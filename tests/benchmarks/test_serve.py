@@ -1,4 +1,4 @@
-"""`bench serve` against an HTTP server around a fake engine; its figures on made-up outcomes."""
+"""`bench serve` against a server around a fake engine, and its figures on made-up outcomes."""
 
 import json
 from math import inf
@@ -37,7 +37,7 @@ def test_results_have_vllms_names(tmp_path, capsys, backend, dataset):
         )
 
     shown, result = capsys.readouterr().out, json.loads(file.read_text())
-    # The fake model knows token ids below 260 and 256 tokens: longer prompts fail, and say so.
+    # The fake model takes up to 256 tokens with ids below 260; other prompts fail and are counted.
     completed = result["completed"]
     assert completed + result["failed"] == 6
     assert status == (1 if result["failed"] else 0)

@@ -1,4 +1,4 @@
-"""Timing a server's start, with a server that only waits."""
+"""Times the start of a server that only waits."""
 
 from contextlib import asynccontextmanager
 

@@ -1,4 +1,4 @@
-"""The profile of a step on a tiny model."""
+"""`bench step` on a tiny model."""
 
 import pytest
 from backends import needs_native
@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.torch, needs_native]
 
 def test_a_line_for_every_case(tmp_path, monkeypatch, capsys):
     model = write_tiny_llama(tmp_path / "model")
-    write_character_tokenizer(model)  # without one it is no model to resolve
+    write_character_tokenizer(model)  # a model without a tokenizer is refused
     flags = ["--threads", "1", "--rows", "1,2", "--contexts", "8,40", "--steps", "6"]
     monkeypatch.setattr("sys.argv", ["step", str(model), "--forms", "float32", *flags])
     monkeypatch.setattr(step, "read_bandwidth", lambda: 10.0)

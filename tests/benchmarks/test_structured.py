@@ -1,4 +1,4 @@
-"""A small size of `adadecode bench structured`; and its twenty schemas can all be enforced."""
+"""A small run of `bench structured`, all of whose twenty schemas can be enforced."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""The traces themselves; what they find is the subject of tests/system/test_traces.py."""
+"""How traces are made and checked; tests/system/test_traces.py runs them on a real model."""
 
 import argparse
 
@@ -35,7 +35,7 @@ def test_wrong_answers_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     async def idle(_: object) -> dict[str, float]:
         return {"blocks": 0.0}
 
-    monkeypatch.setattr(traces, "until_idle", idle)  # the fake engine always holds some
+    monkeypatch.setattr(traces, "until_idle", idle)  # the fake engine always holds some blocks
     flags = ("--traces", "2", "--bodies", "4")
     assert run_on(FakeEngine(), *flags) == 0
     asked: set[tuple[int, ...]] = set()

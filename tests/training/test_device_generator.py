@@ -1,4 +1,4 @@
-"""Very many texts at once are the texts that the engine makes, whoever shares the device."""
+"""Texts generated in large batches are those of the engine, whatever shares the device."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def decoder(model: ModelConfig) -> Decoder:
 
 
 def asks() -> list[Ask]:
-    """Of many lengths, greedy and not."""
+    """Return prompts of many lengths, greedy and sampled."""
     return [
         Ask(
             Question("qa", [], [1 + (seed * 7 + place) % 90 for place in range(1 + seed % 23)]),
@@ -77,7 +77,7 @@ def test_its_texts_are_the_engines(model: ModelConfig, decoder: Decoder) -> None
     assert {is_over for _, is_over in expected.values()} == {False, True}
 
     waiting = asks()
-    # Few rows, and blocks for hardly two of the longest: they wait for one another.
+    # With few rows, and blocks for hardly two of the longest texts, they have to wait.
     per_token = 2 * decoder.spec.num_layers * decoder.spec.num_kv_heads * decoder.spec.head_size * 4
     generator = DeviceGenerator(decoder, max_rows=7, max_len=MAX_LEN, max_bytes=9 * 16 * per_token)
     found = {}

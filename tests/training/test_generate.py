@@ -1,6 +1,4 @@
-"""Generations of a tiny model: every length and temperature, second turns, and a run that goes on
-where another ended.
-"""
+"""Generations of a tiny model: lengths, temperatures, second turns, and resumed runs."""
 
 from collections import Counter
 from pathlib import Path
@@ -82,7 +80,9 @@ def test_some_answers_that_ended_get_a_second_question(
 ) -> None:
     monkeypatch.setattr(questions, "_SECOND_TURN_EVERY", 1)
     path = tmp_path / "generations.jsonl"
-    prompts = [Prompt("chat", prompt.text) for prompt in PROMPTS]  # a task of that name, too
+    prompts = [
+        Prompt("chat", prompt.text) for prompt in PROMPTS
+    ]  # a task that is itself called "chat"
     generate(options(chat_model, tmp_path, max_new=40), prompts, [])
     tokenizer = AutoTokenizer.from_pretrained(str(chat_model.directory))
     texts = [tokenizer.decode(row.prompt_ids).replace(" ", "") for row in read_generations(path)]

@@ -1,4 +1,4 @@
-"""Generations survive a kill in mid-line, and split the same way every time."""
+"""Stored generations survive a kill in mid-line, and are split in the same way every time."""
 
 from pathlib import Path
 

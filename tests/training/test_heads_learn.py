@@ -1,4 +1,4 @@
-"""Heads on a tiny model, from collection to loading: they predict, and fit their own model only."""
+"""Heads of a tiny model are trained, predict its tokens, and load for this model only."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from engine.errors import HeadsMismatch
 from engine.model.decoder import Decoder
 from engine.model.exit_head import format_version, load_heads
 from engine.model.ops.torch_ops import TorchOps
-from engine.worker.learning.trainee import unit_rms
+from engine.worker.learning.unit_rms import unit_rms
 from training.collect import collect
 from training.evaluate import evaluate_head
 from training.generations import Generation
@@ -212,7 +212,7 @@ def test_loaded_head_computes_what_was_trained(
     loaded = load_heads(tmp_path / "heads", decoder).heads[0]
     hidden, previous = states.exit[1:6].float(), states.last[:5].float()
     with torch.inference_mode():
-        # scale must not matter
+        # The scale of the inputs must not matter.
         state, logits, other = loaded(hidden * 3.0, previous * 0.5, [1] * 5)
         expected_state = head.state(hidden, previous)
         expected = head.logits(expected_state)

@@ -1,5 +1,6 @@
-"""`heads train` from prompts to a page, on a tiny model: searched for, killed again and again, and
-the same heads in the end.
+"""`heads train` on a tiny model, from prompts to the report.
+
+A run that searches for exits and is killed again and again ends with the same heads.
 """
 
 import json
@@ -21,6 +22,7 @@ from training import generate as generating
 from training import gpu
 from training.cli import main
 from training.progress import ProgressReport
+from training.tensor_file import write_tensors
 
 pytestmark = pytest.mark.torch
 
@@ -62,7 +64,7 @@ def train(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
 
 
 class Killed(BaseException):
-    """Nothing catches it, and nothing is tidied up."""
+    """An exception that nothing catches, like a kill."""
 
 
 def test_a_run_killed_everywhere_ends_with_the_same_heads(
@@ -92,9 +94,11 @@ def test_a_run_killed_everywhere_ends_with_the_same_heads(
                 killed += 1
     assert killed > 5
 
-    work, again = tmp_path / "out" / "work", tmp_path / "again" / "work"
+    [work] = (tmp_path / "out" / "work").iterdir()
+    again = tmp_path / "again" / "work" / work.name
     [result] = work.glob("search-*/result.json")
     (again / result.parent.name).mkdir(parents=True)
+    shutil.copy(work / "made-by.json", again)
     shutil.copy(work / "generations.jsonl", again)
     shutil.copy(result, again / result.parent.name)
     assert train(monkeypatch, *command(model, tmp_path / "again", *flags)) == 0
@@ -116,7 +120,7 @@ def check_output(output: Path) -> None:
     assert set(fastest["measured_by_temperature"]) == {"0", "0.8"}
     assert facts["search"]["clock"] == "modelled"
     assert facts["refinement_sizes"] == {str(layer): 32 for layer in layers}
-    states = {path.name.split(".")[1] for path in (output / "work" / "hidden").iterdir()}
+    states = {path.name.split(".")[1] for path in output.glob("work/*/hidden/*")}
     assert states == {"last", *(f"exit-{layer}" for layer in layers)}, "nothing else is kept"
     page = (output / "report.html").read_text()
     assert page.count("<svg") == 5
@@ -132,9 +136,12 @@ def test_a_run_that_was_killed_by_a_signal_goes_on(
     run = subprocess.Popen(
         [sys.executable, "-m", "training.cli", *args], cwd=ROOT, stderr=subprocess.DEVNULL
     )
-    generations = tmp_path / "work" / "generations.jsonl"
     deadline = time.monotonic() + 120
-    while not generations.is_file() and run.poll() is None and time.monotonic() < deadline:
+    while (
+        not list(tmp_path.glob("work/*/generations.jsonl"))
+        and run.poll() is None
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.01)
     run.send_signal(signal.SIGKILL)
     run.wait()
@@ -143,9 +150,10 @@ def test_a_run_that_was_killed_by_a_signal_goes_on(
     assert not tensors["exits.2.project_previous"].any()
     assert tensors["exits.2.project"].any()
 
+    [work] = (tmp_path / "work").iterdir()
     first = json.loads((tmp_path / "heads.json").read_text())["training"]
     further = command(model, tmp_path / "on", "--start-from", str(tmp_path), "--refine", "32")
-    assert train(monkeypatch, *further, "--work", str(tmp_path / "work")) == 0
+    assert train(monkeypatch, *further, "--work", str(work)) == 0
     facts = json.loads((tmp_path / "on" / "heads.json").read_text())
     assert facts["training"]["started_from"] == first
     assert facts["refinement_sizes"] == {"2": 32}, "linear heads can be given one"
@@ -153,7 +161,7 @@ def test_a_run_that_was_killed_by_a_signal_goes_on(
     assert train(monkeypatch, *again) == 1, "another size is refused"
     other = write_tiny_llama(tmp_path / "other", seed=1)
     write_character_tokenizer(other)
-    wrong = [*further, "--work", str(tmp_path / "work")]
+    wrong = [*further]
     wrong[1] = str(other)
     assert train(monkeypatch, *wrong) == 1, "heads of other weights"
     lower = command(model, tmp_path / "low", "--start-from", str(tmp_path / "on"))
@@ -170,7 +178,7 @@ def test_as_on_a_gpu_with_little_memory(
 ) -> None:
     monkeypatch.setattr(gpu, "is_used", lambda decoder: True)
     flags = ("--exit-layers", "1,2,4", "--no-report", "--batch-tokens", "256")
-    # Room for the states of two exits at a time.
+    # Memory for the states of two exits at a time.
     memory = ("--memory-gib", str(3.5 * 1800 * HIDDEN * 2 / 2**30))
     assert train(monkeypatch, *command(model, tmp_path, *flags, *memory)) == 0
     facts = json.loads((tmp_path / "heads.json").read_text())
@@ -178,7 +186,7 @@ def test_as_on_a_gpu_with_little_memory(
     assert facts["training"]["batch_tokens"] == 256
     assert facts["training"]["learning_rate"] < 1e-3
     assert not (tmp_path / "report.html").exists()
-    assert not (tmp_path / "work" / "hidden").exists(), "only held-out states are kept"
+    assert not list(tmp_path.glob("work/*/hidden")), "only held-out states are kept"
     first = load_file(str(tmp_path / "heads.safetensors"))
     (tmp_path / "heads.json").unlink()
     assert train(monkeypatch, *command(model, tmp_path, *flags)) == 0, "from its checkpoints"
@@ -212,6 +220,51 @@ def test_as_on_a_gpu_with_little_memory(
     assert all(torch.equal(tensor, first[name]) for name, tensor in kept.items())
 
 
+def test_what_another_model_or_other_prompts_made_is_not_used_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "model"
+    shutil.copytree(model, mine)
+    output = mine / "exit_heads"
+    args = [*command(mine, output, "--exit-layers", "2", "--no-report"), "--tokens", "600"]
+    assert train(monkeypatch, *args) == 0
+    [work] = (output / "work").iterdir()
+    first = load_file(str(output / "heads.safetensors"))
+
+    write_tiny_llama(mine, seed=1)
+    capsys.readouterr()
+    assert train(monkeypatch, *args, "--work", str(work)) == 1
+    assert f"--work: {work} holds text of other weights" in capsys.readouterr().err
+    assert train(monkeypatch, *args) == 0, "what is not named is not in the way"
+    assert len(list((output / "work").iterdir())) == 2
+    second = load_file(str(output / "heads.safetensors"))
+    assert not torch.equal(second["exits.2.norm"], first["exits.2.norm"])
+
+    write_tiny_llama(mine)
+    assert train(monkeypatch, *args, "--work", str(work), "--max-new-tokens", "9") == 1
+    assert "another --max-new-tokens" in capsys.readouterr().err
+    (mine / "prompts.jsonl").write_text('{"prompt": "another?"}\n')
+    assert train(monkeypatch, *args, "--work", str(work)) == 1
+    assert "other prompts" in capsys.readouterr().err
+
+
+def test_heads_to_start_from_count_by_their_contents(
+    monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path
+) -> None:
+    flags = ("--exit-layers", "2", "--no-report", "--work", str(tmp_path / "work"))
+    origin = tmp_path / "origin"
+    assert train(monkeypatch, *command(model, origin, *flags), "--tokens", "600") == 0
+    further = [*command(model, tmp_path / "on", *flags), "--start-from", str(origin)]
+    assert train(monkeypatch, *further, "--tokens", "600") == 0
+    first = load_file(str(tmp_path / "on" / "heads.safetensors"))
+    tensors = load_file(str(origin / "heads.safetensors"))
+    tensors["exits.2.project"] *= 0.5
+    write_tensors(origin / "heads.safetensors", tensors)
+    assert train(monkeypatch, *further, "--tokens", "600") == 0
+    second = load_file(str(tmp_path / "on" / "heads.safetensors"))
+    assert not torch.equal(first["exits.2.project"], second["exits.2.project"])
+
+
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
@@ -220,15 +273,17 @@ def test_as_on_a_gpu_with_little_memory(
         (("--start-from", "/nowhere"), "/nowhere"),
         (("--start-from", "x", "--no-previous-token"), "--no-previous-token"),
         (("--exit-layers", "9"), "--exit-layers"),
-        (("--search", "--candidates", "0"), "--candidates"),
         (("--clock", "modelled"), "--clock"),
         (("--search", "--clock", "wall", "--costs", "x"), "--costs"),
         (("--refine", "33"), "--refine"),
         (("--vocabulary-size", "auto"), "--search"),
         (("--vocabulary-size", "-3"), "--vocabulary-size"),
         (("--tokens", str(10**12)), "--tokens"),
-        (("--memory-gib", "0"), "--memory-gib"),
         (("--max-new-tokens", "100"), "--max-new-tokens"),
+        (("--output", "/dev/null/x"), "--output: /dev/null is not a directory"),
+        (("--work", "/dev/null"), "--work: /dev/null is not a directory"),
+        (("--prompts", "/nowhere"), "--prompts: /nowhere cannot be read"),
+        (("--prompts", "/"), "--prompts: / cannot be read"),
     ],
 )
 def test_what_does_not_fit_is_named(

@@ -1,4 +1,4 @@
-"""Progress where stderr is no terminal: a line now and then, and one at the end."""
+"""Where stderr is no terminal, progress is a line now and then, and one at the end."""
 
 import pytest
 

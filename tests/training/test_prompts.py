@@ -1,4 +1,4 @@
-"""Prompts come from files whose faults are named, and from the standard library."""
+"""Prompts come from files, whose errors are named, and from the standard library."""
 
 import json
 from pathlib import Path

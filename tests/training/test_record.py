@@ -23,7 +23,7 @@ from training.states import ROWS_PER_SHARD
 pytestmark = pytest.mark.torch
 
 EXITS = [1, 4]
-# Some of them begin alike, so that blocks are shared.
+# Some prompts share a beginning, so that blocks are shared.
 PROMPTS = [Prompt("qa", f"{'many words to begin with, ' * (n % 3)}number {n}?") for n in range(150)]
 
 
@@ -63,7 +63,7 @@ def test_recorded_states_are_the_collected_ones(
     options: GenerationOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(generating, "_GROUP", 40)
-    monkeypatch.setattr(generating, "_BATCH", 7)  # the last ones run alone
+    monkeypatch.setattr(generating, "_BATCH", 7)  # the last batch is smaller
     generate(options, PROMPTS, EXITS)
     decoder = load_decoder(options.model)
     splits = zip(
@@ -101,7 +101,7 @@ def test_what_a_killed_or_crowded_run_did_not_record_is_collected(
     per_token = 2 * LAYERS * 2 * 16 * 4
     crowded = replace(options, work=tmp_path / "work", num_tokens=60, max_bytes=900 * per_token)
     generate(crowded, PROMPTS, EXITS)
-    generate(replace(crowded, num_tokens=100_000), PROMPTS, EXITS)  # as after a kill
+    generate(replace(crowded, num_tokens=100_000), PROMPTS, EXITS)  # resumes, as after a kill
     rows, _ = split_held_out(read_generations(crowded.generations))
     recorded = shard_files(crowded.states)
     whole = [path for name, path in recorded.items() if f"-{ROWS_PER_SHARD}." in name]

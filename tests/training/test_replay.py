@@ -1,4 +1,4 @@
-"""Forecasts on recorded texts: what is known of perfect and of useless heads must come out."""
+"""Forecasts on recorded texts agree with what is known of perfect and of useless heads."""
 
 import pytest
 import torch
@@ -39,14 +39,14 @@ def states():
 
 
 def opinions(states, *, right: bool, confidence: float) -> Opinions:
-    """Always right, or always wrong."""
+    """Return the opinions of a head that is always right, or always wrong."""
     shifts = range(1, MOST_DRAFTS + 2)
     ids = torch.stack([torch.roll(states.target.long(), -shift) for shift in shifts], 1)
     return Opinions(ids if right else (ids + 1) % 97, torch.full(ids.shape, confidence))
 
 
 def cost(layer: float = 0.1, num_layers: int = 10) -> CostModel:
-    """A layer costs the same for one token and for many."""
+    """Return costs by which a layer takes as long for one token as for many."""
     parts = [CostCurve([1], [layer]), CostCurve([1], [layer * (num_layers - 1)])]
     return CostModel(parts, [CostCurve([1], [0.01])], CostCurve([1], [0.05]))
 
@@ -56,7 +56,7 @@ def test_perfect_heads_are_worth_what_arithmetic_says(decoder, states):
     assert replay.num_tokens == 39 + 1 + 29
     sure = {1: opinions(states, right=True, confidence=0.99)}
     forecast = replay.forecast(sure, {1: SURE}, cost(), 1.05)
-    steps = 39 / 7 + 1 + 29 / 7  # six drafts and the target's own token in each
+    steps = 39 / 7 + 1 + 29 / 7  # each commits six drafts and the target's own token
     bound = replay.num_tokens * 1.05 / (steps * (7 * 0.11 + 0.95))
     assert 1.5 < forecast.speedup <= bound * 1.05
     assert forecast.exit_layers == [1]

@@ -1,4 +1,4 @@
-"""What is kept of a search."""
+"""The stored results of a search."""
 
 from pathlib import Path
 

@@ -70,7 +70,7 @@ def test_looks_measured_later_on_a_busier_machine_fit_in() -> None:
 
 def test_costs_of_something_else_are_refused(tmp_path: Path) -> None:
     measured().check(WEIGHTS)
-    with pytest.raises(ValueError, match="measured of other numbers, float32, not bfloat16"):
+    with pytest.raises(ValueError, match="measured with other numbers: float32, not bfloat16"):
         measured().check(WEIGHTS | {"numbers": "bfloat16"})
     file = tmp_path / "costs.json"
     for text in ("", "{}", '{"measured_of": {}, "layers": {}, "logits": {}, "heads": {}}'):

@@ -1,4 +1,4 @@
-"""Which of the exits that were compared are preferred."""
+"""Which of the compared sets of exits is preferred."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What a checkpoint directory may not be. A canary shows that nothing in it was run."""
+"""Checkpoint directories that are refused; a canary file would show that code in them had run."""
 
 import json
 import pickle
@@ -14,7 +14,7 @@ _CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
 
 
 class _Trap:
-    """Touches a file when it is unpickled."""
+    """An object that touches a file when it is unpickled."""
 
     def __init__(self, canary: Path) -> None:
         self.canary = canary
@@ -24,7 +24,7 @@ class _Trap:
 
 
 def _directory(tmp_path: Path, **files: object) -> Path:
-    """A plausible directory, files replaced or (None) left out; `__` in names stands for a dot."""
+    """Make a plausible directory; `files` replaces files, or (None) omits them; `__` is a dot."""
     content: dict[str, object] = {
         "config.json": _CONFIG,
         "model.safetensors": b"",
@@ -75,6 +75,12 @@ def test_other_architectures_are_refused_with_the_list(tmp_path: Path) -> None:
         resolve_model(str(directory))
 
 
+def test_architectures_are_a_list(tmp_path: Path) -> None:
+    directory = _directory(tmp_path, config__json={"architectures": "LlamaForCausalLM"})
+    with pytest.raises(ModelLoadError, match=r"config\.json: 'architectures' is not a list"):
+        resolve_model(str(directory))
+
+
 @pytest.mark.parametrize("name", ["config__json", "model__safetensors", "tokenizer__json"])
 def test_missing_files_are_named(tmp_path: Path, name: str) -> None:
     directory = _directory(tmp_path, **{name: None})
@@ -88,6 +94,10 @@ def test_malformed_json_and_quantized_weights(tmp_path: Path) -> None:
     quantized = _CONFIG | {"quantization_config": {"quant_method": "gptq"}}
     with pytest.raises(ModelLoadError, match="gptq"):
         resolve_model(str(_directory(tmp_path, config__json=quantized)))
+    with pytest.raises(ModelLoadError, match="awq"):
+        resolve_model(
+            str(_directory(tmp_path, config__json=_CONFIG | {"quantization_config": "awq"}))
+        )
 
 
 def test_eos_ids_come_from_both_files(tmp_path: Path) -> None:

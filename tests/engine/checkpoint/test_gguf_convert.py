@@ -1,4 +1,4 @@
-"""Weights and configuration of GGUF files against what went into them."""
+"""Weights and configuration read from GGUF files equal what was written to them."""
 
 import json
 import random
@@ -25,7 +25,7 @@ _QUANTIZATIONS = [Kind.Q8_0, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.F1
 
 
 class _NoTokenizer:
-    """Stands in for the tokenizer's conversion, which has a test of its own."""
+    """A stand-in for the tokenizer's conversion, which has a test of its own."""
 
     def __init__(self, file: Path, directory: Path) -> None:
         pass
@@ -80,7 +80,7 @@ def test_quantizations(tmp_path: Path, quantization: Kind) -> None:
     assert ModelSpec.from_directory(directory).dtype == dtype
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2"])  # Q and K in another order of rows, or not
+@pytest.mark.parametrize("family", ["llama", "qwen2"])  # llama reorders rows of Q and K
 @pytest.mark.parametrize("quantization", [Kind.Q8_0, Kind.Q4_0, Kind.Q4_1], ids=lambda k: k.name)
 def test_blocks_stand_for_the_same_values(tmp_path: Path, family: str, quantization: Kind) -> None:
     directory, weights = _converted(tmp_path, TinyGguf(family=family, quantization=quantization))

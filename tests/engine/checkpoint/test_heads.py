@@ -1,4 +1,4 @@
-"""Which exit heads go with a model."""
+"""Which exit heads are used for a model."""
 
 from pathlib import Path
 
@@ -20,11 +20,25 @@ def test_beside_the_weights(tmp_path: Path) -> None:
     assert find_heads(str(tmp_path), tmp_path) == expected
 
 
-def test_shipped_heads_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_heads_come_before_shipped_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(heads, "_SHIPPED_HEADS", tmp_path / "shipped")
-    _heads(tmp_path / "model" / "exit_heads")
-    expected = _heads(tmp_path / "shipped" / ALIAS)
-    assert find_heads(ALIAS, tmp_path / "model") == expected
+    shipped = _heads(tmp_path / "shipped" / ALIAS)
+    (tmp_path / "model" / "exit_heads" / "work").mkdir(parents=True)
+    assert find_heads(ALIAS, tmp_path / "model") == shipped, "none are trained yet"
+    (tmp_path / "model" / "exit_heads" / "heads.json").write_text("{}")
+    assert find_heads(ALIAS, tmp_path / "model") == tmp_path / "model" / "exit_heads"
+
+
+def test_a_directory_that_is_no_conversion_needs_no_built_in_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("hashing it takes a second, and a cache")
+
+    monkeypatch.setattr(heads, "builtin_file", never)
+    assert find_heads(str(tmp_path), tmp_path) is None
 
 
 @pytest.mark.model

@@ -1,4 +1,4 @@
-"""From names to directories: what is found, converted once, or refused."""
+"""How model names become directories: found, converted once, or refused."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from default_model import ALIAS, default_model_directory
 from tiny_gguf import TOKENS, TinyGguf, write_tiny_gguf
 
 from engine.checkpoint import resolve_model
-from engine.checkpoint.cache import building
+from engine.checkpoint.cache import building, cache_root, converted_directory
 from engine.errors import ModelLoadError
 from engine.tokenizer import load_tokenizer
 
@@ -45,7 +45,7 @@ def test_gguf_file_is_converted_once_with_its_tokenizer(tmp_path: Path, cache: P
     assert tokenizer.eos_token_ids == (end,)
     he = TOKENS.index("he")
     assert tokenizer.encode("hehe<|end|>") == [he, he, end]
-    # The file says "smollm": every digit on its own, and spaces before it stay together.
+    # The file says "smollm", which splits digits one by one and keeps spaces apart from them.
     assert tokenizer.encode(" 12") == [TOKENS.index(piece) for piece in ("\u0120", "1", "2")]
     ids = tokenizer.apply_chat_template([{"role": "u", "content": "he"}])
     assert ids == [TOKENS.index(p) for p in ("<|start|>", "u", "\u0120", "he", "<|end|>")]
@@ -128,9 +128,26 @@ def test_a_second_start_is_quick_and_imports_nothing_heavy() -> None:
     assert heavy == "[]"
 
 
-def test_touching_the_file_hashes_it_anew(tmp_path: Path, cache: Path) -> None:
-    from engine.checkpoint.cache import converted_directory
+def test_a_cache_that_cannot_be_written_is_named_where_it_is_needed(
+    tmp_path: Path, cache: Path
+) -> None:
+    file = tmp_path / "x.gguf"
+    file.write_bytes(b"GGUF")
+    cache.write_text("a file is no directory")
+    assert converted_directory(file, lambda *_: None).is_relative_to(cache), "only its name"
+    with pytest.raises(ModelLoadError, match=rf"{cache}.*ADADECODE_CACHE"):
+        resolve_model(str(file))
 
+
+def test_a_tilde_in_the_caches_name_is_the_home_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("ADADECODE_CACHE", "~/x")
+    assert cache_root() == tmp_path / "x"
+
+
+def test_touching_the_file_hashes_it_anew(tmp_path: Path, cache: Path) -> None:
     file = tmp_path / "x.gguf"
     file.write_bytes(b"one")
     first = converted_directory(file, lambda *_: None)

@@ -1,5 +1,6 @@
 """Trains the heads of one `heads train` run, all on the same text and with the same options."""
 
+import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,8 +25,8 @@ _CARRIED_SHARDS = 16  # enough states to fit how a head is carried over to anoth
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Course:
-    """The settings that all heads of a run share, such as the text that they learn from."""
+class HeadTraining:
+    """The training of a run's heads, with the settings and the text that they share."""
 
     decoder: Decoder
     factory: HeadFactory
@@ -61,7 +62,7 @@ class Course:
             return None
         layers: list[int] = read_facts(self.start_from)["exit_layers"]
         source = min(layers, key=lambda each: abs(each - layer))
-        origin = str((self.start_from, source))
+        origin = f"{_digest(self.start_from / 'heads.safetensors')} at {source}"
         if source == layer:
             return origin, self.factory.loaded(self.start_from, layer)
         some = self.rows[: _CARRIED_SHARDS * ROWS_PER_SHARD]
@@ -85,3 +86,8 @@ class Course:
             some = layers[start : start + num_exits]
             held = collect_held(self.decoder, self.rows, some)
             yield {layer: held.at(layer) for layer in some}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,108 @@
+"""Flags that several benchmarks share. Imports no torch."""
+
+import argparse
+from pathlib import Path
+
+from training.flag_types import output_file, positive, temperature
+
+_CLOCKS = {
+    "wall": "wall: wall-clock time",
+    "cpu": "cpu: the process's CPU time, for machines that do other work, with --threads 1",
+}
+
+
+def add_model_flags(parser: argparse.ArgumentParser, *, many_heads: bool = False) -> None:
+    """Declare which model runs, and how it is computed."""
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        default="smollm2-135m-instruct",
+        help="local directory, .gguf file, hub id or built-in alias (%(default)s)",
+    )
+    parser.add_argument(
+        "--heads",
+        type=Path,
+        metavar="DIR",
+        action="append" if many_heads else "store",
+        help="exit heads; repeat for several (the model's own)"
+        if many_heads
+        else "exit heads (the model's own)",
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    dtypes = ("auto", "float32", "bfloat16", "float16")
+    parser.add_argument("--dtype", choices=dtypes, default="auto")
+    parser.add_argument("--backend", choices=("auto", "native", "torch"), default="auto")
+    parser.add_argument(
+        "--quantization",
+        choices=("auto", "none", "int8", "q4"),
+        default="auto",
+        help="CPU weights; auto: a GGUF file's own blocks (%(default)s)",
+    )
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (all cores)")
+
+
+def add_prompt_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare the prompts, and how much is generated for each."""
+    parser.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="JSON lines with task and prompt (built in)"
+    )
+    parser.add_argument(
+        "--num-prompts", type=positive, metavar="N", help="at most N of each task (all)"
+    )
+    parser.add_argument(
+        "--max-tokens", type=positive, default=128, metavar="N", help="per prompt (%(default)s)"
+    )
+
+
+def add_clock_flags(parser: argparse.ArgumentParser, default: str = "wall") -> None:
+    """Declare the flags of commands that can run on a modelled clock."""
+    modelled = (
+        "modelled: what the parts of steps cost, measured at the start and then held fixed, "
+        "whatever else the machine does; says nothing about long contexts"
+    )
+    parser.add_argument(
+        "--clock",
+        choices=(*_CLOCKS, "modelled"),
+        default=default,
+        help=f"{'; '.join((*_CLOCKS.values(), modelled))} (%(default)s)",
+    )
+    parser.add_argument(
+        "--costs",
+        type=output_file,
+        metavar="FILE",
+        help="the modelled clock's costs, to repeat a run exactly: read from FILE; those it lacks "
+        "are measured and written there (measured anew)",
+    )
+
+
+def add_group_flags(parser: argparse.ArgumentParser, default: tuple[int, ...]) -> None:
+    """Declare how many prompts run at once."""
+    parser.add_argument(
+        "--concurrency",
+        type=_concurrencies,
+        default=default,
+        metavar="N,N",
+        help=f"prompts at once ({','.join(map(str, default))})",
+    )
+    parser.add_argument(
+        "--group-by",
+        choices=("task", "order"),
+        help="task: prompts that run at once are of one task, so that every task has its figures; "
+        "order: in the given order, tasks taking turns (by task where each has enough prompts)",
+    )
+    parser.add_argument(
+        "--continuous",
+        action="store_true",
+        help="start the next prompt as soon as one ends, as in a server under load (a group runs "
+        "to its end before the next begins)",
+    )
+
+
+def _concurrencies(text: str) -> tuple[int, ...]:
+    return tuple(sorted({positive(part) for part in text.split(",")}))
+
+
+def temperatures(text: str) -> tuple[float, ...]:
+    """Parse several temperatures."""
+    return tuple(temperature(part) for part in text.split(","))
