@@ -7,7 +7,13 @@ waiting and running.
 from collections.abc import Collection
 
 from engine.config import SchedulerConfig
-from engine.errors import EngineOverloaded, PromptTooLong, RequestError, UnsupportedOption
+from engine.errors import (
+    EngineOverloaded,
+    PromptTooLong,
+    RequestError,
+    TooManyChoices,
+    UnsupportedOption,
+)
 from engine.limits import ModelLimits
 from engine.request import GenerationRequest
 from engine.sequence import Sequence
@@ -37,12 +43,12 @@ class AdmissionRules:
 
         Raises:
             EngineOverloaded: There is no room now.
-            RequestError: There never is: the requests are more than the queue can hold.
+            TooManyChoices: There never is: the requests are more than the queue can hold.
         """
         num_waiting = len(waiting)
         most = self.max_rows + self._config.max_num_queued_requests
         if num_requests > most:
-            raise RequestError(f"At most {most} choices can be made at once.", param="n")
+            raise TooManyChoices(f"At most {most} choices can be made at once.", param="n")
         is_full = num_waiting + num_running + num_requests > most
         most_tokens = self._config.max_num_queued_tokens
         if not is_full and most_tokens is not None:

@@ -162,7 +162,7 @@ class AsyncEngine:
             num_tokens: Prompt tokens of all of them.
 
         Raises:
-            RequestError: The queue can never hold that many requests.
+            TooManyChoices: The queue can never hold that many requests.
             EngineOverloaded: Too many requests are waiting now.
             EngineStopped: The engine is not started, or is stopping.
             EngineFailed: The engine has failed.

@@ -121,7 +121,7 @@ class BlockManager:
 
     def resize(self, num_blocks: int) -> None:
         """Replace all blocks by `num_blocks` empty ones; no sequence may hold any."""
-        assert not self._tables, "blocks are exchanged while they are held"
+        assert not self._tables, "blocks are replaced while they are held"
         self._pool = BlockPool(num_blocks)
 
     def trim(self, sequence_id: int, num_positions: int) -> None:

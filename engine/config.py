@@ -77,7 +77,7 @@ class SupervisionConfig:
 class StructureConfig:
     """Limits of the schemas, patterns and grammars that outputs have to follow."""
 
-    timeout_s: float = 10.0  # to compile one of them
+    timeout_s: float = 10.0  # of CPU time, to compile one of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -127,7 +127,7 @@ class EngineCore:
     def commit(self, plan: StepPlan, result: StepResult) -> list[Committed]:
         """Apply a step's result; finished sequences give up their blocks."""
         committed = self._scheduler.commit(plan, result)
-        self._stats.count_step(plan, result)
+        self._stats.count_step(plan, result, [item.result for item in committed])
         return committed
 
     def render(
@@ -171,7 +171,7 @@ class EngineCore:
         Returns:
             Last outputs of requests that are ended because they kill workers.
         """
-        error = "the worker dies whenever it computes this"
+        error = "this request crashes every worker that computes it"
         guilty = self._scheduler.lose_worker(plan, loss)
         return [self._end(sequence, FinishReason.ERROR, error) for sequence in guilty]
 

@@ -4,6 +4,7 @@ EngineError
 ├── RequestError           the caller's fault; carries the parameter's name and a code
 │   ├── DeadEnd            its constraints leave no token to choose
 │   ├── PromptTooLong      code context_length_exceeded
+│   ├── TooManyChoices     more than the queue can ever hold
 │   ├── StructureError     a schema, pattern or grammar that cannot be followed
 │   └── UnsupportedOption  code unsupported_parameter
 ├── ModelNotFound          the request names a model that is not served
@@ -52,6 +53,10 @@ class PromptTooLong(RequestError):
     """Prompt and requested output do not fit the model's context or the KV cache."""
 
     code = "context_length_exceeded"
+
+
+class TooManyChoices(RequestError):
+    """The request asks for more outputs at once than the queue can ever hold."""
 
 
 class StructureError(RequestError):

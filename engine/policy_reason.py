@@ -24,12 +24,14 @@ class PolicyReason(StrEnum):
 
 _TEXTS = {
     PolicyReason.DRAFTING: "drafts are made wherever they are expected to pay",
-    PolicyReason.PROBING: "drafting was just begun or begun again, to see whether it pays",
-    PolicyReason.POOR_ACCEPTANCE: "paused: fewer drafts stood than expected, too few to pay",
-    PolicyReason.COSTS_MORE: "paused: the drafts that stand save less than drafting costs",
+    PolicyReason.PROBING: "drafting has just begun or resumed, to see whether it pays",
+    PolicyReason.POOR_ACCEPTANCE: (
+        "paused: fewer drafts were accepted than expected, too few to pay"
+    ),
+    PolicyReason.COSTS_MORE: "paused: accepted drafts save less than drafting costs",
     PolicyReason.FIXED_THRESHOLD: "a fixed threshold decides instead of the policy",
     PolicyReason.OFF_BY_REQUEST: "the request asked for no drafts",
-    PolicyReason.OFF: "nothing drafts here: no exit heads and no look-ups, or switched off",
+    PolicyReason.OFF: "nothing can draft: no exit heads and no look-ups, or they are switched off",
 }
 
 
@@ -64,4 +66,4 @@ class PolicyReport:
             yield f"{self.speedup:.2f}x plain over recent steps"
         if self.looks:
             worths = ", ".join(f"{worth:.2f}" for worth in self.looks)
-            yield f"a look at an exit brings {worths} tokens"
+            yield f"evaluating an exit gains {worths} tokens"

@@ -254,7 +254,7 @@ class Scheduler:
         return max(self._max_drafts(sequence), self._limits.num_tokens_ahead)
 
     def _max_drafts(self, sequence: Sequence) -> int:
-        """Return the most drafts per step: the request's number, or else the server's.
+        """Return the most drafts per step: the server's number, or the request's if that is less.
 
         It is 0 if the worker has nothing that drafts, neither exit heads nor prompt look-up, or if
         the request asks for no early exits.
@@ -262,4 +262,4 @@ class Scheduler:
         limit, exits = self._limits.max_draft_tokens, sequence.request.early_exit
         if limit == 0 or not exits.enabled:
             return 0
-        return limit if exits.max_draft_tokens is None else exits.max_draft_tokens
+        return limit if exits.max_draft_tokens is None else min(limit, exits.max_draft_tokens)

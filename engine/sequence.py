@@ -14,7 +14,7 @@ from engine.plan import RowResult, SequenceStart
 from engine.policy_reason import PolicyReport
 from engine.request import DraftFigures, ExitRecord, FinishReason, GenerationRequest, TokenLogprobs
 
-OUTGROWN = "the KV cache of the worker that came for a lost one is too small for this request"
+OUTGROWN = "the replacement worker's KV cache is too small for this request"
 
 
 class SequenceStatus(Enum):

@@ -1,5 +1,6 @@
 """What the engine counts: plain numbers. Knows no metric names."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from engine.plan import Learning, RowResult, StepPlan, StepResult
@@ -40,8 +41,14 @@ class EngineStats:
     corrupted_total: int = 0  # requests that failed because the model computed NaN or infinity
     learning: Learning = field(default_factory=Learning)  # totals, and shares in the latest trial
 
-    def count_step(self, plan: StepPlan, result: StepResult) -> None:
-        """Add a step's outcome."""
+    def count_step(self, plan: StepPlan, result: StepResult, rows: Iterable[RowResult]) -> None:
+        """Add a step's outcome; of its rows, only those of sequences that had not ended meanwhile.
+
+        Args:
+            plan: The step.
+            result: What it gave.
+            rows: The rows that were committed.
+        """
         num_tokens = sum([row.num_tokens for row in plan.rows])
         self.steps_by_num_tokens[num_tokens] = self.steps_by_num_tokens.get(num_tokens, 0) + 1
         self.steps_total += 1
@@ -49,21 +56,21 @@ class EngineStats:
         self.policy = result.policy
         if result.learning is not None:
             self._count_learning(result.learning)
-        for row in result.rows:
+        for row in rows:
             if row.is_corrupt:
                 self.corrupted_total += 1
             if row.drafts:
                 self._count_drafts(row)
 
-    def _count_learning(self, news: Learning) -> None:
+    def _count_learning(self, learning: Learning) -> None:
         """Add to the totals, which outlive a worker; the shares are its own latest trial's."""
         before = self.learning
         self.learning = replace(
-            news,
-            num_updates=before.num_updates + news.num_updates,
-            num_adopted=before.num_adopted + news.num_adopted,
-            num_dropped=before.num_dropped + news.num_dropped,
-            seconds=before.seconds + news.seconds,
+            learning,
+            num_updates=before.num_updates + learning.num_updates,
+            num_adopted=before.num_adopted + learning.num_adopted,
+            num_dropped=before.num_dropped + learning.num_dropped,
+            seconds=before.seconds + learning.seconds,
         )
 
     def _count_drafts(self, row: RowResult) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from server.middleware import route_path
 from server.records import RequestRecord, record_of
 
 _QUIET_PATHS = ("/health", "/ready", "/ping", "/metrics")
@@ -26,7 +27,7 @@ class AccessLogMiddleware:
         self._format = _as_json if style == "json" else _as_text
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in _QUIET_PATHS:
+        if scope["type"] != "http" or route_path(scope) in _QUIET_PATHS:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from engine.output_slot import merged
 from engine.request import RequestOutput
 from server.answer_events import AnswerEvents, is_long
 from server.connection import leaving, while_connected
 from server.delivery import Delivery
 from server.generations import Generations
 from server.http_protocol import connection_of
-from server.render.common import Renderer, gather
+from server.render.common import Renderer
 from server.stream import AnswerStream
 
 _LONGEST_WAIT_S = 15.0  # for the first output, before a stream's status is sent
@@ -97,4 +98,4 @@ async def gather_choices(generations: Generations) -> list[RequestOutput]:
                 pieces.setdefault(index, []).append(output)
     finally:
         generations.close()
-    return [gather(pieces[index]) for index in sorted(pieces)]
+    return [merged(pieces[index]) for index in sorted(pieces)]

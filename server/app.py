@@ -4,12 +4,15 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from http import HTTPStatus
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import Match, Route
 
 from engine.errors import EngineError
 from server.access_log import AccessLogMiddleware
@@ -79,6 +82,7 @@ def create_app(service: InferenceService, settings: ServerSettings) -> FastAPI:
     for routes in (chat, completions, responses, embeddings, tokenize, models, info, health):
         # Not `include_router`: FastAPI would look up the routes of an included router twice.
         app.router.routes += routes.router.routes
+    _answer_head(app)
     if settings.ui:
         add_page(app)
     for error in (EngineError, BodyError, ModelNotReady, ResponseNotStored, HTTPException):
@@ -113,8 +117,32 @@ def _add_middleware(app: FastAPI, service: InferenceService, settings: ServerSet
     app.add_middleware(RequestIdMiddleware)
 
 
-async def _answer_error(_: Request, error: Exception) -> Response:
-    return failure_of(error).response()
+def _answer_head(app: FastAPI) -> None:
+    """Answer HEAD wherever GET is answered, as HTTP asks; the API's description need not say so."""
+    for route in list(app.routes):
+        if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
+            app.add_api_route(
+                route.path,
+                route.endpoint,
+                methods=["HEAD"],
+                status_code=route.status_code,
+                include_in_schema=False,
+            )
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    response = failure_of(error).response()
+    if response.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        response.headers["Allow"] = ", ".join(sorted(_methods(request)))
+    return response
+
+
+def _methods(request: Request) -> set[str]:
+    """Return the methods that the request's path takes, over all its routes."""
+    routes = (route for route in request.app.routes if isinstance(route, Route))
+    found = [each for each in routes if each.matches(request.scope)[0] is not Match.NONE]
+    methods = {method for route in found for method in route.methods or ()}
+    return methods or {"GET", "HEAD"}  # of the page's files, which have no routes
 
 
 async def _note_disconnect(_: Request, __: Exception) -> Response:

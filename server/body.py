@@ -23,8 +23,8 @@ _RECEIVE_TIMEOUT_S = 30.0
 _MEAN_VALUE_BYTES = 256
 _MEAN_NUMBER_BYTES = 16
 _FLAT_NUMBERS = re.compile(rb"\[[-+.0-9eE,\s]*\]")
-# Components of an error's location that name a branch of a union, not a field.
-_UNION_BRANCH = re.compile(r"(str|int|float|bool|none|list\[.*|dict\[.*|function-.*)")
+# Components of an error's location that name a branch of a union, such as a class, not a field.
+_UNION_BRANCH = re.compile(r"(str|int|float|bool|none|list\[.*|dict\[.*|function-.*|[A-Z]\w*)")
 # Names that may be repeated in an error; any others may be whatever a client made up.
 FIELD_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
@@ -124,9 +124,12 @@ def _too_large(max_bytes: int) -> BodyError:
 
 
 def request_error(error: ValidationError) -> RequestError:
-    """Translate the most specific of pydantic's errors (a union reports one per branch)."""
+    """Translate the most specific of pydantic's errors (a union reports one per branch).
+
+    Of those equally deep, one about a value of the right type is about the branch that was meant.
+    """
     details = error.errors(include_input=False, include_url=False, include_context=False)
-    detail = max(details, key=lambda each: len(each["loc"]))
+    detail = max(details, key=lambda each: (len(each["loc"]), not each["type"].endswith("_type")))
     if detail["type"] == "json_invalid":
         return RequestError("The request body is not valid JSON.", code="invalid_json")
     param = _path(detail["loc"])

@@ -1,5 +1,6 @@
 """What the routes of one application share; there are no globals."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +15,11 @@ from server.render.event_shapes import EventShapes
 from server.seeds import SeedSource
 from server.service import InferenceService, ServedModel
 from server.settings import ServerSettings
+
+# Paths that may be repeated in an error; any others may be whatever a client made up.
+_FIELD_PATH = re.compile(
+    rf"(?:{FIELD_NAME.pattern}(?:\[[0-9]{{1,4}}\])?\.){{0,4}}{FIELD_NAME.pattern}"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +54,7 @@ class ServerContext:
             return
         self.metrics.count_unknown_fields(len(names))
         if self.settings.reject_unknown_fields:
-            param = names[0] if FIELD_NAME.fullmatch(names[0]) else None
+            param = names[0] if _FIELD_PATH.fullmatch(names[0]) else None
             message = "The request has a field that this server does not know."
             if param is not None:
                 message = f"{param} is not a field that this server knows."

@@ -5,6 +5,8 @@ The chat and responses endpoints both begin here. Knows nothing of how answers a
 
 from dataclasses import dataclass, replace
 
+from starlette.requests import Request
+
 from server.context import ServerContext
 from server.convert import check_options
 from server.metrics import ChatApi
@@ -15,6 +17,7 @@ from server.prompts import (
     message_text,
     template_options,
 )
+from server.protocol.base import RequestModel
 from server.protocol.chat import ChatCompletionRequest
 from server.service import ServedModel
 from server.structures import AskedStructure
@@ -33,11 +36,13 @@ class PreparedChat:
 
 
 async def prepare_chat(
+    request: Request,
     context: ServerContext,
     model: ServedModel,
     body: ChatCompletionRequest,
     *,
     api: ChatApi = "chat_completions",
+    sent: RequestModel | None = None,
 ) -> PreparedChat:
     """Check the body and encode its prompt.
 
@@ -45,15 +50,17 @@ async def prepare_chat(
 
     Args:
         api: The API that the client called, for the metrics.
+        sent: What the client sent, if the body was made of it.
 
     Raises:
         RequestError: naming the field that cannot be honoured.
+        ClientDisconnect: the client left.
     """
-    context.note_unknown_fields(check_options(body))
+    context.note_unknown_fields(check_options(body, sent))
     check_template_options(body)
     template = template_options(body, model.tokenizer)
     prompt = await encode_messages(
-        model.tokenizer, body.messages, model.info.max_model_len, template
+        request, model.tokenizer, body.messages, model.info.max_model_len, template
     )
     expected = output_format(body, model.tokenizer, prompt, context.settings)
     if expected.tools is not None:

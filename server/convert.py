@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from engine.errors import PromptTooLong, RequestError
 from engine.request import EarlyExitOptions, GenerationRequest, SamplingParams, Structure
+from server.protocol.base import RequestModel
 from server.protocol.chat import ChatCompletionRequest
 from server.protocol.common import (
     MAX_TOTAL_CHOICES,
@@ -39,8 +40,12 @@ class RequestLimits:
     stream_interval: int = 1  # tokens per event of a stream
 
 
-def check_options(body: CompletionRequestBase) -> list[str]:
+def check_options(body: CompletionRequestBase, sent: RequestModel | None = None) -> list[str]:
     """Refuse options and combinations that the body alone shows to be wrong.
+
+    Args:
+        body: the body.
+        sent: what the client sent, if the body was made of it.
 
     Returns:
         Names of unknown fields, which have no effect.
@@ -48,7 +53,7 @@ def check_options(body: CompletionRequestBase) -> list[str]:
     Raises:
         RequestError: naming the field.
     """
-    unknown = refuse_unsupported(body.model_extra or {})
+    unknown = refuse_unsupported(body, sent)
     check_truncation(body)
     _check_streaming(body)
     if isinstance(body, CompletionRequest):
@@ -75,7 +80,7 @@ def _check_choices(body: CompletionRequest) -> None:
         raise RequestError("best_of larger than n cannot be streamed.", param="best_of")
     if len(body.prompt) * body.num_candidates > MAX_TOTAL_CHOICES:
         message = f"At most {MAX_TOTAL_CHOICES} choices are allowed in all."
-        raise RequestError(message, param="best_of" if body.has_rivals else "n")
+        raise RequestError(message, param=multiplying_param(body))
 
 
 def to_generation_requests(
@@ -96,13 +101,14 @@ def to_generation_requests(
         prompts: token ids of each prompt.
         limits: what is allowed here.
         answer_id: prefix of the engine's request ids.
-        seed: used if the body has none; choice i uses seed + i, so that choices differ.
+        seed: used if the body has none; choice i uses seed + i, so that choices differ. From the
+            body's own seed every prompt's choices are counted anew, so that a prompt has the same
+            choices in a batch as alone.
         structure: what every output has to look like; the engine has approved it.
 
     Raises:
         RequestError: a number or id is out of range, or the prompt is too long.
     """
-    first_seed = seed if body.seed is None else body.seed
     early_exit = _early_exit(body, limits)
     num_prompt_logprobs = _num_prompt_logprobs(body, limits)
     num_candidates = body.num_candidates if isinstance(body, CompletionRequest) else body.n or 1
@@ -123,7 +129,7 @@ def to_generation_requests(
                         body,
                         limits,
                         max_tokens,
-                        seed=first_seed + index,
+                        seed=seed + index if body.seed is None else body.seed + place,
                         num_prompt_logprobs=num_prompt_logprobs if reads_prompt else None,
                         structure=structure,
                     ),
@@ -172,6 +178,13 @@ def _num_tokens_to_come(body: TruncationFields) -> int:
     return 1 if asked is None else asked
 
 
+def multiplying_param(body: CompletionRequestBase) -> str:
+    """Return the name of the field that makes a body's choices many."""
+    if isinstance(body, CompletionRequest) and body.has_rivals:
+        return "best_of"
+    return "n" if (body.n or 1) > 1 else prompt_param(body)
+
+
 def prompt_param(body: CompletionRequestBase) -> str:
     """Return the name of the field that the prompt came from."""
     return "prompt" if isinstance(body, CompletionRequest) else "messages"
@@ -194,7 +207,8 @@ def _sampling(
         check_token_ids(body.allowed_token_ids, limits, "allowed_token_ids")
     min_tokens = body.min_tokens or 0
     if min_tokens > max_tokens:
-        raise RequestError("min_tokens is larger than max_tokens.", param="min_tokens")
+        message = f"min_tokens: should be at most {max_tokens}, the output's limit."
+        raise RequestError(message, param="min_tokens")
     return SamplingParams(
         temperature=temperature if temperature >= _GREEDY_BELOW else 0.0,
         top_p=1.0 if body.top_p is None else body.top_p,
@@ -280,7 +294,7 @@ def _num_logprobs(body: CompletionRequestBase, limits: RequestLimits) -> int | N
     if isinstance(body, ChatCompletionRequest):
         asked, param = (body.top_logprobs or 0) if body.logprobs else None, "top_logprobs"
     else:
-        assert isinstance(body, CompletionRequest), "only two endpoints complete"
+        assert isinstance(body, CompletionRequest), "the body is a chat's or a completion's"
         asked, param = body.logprobs, "logprobs"
         if asked is None and body.has_rivals:
             asked = 0  # the chosen tokens' own, to compare the candidates

@@ -69,7 +69,7 @@ class EngineCollector(Collector):
             ),
             (
                 "adadecode:speedup",
-                "Recent steps against the model of plain ones; 1 without any that drafted.",
+                "Speed of recent steps relative to estimated plain decoding; 1 if none drafted.",
                 stats.policy.speedup,
             ),
         ):
@@ -80,7 +80,7 @@ class EngineCollector(Collector):
     def _waiting(self, stats: EngineStats) -> Metric:
         family = GaugeMetricFamily(
             "vllm:num_requests_waiting_by_reason",
-            "Requests waiting, by why: capacity, until others have ended.",
+            "Requests waiting, by reason; capacity: waiting for others to end.",
             labels=(*LABELS, "reason"),
         )
         family.add_metric((*self._label_values, "capacity"), stats.num_waiting)
@@ -92,7 +92,7 @@ class EngineCollector(Collector):
         state = state if info.max_draft_tokens else "no_drafts"
         policy = GaugeMetricFamily(
             "adadecode:exit_policy_state",
-            "1 for the state the exit policy is in: paused while drafting does not pay.",
+            "1 for the state the exit policy is in; paused: drafting does not pay at present.",
             labels=(*LABELS, "state"),
         )
         for name in _POLICY_STATES:
@@ -100,7 +100,7 @@ class EngineCollector(Collector):
         yield policy
         reasons = GaugeMetricFamily(
             "adadecode:exit_policy_reason",
-            "1 for why it is in that state. "
+            "1 for the reason of the exit policy's state. "
             + " ".join(f"{each}: {each.text}." for each in PolicyReason),
             labels=(*LABELS, "reason"),
         )
@@ -125,7 +125,9 @@ class EngineCollector(Collector):
 
     def _step_tokens(self, steps_by_num_tokens: Mapping[int, int]) -> Metric:
         family = HistogramMetricFamily(
-            "vllm:iteration_tokens_total", "Known tokens computed per step.", labels=LABELS
+            "vllm:iteration_tokens_total",
+            "Tokens computed per step, without drafts.",
+            labels=LABELS,
         )
         buckets = [
             (f"{bound}", float(_count_until(bound, steps_by_num_tokens)))
@@ -145,7 +147,7 @@ class EngineCollector(Collector):
                 "Time without a worker after a loss.",
                 stats.recovery_time_s_total,
             ),
-            ("vllm:admission_rejections", "Requests that found no room.", stats.refused_total),
+            ("vllm:admission_rejections", "Requests refused: full queue.", stats.refused_total),
             ("vllm:prompt_tokens", "Prompt tokens.", stats.prompt_tokens_total),
             (
                 "vllm:prompt_tokens_cached",
@@ -154,7 +156,7 @@ class EngineCollector(Collector):
             ),
             (
                 "vllm:corrupted_requests",
-                "Requests that failed because what the model computed were no numbers.",
+                "Requests that failed because the model computed NaN or infinity.",
                 stats.corrupted_total,
             ),
             (
@@ -186,13 +188,13 @@ class EngineCollector(Collector):
         for name, text, label, values in (
             (
                 "vllm:request_success",
-                "Requests ended, by how.",
+                "Finished requests, by finish reason.",
                 "finished_reason",
                 stats.finished_total,
             ),
             (
                 "vllm:prompt_tokens_by_source",
-                "Prompt tokens of requests that came to run, by whether they were in the cache.",
+                "Prompt tokens of requests that started to run: computed, or found in the cache.",
                 "source",
                 {
                     "local_compute": stats.prompt_tokens_computed_total,
@@ -201,7 +203,7 @@ class EngineCollector(Collector):
             ),
             (
                 "vllm:spec_decode_num_accepted_tokens_per_pos",
-                "Accepted drafts by place in the run.",
+                "Accepted drafts by position in the run.",
                 "position",
                 dict(enumerate(stats.accepted_per_position)),
             ),
@@ -226,9 +228,9 @@ class EngineCollector(Collector):
     def _learning(self, learning: Learning) -> Iterator[Metric]:
         """Yield the figures of exit heads that learn; zeros where they do not."""
         for name, text, value in (
-            ("updates", "Changes of exit heads in training.", learning.num_updates),
-            ("adopted", "Learned exit heads that came to serve.", learning.num_adopted),
-            ("dropped", "Learned exit heads that did worse, and went.", learning.num_dropped),
+            ("updates", "Training updates of exit heads.", learning.num_updates),
+            ("adopted", "Learned exit heads put into service.", learning.num_adopted),
+            ("dropped", "Learned exit heads dropped because they did worse.", learning.num_dropped),
             ("seconds", "Time the worker spent on learning.", learning.seconds),
         ):
             counter = CounterMetricFamily(f"adadecode:learned_head_{name}", text, labels=LABELS)

@@ -12,10 +12,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from engine import AsyncEngine
+from engine.errors import RequestError, TooManyChoices
 from engine.request import GenerationRequest
 from server.answer import streamed_answer, whole_answer
+from server.connection import while_connected
 from server.context import ServerContext
-from server.convert import to_generation_requests, truncated
+from server.convert import multiplying_param, to_generation_requests, truncated
 from server.deadlines import Deadlines
 from server.generations import Generations
 from server.protocol.common import CompletionRequestBase
@@ -45,8 +47,9 @@ async def generate_answer(
     """
     limits = context.limits(model)
     prompts = truncated(body, prompts, limits)
+    deadlines = _deadlines(context)
     if structure is not None:
-        await structure.approve(model.engine)
+        await while_connected(request, deadlines.keep(structure.approve(model.engine)))
     # The engine never gets the client's X-Request-Id: two requests may carry the same one.
     answer_id = f"{id_prefix}{secrets.token_hex(16)}"
     requests = to_generation_requests(
@@ -82,10 +85,19 @@ async def generate_answer(
     )
     record = record_of(request)
     record.num_choices = body.n or 1
+    record.num_generations_per_prompt = len(requests) // len(prompts)
     demanding = "allowed_token_ids" if body.allowed_token_ids else None
     if demanding is None and structure is not None:
         demanding = structure.param
-    generations = generate(context, model.engine, requests, record, demanding=demanding)
+    generations = generate(
+        context,
+        model.engine,
+        requests,
+        record,
+        multiplying=multiplying_param(body),
+        demanding=demanding,
+        deadlines=deadlines,
+    )
     if body.stream:
         settings = context.settings
         return await streamed_answer(
@@ -104,10 +116,22 @@ def generate(
     requests: Sequence[GenerationRequest],
     record: RequestRecord,
     *,
+    multiplying: str,
     most_at_once: int | None = None,
     demanding: str | None = None,
+    deadlines: Deadlines | None = None,
 ) -> Generations:
     """Start the generations, which the caller has to close.
+
+    Args:
+        context: the application's parts.
+        engine: the engine that runs them.
+        requests: what to generate.
+        record: the record of the HTTP request.
+        multiplying: the parameter that an error names if they are more than can ever be queued.
+        most_at_once: see `Generations`.
+        demanding: see `Generations`.
+        deadlines: the request's, if they run already.
 
     Raises:
         EngineError: the engine refused.
@@ -120,6 +144,12 @@ def generate(
         most_at_once=most_at_once,
         demanding=demanding,
     )
-    settings = context.settings
-    generations.start(Deadlines(settings.queue_timeout, settings.request_timeout))
+    try:
+        generations.start(deadlines or _deadlines(context))
+    except TooManyChoices as error:
+        raise RequestError(str(error), param=multiplying) from None
     return generations
+
+
+def _deadlines(context: ServerContext) -> Deadlines:
+    return Deadlines(context.settings.queue_timeout, context.settings.request_timeout)

@@ -150,7 +150,7 @@ class Generations:
         chosen = [self._later.popleft() for _ in range(min(most, len(self._later)))]
         slots = self._engine.admit([request for _, request in chosen])
         for (index, request), slot in zip(chosen, slots, strict=True):
-            watch = self._observer.watch(request, self._record)
+            watch = self._observer.watch(index, request, self._record)
             self._open[index] = _Open(request, slot, watch)
             slot.on_ready = partial(self._on_ready, index)
             slot.offer = partial(self._offer, index, watch)

@@ -93,15 +93,15 @@ class ServerMetrics:
             "request_max_num_generation_tokens", "Output tokens of a request's longest choice."
         )
         self._params_max_tokens = counts(
-            "request_params_max_tokens", "Output tokens that a request allowed."
+            "request_params_max_tokens", "A request's limit of output tokens."
         )
         self._params_n = self._histogram("request_params_n", "A request's n.", _CHOICE_BUCKETS)
         self._preemptions = self._histogram(
-            "request_num_preemptions", "How often a request had to give way.", _PREEMPTION_BUCKETS
+            "request_num_preemptions", "Preemptions of a request.", _PREEMPTION_BUCKETS
         )
         self._unknown_fields = Counter(
             "adadecode:unknown_request_fields",
-            "Fields of requests that nobody knows.",
+            "Unknown fields of requests.",
             LABELS,
             registry=self._registry,
         ).labels(*self._label_values)

@@ -22,7 +22,7 @@ _ASKED_ID = REQUEST_ID_HEADER.lower().encode()
 API_KEY = "api_key"  # key in a scope's state: the digest of the request's API key
 _UNSAFE_IN_ID = re.compile(r"[^A-Za-z0-9._:\-]")
 _MAX_ID_CHARS = 128
-_OPEN_PATHS = frozenset({"/health", "/ready", "/ping"})  # for probes, which have no key
+OPEN_PATHS = frozenset({"/health", "/ready", "/ping"})  # for probes, which have no key
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class ApiKeyMiddleware:
     def __init__(self, app: ASGIApp, keys: Sequence[str], open_pages: Collection[str] = ()) -> None:
         self._app = app
         self._digests = [_digest(key) for key in keys]
-        self._open_paths = _OPEN_PATHS.union(open_pages)
+        self._open_paths = OPEN_PATHS.union(open_pages)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and route_path(scope) not in self._open_paths:

@@ -21,14 +21,17 @@ class Observer:
         self._metrics = metrics
         self._tracer = tracer
 
-    def watch(self, request: GenerationRequest, record: RequestRecord) -> "GenerationWatch":
+    def watch(
+        self, index: int, request: GenerationRequest, record: RequestRecord
+    ) -> "GenerationWatch":
         """Begin to watch a generation, one of those counted in `record.num_generations`."""
-        return GenerationWatch(self._metrics, self._tracer, request, record)
+        seen = GenerationRecord(index=index, request=request, started_at_ns=time.time_ns())
+        return GenerationWatch(self._metrics, self._tracer, seen, record)
 
     def note_refusal(self, requests: Sequence[GenerationRequest], record: RequestRecord) -> None:
         """Record that the engine refused these requests."""
-        for request in requests:
-            self.watch(request, record).end(FinishReason.ERROR)
+        for index, request in enumerate(requests):
+            self.watch(index, request, record).end(FinishReason.ERROR)
 
 
 class GenerationWatch:
@@ -38,13 +41,13 @@ class GenerationWatch:
         self,
         metrics: ServerMetrics,
         tracer: Tracer | None,
-        request: GenerationRequest,
+        seen: GenerationRecord,
         record: RequestRecord,
     ) -> None:
         self._metrics = metrics
         self._tracer = tracer
         self._record = record
-        self._seen = GenerationRecord(request=request, started_at_ns=time.time_ns())
+        self._seen = seen
         self._started = time.perf_counter()
 
     def note(self, output: RequestOutput) -> None:

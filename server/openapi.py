@@ -7,6 +7,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from server.errors import ErrorResponse
+from server.middleware import OPEN_PATHS
 from server.protocol.chat import ChatCompletionChunk, ChatCompletionRequest
 from server.protocol.completions import CompletionRequest
 from server.protocol.embeddings import EmbeddingsRequest
@@ -21,11 +22,11 @@ _ERRORS = {
     404: "No such model or response",
     408: "The body took too long to arrive",
     413: "The body is too large (`--max-request-bytes`)",
-    415: "The body is not JSON, or compressed",
+    415: "The body is not JSON, or is compressed",
     429: "The key has too many requests open (`--max-concurrent-per-key`)",
     500: "The server failed",
     503: "Loading, overloaded or shutting down; try again after `Retry-After` seconds",
-    504: "It took longer than `--request-timeout` allows",
+    504: "The request took longer than `--request-timeout` allows",
 }
 
 
@@ -41,7 +42,7 @@ def streams(
     chunk_type: type[BaseModel], *, end: str = ", then `[DONE]`"
 ) -> dict[int | str, dict[str, Any]]:
     """Return `responses` for a route that answers with events of `chunk_type` or with errors."""
-    description = f"The answer; with `stream: true` events of these chunks{end}"
+    description = f"The answer; with `stream: true`, events with these chunks{end}"
     return {
         200: {
             "description": description,
@@ -86,14 +87,17 @@ def describe(app: FastAPI) -> dict[str, Any]:
             schemas.pop(unused, None)
         for name, schema in definitions["$defs"].items():
             schemas.setdefault(name, schema)
-        served = list(app.state.context.service.model_names)
+        context = app.state.context
+        served = list(context.service.model_names)
         for name, schema in schemas.items():
             if name.endswith("Request") and "model" in schema["properties"]:
                 _name_models(schema["properties"]["model"], served)
         for path, methods in document["paths"].items():
             for operation in methods.values():
                 _name_model(operation, served)
-                _complete_errors(operation["responses"], has_parameters="{" in path)
+                _complete_errors(operation["responses"], path)
+        if context.settings.api_keys:
+            _require_key(document)
         app.openapi_schema = document
     return app.openapi_schema
 
@@ -113,10 +117,21 @@ def _name_model(operation: dict[str, Any], names: list[str]) -> None:
         content["example"] = {"model": names[0], **content["example"]}
 
 
-def _complete_errors(responses: dict[str, Any], *, has_parameters: bool) -> None:
-    """Add the errors that every operation can answer with, and remove FastAPI's own 422."""
+def _require_key(document: dict[str, Any]) -> None:
+    """Say that everything but the probes needs an API key."""
+    document["components"]["securitySchemes"] = {"apiKey": {"type": "http", "scheme": "bearer"}}
+    document["security"] = [{"apiKey": []}]
+    for path in OPEN_PATHS:
+        for operation in document["paths"][path].values():
+            operation["security"] = []
+
+
+def _complete_errors(responses: dict[str, Any], path: str) -> None:
+    """Add the errors that an operation of a path may return, and remove FastAPI's own 422."""
     responses.pop("422", None)
-    for status in (401, 500, 503, *((404,) if has_parameters else ())):
+    of_key = () if path in OPEN_PATHS else (401,)
+    of_parameters = (404,) if "{" in path else ()
+    for status in (*of_key, 500, 503, *of_parameters):
         content = {"application/json": {"schema": _ref(ErrorResponse)}}
         responses.setdefault(str(status), {"description": _ERRORS[status], "content": content})
 

@@ -1,6 +1,5 @@
 """Encodes a body's text or messages; long texts on a thread, to keep the event loop free."""
 
-import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,14 +7,15 @@ from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import JsonValue
+from starlette.requests import Request
 
 from engine import Tokenizer
 from engine.errors import PromptTooLong, RequestError, UnsupportedOption
+from server.long_texts import run_on_text
 from server.parsing.reasoning import END
 from server.protocol.chat import ChatMessage, MessageToolCall, TemplateFields, Tool
 from server.tools import told_of_tools, tools_in_use
 
-_INLINE_CHARS = 8192  # about a millisecond of encoding
 _MAX_CHARS_PER_TOKEN = 256  # no vocabulary has a longer token, so a text beyond this cannot fit
 _MAX_VARIABLES_CHARS = 65536
 # Variables that the server or the template renderer sets itself; a client must not replace them.
@@ -106,7 +106,7 @@ def check_template_options(body: TemplateFields) -> None:
         RequestError: naming the field.
     """
     if body.continue_final_message and body.add_generation_prompt:
-        message = "continue_final_message and add_generation_prompt exclude each other."
+        message = "continue_final_message and add_generation_prompt cannot be used together."
         raise RequestError(message, param="continue_final_message")
     variables = body.chat_template_kwargs
     if not variables:
@@ -120,6 +120,7 @@ def check_template_options(body: TemplateFields) -> None:
 
 
 async def encode_prompts(
+    request: Request,
     tokenizer: Tokenizer,
     prompts: Sequence[str | list[int]],
     max_model_len: int,
@@ -131,6 +132,7 @@ async def encode_prompts(
 
     Raises:
         RequestError: a text encodes to no tokens, or is too long to fit the model's context.
+        ClientDisconnect: the client left.
     """
 
     def encode() -> list[list[int]]:
@@ -142,31 +144,42 @@ async def encode_prompts(
         ]
 
     texts = [each for each in prompts if isinstance(each, str)]
-    encoded = await _encode(encode, [len(text) for text in texts], max_model_len, param)
+    encoded = await _encode(request, encode, [len(text) for text in texts], max_model_len, param)
     if not all(encoded):
         raise RequestError(f"{param}: encodes to no tokens.", param=param)
     return encoded
 
 
 async def encode_text(
-    tokenizer: Tokenizer, text: str, max_model_len: int, *, add_special_tokens: bool
+    request: Request,
+    tokenizer: Tokenizer,
+    text: str,
+    max_model_len: int,
+    *,
+    add_special_tokens: bool,
 ) -> list[int]:
     """Encode one text, which may be empty.
 
     Raises:
         RequestError: it is too long to fit the model's context, or not valid Unicode.
+        ClientDisconnect: the client left.
     """
     encode = partial(tokenizer.encode, text, add_special_tokens=add_special_tokens)
-    return await _encode(encode, [len(text)], max_model_len, "prompt")
+    return await _encode(request, encode, [len(text)], max_model_len, "prompt")
 
 
-async def decode_tokens(tokenizer: Tokenizer, token_ids: Sequence[int]) -> str:
-    """Decode token ids, special tokens spelled out."""
+async def decode_tokens(request: Request, tokenizer: Tokenizer, token_ids: Sequence[int]) -> str:
+    """Decode token ids, special tokens spelled out.
+
+    Raises:
+        ClientDisconnect: the client left.
+    """
     decode = partial(tokenizer.decode, token_ids, skip_special_tokens=False)
-    return decode() if len(token_ids) <= _INLINE_CHARS else await asyncio.to_thread(decode)
+    return await run_on_text(request, decode, len(token_ids))
 
 
 async def encode_messages(
+    request: Request,
     tokenizer: Tokenizer,
     messages: Sequence[ChatMessage],
     max_model_len: int,
@@ -176,6 +189,7 @@ async def encode_messages(
 
     Raises:
         RequestError: content that is not text, or a conversation that the template refuses.
+        ClientDisconnect: the client left.
     """
     turns = [_turn(index, message) for index, message in enumerate(messages)]
     schemas = [tool.model_dump(exclude_unset=True) for tool in template.tools]
@@ -196,24 +210,24 @@ async def encode_messages(
         **extra,
     )
     # What a template does with a client's variables may take long.
-    is_short = not template.variables
-    return await _encode(encode, [num_chars], max_model_len, "messages", is_short=is_short)
+    is_slow = bool(template.variables)
+    return await _encode(request, encode, [num_chars], max_model_len, "messages", is_slow=is_slow)
 
 
 async def _encode(
+    request: Request,
     encode: Callable[[], Encoded],
     nums_chars: Sequence[int],
     max_model_len: int,
     param: str,
     *,
-    is_short: bool = True,
+    is_slow: bool = False,
 ) -> Encoded:
-    """Run `encode` on texts of these lengths; on a thread, unless they and it are short."""
+    """Run `encode` on texts of these lengths, unless one is too long to fit."""
     if max(nums_chars, default=0) > _MAX_CHARS_PER_TOKEN * max_model_len:
         message = f"This model's context is {max_model_len} tokens; the prompt is longer."
         raise PromptTooLong(message, param=param)
-    is_short = is_short and sum(nums_chars) <= _INLINE_CHARS
-    return encode() if is_short else await asyncio.to_thread(encode)
+    return await run_on_text(request, encode, sum(nums_chars), is_slow=is_slow)
 
 
 def _turn(index: int, message: ChatMessage) -> dict[str, Any]:
@@ -234,23 +248,22 @@ def _turn(index: int, message: ChatMessage) -> dict[str, Any]:
     if message.role == "tool":
         turn["tool_call_id"] = _required(message.tool_call_id, f"messages[{index}].tool_call_id")
     if message.tool_calls:
-        turn["tool_calls"] = [
-            _call(call, f"messages[{index}].tool_calls[{place}]")
-            for place, call in enumerate(message.tool_calls)
-        ]
+        turn["tool_calls"] = [_call(call) for call in message.tool_calls]
     return turn
 
 
-def _call(call: MessageToolCall, param: str) -> dict[str, Any]:
-    """Convert a call to what chat templates know: arguments as an object."""
+def _call(call: MessageToolCall) -> dict[str, Any]:
+    """Convert a call to what chat templates know: arguments as an object.
+
+    A call that the token limit cut off has arguments that are none; they stay the text they are.
+    """
+    text = call.function.arguments or "{}"
     try:
-        arguments = json.loads(call.function.arguments or "{}")
+        arguments = json.loads(text)
     except (ValueError, RecursionError):
         arguments = None
-    if not isinstance(arguments, dict):
-        message = f"{param}.function.arguments: should be a JSON object."
-        raise RequestError(message, param=f"{param}.function.arguments")
-    function = {"name": call.function.name, "arguments": arguments}
+    is_object = isinstance(arguments, dict)
+    function = {"name": call.function.name, "arguments": arguments if is_object else text}
     return {"id": call.id, "type": "function", "function": function}
 
 

@@ -8,11 +8,16 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, SecretStr
 
 _HIDDEN = "**********"
+_URL_PATHS = frozenset({"root_path"})  # they begin with a slash, but lead to no file
 
 
 def public_settings(settings: BaseModel) -> dict[str, Any]:
     """Return every setting by its name, in JSON's types."""
-    return {name: _shown(getattr(settings, name)) for name in type(settings).model_fields}
+    return {
+        name: value if name in _URL_PATHS else _shown(value)
+        for name in type(settings).model_fields
+        for value in (getattr(settings, name),)
+    }
 
 
 def _shown(value: Any) -> Any:

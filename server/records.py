@@ -19,6 +19,7 @@ _KEY = "record"
 class GenerationRecord:
     """What was seen of one generation; times are in seconds since it was started."""
 
+    index: int  # among the request's generations, which come prompt by prompt
     request: GenerationRequest
     started_at_ns: int  # Unix time
     finish_reason: FinishReason = FinishReason.ABORT  # until its last output says otherwise
@@ -40,9 +41,10 @@ class RequestRecord:
     status: int | None = None  # of the answer, once it has begun
     trace_context: Mapping[str, str] = field(default_factory=dict)  # W3C headers as they came
     num_choices: int = 1  # the request's n: choices returned for each prompt
+    num_generations_per_prompt: int = 1  # its n, or best_of where that is given
     num_generations: int = 0
     prompt_tokens_of_generations: int = 0
-    num_cached_tokens: int = 0
+    num_cached_tokens: int = 0  # of each prompt, as its first generation found it
     num_output_tokens: int = 0
     max_output_tokens: int = 0  # of one generation
     first_token_s: float | None = None  # of the generation that ended first
@@ -51,13 +53,15 @@ class RequestRecord:
 
     @property
     def num_prompt_tokens(self) -> int:
-        """Prompt tokens, each prompt counted once if it has n generations."""
-        return self.prompt_tokens_of_generations // self.num_choices
+        """Prompt tokens, each prompt counted once however many generations it has."""
+        return self.prompt_tokens_of_generations // self.num_generations_per_prompt
 
     def add(self, generation: GenerationRecord) -> None:
         """Add the figures of a generation that has ended."""
         self.prompt_tokens_of_generations += len(generation.request.prompt_token_ids)
-        self.num_cached_tokens += generation.num_cached_tokens
+        # A prompt's generations share its blocks: what others found there, the first one computed.
+        if generation.index % self.num_generations_per_prompt == 0:
+            self.num_cached_tokens += generation.num_cached_tokens
         self.num_output_tokens += generation.num_output_tokens
         self.max_output_tokens = max(self.max_output_tokens, generation.num_output_tokens)
         self.queue_s = max(self.queue_s, generation.queue_s)

@@ -23,25 +23,27 @@ from server.protocol.responses import (
     TextFormat,
 )
 
-# Options of this API that are not offered, with their neutral values.
-_UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
-    "access_programs": (),
-    "background": (False,),
-    "background_options": (),
-    "context_management": ([],),
-    "conversation": (),
-    "echo": (False,),  # chats have it
-    "image": (),
-    "moderation": (),
-    "previous_response_id": (),
-    "prompt": (),
-    "prompt_cache_options": (),
-    "prompt_cache_retention": ("in_memory",),
-    "service_tier": ("auto", "default"),
-    "store": (False,),
-    "truncation": ("disabled",),
+_NOT_STORED = "nothing is stored here; send the whole input"
+_NOT_LATER = "an answer is generated while its client waits"
+_OWN_CACHE = "the server's own settings govern its cache"
+# Options of this API that are not offered: their neutral values, and why.
+_UNSUPPORTED: Mapping[str, tuple[tuple[Any, ...], str]] = {
+    "access_programs": ((), "there are no such programs here"),
+    "background": ((False,), _NOT_LATER),
+    "background_options": ((), _NOT_LATER),
+    "context_management": (([],), "the input is read as it was sent"),
+    "conversation": ((), _NOT_STORED),
+    "echo": ((False,), "an answer holds what is new"),  # chats have it
+    "image": ((), "only text is served"),
+    "moderation": ((), "nothing is moderated here"),
+    "previous_response_id": ((), _NOT_STORED),
+    "prompt": ((), _NOT_STORED),
+    "prompt_cache_options": ((), _OWN_CACHE),
+    "prompt_cache_retention": (("in_memory",), _OWN_CACHE),
+    "service_tier": (("auto", "default"), "all requests are served alike"),
+    "store": ((False,), _NOT_STORED),
+    "truncation": (("disabled",), "an input is shortened by truncate_prompt_tokens only"),
 }
-_NOT_KEPT = "responses are neither stored nor changed here"
 # Chat API fields that are not part of this API -> this API's name for the same, or None.
 _ELSEWHERE: Mapping[str, str | None] = {
     "functions": "tools",
@@ -85,11 +87,9 @@ def check_responses_options(body: ResponsesRequest) -> None:
             there = _ELSEWHERE[name]
             hint = f"; it is {there} there" if there else ""
             raise UnsupportedOption(f"{name} is not part of the Responses API{hint}.", param=name)
-        neutral = _UNSUPPORTED.get(name)
-        if neutral is not None and value is not None and value not in neutral:
-            reason = "an answer holds what is new" if name == "echo" else _NOT_KEPT
-            message = f"{name} is not supported: {reason}."
-            raise UnsupportedOption(message, param=name)
+        neutral, reason = _UNSUPPORTED.get(name, ((value,), ""))
+        if value is not None and value not in neutral:
+            raise UnsupportedOption(f"{name} is not supported: {reason}.", param=name)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ class AskedStructure:
     structure: Structure
     param: str
     parts: tuple["AskedStructure", ...] = ()  # any of them may be what cannot be followed
+    unused: "AskedStructure | None" = None  # concerns no output, but has to be right all the same
 
     async def approve(self, engine: AsyncEngine) -> None:
         """Have the engine check that the structure can be followed.
@@ -40,6 +41,8 @@ class AskedStructure:
             for part in self.parts:
                 await part.approve(engine)
             raise RequestError(f"{self.param}: {error}.", param=self.param) from None
+        if self.unused is not None:
+            await self.unused.approve(engine)
 
 
 def asked_structure(body: CompletionRequestBase) -> AskedStructure | None:
@@ -51,7 +54,7 @@ def asked_structure(body: CompletionRequestBase) -> AskedStructure | None:
     by_format = _of_format(body.response_format) if body.response_format is not None else None
     by_options = _of_options(body.structured_outputs) if body.structured_outputs else None
     if by_format is not None and by_options is not None:
-        message = "response_format and structured_outputs exclude each other."
+        message = "response_format and structured_outputs cannot be used together."
         raise RequestError(message, param="structured_outputs")
     return by_format or by_options
 

@@ -44,6 +44,7 @@ def chat_structure(
         return _behind_thought(content, expected)
     calls = _CallFormats(body, expected, tokenizer, functions)
     if is_forced:
+        _require_no_options(body)
         whole = calls.alone()
     elif content is not None:
         whole = _any_of([calls.alone(), _format_of(content)])
@@ -52,7 +53,22 @@ def chat_structure(
     parts = [content] if content and not is_forced else []
     parts += [_function_structure(*each) for each in functions if each[1].strict]
     source = json_text(_with_thought(whole, expected), "tools")
-    return AskedStructure(Structure(kind="structural_tag", source=source), "tools", tuple(parts))
+    return AskedStructure(
+        Structure(kind="structural_tag", source=source),
+        "tools",
+        tuple(parts),
+        unused=content if is_forced else None,
+    )
+
+
+def _require_no_options(body: ChatCompletionRequest) -> None:
+    """Refuse, beside a forced call, options that are about the whole output.
+
+    A response format is about the content, of which there is none.
+    """
+    if body.structured_outputs is not None:
+        message = "structured_outputs: a tool_choice that forces a call excludes it."
+        raise RequestError(message, param="structured_outputs")
 
 
 class _CallFormats:

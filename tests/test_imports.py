@@ -1,4 +1,4 @@
-"""Who may import whom: the contracts of pyproject.toml, and what is really loaded at run time."""
+"""The import contracts of pyproject.toml hold, and modules load without what they must not need."""
 
 import subprocess
 import sys

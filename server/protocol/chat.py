@@ -22,14 +22,14 @@ ChatFinishReason = FinishReasonName | Literal["tool_calls"]
 
 
 class ContentPart(RequestModel):
-    """A part of a message's content; only text is served."""
+    """A part of a message's content; only text is supported."""
 
     type: str = Field(max_length=64)
     text: str | None = None
 
 
 class CalledFunction(RequestModel):
-    """A function and the JSON text of its arguments, as an assistant's turn had them."""
+    """A function and the JSON text of its arguments, from an assistant's turn."""
 
     name: str = Field(max_length=256)
     arguments: str = "{}"
@@ -58,7 +58,7 @@ class ChatMessage(RequestModel):
 
 
 class Function(RequestModel):
-    """What a tool is called, what it is for, and the JSON schema of its arguments."""
+    """A tool's name, what it is for, and the JSON schema of its arguments."""
 
     name: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")
     description: str | None = None
@@ -74,13 +74,13 @@ class Tool(RequestModel):
 
 
 class ChosenFunction(RequestModel):
-    """Its name."""
+    """The name of the function to call."""
 
     name: str = Field(max_length=64)
 
 
 class ChosenTool(RequestModel):
-    """The one function that has to be called."""
+    """The function that has to be called."""
 
     type: Literal["function"]
     function: ChosenFunction
@@ -111,7 +111,7 @@ class ChatCompletionRequest(CompletionRequestBase, TemplateFields):
 
 
 class TokenAlternative(ResponseModel):
-    """A token that could have come, and how likely it was."""
+    """A token that could have been generated, and how likely it was."""
 
     token: str
     logprob: float
@@ -119,7 +119,7 @@ class TokenAlternative(ResponseModel):
 
 
 class TokenLogprob(TokenAlternative):
-    """A token that came."""
+    """A generated token."""
 
     top_logprobs: list[TokenAlternative]
 
@@ -150,7 +150,7 @@ ReasoningContent = Annotated[str | None, Field(exclude_if=is_none)]
 
 
 class AnswerMessage(ResponseModel):
-    """The model's turn; what it thought comes under both names in use."""
+    """The model's turn; its reasoning comes under both names in use."""
 
     role: Literal["assistant"] = "assistant"
     content: str | None
@@ -188,7 +188,7 @@ class ChatCompletion(ResponseModel):
 
 
 class FunctionDelta(ResponseModel):
-    """The name, once, and pieces of the arguments."""
+    """The function's name, once, and pieces of the arguments."""
 
     name: str | None = Field(default=None, exclude_if=is_none)
     arguments: str = ""

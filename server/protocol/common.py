@@ -15,7 +15,7 @@ from pydantic import (
 from engine.errors import UnsupportedOption
 from engine.policy_reason import PolicyReason
 from engine.request import DraftSource
-from server.protocol.base import RequestModel
+from server.protocol.base import RequestModel, unknown_inside
 from server.protocol.structures import ResponseFormat, StructuredOutputs
 
 MAX_CHOICES = 128  # per prompt
@@ -92,26 +92,30 @@ def unsupported_names() -> Collection[str]:
     return _UNSUPPORTED.keys()
 
 
-def refuse_unsupported(fields: Mapping[str, Any]) -> list[str]:
+def refuse_unsupported(body: RequestModel, sent: RequestModel | None = None) -> list[str]:
     """Refuse known options that are not offered.
 
+    Args:
+        body: the body.
+        sent: what the client sent, if the body was made of it.
+
     Returns:
-        Names of unknown fields.
+        Names of unknown fields: the body's own, and those inside the objects that were sent.
 
     Raises:
         UnsupportedOption: naming the first one.
     """
     unknown = []
-    for name, value in fields.items():
+    for name, value in (body.model_extra or {}).items():
         neutral = _UNSUPPORTED.get(name)
         if neutral is None:
             unknown.append(name)
         elif value is not None and value not in neutral:
             message = f"{name} is not supported by this server"
             if name.startswith("guided_"):
-                message += f"; it is structured_outputs.{name.removeprefix('guided_')} there"
+                message += f"; use structured_outputs.{name.removeprefix('guided_')} instead"
             raise UnsupportedOption(f"{message}.", param=name)
-    return unknown
+    return [*unknown, *unknown_inside(sent or body)]
 
 
 def _not_zero(value: int) -> int:
@@ -154,6 +158,7 @@ class StreamOptions(RequestModel):
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None  # usage on every chunk; needs include_usage
+    include_obfuscation: Literal[False] | None = None
 
 
 class EarlyExit(BaseModel):
@@ -192,6 +197,7 @@ class CompletionRequestBase(TruncationFields):
     logit_bias: Annotated[dict[str, float] | None, BeforeValidator(_not_too_many)] = Field(
         None, max_length=_MAX_BIASES
     )
+    # Choice i of each prompt is sampled with seed + i, whatever else is in the batch.
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: Stop = ()
     stop_token_ids: list[int] | None = Field(None, max_length=128)
@@ -221,7 +227,7 @@ class CompletionRequestBase(TruncationFields):
 
 
 class CompletionTokensDetails(ResponseModel):
-    """Some of the output tokens. Predictions (not to be taken for drafts) are never used."""
+    """Output tokens by kind. Predictions (`prediction`, not drafts) are never used."""
 
     reasoning_tokens: int = 0  # thoughts with their tags
     accepted_prediction_tokens: int = 0
@@ -245,7 +251,7 @@ class Usage(ResponseModel):
 
 
 class SpeculativeDecoding(ResponseModel):
-    """A request's drafts, under vLLM's names, so that tools which read those read ours."""
+    """A request's drafts, under vLLM's names, so that tools made for vLLM can read them."""
 
     mean_acceptance_length: float
     draft_acceptance_rate: float
@@ -266,14 +272,14 @@ class EarlyExitMetrics(ResponseModel):
 
 
 class RequestMetrics(ResponseModel):
-    """Figures of one request; only with a single choice."""
+    """Figures of one request, if it has a single choice."""
 
     speculative_decoding: SpeculativeDecoding
     early_exit: EarlyExitMetrics
 
 
 class PromptLogprob(ResponseModel):
-    """How likely a token was at one place of the prompt."""
+    """How likely a token was at one position of the prompt."""
 
     logprob: float
     rank: int  # 1 for the likeliest

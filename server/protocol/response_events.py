@@ -16,7 +16,7 @@ class ResponseEvent(NamedEvent):
 
 
 class Lifecycle(ResponseEvent):
-    """The response began, or ended."""
+    """The start or the end of the response."""
 
     type: Literal[
         "response.created",
@@ -29,7 +29,7 @@ class Lifecycle(ResponseEvent):
 
 
 class OutputItemEvent(ResponseEvent):
-    """An item of the output began or is whole."""
+    """The start of an output item, or its end, with all of it."""
 
     type: Literal["response.output_item.added", "response.output_item.done"]
     output_index: int
@@ -37,7 +37,7 @@ class OutputItemEvent(ResponseEvent):
 
 
 class ContentPartEvent(ResponseEvent):
-    """A part of an item began or is whole."""
+    """The start of a part of an item, or its end, with all of it."""
 
     type: Literal["response.content_part.added", "response.content_part.done"]
     item_id: str
@@ -58,7 +58,7 @@ class TextDelta(ResponseEvent):
 
 
 class TextDone(ResponseEvent):
-    """The text is whole."""
+    """The end of the text, with all of it."""
 
     type: Literal["response.output_text.done"] = "response.output_text.done"
     item_id: str
@@ -69,7 +69,7 @@ class TextDone(ResponseEvent):
 
 
 class ReasoningDelta(ResponseEvent):
-    """A piece of a thought."""
+    """A piece of the reasoning."""
 
     type: Literal["response.reasoning_text.delta"] = "response.reasoning_text.delta"
     item_id: str
@@ -79,7 +79,7 @@ class ReasoningDelta(ResponseEvent):
 
 
 class ReasoningDone(ResponseEvent):
-    """The thought is whole."""
+    """The end of the reasoning, with all of it."""
 
     type: Literal["response.reasoning_text.done"] = "response.reasoning_text.done"
     item_id: str
@@ -100,7 +100,7 @@ class ArgumentsDelta(ResponseEvent):
 
 
 class ArgumentsDone(ResponseEvent):
-    """A call's arguments are whole."""
+    """The end of a call's arguments, with all of them."""
 
     type: Literal["response.function_call_arguments.done"] = "response.function_call_arguments.done"
     item_id: str
@@ -110,7 +110,7 @@ class ArgumentsDone(ResponseEvent):
 
 
 class StreamError(ResponseEvent):
-    """The generation failed; `response.failed` follows."""
+    """A failure of the generation; `response.failed` follows."""
 
     type: Literal["error"] = "error"
     code: str | None

@@ -18,30 +18,30 @@ ResponseStatus = Literal["in_progress", "completed", "incomplete", "failed"]
 
 
 class InputPart(RequestModel):
-    """A part of an item's content; only text is served."""
+    """A part of an item's content; only text is supported."""
 
     type: str = Field(max_length=64)
     text: str | None = None
 
 
 class InputItem(RequestModel):
-    """A message, function call, its output, or reasoning; which fields it has depends on `type`.
+    """A message, a function call, its output, or reasoning; its fields depend on `type`.
 
-    Reasoning goes to the chat template with what the model said or called next; whether its model
-    sees thoughts of earlier turns is the template's affair. Summaries are not thoughts.
+    Reasoning goes to the chat template with what the model said or called next; the template
+    decides whether the model sees the reasoning of earlier turns. Summaries are not passed on.
     """
 
     type: str | None = Field(None, max_length=64)  # default: a message
     role: Literal["system", "developer", "user", "assistant"] | None = None
     content: str | Annotated[list[InputPart], Field(fail_fast=True)] | None = None
-    call_id: str | None = None
-    name: str | None = None
+    call_id: str | None = Field(None, max_length=256)
+    name: str | None = Field(None, max_length=256)
     arguments: str | None = None
     output: str | Annotated[list[InputPart], Field(fail_fast=True)] | None = None
 
 
 class FunctionTool(RequestModel):
-    """A function that the model may call; of OpenAI's tools no other is served."""
+    """A function that the model may call; no other kind of tool is supported."""
 
     type: str = Field(max_length=64)
     name: str | None = None
@@ -51,7 +51,7 @@ class FunctionTool(RequestModel):
 
 
 class FunctionChoice(RequestModel):
-    """The one function that has to be called."""
+    """The function that has to be called."""
 
     type: str = Field(max_length=64)
     name: str | None = None
@@ -75,7 +75,7 @@ class TextConfig(RequestModel):
 
 
 class ReasoningConfig(RequestModel):
-    """How much the model thinks; for models that do."""
+    """How much the model thinks, if it is one that does."""
 
     effort: str | None = Field(None, max_length=16)
     summary: Literal["auto"] | None = None  # accepted, but no summary is ever made
@@ -143,7 +143,7 @@ class ReasoningText(ResponseModel):
 
 
 class ReasoningItem(ResponseModel):
-    """A thought before the answer, whole; no summary is made of it."""
+    """The reasoning before the answer, in full; no summary is made of it."""
 
     type: Literal["reasoning"] = "reasoning"
     id: str
@@ -167,7 +167,7 @@ OutputItem: TypeAlias = OutputMessage | ReasoningItem | FunctionCallItem
 
 
 class OfferedTool(ResponseModel):
-    """A function that was offered, said again."""
+    """A function that was offered, repeated from the request."""
 
     type: Literal["function"] = "function"
     name: str
@@ -177,7 +177,7 @@ class OfferedTool(ResponseModel):
 
 
 class MadeChoice(ResponseModel):
-    """The function that was asked for, said again."""
+    """The function that has to be called, repeated from the request."""
 
     type: Literal["function"] = "function"
     name: str
@@ -197,14 +197,14 @@ class ResponseFailure(ResponseModel):
 
 
 class InputTokensDetails(ResponseModel):
-    """Prompt tokens by where they came from."""
+    """Prompt tokens by source."""
 
     cached_tokens: int
     cache_write_tokens: Literal[0] = 0  # caching is automatic
 
 
 class OutputTokensDetails(ResponseModel):
-    """Output tokens by what they are."""
+    """Output tokens by kind."""
 
     reasoning_tokens: int
 

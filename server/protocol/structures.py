@@ -38,7 +38,7 @@ class ResponseFormat(RequestModel):
 
 
 class StructuredOutputs(RequestModel):
-    """What the whole output has to be: exactly one of these."""
+    """What the whole output has to match: exactly one of these."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid")
 

@@ -12,7 +12,8 @@ from server.protocol.common import ResponseModel, TruncationFields, is_none
 class TokenizeRequest(TruncationFields, TemplateFields):
     """The body of POST /tokenize: a prompt or messages.
 
-    What shapes the prompt of a completion or a chat shapes it here; `TemplateFields` need messages.
+    What shapes the prompt of a completion or chat does so here; the chat template's fields need
+    `messages`.
     """
 
     model: str | None = Field(None, max_length=512)

@@ -138,27 +138,6 @@ class StreamTally:
         self.draft_figures = output.draft_figures or self.draft_figures
 
 
-def gather(pieces: Iterable[RequestOutput]) -> RequestOutput:
-    """Merge all pieces of one choice into one output."""
-    pieces = list(pieces)
-    last = pieces[-1]
-    return RequestOutput(
-        request_id=last.request_id,
-        text="".join(piece.text for piece in pieces),
-        token_ids=tuple(each for piece in pieces for each in piece.token_ids),
-        logprobs=tuple(each for piece in pieces for each in piece.logprobs),
-        trace=tuple(each for piece in pieces for each in piece.trace),
-        num_prompt_tokens=last.num_prompt_tokens,
-        num_output_tokens=last.num_output_tokens,
-        num_cached_tokens=last.num_cached_tokens,
-        prompt_logprobs=tuple(each for piece in pieces for each in piece.prompt_logprobs),
-        embedding=last.embedding,
-        finish_reason=last.finish_reason,
-        stop_reason=last.stop_reason,
-        draft_figures=last.draft_figures,
-    )
-
-
 def finish_reason_name(reason: FinishReason | None) -> FinishReasonName:
     """Return OpenAI's word for how a choice ended."""
     assert reason in _FINISH_REASONS, f"not an end to show a client: {reason}"

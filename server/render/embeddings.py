@@ -1,25 +1,27 @@
 """Renders answers of /v1/embeddings: vectors cut to the dimensions asked for, and normalized."""
 
 import base64
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from engine.request import RequestOutput
-from server.protocol.embeddings import Embedding, Embeddings, EmbeddingsRequest, EmbeddingsUsage
+from server.protocol.embeddings import Embedding, EmbeddingsRequest, EmbeddingsUsage
 
 
-def render_embeddings(body: EmbeddingsRequest, outputs: Sequence[RequestOutput]) -> Embeddings:
-    """Render the answer to all inputs."""
+def render_embeddings(body: EmbeddingsRequest, outputs: Sequence[RequestOutput]) -> Iterator[bytes]:
+    """Yield the JSON of the answer to all inputs, an `Embeddings`, about one input at a time.
+
+    All of it may be many megabytes.
+    """
+    yield b'{"object":"list","data":['
+    for index, output in enumerate(outputs):
+        embedding = Embedding(index=index, embedding=_vector(body, output))
+        yield (b"," if index else b"") + embedding.model_dump_json().encode()
     num_tokens = sum(output.num_prompt_tokens for output in outputs)
-    return Embeddings(
-        data=[
-            Embedding(index=index, embedding=_vector(body, output))
-            for index, output in enumerate(outputs)
-        ],
-        model=body.model,
-        usage=EmbeddingsUsage(prompt_tokens=num_tokens, total_tokens=num_tokens),
-    )
+    usage = EmbeddingsUsage(prompt_tokens=num_tokens, total_tokens=num_tokens)
+    yield f'],"model":{json.dumps(body.model)},"usage":{usage.model_dump_json()}}}'.encode()
 
 
 def _vector(body: EmbeddingsRequest, output: RequestOutput) -> list[float] | str:

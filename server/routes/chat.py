@@ -29,7 +29,7 @@ async def create_chat_completion(request: Request) -> Response:
     context = context_of(request)
     body = await parse_body(request, ChatCompletionRequest, context.settings.max_request_bytes)
     model = context.service.model(body.model)
-    prepared = await prepare_chat(context, model, body)
+    prepared = await prepare_chat(request, context, model, body)
     return await generate_answer(
         request,
         context,

@@ -33,6 +33,7 @@ async def create_completion(request: Request) -> Response:
     context.note_unknown_fields(check_options(body))
     structure = asked_structure(body)
     prompts = await encode_prompts(
+        request,
         model.tokenizer,
         body.prompt,
         model.info.max_model_len,

@@ -1,5 +1,6 @@
 """POST /v1/embeddings."""
 
+import asyncio
 import secrets
 from collections.abc import Sequence
 from typing import Literal
@@ -42,14 +43,22 @@ async def create_embeddings(request: Request) -> Response:
     body = await parse_body(request, EmbeddingsRequest, context.settings.max_request_bytes)
     model = context.service.model(body.model)
     context.note_unknown_fields(_check_options(body, model))
-    inputs = await _inputs(context, model, body)
+    inputs = await _inputs(request, context, model, body)
     requests = _pooling_requests(body, inputs, body.pooling or context.settings.pooling_type)
     generations = generate(
-        context, model.engine, requests, record_of(request), most_at_once=_MOST_AT_ONCE
+        context,
+        model.engine,
+        requests,
+        record_of(request),
+        multiplying="input",
+        most_at_once=_MOST_AT_ONCE,
     )
     choices = await while_connected(request, gather_choices(generations))
-    answer = render_embeddings(body, choices)
-    return Response(answer.model_dump_json(), media_type="application/json")
+    answer = bytearray()
+    for piece in render_embeddings(body, choices):
+        answer += piece
+        await asyncio.sleep(0)  # others have their turn between the pieces
+    return Response(bytes(answer), media_type="application/json")
 
 
 def _check_options(body: EmbeddingsRequest, model: ServedModel) -> list[str]:
@@ -61,7 +70,7 @@ def _check_options(body: EmbeddingsRequest, model: ServedModel) -> list[str]:
     Raises:
         RequestError: naming the field.
     """
-    unknown = refuse_unsupported(body.model_extra or {})
+    unknown = refuse_unsupported(body)
     check_truncation(body)
     size = model.info.hidden_size
     if body.dimensions is not None and body.dimensions > size:
@@ -70,15 +79,17 @@ def _check_options(body: EmbeddingsRequest, model: ServedModel) -> list[str]:
 
 
 async def _inputs(
-    context: ServerContext, model: ServedModel, body: EmbeddingsRequest
+    request: Request, context: ServerContext, model: ServedModel, body: EmbeddingsRequest
 ) -> Sequence[Sequence[int]]:
     """Return the token ids of every input, none longer than the model's context.
 
     Raises:
         RequestError: naming what is wrong with `input`.
+        ClientDisconnect: the client left.
     """
     limits = context.limits(model)
     encoded = await encode_prompts(
+        request,
         model.tokenizer,
         body.input,
         limits.max_model_len,

@@ -27,7 +27,7 @@ class Version(ResponseModel):
 
 @router.get("/health", responses={503: {"model": Status}})
 async def health(request: Request, response: Response) -> Status:
-    """200 while the process is worth keeping, also while it loads or replaces a lost worker.
+    """200 while the process is worth keeping, even while it loads or replaces a lost worker.
 
     503 once the engine has failed for good.
     """
@@ -46,7 +46,7 @@ async def ping(request: Request, response: Response) -> Status:
 
 @router.post("/ping", responses={503: {"model": Status}})
 async def post_ping(request: Request, response: Response) -> Status:
-    """The same as GET /ping; a body is not read."""
+    """The same as GET /ping; a body is ignored."""
     return await health(request, response)
 
 

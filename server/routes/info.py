@@ -38,7 +38,7 @@ class ServedModelInfo(ResponseModel):
 
 
 class ServerInfo(ResponseModel):
-    """The server's version, state and settings; no secret is ever among them."""
+    """The server's version, state and settings, without secrets."""
 
     version: str
     state: str

@@ -3,15 +3,24 @@
 from typing import Literal
 
 from fastapi import APIRouter, Request
+from starlette.convertors import PathConvertor, register_url_convertor
 
 from server.context import ServerContext, context_of
 from server.protocol.common import ResponseModel
 
+
+class _ModelIdConvertor(PathConvertor):
+    """Matches ids, which may contain slashes but are not empty."""
+
+    regex = ".+"
+
+
+register_url_convertor("model_id", _ModelIdConvertor())
 router = APIRouter(tags=["models"])
 
 
 class EarlyExitCard(ResponseModel):
-    """Where drafts come from: exits, and a look-up in the text itself."""
+    """Where drafts come from: exits, and look-ups in the text itself."""
 
     exit_layers: list[int]
     has_lookup: bool
@@ -33,7 +42,7 @@ class ModelCard(ResponseModel):
 
 
 class ModelList(ResponseModel):
-    """All served models: the names of the one there is."""
+    """All names under which the model is served."""
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
@@ -46,9 +55,9 @@ async def list_models(request: Request) -> ModelList:
     return ModelList(data=[_card(context, name) for name in context.service.model_names])
 
 
-@router.get("/v1/models/{model_id:path}")
+@router.get("/v1/models/{model_id:model_id}")
 async def retrieve_model(model_id: str, request: Request) -> ModelCard:
-    """One of them; ids may contain slashes."""
+    """A served model by its id, which may contain slashes."""
     context = context_of(request)
     return _card(context, model_id)
 

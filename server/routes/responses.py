@@ -34,7 +34,7 @@ async def create_response(request: Request) -> HttpResponse:
     check_responses_options(body)
     with naming_responses_fields():
         chat = to_chat_request(body)
-        prepared = await prepare_chat(context, model, chat, api="responses")
+        prepared = await prepare_chat(request, context, model, chat, api="responses", sent=body)
         return await generate_answer(
             request,
             context,

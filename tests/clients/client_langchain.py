@@ -1,4 +1,4 @@
-"""LangChain's ChatOpenAI against a server: client_langchain.py URL MODEL. Prints what it got."""
+"""Runs LangChain's ChatOpenAI against a server and prints its answers: URL MODEL."""
 
 import json
 import sys
@@ -32,6 +32,6 @@ result = {
 try:
     bound = model.bind_tools([get_weather]).invoke(messages)
     result["tools"] = [bound.type, [call["name"] for call in bound.tool_calls]]
-except Exception as error:  # refused by name where the server has no tool calling
+except Exception as error:  # a server without tool calling refuses it by name
     result["tools_refused"] = str(getattr(error, "code", error))
 print(json.dumps(result))

@@ -1,10 +1,10 @@
-"""LiteLLM against a server: client_litellm.py URL MODEL. Prints what it got."""
+"""Runs LiteLLM against a server and prints its answers: client_litellm.py URL MODEL."""
 
 import json
 import os
 import sys
 
-os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # asks no other host
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # otherwise it asks another host
 import litellm
 
 url, model_name = sys.argv[1:]

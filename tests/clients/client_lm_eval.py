@@ -1,6 +1,6 @@
-"""lm-eval's local-completions against a server: URL MODEL TOKENIZER TASK_DIR TASK.
+"""Runs lm-eval's local-completions against a server: URL MODEL TOKENIZER TASK_DIR TASK.
 
-Prints the task's results. TASK_DIR holds the task and its data: nothing is fetched.
+It prints the task's results. TASK_DIR contains the task and its data, so nothing is downloaded.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""Other people's client libraries, unmodified, against the default model.
+"""Third-party client libraries, unmodified, against the default model.
 
-They are the extra `clients` and pull much with them, so they may live in an environment of their
-own: ADADECODE_CLIENTS_PYTHON names its interpreter. Whichever is missing there is skipped by name.
+They are the extra `clients`. As they have many dependencies, they may be in an environment of their
+own, whose interpreter ADADECODE_CLIENTS_PYTHON names. Tests of missing libraries are skipped.
 """
 
 import json
@@ -58,20 +58,20 @@ COUNTING = [
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    """A server with the default model."""
+    """Yield the address of a server with the default model."""
     with real_server() as url:
         yield url
 
 
 def needs(library: str) -> pytest.MarkDecorator:
-    """Skips where the interpreter does not have it, before anything is started."""
+    """Skip a test where the interpreter lacks a library, before anything is started."""
     code = f"from importlib.util import find_spec; raise SystemExit(find_spec({library!r}) is None)"
     is_missing = subprocess.run([PYTHON, "-c", code], check=False).returncode != 0
     return pytest.mark.skipif(is_missing, reason=f"{library} is not installed (extra: clients)")
 
 
 def run(script: str, *arguments: str) -> dict[str, Any]:
-    """What a script printed last, run where the libraries are."""
+    """Run a script where the libraries are, and return the last line that it prints."""
     path = Path(__file__).with_name(script)
     done = subprocess.run(
         [PYTHON, str(path), *arguments], capture_output=True, text=True, check=False, timeout=300

@@ -1,4 +1,4 @@
-"""configs/default.yaml says what the defaults are: it must name every setting and change none."""
+"""configs/default.yaml documents the defaults: it must name every setting and change none."""
 
 import argparse
 from pathlib import Path

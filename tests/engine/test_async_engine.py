@@ -1,4 +1,4 @@
-"""The engine in an event loop: streams, slow readers, clients that leave, shutdown."""
+"""The engine in an event loop: streams, slow readers, clients that leave, and shutdown."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
@@ -30,7 +30,7 @@ async def running(worker: FakeWorker | None = None, **scheduler: int) -> AsyncIt
 
 
 async def until_idle(engine: AsyncEngine) -> None:
-    """Wait until nobody runs and the worker has nothing left."""
+    """Wait until no request runs or waits."""
     while engine.stats().num_running or engine.stats().num_waiting:
         await asyncio.sleep(0.001)
 
@@ -71,7 +71,7 @@ async def test_a_step_is_rendered_while_the_worker_has_the_next_one() -> None:
     slot.on_ready = lambda: happened.append("output")
     await until(lambda: happened.count("output") == 4)
     await engine.stop()
-    # The last plan tells the worker of the request's end.
+    # The last plan only tells the worker that the request has ended.
     assert happened == ["plan", *4 * ["plan", "output"]]
 
 
@@ -80,7 +80,7 @@ async def test_a_slow_reader_gets_everything_in_one_output() -> None:
         request = make_request(0, ignore_eos=True)
         async with aclosing(engine.generate(request)) as stream:
             outputs = [await anext(stream)]
-            # Idle is too early: a last output is rendered after its blocks were given up.
+            # Being idle would be too early: the last output is rendered after the blocks are freed.
             await until(lambda: engine.stats().finished_total[FinishReason.LENGTH] == 1)
             outputs += [output async for output in stream]
     assert len(outputs) == 2

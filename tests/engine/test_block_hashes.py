@@ -1,4 +1,4 @@
-"""A block's hash stands for all tokens from the first, and for the salt."""
+"""A block's hash covers all tokens up to its end, and the salt."""
 
 from engine.block_hashes import BlockHashes
 
@@ -10,7 +10,7 @@ def test_equal_tokens_have_equal_hashes_and_only_they() -> None:
     assert list(BlockHashes().first(3, TOKENS, 4)) == first
     changed = [*TOKENS[:5], 7, *TOKENS[6:]]
     others = BlockHashes().first(3, changed, 4)
-    # The third block has the same tokens, behind another past.
+    # The third block has the same tokens, but other tokens precede it.
     assert [a == b for a, b in zip(first, others, strict=True)] == [True, False, False]
     assert len(set(first)) == 3
 
@@ -24,7 +24,7 @@ def test_a_salt_changes_every_hash() -> None:
 def test_hashes_are_computed_once_and_grow_with_the_sequence() -> None:
     hashes = BlockHashes()
     one = list(hashes.first(1, TOKENS[:6], 4))
-    # What is behind the first block only is looked at now.
+    # The first block is not hashed again, so its changed tokens do not matter.
     three = list(hashes.first(3, [0, 0, 0, 0, *TOKENS[4:]], 4))
     assert three == list(BlockHashes().first(3, TOKENS, 4))
     assert hashes.first(1, TOKENS, 4) == one == three[:1]

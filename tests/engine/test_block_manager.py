@@ -1,4 +1,4 @@
-"""Block tables grow, shrink and vanish; blocks never leak, and are shared only when full."""
+"""Block tables grow, shrink and end; blocks never leak, and are shared only when full."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,7 +49,7 @@ def test_release_is_idempotent() -> None:
 
 
 def contents(*names: str) -> list[bytes]:
-    """Hashes of a sequence's blocks: names stand for tokens."""
+    """Return the hashes of a sequence's blocks, given a name for the content of each."""
     return ["/".join(names[: i + 1]).encode() for i in range(len(names))]
 
 
@@ -101,7 +101,7 @@ def test_forgetting_a_sequence_hides_its_blocks_from_others() -> None:
     blocks.publish(1, contents("a"))
     blocks.forget(1)
     assert blocks.find(contents("a")) == []
-    blocks.publish(1, contents("a", "b"))  # without its predecessor nobody finds it
+    blocks.publish(1, contents("a", "b"))  # cannot be found without its predecessor
     assert blocks.find(contents("a", "b")) == []
     blocks.release(1)
     blocks.forget_all()
@@ -118,13 +118,13 @@ OPERATIONS = st.tuples(
 
 
 class Bench:
-    """A manager, and what its sequences and blocks must hold: tokens stand as names of blocks."""
+    """A manager, and the contents that its sequences and blocks must have, each given by a name."""
 
     def __init__(self) -> None:
         self.blocks = BlockManager(12, SIZE)
-        self.names: dict[int, list[str]] = {}  # by running sequence
+        self.names: dict[int, list[str]] = {}  # contents of the blocks, by running sequence
         self.covered: dict[int, int] = {}
-        self.written: dict[int, bytes] = {}  # by block
+        self.written: dict[int, bytes] = {}  # hash of the content, by block
 
     def start(self, sequence_id: int, positions: int, names: list[str]) -> None:
         prefix = self.blocks.find(contents(*names)[: (positions - 1) // SIZE])

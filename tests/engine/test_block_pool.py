@@ -1,4 +1,4 @@
-"""Blocks are allocated once, freed once, never lost, and found only while their contents last."""
+"""Blocks are allocated and freed once, never lost, and found only while their contents last."""
 
 import pytest
 
@@ -57,7 +57,7 @@ def test_empty_blocks_are_taken_before_the_least_recently_used_cached_ones() -> 
     pool.release([second])
     pool.release([first])
     pool.release([third])
-    pool.share([second])  # used again: now the most recent
+    pool.share([second])  # now the most recently used
     pool.release([second])
     order = [pool.allocate(1) for _ in range(4)]
     assert order == [[3], [first], [third], [second]]

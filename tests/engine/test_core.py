@@ -1,4 +1,4 @@
-"""Requests in, outputs out: texts, stop strings, ends, and counts."""
+"""The outputs of requests: texts, stop strings, finish reasons, and counts."""
 
 from functools import partial
 from typing import Literal
@@ -131,6 +131,20 @@ def test_abort_is_idempotent_in_every_state() -> None:
     driver.core.check()
 
 
+def test_drafts_of_a_request_that_was_aborted_meanwhile_are_not_counted() -> None:
+    driver = driver_on(FakeWorker(acceptance=1.0))
+    driver.core.add(make_request(0, ignore_eos=True))
+    for _ in range(3):
+        driver.send()
+        driver.receive()
+    before = driver.core.stats()
+    driver.send()  # with drafts
+    driver.core.abort("request-0")
+    driver.receive()
+    assert driver.core.stats().draft_tokens_total == before.draft_tokens_total > 0
+    assert driver.core.stats().steps_total == before.steps_total + 1
+
+
 def test_aborted_between_commit_and_render_and_added_again() -> None:
     driver = driver_on()
     driver.core.add(make_request(0))
@@ -149,7 +163,7 @@ def test_end_all_ends_each_open_request_once_even_if_it_had_just_ended() -> None
     driver.core.add(make_request(0, max_tokens=1))
     driver.core.add(make_request(1))
     driver.send()
-    driver.receive()  # request 0 has its last token, which is not rendered
+    driver.receive()  # request 0 has its last token, which is not rendered yet
     outputs = driver.core.end_all(FinishReason.ERROR, "broken")
     assert {output.request_id for output in outputs} == {"request-0", "request-1"}
     assert {(o.finish_reason, o.error) for o in outputs} == {(FinishReason.ERROR, "broken")}

@@ -1,4 +1,4 @@
-"""Streaming equals decoding at once, whatever the chunks; stop strings are cut and never leak."""
+"""Text streamed in any chunks equals text decoded at once; stop strings are cut and never leak."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -29,7 +29,7 @@ class Bytes:
 
 
 class Words(Bytes):
-    """Ids index a fixed list of pieces."""
+    """A tokenizer whose ids are indices into a fixed list of pieces."""
 
     pieces = ("ab", "c", "abc", "a", "b", "bca", "\u4e16", "<", "end", ">", "\n\n", "aab")
 
@@ -49,7 +49,7 @@ def _stream(
     sampling: SamplingParams | None = None,
     prompt: Sequence[int] = (),
 ) -> tuple[str, str | None, int]:
-    """All text, the stop string, and how many tokens were kept; `sizes` repeat as chunk lengths."""
+    """Return text, stop string, and number of kept tokens; `sizes` are repeated chunk lengths."""
     detokenizer = Detokenizer(PlainTexts(tokenizer), sampling or SamplingParams(), prompt)
     text, kept, start, turn = "", 0, 0, 0
     while True:
@@ -66,7 +66,7 @@ def _stream(
 def _expected(
     pieces: Sequence[str], stops: Sequence[str], include: bool
 ) -> tuple[str, str | None, int]:
-    """The same, found character by character."""
+    """Compute the results of `_stream` character by character."""
     text = ""
     for index, piece in enumerate(pieces):
         for character in piece:

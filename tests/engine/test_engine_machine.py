@@ -1,13 +1,13 @@
-"""Anything that can happen, in any order: what clients get is right, and nothing leaks.
+"""Whatever happens, in any order, clients get the right output and nothing leaks.
 
-Hypothesis adds, aborts, asks again, steps, renders and kills the worker. Prompts begin alike, some
-under a salt of their own, some requests go first, some fail and leave rubbish in their blocks.
-Memory is tight enough that sequences are preempted and blocks evicted all the time. Every request
-that was not aborted ends once, with its one right output, unless the worker was killed thrice
-while it ran alone, or came back with too little memory for it: then it may end with an error.
+Hypothesis adds, repeats and aborts requests, steps, renders, and kills the worker. Prompts share
+prefixes, some of them under a salt; some requests have priority; some fail and leave garbage in
+their blocks. Memory is so tight that sequences are preempted and blocks evicted all the time. Every
+request that is not aborted ends once, with its one right output. It may end with an error only if
+the worker was killed three times while it ran alone, or came back with too little memory for it.
 
-ADADECODE_MACHINE_EXAMPLES sets how many runs of up to 40 steps there are (`make machine`), and lets
-them differ from day to day.
+ADADECODE_MACHINE_EXAMPLES sets the number of runs of up to 40 steps (`make machine`), and makes
+every run random.
 """
 
 import os
@@ -35,11 +35,11 @@ from engine.errors import PromptTooLong
 from engine.request import EarlyExitOptions, FinishReason, GenerationRequest
 
 EXAMPLES = os.environ.get("ADADECODE_MACHINE_EXAMPLES")
-PREFIX = (9, 4, 17, 30, 2, 2, 25, 11)  # two blocks that many prompts begin with
+PREFIX = (9, 4, 17, 30, 2, 2, 25, 11)  # two blocks, the beginning of many prompts
 
 
 class EngineMachine(RuleBasedStateMachine):
-    """The engine as the world treats it."""
+    """The rules by which the world acts on the engine, and the invariants."""
 
     @initialize(
         num_blocks=st.integers(6, 10),
@@ -81,7 +81,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.aborted: set[str] = set()
         self.killers: set[str] = set()
         self.ill: set[str] = set()
-        self.outgrowing: set[str] = set()  # would not fit what a worker had
+        self.outgrowing: set[str] = set()  # do not fit the memory that some worker had
 
     @rule(
         times=st.sampled_from([1, 2, 4]),
@@ -137,7 +137,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def ask_again(self, data: st.DataObject) -> None:
-        """What a client does whose request took too long, or who goes on with a conversation."""
+        """Repeat a request, as after a timeout, or continue its conversation."""
         request = self.draw_request(data)
         if request is not None:
             says_more = data.draw(st.booleans())
@@ -150,7 +150,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def add_one_that_fails(self, data: st.DataObject) -> None:
-        """Its blocks hold rubbish under names that others look for."""
+        """Add a request that leaves garbage in blocks that others would find by their tokens."""
         like = self.draw_request(data) or make_request(0)
         if like.request_id not in self.killers:
             ill = replace(
@@ -172,7 +172,7 @@ class EngineMachine(RuleBasedStateMachine):
         try:
             self.driver.add(request)
         except PromptTooLong:
-            return  # its id goes to the next
+            return  # the next request gets its id
         for kind in (self.killers, self.ill):
             if like is not None and like.request_id in kind:
                 kind.add(request.request_id)
@@ -181,7 +181,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.expected[request.request_id] = () if is_ill else expected_output(request)
 
     def draw_request(self, data: st.DataObject) -> GenerationRequest | None:
-        """One of those there were."""
+        """Draw one of the requests added so far."""
         return data.draw(st.sampled_from(list(self.requests.values()))) if self.requests else None
 
     @rule(data=st.data())

@@ -1,4 +1,4 @@
-"""The engine in an event loop loses its worker, once or again and again: what streams become."""
+"""What becomes of streams whose engine loses its worker, once or again and again."""
 
 import asyncio
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ def right_text(request: GenerationRequest) -> str:
 
 
 async def assert_whole(engine: AsyncEngine, requests: Sequence[GenerationRequest]) -> None:
-    """Asked at once, every request gets all of its tokens and text."""
+    """Send requests at once, and check that each gets all of its tokens and text."""
     streams = await asyncio.gather(*(collect(engine, request) for request in requests))
     for request, outputs in zip(requests, streams, strict=True):
         assert tuple(t for o in outputs for t in o.token_ids) == expected_output(request)
@@ -56,7 +56,7 @@ async def test_streams_survive_every_death_of_the_worker(dies_every: int) -> Non
 async def test_a_stream_alone_with_dying_workers_is_ended_sooner_if_it_may_be_the_cause(
     was_killed: bool, num_deaths: int, is_ended: bool
 ) -> None:
-    """Before it has a token; more deaths than a loop of crashes may have, if somebody kills."""
+    """The worker dies before the first token; kills are tolerated more often than crashes."""
     worker = MortalWorker(FakeWorker(step_time_s=0.2))
     worker.was_killed = was_killed
     engine = engine_on(worker)
@@ -122,7 +122,7 @@ async def test_a_new_worker_has_the_structures_ready_before_its_first_step() -> 
 
 async def test_a_new_worker_with_fewer_blocks_serves_what_fits_them() -> None:
     worker = MortalWorker(FakeWorker(step_time_s=0.002))
-    worker.num_blocks_after = 7  # of 4 tokens
+    worker.num_blocks_after = 7  # blocks of 4 tokens
     engine = engine_on(worker)
     await engine.start()
     fitting = [make_request(n, ignore_eos=True, max_tokens=20) for n in range(4)]

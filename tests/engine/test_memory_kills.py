@@ -1,4 +1,4 @@
-"""What the system says of processes killed for want of memory."""
+"""How the system reports processes that were killed because memory ran out."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""One slot per request: outputs merge, none is lost, a slow reader costs no queue."""
+"""Outputs that wait in a slot are merged; none is lost, and a slow reader causes no queue."""
 
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ def output(token_id: int, reason: FinishReason | None = None) -> RequestOutput:
 
 
 def taken(slot: OutputSlot) -> RequestOutput:
-    """What there is."""
+    """Take the output that must be there."""
     output = slot.take()
     assert output is not None
     return output
@@ -73,7 +73,7 @@ def test_what_need_not_wait_is_offered_first() -> None:
     for token_ids in ("a", "bc", "de", "f", "g"):
         slot.put(replace(output(0), text=token_ids, token_ids=tuple(map(ord, token_ids))))
 
-    # Refused, "de" is what the reader is called for; "f" is too little, and waits for "g".
+    # "de" is refused, so the reader is called for it; "f" is less than the interval, and waits.
     assert offered == ["a", "bc", "de"]
     assert [each.text for each in ready] == ["de", "fg"]
 

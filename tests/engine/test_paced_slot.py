@@ -1,4 +1,4 @@
-"""Even delivery by a clock of its own: one after the other, never later than the next step."""
+"""Tokens of a step are delivered evenly, one by one, and never later than the next step's."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -39,7 +39,7 @@ class FakeClock:
 
 
 class WatchedSlot(PacedSlot):
-    """Notes when every token entered."""
+    """A slot that notes when each token enters."""
 
     def __init__(self, clock: FakeClock) -> None:
         super().__init__(clock=lambda: clock.now, call_later=clock.call_later)
@@ -72,7 +72,7 @@ def clock() -> FakeClock:
 
 @pytest.fixture
 def slot(clock: FakeClock) -> WatchedSlot:
-    """Has had two steps, a second apart."""
+    """A slot that has had two steps, a second apart."""
     slot = WatchedSlot(clock)
     slot.put_step(step(1))
     clock.advance_to(1.0)
@@ -108,7 +108,7 @@ def test_the_last_step_of_a_request_waits_for_nothing(clock: FakeClock, slot: Wa
 
 
 def test_a_pause_is_not_taken_for_a_steps_time(clock: FakeClock, slot: WatchedSlot) -> None:
-    clock.advance_to(60.0)  # a worker was replaced meanwhile
+    clock.advance_to(60.0)  # a long pause, as when a worker is replaced
     slot.put_step(step(3, 4))
     clock.advance_to(62.0)
     assert slot.entered[3][1] == pytest.approx(60.0 + (0.7 + 0.3 * 2.0) / 2)

@@ -8,7 +8,7 @@ from engine.pauses import limit_pauses, spare_what_is_loaded, sparing_what_is_lo
 
 @pytest.fixture(autouse=True)
 def _as_python_begins():
-    """Whatever tests of a whole server have left in this process."""
+    """Begin with Python's defaults, whatever tests of a whole server have left behind."""
     interval, threshold = sys.getswitchinterval(), gc.get_threshold()
     sys.setswitchinterval(0.005)
     gc.set_threshold(700, 10, 10)

@@ -1,4 +1,4 @@
-"""Plain texts are asked for once, and are what stands wherever the token does."""
+"""The plain text of a token is looked up once, and does not depend on the tokens around it."""
 
 from engine.plain_texts import PlainTexts
 

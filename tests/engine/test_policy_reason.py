@@ -1,4 +1,4 @@
-"""What the policy does, as one request has it."""
+"""The policy's reason, as reported for one request."""
 
 import pytest
 
@@ -27,7 +27,7 @@ def test_every_reason_says_whether_it_drafts_and_why():
 
     assert drafting == {PolicyReason.DRAFTING, PolicyReason.PROBING, PolicyReason.FIXED_THRESHOLD}
     assert len({reason.text for reason in PolicyReason}) == len(PolicyReason)
-    figures = "1.10x plain over recent steps; a look at an exit brings 0.25, 0.10 tokens"
+    figures = "1.10x plain over recent steps; evaluating an exit gains 0.25, 0.10 tokens"
     assert PROBING.text == f"{PolicyReason.PROBING.text}; {figures}"
     paused = PolicyReport(PolicyReason.COSTS_MORE, pause=32)
     assert paused.text == f"{PolicyReason.COSTS_MORE.text}; tries again in 32 steps"

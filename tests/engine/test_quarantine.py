@@ -1,4 +1,4 @@
-"""Deaths of workers: streams survive them, and whoever causes them is found and named."""
+"""Streams survive deaths of workers, and requests that cause them are found and named."""
 
 import pytest
 from engine_driver import EngineDriver
@@ -70,7 +70,7 @@ def test_kills_from_outside_count_less_than_crashes() -> None:
     driver = driver_on()
     request = make_request(0)
     driver.add(request)
-    for _ in range(2):  # alone: it is a suspect, and no more
+    for _ in range(2):  # dying alone twice only makes it a suspect
         driver.send()
         driver.crash()
     driver.run_to_the_end()
@@ -94,7 +94,7 @@ def test_a_crash_in_company_and_kills_alone_do_not_add_up(num_kills: int) -> Non
 
 
 def test_who_is_killed_alone_thrice_without_a_token_is_ended() -> None:
-    driver = driver_on()  # a request that takes all memory looks like this
+    driver = driver_on()  # the same happens to a request that takes all memory
     driver.add(make_request(0))
     for _ in range(3):
         driver.send()

@@ -1,4 +1,4 @@
-"""How a sequence takes over a step's tokens, and where its output ends."""
+"""How a sequence commits a step's tokens, and where its output ends."""
 
 import pytest
 from fake_worker import EOS_ID, make_request

@@ -1,8 +1,8 @@
-"""Nobody waits for ever: not behind newcomers, not for memory, and not while workers keep dying.
+"""No request waits for ever: not for newcomers, not for memory, and not while workers keep dying.
 
-Clients ask one question after another, more at once than run together, in a KV cache that is too
-small for those that run; a worker dies every so many steps, for good. The first by rank gets on all
-the while, so each becomes the first in time.
+Clients send one request after another. More are open than can run together, the KV cache is too
+small for those that run, and workers die at regular intervals. The first request by rank always
+makes progress, so that every request becomes the first in time.
 """
 
 import random
@@ -17,15 +17,16 @@ from engine.request import FinishReason, GenerationRequest
 
 _NUM_CLIENTS = 8
 _NUM_STEPS = 400
-_LONGEST_PAUSE = 8  # steps in which the first by rank gets no token: its prompt, lone suspects'
-_LONGEST_LIFE = 200  # steps from a question to its answer, under the worst storm
+# Steps without a token for the first by rank: those of its prefill, or of suspects that run alone.
+_LONGEST_PAUSE = 8
+_LONGEST_LIFE = 200  # steps from a request to its end, where workers die most often
 
 
 class _Clients:
-    """Each asks anew as soon as it is answered."""
+    """Clients each of which sends a new request as soon as its last one has ended."""
 
     def __init__(self, driver: EngineDriver) -> None:
-        self.open: dict[str, GenerationRequest] = {}  # by rank
+        self.open: dict[str, GenerationRequest] = {}  # in order of rank
         self.answers: Counter[FinishReason] = Counter()
         self.longest_life = 0
         self._driver = driver

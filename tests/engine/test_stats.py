@@ -1,4 +1,4 @@
-"""Counts add up: rows of no numbers, and what learning heads have done, over all workers."""
+"""Corrupt rows, and what learning heads have done, are counted over all workers."""
 
 from engine.plan import Learning, RowResult, StepPlan, StepResult
 from engine.stats import EngineStats
@@ -12,7 +12,7 @@ def test_learning_is_counted_over_workers_and_the_latest_trial_is_shown() -> Non
         Learning(num_updates=2, num_dropped=1, seconds=0.25, serving_agreement=0.3),
         None,  # a step of a worker whose heads do not learn
     ):
-        stats.count_step(plan, StepResult(step_id=0, rows=[], learning=news))
+        stats.count_step(plan, StepResult(step_id=0, rows=[], learning=news), [])
 
     assert stats.learning == Learning(
         num_updates=5, num_adopted=1, num_dropped=1, seconds=0.75, serving_agreement=0.3
@@ -27,6 +27,6 @@ def test_rows_that_are_no_numbers_are_counted_and_no_other_faults() -> None:
         RowResult(sequence_id=2, token_ids=[7]),
     ]
     for _ in range(2):
-        stats.count_step(StepPlan(step_id=0), StepResult(step_id=0, rows=rows))
+        stats.count_step(StepPlan(step_id=0), StepResult(step_id=0, rows=rows), rows)
 
     assert stats.corrupted_total == 2

@@ -1,4 +1,4 @@
-"""Where every emitted token came from."""
+"""The trace says where every emitted token came from."""
 
 from engine.plan import RowResult
 from engine.request import ExitRecord

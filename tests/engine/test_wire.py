@@ -1,4 +1,4 @@
-"""Every message comes out of the wire as it went in; nothing else comes out at all."""
+"""Every message is decoded as it was encoded, and anything else is refused."""
 
 from pathlib import Path
 

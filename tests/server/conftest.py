@@ -1,4 +1,4 @@
-"""A server around a fake engine: `client` in process, `live_url` where streaming matters."""
+"""Fixtures for a server around a fake engine: `client` in process, `live_url` over real HTTP."""
 
 from collections.abc import Iterator
 
@@ -10,13 +10,13 @@ from starlette.testclient import TestClient
 
 @pytest.fixture
 def engine() -> FakeEngine:
-    """The engine behind `client` and `live_url`; tests change it before they ask."""
+    """The engine behind `client` and `live_url`; tests change it before they send requests."""
     return FakeEngine()
 
 
 @pytest.fixture
 def client(engine: FakeEngine) -> Iterator[TestClient]:
-    """A client of the application, in process."""
+    """An in-process client of the application."""
     with TestClient(fake_app(engine), raise_server_exceptions=False) as test_client:
         yield test_client
 

@@ -71,6 +71,27 @@ def test_probes_and_scrapes_are_not_logged(log, path):
     assert lines(log) == []
 
 
+def test_probes_that_a_proxy_passes_on_with_its_prefix_are_not_logged_either(log):
+    with TestClient(fake_app(FakeEngine(), access_log="json", root_path="/api")) as client:
+        assert client.get("/api/health").status_code == 200
+        assert client.get("/api/version").status_code == 200
+
+    assert [json.loads(line)["path"] for line in lines(log)] == ["/api/version"]
+
+
+@pytest.mark.parametrize("fields", [{"n": 3}, {"n": 1, "best_of": 3}])
+def test_each_prompt_is_counted_once_and_its_cached_tokens_as_its_first_choice_found_them(
+    log, fields
+):
+    engine = FakeEngine()
+    engine.num_cached_tokens = lambda request: 2 if request.request_id.endswith(("-0", "-3")) else 9
+    ask(engine, "json", ("POST", "/v1/completions", BODY | fields | {"prompt": ["abc", "de"]}))
+
+    entry = json.loads(lines(log)[0])
+    assert (entry["prompt_tokens"], entry["cached_tokens"]) == (5, 4)
+    assert entry["completion_tokens"] == 30
+
+
 def test_none_is_none(log):
     ask(FakeEngine(), "none", ("POST", "/v1/completions", BODY))
 

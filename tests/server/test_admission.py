@@ -1,4 +1,4 @@
-"""Refusals on a request's head: a full queue, one key's share."""
+"""Limits on requests: a full queue, the share of one key, and deadlines."""
 
 import threading
 import time
@@ -33,7 +33,7 @@ def test_a_full_queue_refuses_before_the_body_is_read():
 
 
 def test_each_key_has_its_share(engine):
-    engine.token_delay_s = 1.0  # until one more has asked
+    engine.token_delay_s = 1.0  # keeps the first two open until a third has been sent
     app = fake_app(engine, api_key=["a", "b"], max_concurrent_per_key=2)
     with serving(app) as url:
 

@@ -1,7 +1,8 @@
-"""What a client can get wrong in a body: always a 4xx that names the field, and never its input."""
+"""Mistakes in a body are always a 4xx that names the field, and never repeats the input."""
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from fake_engine import FakeEngine
@@ -111,6 +112,21 @@ def test_a_wrong_field_is_named(client, engine, param, value):
         ("messages[0].content", {"messages": [{"role": "user"}]}),
         ("messages[0].content", {"messages": [{"role": "user", "content": 5}]}),
         ("top_logprobs", {"messages": [{"role": "user", "content": "a"}], "top_logprobs": 3}),
+        *[
+            (
+                param,
+                {
+                    "messages": [{"role": "user", "content": "a"}],
+                    "tools": [{"type": "function", "function": {"name": "f"}}],
+                    "tool_choice": choice,
+                },
+            )
+            for param, choice in (
+                ("tool_choice.function", {"type": "function"}),
+                ("tool_choice.function.name", {"type": "function", "function": {}}),
+                ("tool_choice.type", {"type": "allowed_tools"}),
+            )
+        ],
         (
             "max_tokens",
             {
@@ -180,6 +196,15 @@ def test_options_that_ask_for_nothing_and_unknown_fields_pass(client):
     assert response.status_code == 200
 
 
+def num_unknown(client: TestClient) -> float:
+    (line,) = (
+        line
+        for line in client.get("/metrics").text.splitlines()
+        if line.startswith("adadecode:unknown_request_fields_total")
+    )
+    return float(line.split()[-1])
+
+
 @pytest.mark.parametrize(
     ("path", "fields"),
     [
@@ -195,18 +220,71 @@ def test_unknown_fields_are_counted_or_refused(path, fields):
     body = {"model": MODEL, **fields}
     with TestClient(fake_app(FakeEngine())) as client:
         assert client.post(path, json={**body, "no_such": 1, SECRET: 2}).status_code == 200
-        (line,) = (
-            line
-            for line in client.get("/metrics").text.splitlines()
-            if line.startswith("adadecode:unknown_request_fields_total")
-        )
-    assert line.endswith(" 2.0")
+        assert num_unknown(client) == 2
     with TestClient(fake_app(FakeEngine(), reject_unknown_fields=True)) as client:
         assert client.post(path, json=body).status_code == 200
         for name, param in (("no_such", "no_such"), (SECRET, None)):
             error = client.post(path, json={**body, name: 1}).json()["error"]
             assert (error["code"], error["param"]) == ("unknown_parameter", param)
             assert SECRET not in error["message"]
+
+
+_TOOL = {"type": "function", "function": {"name": "f", "paramaters": {}}, "foo": 1}
+_FLAT_TOOL = {"type": "function", "name": "f", "foo": 1}
+_FORGIVEN = {"role": "user", "content": [{"type": "text", "text": "a", "foo": 1}], "foo": 1}
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "params"),
+    [
+        (
+            "/v1/completions",
+            {"prompt": "a", "stream": True, "stream_options": {"include_usag": True}},
+            ["stream_options.include_usag"],
+        ),
+        (
+            "/v1/completions",
+            {"prompt": "a", "response_format": {"type": "json_object", "shema": {}}},
+            ["response_format.shema"],
+        ),
+        *(
+            (
+                path,
+                {"messages": [_FORGIVEN], "tools": [_TOOL]},
+                ["tools[0].foo", "tools[0].function.paramaters"],
+            )
+            for path in ("/v1/chat/completions", "/tokenize")
+        ),
+        ("/v1/chat/completions", {"messages": [_FORGIVEN]}, []),
+        ("/v1/responses", {"input": [_FORGIVEN], "tools": [_FLAT_TOOL]}, ["tools[0].foo"]),
+        ("/v1/responses", {"input": "a", "reasoning": {"foo": 1}}, ["reasoning.foo"]),
+        (
+            "/v1/responses",
+            {"input": "a", "text": {"foo": 1, "format": {"type": "text", "bar": 1}}},
+            ["text.foo", "text.format.bar"],
+        ),
+    ],
+)
+def test_unknown_fields_of_inner_objects_are_counted_and_refused_too(path, fields, params):
+    info = replace(FakeEngine().info, max_model_len=4096)
+    body = {"model": MODEL, **fields}
+    with TestClient(fake_app(FakeEngine(info=info))) as client:
+        assert client.post(path, json=body).status_code == 200
+        assert num_unknown(client) == len(params)
+    with TestClient(fake_app(FakeEngine(info=info), reject_unknown_fields=True)) as client:
+        response = client.post(path, json=body)
+        assert response.status_code == (400 if params else 200)
+        if params:
+            assert response.json()["error"]["param"] == params[0]
+
+
+@pytest.mark.parametrize("name", [SECRET, f"{SECRET}.b", "a." + SECRET, "x" * 41])
+def test_an_unknown_inner_fields_name_is_not_repeated_unless_it_looks_like_one(name):
+    body = {"model": MODEL, "prompt": "a", "stream": True, "stream_options": {name: 1}}
+    with TestClient(fake_app(FakeEngine(), reject_unknown_fields=True)) as client:
+        error = client.post("/v1/completions", json=body).json()["error"]
+    assert (error["code"], error["param"]) == ("unknown_parameter", None)
+    assert name not in error["message"]
 
 
 @pytest.mark.parametrize(
@@ -275,7 +353,7 @@ def test_token_ids_in_lists_may_be_many(ids):
     ],
 )
 def test_a_list_of_wrong_entries_is_one_error(wire_type, body):
-    with pytest.raises(ValidationError) as caught:  # each error costs ten times what an entry does
+    with pytest.raises(ValidationError) as caught:  # an error costs ten times as much as an entry
         wire_type.model_validate_json(json.dumps({"model": MODEL, **body}))
 
     assert caught.value.error_count() < 4

@@ -72,17 +72,18 @@ def test_every_sampling_field_arrives():
     assert sampling.num_logprobs == 2
 
 
-def test_choices_differ_in_seed_and_id_over_all_prompts():
+def test_a_clients_seed_gives_every_prompt_of_a_batch_the_same_seeds_as_alone():
     requests = convert(prompts=[[1], [2, 3]], n=2, seed=7)
 
-    assert [request.sampling.seed for request in requests] == [7, 8, 9, 10]
+    assert [request.sampling.seed for request in requests] == [7, 8, 7, 8]
     assert [request.prompt_token_ids for request in requests] == [(1,), (1,), (2, 3), (2, 3)]
     assert len({request.request_id for request in requests}) == 4
 
 
 def test_seeds_are_unsigned_for_the_engine_and_drawn_when_missing():
     assert convert(seed=-1)[0].sampling.seed == 2**64 - 1
-    assert convert()[0].sampling.seed == 1000
+    requests = convert(prompts=[[1], [1]], n=2)  # equal prompts have different outputs
+    assert [request.sampling.seed for request in requests] == [1000, 1001, 1002, 1003]
 
 
 @pytest.mark.parametrize("temperature", [0, 1e-9])

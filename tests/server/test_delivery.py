@@ -15,7 +15,7 @@ from server.render.completions import CompletionRenderer
 
 
 class Connection:
-    """Takes pieces while it is told to."""
+    """A connection that takes pieces while `can_take_piece` is set."""
 
     def __init__(self) -> None:
         self.can_take_piece = True
@@ -82,7 +82,7 @@ async def test_for_a_reader_that_does_not_read_outputs_merge_and_nothing_overtak
     body = stream.body()
     slot.put(output(0))
     first = await anext(body)
-    # The client stops reading: the task is busy with the first piece, however much comes.
+    # The client stops reading: the task stays busy with the first piece, however many follow.
     for number in range(1, 5000):
         slot.put(output(number))
     assert connection.pieces == [], "it would have overtaken the first piece"

@@ -1,4 +1,4 @@
-"""The generations of one answer: order, back-pressure, one end for all."""
+"""An answer's generations: their order, back-pressure, and their common end."""
 
 import asyncio
 from dataclasses import replace
@@ -62,7 +62,7 @@ async def test_what_comes_while_the_reader_is_busy_merges() -> None:
     slot = made._open[0].slot
     await made.ready()
     assert [output.text for _, output in made.take()] == ["a"]
-    engine.abort("0")  # the engine's part is played here
+    engine.abort("0")  # from here on the test plays the engine
     outputs = list(engine._outputs(engine.requests[0]))
     for output in outputs[1:]:
         slot.put(output)

@@ -1,4 +1,4 @@
-"""Our histogram says the same as prometheus_client's."""
+"""Our histogram gives the same figures as that of prometheus_client."""
 
 import random
 import time

@@ -28,7 +28,7 @@ def test_what_uvicorn_says_of_bad_requests_is_no_error():
 
 
 def test_json_access_lines_stand_alone_whatever_the_level():
-    """In a process of its own: logging is set up once per process."""
+    """Run in a process of its own, because logging is set up once per process."""
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
 
     first, second = done.stderr.splitlines()

@@ -1,4 +1,4 @@
-"""Every metric by name: what dashboards rely on does not change unnoticed."""
+"""The names of all metrics, so that what dashboards rely on does not change unnoticed."""
 
 import asyncio
 import re

@@ -1,7 +1,7 @@
-"""The published OpenAPI document is true: schemathesis asks what it allows and what it does not.
+"""The OpenAPI document is true: schemathesis sends requests that it allows and that it forbids.
 
 No answer may be a 5xx, have an undeclared status or content type, or differ from its schema. The
-number of examples per operation is small here; `make test-api` asks for 200.
+number of examples per operation is small here; `make test-api` runs 200.
 """
 
 import os
@@ -61,7 +61,7 @@ def test_every_error_that_an_exception_becomes_is_declared(path):
 
 
 def test_requests_name_the_models_that_are_served():
-    """So that what is generated from the document is not all refused for its model."""
+    """Otherwise all generated requests would be refused for their model."""
     schemas = fake_app(FakeEngine()).openapi()["components"]["schemas"]
 
     assert schemas["ChatCompletionRequest"]["properties"]["model"]["enum"] == [MODEL]

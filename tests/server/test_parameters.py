@@ -1,4 +1,4 @@
-"""docs/parameters.md is true, and no parameter is lost on the way."""
+"""docs/parameters.md is up to date, and no parameter of the API is left out of it."""
 
 import json
 from collections.abc import Iterator
@@ -26,17 +26,17 @@ from server.protocol.tokenize import TokenizeRequest
 from server.responses import not_offered_names
 
 ON_PURPOSE = {"metadata", "prediction", "prompt_cache_key", "safety_identifier", "user"}
-ASKS_FOR_NOTHING = {  # as this server is: the value is taken, others of the field are refused
+ASKS_FOR_NOTHING = {  # fields whose only accepted value changes nothing; others are refused
     ("completions", "tool_choice"),
     ("responses", "reasoning"),
     ("responses", "stream_options"),
 }
-FRAME = {"model", "prompt", "messages", "input", "stream"}  # every request has them
+FRAME = {"model", "prompt", "messages", "input", "stream"}  # set by the tests themselves
 
 
 @pytest.fixture(scope="module")
 def asked() -> Iterator[Prober]:
-    """One server for all: what was sent once need not be sent again."""
+    """Yield a prober that all tests share, because it remembers the answers it has seen."""
     with prober() as one:
         yield one
 
@@ -94,7 +94,7 @@ def test_every_way_is_sent() -> None:
 
 
 def _without_figures(answer: str) -> list[object]:
-    """The answer's objects without draft figures and traces."""
+    """Return the answer's objects without draft figures and traces."""
     lines = [line.removeprefix("data: ") for line in answer.splitlines()]
     objects = [json.loads(line) for line in lines if line.startswith("{")]
     for each in objects:

@@ -28,3 +28,10 @@ class Settings(BaseModel):
 )
 def test_what_may_be_shown(value, shown):
     assert public_settings(Settings(value=value)) == {"value": shown}
+
+
+def test_a_proxys_prefix_is_no_directory():
+    class Prefixed(BaseModel):
+        root_path: str
+
+    assert public_settings(Prefixed(root_path="/api/llm")) == {"root_path": "/api/llm"}

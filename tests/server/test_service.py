@@ -19,7 +19,7 @@ def service_of(engine: FakeEngine, load_time_s: float = 0.0) -> InferenceService
 
 
 async def until(is_true: Callable[[], bool]) -> None:
-    """Wait for it, and not for ever."""
+    """Wait until a condition holds, for at most 30 s."""
     async with asyncio.timeout(30):
         while not is_true():
             await asyncio.sleep(0.001)

@@ -1,4 +1,4 @@
-"""Streams by themselves: how they end, and what they rely on in sse-starlette."""
+"""Streams in isolation: how they end, and what they rely on in sse-starlette."""
 
 import asyncio
 
@@ -11,7 +11,7 @@ LAST = b"data: [DONE]\n\n"
 
 
 class Client:
-    """Takes what is sent; a stream to it, and how it was left."""
+    """A client with a stream to it; keeps what it is sent and notes how the stream closes."""
 
     def __init__(self, *, never_ends=False, keep_alive_s=0.0):
         self.sent = []

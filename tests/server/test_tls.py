@@ -1,4 +1,4 @@
-"""HTTPS with certificates made on the spot."""
+"""HTTPS with freshly made certificates."""
 
 import ssl
 import subprocess
@@ -16,7 +16,7 @@ from server.tls import TlsError, tls_context
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """cert.pem, key.pem, both.pem, and another key."""
+    """Make a directory with cert.pem, key.pem, both.pem, and another key."""
     path = tmp_path_factory.mktemp("tls")
     make = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost"
     names = "-addext subjectAltName=IP:127.0.0.1"

@@ -1,6 +1,4 @@
-"""Whatever the mask of forced calls lets pass, the family's parser reads back as calls that follow
-their functions' schemas.
-"""
+"""Every text that the mask of forced calls allows parses as calls that follow their schemas."""
 
 import json
 import random
@@ -41,7 +39,7 @@ CONTROLS = {257: "[TOOL_CALLS]", 258: "[ARGS]"}
 
 
 class Tokenizer(ByteTokenizer):
-    """With Mistral's control tokens."""
+    """A byte tokenizer with Mistral's control tokens."""
 
     def control_token_id(self, text: str) -> int | None:
         """See `engine.tokenizer.Tokenizer`."""
@@ -49,11 +47,11 @@ class Tokenizer(ByteTokenizer):
 
 
 class NewerTokenizer(Tokenizer):
-    """Of the Mistral models that write a call's name first."""
+    """The tokenizer of those Mistral models that write a call's name first."""
 
     @property
     def card(self) -> Any:
-        """Its template tells."""
+        """Its chat template shows the order."""
         from dataclasses import replace
 
         return replace(super().card, chat_template="[TOOL_CALLS][ARGS]")
@@ -81,7 +79,7 @@ def structure(form: OutputFormat, tokenizer: ByteTokenizer, **fields: Any) -> As
 
 
 def samples(compiler: GrammarCompiler, asked: AskedStructure) -> list[str]:
-    """Texts as the detokenizer gives them where control tokens are kept."""
+    """Return random texts that a structure allows, with control tokens kept."""
     grammar = compiler.compile(asked.structure)
     source = random.Random(0)
     found = (sample(grammar, source, 256 + 3) for _ in range(30))
@@ -100,7 +98,7 @@ def events(form: OutputFormat, text: str) -> list[OutputEvent]:
 
 
 def check_calls(found: list[OutputEvent]) -> int:
-    """How many calls there are; each follows its schema."""
+    """Return the number of calls, after checking each against its schema."""
     starts = [event for event in found if isinstance(event, ToolCallStart)]
     for start in starts:
         pieces = [

@@ -1,4 +1,4 @@
-"""What is looked for in an answer: as the chat template or the settings say."""
+"""The chat template or the settings decide what is looked for in an answer."""
 
 from dataclasses import replace
 from typing import Any

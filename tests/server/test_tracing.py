@@ -17,7 +17,7 @@ BODY = {"model": MODEL, "prompt": "secret", "max_tokens": 5, "temperature": 0.5}
 
 
 class Receiver:
-    """An OTLP endpoint."""
+    """An OTLP endpoint that keeps the spans it receives."""
 
     def __init__(self) -> None:
         self.spans: list = []
@@ -49,7 +49,7 @@ def receiver() -> Iterator[Receiver]:
 
 
 def ask(receiver: Receiver, engine: FakeEngine, body: dict, **headers: str) -> None:
-    """Closing the application sends what is left."""
+    """Send one request; closing the application afterwards sends its spans."""
     app = fake_app(engine, otlp_traces_endpoint=receiver.url)
     with TestClient(app, raise_server_exceptions=False) as client:
         client.post("/v1/completions", json=body, headers=headers)

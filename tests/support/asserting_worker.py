@@ -1,7 +1,7 @@
-"""A worker whose device breaks for real, once: a token that no table has, in a later step.
+"""A worker that really breaks its device, once, by a token id outside the vocabulary.
 
-The embedding reads it out of range, as a fault of ours would make it; on a GPU the kernel's assert
-then leaves the process without a device. Needs no msgspec (`asserting_worker_main` does).
+The embedding then reads out of range, as it would because of a bug; on a GPU the kernel's assert
+leaves the process without a usable device. Needs no msgspec (`asserting_worker_main` does).
 """
 
 import json
@@ -12,13 +12,14 @@ from engine.plan import StepPlan, StepResult
 from engine.worker.device_errors import is_device_broken, is_out_of_memory, is_row_fault
 from engine.worker.worker import ModelWorker
 
-VERDICT_VARIABLE = "ADADECODE_TEST_VERDICT"  # a file; once it is there, nothing breaks any more
+# Names a file for what was found; once it exists, nothing breaks any more.
+VERDICT_VARIABLE = "ADADECODE_TEST_VERDICT"
 _AFTER_STEPS = 8
 _NO_TOKEN = 1_000_000
 
 
 class AssertingWorker(ModelWorker):
-    """Breaks in the middle of its rows' outputs, and writes down what that was taken for."""
+    """A worker that breaks after some steps, and writes down how the error was classified."""
 
     _num_steps = 0
 

@@ -1,4 +1,4 @@
-"""The CPU backends this machine can run."""
+"""The CPU backends that this machine can run."""
 
 import pytest
 
@@ -13,7 +13,7 @@ needs_native = pytest.mark.skipif(
 
 
 def available_ops() -> list[Ops]:
-    """Plain torch always; native kernels where a C compiler is."""
+    """Return plain torch, and native kernels where there is a C compiler."""
     backends: list[Ops] = [TorchOps("cpu")]
     if NativeOps.unavailable_reason() is None:
         backends.append(NativeOps(2))
@@ -21,7 +21,7 @@ def available_ops() -> list[Ops]:
 
 
 def ops_of_every_form() -> list[Ops]:
-    """`available_ops`, and native kernels with weights in each smaller form."""
+    """Return `available_ops`, and native kernels with weights in each smaller form."""
     backends = available_ops()
     if NativeOps.unavailable_reason() is None:
         backends += [NativeOps(2, form, form) for form in Format if form is not Format.FLOAT32]
@@ -29,5 +29,5 @@ def ops_of_every_form() -> list[Ops]:
 
 
 def form_name(ops: Ops) -> str:
-    """A backend and the form of its weights, for test ids."""
+    """Return a name for a backend and the form of its weights, for test ids."""
     return f"{ops.name}-{ops.form.name.lower()}" if isinstance(ops, NativeOps) else ops.name

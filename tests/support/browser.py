@@ -26,10 +26,10 @@ _NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 @contextmanager
 def chromium(profile: Path) -> Iterator[Any]:
-    """A browser with a new, empty profile; skips the test where there is none.
+    """Run a browser with a new profile; skip the test where there is no browser.
 
     Args:
-        profile: an empty directory.
+        profile: An empty directory.
     """
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
     binary = next((path for name in _NAMES if (path := shutil.which(name))), None)
@@ -58,13 +58,13 @@ def set_size(driver: Any, width: int, height: int) -> None:
 
 
 def prefer(driver: Any, **features: str) -> None:
-    """Emulate media features: `prefers_color_scheme="dark"`; none sets everything back."""
+    """Emulate media features, as in `prefers_color_scheme="dark"`; without any, reset them."""
     named = [{"name": name.replace("_", "-"), "value": value} for name, value in features.items()]
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": named})
 
 
 def requested_urls(driver: Any) -> list[str]:
-    """Every address the page has asked for since the last call."""
+    """Return every address that the page has requested since the last call."""
     messages = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
     return [
         message["params"]["request"]["url"]
@@ -74,5 +74,5 @@ def requested_urls(driver: Any) -> list[str]:
 
 
 def complaints(driver: Any) -> list[str]:
-    """What the page wrote to the console since the last call: errors, warnings, CSP violations."""
+    """Return what the page wrote to its console since the last call, CSP violations included."""
     return [entry["message"] for entry in driver.get_log("browser")]

@@ -1,10 +1,10 @@
-"""Graphs where there is no GPU."""
+"""A stand-in for CUDA graphs where there is no GPU."""
 
 from collections.abc import Callable
 
 
 class CallAgain:
-    """Captures by remembering the call: as with a graph, only the buffers' contents may change."""
+    """Captures a call by keeping it: as with a graph, only the contents of buffers may change."""
 
     def __init__(self) -> None:
         self.num_captures = 0

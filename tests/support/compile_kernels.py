@@ -1,6 +1,7 @@
-"""Compiles every CUDA kernel for Hopper, which needs no GPU; prints what became of them as JSON.
+"""Compiles every CUDA kernel for Hopper, which needs no GPU; prints the results as JSON.
 
-A process of its own: kernels are either compiled or interpreted, and tests interpret them.
+It is a process of its own, because a process either compiles kernels or interprets them, as tests
+do.
 """
 
 import json
@@ -63,14 +64,14 @@ def _compile(name, kernel, constants, *, num_warps=4, num_stages=3, **types):  #
 
 
 def _waits_first(ptx: str) -> bool | None:
-    """Whether memory is touched only after the kernel ahead has ended; None: it does not wait."""
+    """Whether memory is first touched after the wait for the previous kernel; None: no wait."""
     before, wait, _ = ptx.partition("griddepcontrol.wait")
     touches = ("ld.global", "st.global", "cp.async", "st.shared")
     return not any(word in before for word in touches) if wait else None
 
 
 def _linears() -> Iterator[dict[str, object]]:
-    """Every tile that a weight can have: the candidates are all."""
+    """Compile the linear kernel with every candidate tile."""
     for kind, candidates in CANDIDATES.items():
         for tile, is_gated in product(candidates, (False, True)):
             overlaps = tile == candidates[0]

@@ -1,7 +1,7 @@
-"""The CUDA backend wherever it can run: on a GPU, or on a CPU in Triton's interpreter.
+"""The CUDA backend on a GPU, or in Triton's interpreter on a CPU.
 
-Import this before anything that imports Triton kernels: whether they are interpreted is decided
-when they are defined. Tests that need it are skipped where Triton is not installed.
+Import this before anything that imports Triton kernels, because the choice is made when they are
+defined. Tests that need the backend are skipped where Triton is not installed.
 """
 
 import os
@@ -17,12 +17,12 @@ if not torch.cuda.is_available():
 from engine.model.ops.cuda_ops import CudaOps
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-# The interpreter multiplies bfloat16 as if it were integers; it has float16 from numpy.
+# The interpreter multiplies bfloat16 as if they were integers; float16 it takes from numpy.
 HALF = torch.bfloat16 if torch.cuda.is_available() else torch.float16
 
 
 def _works() -> bool:
-    """Triton's interpreter breaks with some versions of numpy: ask a process of its own."""
+    """Whether Triton's interpreter works: with some versions of numpy it breaks its process."""
     if CudaOps.unavailable_reason() is not None:
         return False
     probe = (
@@ -43,10 +43,10 @@ needs_kernels = pytest.mark.skipif(
     not _works(), reason="needs Triton: a GPU, or an interpreter that works (README)"
 )
 
-# Bits are the GPU's affair: numpy's products, which the interpreter uses, do not keep them.
+# Rows keep their bits on a GPU only: numpy's products, which the interpreter uses, do not.
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 def cuda_ops(dtype: torch.dtype = torch.float32, *, exact: bool = True) -> CudaOps:
-    """The backend on the device there is."""
+    """Return the backend on a GPU, or in the interpreter."""
     return CudaOps(dtype, exact=exact, device=DEVICE)

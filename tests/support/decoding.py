@@ -1,4 +1,4 @@
-"""A decoder run on one sequence, chunk by chunk, without the decode step."""
+"""Runs a decoder on one sequence, chunk by chunk, without the decode step."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ BLOCK_SIZE = 16
 
 
 class Decoding:
-    """One sequence: its cache, and how far it has come. Blocks are used from the last one down."""
+    """One sequence with its own KV cache, whose blocks are used from the last one down."""
 
     def __init__(self, decoder: Decoder, max_tokens: int) -> None:
         self._decoder = decoder
@@ -29,12 +29,12 @@ class Decoding:
 
     @torch.inference_mode()
     def push(self, token_ids: Sequence[int]) -> Tensor:
-        """Logits [T, V] of the next tokens."""
+        """Append tokens, and return their logits [T, V]."""
         return self._decoder.logits(self.push_hidden(token_ids))
 
     @torch.inference_mode()
     def push_hidden(self, token_ids: Sequence[int]) -> Tensor:
-        """The last layer's states [T, E] of the next tokens."""
+        """Append tokens, and return their last-layer states [T, E]."""
         positions = torch.arange(self._num_tokens, self._num_tokens + len(token_ids))
         self._num_tokens += len(token_ids)
         table = torch.arange(self._num_blocks - 1, -1, -1)

@@ -11,7 +11,7 @@ ALIAS = "smollm2-135m-instruct"
 
 
 def default_model_directory() -> Path:
-    """Its directory; skips the test where the package that carries it is not installed."""
+    """Return its directory; skip the test where the package that contains it is not installed."""
     if builtin_file(ALIAS) is None:
         pytest.skip(f"{ALIAS} is not installed")
     return resolve_model(ALIAS)

@@ -1,4 +1,4 @@
-"""Drives an `EngineCore` on a fake worker in the order of the real loop; keeps what comes out."""
+"""Drives an `EngineCore` with a fake worker in the order of the real loop; keeps the outputs."""
 
 from collections import defaultdict
 
@@ -14,7 +14,7 @@ from engine.scheduler import Committed
 
 
 class EngineDriver:
-    """One step at a time: what was committed is rendered while the next step is in flight."""
+    """An engine that tests run step by step: a step is rendered while the next is in flight."""
 
     def __init__(self, worker: FakeWorker, config: SchedulerConfig) -> None:
         self.worker = worker
@@ -22,8 +22,10 @@ class EngineDriver:
         self.core = EngineCore(config, ModelLimits.of(info), Letters(), info.num_layers)
         self.outputs: defaultdict[str, list[RequestOutput]] = defaultdict(list)
         self.num_crashes = 0
-        self.num_kills_alone: defaultdict[str, int] = defaultdict(int)  # by request
-        self._in_flight: tuple[StepPlan, StepResult | None] | None = None  # None: it will die
+        # Kills of the worker while a request ran alone, by request.
+        self.num_kills_alone: defaultdict[str, int] = defaultdict(int)
+        # A result of None means that the worker crashes in this step.
+        self._in_flight: tuple[StepPlan, StepResult | None] | None = None
         self._committed: list[Committed] = []
         self._added: list[str] = []
 
@@ -40,7 +42,7 @@ class EngineDriver:
                 self._in_flight = plan, self._execute(plan)
 
     def crash(self, num_blocks: int | None = None) -> None:
-        """The worker is killed, or dies of the step in flight; the next may have other memory."""
+        """Kill the worker, or let it die of the step in flight; the next may have other memory."""
         self.render()
         plan, result = self._in_flight or (None, None)
         is_crash = plan is not None and result is None
@@ -55,13 +57,13 @@ class EngineDriver:
             self.keep(self.core.adapt(ModelLimits.of(self.worker.info)))
 
     def render(self) -> None:
-        """Render what was committed, if it is not rendered yet."""
+        """Render what was committed and is not rendered yet."""
         committed, self._committed = self._committed, []
         self.keep(self.core.render(committed))
         self.core.check()
 
     def receive(self) -> None:
-        """Commit the step in flight; what was committed before has to be rendered first."""
+        """Commit the step in flight, after rendering what was committed before."""
         self.render()
         if self._in_flight is None:
             return
@@ -73,7 +75,7 @@ class EngineDriver:
             self._in_flight = None
 
     def keep(self, outputs: list[RequestOutput]) -> None:
-        """Outputs as a client gets them."""
+        """Keep outputs as clients would get them."""
         for output in outputs:
             self.outputs[output.request_id].append(output)
 
@@ -93,7 +95,7 @@ class EngineDriver:
         raise AssertionError("the engine does not come to an end")
 
     def request_id(self, sequence_id: int) -> str:
-        """The request that the worker knows by this number; sequences are numbered as added."""
+        """Return the request of a sequence; sequences are numbered in the order of addition."""
         return self._added[sequence_id]
 
     def _execute(self, plan: StepPlan) -> StepResult | None:
@@ -103,13 +105,13 @@ class EngineDriver:
             return None
 
     def text(self, request_id: str) -> str:
-        """All text of a request so far."""
+        """Return all text of a request so far."""
         return "".join(output.text for output in self.outputs[request_id])
 
     def token_ids(self, request_id: str) -> tuple[int, ...]:
-        """All tokens of a request so far."""
+        """Return all tokens of a request so far."""
         return tuple(token for output in self.outputs[request_id] for token in output.token_ids)
 
     def finish_reasons(self, request_id: str) -> list[FinishReason]:
-        """Finish reasons a client has seen: exactly one for a request that has ended."""
+        """Return the finish reasons that a client has seen: exactly one after the end."""
         return [o.finish_reason for o in self.outputs[request_id] if o.finish_reason is not None]

@@ -1,4 +1,4 @@
-"""An engine in an event loop on a fake worker, and the streams that come of its requests."""
+"""An engine in an event loop with a fake worker, and the streams of its requests."""
 
 import asyncio
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from engine.request import GenerationRequest, RequestOutput
 
 
 def engine_on(worker: InlineWorker, **scheduler: int) -> AsyncEngine:
-    """Not started yet."""
+    """Make an engine that is not started yet."""
     config = EngineConfig(
         model=ModelConfig(directory="unused"), scheduler=SchedulerConfig(**scheduler)
     )
@@ -20,16 +20,16 @@ def engine_on(worker: InlineWorker, **scheduler: int) -> AsyncEngine:
 
 
 async def collect(engine: AsyncEngine, request: GenerationRequest) -> list[RequestOutput]:
-    """All that a request's reader gets."""
+    """Return all outputs that a request's reader gets."""
     return [output async for output in engine.generate(request)]
 
 
 async def until(is_true: Callable[[], bool]) -> None:
-    """Let everybody else go on until it is so."""
+    """Let other tasks run until a condition holds."""
     while not is_true():
         await asyncio.sleep(0)
 
 
 def text_of(outputs: list[RequestOutput]) -> str:
-    """What was said."""
+    """Return the text of outputs."""
     return "".join(output.text for output in outputs)

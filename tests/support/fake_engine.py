@@ -1,4 +1,4 @@
-"""An engine without a model, for tests of the server: scripted text, failures on demand."""
+"""An engine without a model, for tests of the server, with scripted text and failures."""
 
 import asyncio
 import codecs
@@ -35,8 +35,8 @@ class ByteTokenizer:
     eos_token_ids = (257,)
 
     def __init__(self) -> None:
-        self.variables: dict[str, object] = {}  # what the chat template was told last
-        self.turns: list[dict[str, str]] = []  # the conversation that it was given last
+        self.variables: dict[str, object] = {}  # of the last call of the chat template
+        self.turns: list[dict[str, str]] = []  # the conversation of that call
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode())
@@ -86,10 +86,11 @@ class ByteTokenizer:
 
 @dataclass
 class FakeEngine:
-    """Streams a text byte by byte; what it depends on is what a test needs to see."""
+    """An engine that streams a text byte by byte; tests set its fields."""
 
     text: str | Callable[[GenerationRequest], str] = "Hello world!"
     logprob: Callable[[GenerationRequest], float] = lambda _: -0.5
+    num_cached_tokens: Callable[[GenerationRequest], int] = lambda _: 0
     info: EngineInfo = field(
         default_factory=lambda: EngineInfo(
             max_model_len=256,
@@ -110,11 +111,14 @@ class FakeEngine:
     token_delay_s: float = 0.0
     start_error: Exception | None = None  # raised by start()
     refusal: Exception | None = None  # raised before any output
-    structure_error: Exception | None = None  # raised when one is to be approved
-    structures: list[Structure] = field(default_factory=list)  # that were to be approved
-    failure: Exception | None = None  # raised, or as a final output, after `failure_after` tokens
+    # Raised when a structure is to be approved.
+    structure_error: Exception | Callable[[Structure], Exception | None] | None = None
+    structure_delay_s: float = 0.0  # to approve one
+    num_approving: int = 0  # structures
+    structures: list[Structure] = field(default_factory=list)  # those that were to be approved
+    failure: Exception | None = None  # ends a stream after `failure_after` tokens
     failure_after: int = 3
-    finish_with: FinishReason | None = None  # ends with this reason at `failure_after` tokens
+    finish_with: FinishReason | None = None  # ends an output after `failure_after` tokens
     fatal_error: Exception | None = None
     is_recovering: bool = False
     is_started: bool = False
@@ -177,8 +181,16 @@ class FakeEngine:
 
     async def approve(self, structure: Structure) -> None:
         self.structures.append(structure)
-        if self.structure_error is not None:
-            raise self.structure_error
+        self.num_approving += 1
+        try:
+            await asyncio.sleep(self.structure_delay_s)
+        finally:
+            self.num_approving -= 1
+        error = self.structure_error
+        if callable(error):
+            error = error(structure)
+        if error is not None:
+            raise error
 
     def abort(self, request_id: str) -> None:
         if request_id in self.open_ids:
@@ -198,7 +210,7 @@ class FakeEngine:
         return slot
 
     async def _generate(self, request: GenerationRequest, slot: OutputSlot) -> None:
-        """Token by token: the next one when the one before was taken, so that none merge."""
+        """Put outputs token by token, each once the one before was taken, so that none merge."""
         for output in self._outputs(request):
             await self._compute()
             while slot.is_ready:
@@ -217,7 +229,7 @@ class FakeEngine:
                 return
 
     async def _compute(self) -> None:
-        """Takes a token's time, less when the engine is told to end."""
+        """Wait for as long as a token takes, or until the engine is told to end."""
         await asyncio.sleep(0)
         if self.token_delay_s:
             with suppress(TimeoutError):
@@ -256,13 +268,14 @@ class FakeEngine:
                 prompt_logprobs=() if place else _prompt_logprobs(request),
                 num_prompt_tokens=len(request.prompt_token_ids),
                 num_output_tokens=place + 1,
+                num_cached_tokens=self.num_cached_tokens(request),
                 finish_reason=reason if is_last else None,
                 draft_figures=_figures(request) if is_last else None,
             )
 
 
 def _embedding(request: GenerationRequest) -> tuple[float, ...]:
-    """A vector that depends on the prompt and on how it is pooled, not of length 1."""
+    """Return a vector, not of length 1, that depends on the prompt and on the pooling."""
     first = request.prompt_token_ids[-1 if request.pooling == "last" else 0]
     return (float(first), 3.0, 4.0, 12.0)
 
@@ -301,7 +314,7 @@ def _logprobs(
 
 
 def _prompt_logprobs(request: GenerationRequest) -> tuple[TokenLogprobs, ...]:
-    """The token at place i has log-probability -i / 8; others are likelier, and always the same."""
+    """Give the token at place i log-probability -i / 8; the likelier ones are always the same."""
     num_top = request.sampling.num_prompt_logprobs
     if num_top is None:
         return ()

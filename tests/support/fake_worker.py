@@ -1,9 +1,9 @@
 """A worker without a model: a token is a hash of those before it, read from a simulated KV cache.
 
-So there is one right output per request, under any schedule; and a block given to two sequences, a
-position never computed or a rejected draft read as if it were accepted shows as a wrong token. A
-slot knows the whole context it was computed in, as keys and values do: a block shared with a
-sequence of another past shows as well.
+So a request has one right output under any schedule. A block given to two sequences, a position
+that was never computed, or a rejected draft that is read as if accepted shows as a wrong token or
+fails an assertion. Like keys and values, a slot depends on the whole context it was computed in, so
+a block shared with a sequence of other preceding tokens shows as well.
 """
 
 import random
@@ -28,11 +28,11 @@ EOS_ID = 0
 POISON_ID = 1  # a prompt that begins with it cannot be computed
 VOCAB_SIZE = 40
 KILLER_ID = VOCAB_SIZE - 1  # a prompt that begins with it kills the worker
-ILL_SEED = 666  # a request with this seed fails, and leaves rubbish where its keys would be
+ILL_SEED = 666  # a request with this seed fails, and leaves garbage in its slots
 
 
 class Letters(TokenSpeller):
-    """A tokenizer: every token is a letter, several tokens share one; EOS_ID is special."""
+    """A tokenizer whose tokens are letters, several tokens per letter; EOS_ID is special."""
 
     strips_first_space = False
 
@@ -43,12 +43,12 @@ class Letters(TokenSpeller):
         return bytes([ord("a") + token_id % 5])
 
     def text(self, token_ids: Sequence[int]) -> str:
-        """One-shot decoding."""
+        """Decode all tokens at once."""
         return b"".join(self.token_bytes(i) for i in token_ids if i != EOS_ID).decode()
 
 
 def next_token(context: Sequence[int], seed: int = 0, forbidden: Collection[int] = ()) -> int:
-    """What the fake model says after `context`."""
+    """Return the token that the fake model generates after `context`."""
     digest = crc32(bytes(context), seed & 0xFFFFFFFF)
     return next(
         token
@@ -65,7 +65,7 @@ def make_request(
     pooling: Literal["mean", "last"] | None = None,
     **sampling: Any,
 ) -> GenerationRequest:
-    """A request that differs from those with other numbers; 20 tokens unless told."""
+    """Make a request that differs from those with other numbers; 20 tokens by default."""
     return GenerationRequest(
         request_id=f"request-{number}",
         prompt_token_ids=tuple(2 + (number * 7 + i) % 30 for i in range(num_prompt)),
@@ -76,7 +76,7 @@ def make_request(
 
 
 def expected_output(request: GenerationRequest) -> tuple[int, ...]:
-    """The output tokens that a request must have, whatever else runs (stop strings aside)."""
+    """Return the output tokens that a request must get, stop strings aside."""
     sampling = request.sampling
     stops = set(sampling.stop_token_ids) | (set() if sampling.ignore_eos else {EOS_ID})
     output: list[int] = []
@@ -88,7 +88,7 @@ def expected_output(request: GenerationRequest) -> tuple[int, ...]:
 
 
 def expected_prompt_logprobs(request: GenerationRequest) -> tuple[TokenLogprobs, ...]:
-    """What a request that asks for them must get of its prompt."""
+    """Return the prompt log-probabilities that a request must get."""
     prompt = request.prompt_token_ids
     if request.sampling.num_prompt_logprobs is None:
         return ()
@@ -96,7 +96,7 @@ def expected_prompt_logprobs(request: GenerationRequest) -> tuple[TokenLogprobs,
 
 
 def expected_embedding(request: GenerationRequest) -> tuple[float, ...] | None:
-    """What a request with pooling must get."""
+    """Return the embedding that a request with pooling must get."""
     prompt = request.prompt_token_ids
     hashes = [_context_hash(prompt[:count]) for count in range(1, len(prompt) + 1)]
     if request.pooling == "mean":
@@ -117,7 +117,7 @@ def _context_hash(context: Sequence[int]) -> int:
 
 
 class WorkerCrash(Exception):
-    """The fake worker died; what it knew is gone."""
+    """The fake worker has died and forgotten its state."""
 
 
 class FakeWorker:
@@ -158,22 +158,23 @@ class FakeWorker:
         self.forget()
 
     def forget(self) -> None:
-        """What a restart does: all state is gone."""
+        """Forget all state, as a restart does."""
         self.starts: dict[int, SequenceStart] = {}
         self._tokens: dict[int, list[int]] = {}
-        self._sums: dict[int, int] = {}  # of prompts that are pooled, as far as they are computed
+        # For pooling: sums of the hashes of computed prompt tokens, by sequence.
+        self._sums: dict[int, int] = {}
         num_slots = self.info.num_blocks * self.info.block_size
-        # (position, token id, hash of all tokens up to it)
+        # By slot: (position, token id, hash of all tokens up to it).
         self._cache: list[tuple[int, int, int]] = [(-1, -1, -1)] * num_slots
 
     def resize(self, num_blocks: int) -> None:
-        """A restart with other memory."""
+        """Restart with another amount of memory."""
         self.info = replace(self.info, num_blocks=num_blocks)
         self.forget()
 
     def execute(self, plan: StepPlan) -> StepResult:
         """See `SynchronousWorker.execute`."""
-        if self.step_time_s:  # sleeping for 0 s gives the CPU away on a busy machine
+        if self.step_time_s:  # even sleeping for 0 s gives the CPU away
             time.sleep(self.step_time_s)
         self.plans.append(plan)
         if plan.step_id == self._fails_at_step:
@@ -194,10 +195,10 @@ class FakeWorker:
         )
 
     def prepare(self, structure: Structure) -> None:
-        """Takes any."""
+        """Accept any structure."""
 
     def rest(self, *, is_idle: bool) -> bool:
-        """Has nothing to do."""
+        """Return that there is nothing to do."""
         return False
 
     def _run(self, row: RowPlan) -> RowResult:
@@ -232,7 +233,7 @@ class FakeWorker:
         new = targets[: accepted + 1]
         known.extend(new)
         if self.info.runs_ahead and end + accepted < room:
-            # A pass that ran ahead, of a token that is none: nobody may read it.
+            # A pass that ran ahead writes a slot that must not be read: no token has this id.
             self._cache[self._slot(row, end + accepted)] = (end + accepted, VOCAB_SIZE, -1)
         return RowResult(
             sequence_id=row.sequence_id,
@@ -253,7 +254,7 @@ class FakeWorker:
     def _read_prompt(
         self, row: RowPlan, start: SequenceStart, known: Sequence[int]
     ) -> tuple[list[TokenLogprobs], list[float] | None]:
-        """What is asked of the prompt's part among the row's tokens."""
+        """Return the log-probabilities and the embedding due for the row's prompt tokens."""
         if start.num_prompt_logprobs is None and start.pooling is None:
             return [], None
         num_prompt = start.num_prompt_tokens
@@ -273,7 +274,7 @@ class FakeWorker:
         return logprobs, [total / num_prompt if is_mean else float(hashes[-1])]
 
     def _draft(self, row: RowPlan, start: SequenceStart, end: int) -> list[int]:
-        """Any number of drafts, right or wrong, at the positions from `end`."""
+        """Write a random number of drafts, right or wrong, at the positions from `end`."""
         drafts: list[int] = []
         for position in range(end, end + self._random.randint(0, row.max_draft_tokens)):
             token = self._choose(row, start, position)
@@ -293,18 +294,18 @@ class FakeWorker:
         self._cache[self._slot(row, position)] = (position, token_id, context_hash)
 
     def _choose(self, row: RowPlan, start: SequenceStart, num_context: int) -> int:
-        """The token after the first `num_context`, as the cache has them."""
+        """Return the token after the first `num_context` tokens in the cache."""
         context = self._context(row, num_context)
         is_too_short = num_context - start.num_prompt_tokens < start.sampling.min_tokens
         forbidden = start.stop_token_ids if is_too_short else ()
         return self.next_token(context, start.sampling.seed, forbidden)
 
     def next_token(self, context: Sequence[int], seed: int, forbidden: Collection[int]) -> int:
-        """What this model says after `context`."""
+        """Return the token that this model generates after `context`."""
         return next_token(context, seed, forbidden)
 
     def _context(self, row: RowPlan, num_context: int) -> list[int]:
-        """The first `num_context` tokens, as the cache has them."""
+        """Return the first `num_context` tokens in the cache, after checking them."""
         context: list[int] = []
         context_hash = 0
         for position in range(num_context):

@@ -1,8 +1,9 @@
 """The whole server around a worker that computes nothing.
 
-fast_worker_serve.py PORT STEP_S [STREAM_INTERVAL]: every step takes STEP_S and gives each decoding
-row a token; whatever CPU time the process uses is the server's own. What a request costs outside
-the worker is that time over the requests. `make bench-overhead` puts load on it.
+Run as `fast_worker_serve.py PORT STEP_S [STREAM_INTERVAL]`. Every step takes STEP_S seconds and
+gives each decoding row a token, so all CPU time of the process is the server's own. That time
+divided by the number of requests is what one costs outside the worker. `make bench-overhead` puts
+load on it.
 """
 
 import asyncio
@@ -21,11 +22,11 @@ from server.service import InferenceService, ServedModel
 from server.settings import ServerSettings
 
 MODEL = "nothing"
-_TOKENS: tuple[list[int], list[int]] = ([], [ord("a")])  # of a row, by whether it decodes
+_TOKENS: tuple[list[int], list[int]] = ([], [ord("a")])  # of a row, by `is_decoding`
 
 
 class Speller(ByteTokenizer):
-    """Bytes, for the detokenizer too."""
+    """A `ByteTokenizer` that the detokenizer can use too."""
 
     strips_first_space = False
 
@@ -34,7 +35,7 @@ class Speller(ByteTokenizer):
 
 
 class FastWorker:
-    """An `engine.plan.Worker` in this very loop."""
+    """An `engine.plan.Worker` that runs in the engine's own loop."""
 
     def __init__(self, step_s: float) -> None:
         self._step_s = step_s

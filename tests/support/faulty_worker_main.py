@@ -14,7 +14,7 @@ from engine.worker.worker import ModelWorker
 
 
 class FaultyWorker(ModelWorker):
-    """Fails where the plan says so."""
+    """A worker that fails at prompts that begin with the ids in `faults`."""
 
     def execute(self, plan: StepPlan) -> StepResult:
         """See `ModelWorker.execute`."""

@@ -1,6 +1,6 @@
-"""How much a test proves by sheer number: a part that meets every case, or all of it.
+"""Whether tests run all of their many inputs, or a part that covers every case.
 
-ADADECODE_FULL_SIZE=1 asks for all of it (`make full`).
+ADADECODE_FULL_SIZE=1 asks for all of them (`make full`).
 """
 
 import os

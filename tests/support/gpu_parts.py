@@ -1,4 +1,4 @@
-"""Parts of a GPU benchmark that die or hang, as a process: FILE PART,PART,…"""
+"""A process that runs parts of a GPU benchmark that die or hang: gpu_parts.py FILE PART,PART,…"""
 
 import os
 import signal
@@ -10,11 +10,11 @@ from benchmarks.gpu.report import Part, Report
 
 
 def measure(part: Part) -> None:
-    """One figure, and then what the part's name says."""
+    """Add one figure, and then do what the part's name says."""
     part.add("seen", 1.0)
     if part.name == "dies":
         os._exit(9)
-    if part.name == "hangs":  # as in a call that never returns to Python
+    if part.name == "hangs":  # like a call that never returns to Python
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
         time.sleep(60)
 

@@ -1,4 +1,4 @@
-"""Examples made up for heads that learn: what the last layer does is a function of the exit."""
+"""Made-up training examples whose last states are a fixed function of the states at the exit."""
 
 import pytest
 import torch
@@ -6,15 +6,15 @@ from tiny_model import HIDDEN, VOCAB
 
 from engine.model.decoder import Decoder
 from engine.model.exit_head import ExitHead, ExitHeads, HeadWeights, RefinementWeights
-from engine.worker.learning import budget, learner, pupil, recorder
+from engine.worker.learning import budget, head_versions, online_trainer, recorder
 from engine.worker.learning.examples import Examples, Verified
-from engine.worker.learning.trainee import unit_rms
+from engine.worker.learning.unit_rms import unit_rms
 
 COLUMNS = 40
 
 
 def weights_of(head: ExitHead) -> HeadWeights:
-    """The float weights of a head of plain torch."""
+    """Return the trainable weights of a head on the `TorchOps` backend."""
     return HeadWeights(
         project=head.project.weight.clone(),
         project_previous=head.project_previous.weight.clone(),
@@ -23,7 +23,7 @@ def weights_of(head: ExitHead) -> HeadWeights:
 
 
 def refinement_of(head: ExitHead) -> RefinementWeights | None:
-    """Its refinement's, if it has one."""
+    """Return the weights of a head's refinement, or None if it has none."""
     if head.refinement is None:
         return None
     gate, up = head.refinement.gate_up.weight.clone().chunk(2)
@@ -33,7 +33,7 @@ def refinement_of(head: ExitHead) -> RefinementWeights | None:
 
 
 def faint(weights: HeadWeights) -> HeadWeights:
-    """Almost nothing, which a few steps make something else of."""
+    """Scale weights down to almost nothing, so that a few updates change what the head says."""
     return HeadWeights(
         project=weights.project * 0.02,
         project_previous=weights.project_previous * 0.02,
@@ -42,14 +42,14 @@ def faint(weights: HeadWeights) -> HeadWeights:
 
 
 def first_head(heads: ExitHeads) -> ExitHead:
-    """The head at the first exit."""
+    """Return the head at the first exit."""
     head = heads.heads[0]
     assert isinstance(head, ExitHead)
     return head
 
 
 class Teacher:
-    """A last layer that turns what the exit sees by a fixed matrix."""
+    """A last layer that multiplies the state at the exit by a fixed matrix."""
 
     def __init__(self, decoder: Decoder, heads: ExitHeads, seed: int = 0) -> None:
         self._generator = torch.Generator().manual_seed(seed)
@@ -59,7 +59,7 @@ class Teacher:
 
     @torch.inference_mode()
     def positions(self, count: int) -> Verified:
-        """Consecutive positions, none of them outside the reduced vocabulary."""
+        """Make consecutive positions, all of whose tokens are in the reduced vocabulary."""
         exits = torch.randn(1, count, HIDDEN, generator=self._generator)
         last = exits[0] @ self._turn.T
         logits = self._decoder.logits(last)[:, self._token_ids]
@@ -73,7 +73,7 @@ class Teacher:
         )
 
     def fill(self, examples: Examples, count: int) -> None:
-        """So many positions of one sequence."""
+        """Add `count` positions of one sequence, rounded down to a multiple of 16."""
         before = None
         for _ in range(count // 16):
             serial = examples.num_written
@@ -82,12 +82,12 @@ class Teacher:
 
 
 def no_examples() -> Examples:
-    """For one exit of the tiny model."""
+    """Return an empty ring of examples for one exit of the tiny model."""
     return Examples(1, HIDDEN, COLUMNS + 1, torch.device("cpu"))
 
 
 def change_heads_at_every_trial(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Learners hurry, and whatever a trial says, the weights in training serve."""
+    """Make trials frequent, and let the candidate serve after each, whatever it shows."""
     hurried = {
         "_FIRST": 8,
         "_LEAST_HELD_OUT": 8,
@@ -96,8 +96,8 @@ def change_heads_at_every_trial(monkeypatch: pytest.MonkeyPatch) -> None:
         "_PER_UPDATE": 16,
     }
     for name, value in hurried.items():
-        monkeypatch.setattr(learner, name, value)
+        monkeypatch.setattr(online_trainer, name, value)
     monkeypatch.setattr(recorder, "_BATCH", 4)
     monkeypatch.setattr(budget, "_RESERVE_S", 0.0)
-    monkeypatch.setattr(pupil, "_SURE", 100.0)
-    monkeypatch.setattr(pupil, "_difference", lambda *_: (1.0, 0.5))
+    monkeypatch.setattr(head_versions, "_SURE", 100.0)
+    monkeypatch.setattr(head_versions, "_difference", lambda *_: (1.0, 0.5))

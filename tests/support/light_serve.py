@@ -1,4 +1,4 @@
-"""`adadecode serve` with `light_worker_main` for a worker: light_serve.py FLAGS…"""
+"""`adadecode serve` with `light_worker_main` as its worker: light_serve.py FLAGS…"""
 
 import sys
 from functools import partial

@@ -1,8 +1,8 @@
 """A worker process without a model: `python -m light_worker_main SOCKET PIPE SECONDS`.
 
-Computes nothing: a plan is never answered. Leaves its process id in the file LIGHT_WORKER_PID.
-Where that file is there already it ends before it has loaded: such a worker lives only once.
-Loading takes LIGHT_WORKER_LOADS_S.
+It computes nothing and never answers a plan. It writes its process id to the file LIGHT_WORKER_PID.
+If that file exists already, it exits before it has loaded, so that only the first worker lives.
+Loading takes LIGHT_WORKER_LOADS_S seconds.
 """
 
 import os
@@ -29,10 +29,10 @@ def main() -> int:
     time.sleep(float(os.environ.get("LIGHT_WORKER_LOADS_S", "0")))
     wire, worker = Wire(), FakeWorker()
     with socket.socket(fileno=int(sys.argv[1])) as connection, connection.makefile("rwb") as file:
-        file.read(frame_length(file.read(HEADER.size))[0])  # the configuration
+        file.read(frame_length(file.read(HEADER.size))[0])  # skips the configuration
         file.write(wire.encode(worker.info))
         file.flush()
-        file.read()  # whatever is asked
+        file.read()  # ignores whatever is asked, until the end
     return 0
 
 

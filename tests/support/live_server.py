@@ -1,4 +1,4 @@
-"""A uvicorn on loopback in a thread: ASGI test transports cannot show streaming or disconnects."""
+"""Runs uvicorn in a thread: ASGI test transports cannot show streaming or disconnects."""
 
 import ssl
 import threading
@@ -19,7 +19,7 @@ MODEL = "fake-model"
 
 
 def fake_app(engine: FakeEngine, **settings: object) -> FastAPI:
-    """The application around a fake engine."""
+    """Make the application around a fake engine."""
 
     async def load() -> ServedModel:
         await engine.start()
@@ -31,7 +31,7 @@ def fake_app(engine: FakeEngine, **settings: object) -> FastAPI:
 
 @contextmanager
 def serving(app: FastAPI, tls: ssl.SSLContext | None = None) -> Iterator[str]:
-    """Serve an application; yields its address."""
+    """Serve an application, and yield its address."""
     with listen("127.0.0.1", 0) as listener:
         server = uvicorn.Server(uvicorn_config(app, app.state.context.settings, tls))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

@@ -1,4 +1,4 @@
-"""A fake worker that can be killed, in the engine's own loop."""
+"""A fake worker in the engine's own loop that can be killed."""
 
 import asyncio
 
@@ -10,18 +10,18 @@ from engine.plan import StepPlan, StepResult, WorkerInfo
 
 
 class MortalWorker(InlineWorker):
-    """An inline worker that can be killed; the next may load slowly or not at all."""
+    """An inline worker that dies when `death` is set; the next may load slowly or not at all."""
 
     def __init__(self, worker: FakeWorker) -> None:
         super().__init__(lambda: worker)
         self.fake = worker
         self.death = asyncio.Event()
         self.num_starts = 0
-        self.dies_every: int | None = None  # so many steps
+        self.dies_every: int | None = None  # number of steps after which each worker dies
         self.load_time_s = 0.0
         self.load_error: ModelLoadError | None = None
-        self.num_blocks_after: int | None = None  # its death
-        self.was_killed = False  # somebody's signal, and not want of memory, is its death
+        self.num_blocks_after: int | None = None  # number of blocks after a restart
+        self.was_killed = False  # whether it dies of a signal, and not for want of memory
         self.num_steps = 0
 
     async def start(self) -> WorkerInfo:

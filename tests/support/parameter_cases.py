@@ -1,4 +1,4 @@
-"""Every parameter of the endpoints that generate, embed or tokenize, each with values that ask."""
+"""Every parameter of the endpoints that generate, embed or tokenize, with values that matter."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,16 +14,16 @@ _SCHEMA = {"name": "s", "schema": {"type": "object"}}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One row of the table."""
+    """One row of docs/parameters.md: a parameter and a value for it."""
 
     name: str
     value: Any
-    chat_value: Any = None  # where chats take another one
-    beside: Mapping[str, Any] = field(default_factory=dict)  # what it needs to make sense
-    text: str = "Hello world!"  # what the model says
+    chat_value: Any = None  # the value for chats, if they need another one
+    beside: Mapping[str, Any] = field(default_factory=dict)  # other fields that it needs
+    text: str = "Hello world!"  # what the model generates
 
     def fields(self, *, is_chat: bool) -> dict[str, Any]:
-        """The parameter itself."""
+        """Return the parameter as a field of a body."""
         other = is_chat and self.chat_value is not None
         return {self.name: self.chat_value if other else self.value}
 
@@ -102,6 +102,7 @@ CASES = (
     _case("store", True),
     _case("stream_interval", 2),
     _case("stream_options", {"include_usage": True}),
+    _case("stream_options", {"include_obfuscation": True}),
     _case("structured_outputs", {"regex": "a+"}),
     _case("structured_outputs", {"choice": ["a", "b"]}),
     _case("structured_outputs", {"grammar": "root ::= 'a'"}),
@@ -168,7 +169,7 @@ _OF_RESPONSES = (
     _case("truncation", "auto"),
 )
 _OWN_NAMES = {case.name for case in _OF_RESPONSES}
-# What the chat API has besides: honoured here as there, or refused.
+# The parameters that only the chat API has are sent too: they are honoured or refused.
 RESPONSES_CASES = tuple(
     sorted(
         (*_OF_RESPONSES, *(case for case in CASES if case.name not in _OWN_NAMES)),

@@ -1,9 +1,9 @@
-"""docs/parameters.md: what really happens to every parameter. Run this to write it anew.
+"""Generates docs/parameters.md, which says what the server does with every parameter.
 
-Each parameter is sent to a server around a fake engine: to every endpoint that generates, whole and
-streamed, with early exits on and off, to /v1/embeddings and to /tokenize. A parameter is honoured
-where the engine's request, the template's variables or the answer differ from those of a request
-without it.
+Each parameter is sent to a server around a fake engine: to every endpoint that generates, streamed
+and not, with early exits on and off, and to /v1/embeddings and /tokenize. A parameter is honoured
+if the engine's request, the template's variables or the answer differ from those of a request
+without it. Run this file to write the document.
 """
 
 import json
@@ -45,17 +45,18 @@ _HEAD = """\
 # Parameters
 
 Every parameter of the endpoints that generate, of `/v1/embeddings` and of `/tokenize`, and what \
-the server does with it. This file is written by `make parameters`, which really sends each, and a \
-test keeps it true.
+the server does with it. `make parameters` really sends each of them and writes this file; a test \
+keeps it true.
 
 - **honoured**: it changes the request or the answer as its documentation says.
-- **without effect**: taken on purpose, for clients that send it; it could not change the answer.
+- **without effect**: accepted for clients that send it; it could not change the answer.
 - **refused by name**: status 400 with OpenAI's error envelope, whose `param` is the parameter.
 
-A value that asks for nothing (`echo: false`) is taken everywhere. An answer with early exits on \
-equals the one with them off, draft figures and traces aside. `model`, `prompt`, `messages`, \
-`input` and `stream` go without saying. `priority` asks for `--scheduling-policy priority` and \
-`reasoning_effort` for a chat template that knows it; both are refused by name without.
+A value that asks for nothing (`echo: false`) is accepted everywhere. An answer with early exits \
+on equals the one with them off, apart from draft figures and traces. `model`, `messages`, \
+`input`, `stream` and a completion's `prompt` are not listed. `priority` needs \
+`--scheduling-policy priority`, and `reasoning_effort` a chat template that knows it; without, \
+each is refused by name.
 
 ## `/v1/completions` and `/v1/chat/completions`
 
@@ -66,8 +67,8 @@ equals the one with them off, draft figures and traces aside. `model`, `prompt`,
 _RESPONSES_HEAD = """
 ## `/v1/responses`
 
-What only the chat API has is refused here where this API says it otherwise, or not at all. What \
-is said again in the answer (`metadata`, `prompt_cache_key`, …) is honoured with that alone.
+Options of the chat API are refused here if this API has another name for them, or none. Those \
+that the answer repeats (`metadata`, `prompt_cache_key`, …) are honoured by that alone.
 
 | parameter | value sent | exits on | exits off | streamed, on | streamed, off |
 |---|---|---|---|---|---|
@@ -84,7 +85,7 @@ _TOKENIZE_HEAD = """
 ## `/tokenize`, with messages
 
 A `prompt` takes `add_special_tokens`, `truncate_prompt_tokens`, `truncation_side` and \
-`return_token_strs`; what a chat template is told needs `messages`.
+`return_token_strs`; the options of a chat template need `messages`.
 
 | parameter | value sent | |
 |---|---|---|
@@ -92,45 +93,45 @@ A `prompt` takes `add_special_tokens`, `truncate_prompt_tokens`, `truncation_sid
 
 
 class TableTokenizer(ByteTokenizer):
-    """Of a model that thinks, with a token that begins every plain prompt."""
+    """The tokenizer of a reasoning model, with a token that begins every plain prompt."""
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Bytes behind the first token."""
+        """Return the first token, if special tokens are wanted, and the bytes."""
         return [256] * add_special_tokens + super().encode(text)
 
     @property
     def card(self) -> Any:
-        """Its template knows thoughts, and efforts."""
+        """The card, with a template that knows reasoning and its effort."""
         return replace(super().card, chat_template=_TEMPLATE)
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What one request did."""
+    """What one request led to."""
 
     status: int
     answer: str  # without ids and times
-    asked: str  # of the engine and the template
+    asked: str  # requests to the engine, and variables of the template
 
     def error_param(self) -> str | None:
-        """The parameter that an error names."""
+        """Return the parameter that an error names."""
         param: str | None = json.loads(self.answer)["error"]["param"]
         return param
 
 
 class Prober:
-    """Sends cases to one server."""
+    """Sends cases to one server, and remembers what they led to."""
 
     def __init__(self, client: TestClient, engine: FakeEngine) -> None:
         self._client = client
         self._engine = engine
-        self._seen: dict[str, Seen] = {}  # by body and the model's text
+        self._seen: dict[str, Seen] = {}  # by the model's text, endpoint and body
 
     def outcome(self, case: Case, way: Way) -> str:
-        """What becomes of a parameter.
+        """Return what the server does with a parameter.
 
         Raises:
-            AssertionError: it is refused, but not by its name.
+            AssertionError: if it is refused, but not by its name.
         """
         without, seen = self.seen(case, way, has_it=False), self.seen(case, way)
         if seen.status == 400:
@@ -141,7 +142,7 @@ class Prober:
         return WITHOUT_EFFECT if seen == without else HONOURED
 
     def seen(self, case: Case, way: Way, *, has_it: bool = True) -> Seen:
-        """Send it, or the same request without it."""
+        """Send the case, or the same request without its parameter."""
         endpoint, stream, has_exits = way
         body = _body(endpoint, stream) | _beside(case, endpoint)
         if case.name.startswith("max_"):
@@ -171,7 +172,7 @@ class Prober:
 
 @contextmanager
 def prober() -> Iterator[Prober]:
-    """A prober with a server of its own."""
+    """Yield a prober with a server of its own."""
     engine = FakeEngine(tokenizer=TableTokenizer())
     engine.info = replace(engine.info, max_model_len=4096)
     with TestClient(fake_app(engine)) as client:
@@ -179,7 +180,7 @@ def prober() -> Iterator[Prober]:
 
 
 def document(asked: Prober) -> str:
-    """The whole of docs/parameters.md."""
+    """Return the content of docs/parameters.md."""
     tables = (
         (_HEAD, CASES, WAYS),
         (_RESPONSES_HEAD, RESPONSES_CASES, RESPONSES_WAYS),
@@ -205,7 +206,7 @@ def _row(asked: Prober, case: Case, ways: Sequence[Way]) -> str:
 
 
 def _body(endpoint: str, stream: bool) -> dict[str, Any]:
-    """What every request to an endpoint has."""
+    """Return the fields that every request to an endpoint has."""
     turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "you"}]
     if endpoint == "tokenize":
         return {"model": MODEL, "messages": turns}
@@ -219,7 +220,7 @@ def _body(endpoint: str, stream: bool) -> dict[str, Any]:
 
 
 def _beside(case: Case, endpoint: str) -> Mapping[str, Any]:
-    """Completions count the log-probabilities they want; responses ask for them otherwise."""
+    """Return the other fields of a case, in the endpoint's own form."""
     beside = dict(case.beside)
     if endpoint != "chat":
         beside.pop("messages", None)

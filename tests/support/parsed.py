@@ -1,4 +1,4 @@
-"""A choice's events, gathered as a client would."""
+"""Gathers a choice's events as a client would."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from server.parsing.output_parser import OutputFormat
 
 @dataclass
 class Parsed:
-    """What a choice's text came to."""
+    """The parts of a choice."""
 
     reasoning: str = ""
     content: str = ""
@@ -24,7 +24,7 @@ class Parsed:
 
 
 def gathered(events: Sequence[OutputEvent]) -> Parsed:
-    """All events as one; asserts that calls begin, go on and end in order."""
+    """Merge all events, and assert that calls begin, go on and end in order."""
     reasoning: list[str] = []
     content: list[str] = []
     calls: list[tuple[str, list[str]]] = []
@@ -52,7 +52,7 @@ def gathered(events: Sequence[OutputEvent]) -> Parsed:
 
 
 def parsed(output_format: OutputFormat, pieces: Sequence[str]) -> Parsed:
-    """What a fresh parser makes of these pieces."""
+    """Return what a new parser makes of these pieces of text."""
     parser = output_format.parser()
     events = [event for piece in pieces for event in parser.push(piece)]
     return gathered([*events, *parser.finish()])

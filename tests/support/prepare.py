@@ -1,5 +1,6 @@
-"""What the first tests would do, in every process of the run at once, and one can do beforehand:
-convert the default model, compile the kernels.
+"""Converts the default model and compiles the kernels before a test run.
+
+Otherwise the first tests would do so in every process of the run at once.
 """
 
 from default_model import ALIAS

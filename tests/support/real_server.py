@@ -17,7 +17,7 @@ _START_TIMEOUT_S = 600.0  # the first start converts the model; CI machines are 
 
 @contextmanager
 def real_server(*flags: str) -> Iterator[str]:
-    """Serve on a free port; yields the address."""
+    """Serve on a free port, and yield the address."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "server.cli", "serve", "--port", str(port), *flags]

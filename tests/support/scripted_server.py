@@ -1,4 +1,4 @@
-"""A small HTTP server that answers chat requests with scripted events and keeps what was asked."""
+"""A small HTTP server that answers chat requests with scripted events, and keeps the requests."""
 
 import json
 import threading
@@ -13,10 +13,10 @@ DONE = "[DONE]"
 
 @dataclass
 class Script:
-    """What the server says; `bodies` and `keys` are what it was sent."""
+    """What the server answers, and the bodies and keys that it was sent."""
 
     answers: list[list[Any]] = field(default_factory=list)  # events per request, in order
-    error: tuple[int, str] | None = None  # refuse every completion with it
+    error: tuple[int, str] | None = None  # status and message that refuse every completion
     models: list[str] = field(default_factory=lambda: ["scripted"])
     url: str = ""
     bodies: list[dict[str, Any]] = field(default_factory=list)
@@ -24,7 +24,7 @@ class Script:
 
 
 def delta(text: str, trace: list[dict[str, Any]] | None = None) -> dict[str, Any]:
-    """A chunk of an answer."""
+    """Return a chunk of an answer."""
     choice: dict[str, Any] = {"index": 0, "delta": {"content": text}}
     if trace is not None:
         choice["early_exit_trace"] = trace
@@ -32,7 +32,7 @@ def delta(text: str, trace: list[dict[str, Any]] | None = None) -> dict[str, Any
 
 
 def final(num_tokens: int, **metrics: Any) -> dict[str, Any]:
-    """The usage chunk."""
+    """Return the usage chunk."""
     return {"choices": [], "usage": {"completion_tokens": num_tokens}, "metrics": metrics}
 
 

@@ -1,4 +1,4 @@
-"""Tiny GGUF files as llama.cpp's converter would write them, with the weights that went in."""
+"""Writes tiny GGUF files as llama.cpp's converter would, and returns their weights."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ _CONTROL = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TinyGguf:
-    """What to write."""
+    """The contents of a file."""
 
     family: str = "llama"
     quantization: GGMLQuantizationType = GGMLQuantizationType.F32
@@ -25,7 +25,7 @@ class TinyGguf:
 
 
 def write_tiny_gguf(file: Path, tiny: TinyGguf) -> dict[str, np.ndarray]:
-    """Write a file; returns its weights under Hugging Face names, as quantization leaves them."""
+    """Write a file; return its weights under Hugging Face names, as quantization leaves them."""
     writer = GGUFWriter(str(file), tiny.family)
     _write_metadata(writer, tiny)
     _write_tokenizer(writer)
@@ -81,7 +81,7 @@ def _write_tokenizer(writer: GGUFWriter) -> None:
 
 
 def _tensors(tiny: TinyGguf) -> list[tuple[str, str, np.ndarray]]:
-    """(GGUF name, Hugging Face name, float32 values) of every tensor."""
+    """Return (GGUF name, Hugging Face name, float32 values) of every tensor."""
     rng = np.random.default_rng(0)
     shapes: dict[tuple[str, str], tuple[int, ...]] = {
         ("token_embd", "model.embed_tokens"): (len(TOKENS), HIDDEN),
@@ -123,7 +123,7 @@ def _layer_shapes(family: str) -> dict[tuple[str, str], tuple[int, ...]]:
 
 
 def _interleaved(name: str, weight: np.ndarray) -> np.ndarray:
-    """The row order llama.cpp's converter gives Q and K of llama models."""
+    """Reorder rows as llama.cpp's converter does for Q and K of llama models."""
     part = name.split(".")[-2]
     if part not in ("attn_q", "attn_k"):
         return weight

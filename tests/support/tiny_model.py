@@ -21,7 +21,7 @@ from engine.worker.chances import Chances
 from engine.worker.cost_curve import CostCurve
 from engine.worker.cost_model import CostModel
 from engine.worker.decode_step import DecodeStep
-from engine.worker.exit_look import ExitLook
+from engine.worker.exit_evaluator import ExitEvaluator
 from engine.worker.exit_policy import ExitPolicy
 from engine.worker.kv_cache import allocate_cache
 from engine.worker.learning.recorder import Recorder
@@ -31,15 +31,15 @@ from engine.worker.segment_runner import SegmentRunner
 from engine.worker.sequence_state import SequenceState
 from engine.worker.structure import StructureState
 
-_NEVER = 1 << 30  # tokens: an end that no test reaches
-_OF_START = {"stop_token_ids", "num_prompt_logprobs"}  # what a worker is told of these itself
+_NEVER = 1 << 30  # number of tokens that no test reaches
+_OF_START = {"stop_token_ids", "num_prompt_logprobs"}  # fields of `SequenceStart` too
 _OF_SAMPLING = {field.name for field in fields(SamplingParams)} - _OF_START
 
 HIDDEN, HEADS, KV_HEADS, HEAD_SIZE, LAYERS, VOCAB, FEED_FORWARD = 48, 4, 2, 16, 6, 97, 80
 
 
 def write_tiny_llama(directory: Path, seed: int = 0) -> Path:
-    """Write config.json and model.safetensors of a random model; greedy output of it is lively."""
+    """Write config.json and model.safetensors of a random model whose greedy output is varied."""
     directory.mkdir(parents=True, exist_ok=True)
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -90,7 +90,7 @@ def write_tiny_llama(directory: Path, seed: int = 0) -> Path:
 def random_heads(
     decoder: Decoder, exit_layers: Sequence[int], vocabulary_size: int, refinement_size: int = 0
 ) -> ExitHeads:
-    """Untrained heads on a random reduced vocabulary: they run, and are mostly wrong."""
+    """Make untrained heads with a random reduced vocabulary; they are mostly wrong."""
     tensors = random_head_tensors(exit_layers, vocabulary_size, refinement_size)
     edges, rates = (0.5, 1.0), (0.5, 0.9)
     calibration = {n: Calibration(edges=edges, greedy=rates, sampled=rates) for n in exit_layers}
@@ -100,7 +100,7 @@ def random_heads(
 def write_tiny_heads(
     model: Path, directory: Path, exit_layers: Sequence[int], refinement_size: int = 0
 ) -> Path:
-    """Such heads on disk, for the tiny model in another directory."""
+    """Write untrained heads for the tiny model in `model`; return their directory."""
     directory.mkdir()
     tensors = random_head_tensors(exit_layers, 40, refinement_size)
     save_file(tensors, str(directory / "heads.safetensors"))
@@ -119,7 +119,7 @@ def write_tiny_heads(
 def random_head_tensors(
     exit_layers: Sequence[int], vocabulary_size: int, refinement_size: int = 0
 ) -> dict[str, Tensor]:
-    """What `heads.safetensors` would hold of untrained heads."""
+    """Return the tensors of `heads.safetensors` for untrained heads."""
     generator = torch.Generator().manual_seed(7)
     ids = torch.randperm(VOCAB, generator=generator)[:vocabulary_size]
     tensors = {"vocabulary": ids.sort().values.int()}
@@ -145,7 +145,7 @@ def _weight(height: int, width: int, generator: torch.Generator) -> Tensor:
 
 
 def policy_drafter(decoder: Decoder, heads: ExitHeads | None, **options: Any) -> PolicyDrafter:
-    """The policy at work on heads (or on look-ups alone), with made-up costs."""
+    """Make a policy drafter on heads (or on prompt look-up alone), with made-up costs."""
     layers = [] if heads is None else heads.exit_layers
     cheap, dear = CostCurve([1], [0.1]), CostCurve([1], [1.0])
     cost = CostModel([cheap] * len(layers) + [dear], [cheap] * len(layers), dear)
@@ -153,14 +153,19 @@ def policy_drafter(decoder: Decoder, heads: ExitHeads | None, **options: Any) ->
         ExitPolicy(len(layers), cost),
         Chances(layers, {} if heads is None else heads.calibration),
         exit_layers=layers,
-        exit_look=None if heads is None else ExitLook(heads, Sampler(decoder.ops)),
+        exit_evaluator=None if heads is None else ExitEvaluator(heads, Sampler(decoder.ops)),
         **options,
     )
 
 
 def sequence_start(sequence_id: int, token_ids: Sequence[int], **options: object) -> SequenceStart:
-    """A sequence with neutral greedy sampling, changed by `options`: fields of `SamplingParams` and
-    `SequenceStart`, and the early-exit options `early_exit`, `threshold` and `lookup`.
+    """Make the start of a sequence, sampled greedily unless `options` say otherwise.
+
+    Args:
+        sequence_id: Its id.
+        token_ids: Its prompt.
+        options: Fields of `SamplingParams` and `SequenceStart`, and the early-exit options
+            `early_exit`, `threshold` and `lookup`.
     """
     exits = EarlyExitOptions(
         enabled=bool(options.pop("early_exit", True)),
@@ -181,7 +186,7 @@ def sequence_start(sequence_id: int, token_ids: Sequence[int], **options: object
 
 
 class StepDriver:
-    """Sequences through `DecodeStep` with hand-made block tables: every choice is explicit."""
+    """Runs sequences through `DecodeStep` with hand-made block tables."""
 
     def __init__(
         self,
@@ -210,7 +215,7 @@ class StepDriver:
             drafter=drafter,  # type: ignore[arg-type]
             runner=runner,
             recorder=recorder,
-            spare_slots=range(1, block_size),  # of the first block, which is no row's
+            spare_slots=range(1, block_size),  # slots of the first block, which no row has
         )
 
     @torch.inference_mode()
@@ -222,10 +227,10 @@ class StepDriver:
         chunk: int = 64,
         max_draft_tokens: int = 5,
     ) -> tuple[dict[int, list[int]], list[RowResult]]:
-        """All sequences at once until each has `num_tokens` of output.
+        """Run all sequences at once until each has `num_tokens` of output.
 
         Returns:
-            Sequence id -> all its tokens, and every row result on the way.
+            All tokens of each sequence, by its id, and all row results.
         """
         opens = self._open_structure or (lambda start: None)
         states = {start.sequence_id: SequenceState(start, opens(start)) for start in starts}
@@ -253,7 +258,7 @@ class StepDriver:
         known = len(state.token_ids)
         num_tokens = min(chunk, known - computed)
         per_row = self._num_blocks // 16
-        # Blocks of a sequence lie scattered over the pool, backwards.
+        # A sequence's blocks are scattered over the pool, in descending order.
         table = [self._num_blocks - 1 - 16 * k - state.sequence_id for k in range(per_row)]
         return RowPlan(
             sequence_id=state.sequence_id,
@@ -266,5 +271,5 @@ class StepDriver:
 
 
 def load_tiny(directory: Path, ops: Ops) -> Decoder:
-    """The tiny model on a backend."""
+    """Load the tiny model on a backend."""
     return Decoder.load(directory, ops)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def random_sets(rows: Sequence[int], vocab_size: int) -> Tensor:
-    """Half of the tokens for each of the rows: [M, 1 + W] int32."""
+    """Return [M, 1 + W] int32: for each row, its index and a random half of the tokens as bits."""
     generator = torch.Generator().manual_seed(7)
     size = (len(rows), -(-vocab_size // 32))
     words = torch.randint(-(2**31), 2**31, size, generator=generator).int()

@@ -1,4 +1,4 @@
-"""Generations on a fake engine, and what an observer of them was told."""
+"""Generations on a fake engine, with an observer that keeps what it is told."""
 
 from fake_engine import FakeEngine
 
@@ -9,7 +9,7 @@ from server.records import RequestRecord
 
 
 class Watch:
-    """Notes what it is told."""
+    """A watch that keeps the text and the ends that it is told."""
 
     def __init__(self) -> None:
         self.text = ""
@@ -23,13 +23,13 @@ class Watch:
 
 
 class Observer:
-    """Keeps its watches."""
+    """An observer that keeps its watches."""
 
     def __init__(self) -> None:
         self.watches: list[Watch] = []
         self.num_refused = 0
 
-    def watch(self, request: GenerationRequest, record: RequestRecord) -> Watch:
+    def watch(self, index: int, request: GenerationRequest, record: RequestRecord) -> Watch:
         self.watches.append(Watch())
         return self.watches[-1]
 

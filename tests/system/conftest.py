@@ -1,4 +1,4 @@
-"""Servers to talk to as a client would: one around a fake engine, one with the default model."""
+"""Servers for clients to talk to: one around a fake engine, one with the default model."""
 
 from collections.abc import Iterator
 

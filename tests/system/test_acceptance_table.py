@@ -1,7 +1,7 @@
-"""Faults and bad inputs: every row of the acceptance table, each with its common post-conditions.
+"""Tries every row of the acceptance table: faults and bad inputs, with common post-conditions.
 
-The rows are in tests/support/acceptance; `make acceptance` writes docs/acceptance.md from them. A
-row's proofs elsewhere have to pass in the same run: they are run here if they were left out of it.
+The rows are in tests/support/acceptance; `make acceptance` writes docs/acceptance.md from them. The
+tests that a row points to have to pass in the same run; those that are not part of it are run here.
 """
 
 from collections.abc import Iterator
@@ -23,10 +23,10 @@ PARAMETERS = [
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[TableServer]:
-    """One server for all rows that need no other, so that what one leaves behind meets the next."""
+    """Yield one server for all rows without settings, so that none may leave anything behind."""
     with serve() as server:
         yield server
-        server.log.records.clear()  # other servers' log, too
+        server.log.records.clear()  # they include other servers' records
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def make_server(shared: TableServer) -> Serve:
 
 @pytest.fixture(scope="module")
 def outcomes(request: pytest.FixtureRequest) -> Outcomes:
-    """How the tests ended that the rows of this run point to."""
+    """Return the outcomes of the tests that the rows of this run point to."""
     noted = request.config.stash[OUTCOMES]
     rows = [
         item.callspec.params.get("row")

@@ -1,4 +1,4 @@
-"""`bench prefix` against the default model, small; the figures are in benchmarks/RESULTS.md."""
+"""A small run of `bench prefix` on the default model; full figures are in benchmarks/RESULTS.md."""
 
 import pytest
 
@@ -13,4 +13,4 @@ def test_a_repeated_prompt_begins_much_sooner(real_server_url, capsys):
 
     shown = capsys.readouterr().out
     assert status == 0, shown
-    assert "496 of 512" in shown  # but for the last block: its last token has to be computed
+    assert "496 of 512" in shown  # all but the last block, whose last token has to be computed

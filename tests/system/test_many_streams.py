@@ -1,7 +1,7 @@
-"""Many clients at once on the real model.
+"""Many clients at once on the default model.
 
-Everybody gets the text they would get alone, and those who leave leave nothing behind. A quarter of
-them is asked alone; `make full` asks everybody.
+Each gets the text that it would get alone, and clients that disconnect leave nothing behind. A
+quarter of the requests are also sent alone for comparison; `make full` sends all of them.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ TIMEOUT = httpx.Timeout(300.0)
 
 
 def body(index: int) -> dict[str, object]:
-    """Requests of mixed length, greedy and sampled, with and without early exits."""
+    """Return a request of random length, greedy or sampled, with or without early exits."""
     choose = random.Random(index)
     return {
         "model": MODEL,
@@ -39,7 +39,7 @@ def body(index: int) -> dict[str, object]:
 
 
 async def streamed_text(client: httpx.AsyncClient, request: dict[str, object]) -> tuple[str, str]:
-    """The text of a stream and its finish reason."""
+    """Return the text of a stream and its finish reason."""
     text, reasons = "", []
     async with client.stream(
         "POST", "/v1/chat/completions", json={**request, "stream": True}

@@ -1,4 +1,4 @@
-"""OpenAI's own Python client, unmodified, against the server: what works there works anywhere."""
+"""OpenAI's own Python client, unmodified, against the server."""
 
 from collections.abc import Iterator
 

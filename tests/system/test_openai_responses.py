@@ -1,4 +1,4 @@
-"""OpenAI's Python client against /v1/responses: every event parses, every way says the same."""
+"""OpenAI's Python client against /v1/responses: events parse, and all ways give one answer."""
 
 from collections.abc import Iterator
 
@@ -30,7 +30,7 @@ def model(client: OpenAI) -> str:
 
 
 def counts(answer: Response) -> tuple[int, int, int]:
-    """Its tokens. Not how many of them were cached: the first of two equal prompts finds none."""
+    """Return the token counts but cached tokens, which the first of equal prompts lacks."""
     assert answer.usage is not None
     return answer.usage.input_tokens, answer.usage.output_tokens, answer.usage.total_tokens
 
@@ -42,7 +42,7 @@ def test_whole_streamed_and_accumulated_say_the_same(client, model):
     Response.model_validate(whole.to_dict(), strict=False)
 
     stream = list(client.responses.create(model=model, stream=True, **FIELDS))
-    for event in stream:  # the client itself does not check
+    for event in stream:  # the client itself does not validate events
         EVENT.validate_python(event.to_dict())
     assert isinstance(stream[-1], (ResponseCompletedEvent, ResponseIncompleteEvent))
     assert stream[-1].response.output_text == whole.output_text

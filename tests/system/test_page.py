@@ -1,6 +1,6 @@
-"""The page at / in a real browser: headless Chromium, driven as a person would.
+"""The page at / in headless Chromium, used as a person would use it.
 
-Skipped where chromium or its driver is missing (`.ci/run` installs them where it can).
+The tests are skipped where Chromium or its driver is missing (`.ci/run` tries to install them).
 """
 
 import asyncio
@@ -45,7 +45,7 @@ def url(engine: FakeEngine) -> Iterator[str]:
 
 
 class Page:
-    """What a person sees and does."""
+    """The page as a person sees and uses it."""
 
     def __init__(self, driver: Any, url: str) -> None:
         self.driver = driver
@@ -86,7 +86,7 @@ class Page:
         )
 
     def text(self, selector: str) -> str:
-        """The tokens' text as it is, markup and white space included."""
+        """Return the tokens' text exactly, with markup and white space."""
         return self.driver.execute_script(
             "return [...document.querySelectorAll(arguments[0])].map(e => e.textContent).join('')",
             f"{selector} .token:not(.silent)",
@@ -323,7 +323,7 @@ def test_a_small_screen_is_enough(page, engine, scheme):
 
 
 def test_text_finds_its_tokens(page):
-    """Held-back text, characters of several tokens, control tokens, a dropped first space."""
+    """Cover held-back text, characters of several tokens, control tokens, a dropped first space."""
     script = """
         const { Alignment } = await import(new URL("ui/alignment.js", document.baseURI));
         return arguments[0].map((steps) => {

@@ -1,4 +1,4 @@
-"""The default model in a KV cache a tenth of what is asked for: all finish, as they do alone."""
+"""With a KV cache for a tenth of the requests, all finish with the output they have alone."""
 
 import pytest
 from default_model import default_model_directory
@@ -11,7 +11,7 @@ from engine.request import GenerationRequest, SamplingParams
 pytestmark = [pytest.mark.torch, pytest.mark.model, pytest.mark.slow]
 
 BLOCK = 16
-NUM_REQUESTS, NUM_PROMPT, NUM_TOKENS = 15, 10, 9  # 2 blocks each, one to begin with
+NUM_REQUESTS, NUM_PROMPT, NUM_TOKENS = 15, 10, 9  # a request begins with 1 block and needs 2
 
 
 def ask(number: int) -> GenerationRequest:

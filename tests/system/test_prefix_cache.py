@@ -1,4 +1,4 @@
-"""On the default model: what the prefix cache gives has the bits of what is computed anew."""
+"""Cached prefixes give the same bits as computing them anew, on the default model."""
 
 from dataclasses import replace
 
@@ -35,7 +35,7 @@ PROMPT = [
 
 @pytest.fixture(scope="module")
 def engine() -> OfflineEngine:
-    """One row at a time: a request finds the blocks of those before it."""
+    """An engine that runs requests one by one, so that each finds the blocks of earlier ones."""
     directory = default_model_directory()
     heads = find_heads("smollm2-135m-instruct", directory)
     assert heads is not None
@@ -67,7 +67,7 @@ def bits(result: GenerationResult) -> object:
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("is_early", [False, True])
 def test_warm_equals_cold(engine: OfflineEngine, temperature: float, is_early: bool) -> None:
-    """Also where the cached KV was written by decoding and verification, not by a prefill."""
+    """The cached KV is written by prefills first, and then by decoding and verification too."""
     requests = []
     for length in LENGTHS:
         salt = f"of its own {length}"  # the first of each pair finds nothing
@@ -79,7 +79,7 @@ def test_warm_equals_cold(engine: OfflineEngine, temperature: float, is_early: b
         assert bits(warm) == bits(cold)
         assert cold.num_cached_tokens == 0
         assert warm.num_cached_tokens == (length - 1) // 16 * 16
-    # The next turn of each conversation, with and without what the turn before has left.
+    # The next turn of each conversation, with and without the cached blocks of the turn before.
     turns = []
     for length, result in zip(LENGTHS, cold_and_warm[::2], strict=True):
         prompt = [*PROMPT[:length], *result.token_ids, 198, 28, 7018]

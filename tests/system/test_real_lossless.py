@@ -1,6 +1,6 @@
-"""The shipped heads on the default model: really trained, really batched, and they change nothing.
+"""The shipped heads on the default model change no output, in batches and alone.
 
-The whole of it (100 prompts, 128 tokens) is `adadecode bench lossless`; this is its small sister.
+This is a small version of `adadecode bench lossless` (100 prompts, 128 tokens).
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A real server on the default model loses its worker: clients see a pause and the same text."""
+"""When a real server loses its worker, its clients see a pause and get the same text."""
 
 import argparse
 import asyncio
@@ -19,7 +19,7 @@ TEXT = "Rain falls on the hills, and the river carries it to the sea. " * 15
 
 
 def call(index: int) -> Call:
-    """Greedy or sampled; the last has a structure to follow."""
+    """Return a greedy or sampled request; the last one has a structure to follow."""
     structure = {"response_format": {"type": "json_object"}} if index == 3 else {}
     return Call(
         path="/v1/chat/completions",
@@ -36,7 +36,7 @@ def call(index: int) -> Call:
 
 
 async def read_prompts(client: httpx.AsyncClient) -> list[object]:
-    """A long text's scores, and its embedding."""
+    """Request the scores of a long text, and its embedding."""
     prompt = {"model": MODEL, "prompt": TEXT, "max_tokens": 0, "echo": True, "logprobs": 1}
     scores, embedding = await asyncio.gather(
         client.post("/v1/completions", json=prompt, timeout=60),
@@ -62,7 +62,7 @@ async def test_a_stopped_worker_costs_a_pause_and_no_token() -> None:
             await asyncio.sleep(0.05)
         assert (await client.get("/ready")).json() == {"status": "recovering"}
         assert (await client.get("/health")).status_code == 200
-        late = await send(client, calls[0])  # queued, not refused
+        late = await send(client, calls[0])  # is queued, not refused
         outcomes = await asyncio.gather(*streams)
         assert await reading == expected_of_prompts
         assert server.worker_pid not in (None, pid)

@@ -1,4 +1,4 @@
-"""On the default model: scoring a text gives the bits that generating it gave, in any company."""
+"""Scoring a text gives the same bits as generating it, whatever else runs."""
 
 from dataclasses import replace
 

@@ -1,5 +1,6 @@
-"""Structured output on the default model, as the OpenAI client asks for it; and no schema, however
-bad, disturbs anybody else.
+"""Structured output on the default model, as the OpenAI client requests it.
+
+No schema, however bad, may disturb other requests.
 """
 
 import re
@@ -18,7 +19,7 @@ pytestmark = [pytest.mark.torch, pytest.mark.model]
 
 MODEL = "smollm2-135m-instruct"
 ASKED = [{"role": "user", "content": "Describe Anna, who is 30 and likes chess."}]
-SLOW = {"structured_outputs": {"regex": ".{0,50000}"}}  # seconds, or more than are allowed
+SLOW = {"structured_outputs": {"regex": ".{0,50000}"}}  # compiles for seconds, or too long
 
 
 class Hobby(BaseModel):
@@ -125,7 +126,7 @@ def test_others_go_on_while_a_slow_structure_compiles(client: OpenAI, real_serve
         try:
             client.completions.create(model=MODEL, prompt="1", max_tokens=3, extra_body=SLOW)
             outcomes.append("compiled in time")
-        except openai.BadRequestError as error:  # the machine decides
+        except openai.BadRequestError as error:  # on a slow machine
             outcomes.append(f"{error.param}, {'longer than' in error.message}")
 
     asking = threading.Thread(target=ask)

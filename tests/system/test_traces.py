@@ -1,4 +1,4 @@
-"""The traffic that corrupts servers, on the default model in a KV cache too small for it."""
+"""Traffic that has corrupted other servers, on the default model with a small KV cache."""
 
 import argparse
 

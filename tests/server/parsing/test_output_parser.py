@@ -171,7 +171,7 @@ def test_a_text_without_calls_or_thoughts_is_content_unchanged(bits):
     ],
 )
 def test_time_grows_with_the_length_of_the_text_only(output_format, unit):
-    """Quadratic parsing (CVE-2025-48887) would take far longer for these."""
+    """A parser of quadratic time (CVE-2025-48887) would take far longer for these texts."""
     num = 300_000 // len(unit)
     begun = time.process_time()
     parsed(output_format, [unit * num])

@@ -1,4 +1,4 @@
-"""Events that are filled in are those that would be encoded."""
+"""Filling in an event shape gives the same bytes as encoding the event."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Shapes are made once, and belong to whoever keeps them."""
+"""Event shapes are made once, and belong to whoever keeps them."""
 
 from server.protocol.chat import ChatChunkChoice, ChatCompletionChunk, Delta
 from server.render.event import event

@@ -1,4 +1,4 @@
-"""Where tokens begin in a text, whatever the tokenizer added and wherever it cut."""
+"""Tokens are located in their text, whatever the tokenizer has added or cut."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from server.render.text_offsets import OffsetCounter, offsets_in
 
 
 class Pieces:
-    """Token i stands for the i-th piece; those in angle brackets are control tokens."""
+    """A tokenizer of fixed pieces; those in angle brackets are control tokens."""
 
     def __init__(self, *pieces: str | bytes) -> None:
         self._pieces = [p.encode() if isinstance(p, str) else p for p in pieces]

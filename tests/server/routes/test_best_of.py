@@ -1,19 +1,24 @@
-"""best_of of POST /v1/completions."""
+"""`best_of` of POST /v1/completions."""
 
 import json
 
 import pytest
 from live_server import MODEL
 
-RANKS = {5: -3.0, 6: -1.0, 7: -2.0, 8: -1.0, 9: -0.5, 10: -4.0}  # by seed
+# Log-probabilities of tokens, by seed; for the prompt "b", by seed + 3.
+RANKS = {5: -3.0, 6: -1.0, 7: -2.0, 8: -1.0, 9: -0.5, 10: -4.0}
 
 
 @pytest.fixture
 def engine(engine):
-    """The likelier an output is, the longer; its seed comes first."""
-    engine.logprob = lambda request: RANKS[request.sampling.seed]
+    """A fake engine whose outputs begin with their seed, which decides how likely they are."""
+    engine.logprob = lambda request: RANKS[request.sampling.seed + _place(request)]
     engine.text = lambda request: f"{request.sampling.seed} of {request.prompt_token_ids[0]}"
     return engine
+
+
+def _place(request):
+    return 3 if request.prompt_token_ids == (98,) else 0
 
 
 def complete(client, **fields):
@@ -38,10 +43,10 @@ def test_the_likeliest_come_best_first_and_all_are_counted(client, engine):
 def test_every_prompt_has_its_own_winner_with_its_own_ids(client):
     answer = complete(client, prompt=["a", "b"], best_of=3, logprobs=1, return_token_ids=True)
 
-    assert texts(answer) == ["6 of 97", "9 of 98"]
+    assert texts(answer) == ["6 of 97", "6 of 98"]
     assert [choice["prompt_token_ids"] for choice in answer["choices"]] == [[97], [98]]
     assert answer["choices"][1]["logprobs"]["token_logprobs"][0] == -0.5
-    assert answer["choices"][1]["token_ids"] == list(b"9 of 98")
+    assert answer["choices"][1]["token_ids"] == list(b"6 of 98")
 
 
 def test_as_many_as_are_answered_stay_in_order_and_can_be_streamed(client):

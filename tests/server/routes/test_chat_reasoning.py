@@ -1,4 +1,4 @@
-"""Thoughts of POST /v1/chat/completions, and the tokens they took."""
+"""Reasoning in POST /v1/chat/completions, and the number of its tokens."""
 
 import json
 from dataclasses import replace
@@ -21,7 +21,7 @@ class ThinkingTokenizer(ByteTokenizer):
 
 @pytest.fixture
 def engine():
-    """Of a model that thinks."""
+    """A fake engine of a reasoning model."""
     return FakeEngine(tokenizer=ThinkingTokenizer())
 
 
@@ -83,7 +83,7 @@ def test_a_thought_sent_back_goes_to_the_template(client, engine, name):
 
 
 class TemplatedTokenizer(ByteTokenizer):
-    """Of a model with this chat template."""
+    """The tokenizer of a model with this chat template."""
 
     def __init__(self, template: str) -> None:
         super().__init__()

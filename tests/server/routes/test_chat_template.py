@@ -1,4 +1,4 @@
-"""What a client may tell the chat template."""
+"""What a client may pass to the chat template."""
 
 import pytest
 from live_server import MODEL
@@ -63,7 +63,7 @@ def test_what_is_not_the_clients_to_say_is_refused_by_name(client, fields, param
 
 
 def test_no_parameter_of_the_renderer_can_be_set_as_a_variable(client):
-    """Those of whatever release of transformers is installed."""
+    """The parameters are those of the installed release of transformers."""
     import inspect
 
     from transformers import PreTrainedTokenizerFast

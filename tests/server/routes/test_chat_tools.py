@@ -24,7 +24,7 @@ CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_
 
 @pytest.fixture
 def engine():
-    """With room for a description of tools, a token per byte."""
+    """A fake engine with room for a description of tools, at a token per byte."""
     engine = FakeEngine()
     return FakeEngine(info=replace(engine.info, max_model_len=4096))
 
@@ -75,7 +75,7 @@ def test_a_streamed_tool_call_is_what_the_whole_one_is(client, engine):
 
 
 def heard(client, length):
-    """The same answer cut after so many bytes, whole and streamed: (content, calls, reason)."""
+    """Return (content, calls, reason) of an answer cut after `length` bytes, whole and streamed."""
     whole = ask(client, tools=[WEATHER], max_tokens=length).json()["choices"][0]
     calls = [call["function"] for call in whole["message"].get("tool_calls") or []]
     lines = ask(client, tools=[WEATHER], max_tokens=length, stream=True).text.splitlines()
@@ -91,8 +91,9 @@ def heard(client, length):
 
 
 def test_a_call_that_is_cut_off_ends_by_length_with_as_much_of_it_as_there_is(client, engine):
-    """OpenAI's way, streamed or not: arguments that have begun are a call's, of which clients learn
-    by the reason that it is not whole. What has no arguments yet is no call, and stays text.
+    """A call whose arguments have begun is sent as a call, and the reason says that it is cut off.
+
+    This is what OpenAI does, streamed or not. A call without arguments yet stays text.
     """
     engine.text = CALL
     begun = CALL.index('{"city"')
@@ -117,7 +118,7 @@ def test_a_call_that_is_cut_off_ends_by_length_with_as_much_of_it_as_there_is(cl
 def test_an_answer_ends_by_calling_unless_the_call_was_asked_for_by_name(
     client, engine, asked, reason
 ):
-    """As OpenAI has it, and vLLM after it (vllm-project/vllm#25054)."""
+    """The finish reasons are those of OpenAI, and of vLLM (vllm-project/vllm#25054)."""
     engine.text = CALL
     (choice,) = ask(client, tools=[WEATHER], tool_choice=asked).json()["choices"]
     lines = ask(client, tools=[WEATHER], tool_choice=asked, stream=True).text.splitlines()
@@ -146,6 +147,18 @@ def test_calls_and_their_answers_go_back_to_the_model(client, engine):
     prompt = bytes(i for i in engine.requests[0].prompt_token_ids if i < 256).decode()
     assert '<tool_call>\n{"name": "weather", "arguments": {"a": 1}}\n</tool_call>' in prompt
     assert "user:<tool_response>\nrain\n</tool_response>" in prompt
+
+
+@pytest.mark.parametrize("arguments", ['{"city":"P', "[1]", "Paris", '{"a":' * 100_000])
+def test_arguments_that_are_no_object_go_back_as_the_text_they_are(client, engine, arguments):
+    function = {"name": "weather", "arguments": arguments}
+    call = {"id": "call_1", "type": "function", "function": function}
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "tool_calls": [call]}]
+    engine.info = replace(engine.info, max_model_len=1_000_000)
+
+    assert ask(client, messages=messages).status_code == 200
+    prompt = bytes(i for i in engine.requests[0].prompt_token_ids if i < 256).decode()
+    assert f'{{"name": "weather", "arguments": {json.dumps(arguments)}}}' in prompt
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@ from fake_engine import EXIT_LAYER, NUM_LAYERS
 from live_server import MODEL
 from openai.types import Completion
 
+from engine.errors import TooManyChoices
+
 
 def complete(client, **fields):
     body = {"model": MODEL, "prompt": "abc", "max_tokens": 5, **fields}
@@ -59,10 +61,28 @@ def test_choices_are_numbered_over_prompts_and_n(client, engine):
     answer = complete(client, prompt=["a", "b"], n=2, seed=5, max_tokens=50).json()
 
     texts = [choice["text"] for choice in answer["choices"]]
-    assert texts == ["97/5", "97/6", "98/7", "98/8"]
+    assert texts == ["97/5", "97/6", "98/5", "98/6"]
     assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
     assert answer["usage"]["prompt_tokens"] == 2
     assert "metrics" not in answer
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        ("/v1/completions", {"prompt": ["a"] * 6}, "prompt"),
+        ("/v1/completions", {"prompt": "a", "n": 6}, "n"),
+        ("/v1/completions", {"prompt": "a", "best_of": 6}, "best_of"),
+        ("/v1/embeddings", {"input": ["a"] * 6}, "input"),
+    ],
+)
+def test_more_than_the_queue_ever_holds_is_the_fault_of_the_field_that_asks_for_it(
+    client, engine, path, fields, param
+):
+    engine.refusal = TooManyChoices("At most 5 choices can be made at once.", param="n")
+    response = client.post(path, json={"model": MODEL, **fields})
+
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
 
 
 def test_logprobs_include_the_chosen_token(client):

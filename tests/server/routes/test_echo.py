@@ -1,4 +1,4 @@
-"""`echo` and `max_tokens: 0`: prompts that come back, with and without their log-probabilities."""
+"""`echo` and `max_tokens: 0` return the prompt, with and without its log-probabilities."""
 
 import json
 
@@ -13,7 +13,7 @@ HARNESS = {"max_tokens": 1, "logprobs": 1, "echo": True, "temperature": 0, "seed
 
 @pytest.fixture
 def engine():
-    """Says a character of two bytes and one of one."""
+    """A fake engine that says a character of two bytes and one of one."""
     return FakeEngine(text="é!")
 
 
@@ -27,7 +27,7 @@ def ask(client, **fields):
 
 
 def joined(chunks, index=0):
-    """One choice of a stream: its text, its log-probabilities, its end."""
+    """Return the text, log-probabilities and finish reason of one choice of a stream."""
     own = [each for chunk in chunks for each in chunk["choices"] if each["index"] == index]
     logprobs = {}
     for choice in own:

@@ -1,3 +1,4 @@
+import asyncio
 import base64
 import struct
 
@@ -11,6 +12,8 @@ from starlette.testclient import TestClient
 
 from engine.errors import EngineOverloaded
 from engine.request import FinishReason
+from server.protocol.embeddings import Embeddings
+from server.routes import embeddings
 
 
 def embed(client, **fields):
@@ -192,3 +195,43 @@ def test_openais_client_decodes_its_own_default(live_url):
     assert [entry.embedding for entry in default.data] == [
         pytest.approx(entry.embedding) for entry in plain.data
     ]
+
+
+@pytest.mark.parametrize("given", ["abc", ["a", "b", "c"]])
+@pytest.mark.parametrize("encoding_format", ["float", "base64"])
+def test_the_answer_is_the_documented_json(client, given, encoding_format):
+    answer = embed(client, input=given, encoding_format=encoding_format)
+
+    assert answer.headers["content-type"] == "application/json"
+    assert Embeddings.model_validate_json(answer.content).model_dump_json() == answer.text
+
+
+async def test_others_have_their_turn_while_a_long_answer_is_rendered(engine, monkeypatch):
+    """So that thousands of vectors do not hold up the streams."""
+    order = []
+
+    def render(*_):
+        for piece in (b"1", b"2", b"3"):
+            order.append(piece)
+            yield piece
+
+    async def have_turns():
+        while True:
+            if order:
+                order.append("turn")
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(embeddings, "render_embeddings", render)
+    app = fake_app(engine)
+    async with app.router.lifespan_context(app):
+        others = asyncio.create_task(have_turns())
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            body = {"model": MODEL, "input": "a"}
+            while (answer := await client.post("/v1/embeddings", json=body)).status_code == 503:
+                await asyncio.sleep(0.01)  # the model is still loading
+        others.cancel()
+
+    assert answer.text == "123"
+    for piece, following in ((b"1", b"2"), (b"2", b"3")):
+        assert "turn" in order[order.index(piece) : order.index(following)]

@@ -89,6 +89,40 @@ def test_wrong_routes_answer_in_the_envelope(client, method, path, status, code)
     assert response.json()["error"]["code"] == code
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/v1/completions", "POST"),
+        ("DELETE", "/health", "GET, HEAD"),
+        ("DELETE", "/ping", "GET, HEAD, POST"),
+        ("PUT", "/v1/responses/resp_1", "DELETE, GET, HEAD"),
+        ("POST", "/ui/app.js", "GET, HEAD"),
+    ],
+)
+def test_a_wrong_method_is_told_the_right_ones(client, method, path, allowed):
+    response = client.request(method, path)
+
+    assert (response.status_code, response.headers["Allow"]) == (405, allowed)
+
+
+@pytest.mark.parametrize(
+    "path", ["/health", "/ready", "/ping", "/metrics", "/v1/models", f"/v1/models/{MODEL}", "/load"]
+)
+def test_head_is_answered_where_get_is(client, path):
+    head, get = client.head(path), client.get(path)
+
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["Content-Type"] == get.headers["Content-Type"]
+    assert not any("head" in methods for methods in client.app.openapi()["paths"].values())
+
+
+def test_a_trailing_slash_is_redirected_behind_models_as_elsewhere(client):
+    for path in ("/v1/models", "/health"):
+        response = client.get(f"{path}/", follow_redirects=False)
+        assert response.status_code == 307
+        assert response.headers["Location"].endswith(path)
+
+
 def test_the_api_is_described(client):
     document = client.get("/openapi.json").json()
 
@@ -97,7 +131,7 @@ def test_the_api_is_described(client):
     event = operation["responses"]["200"]["content"]["text/event-stream"]["schema"]
     assert _references(body) == {"ChatCompletionRequest"}
     assert _references(event) == {"ChatCompletionChunk", "ErrorResponse"}
-    for page in ("/docs", "/redoc"):  # FastAPI's would load its scripts from elsewhere
+    for page in ("/docs", "/redoc"):  # FastAPI's own pages would load scripts from other hosts
         assert client.get(page).status_code == 404
 
 
@@ -108,13 +142,27 @@ def test_every_reference_of_the_description_resolves(client):
 
 
 def test_every_operation_declares_its_errors(client):
-    for methods in client.get("/openapi.json").json()["paths"].values():
+    for path, methods in client.get("/openapi.json").json()["paths"].items():
         for operation in methods.values():
             responses = operation["responses"]
-            assert {"401", "500", "503"} <= set(responses)
+            assert {"500", "503"} <= set(responses)
+            assert ("401" in responses) != (path in ("/health", "/ready", "/ping"))
             assert "422" not in responses, "validation errors are 400 here"
 
 
+def test_with_keys_the_description_says_what_needs_one():
+    document = fake_app(FakeEngine(), api_key=["sk"]).openapi()
+    (name,) = document["components"]["securitySchemes"]
+
+    assert document["security"] == [{name: []}]
+    assert {
+        path
+        for path, methods in document["paths"].items()
+        if any("security" in operation for operation in methods.values())
+    } == {"/health", "/ready", "/ping"}
+    assert "security" not in fake_app(FakeEngine()).openapi()
+
+
 def _references(schema):
-    """Names of the described types that a schema speaks of."""
+    """Yield the names of the types that a schema refers to."""
     return set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(schema)))

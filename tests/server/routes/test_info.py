@@ -15,7 +15,7 @@ def test_load_counts_what_runs(engine):
     with serving(fake_app(engine)) as url, httpx.Client(base_url=url) as client:
         assert client.get("/load").json() == {"server_load": 0}
         with client.stream("POST", "/v1/completions", json=body) as stream:
-            lines = stream.iter_lines()  # kept: a stream ends with its iterator
+            lines = stream.iter_lines()  # kept, because a stream ends with its iterator
             next(lines)
             assert client.get("/load").json() == {"server_load": 2}
 

@@ -7,13 +7,15 @@ from starlette.testclient import TestClient
 
 from engine.errors import EngineFailed, EngineOverloaded
 
+CALL_OF_LONG_ID = {"type": "function_call", "call_id": "x" * 257, "name": "f", "arguments": "{}"}
+
 
 def respond(client, **fields):
     return client.post("/v1/responses", json={"model": MODEL, "input": "hi", **fields})
 
 
 def events(response):
-    """The stream's events; the name of each is also its type."""
+    """Return the stream's events, after checking that the name of each is also its type."""
     parsed = []
     for event in response.text.strip().split("\n\n"):
         name, data = event.split("\n")
@@ -165,6 +167,8 @@ def test_sampling_and_early_exit_reach_the_engine(client, engine):
             "input[0].content[0]",
         ),
         ({"early_exit": {"nonsense": 1}}, "early_exit.nonsense"),
+        ({"input": [{"role": "user", "content": "a"}, CALL_OF_LONG_ID]}, "input[1].call_id"),
+        ({"stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
     ],
 )
 def test_refusals_name_the_field(client, engine, fields, param):
@@ -173,6 +177,23 @@ def test_refusals_name_the_field(client, engine, fields, param):
     assert response.status_code == 400
     assert response.json()["error"]["param"] == param
     assert engine.requests == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"input": [{"role": "user", "content": "a"}] * 4097}, "at most 4096 items"),
+        ({"truncation": "auto"}, "truncate_prompt_tokens"),
+        ({"service_tier": "flex"}, "served alike"),
+        ({"store": True}, "nothing is stored"),
+        ({"min_tokens": 9, "max_output_tokens": 5}, "min_tokens: should be at most 5"),
+    ],
+)
+def test_a_refusal_gives_its_reason_in_this_apis_words(client, fields, words):
+    message = respond(client, **fields).json()["error"]["message"]
+
+    assert words in message
+    assert "max_tokens" not in message
 
 
 def test_what_asks_for_nothing_is_taken(client):

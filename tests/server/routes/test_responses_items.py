@@ -1,4 +1,4 @@
-"""Thoughts, messages and function calls of POST /v1/responses, whole and streamed."""
+"""Reasoning, messages and function calls of POST /v1/responses, whole and streamed."""
 
 import json
 from dataclasses import replace
@@ -24,7 +24,7 @@ class ThinkingTokenizer(ByteTokenizer):
 
 @pytest.fixture
 def engine():
-    """Of a model that thinks, with room for tools, a token per byte."""
+    """A fake engine of a reasoning model, with room for tools at a token per byte."""
     engine = FakeEngine(tokenizer=ThinkingTokenizer())
     engine.info = replace(engine.info, max_model_len=4096)
     return engine
@@ -43,7 +43,7 @@ def whole(client, **fields):
 
 
 def events(client, **fields):
-    """The stream's events, each as OpenAI's client knows it."""
+    """Return the stream's events, after checking them against the types of OpenAI's client."""
     lines = respond(client, stream=True, **fields).text.splitlines()
     parsed = [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
     for event in parsed:

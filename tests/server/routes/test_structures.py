@@ -1,12 +1,15 @@
-"""What outputs have to look like: taken, approved, handed to the engine, refused by name."""
+"""Structures of outputs: they are parsed, approved, passed to the engine, or refused by name."""
 
 import json
+import time
 from dataclasses import replace
 from typing import Any
 
+import httpx
 import pytest
 from fake_engine import FakeEngine
-from live_server import MODEL
+from live_server import MODEL, fake_app
+from starlette.testclient import TestClient
 
 from engine.errors import EngineOverloaded, StructureError
 from engine.request import FinishReason, Structure
@@ -19,7 +22,7 @@ CHOICES = {"type": "or", "elements": [{"type": "const_string", "value": t} for t
 
 @pytest.fixture
 def engine() -> FakeEngine:
-    """With room for a description of tools, a token per byte."""
+    """A fake engine with room for a description of tools, at a token per byte."""
     engine = FakeEngine()
     return FakeEngine(info=replace(engine.info, max_model_len=4096))
 
@@ -139,6 +142,31 @@ def test_an_approver_that_is_lost_is_not_the_clients_fault(client, engine):
     assert complete(client, response_format=FORMAT).status_code == 503
 
 
+@pytest.mark.parametrize(
+    ("limit", "status", "code"),
+    [("request_timeout", 504, "timeout"), ("queue_timeout", 503, "queue_timeout")],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_checking_is_part_of_the_requests_time(engine, limit, status, code, stream):
+    engine.structure_delay_s = 60
+    with TestClient(fake_app(engine, **{limit: 0.05})) as client:
+        response = complete(client, response_format=FORMAT, stream=stream)
+
+    assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+    assert not engine.requests
+
+
+def test_nothing_is_checked_for_a_client_that_has_left(live_url, engine):
+    engine.structure_delay_s = 60
+    body = {"model": MODEL, "prompt": "hi", "response_format": FORMAT}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{live_url}/v1/completions", json=body, timeout=0.5)
+    while engine.num_approving:
+        time.sleep(0.01)
+
+    assert len(engine.structures) == 1
+
+
 # ---- calls ----
 
 
@@ -178,6 +206,26 @@ def test_required_calls_one_function_or_more(client, engine):
     first, second = (each["content"] for each in calls["tags"])
     assert (first["json_schema"], first["is_optional"]) == (SCHEMA, True)
     assert second["json_schema"] == {"type": "object"}
+
+
+def test_options_for_the_whole_output_exclude_a_forced_call(client, engine):
+    options = {"structured_outputs": {"regex": "a"}}
+    error = chat(client, tools=TOOLS, tool_choice="required", **options).json()["error"]
+
+    assert error["param"] == "structured_outputs"
+    assert not engine.requests
+
+
+def test_a_format_beside_a_forced_call_has_to_be_right_all_the_same(client, engine):
+    fields = {"tools": TOOLS, "tool_choice": "required", "response_format": FORMAT}
+    assert chat(client, **fields).status_code == 200
+    calls, content = engine.structures
+    assert calls == engine.requests[0].sampling.structure
+    assert json.loads(content.source) == SCHEMA
+
+    engine.structure_error = lambda each: StructureError("wrong") if each == content else None
+    error = chat(client, **fields).json()["error"]
+    assert error["param"] == "response_format.json_schema.schema"
 
 
 @pytest.mark.parametrize(

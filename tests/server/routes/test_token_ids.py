@@ -1,4 +1,4 @@
-"""Token ids beside the text, on both endpoints."""
+"""Token ids are returned beside the text, on both endpoints."""
 
 import json
 
@@ -12,7 +12,7 @@ PATHS = ["/v1/completions", "/v1/chat/completions"]
 
 @pytest.fixture
 def engine():
-    """Says two characters in three tokens."""
+    """A fake engine that says two characters in three tokens."""
     return FakeEngine(text=TEXT)
 
 

@@ -1,3 +1,4 @@
+import threading
 from dataclasses import replace
 
 import pytest
@@ -116,6 +117,29 @@ def test_long_texts_come_back_whole(client):
     tokens = tokenize(client, prompt=text).json()["tokens"]
 
     assert client.post("/detokenize", json={"tokens": tokens}).json()["prompt"] == text
+
+
+@pytest.mark.parametrize(("length", "num_threads"), [(10, 1), (10_000, 2)])
+def test_long_texts_are_encoded_and_spelled_on_a_thread(client, engine, length, num_threads):
+    """The event loop serves others meanwhile."""
+    tokenizer, threads = engine.tokenizer, {"encode": set(), "spell": set()}
+    encode, spell = tokenizer.encode, tokenizer.token_piece
+
+    def encode_and_note(*args, **kwargs):
+        threads["encode"].add(threading.current_thread())
+        return encode(*args, **kwargs)
+
+    def spell_and_note(token_id):
+        threads["spell"].add(threading.current_thread())
+        return spell(token_id)
+
+    tokenizer.encode, tokenizer.token_piece = encode_and_note, spell_and_note
+    tokenize(client, prompt="a")
+    [loops] = threads["encode"]
+    tokenize(client, prompt="a" * length, return_token_strs=True)
+
+    assert len(threads["encode"]) == num_threads
+    assert (loops in threads["spell"]) == (num_threads == 1)
 
 
 def test_the_tokenizers_card(client):

@@ -71,7 +71,7 @@ def test_with_keys_and_without_ui_nothing_opens():
 
 
 class References(HTMLParser):
-    """Every address in a page, and everything a strict policy would block."""
+    """Collects all addresses in a page, and everything that a strict policy would block."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,5 +1,5 @@
 """The acceptance table: faults and bad inputs, what is expected of each, and how it is checked.
 
-`rows` is the table, `table_server` what it is tried on; `tests/system/test_acceptance_table.py`
-runs it and `document` writes docs/acceptance.md.
+`rows` has the table, and `table_server` the servers it is tried on.
+`tests/system/test_acceptance_table.py` runs the table, and `document` writes docs/acceptance.md.
 """

@@ -1,4 +1,4 @@
-"""Rows 1 to 8 and 15 to 36: bodies that are refused for what is in them."""
+"""Rows 1 to 8 and 15 to 36: bodies that are refused for their contents."""
 
 import json
 
@@ -134,6 +134,12 @@ TOO_LONG_PROMPTS = (
 HUGE_PROMPTS = (
     prompt("a" * 3_000_000, code=TOO_LONG),
     chat([{"role": "user", "content": "a" * 3_000_000}], "messages", code=TOO_LONG),
+)
+MAX_MODEL_LEN = 1024  # where the next ones are refused
+_LONGEST = "1" * (256 * MAX_MODEL_LEN - 100)  # any longer one is refused before it is encoded
+ENCODED_PROMPTS = (
+    prompt(_LONGEST, code=TOO_LONG),
+    chat([{"role": "user", "content": _LONGEST}], "messages", code=TOO_LONG),
 )
 NO_TOKENS = (
     *(prompt(ids) for ids in ([-1], [260], [10**12], [1, "a"], [[1], "a"], ["1", [2]], [[[1]]])),

@@ -1,4 +1,4 @@
-"""Rows 46 to 51: clients that leave, come again, or stop reading."""
+"""Rows 46 to 51: clients that disconnect, return, or stop reading."""
 
 import json
 import random
@@ -17,11 +17,11 @@ from acceptance.table_server import CHAT, COMPLETIONS, Serve, TableServer
 
 _SOON_S = 1.0
 _SHARED = "shared prefix of many requests, " * 4  # 128 tokens: whole blocks
-_LONG_TOKEN = 4  # a byte that stands for much text
+_LONG_TOKEN = 4  # a token whose text the test makes very long
 
 
 def in_the_queue(serve: Serve) -> None:
-    """Whoever leaves the queue costs no token."""
+    """A client that disconnects while it is queued costs no token."""
     with serve(parrot=Parrot(step_time_s=0.005), max_num_seqs=1) as server:
         with ThreadPoolExecutor(1) as pool:
             first = pool.submit(server.complete, "first", max_tokens=100)
@@ -35,7 +35,7 @@ def in_the_queue(serve: Serve) -> None:
 
 
 def at_any_moment(serve: Serve) -> None:
-    """In prefill, decode, verification, before the last event: all is free at once."""
+    """Everything is freed at once, whether a client leaves in prefill, in decode or at the end."""
     chances = random.Random(0)
     slow = Parrot(step_time_s=0.002)
     with serve(parrot=slow, max_num_batched_tokens=32) as server, server.company():
@@ -52,7 +52,7 @@ def at_any_moment(serve: Serve) -> None:
 
 
 def without_a_stream(serve: Serve) -> None:
-    """A client that waits for the whole answer is noticed to be gone as well."""
+    """The server also notices when a client leaves that waits for a whole answer."""
     with serve(parrot=Parrot(step_time_s=0.02)) as server:
         for path, prompt in ((COMPLETIONS, {"prompt": "a"}), (CHAT, {"messages": _user("a")})):
             with connection(server) as sock:
@@ -66,7 +66,7 @@ def without_a_stream(serve: Serve) -> None:
 
 
 def again_and_again(serve: Serve) -> None:
-    """Requests with one beginning, given up after 15 and 19 ms and sent again, beside others."""
+    """Requests with one prefix are aborted after 15 and 19 ms and sent again, beside others."""
     with serve(parrot=Parrot(step_time_s=0.001), max_num_seqs=4) as server:
         right = server.parrot.text_after(_SHARED, 24)
         with ThreadPoolExecutor(6) as pool:
@@ -83,7 +83,7 @@ def again_and_again(serve: Serve) -> None:
 
 
 def of_several_choices(serve: Serve) -> None:
-    """All choices end with their client; where they end by themselves, each does so once."""
+    """All choices end when their client leaves; otherwise each ends once."""
     with serve(parrot=Parrot(step_time_s=0.003)) as server:
         with connection(server) as sock:
             send(sock, COMPLETIONS, _body("four", stream=True, n=4, max_tokens=200))
@@ -99,7 +99,7 @@ def of_several_choices(serve: Serve) -> None:
 
 
 def without_reading(serve: Serve) -> None:
-    """A client that does not read what is sent is given up; nobody waits for it."""
+    """A client that stops reading is disconnected, and nobody waits for it."""
     with serve(write_timeout=0.3) as server:
         spell = server.engine.tokenizer.token_bytes
         long = b"long " * 8000
@@ -125,7 +125,7 @@ def _user(text: str) -> list[dict[str, str]]:
 
 
 def _until(server: TableServer, **counts: int) -> None:
-    """Wait until the engine counts so many; in no more time than a client's end may take."""
+    """Wait until the engine's counts are these, for as long as noticing a disconnect may take."""
     deadline = time.monotonic() + _SOON_S
     while True:
         stats = server.on_loop(server.engine.stats)
@@ -143,7 +143,7 @@ def _until_only_canaries(server: TableServer) -> None:
 
 
 def _has_ended(server: TableServer) -> bool:
-    """Whether a request with a long prompt has, however few tokens it came to."""
+    """Whether a request with a long prompt has ended."""
     lines = [json.loads(line) for line in server.access_lines()]
     return any(line.get("prompt_tokens", 0) > 100 for line in lines)
 

@@ -1,4 +1,4 @@
-"""docs/acceptance.md: the table with its outcome. Run this to try every row and write it anew."""
+"""Writes docs/acceptance.md, the table with its outcomes. Run this to try every row."""
 
 import sys
 from collections.abc import Mapping
@@ -17,24 +17,24 @@ _EXPLAINED, _MET = "explained", "met"
 _HEAD = """\
 # Acceptance table
 
-What is done to the server, what it does then, and what shows it. This file is written by \
-`make acceptance`, which tries every row; a test keeps it true, and CI runs every row.
+What is done to the server, what it then does, and what shows that. `make acceptance` tries every \
+row and writes this file; a test keeps it true, and CI runs every row.
 
 A row's checks (`tests/support/acceptance`) run against the whole server around a fake model: \
-HTTP, queues, scheduler, blocks and streams are the product's own. After each of them
+HTTP, queues, scheduler, blocks and streams are the product's own. After each of them:
 
-- `/health` says 200 and a canary request gets the very answer it got at first; while rows run on \
-the shared server, somebody else streams the canary all the while, and gets its text every time;
+- `/health` says 200 and a canary request gets the same answer as at first; while rows run on the \
+shared server, another client keeps streaming the canary and gets its text every time;
 - no sequence is open in the engine or its worker, no block is held, every structure's own \
 invariants hold;
 - no asyncio task and no file descriptor is left;
-- what was refused has OpenAI's envelope with the parameter's name, never went to the worker, and \
-tells nothing of the inside (paths, classes, tracebacks) or of the input;
-- every answer carries its X-Request-Id; nothing was logged as an error but what the row is about, \
+- what was refused has OpenAI's envelope with the parameter's name, never reached the worker, and \
+reveals no internals (paths, classes, tracebacks) and nothing of the input;
+- every answer carries its X-Request-Id; no error was logged except for what the row is about, \
 and nothing of a prompt was logged at all.
 
-Other tests that a row names have to exist and pass in the same run. They need what a fake model \
-cannot show: kernels, processes, signals, the default model.
+Other tests that a row names have to exist and pass in the same run. They show what a fake model \
+cannot: kernels, processes, signals, the default model.
 
 | | input or fault | what happens | outcome | shown by |
 |---|---|---|---|---|
@@ -42,7 +42,7 @@ cannot show: kernels, processes, signals, the default model.
 
 
 def document(outcomes: Mapping[int, str]) -> str:
-    """The whole file, from the outcome of every row's test."""
+    """Return the whole document, from the outcome of every row's test."""
     return _HEAD + "".join(_line(row, outcomes.get(row.number, "not run")) for row in ROWS)
 
 
@@ -59,13 +59,13 @@ def _line(row: Row, outcome: str) -> str:
 
 
 def _name(check: object) -> str:
-    """The function, or what one says of itself that was made of data."""
+    """Return the name of a check, or the label of one that was made of data."""
     module = getattr(check, "__module__", "").rpartition(".")[2]
     return getattr(check, "label", f"`{module}.{getattr(check, '__name__', '')}`")
 
 
 def main() -> int:
-    """Try every row and write the file; 1 if one is not met."""
+    """Try every row and write the document; return 0 if all are met."""
     seen = Outcomes()
     status = pytest.main(["-q", "-p", "no:cacheprovider", _TESTS], plugins=[seen])
     ends = {row.number: seen.of(f"{_TESTS}::test_row[{row.number}]") for row in ROWS}

@@ -1,4 +1,4 @@
-"""Rows 52 and 54: what cannot be computed, and workers that die under it."""
+"""Rows 52 and 54: rows that cannot be computed, and workers that die."""
 
 import json
 import time
@@ -24,7 +24,7 @@ def one_row(serve: Serve) -> None:
 
 
 def a_killer(serve: Serve) -> None:
-    """A request that kills workers is found and named; those beside it get their text."""
+    """A request that kills workers is found and named; others beside it get their text."""
     with serve(parrot=Parrot(step_time_s=0.002)) as server, ThreadPoolExecutor(4) as pool:
         server.allowed_errors |= {"engine.supervisor"}
         prompts = [f"beside {number}" for number in range(3)]
@@ -35,7 +35,7 @@ def a_killer(serve: Serve) -> None:
 
 
 def deaths_of_workers(serve: Serve) -> None:
-    """Streams go on with the next worker, to the token; only /ready tells of it."""
+    """Streams continue with the next worker, token for token; only /ready shows the restart."""
     prompts = [f"stream {number}" for number in range(6)]
     with serve(parrot=Parrot(step_time_s=0.004)) as server, ThreadPoolExecutor(8) as pool:
         server.allowed_errors |= {"engine.supervisor"}
@@ -51,7 +51,7 @@ def deaths_of_workers(serve: Serve) -> None:
                 time.sleep(0.001)
             assert server.client.get("/ready").json() == {"status": "recovering"}
             assert server.client.get("/health").status_code == 200
-        late = pool.submit(server.text, "late", max_tokens=10)  # queued, not refused
+        late = pool.submit(server.text, "late", max_tokens=10)  # is queued, not refused
         assert [stream.result() for stream in streams] == right
         assert late.result() == server.parrot.text_after("late", 10)
         assert server.client.get("/ready").status_code == 200
@@ -63,7 +63,7 @@ def _stream(server: TableServer, prompt: str) -> str:
 
 
 def _assert_failed(server: TableServer, prompt: list[int]) -> None:
-    """Whole and streamed, it ends with an error that tells clients not to try again."""
+    """Assert that a request, whole and streamed, fails with an error that clients do not retry."""
     whole = server.complete(prompt)
     error = assert_envelope(whole)
     assert (whole.status_code, error["type"]) == (500, "server_error")
@@ -71,7 +71,7 @@ def _assert_failed(server: TableServer, prompt: list[int]) -> None:
     assert whole.headers["x-should-retry"] == "false"
     body = {"model": MODEL, "prompt": prompt, "stream": True}
     streamed = server.ask(COMPLETIONS, body)
-    if streamed.status_code == 200:  # the stream had begun before it was known
+    if streamed.status_code == 200:  # the failure came after the first bytes
         *_, last, done = [line for line in streamed.text.splitlines() if line]
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == "request_failed"
         assert done == "data: [DONE]"

@@ -1,4 +1,4 @@
-"""Rows 7 to 14: what is decided before, or without, looking into a body."""
+"""Rows 7 to 14: what is decided before a body is parsed, or without one."""
 
 import contextlib
 import gzip
@@ -23,7 +23,7 @@ _LIMIT = 1_000_000
 
 
 def content_types(serve: Serve) -> None:
-    """Only plain JSON is read; a bomb is not unpacked."""
+    """Only plain JSON is read; a compressed body is never unpacked."""
     bomb = gzip.compress(b" " * 50_000_000)
     with serve() as server:
         before = resident_bytes()
@@ -41,10 +41,10 @@ def content_types(serve: Serve) -> None:
 
 
 def large_bodies(serve: Serve) -> None:
-    """Refused by their length, or as soon as they are longer than allowed."""
+    """Large bodies are refused by their length header, or once they exceed the limit."""
     case = Case(COMPLETIONS, b"large", code="request_too_large", status=413)
     content = json.dumps({**CANARY, "prompt": "x" * _LIMIT}).encode()
-    limits = {"head_timeout_s": 0.5}  # what is left of a body that nobody wants is waited for
+    limits = {"head_timeout_s": 0.5}  # how long the rest of a refused body is awaited
     with serve(max_request_bytes=_LIMIT, limits=limits) as server:
         assert_refused(server.ask(COMPLETIONS, content), case)
         pieces = [content[at : at + 65536] for at in range(0, len(content), 65536)]
@@ -93,7 +93,7 @@ def slow_clients(serve: Serve) -> None:
 
 
 def odd_targets(serve: Serve) -> None:
-    """However a path is written, a key is asked for."""
+    """However a path is written, a key is required."""
     targets = (b"http://a/v1/models", b"//v1/models", b"/v1/../health", b"/health/../v1/models")
     targets += (b"/%2e%2e/v1/models", b"/v1/%2e/models", b"/health%2f..%2fv1%2fmodels", b"/health/")
     with serve(**_GUARDED) as server:
@@ -105,7 +105,7 @@ def odd_targets(serve: Serve) -> None:
 
 
 def unknown_routes(serve: Serve) -> None:
-    """404 and 405 are OpenAI's errors too."""
+    """404 and 405 have OpenAI's error envelope too."""
     with serve() as server:
         for method, path, status, code in (
             ("GET", "/nowhere", 404, "not_found"),
@@ -119,7 +119,7 @@ def unknown_routes(serve: Serve) -> None:
 
 
 def keys(serve: Serve) -> None:
-    """No key, or a wrong one, opens nothing but the probes and the page's files."""
+    """Without a valid key, only the probes and the page's files can be reached."""
     wrong = (None, "", "Bearer", f"Bearer {_KEY.lower()}", f"Bearer {_KEY[:-1]}")
     wrong += (f"Bearer {_KEY}x", f"Basic {_KEY}", _KEY, b"Bearer \xff\xfe")
     with serve(**_GUARDED) as server:
@@ -138,7 +138,7 @@ def keys(serve: Serve) -> None:
 
 
 def request_ids(serve: Serve) -> None:
-    """A client's id is echoed if it is safe, and never the engine's."""
+    """A client's request id is echoed if it is safe, and never used as the engine's."""
     sent = ("x" * 5000, "%0D%0Aevil", "a b\tc", "é☃".encode())
     with serve() as server:
         for value in sent:
@@ -170,7 +170,7 @@ def _routes(server: TableServer) -> Iterator[tuple[str, str]]:
 
 
 def _flood(server: TableServer, chunk: bytes, count: int) -> int:
-    """Send chunks of a body until the server has had enough; its status."""
+    """Send chunks of a body until the server closes; return its status."""
     with connection(server) as sock:
         with contextlib.suppress(OSError):
             sock.sendall(HEAD % COMPLETIONS.encode() + b"Transfer-Encoding: chunked\r\n\r\n")

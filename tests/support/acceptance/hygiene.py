@@ -1,4 +1,4 @@
-"""Rows 67 and 68: many at once, and what is written down of them."""
+"""Rows 67 and 68: mixed traffic, and what is logged and counted of it."""
 
 import json
 import random
@@ -19,7 +19,7 @@ _SERIES = re.compile(r"^(\w[\w:]*)(\{[^}]*\})? ", re.MULTILINE)
 
 
 def logs_and_metrics(serve: Serve) -> None:
-    """One escaped line per request, a closed set of series, and nothing of what was asked."""
+    """Requests leave one escaped log line each, no new metric series, and none of their text."""
     with serve() as server:
         series = _series(server)
         bodies: tuple[tuple[str, dict[str, object]], ...] = (
@@ -48,7 +48,7 @@ def logs_and_metrics(serve: Serve) -> None:
 
 
 def unexpected_errors(serve: Serve) -> None:
-    """What an exception says stays inside, whichever it is."""
+    """The text of an unexpected exception never reaches the client."""
     with serve(parrot=Parrot()) as server:
         server.allowed_errors |= {"server.middleware", "server.answer"}
 
@@ -63,11 +63,11 @@ def unexpected_errors(serve: Serve) -> None:
                 assert assert_envelope(answer)["code"] == "internal_error"
         finally:
             server.engine.admit = admit  # type: ignore[method-assign]
-        server.log.records.clear()  # our own log may say everything
+        server.log.records.clear()  # the server's own log may contain the text
 
 
 def mixed_traffic(serve: Serve) -> None:
-    """Hundreds of requests of all kinds, every third given up: each ends as it should."""
+    """Hundreds of requests of all kinds, a third of them aborted, end as they should."""
     chances = random.Random(1)
     parrot = Parrot(num_blocks=60, acceptance=0.6)
     limits = {"max_num_seqs": 12, "max_num_batched_tokens": 64}

@@ -47,7 +47,7 @@ def models_with_code(serve: Serve) -> None:
 
 
 def _assert_unsafe(directory: Path) -> None:
-    """As at start-up: first the directory is looked at, then its tokenizer is loaded."""
+    """Assert that a model is refused when its directory is resolved or its tokenizer is loaded."""
     try:
         load_tokenizer(resolve_model(str(directory)))
     except UnsafeCheckpoint:

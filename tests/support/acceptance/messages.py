@@ -1,37 +1,48 @@
-"""Rows 3, 16, 22, 32, 34 and 36: bodies that may neither cost much nor reach beyond the server."""
+"""Rows 3, 16, 22, 32, 34 and 36: bodies that must cost little and reach no other host."""
 
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from live_server import MODEL
 
 from acceptance import bad_bodies
-from acceptance.parrot import write_tokenizer
+from acceptance.parrot import Parrot, write_tokenizer
 from acceptance.refusals import Case, assert_envelope, assert_refused
 from acceptance.table_server import CHAT, COMPLETIONS, Serve
+from engine.tokenizer import load_tokenizer
 
 _LONGEST_PAUSE_S = 0.05
 _LONGEST_VERDICT_S = 5
-_TRIES = 6  # other processes may take the CPU away: the best of them counts
+_TRIES = 6  # the best counts, because other processes may take the CPU away
 
 
 def deep_bodies(serve: Serve) -> None:
-    """Nesting stops nobody: the loop does not stand still over it."""
+    """Deeply nested bodies do not block the event loop."""
     _refuses_quickly(serve, bad_bodies.DEEP)
 
 
 def many_values(serve: Serve) -> None:
-    """A quarter of a million values cost no more than a look at the bytes, or end at the first."""
+    """A quarter of a million values cost a scan of the bytes, or end at the first error."""
     _refuses_quickly(serve, bad_bodies.MANY_VALUES)
 
 
 def huge_prompts(serve: Serve) -> None:
-    """Too long to be worth encoding, and 10 MB are not even read."""
+    """Prompts that are far too long are refused without encoding them; 10 MB are not even read.
+
+    What is encoded to see whether it fits is encoded beside the event loop.
+    """
     _refuses_quickly(serve, bad_bodies.HUGE_PROMPTS)
+    with tempfile.TemporaryDirectory() as name:
+        write_tokenizer(Path(name), chat_template="{{ messages[0].content }}")
+        roomy = Parrot(max_model_len=bad_bodies.MAX_MODEL_LEN, num_blocks=bad_bodies.MAX_MODEL_LEN)
+        tokenizer = load_tokenizer(Path(name))
+        serve_roomy = partial(serve, parrot=roomy, directory=Path(name), tokenizer=tokenizer)
+        _refuses_quickly(serve_roomy, bad_bodies.ENCODED_PROMPTS)
     body = b'{"model": "m", "prompt": "' + b"a" * 10_000_000 + b'"}'
     with serve(max_request_bytes=4_000_000, limits={"head_timeout_s": 0.5}) as server:
         case = Case(COMPLETIONS, body, code="request_too_large", status=413)
@@ -50,7 +61,7 @@ def many_choices(serve: Serve) -> None:
 
 
 def no_connections(serve: Serve) -> None:
-    """Images, sounds and files are refused, and nobody is asked for them."""
+    """Images, sounds and files are refused, and never fetched."""
     with serve() as server, _outgoing() as addresses:
         for case in bad_bodies.PARTS:
             assert_refused(server.ask(case.path, case.body), case)
@@ -59,7 +70,7 @@ def no_connections(serve: Serve) -> None:
 
 
 def injected_templates(serve: Serve) -> None:
-    """Template code in a message is text."""
+    """Template code in a message is treated as text."""
     code = "{{ ''.__class__.__mro__ }}{% for i in range(9) %}x{% endfor %}{{ config }}"
     with serve() as server:
         messages = [{"role": "user", "content": code}]
@@ -69,7 +80,7 @@ def injected_templates(serve: Serve) -> None:
 
 
 def structures(serve: Serve) -> None:
-    """Structures that cannot be compiled, or not in time, are refused by name; others go on."""
+    """Structures that do not compile, or not in time, are refused by name; others go on."""
     with tempfile.TemporaryDirectory() as name:
         write_tokenizer(Path(name))
         with serve(directory=Path(name), structure_timeout=1.0) as server:
@@ -115,7 +126,8 @@ _STRUCTURES: tuple[dict[str, object], ...] = (
     _schema({"$ref": "https://127.0.0.1:1/schema"}),
     _schema(_nested(11)),
 )
-_EXPLODING = (  # as an automaton; which of them a machine has compiled in time is its own affair
+# Their automatons are huge; a fast machine may still compile some of them in time.
+_EXPLODING = (
     _schema({"type": "string", "pattern": f"({'(a{1,99}){1,99}' * 9})" + "{1,999}"}),
     _schema({"type": "string", "pattern": "([a-z]|[0-9]b)" * 40_000}),
 )
@@ -138,7 +150,7 @@ def _refuses_quickly(serve: Serve, cases: tuple[Case, ...]) -> None:
 
 @contextmanager
 def _outgoing() -> Iterator[list[object]]:
-    """Addresses that this process connects to meanwhile."""
+    """Collect the addresses that this process resolves or connects to in the meantime."""
     addresses: list[object] = []
     is_watching = [True]
 
@@ -146,7 +158,7 @@ def _outgoing() -> Iterator[list[object]]:
         if is_watching and event in ("socket.connect", "socket.getaddrinfo"):
             addresses.append(args[1] if event == "socket.connect" else args[:2])
 
-    sys.addaudithook(note)  # for good: there is no way to take it away again
+    sys.addaudithook(note)  # audit hooks cannot be removed
     try:
         yield addresses
     finally:

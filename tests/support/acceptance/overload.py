@@ -1,4 +1,4 @@
-"""Rows 39 to 45 and 70: more than there is room for."""
+"""Rows 39 to 45 and 70: more requests or connections than the server has room for."""
 
 import json
 import statistics
@@ -16,12 +16,12 @@ from acceptance.sockets import connection
 from acceptance.table_server import CHAT, COMPLETIONS, Serve, TableServer
 
 _SLOW = 0.006  # seconds per step
-_ALMOST_NOTHING = 0.1  # gets done at so many seconds per step: a hundred tokens take ten
+_ALMOST_NOTHING = 0.1  # seconds per step that keep requests open: 100 tokens take 10 s
 _LONGEST_REFUSAL_MS = 50
 
 
 def full_queue(serve: Serve) -> None:
-    """Beyond the limits of requests and of prompt tokens: refused at once; the others finish."""
+    """Requests beyond the limits on requests or prompt tokens are refused at once."""
     limits = {"max_num_seqs": 2, "max_num_queued_reqs": 2}
     with serve(parrot=Parrot(step_time_s=_SLOW), **limits) as server:
         _assert_some_refused(server)
@@ -37,7 +37,7 @@ def full_queue(serve: Serve) -> None:
 
 
 def one_keys_share(serve: Serve) -> None:
-    """A key has so many requests open at a time; another key has its own."""
+    """Each key has its own limit on open requests."""
     keys = {"api_key": ["a", "b"], "headers": {"Authorization": "Bearer a"}}
     with serve(parrot=Parrot(step_time_s=_SLOW), max_concurrent_per_key=2, **keys) as server:
         with _busy(server, 2):
@@ -52,7 +52,7 @@ def one_keys_share(serve: Serve) -> None:
 
 
 def all_or_nothing(serve: Serve) -> None:
-    """Four choices where there is room for three: none is queued."""
+    """If there is room for three of four choices, none is queued."""
     limits = {"max_num_seqs": 2, "max_num_queued_reqs": 3}
     with serve(parrot=Parrot(step_time_s=_SLOW), **limits) as server:
         with _busy(server, 2):
@@ -65,7 +65,7 @@ def all_or_nothing(serve: Serve) -> None:
 
 
 def time_in_the_queue(serve: Serve) -> None:
-    """Who waits too long is told so before any header of an answer."""
+    """A request that waits too long is refused before any header is sent."""
     slow = Parrot(step_time_s=_SLOW)
     with serve(parrot=slow, max_num_seqs=1, queue_timeout=0.2) as server:
         for stream in (False, True):
@@ -78,7 +78,7 @@ def time_in_the_queue(serve: Serve) -> None:
 
 
 def time_in_all(serve: Serve) -> None:
-    """A stream that takes too long says so, and ends."""
+    """A stream that takes too long ends with an error."""
     with serve(parrot=Parrot(step_time_s=0.005), request_timeout=1.2) as server:
         answer = server.complete("long", stream=True, max_tokens=500, early_exit={"enabled": False})
         *pieces, last, done = [line for line in answer.text.splitlines() if line]
@@ -90,7 +90,7 @@ def time_in_all(serve: Serve) -> None:
 
 
 def what_never_fits(serve: Serve) -> None:
-    """Longer than the blocks there are, although the model could take it: refused, not queued."""
+    """A request that needs more blocks than there are is refused, not queued."""
     with serve(parrot=Parrot(num_blocks=8)) as server:
         started = time.monotonic()
         for path, prompt, param in (
@@ -105,7 +105,7 @@ def what_never_fits(serve: Serve) -> None:
 
 
 def a_tenth_of_the_memory(serve: Serve) -> None:
-    """Fifty long requests where there is room for five: all finish, each with its own text."""
+    """Fifty long requests, where five fit in memory, all finish with their own texts."""
     parrot = Parrot(num_blocks=75)
     with serve(parrot=parrot, max_num_seqs=50) as server:
         prompts = [f"{number:02}" * 10 for number in range(50)]
@@ -117,7 +117,7 @@ def a_tenth_of_the_memory(serve: Serve) -> None:
 
 
 def idle_connections(serve: Serve) -> None:
-    """Beyond the limit of connections only probes are answered, scrapes among them."""
+    """Beyond the limit on connections only probes and metrics are answered."""
     with serve(max_connections=100) as server, ExitStack() as crowd:
         for _ in range(100):
             crowd.enter_context(connection(server))
@@ -157,7 +157,7 @@ def _assert_overloaded(answer: httpx.Response) -> None:
 
 @contextmanager
 def _busy(server: TableServer, count: int) -> Iterator[None]:
-    """So many requests are open meanwhile, however slow the machine; then they end, and well."""
+    """Keep `count` requests open in the meantime, and then let them finish."""
     before, server.parrot.step_time_s = server.parrot.step_time_s, _ALMOST_NOTHING
     with ThreadPoolExecutor(count) as pool:
         exits = {"enabled": False}

@@ -1,5 +1,6 @@
-"""A model that says what it is told to, one token per byte: any text, cut anywhere, on demand."""
+"""A fake model, with a token per byte, that generates the text its prompt asks for."""
 
+import json
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,34 +13,35 @@ from tokenizers import Tokenizer, decoders, models
 from engine.plan import RowResult, StepPlan, StepResult, WorkerInfo
 from engine.vocabulary import byte_alphabet
 
-_BEGIN, _END = 2, 3  # bytes around what is to be said
+_BEGIN, _END = 2, 3  # bytes around the text to repeat
 EOS_ID = ByteTokenizer.eos_token_ids[0]
-UNLIKELY = ord("~")  # a token with no probability at all
+UNLIKELY = ord("~")  # a token whose probability is reported as 0
 
 
 def say(text: str | bytes) -> str | list[int]:
-    """A prompt that makes the parrot say this and stop; bytes make a prompt of token ids."""
+    """Return a prompt that makes the parrot say `text` and stop; for bytes, a list of token ids."""
     if isinstance(text, str):
         return f"\x02{text}\x03"
     return [_BEGIN, *text, _END]
 
 
-def write_tokenizer(directory: Path) -> None:
-    """The parrot's tokens as a tokenizer.json, for those who compile structures for them."""
+def write_tokenizer(directory: Path, **config: str) -> None:
+    """Write the parrot's tokens as a tokenizer.json, which compiling structures needs."""
     tokenizer = Tokenizer(models.BPE(vocab=byte_alphabet(), merges=[]))
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([f"<{number}>" for number in range(256, ByteTokenizer.vocab_size)])
     tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
 
 
 class Speller(ByteTokenizer):
-    """Bytes, for the detokenizer too."""
+    """A `ByteTokenizer` that the detokenizer can use too."""
 
     strips_first_space = False
 
 
 class Parrot(FakeWorker):
-    """Says what stands between the marks, else letters that are a hash of all tokens so far."""
+    """A worker that repeats the text between the marks, or without marks says hashed letters."""
 
     def __init__(
         self,
@@ -59,11 +61,11 @@ class Parrot(FakeWorker):
             acceptance=acceptance,
             step_time_s=step_time_s,
         )
-        self.started: list[tuple[int, ...]] = []  # prompts that it was ever given
+        self.started: list[tuple[int, ...]] = []  # all prompts that it was given
 
     @property
     def info(self) -> WorkerInfo:
-        """Facts of this model."""
+        """Facts about the model, with this tokenizer's vocabulary."""
         return self._info
 
     @info.setter
@@ -83,7 +85,7 @@ class Parrot(FakeWorker):
         return result
 
     def text_after(self, prompt: str, max_tokens: int, seed: int = 7) -> str:
-        """What it says to a prompt that tells it nothing, in so many tokens."""
+        """Return the first `max_tokens` tokens of its answer to a prompt without marks."""
         context = list(prompt.encode())
         for _ in range(max_tokens):
             context.append(self.next_token(context, seed, ()))

@@ -1,4 +1,4 @@
-"""How tests have ended that rows of the table point to; those that were not run are run now."""
+"""The outcomes of the tests that rows of the table point to; missing ones are run on demand."""
 
 import json
 import os
@@ -12,21 +12,22 @@ import pytest
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 _ROOT = Path(__file__).parents[3]
-_FILE = "ADADECODE_TEST_OUTCOMES"  # where a run that was started here writes its outcomes
+_FILE = "ADADECODE_TEST_OUTCOMES"  # file for the outcomes of a run started here
 
 
 class Outcomes:
-    """A plugin that notes how every test of this run ends. A test is named as pytest names it."""
+    """A pytest plugin that notes how every test of this run ends, by node id."""
 
     def __init__(self, shared: Path | None = None) -> None:
-        """Args:
-        shared: Where the processes of one run tell each other, if they are several.
+        """
+        Args:
+            shared: Directory where the processes of a run exchange outcomes, if there are several.
         """
         self._by_test: dict[str, str] = {}
         self._shared = shared
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Called for set-up, call and end of each test: the worst counts."""
+        """Note the worst outcome among the set-up, call and teardown of a test."""
         if report.failed or report.skipped:
             self._by_test[report.nodeid] = FAILED if report.failed else SKIPPED
         else:
@@ -36,12 +37,12 @@ class Outcomes:
                 file.write(json.dumps({report.nodeid: self._by_test[report.nodeid]}) + "\n")
 
     def pytest_sessionfinish(self) -> None:
-        """Tell whoever started this run."""
+        """Write the outcomes to the file that whoever started this run has named."""
         if file := os.environ.get(_FILE):
             Path(file).write_text(json.dumps(self._by_test))
 
     def of(self, proof: str) -> list[str]:
-        """Outcomes of a test, one per set of parameters; none: it has not run."""
+        """Return the outcomes of a test, one per set of parameters; none if it has not run."""
         return [
             outcome
             for name, outcome in self._by_test.items()
@@ -49,10 +50,10 @@ class Outcomes:
         ]
 
     def run_missing(self, proofs: Collection[str]) -> None:
-        """Run, in one process of their own, those that have no outcome yet.
+        """Run the tests that have no outcome yet, in one process of their own.
 
         Raises:
-            AssertionError: a test does not exist.
+            AssertionError: if a test does not exist.
         """
         self._listen()
         missing = sorted({proof for proof in proofs if not self.of(proof)})
@@ -72,7 +73,7 @@ class Outcomes:
             self._by_test |= json.loads(file.read_text())
 
     def _listen(self) -> None:
-        """What the run's other processes have found so far."""
+        """Read the outcomes that other processes of the run have noted so far."""
         for file in () if self._shared is None else self._shared.iterdir():
             for line in file.read_text().splitlines():
                 self._by_test |= json.loads(line)

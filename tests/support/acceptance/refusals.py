@@ -1,4 +1,4 @@
-"""Requests that are refused: what about each is said, and that it goes no further."""
+"""Checks of refused requests: the error is right, and nothing reaches the engine."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from acceptance.table_server import CHAT, COMPLETIONS, SECRET, Serve
 USER = [{"role": "user", "content": "a"}]
 INVALID_JSON, MISSING = "invalid_json", "missing_required_parameter"
 UNSUPPORTED, TOO_LONG = "unsupported_parameter", "context_length_exceeded"
-# Paths, addresses and names of the inside have no place in an answer.
+# Internal paths, addresses and names must not appear in an answer.
 _INTERNAL = re.compile(
     r"Traceback|\.py\b|0x[0-9a-f]{4,}|/(?:home|usr|tmp|root|secret|proc)\b|<class|object at"
     r"|pydantic|starlette|fastapi|jinja|Error\b.*\(|Exception|asyncio|ValidationError"
@@ -22,54 +22,54 @@ _INTERNAL = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A body and what is said to it."""
+    """A body and the error that it gets."""
 
     path: str
     body: bytes
     param: str | None = None
-    code: str | None = None  # None: any
+    code: str | None = None  # None: any code
     status: int = 400
 
 
 def raw(body: str | bytes, param: str | None = None, code: str | None = None) -> Case:
-    """A body for completions."""
+    """Make a case with this body for completions."""
     return Case(COMPLETIONS, body.encode() if isinstance(body, str) else body, param, code)
 
 
 def ask(fields: str, param: str, code: str | None = None) -> Case:
-    """A good completion request but for some fields, written as JSON."""
+    """Make a completion request that is good but for some fields, which are given as JSON."""
     return raw(f'{{"model": "{MODEL}", "prompt": "a", {fields}}}', param, code)
 
 
 def values(name: str, *texts: object, code: str | None = None) -> tuple[Case, ...]:
-    """Values of one field, written as JSON, each of them refused by its name."""
+    """Make cases of values of one field, given as JSON, that are refused by its name."""
     return tuple(ask(f'"{name}": {text}', name, code) for text in texts)
 
 
 def prompt(value: object, param: str = "prompt", code: str | None = None) -> Case:
-    """A completion of something that is no prompt."""
+    """Make a completion request for something that is no prompt."""
     return raw(json.dumps({"model": MODEL, "prompt": value}), param, code)
 
 
 def embed(value: object) -> Case:
-    """An embedding of something that has none."""
+    """Make an embedding request for something that has no embedding."""
     body = json.dumps({"model": MODEL, "input": value}).encode()
     return Case("/v1/embeddings", body, "input")
 
 
 def chat(messages: object, param: str, *, code: str | None = None, **fields: object) -> Case:
-    """A chat request."""
+    """Make a chat request."""
     body = json.dumps({"model": MODEL, "messages": messages} | fields)
     return Case(CHAT, body.encode(), param, code)
 
 
 def turn(param: str, code: str | None = None, **fields: object) -> Case:
-    """A chat whose second turn is wrong."""
+    """Make a chat request whose second turn is wrong."""
     return chat([*USER, fields], f"messages[1]{param}", code=code)
 
 
 def refuses(*cases: Case) -> Check:
-    """Every case is refused by name, and nothing of it reaches the engine."""
+    """Return a check that every case is refused by name and never reaches the engine."""
 
     def check(serve: Serve) -> None:
         with serve() as server:
@@ -79,12 +79,12 @@ def refuses(*cases: Case) -> Check:
                 assert_refused(answer, case)
             assert len(server.prompts()) == before
 
-    check.label = f"{len(cases)} bodies refused"  # type: ignore[attr-defined]
+    check.label = f"{_bodies(len(cases))} refused"  # type: ignore[attr-defined]
     return check
 
 
 def serves(*bodies: tuple[str, dict[str, object]]) -> Check:
-    """What looks odd and is fine."""
+    """Return a check that bodies are served although they look odd."""
 
     def check(serve: Serve) -> None:
         with serve() as server:
@@ -93,12 +93,16 @@ def serves(*bodies: tuple[str, dict[str, object]]) -> Check:
                 answer = server.ask(path, {"model": MODEL, "max_tokens": 4, **base, **fields})
                 assert answer.status_code == 200, (fields, answer.text)
 
-    check.label = f"{len(bodies)} bodies served"  # type: ignore[attr-defined]
+    check.label = f"{_bodies(len(bodies))} served"  # type: ignore[attr-defined]
     return check
 
 
+def _bodies(count: int) -> str:
+    return "1 body" if count == 1 else f"{count} bodies"
+
+
 def assert_refused(answer: httpx.Response, case: Case) -> None:
-    """Status, parameter and code are right, and the error is one as every client expects it."""
+    """Assert that status, parameter, code and type of an error are right."""
     shown = case.body[-80:]
     assert answer.status_code == case.status, (shown, answer.text)
     error = assert_envelope(answer)
@@ -108,7 +112,7 @@ def assert_refused(answer: httpx.Response, case: Case) -> None:
 
 
 def assert_envelope(answer: httpx.Response) -> dict[str, str | None]:
-    """OpenAI's envelope, without anything of the inside or of the input in it."""
+    """Return the error of OpenAI's envelope, which must not contain internals or input."""
     assert answer.headers["content-type"] == "application/json"
     body = answer.json()
     assert set(body) == {"error"}

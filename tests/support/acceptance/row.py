@@ -1,4 +1,4 @@
-"""A row of the acceptance table, and the pointers to tests that prove more of it than fits here."""
+"""A row of the acceptance table, with its checks and the tests elsewhere that prove it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,19 +10,17 @@ Check = Callable[[Serve], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One fault or bad input."""
+    """A fault or bad input, what is expected, and how it is checked."""
 
     number: int
     fault: str
     expected: str
     checks: tuple[Check, ...] = ()  # run here, each followed by the common post-conditions
     proofs: tuple[str, ...] = ()  # tests elsewhere ("file::name"); have to pass in the same run
-    note: str = (
-        ""  # where more, or other than what was asked for, is done; what is left out, and why
-    )
-    marks: tuple[str, ...] = ()  # what the proofs need
+    note: str = ""  # differences between what is expected and what is done, and why
+    marks: tuple[str, ...] = ()  # pytest marks that the proofs need
 
 
 def row(number: int, fault: str, expected: str, *checks: Check, **more: object) -> Row:
-    """A row in the order in which it is read."""
+    """Make a row, with its arguments in reading order."""
     return Row(number=number, fault=fault, expected=expected, checks=checks, **more)  # type: ignore[arg-type]

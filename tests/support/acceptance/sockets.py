@@ -1,4 +1,4 @@
-"""Requests written byte by byte, for clients that no library would be."""
+"""Requests written byte by byte, as no client library would send them."""
 
 import contextlib
 import json
@@ -14,27 +14,27 @@ HEAD = b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 
 @contextlib.contextmanager
 def connection(server: TableServer) -> Iterator[socket.socket]:
-    """A connection and nothing said."""
+    """Open a connection without sending anything."""
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as sock:
         yield sock
 
 
 def send(sock: socket.socket, path: str, body: Mapping[str, object]) -> None:
-    """A whole request."""
+    """Send a whole request."""
     content = json.dumps(body).encode()
     length = b"Content-Length: %d\r\n\r\n" % len(content)
     sock.sendall(HEAD % path.encode() + length + content)
 
 
 def hang_up(sock: socket.socket) -> None:
-    """Close at once, with a reset: as a process does that is killed."""
+    """Close at once with a reset, as happens when a process is killed."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
 
 
 def reply(sock: socket.socket) -> tuple[int, bytes]:
-    """Status and body, read until the server closes; (0, b"") if it only closed."""
+    """Return status and body, read until the server closes; (0, b"") if it sent nothing."""
     content = b""
     with contextlib.suppress(ConnectionError):
         while piece := sock.recv(65536):
@@ -43,7 +43,7 @@ def reply(sock: socket.socket) -> tuple[int, bytes]:
 
 
 def status_of(server: TableServer, target: bytes, *headers: bytes, method: bytes = b"GET") -> int:
-    """The status of a request whose target no library would send."""
+    """Return the status of a request with a target that no library would send."""
     lines = [b"%b %b HTTP/1.1" % (method, target), *headers, b"Connection: close", b"", b""]
     with connection(server) as sock:
         sock.sendall(b"\r\n".join(lines))
@@ -51,16 +51,16 @@ def status_of(server: TableServer, target: bytes, *headers: bytes, method: bytes
 
 
 def resident_bytes() -> int:
-    """Memory of this process, and so of the server."""
+    """Return the resident memory of this process, which includes the server."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * 4096
 
 
 def wait_until_closed(sock: socket.socket, timeout_s: float) -> float:
-    """Seconds until the server closes.
+    """Return the seconds until the server closes.
 
     Raises:
-        TimeoutError: it does not.
+        TimeoutError: if it does not.
     """
     started = time.monotonic()
     sock.settimeout(timeout_s)

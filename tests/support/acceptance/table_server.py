@@ -1,7 +1,7 @@
-"""A whole server on a parrot, in a thread of this process, and what must be true of it afterwards.
+"""A whole server on a `Parrot`, in a thread of this process, and its common post-conditions.
 
-HTTP, queues, scheduler, blocks and streams are the product's own; only the worker is fake. Whoever
-is done with it asks `assert_settled`: nothing lost, nothing left, nobody disturbed.
+HTTP, queues, scheduler, blocks and streams are the product's own; only the worker is fake.
+`assert_settled` checks afterwards that nothing was lost or left behind and nobody disturbed.
 """
 
 import asyncio
@@ -26,14 +26,14 @@ from live_server import MODEL, serving
 from mortal_worker import MortalWorker
 
 from acceptance.parrot import Parrot, Speller
-from engine import AsyncEngine
+from engine import AsyncEngine, Tokenizer
 from server import http_server
 from server.app import create_app
 from server.service import InferenceService, ServedModel
 from server.settings import ServerSettings
 
 COMPLETIONS, CHAT, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/responses"
-SECRET = "s3cret-words"  # in inputs; must never come back in an error or in a log
+SECRET = "s3cret-words"  # part of inputs; must never appear in an error or a log
 CANARY: Mapping[str, object] = {
     "model": MODEL,
     "prompt": "canary",
@@ -49,7 +49,7 @@ Value = TypeVar("Value")
 
 
 class _Log(logging.Handler):
-    """Keeps what is logged meanwhile."""
+    """A handler that keeps log records."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class _Log(logging.Handler):
 
 @dataclass
 class TableServer:
-    """One server; `serve` makes it."""
+    """A running server, made by `serve`."""
 
     settings: ServerSettings
     worker: MortalWorker
@@ -70,22 +70,22 @@ class TableServer:
     service: InferenceService = field(init=False)
     app: FastAPI = field(init=False)
     url: str = ""
-    headers: Mapping[str, str] = field(default_factory=dict)  # that open it
+    headers: Mapping[str, str] = field(default_factory=dict)  # authorize requests
     log: _Log = field(default_factory=_Log)
-    allowed_errors: set[str] = field(default_factory=set)  # what may be logged as an error
+    allowed_errors: set[str] = field(default_factory=set)  # loggers that may log errors
     _loop: asyncio.AbstractEventLoop | None = None
     _canary: Mapping[str, object] = field(default_factory=dict)
     _baseline: tuple[Counter[str], int] = field(default_factory=lambda: (Counter(), 0))
 
     async def load(self) -> ServedModel:
-        """For the service."""
+        """Start the engine, for the service."""
         self._loop = asyncio.get_running_loop()
         await self.engine.start()
         assert self.engine.info is not None
         return ServedModel(self.engine, self.engine.tokenizer)
 
     def on_loop(self, look: Callable[[], Value]) -> Value:
-        """Call something in the server's own loop, where nothing else happens meanwhile."""
+        """Call a function in the server's event loop, where nothing else runs at the same time."""
 
         async def call() -> Value:
             return look()
@@ -95,14 +95,14 @@ class TableServer:
 
     @cached_property
     def client(self) -> httpx.Client:
-        """One that may come in; it keeps no connection, but costs much to make."""
+        """An authorized client, cached because it is costly to make; keeps no connection open."""
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         return httpx.Client(
             base_url=self.url, headers=dict(self.headers), timeout=30, limits=limits
         )
 
     def ask(self, path: str, content: bytes | Mapping[str, object]) -> httpx.Response:
-        """One POST of JSON."""
+        """Send JSON by POST."""
         if isinstance(content, bytes):
             answer = self.client.post(path, content=content, headers=_JSON)
         else:
@@ -111,37 +111,39 @@ class TableServer:
         return answer
 
     def complete(self, prompt: object, **fields: object) -> httpx.Response:
-        """Complete a prompt, without chance."""
+        """Complete a prompt with a fixed seed."""
         body = {"model": MODEL, "prompt": prompt, "seed": 7, "max_tokens": 32, **fields}
         return self.ask(COMPLETIONS, body)
 
     def text(self, prompt: object, **fields: object) -> str:
-        """The one choice's text."""
+        """Complete a prompt, and return its text."""
         answer = self.complete(prompt, **fields)
         assert answer.status_code == 200, answer.text
         text: str = answer.json()["choices"][0]["text"]
         return text
 
     def prompts(self) -> list[tuple[int, ...]]:
-        """What the worker was ever given but for canaries."""
+        """Return all prompts that the worker was given, except canaries."""
         return [prompt for prompt in self.parrot.started if prompt != _CANARY_PROMPT]
 
     def access_lines(self) -> list[str]:
-        """What was logged of requests since the last time it was settled."""
+        """Return the access log since the server was last settled."""
         records = list(self.log.records)
         return [each.getMessage() for each in records if each.name == "server.access_log"]
 
     def longest_pause_s(self, act: Callable[[], object]) -> float:
-        """How long the server's loop did nothing else at most while something was done: in its own
-        CPU time, so that a busy machine does not count.
+        """Return the longest time that the server's loop was blocked while `act` ran.
+
+        It is measured in CPU time of this process, so that other processes do not count, but a
+        thread that keeps the interpreter to itself does.
         """
         stop, pauses = threading.Event(), [0.0]
 
         async def tick() -> None:
-            last = time.thread_time()
+            last = time.process_time()
             while not stop.is_set():
                 await asyncio.sleep(0.001)
-                now = time.thread_time()
+                now = time.process_time()
                 pauses.append(now - last)
                 last = now
 
@@ -156,10 +158,10 @@ class TableServer:
 
     @contextmanager
     def company(self) -> Iterator[None]:
-        """Somebody else streams all the while, and gets what is always said."""
+        """Stream a canary all the while, and assert that its text is always the same."""
         stop = threading.Event()
         texts: list[str] = []
-        self.log.records.clear()  # what was logged before is not about what is done here
+        self.log.records.clear()  # earlier records do not belong to this test
 
         def stream() -> None:
             while True:
@@ -178,17 +180,17 @@ class TableServer:
         assert set(texts) == {self._canary["text"]}, "a stream beside it was disturbed"
 
     def note_baseline(self) -> None:
-        """This is how it is when nothing has happened yet."""
+        """Note the answer of the canary, and the tasks and files of an idle server."""
         self._canary = self._ask_canary()
         self._stream_canary()
         seen = None
         while seen != self._baseline or self.on_loop(self._engine_leftovers):
             seen = self._baseline
-            time.sleep(0.03)  # connections are closed on the other side too
+            time.sleep(0.03)  # gives the server time to close its side of connections
             self._baseline = self.on_loop(_task_names), _num_files()
 
     def assert_settled(self) -> None:
-        """Nothing is left of what was done to it, and it serves as before."""
+        """Assert that the server serves as before and nothing is left of earlier requests."""
         assert self.client.get("/health").status_code == 200
         assert self._ask_canary() == self._canary, "the canary sings another song"
         deadline = time.monotonic() + _SETTLE_S
@@ -214,7 +216,7 @@ class TableServer:
         return left + ([f"{more} open files"] if more > 0 else [])
 
     def _engine_leftovers(self) -> list[str]:
-        """In the loop; raises if a structure is not consistent with itself."""
+        """Return what the engine still holds, and check its invariants; runs on the loop."""
         stats = self.engine.stats()
         self.engine.check()
         counts = {
@@ -238,10 +240,10 @@ class TableServer:
 
 
 class Serve(Protocol):
-    """Makes servers for rows; see `serve`. The one without settings is shared by all rows."""
+    """Makes servers for rows, see `serve`; without options, all rows share one."""
 
     def __call__(self, **options: Any) -> AbstractContextManager[TableServer]:
-        """A server that is settled again at the end."""
+        """Return a server that must be settled again at the end."""
 
 
 @contextmanager
@@ -249,23 +251,26 @@ def serve(
     *,
     parrot: Parrot | None = None,
     directory: Path | None = None,
+    tokenizer: Tokenizer | None = None,
     limits: Mapping[str, float] | None = None,
     headers: Mapping[str, str] | None = None,
     **settings: object,
 ) -> Iterator[TableServer]:
-    """A server of one's own.
+    """Run a server, and assert at the end that it is settled.
 
     Args:
-        parrot: the model, where another than the usual is needed.
-        directory: with its tokenizer, where structures are compiled.
-        limits: of connections, beyond what settings say (`ConnectionLimits`).
-        headers: that open it.
-        settings: the server's.
+        parrot: The model, if the default one will not do.
+        directory: Directory of its tokenizer, which compiling structures needs.
+        tokenizer: The tokenizer, if the default one will not do.
+        limits: Fields of `ConnectionLimits` that differ from the settings.
+        headers: Headers that authorize requests.
+        settings: The server's settings.
     """
     checked = ServerSettings.model_validate({"model": MODEL, "access_log": "json", **settings})
     fake = parrot or Parrot()
     worker = MortalWorker(fake)
-    engine = AsyncEngine(checked.engine_config(directory or Path(), None), worker, Speller())  # type: ignore[arg-type]
+    config = checked.engine_config(directory or Path(), None)
+    engine = AsyncEngine(config, worker, tokenizer or Speller())  # type: ignore[arg-type]
     server = TableServer(checked, worker, fake, engine, headers=headers or {})
     server.service = InferenceService((MODEL,), server.load)
     server.app = create_app(server.service, checked)
@@ -288,7 +293,7 @@ def serve(
 
 
 def streamed_text(content: str) -> str:
-    """The text of a streamed completion's events."""
+    """Return the text of a streamed completion's events."""
     events = [line[6:] for line in content.splitlines() if line.startswith("data: ")]
     assert events, content
     assert events.pop() == "[DONE]", content

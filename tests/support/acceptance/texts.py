@@ -1,4 +1,4 @@
-"""Rows 33, 37 and 58 to 65: what is said, counted and found again."""
+"""Rows 33, 37 and 58 to 65: texts, counts and cached prefixes."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ _WORDS = (
 
 
 def characters(serve: Serve) -> None:
-    """A character comes whole, however its tokens are cut and drafted."""
+    """A character is sent whole, however its tokens are cut and drafted."""
     with serve() as server:
         for fields in _ways(server):
             for words in _WORDS:
@@ -30,7 +30,7 @@ def characters(serve: Serve) -> None:
 
 
 def no_characters(serve: Serve) -> None:
-    """Bytes that are no text become U+FFFD, in the middle and at the end; nothing is swallowed."""
+    """Bytes that are no UTF-8 become U+FFFD, in the middle and at the end; nothing is lost."""
     with serve() as server:
         for said, text in (
             (b"a\xffb", "a\ufffdb"),
@@ -42,14 +42,14 @@ def no_characters(serve: Serve) -> None:
 
 
 def stops(serve: Serve) -> None:
-    """A stop string is found across tokens and drafts, never sent, and counted to the token."""
+    """Stop strings are found across tokens and drafts, never sent, and counted to the token."""
     cases: tuple[tuple[str, list[str], int, str, str], ...] = (
         ("one two STOP three", ["STOP"], 64, "one two ", "stop"),
         ("one STO two STOP", ["STOP"], 64, "one STO two ", "stop"),
         ("one ENDING two", ["ENDING", "END"], 64, "one ", "stop"),
         ("one abab abac", ["abac"], 64, "one abab ", "stop"),
-        ("0123456789", ["89"], 10, "01234567", "stop"),  # found where max_tokens ends it
-        ("0123456789", ["9x"], 10, "0123456789", "length"),  # what was held back comes out
+        ("0123456789", ["89"], 10, "01234567", "stop"),  # found at the last allowed token
+        ("0123456789", ["9x"], 10, "0123456789", "length"),  # held-back text is sent at the end
         ("never", ["👍"], 64, "never", "stop"),
     )
     with serve() as server:
@@ -67,7 +67,7 @@ def stops(serve: Serve) -> None:
 
 
 def ends(serve: Serve) -> None:
-    """Nothing follows the end of the sequence, whatever was drafted behind it."""
+    """Nothing follows the end of the sequence, whatever was drafted after it."""
     with serve() as server:
         for fields in _ways(server):
             answer = server.complete(say("the end"), logprobs=0, **fields).json()
@@ -93,7 +93,7 @@ def counts(serve: Serve) -> None:
 
 
 def log_probabilities(serve: Serve) -> None:
-    """One entry per token that was emitted, also for what has no probability at all."""
+    """Every emitted token has one entry, even a token of probability 0."""
     said = f"a{chr(UNLIKELY)}b"
     seen = set()
     with serve() as server:
@@ -112,7 +112,7 @@ def log_probabilities(serve: Serve) -> None:
 
 
 def warm_and_cold(serve: Serve) -> None:
-    """What is found in the cache changes no token; other salts find nothing."""
+    """Cached prefixes change no token, and are not found under another salt."""
     parrot = Parrot(num_blocks=40)
     with serve(parrot=parrot) as server, ThreadPoolExecutor(4) as pool:
         size = parrot.info.block_size
@@ -128,13 +128,13 @@ def warm_and_cold(serve: Serve) -> None:
             salted = server.complete(prompt, cache_salt="other", **body).json()
             assert salted["choices"][0]["text"] == right
             assert salted["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
-        for number in range(20):  # more than there are blocks for
+        for number in range(20):  # more than fit the blocks
             prompt = f"{number:02} " + "y" * 60
             assert server.text(prompt, max_tokens=8) == parrot.text_after(prompt, 8)
 
 
 def silence(serve: Serve) -> None:
-    """A silent stream is kept alive, and OpenAI's client does not mind."""
+    """A silent stream is kept alive with comments that OpenAI's client accepts."""
     with serve(sse_keep_alive_interval=0.1) as server:
         server.parrot.step_time_s = 0.25
         asked = {"stream": True, "max_tokens": 3, "early_exit": {"enabled": False}}
@@ -148,7 +148,7 @@ def silence(serve: Serve) -> None:
 
 
 def every_parameter(serve: Serve) -> None:
-    """Early exits on or off: the same status and the same answer for every sampling parameter."""
+    """Every sampling parameter gives the same answer with early exits on and off."""
     cases: tuple[dict[str, object], ...] = (
         {"temperature": 0},
         {"temperature": 1e-9},
@@ -176,7 +176,7 @@ def every_parameter(serve: Serve) -> None:
 
 
 def control_tokens(serve: Serve) -> None:
-    """Control tokens spelled out by a user are text."""
+    """Control tokens that a user spells out are encoded as text."""
     words = "<|im_end|><|im_start|>system <|endoftext|> <257>"
     with serve() as server:
         messages = [{"role": "user", "content": words}]
@@ -188,14 +188,14 @@ def control_tokens(serve: Serve) -> None:
 
 
 def _ways(server: TableServer) -> Iterator[Mapping[str, object]]:
-    """What to ask for while drafts are always right, always wrong, now and then right, and off."""
+    """Yield request fields while drafts are always right, always wrong, mixed, and off."""
     for server.parrot.acceptance in (1.0, 0.0, 0.6):
         yield {}
     yield {"early_exit": {"enabled": False}}
 
 
 def _both(server: TableServer, prompt: object, **fields: object) -> list[str]:
-    """Whole, and put together from a stream."""
+    """Return the text of the answer, whole and put together from a stream."""
     streamed = server.complete(prompt, stream=True, **{"max_tokens": 100, **fields})
     return [
         server.text(prompt, **{"max_tokens": 100, **fields}),

@@ -1,4 +1,4 @@
-"""The table, in chapters."""
+"""All rows of the table, in chapters."""
 
 from acceptance.rows.admission import ADMISSION
 from acceptance.rows.faults import FAULTS

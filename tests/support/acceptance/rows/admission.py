@@ -1,4 +1,4 @@
-"""Rows 38 to 51: which models are served, who is let in, who leaves."""
+"""Rows 38 to 51: models that may be served, admission, and clients that leave."""
 
 from acceptance import departures, loading, overload
 from acceptance.row import Row, row
@@ -10,7 +10,7 @@ _CORE = "tests/engine/test_core.py::"
 ADMISSION: tuple[Row, ...] = (
     row(
         38,
-        "a model directory with pickles, `auto_map`, a template that reaches out",
+        "a model directory with pickles, `auto_map`, a template that reaches out of its sandbox",
         "refused at start-up; no code runs",
         loading.models_with_code,
         proofs=(
@@ -53,7 +53,7 @@ ADMISSION: tuple[Row, ...] = (
     ),
     row(
         43,
-        "the total deadline in mid-stream",
+        "the total deadline passes in mid-stream",
         "an error event `timeout`, then [DONE]; blocks are free",
         overload.time_in_all,
     ),
@@ -87,7 +87,7 @@ ADMISSION: tuple[Row, ...] = (
     ),
     row(
         48,
-        "a client leaves that waits for a whole answer",
+        "a client that waits for a whole answer leaves",
         "aborted within a second, logged as 499",
         departures.without_a_stream,
     ),
@@ -110,7 +110,7 @@ ADMISSION: tuple[Row, ...] = (
     row(
         51,
         "a reader stops reading",
-        "given up after `--write-timeout`; others are not disturbed",
+        "dropped after `--write-timeout`; others are not disturbed",
         departures.without_reading,
         proofs=(f"{_HTTP}test_a_client_that_reads_nothing_is_dropped_and_its_request_ended",),
     ),

@@ -1,4 +1,4 @@
-"""Rows 52 to 58: what goes wrong in the server, its worker or around them."""
+"""Rows 52 to 58: faults of the server, its worker, or their surroundings."""
 
 from acceptance import faults, texts
 from acceptance.row import Row, row
@@ -12,7 +12,7 @@ _BOTH = "tests/system/test_processes.py::"
 FAULTS: tuple[Row, ...] = (
     row(
         52,
-        "one row fails: sampler, result, logits that are no numbers",
+        "one row fails: sampler, result, logits that are not numbers",
         "that request ends with `request_failed`; its blocks are not cached; the rest go on",
         faults.one_row,
         proofs=(
@@ -54,7 +54,7 @@ FAULTS: tuple[Row, ...] = (
     ),
     row(
         55,
-        "the worker stands still",
+        "the worker hangs",
         "it is replaced after `--heartbeat-timeout`, then as row 54",
         proofs=(
             f"{_PROCESS}test_a_stopped_worker_is_killed_for_its_silence",
@@ -88,7 +88,7 @@ FAULTS: tuple[Row, ...] = (
     ),
     row(
         58,
-        "a stream is silent for long",
+        "a stream is silent for a long time",
         "`: keep-alive` every 15 s (0.1 s here); OpenAI's client does not mind",
         texts.silence,
     ),

@@ -1,4 +1,4 @@
-"""Rows 1 to 14: connections, heads and bodies as such."""
+"""Rows 1 to 14: connections, request heads, and bodies as a whole."""
 
 from acceptance import bad_bodies as bad
 from acceptance import heads, messages
@@ -24,7 +24,7 @@ HTTP: tuple[Row, ...] = (
     row(
         3,
         "JSON nested 2,000 and 200,000 deep, a tool's schema 1,000 deep",
-        "400; the event loop never stands still for 50 ms",
+        "400; the event loop is never blocked for 50 ms",
         messages.deep_bodies,
     ),
     row(
@@ -39,7 +39,7 @@ HTTP: tuple[Row, ...] = (
         '`n` of 10^18, "3", true, 1.0, 5,000 digits; the same of other integers',
         "400 that names the field",
         refuses(*bad.NO_INTEGERS),
-        note="A number of more than 4,300 digits is no JSON to the parser: 400 `invalid_json` "
+        note="A number of more than 4,300 digits is not JSON to the parser: 400 `invalid_json` "
         "without a name.",
     ),
     row(6, 'body `[1]`, `null`, `"x"`', "400", refuses(*bad.NO_OBJECTS)),
@@ -52,8 +52,8 @@ HTTP: tuple[Row, ...] = (
     row(
         8,
         "body beyond the limit, with a length and chunked; of a quarter million values",
-        "413 `request_too_large`; memory grows by less than twice the limit; the event loop never "
-        "stands still for 50 ms",
+        "413 `request_too_large`; memory grows by less than twice the limit; the event loop is "
+        "never blocked for 50 ms",
         heads.large_bodies,
         messages.many_values,
         proofs=("tests/server/test_body.py::test_bodies_of_too_many_values_are_refused",),

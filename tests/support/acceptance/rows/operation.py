@@ -1,4 +1,4 @@
-"""Rows 67 to 70: how it is kept running."""
+"""Rows 67 to 70: operating the server."""
 
 from acceptance import hygiene, overload
 from acceptance.row import Row, row

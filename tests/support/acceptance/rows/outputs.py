@@ -1,4 +1,4 @@
-"""Rows 59 to 66: what answers hold."""
+"""Rows 59 to 66: the contents of answers."""
 
 from acceptance import texts
 from acceptance.row import Row, row
@@ -8,19 +8,19 @@ _SCHEDULER = "tests/engine/test_scheduler.py::"
 OUTPUTS: tuple[Row, ...] = (
     row(
         59,
-        "emoji, CJK and Arabic cut over tokens and drafts",
+        "emoji, CJK and Arabic split across tokens and drafts",
         "no U+FFFD; the stream's pieces make the whole answer",
         texts.characters,
     ),
     row(
         60,
-        "bytes that are no text, in the middle and at the end",
+        "bytes that are not text, in the middle and at the end",
         "200; U+FFFD, nothing is swallowed",
         texts.no_characters,
     ),
     row(
         61,
-        "stop strings over tokens, false beginnings, overlapping, in accepted drafts, at "
+        "stop strings across tokens, false beginnings, overlapping, in accepted drafts, at "
         "`max_tokens`",
         "never sent, found before the length ends it; tokens, logprobs and usage end there too",
         texts.stops,

@@ -1,4 +1,4 @@
-"""Rows 15 to 37: what a request asks for."""
+"""Rows 15 to 37: the contents of requests."""
 
 from acceptance import bad_bodies as bad
 from acceptance import messages, texts
@@ -58,8 +58,8 @@ REQUESTS: tuple[Row, ...] = (
     ),
     row(
         22,
-        "a prompt of 3 MB, of 10 MB",
-        "400 before it is encoded, 413; the event loop never stands still for 50 ms",
+        "a prompt of 3 MB, of 10 MB; the longest that is encoded",
+        "400 before it is encoded, 413; 400; the event loop is never blocked for 50 ms",
         messages.huge_prompts,
     ),
     row(
@@ -83,7 +83,7 @@ REQUESTS: tuple[Row, ...] = (
     ),
     row(
         27,
-        "stop and biased token ids out of range, no numbers, too many; a bias beyond ±100",
+        "stop and biased token ids out of range, not numbers, too many; a bias beyond ±100",
         "400 that names the field",
         refuses(*bad.TOKEN_IDS),
     ),
@@ -108,7 +108,7 @@ REQUESTS: tuple[Row, ...] = (
     ),
     row(
         32,
-        "images, sounds, files and videos, of metadata services and local files",
+        "images, audio, files and videos, from metadata services and local files",
         "400 `unsupported_content`; no connection is made",
         messages.no_connections,
     ),
@@ -154,7 +154,7 @@ REQUESTS: tuple[Row, ...] = (
     ),
     row(
         36,
-        "schemas that are missing, of 1 MB, endless, deeply nested, with patterns that explode",
+        "schemas that are missing, of 1 MB, endless, deeply nested, with patterns that blow up",
         "400 that names `response_format`, or an answer, within 5 s; other streams go on",
         messages.structures,
         proofs=(
