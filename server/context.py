@@ -9,6 +9,7 @@ from fastapi import Request
 from engine.errors import RequestError
 from server.body import FIELD_NAME
 from server.convert import RequestLimits
+from server.long_texts import LongTexts
 from server.metrics import ServerMetrics
 from server.observer import Observer
 from server.render.event_shapes import EventShapes
@@ -32,6 +33,7 @@ class ServerContext:
     observer: Observer
     seeds: SeedSource
     shapes: EventShapes = field(default_factory=EventShapes)
+    texts: LongTexts = field(default_factory=LongTexts)
 
     def limits(self, model: ServedModel) -> RequestLimits:
         """Return what a request to `model` may ask for."""

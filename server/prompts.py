@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from engine import Tokenizer
 from engine.errors import PromptTooLong, RequestError, UnsupportedOption
-from server.long_texts import run_on_text
+from server.context import context_of
 from server.parsing.reasoning import END
 from server.protocol.chat import ChatMessage, MessageToolCall, TemplateFields, Tool
 from server.tools import told_of_tools, tools_in_use
@@ -175,7 +175,7 @@ async def decode_tokens(request: Request, tokenizer: Tokenizer, token_ids: Seque
         ClientDisconnect: the client left.
     """
     decode = partial(tokenizer.decode, token_ids, skip_special_tokens=False)
-    return await run_on_text(request, decode, len(token_ids))
+    return await context_of(request).texts.run(request, decode, len(token_ids))
 
 
 async def encode_messages(
@@ -227,7 +227,7 @@ async def _encode(
     if max(nums_chars, default=0) > _MAX_CHARS_PER_TOKEN * max_model_len:
         message = f"This model's context is {max_model_len} tokens; the prompt is longer."
         raise PromptTooLong(message, param=param)
-    return await run_on_text(request, encode, sum(nums_chars), is_slow=is_slow)
+    return await context_of(request).texts.run(request, encode, sum(nums_chars), is_slow=is_slow)
 
 
 def _turn(index: int, message: ChatMessage) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from engine.errors import RequestError
 from server.body import parse_body
 from server.context import context_of
 from server.convert import check_token_ids, check_truncation, truncated
-from server.long_texts import run_on_text
 from server.openapi import accepts, errors
 from server.prompts import (
     check_template_options,
@@ -58,7 +57,7 @@ async def tokenize(request: Request) -> Response:
         )
         return json.encode(dict(answer))
 
-    content = await run_on_text(request, render, len(tokens))
+    content = await context.texts.run(request, render, len(tokens))
     return Response(content, media_type="application/json")
 
 

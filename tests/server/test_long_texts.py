@@ -8,7 +8,7 @@ import pytest
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
-from server.long_texts import run_on_text
+from server.long_texts import LongTexts
 
 SHORT, LONG, VERY_LONG = 100, 10_000, 1_000_000
 
@@ -44,28 +44,29 @@ def wait_for(event: threading.Event) -> None:
 async def test_only_work_that_takes_long_runs_on_a_thread(
     length: int, is_slow: bool, is_apart: bool
 ) -> None:
-    ran_on = await run_on_text(Client().request, threading.current_thread, length, is_slow=is_slow)
+    ran_on = await LongTexts().run(
+        Client().request, threading.current_thread, length, is_slow=is_slow
+    )
     assert (ran_on is not threading.current_thread()) == is_apart
 
 
 async def test_the_shorter_do_not_wait_for_the_longer(blocking: threading.Event) -> None:
-    slow = asyncio.create_task(run_on_text(Client().request, lambda: wait_for(blocking), VERY_LONG))
+    texts = LongTexts()
+    slow = asyncio.create_task(texts.run(Client().request, lambda: wait_for(blocking), VERY_LONG))
     await asyncio.sleep(0)
-    assert await run_on_text(Client().request, lambda: "done", LONG) == "done"
+    assert await texts.run(Client().request, lambda: "done", LONG) == "done"
     assert not slow.done()
     blocking.set()
     await slow
 
 
 async def test_one_runs_at_a_time_and_none_for_who_has_left(blocking: threading.Event) -> None:
-    ran: list[str] = []
-    first = asyncio.create_task(
-        run_on_text(Client().request, lambda: wait_for(blocking), VERY_LONG)
-    )
+    texts, ran = LongTexts(), list[str]()
+    first = asyncio.create_task(texts.run(Client().request, lambda: wait_for(blocking), VERY_LONG))
     await asyncio.sleep(0)
     leaver, stayer = Client(), Client()
-    left = asyncio.create_task(run_on_text(leaver.request, lambda: ran.append("a"), VERY_LONG))
-    stayed = asyncio.create_task(run_on_text(stayer.request, lambda: ran.append("b"), VERY_LONG))
+    left = asyncio.create_task(texts.run(leaver.request, lambda: ran.append("a"), VERY_LONG))
+    stayed = asyncio.create_task(texts.run(stayer.request, lambda: ran.append("b"), VERY_LONG))
     await asyncio.sleep(0.01)
     leaver.leaves.set()
     with pytest.raises(ClientDisconnect):
