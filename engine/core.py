@@ -95,17 +95,14 @@ class EngineCore:
         ids = {request.request_id for request in requests}
         assert len(ids) == len(requests), "request ids are unique among open requests"
         assert ids.isdisjoint(self._open), "request ids are unique among open requests"
-        detokenizers = [
-            Detokenizer(self._plain_texts, request.sampling, request.prompt_token_ids)
-            for request in requests
-        ]
         try:
             sequences = self._scheduler.add_all(requests)
         except EngineOverloaded:
             self._stats.refused_total += len(requests)
             raise
-        for request, sequence, text in zip(requests, sequences, detokenizers, strict=True):
-            self._open[request.request_id] = _Open(sequence, text)
+        for request, sequence in zip(requests, sequences, strict=True):
+            detokenizer = Detokenizer(self._plain_texts, request.sampling, request.prompt_token_ids)
+            self._open[request.request_id] = _Open(sequence, detokenizer)
             self._stats.prompt_tokens_total += len(request.prompt_token_ids)
 
     def has_started(self, request_id: str) -> bool:

@@ -159,7 +159,7 @@ def _raise_file_limit(max_connections: int) -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return max_connections
-    possible = max(1, soft - _SPARE_FILES)
+    possible = max(1, soft - min(_SPARE_FILES, soft // 2))
     logger.warning(
         "the system allows %d open files, so %d connections instead of %d (ulimit -Hn)",
         soft,

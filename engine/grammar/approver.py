@@ -26,7 +26,7 @@ _MAX_TRIALS = 64  # structures being tried or waiting for their turn
 _START_TIMEOUT_S = 120.0  # for the process to load, added to each structure's own timeout
 # How much longer than its CPU time a structure may take by the clock. On a busy machine it gets the
 # CPU for a part of the time only, and what it may take shall not depend on that.
-_PATIENCE = 4
+_PATIENCE = 8
 
 logger = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ so that the next try may end otherwise, the line is `{"id", "failure"}`. A line 
 id ends that child. Ends when its input does.
 """
 
+import errno
 import json
 import os
 import resource
@@ -29,9 +30,10 @@ _MAX_TOLD = 400  # characters of an error: it may quote its source
 _WARNING = "Warning: "  # xgrammar prints this when it drops part of a structure
 _MAX_PRINTED = 1 << 16  # bytes of what xgrammar prints that are looked at
 _BUSY_SIGNALS = {signal.SIGALRM, signal.SIGKILL}  # too slow by the clock, or no memory is left
-# Of a child, so that the worker's steps (nice 3) go first. With more, a schema that compiles in
-# 30 ms takes seconds while all cores compute.
-_NICENESS = 10
+# Of a child, so that the worker's steps (nice 3) go first. With more it gets too little of a busy
+# core: at 10 a sixth, and at 19 a schema that compiles in 30 ms takes seconds.
+_NICENESS = 5
+_MOST = 0.5  # of its CPU time: what has had so much is too slow, however busy the machine is
 
 Verdict = dict[str, str | None]  # an error, null if there is none, or a failure
 
@@ -116,6 +118,8 @@ class Forge:
             verdict = {"error": _TOO_MUCH}
         except OSError as failure:
             verdict = {"failure": f"{type(failure).__name__}: {failure.strerror}"}
+            if failure.errno == errno.ENOMEM:
+                verdict = {"error": _TOO_MUCH}
         except BaseException as unexpected:
             verdict = {"error": f"it cannot be compiled: {type(unexpected).__name__}"}
         os.write(pipe, json.dumps(verdict).encode())
@@ -145,22 +149,32 @@ class Forge:
         self._selector.unregister(child.pipe)
         written = os.read(child.pipe, 16 * _MAX_TOLD)
         os.close(child.pipe)
-        _, status = os.waitpid(child.pid, 0)
+        _, status, usage = os.wait4(child.pid, 0)
         del self._children[child.order["id"]]
-        _answer(child.order, json.loads(written) if written else _verdict_on_death(child, status))
+        cpu_s = usage.ru_utime + usage.ru_stime
+        verdict = json.loads(written) if written else _verdict_on_death(child, status, cpu_s)
+        _answer(child.order, verdict)
 
 
 def _answer(order: dict[str, Any], verdict: Verdict) -> None:
     os.write(1, json.dumps({"id": order["id"], **verdict}).encode() + b"\n")
 
 
-def _verdict_on_death(child: _Child, status: int) -> Verdict:
-    """Return the verdict on a structure whose child died before it wrote one."""
+def _verdict_on_death(child: _Child, status: int, cpu_s: float) -> Verdict:
+    """Return the verdict on a structure whose child died before it wrote one.
+
+    Args:
+        child: The child.
+        status: Its exit status, as the system reports it.
+        cpu_s: The CPU time that it has had.
+    """
     by_signal = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+    limit_s = child.order["cpu_s"]
+    is_slow = by_signal == signal.SIGALRM and cpu_s >= _MOST * limit_s
+    if is_slow or by_signal == signal.SIGPROF:
+        return {"error": f"it takes longer than {limit_s:g} s to compile"}
     if by_signal in _BUSY_SIGNALS:
         return {"failure": f"its process was ended by {signal.Signals(by_signal).name}"}
-    if by_signal == signal.SIGPROF:
-        return {"error": f"it takes longer than {child.order['cpu_s']:g} s to compile"}
     return {"error": _TOO_MUCH}
 
 

@@ -141,7 +141,9 @@ class PolicyDrafter:
         """See `Drafter.wants_states`."""
         if self._exit_evaluator is None:
             return False
-        return self._policy.may_evaluate_next or bool(self._fixed(rows))
+        if self._policy.may_evaluate_next:
+            return True
+        return any(self._thresholds.of(row) is not None for row in rows)
 
     def evaluate_exit(
         self,

@@ -123,6 +123,12 @@ async def test_outputs_equal_those_of_a_worker_in_this_process(config: EngineCon
     assert not is_alive(pid)
 
 
+async def test_a_terminal_s_signals_do_not_reach_the_worker(worker: WorkerProcess) -> None:
+    await worker.spawn()
+    assert worker.pid is not None
+    assert os.getsid(worker.pid) == worker.pid, "the leader of a session of its own"
+
+
 async def test_a_process_spawned_early_is_the_one_that_loads(worker: WorkerProcess) -> None:
     await worker.spawn()
     pid = worker.pid

@@ -136,6 +136,14 @@ def test_what_does_not_pay_ends_beside_rows_that_never_draft(decoder: Decoder) -
     assert num_drafting < 30
 
 
+def test_a_threshold_counts_for_rows_that_may_draft(decoder: Decoder) -> None:
+    drafter = policy_drafter(decoder, random_heads(decoder, [2], VOCAB))
+    barred = row_of(REPETITIVE, early_exit=False, threshold=0.5)
+    assert not drafter.begin([barred], estimate())
+    assert not drafter.may_draft_next([barred])
+    assert drafter.wants_states([barred]), "in the next step it may"
+
+
 def test_whether_the_next_step_may_have_drafts_is_known_in_advance(decoder: Decoder) -> None:
     now = [0.0]
     heads = random_heads(decoder, [2], VOCAB)

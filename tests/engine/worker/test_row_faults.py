@@ -7,17 +7,20 @@ from dataclasses import replace
 import pytest
 import torch
 from fake_worker import make_request
-from tiny_model import write_tiny_llama
+from tiny_model import sequence_start, write_tiny_llama
 from torch import Tensor
 
 from engine.config import CacheConfig, EngineConfig, ExitsConfig, ModelConfig, SchedulerConfig
 from engine.model.decoder import Decoder
 from engine.offline import GenerationResult, OfflineEngine
-from engine.plan import StepPlan, StepResult
+from engine.plan import RowPlan, RowResult, StepPlan, StepResult
 from engine.request import FinishReason, GenerationRequest
 from engine.worker import logprobs, processors
 from engine.worker.logprobs import Wanted
+from engine.worker.row import Row
+from engine.worker.row_faults import without_choice
 from engine.worker.sample_point import SamplePoint
+from engine.worker.sequence_state import SequenceState
 from engine.worker.worker import ModelWorker
 
 pytestmark = pytest.mark.torch
@@ -215,3 +218,13 @@ def test_nobody_finds_the_blocks_of_a_row_that_is_no_numbers(
     assert (well.token_ids, well.num_cached_tokens) == (right.token_ids, 0)
     assert (again.token_ids, again.num_cached_tokens) == (right.token_ids, num_cached)
     assert num_corrupt == {True: 1}
+
+
+def test_a_row_without_a_choice_is_corrupt_only_for_its_own_logits() -> None:
+    plan = RowPlan(0, 2, 1, [0], max_draft_tokens=0, is_decoding=True)
+    rows = [Row(plan, SequenceState(sequence_start(number, [5, 9, 2]))) for number in range(3)]
+    results = [RowResult(number, [token_id]) for number, token_id in enumerate([-1, -1, 7])]
+    ended = without_choice(rows, results, [0, 1, 2], torch.tensor([False, True, True]))
+    assert [each.is_corrupt for each in ended] == [False, True, False]
+    assert [bool(each.error) for each in ended] == [True, True, False]
+    assert ended[2].token_ids == [7]
