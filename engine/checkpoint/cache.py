@@ -8,14 +8,17 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 Progress = Callable[[str, float], None]
 
-_CONVERTER_VERSION = 3  # raise it when a conversion would write something else
+_CONVERTER_VERSION = 4  # raise it when a conversion would write something else
 _CHUNK_BYTES = 1 << 22
+_SCRATCH = ".building-"  # begins the names of directories that are being written
+_ABANDONED_S = 24 * 3600.0  # a scratch directory so old was left by a process that was killed
 
 
 def cache_root() -> Path:
@@ -74,9 +77,11 @@ def building(directory: Path) -> Iterator[Path]:
     Two processes may build the same directory: the first to finish wins.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=directory.parent, prefix=".building-"))
+    _remove_abandoned(directory.parent)
+    scratch = Path(tempfile.mkdtemp(dir=directory.parent, prefix=_SCRATCH))
     try:
         yield scratch
+        scratch.chmod(0o777 & ~_umask())  # `mkdtemp` lets nobody else in
         try:
             scratch.rename(directory)
         except OSError:
@@ -84,3 +89,16 @@ def building(directory: Path) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _remove_abandoned(parent: Path) -> None:
+    for scratch in parent.glob(f"{_SCRATCH}*"):
+        with suppress(OSError):
+            if time.time() - scratch.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)  # it can only be read by setting it
+    os.umask(mask)
+    return mask

@@ -121,7 +121,7 @@ def _family_config(
 def _rope_parameters(read: _Section, factors: list[float] | None) -> dict[str, Any]:
     base: dict[str, Any] = {"rope_theta": read.optional("rope.freq_base", 10000.0)}
     context = read.number("context_length")
-    kind = read.optional("rope.scaling.type", "none")
+    kind = read.optional("rope.scaling.type", "linear")  # as llama.cpp takes it
     factor = read.optional("rope.scaling.factor", read.optional("rope.scale_linear", 1.0))
     if factors is not None:
         # longrope with one list for all lengths expresses any divisors, in transformers, too.

@@ -8,7 +8,10 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+
+from gguf import GGUFReader
 
 from engine.errors import ModelLoadError
 
@@ -29,6 +32,9 @@ _PRE_TOKENIZERS = {
         ],
     }
 }
+
+
+_LIKE_GPT2 = ("default", "gpt-2")
 
 
 class TokenizerConversion:
@@ -77,10 +83,29 @@ class TokenizerConversion:
 def _convert(file: Path, directory: Path) -> None:
     from transformers import AutoTokenizer
 
+    _check_split(file)
     tokenizer = AutoTokenizer.from_pretrained(
         str(file.parent), gguf_file=file.name, local_files_only=True
     )
     tokenizer.save_pretrained(str(directory))
+
+
+def _check_split(file: Path) -> None:
+    """End with a message if nobody knows how to split text before BPE.
+
+    transformers' converter would split it as GPT-2 does, without a word.
+    """
+    with suppress(ImportError):  # another release of transformers may keep its table elsewhere
+        from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+
+        fields = GGUFReader(file).fields
+        kind, split = (
+            fields[key].contents() if key in fields else None
+            for key in ("tokenizer.ggml.model", "tokenizer.ggml.pre")
+        )
+        known = {None, *_LIKE_GPT2, *_PRE_TOKENIZERS, *GGUF_PRE_TOKENIZER_SPLITS}
+        if kind == "gpt2" and split not in known:
+            sys.exit(f"its pre-tokenizer {split!r} is not supported")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ spelled with \\u escapes.
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from engine.grammar.disjoint import are_disjoint
@@ -19,6 +19,7 @@ from engine.grammar.keywords import Schema, bounds, formatted, listing, mapping,
 from engine.grammar.places import Path, place_of, refusal, resolve
 from engine.grammar.strings import length_pattern
 
+_PLAIN_NAME = re.compile(r"[ !#-\[\]-~]*")
 _MAX_DEPTH = 64
 _MAX_BRANCHES = 256  # of a oneOf: each is compared with every other
 
@@ -122,6 +123,9 @@ class _Lowering:
             raise refusal(path, "$ref is supported within the schema only: #, or #/ and a path")
         if resolve(self._root, reference) is None:
             raise refusal(path, "$ref leads nowhere")
+        target = self._resolved(resolve(self._root, reference))
+        if isinstance(target, dict) and "$ref" in target:
+            raise refusal(path, "$ref leads back to itself")
         name = self._names.setdefault(reference, f"d{len(self._names)}")
         return {"$ref": f"#/$defs/{name}"}
 
@@ -203,6 +207,11 @@ class _Lowering:
             elif word in integer:
                 value = (max if word == "minimum" else min)(value, integer[word])
             integer[word] = int(value)
+        has_lower = "minimum" in integer or "exclusiveMinimum" in integer
+        has_upper = "maximum" in integer or "exclusiveMaximum" in integer
+        if "multipleOf" in integer and has_lower != has_upper:
+            message = "multipleOf is supported with both bounds or none"
+            raise refusal((*path, "multipleOf"), message)
         return integer
 
     def _array(self, schema: Schema, path: Path) -> Schema:
@@ -254,11 +263,23 @@ class _Lowering:
                 raise refusal((*path, "required"), "required names a property that is not allowed")
             lower[name] = self._any(given is None or given, place)
         rest = not lower if given is None else given
+        if rest is not False:
+            self._check_names(lower, path)
         whole: Schema = {"type": "object", "properties": lower}
         if required:
             whole["required"] = list(dict.fromkeys(required))
         whole["additionalProperties"] = rest is not False and self._any(rest, place)
         return whole | self._property_counts(schema, path, is_open=rest is not False)
+
+    def _check_names(self, names: Iterable[str], path: Path) -> None:
+        """Refuse names that xgrammar does not tell from those of undeclared properties."""
+        for name in names:
+            if not _PLAIN_NAME.fullmatch(name):
+                raise refusal(
+                    (*path, "properties", name),
+                    "beside undeclared properties a name should be of printable ASCII without "
+                    "quotes and backslashes; additionalProperties: false allows it",
+                )
 
     def _rest(self, schema: Schema, path: Path) -> tuple[Any, Path]:
         """Return the schema of undeclared properties, None if there is none, and its place."""
@@ -271,7 +292,8 @@ class _Lowering:
         """Lower an object whose property names follow a rule."""
         word = "patternProperties" if "patternProperties" in schema else "propertyNames"
         for other in ("properties", "required", "minProperties", "maxProperties"):
-            if schema.get(other):
+            limits_to_none = other == "maxProperties" and schema.get(other) == 0
+            if schema.get(other) or limits_to_none:
                 raise refusal((*path, word), f"{word} beside {other} is not supported")
         if word == "propertyNames":
             if "patternProperties" in schema:
@@ -293,11 +315,13 @@ class _Lowering:
         if given is False:
             return {"type": "object", "properties": {}, "additionalProperties": False}
         values = self._any(given is None or given, rest_place)
-        names = rule.get("enum") if isinstance(rule, dict) else None
-        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        if isinstance(rule, dict) and rule.get("type", "string") != "string":
+            raise refusal((*place, "type"), "names of properties are strings")
+        string = self._any({"type": "string", **rule} if isinstance(rule, dict) else rule, place)
+        names = string.get("enum")
+        if names is not None:
             properties = dict.fromkeys(names, values)
             return {"type": "object", "properties": properties, "additionalProperties": False}
-        string = self._any({"type": "string", **rule} if isinstance(rule, dict) else rule, place)
         if set(string) - {"type", "pattern"}:
             raise refusal(place, "propertyNames is supported with pattern, length or enum only")
         if "pattern" not in string:

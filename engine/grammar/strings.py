@@ -2,8 +2,9 @@
 written as such.
 
 xgrammar writes a pattern's matches between quotes without escaping them. It takes `"`, `\\` and
-control characters out of `.` and of negated classes by itself, but not out of literals and escapes,
-and it ignores anchors within a pattern and look-arounds. Patterns that rely on these are refused.
+control characters out of `.` and of negated ASCII classes by itself, but not out of literals and
+escapes, and it ignores anchors within a pattern and look-arounds. Patterns that rely on these are
+refused.
 """
 
 from collections.abc import Mapping
@@ -59,7 +60,7 @@ FORMATS: Mapping[str, Format] = {
 }
 XGRAMMAR_FORMATS = frozenset(("duration", "ipv6"))  # formats that xgrammar itself has right
 
-_ESCAPED_CONTROLS = frozenset("nrtfv0c")
+_ESCAPED_CONTROLS = frozenset("nrtfv0cbea")
 _UNWRITABLE = "can match a quote, a backslash or a control character, which JSON escapes"
 
 
@@ -109,7 +110,11 @@ def whole_pattern(pattern: str) -> str:
 
 
 def _without_options(pattern: str) -> str:
-    """Write `{0,1}` for `?`, which xgrammar gets wrong after `(…+)`, and drop lazy marks."""
+    """Write `{0,1}` for `?`, which xgrammar gets wrong after `(…+)`, drop lazy marks, and escape
+    what is not ASCII in classes: beside such a character xgrammar lets quotes into negated ones.
+    """
+    if not pattern:
+        return ""
     pieces: list[str] = []
     tokens = _tokens(pattern)
     ends = [index for index, _ in tokens[1:]] + [len(pattern)]
@@ -119,6 +124,8 @@ def _without_options(pattern: str) -> str:
         if piece == "?" and kind == "plain" and before != "(":
             is_lazy = is_plain and before in ("*", "+", "?", "}")
             pieces.append("" if is_lazy else "{0,1}")
+        elif kind in ("class", "negated") and not piece.isascii():
+            pieces.append(f"\\u{{{ord(piece):x}}}")
         else:
             pieces.append(piece)
         before, is_plain = piece, kind == "plain"
@@ -175,5 +182,6 @@ def _is_unwritable(pattern: str, index: int) -> bool:
             code = int(digits, 16)
         except ValueError:
             return True
-        return code < ord(" ") or chr(min(code, 0x10FFFF)) in '"\\'
+        is_surrogate = 0xD800 <= code <= 0xDFFF  # half a character, which UTF-8 cannot write
+        return code < ord(" ") or is_surrogate or chr(min(code, 0x10FFFF)) in '"\\'
     return letter == "" or letter in _ESCAPED_CONTROLS or letter in '"\\'

@@ -22,13 +22,14 @@ class TinyGguf:
     is_tied: bool = True
     rope_factors: tuple[float, ...] | None = None  # [D/2]
     metadata: tuple[tuple[str, int | float | str], ...] = ()  # further keys under `<family>.`
+    pre_tokenizer: str = "smollm"
 
 
 def write_tiny_gguf(file: Path, tiny: TinyGguf) -> dict[str, np.ndarray]:
     """Write a file; return its weights under Hugging Face names, as quantization leaves them."""
     writer = GGUFWriter(str(file), tiny.family)
     _write_metadata(writer, tiny)
-    _write_tokenizer(writer)
+    _write_tokenizer(writer, tiny.pre_tokenizer)
     weights = {}
     for gguf_name, name, weight in _tensors(tiny):
         is_matrix = weight.ndim == 2
@@ -66,9 +67,9 @@ def _write_metadata(writer: GGUFWriter, tiny: TinyGguf) -> None:
         add[type(value)](f"{tiny.family}.{key}", value)
 
 
-def _write_tokenizer(writer: GGUFWriter) -> None:
+def _write_tokenizer(writer: GGUFWriter, pre_tokenizer: str) -> None:
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
+    writer.add_tokenizer_pre(pre_tokenizer)
     writer.add_token_list(TOKENS)
     writer.add_token_types([1] * (len(TOKENS) - 2) + [_CONTROL] * 2)
     writer.add_token_merges(["h e"])

@@ -128,6 +128,13 @@ def test_yarn_and_linear_scaling(tmp_path: Path) -> None:
     assert rope["original_max_position_embeddings"] == 32
 
 
+@pytest.mark.parametrize("key", ["rope.scaling.factor", "rope.scale_linear"])
+def test_scaling_without_a_type_is_linear(tmp_path: Path, key: str) -> None:
+    directory, _ = _converted(tmp_path, TinyGguf(metadata=((key, 4.0),)))
+    rope = json.loads((directory / "config.json").read_text())["rope_parameters"]
+    assert (rope["rope_type"], rope["factor"]) == ("linear", 4.0)
+
+
 @pytest.mark.parametrize("family", ["gemma2", "phi3"])
 def test_other_families_are_refused_by_name(tmp_path: Path, family: str) -> None:
     with pytest.raises(UnsupportedArchitecture, match=f"{family}.*llama, mistral, qwen2, qwen3"):

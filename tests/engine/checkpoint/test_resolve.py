@@ -23,6 +23,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow
+def test_a_pre_tokenizer_that_nobody_knows_is_refused(tmp_path: Path, cache: Path) -> None:
+    write_tiny_gguf(tmp_path / "tiny.gguf", TinyGguf(pre_tokenizer="no-such-pre"))
+    with pytest.raises(ModelLoadError, match="'no-such-pre' is not supported"):
+        resolve_model(str(tmp_path / "tiny.gguf"))
+
+
+@pytest.mark.slow
 def test_gguf_file_is_converted_once_with_its_tokenizer(tmp_path: Path, cache: Path) -> None:
     write_tiny_gguf(tmp_path / "tiny.gguf", TinyGguf())
     reports: list[tuple[str, float]] = []
@@ -57,6 +64,24 @@ def test_a_failed_conversion_leaves_nothing(tmp_path: Path, cache: Path) -> None
     with pytest.raises(ModelLoadError, match="not a readable GGUF"):
         resolve_model(str(tmp_path / "bad.gguf"))
     assert not list((cache / "gguf").iterdir())
+
+
+def test_others_may_read_what_was_built_and_scratch_of_killed_processes_goes(
+    tmp_path: Path,
+) -> None:
+    old, new = tmp_path / ".building-old", tmp_path / ".building-new"
+    old.mkdir()
+    new.mkdir()
+    os.utime(old, (0, 0))
+    before = os.umask(0o022)
+    try:
+        with building(tmp_path / "whole"):
+            pass
+    finally:
+        os.umask(before)
+    assert (tmp_path / "whole").stat().st_mode & 0o777 == 0o755
+    assert not old.exists()
+    assert new.exists(), "somebody may be writing there"
 
 
 def test_two_processes_may_build_the_same_directory(tmp_path: Path) -> None:

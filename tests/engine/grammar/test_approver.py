@@ -73,7 +73,7 @@ async def refusal(approver: Approver, structure: Structure) -> str:
 @pytest.mark.parametrize(
     ("structure", "why"),
     [
-        (Structure(kind="json_schema", source='{"$ref": "#"}'), "no output"),
+        (Structure(kind="json_schema", source='{"$ref": "#"}'), "leads back to itself"),
         (Structure(kind="json_schema", source='{"type": "string", "format": "x"}'), "#/format"),
         (Structure(kind="regex", source="["), "Unclosed"),
         (Structure(kind="regex", source="("), "not closed"),

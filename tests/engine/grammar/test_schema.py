@@ -95,6 +95,10 @@ FOLLOWED: list[Any] = [
     thing(propertyNames=string(maxLength=2), additionalProperties=integer()),
     thing(propertyNames={"enum": ["p", "q"]}, additionalProperties=integer()),
     thing(properties=A_B, unevaluatedProperties=False),
+    thing(properties={"größe": integer(), 'a"b': integer()}, required=["größe"]),
+    string(pattern=""),
+    string(pattern="^"),
+    string(pattern="^$"),
     {"anyOf": [integer(minimum=5), string(maxLength=1)], "description": "either"},
     {"oneOf": [integer(), string(maxLength=3), {"type": "null"}]},
     {"oneOf": [{"$ref": "#/$defs/cat"}, DOG], "$defs": {"cat": CAT}},
@@ -140,6 +144,18 @@ REFUSED: dict[str, Any] = {
     "#/$ref": {"$ref": "http://example.com/schema"},
     "#/$ref ": {"$ref": "#/$defs/nowhere"},
     "#/$ref  ": {"$ref": "#name", "$defs": {"a": {"$anchor": "name"}}},
+    "#/properties/a/$ref": thing(properties={"a": {"$ref": "#/$defs/a"}})
+    | {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}},
+    "#/properties/gr\\u00f6\\u00dfe": thing(
+        properties={"größe": integer()}, additionalProperties=True
+    ),
+    '#/properties/a\\"b': thing(properties={'a"b': integer()}, additionalProperties=True),
+    "#/propertyNames ": thing(propertyNames=string(maxLength=2), maxProperties=0),
+    "#/propertyNames/minLength": thing(propertyNames={"enum": ["a", "bb"], "minLength": 2}),
+    "#/propertyNames/type": thing(propertyNames={"type": "integer"}),
+    "#/multipleOf ": integer(multipleOf=5, minimum=1),
+    "#/pattern ": string(pattern=r"^[\b]$"),
+    "#/pattern  ": string(pattern=r"^[\ud83d\ude00]$"),
     "#/type": {"type": "text"},
     "#": {"minLength": 2, "minimum": 3},
     "#/properties/a": thing(properties={"a": False}),
@@ -216,6 +232,18 @@ def random_pattern(source: random.Random, depth: int = 4) -> str:
 def follows(grammar: Any, text: str) -> bool:
     matcher = xgrammar.GrammarMatcher(grammar)
     return bool(matcher.accept_string(text)) and bool(matcher.is_completed())
+
+
+@pytest.mark.parametrize("pattern", ["^[^é]*$", "^[^…ä-ü]+$", "^[^é\\\\]+$", "^[^😀]$"])
+def test_negated_classes_hold_nothing_that_json_escapes(
+    compiler: GrammarCompiler, pattern: str
+) -> None:
+    schema = json.dumps(string(pattern=pattern))
+    grammar = compiler.compile(Structure(kind="json_schema", source=schema))
+    for character in ('"', "\\", "\n", "\x01"):
+        assert not follows(grammar, f'"{character}"'), character
+    for word in ("a", "e", "ö", "é", "…", "😀"):
+        assert follows(grammar, f'"{word}"') == bool(re.search(pattern, word)), word
 
 
 @pytest.mark.parametrize("number_", range(40))
