@@ -132,6 +132,8 @@ def run(args: argparse.Namespace) -> int:
     command: Command = args.command
     try:
         status: int = import_module(command.module).run(args)
+    except BrokenPipeError:  # the `adadecode` command knows what to do
+        raise
     except (EngineError, ValueError, OSError) as error:
         print(f"adadecode bench {command.name}: {error}", file=sys.stderr)
         return 1 if isinstance(error, OSError) else 2

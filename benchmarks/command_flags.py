@@ -10,7 +10,7 @@ from benchmarks.flags import (
     add_group_flags,
     add_model_flags,
     add_prompt_flags,
-    temperatures,
+    add_temperatures_flag,
 )
 from benchmarks.peer_files import PRECISIONS
 from training.flag_types import count, output_file, positive, share, temperature
@@ -109,9 +109,7 @@ def add_lossless_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `bench lossless`."""
     add_model_flags(parser)
     add_prompt_flags(parser)
-    parser.add_argument(
-        "--temperatures", type=temperatures, default=(0.0, 0.8), metavar="T,T", help="(0,0.8)"
-    )
+    add_temperatures_flag(parser)
     parser.add_argument(
         "--ways",
         choices=("all", "heads"),
@@ -153,9 +151,7 @@ def add_calibration_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `bench calibration`."""
     add_model_flags(parser)
     add_prompt_flags(parser)
-    parser.add_argument(
-        "--temperatures", type=temperatures, default=(0.0, 0.8), metavar="T,T", help="(0,0.8)"
-    )
+    add_temperatures_flag(parser)
     parser.add_argument(
         "--warm-up",
         type=count,

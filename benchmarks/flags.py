@@ -103,6 +103,12 @@ def _concurrencies(text: str) -> tuple[int, ...]:
     return tuple(sorted({positive(part) for part in text.split(",")}))
 
 
-def temperatures(text: str) -> tuple[float, ...]:
-    """Parse several temperatures."""
+def add_temperatures_flag(parser: argparse.ArgumentParser) -> None:
+    """Declare several temperatures, which are run one after the other."""
+    parser.add_argument(
+        "--temperatures", type=_temperatures, default=(0.0, 0.8), metavar="T,T", help="(0,0.8)"
+    )
+
+
+def _temperatures(text: str) -> tuple[float, ...]:
     return tuple(temperature(part) for part in text.split(","))

@@ -93,8 +93,8 @@ class EngineCore:
             EngineOverloaded: The queue is full.
         """
         ids = {request.request_id for request in requests}
-        assert len(ids) == len(requests), "request ids are unique among open requests"
-        assert ids.isdisjoint(self._open), "request ids are unique among open requests"
+        is_unique = len(ids) == len(requests) and ids.isdisjoint(self._open)
+        assert is_unique, "request ids are unique among open requests"
         try:
             sequences = self._scheduler.add_all(requests)
         except EngineOverloaded:

@@ -19,8 +19,8 @@ from engine.config import ModelConfig
 from engine.errors import EngineError
 from engine.model.block_weight import BLOCK
 from engine.model.spec import ModelSpec
+from training import flags
 from training.engines import MODELLED
-from training.flag_types import count, layer_numbers, output_file, positive, positive_number
 from training.generate import GenerationOptions
 from training.heads_file import read_facts
 from training.pipeline import TrainOptions, choose_exits, evaluate, train
@@ -33,134 +33,18 @@ from training.train_head import TrainingConfig
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the sub-commands of `heads`."""
     commands = parser.add_subparsers(dest="heads_command", required=True)
-    train_parser = commands.add_parser("train", help="train exit heads for a model")
-    _add_common_arguments(train_parser, default_tokens=200_000)
-    _add_train_arguments(train_parser)
-    measure = commands.add_parser("eval", help="measure trained heads on other prompts")
-    _add_common_arguments(measure, default_tokens=5_000)
-    measure.add_argument("--heads", type=Path, help="directory (the model's own heads)")
-    choose = commands.add_parser(
-        "search", help="choose the fastest exits on this machine among trained heads"
-    )
-    _add_common_arguments(choose, default_tokens=10_000)
-    choose.add_argument("--heads", type=Path, required=True, help="directory of trained heads")
-    choose.add_argument("--output", type=Path, required=True, help="directory for the chosen heads")
-    choose.add_argument(
-        "--candidates", type=positive, default=5, help="choices of exits to compare (%(default)s)"
-    )
-    _add_clock_arguments(choose)
-    choose.add_argument(
-        "--quantization",
-        choices=["auto", "none", "int8", "q4"],
-        default="auto",
-        help="weights on a CPU, as they will be served (%(default)s)",
-    )
-    show = commands.add_parser("show", help="what trained heads are for and how good they are")
-    show.add_argument("heads", type=Path, help="directory with heads.json")
-    for command in (train_parser, measure, choose):
-        command.epilog = "Defaults are in parentheses."
-
-
-def _add_common_arguments(parser: argparse.ArgumentParser, *, default_tokens: int) -> None:
-    parser.add_argument("model", help="local directory, .gguf file, hub id or built-in alias")
-    parser.add_argument("--prompts", type=Path, help="JSON lines with prompt and, optionally, task")
-    parser.add_argument("--no-code-prompts", action="store_true", help="use --prompts alone")
-    parser.add_argument(
-        "--work", type=Path, help="directory for intermediate files; a killed run resumes from it"
-    )
-    parser.add_argument(
-        "--tokens",
-        type=positive,
-        default=default_tokens,
-        help="self-generated tokens (%(default)s)",
-    )
-    parser.add_argument(
-        "--max-new-tokens", type=positive, default=192, help="per prompt (%(default)s)"
-    )
-    parser.add_argument(
-        "--memory-gib",
-        type=positive_number,
-        help="states, keys and values held at once (2 on a CPU, half of a GPU's memory)",
-    )
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    dtypes = ["auto", "float32", "bfloat16", "float16"]
-    parser.add_argument("--dtype", choices=dtypes, default="auto")
-    parser.add_argument("--threads", type=positive, help="CPU threads (all cores)")
-
-
-def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", type=Path, help="directory (<model directory>/exit_heads)")
-    parser.add_argument(
-        "--exit-layers",
-        type=layer_numbers,
-        help="comma-separated, 0 for embeddings (a tenth of the depth, or --start-from's)",
-    )
-    parser.add_argument(
-        "--search",
-        action="store_true",
-        help="find exit layers by forecasts, then by runs of the best few",
-    )
-    parser.add_argument(
-        "--search-tokens",
-        type=positive,
-        default=40_000,
-        help="tokens used for the search (%(default)s)",
-    )
-    parser.add_argument(
-        "--candidates", type=positive, default=3, help="choices of exits to compare (%(default)s)"
-    )
-    _add_clock_arguments(parser)
-    parser.add_argument(
-        "--vocabulary-size",
-        metavar="N|auto",
-        help="reduced vocabulary of the heads (4096, or --start-from's; with --search auto, found "
-        "by forecasts)",
-    )
-    parser.add_argument("--epochs", type=positive, default=4, help="(%(default)s)")
-    parser.add_argument(
-        "--batch-tokens",
-        type=positive,
-        help="tokens per training step (512 on a CPU, 4096 on a GPU)",
-    )
-    parser.add_argument(
-        "--learning-rate",
-        type=positive_number,
-        help="(1e-3 for 512 tokens per step, more for more)",
-    )
-    parser.add_argument(
-        "--refine",
-        type=count,
-        metavar="SIZE",
-        default=0,
-        help="a gated MLP of this inner size after each head's linear part (%(default)s: none)",
-    )
-    parser.add_argument(
-        "--start-from", type=Path, metavar="DIR", help="heads to train further instead of anew"
-    )
-    parser.add_argument(
-        "--no-previous-token",
-        action="store_true",
-        help="heads without the previous token's last state (for comparisons)",
-    )
-    parser.add_argument(
-        "--no-report", action="store_true", help="write only the heads: no page, no timed runs"
-    )
-
-
-def _add_clock_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--clock",
-        choices=[MODELLED, "wall"],
-        help="what choices are compared by: the costs of the parts of steps, measured once and the "
-        f"same for all, or wall-clock time ({MODELLED})",
-    )
-    parser.add_argument(
-        "--costs",
-        type=output_file,
-        metavar="FILE",
-        help="the modelled clock's costs, as `bench heads` keeps them: read from FILE; those it "
-        "lacks are measured and written there (measured, and kept in --work)",
-    )
+    for name, add_flags, text in (
+        ("train", flags.add_train_flags, "train exit heads for a model"),
+        ("eval", flags.add_eval_flags, "measure trained heads on other prompts"),
+        (
+            "search",
+            flags.add_search_flags,
+            "choose the fastest exits on this machine among trained heads",
+        ),
+        ("show", flags.add_show_flags, "what trained heads are for and how good they are"),
+    ):
+        command = commands.add_parser(name, help=text, epilog="Defaults are in parentheses.")
+        add_flags(command)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -169,19 +53,15 @@ def run(args: argparse.Namespace) -> int:
     commands = {"train": _train, "eval": _evaluate, "search": _choose, "show": _show}
     try:
         return commands[args.heads_command](args)
+    except BrokenPipeError:  # the `adadecode` command knows what to do
+        raise
     except (EngineError, OSError, ValueError) as error:
         print(f"adadecode heads {args.heads_command}: {error}", file=sys.stderr)
         return 1
 
 
 def _show(args: argparse.Namespace) -> int:
-    text = json.dumps(read_facts(args.heads), indent=2)
-    try:
-        print(text, flush=True)
-    except (
-        BrokenPipeError
-    ):  # a reader such as `head` has seen enough; nor is there an error at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print(json.dumps(read_facts(args.heads), indent=2))
     return 0
 
 

@@ -73,6 +73,7 @@ class PolicyDrafter:
         self._watch = StepWatch(clock, is_queued=is_queued)
         self._is_plain = False  # nothing was looked up, and no exit is worth evaluating
         self._all_free = self._any_free = False  # whether the policy decides about all, any rows
+        self._has_fixed = False  # a fixed threshold decides about some row of this step
         self._is_judged = False  # whether this step tells if drafting pays
         self._verdicts: list[tuple[Chance, bool]] = []  # not learned from yet
 
@@ -82,12 +83,14 @@ class PolicyDrafter:
         self._watch.begin(is_idle=not estimate.is_ahead)
         free = [*map(self._thresholds.leaves, rows)]
         self._all_free, self._any_free = all(free), any(free)
-        has_fixed = bool(self._fixed(rows))
+        self._has_fixed = any(
+            row.is_draftable and not is_free for row, is_free in zip(rows, free, strict=True)
+        )
         self._is_judged = self._all_free or (
-            self._any_free and not has_fixed and all(row.plan.only_decodes for row in rows)
+            self._any_free and not self._has_fixed and all(row.plan.only_decodes for row in rows)
         )
         self._policy.begin(estimate, may_control=self._is_judged)
-        return has_fixed or (self._any_free and self._policy.is_drafting)
+        return self._has_fixed or (self._any_free and self._policy.is_drafting)
 
     def look_up(self, rows: Sequence[Row], estimate: StepEstimate) -> None:
         """See `Drafter.look_up`."""
@@ -130,7 +133,7 @@ class PolicyDrafter:
         able = self._able(rows)
         if not able:
             return False
-        if self._fixed(rows):
+        if self._has_fixed:
             return True
         if self._policy.is_control and not self._watch.tells_of_plain_steps:
             return False  # this control cannot be measured; the next step is one as well
@@ -217,7 +220,7 @@ class PolicyDrafter:
         """Compare what the step brought with what it took."""
         watch, is_off = self._watch, not self._policy.is_drafting
         only_decodes = self._is_judged or all(row.plan.only_decodes for row in rows)
-        tells_of_plain = only_decodes and not self._fixed(rows) and watch.tells_of_plain_steps
+        tells_of_plain = only_decodes and not self._has_fixed and watch.tells_of_plain_steps
         took_s = watch.end(is_plain=is_off and only_decodes)
         if is_off and self._any_free:  # a pause counts steps that the policy would have decided on
             self._policy.pass_by(len(rows), took_s if tells_of_plain else None)
@@ -238,7 +241,7 @@ class PolicyDrafter:
         """See `Drafter.will_evaluate_exits`; these rows may draft."""
         if self._exit_evaluator is None:
             return False
-        if self._fixed(rows):
+        if self._has_fixed:
             return True
         # Heads need the last hidden states of the step before, which are kept from now on.
         has_states = any(row.estimates for row in rows)
@@ -264,12 +267,6 @@ class PolicyDrafter:
     def _able(self, rows: Sequence[Row]) -> Sequence[Row]:
         """Return the rows that may draft."""
         return rows if self._all_free else [row for row in rows if row.is_draftable]
-
-    def _fixed(self, rows: Sequence[Row]) -> list[Row]:
-        """Return the rows that may draft and for which a fixed threshold decides."""
-        if self._all_free:
-            return []
-        return [r for r in rows if r.is_draftable and self._thresholds.of(r) is not None]
 
     def _learn_row(self, row: Row, token_ids: Sequence[int]) -> None:
         """Collect the verdicts on guesses; a guess has one if all tokens before it were right."""

@@ -3,19 +3,10 @@
 from typing import Literal
 
 from fastapi import APIRouter, Request
-from starlette.convertors import PathConvertor, register_url_convertor
 
 from server.context import ServerContext, context_of
 from server.protocol.common import ResponseModel
 
-
-class _ModelIdConvertor(PathConvertor):
-    """Matches ids, which may contain slashes but are not empty."""
-
-    regex = ".+"
-
-
-register_url_convertor("model_id", _ModelIdConvertor())
 router = APIRouter(tags=["models"])
 
 
@@ -49,13 +40,14 @@ class ModelList(ResponseModel):
 
 
 @router.get("/v1/models")
+@router.get("/v1/models/", include_in_schema=False)  # no id is empty
 async def list_models(request: Request) -> ModelList:
     """The names that requests may use."""
     context = context_of(request)
     return ModelList(data=[_card(context, name) for name in context.service.model_names])
 
 
-@router.get("/v1/models/{model_id:model_id}")
+@router.get("/v1/models/{model_id:path}")
 async def retrieve_model(model_id: str, request: Request) -> ModelCard:
     """A served model by its id, which may contain slashes."""
     context = context_of(request)

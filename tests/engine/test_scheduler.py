@@ -200,21 +200,12 @@ def test_where_passes_run_ahead_there_is_room_for_the_next_token(runs_ahead: boo
     assert dict(others) == expected
 
 
-def test_room_for_the_next_token_never_costs_a_preemption() -> None:
-    # As below: two sequences of 16 tokens fit 8 blocks of 4 exactly.
-    bench = Bench(num_blocks=8, runs_ahead=True)
-    sequences = [
-        bench.scheduler.add(make_request(number, 4, ignore_eos=True, max_tokens=12))
-        for number in range(2)
-    ]
-    while not all(sequence.is_finished for sequence in sequences):
-        bench.step()
-    assert bench.scheduler.num_preemptions == 0
-
-
-def test_drafts_never_cost_a_preemption() -> None:
-    # Two sequences of 16 tokens fit 8 blocks of 4 exactly; with drafts they would need more.
-    bench = Bench(num_blocks=8, max_draft_tokens=3, acceptance=0.3)
+@pytest.mark.parametrize(
+    "wants", [{"runs_ahead": True}, {"max_draft_tokens": 3, "acceptance": 0.3}], ids=str
+)
+def test_room_beyond_the_newest_token_never_costs_a_preemption(wants: dict[str, Any]) -> None:
+    # Two sequences of 16 tokens fit 8 blocks of 4 exactly; with more room they would not.
+    bench = Bench(num_blocks=8, **wants)
     sequences = [
         bench.scheduler.add(make_request(number, 4, ignore_eos=True, max_tokens=12))
         for number in range(2)
