@@ -1,4 +1,4 @@
-"""The kernels run with other vectors than this machine's own: NEON under an emulator, and SSE.
+"""The kernels run with other vectors than this machine's own: NEON under an emulator, SSE and AVX2.
 
 Every build must keep a token's bits whatever shares its call, and agree with the others up to the
 rounding of sums.
@@ -17,6 +17,9 @@ SOURCES = sorted(map(str, Path(native.__file__).parent.glob("*.c")))
 PROGRAM = str(Path(__file__).with_name("check_kernels.c"))
 FLAGS = ["-std=gnu11", "-O2", "-ffp-contract=fast", "-fno-math-errno", "-pthread", "-Wno-psabi"]
 IS_X86 = platform.machine() in ("x86_64", "AMD64")
+
+CPU_INFO = Path("/proc/cpuinfo")
+CPU_FLAGS = CPU_INFO.read_text().split() if CPU_INFO.exists() else []
 
 Results = dict[tuple[str, ...], list[float]]  # by operation and form of weights
 
@@ -45,6 +48,12 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Results:
     ("compiler", "emulator"),
     [
         pytest.param(["gcc", "-march=x86-64"], [], id="sse"),
+        pytest.param(
+            ["gcc", "-march=haswell"],
+            [],
+            id="avx2",
+            marks=pytest.mark.skipif("avx2" not in CPU_FLAGS, reason="the CPU has no AVX2"),
+        ),
         pytest.param(
             ["aarch64-linux-gnu-gcc", "-march=armv8-a", "-static"], ["qemu-aarch64"], id="neon"
         ),

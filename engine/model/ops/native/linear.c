@@ -18,7 +18,7 @@ enum {
     PAIR_TOKENS = MAX_ROWS * 3 / 2, /* up to this many read panels of floats in pairs: more are bound by arithmetic */
     STRETCH = 128,              /* of k: what several tiles read of a panel at a time, from the first-level cache */
     TILES_AT_ONCE = 96 / MAX_ROWS, /* that share a stretch */
-    BYTES_AHEAD = 2048,         /* fetched ahead of use if there is only one tile: the machine's own prefetcher stops at
+    BYTES_AHEAD = 4096,         /* fetched ahead of use if there is only one tile: the machine's own prefetcher stops at
                                    every page (and within a page does better if it is not overtaken by far) */
     SERIAL_PACK_VALUES = 4096,  /* fewer activations than this are packed by the calling thread */
 };
@@ -93,12 +93,14 @@ typedef struct {
     float eps;
     /* What plan() adds. */
     bool expanded;      /* weights are made floats before they are multiplied: once for all the tiles */
+    bool shared;        /* a stretch of weights is read by one tile after the other */
     int together;       /* panels read side by side */
     int group;          /* panels whose sums are kept until they are stored: gate and up, or those */
     int64_t columns;    /* of the result they make; a column is a panel, or one of gate and one of up */
     int64_t tiles;
     int64_t tile_rows;  /* of a tile at least */
     int64_t longer;     /* the first tiles, which have one row more */
+    int64_t ahead;      /* of k: between the weights that are read and those that are asked for */
     int64_t step;       /* bytes of a panel that a tile asks for ahead of use, per word of a column that it reads */
     int64_t item_columns;
 } Job;
@@ -135,6 +137,9 @@ static void plan(Job *job, int threads) {
     job->together = job->expanded ? 1 : PANELS_AT_ONCE(format, tile_at(job, 0).rows);
     job->group = most(job->together, job->up_panel ? 2 : 1);
     job->columns = job->up_panel ? job->group / 2 : job->group;
+    job->shared = job->tiles > 1 || job->expanded;
+    job->ahead = job->shared ? STRETCH / job->together
+                             : ceil_divide(BYTES_AHEAD / job->together, panel_bytes(format, BLOCK)) * BLOCK;
     int64_t words = panel_bytes(read, BLOCK) / WORD_BYTES * least(job->tiles, TILES_AT_ONCE);
     job->step = ceil_divide(panel_bytes(format, BLOCK), words);
     job->item_columns = columns_per_item(job, threads);
@@ -205,21 +210,21 @@ static void multiply_stretch(const Job *job, Stream *streams, int64_t k, int64_t
 
 /* sums[t][p][r][j] = products of the panels from number `panel` of a group on that are read side by side, with every row
    of tiles [first, end), a stretch of k after the other. While the tiles share a stretch, they ask for the next one, each
-   for its part: memory never waits for arithmetic. */
+   for its part: memory never waits for arithmetic. An only tile has two stretches: in the second, what lies ahead is the
+   beginning of the panels that are read next. */
 static void multiply_panels(const Job *job, const char *const *group, int panel, int64_t first, int64_t end,
                             float *sums) {
     _Alignas(64) float expanded[STRETCH * PANEL];
     Stream streams[MAX_PANELS];
     const Linear *weight = job->weight;
-    bool shared = job->tiles > 1 || job->expanded;
-    int64_t in = weight->in_features, stretch = shared ? STRETCH / job->together : in;
-    int64_t bytes = panel_bytes(weight->format, stretch), ahead = shared ? bytes : BYTES_AHEAD / job->together;
-    for (int64_t k = 0, offset = 0; k < in; k += stretch, offset += bytes) {
-        int64_t depth = least(in - k, stretch);
-        bool last = shared && k + depth == in;
+    int64_t in = weight->in_features, next_panels = job->columns * weight->panel_bytes;
+    for (int64_t k = 0, depth; k < in; k += depth) {
+        int64_t left = in - k;
+        depth = job->shared ? least(left, job->ahead) : left > job->ahead ? left - job->ahead : left;
         for (int p = 0; p < job->together; p++) {
-            const char *begin = group[panel + p], *at = begin + offset;
-            streams[p] = (Stream){at, last ? begin + job->columns * weight->panel_bytes : at + ahead};
+            const char *begin = group[panel + p], *at = begin + panel_bytes(weight->format, k);
+            const char *ahead = begin + panel_bytes(weight->format, k + job->ahead);
+            streams[p] = (Stream){at, depth == left ? begin + next_panels : ahead};
         }
         if (job->expanded) {
             panel_expand(weight->format, depth, streams[0].at, expanded);

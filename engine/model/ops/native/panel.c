@@ -1,6 +1,9 @@
 #include "panel.h"
 
 #include <string.h>
+#if VEC_LANES == 16
+#include <immintrin.h>
+#endif
 
 #define HALVES_BYTES (PANEL * 2) /* one half-precision number of every column */
 #define INT8_BYTES (HALVES_BYTES + BLOCK / 4 * WORD_BYTES)
@@ -16,7 +19,9 @@ typedef uint16_t half_vec __attribute__((vector_size(VEC_BYTES / 2), aligned(2),
 
 /* Exact, zero and subnormal numbers included: the bits of a half shifted into a float are 2^-112 of its value. */
 INLINE vec vec_from_halves(const void *p) {
-#if VEC_LANES == 8 && defined(__F16C__)
+#if VEC_LANES == 16
+    return (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+#elif VEC_LANES == 8 && defined(__F16C__)
     return __builtin_ia32_vcvtph2ps256(*(const signed_half_vec *)p);
 #endif
     uvec half = __builtin_convertvector(*(const half_vec *)p, uvec);
@@ -144,27 +149,34 @@ INLINE const char *read_shared(const Format format, const char *at, Shared *shar
     return at + (format == INT4 ? 2 : 1) * HALVES_BYTES;
 }
 
-/* Byte `from` of every word as its byte `to`, the others zero. */
-INLINE ivec move_byte(uvec word, const int from, const int to) {
+/* Byte `index` of every word as its top byte, the others zero. */
+INLINE ivec to_top(uvec word, const int index) {
 #if VEC_LANES == 8 && defined(__AVX2__)
     bytes place; /* of each byte; one with its top bit set gives zero */
-    for (int lane = 0; lane < VEC_BYTES; lane++) place[lane] = lane % 4 == to ? lane % 16 - to + from : -1;
+    for (int lane = 0; lane < VEC_BYTES; lane++) place[lane] = lane % 4 == 3 ? lane % 16 - 3 + index : -1;
     return (ivec)__builtin_ia32_pshufb256((bytes)word, place);
 #else
-    return (ivec)((word >> 8 * from & 255) << 8 * to);
+    return (ivec)(word << 8 * (3 - index) & 0xff000000u);
+#endif
+}
+
+/* The half byte `index` of every word as a float. */
+INLINE vec half_byte(uvec word, const int index) {
+    uvec low = word >> 4 * index;
+#if VEC_LANES == 16
+    const vec numbers = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return (vec)_mm512_permutexvar_ps((__m512i)low, (__m512)numbers); /* takes no notice of higher bits */
+#else
+    return __builtin_convertvector((ivec)(low & 15), vec);
 #endif
 }
 
 /* Weights of k + i, 0 <= i < span, from one word of every column. */
 INLINE vec weight_of(const Format format, uvec word, const int i, vec scale, vec minimum) {
-    const uint32_t low_halves = 0x0f0f0f0f;
     switch (format) {
         case BFLOAT16: return (vec)(i == 0 ? word << 16 : word & 0xffff0000u);
-        case INT8: return __builtin_convertvector(move_byte(word, i, 3), vec) * scale;
-        case INT4: {
-            uvec codes = i % 2 ? word >> 4 & low_halves : word & low_halves;
-            return __builtin_convertvector(move_byte(codes, i / 2, 0), vec) * scale + minimum;
-        }
+        case INT8: return __builtin_convertvector(to_top(word, i), vec) * scale;
+        case INT4: return half_byte(word, i) * scale + minimum;
         default: return (vec)word;
     }
 }
@@ -269,6 +281,7 @@ void panel_expand(Format format, int64_t depth, const void *panel, float *expand
     static void product_##format##_##rows(int count, int64_t depth, const float *x, const Stream *panels,       \
                                           int64_t step, float *sums) {                                          \
         if (count == 1) product(format, 1, rows, depth, x, panels, step, sums);                                 \
+        else if (count == 2 && FIT(4, format, rows)) product(format, 2, rows, depth, x, panels, step, sums);    \
         else product(format, PANELS_AT_ONCE(format, rows), rows, depth, x, panels, step, sums);                 \
     }
 #define NAME(format, rows) product_##format##_##rows,

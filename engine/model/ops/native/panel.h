@@ -29,17 +29,13 @@
 #define ACCUMULATORS 24
 #endif
 #define MAX_ROWS (ACCUMULATORS / PANEL_VECS)
+#define MAX_CODE_ROWS (MAX_ROWS * 2 / 3) /* codes need registers for their scales and minimums too */
 
-/* Codes need registers for their scales too, so fewer fit. */
-#define SUMS_AT_ONCE (ACCUMULATORS * 2 / 3)
-#define MAX_CODE_ROWS (SUMS_AT_ONCE / PANEL_VECS)
-
-/* Panels multiplied at once: with few rows, each addition to one panel's sums would wait for the one before. */
+/* Panels multiplied at once, as many as fit: with few rows, each addition to one panel's sums would wait for the one
+   before, and one stream of memory does not keep the memory busy. A panel of codes has two registers more. */
 #define MAX_PANELS 4
-#define PANELS_AT_ONCE(format, rows)                                     \
-    ((format) >= INT8 ? ((rows) == 1 ? 2 : 1)                            \
-                      : 4 * (rows) * PANEL_VECS <= SUMS_AT_ONCE ? 4      \
-                      : 2 * (rows) * PANEL_VECS <= ACCUMULATORS ? 2 : 1)
+#define FIT(panels, format, rows) ((panels) * ((rows) + ((format) >= INT8 ? 2 : 0)) * PANEL_VECS <= ACCUMULATORS)
+#define PANELS_AT_ONCE(format, rows) (FIT(4, format, rows) ? 4 : FIT(2, format, rows) ? 2 : 1)
 
 #define BLOCK 32               /* values that share a scale */
 #define WORD_BYTES (PANEL * 4) /* one word of every column */
@@ -72,8 +68,8 @@ typedef struct {
     const char *ahead;
 } Stream;
 
-/* sums[p][r][j] += sum over k < depth of x[k][r] * panels[p][k][j], for `count` panels: one, or
-   PANELS_AT_ONCE(format, rows). For every word of a column that it reads, it asks for `step` bytes ahead.
+/* sums[p][r][j] += sum over k < depth of x[k][r] * panels[p][k][j], for `count` panels: one, two,
+   or PANELS_AT_ONCE(format, rows), which is no less. For every word of a column that it reads, it asks for `step` bytes ahead.
 
    x: [depth, rows], rows interleaved, 1 <= rows <= MAX_ROWS (quick up to MAX_CODE_ROWS for codes); sums: [panels, rows,
    PANEL], aligned. */
