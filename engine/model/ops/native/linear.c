@@ -15,7 +15,7 @@ enum {
     ITEM_BYTES = 384 * 1024,    /* weights of one item stay in a core's second-level cache */
     LEAST_ITEM_BYTES = 32 * 1024, /* weight bytes times tokens: handing out a smaller item costs more than it saves */
     EXPAND_TILES = 4,           /* with at least this many tiles, BFLOAT16 is expanded to floats once for all */
-    PAIR_TOKENS = MAX_ROWS * 3 / 2, /* up to this many read panels of floats in pairs: more are bound by arithmetic */
+    PAIR_TOKENS = MAX_ROWS * 3, /* up to this many read twice the panels of floats: more are bound by arithmetic */
     STRETCH = 128,              /* of k: what several tiles read of a panel at a time, from the first-level cache */
     TILES_AT_ONCE = 96 / MAX_ROWS, /* that share a stretch */
     BYTES_AHEAD = 4096,         /* fetched ahead of use if there is only one tile: the machine's own prefetcher stops at
@@ -134,7 +134,7 @@ static void plan(Job *job, int threads) {
     Format read = job->expanded ? FLOAT32 : format;
     job->tiles = ceil_divide(job->tokens, paired ? MAX_ROWS / 2 : MAX_ROWS);
     job->tile_rows = job->tokens / job->tiles, job->longer = job->tokens % job->tiles;
-    job->together = job->expanded ? 1 : PANELS_AT_ONCE(format, tile_at(job, 0).rows);
+    job->together = PANELS_AT_ONCE(read, tile_at(job, 0).rows);
     job->group = most(job->together, job->up_panel ? 2 : 1);
     job->columns = job->up_panel ? job->group / 2 : job->group;
     job->shared = job->tiles > 1 || job->expanded;
@@ -226,9 +226,10 @@ static void multiply_panels(const Job *job, const char *const *group, int panel,
             const char *ahead = begin + panel_bytes(weight->format, k + job->ahead);
             streams[p] = (Stream){at, depth == left ? begin + next_panels : ahead};
         }
-        if (job->expanded) {
-            panel_expand(weight->format, depth, streams[0].at, expanded);
-            streams[0].at = (const char *)expanded;
+        for (int p = 0; p < job->together && job->expanded; p++) {
+            float *floats = expanded + p * depth * PANEL;
+            panel_expand(weight->format, depth, streams[p].at, floats);
+            streams[p].at = (const char *)floats;
         }
         multiply_stretch(job, streams, k, depth, first, end, panel, sums);
     }
@@ -247,7 +248,7 @@ static void finish(const Job *job, int64_t column, Tile tile, float *sums) {
 
 /* A few columns of the result, for all tokens. */
 static void multiply_columns(const Job *job, int64_t column, int64_t count) {
-    _Alignas(64) float sums[2 * TILES_AT_ONCE * MAX_ROWS * PANEL]; /* or those of MAX_PANELS with one tile, which are fewer */
+    _Alignas(64) float sums[2 * TILES_AT_ONCE * MAX_ROWS * PANEL]; /* of two panels; of more with smaller tiles */
     const char *panels[MAX_PANELS];
     int64_t per_column = job->group / job->columns;
     for (int p = 0; p < job->group; p++) { /* the last group may repeat its last column, for nothing */

@@ -191,7 +191,7 @@ INLINE int span_of(const Format format) {
 
 INLINE void product(const Format format, const int panels, const int rows, int64_t depth, const float *x,
                     const Stream *streams, int64_t step, float *out) {
-    const bool rows_kept = format == FLOAT32 && rows < panels * PANEL_VECS; /* in registers, not the weights */
+    const bool rows_kept = rows <= panels * PANEL_VECS; /* in registers, not the weights */
     const int span = span_of(format);
     const int64_t length = format >= INT8 ? BLOCK : span; /* of k between two looks at what a block shares */
     vec sum[MAX_PANELS][MAX_ROWS][PANEL_VECS];
@@ -200,7 +200,7 @@ INLINE void product(const Format format, const int panels, const int rows, int64
 #pragma GCC unroll 4
     for (int p = 0; p < panels; p++) {
         at[p] = streams[p].at, ahead[p] = streams[p].ahead;
-#pragma GCC unroll 24
+#pragma GCC unroll 12
         for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
             for (int v = 0; v < PANEL_VECS; v++) sum[p][r][v] = ((const vec *)(out + (p * rows + r) * PANEL))[v];
@@ -218,29 +218,31 @@ INLINE void product(const Format format, const int panels, const int rows, int64
                 for (int v = 0; v < PANEL_VECS; v++) words[p][v] = ((const loose_uvec *)at[p])[v];
             }
 #pragma GCC unroll 8
-            for (int i = 0; i < span; i++, x += rows)
+            for (int i = 0; i < span; i++, x += rows) {
+                vec weights[MAX_PANELS][PANEL_VECS];
 #pragma GCC unroll 4
-                for (int p = 0; p < panels; p++) {
-                    vec weights[PANEL_VECS];
+                for (int p = 0; p < panels; p++)
 #pragma GCC unroll 4
                     for (int v = 0; v < PANEL_VECS; v++) {
                         vec weight = weight_of(format, words[p][v], i, shared[p].scale[v], shared[p].minimum[v]);
-                        weights[v] = vec_kept(weight);
+                        weights[p][v] = vec_kept(weight);
                         if (rows_kept)
-#pragma GCC unroll 24
-                            for (int r = 0; r < rows; r++) sum[p][r][v] += x[r] * weights[v];
+#pragma GCC unroll 12
+                            for (int r = 0; r < rows; r++) sum[p][r][v] += x[r] * weights[p][v];
                     }
-                    if (!rows_kept)
-#pragma GCC unroll 24
-                        for (int r = 0; r < rows; r++)
+                if (!rows_kept)
+#pragma GCC unroll 12
+                    for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
-                            for (int v = 0; v < PANEL_VECS; v++) sum[p][r][v] += x[r] * weights[v];
-                }
+                        for (int p = 0; p < panels; p++)
+#pragma GCC unroll 4
+                            for (int v = 0; v < PANEL_VECS; v++) sum[p][r][v] += x[r] * weights[p][v];
+            }
         }
     }
 #pragma GCC unroll 4
     for (int p = 0; p < panels; p++)
-#pragma GCC unroll 24
+#pragma GCC unroll 12
         for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
             for (int v = 0; v < PANEL_VECS; v++) ((vec *)(out + (p * rows + r) * PANEL))[v] = sum[p][r][v];
@@ -287,12 +289,10 @@ void panel_expand(Format format, int64_t depth, const void *panel, float *expand
 #define NAME(format, rows) product_##format##_##rows,
 #define UP_TO_6(each, format) \
     each(format, 1) each(format, 2) each(format, 3) each(format, 4) each(format, 5) each(format, 6)
-#if MAX_ROWS == 24
-#define EVERY(each, format)                                                                                        \
-    UP_TO_6(each, format) each(format, 7) each(format, 8) each(format, 9) each(format, 10) each(format, 11)        \
-    each(format, 12) each(format, 13) each(format, 14) each(format, 15) each(format, 16) each(format, 17)          \
-    each(format, 18) each(format, 19) each(format, 20) each(format, 21) each(format, 22) each(format, 23)          \
-    each(format, 24)
+#if MAX_ROWS == 12
+#define EVERY(each, format)                                                                                     \
+    UP_TO_6(each, format) each(format, 7) each(format, 8) each(format, 9) each(format, 10) each(format, 11)     \
+    each(format, 12)
 #else
 #define EVERY UP_TO_6
 #endif

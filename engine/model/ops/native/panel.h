@@ -20,7 +20,7 @@
 
 #include "vector.h"
 
-/* Accumulators (vectors) that fit into registers beside what a product reads, and the rows of one panel they allow. */
+/* Accumulators (vectors) that fit into registers beside what a product reads. */
 #if VEC_LANES == 16
 #define ACCUMULATORS 24
 #elif VEC_LANES == 8
@@ -28,8 +28,10 @@
 #else
 #define ACCUMULATORS 24
 #endif
-#define MAX_ROWS (ACCUMULATORS / PANEL_VECS)
-#define MAX_CODE_ROWS (MAX_ROWS * 2 / 3) /* codes need registers for their scales and minimums too */
+/* A full tile has two vectors of columns at least, so that what is read of x is used more than once. */
+#define TILE_VECS (PANEL_VECS == 1 ? 2 : PANEL_VECS)
+#define MAX_ROWS (ACCUMULATORS / TILE_VECS)
+#define MAX_CODE_ROWS (PANEL_VECS == 1 ? MAX_ROWS : MAX_ROWS * 2 / 3) /* their scales and minimums need registers too */
 
 /* Panels multiplied at once, as many as fit: with few rows, each addition to one panel's sums would wait for the one
    before, and one stream of memory does not keep the memory busy. A panel of codes has two registers more. */
