@@ -301,6 +301,14 @@ def test_attention_does_not_depend_on_the_chunking(
         assert torch.equal(rows.run_in_chunks(ops, 1, size), alone), f"{size} tokens a call"
 
 
+def test_attention_does_not_depend_on_how_threads_share_it() -> None:
+    """Eight threads share out a call of 300 tokens by head, one of 150 by part of the context."""
+    rows = Rows(layer_params((32, 32, 128, None, False)))
+    for size in (150, 300):
+        alone, together = (rows.run_in_chunks(NativeOps(threads), 0, size) for threads in (1, 8))
+        assert torch.equal(alone, together)
+
+
 def test_attention_of_rows_that_share_a_call(ops: NativeOps) -> None:
     rows = Rows(layer_params(LAYERS[0]))
     first, second = rows.run_in_chunks(ops, 0, 300), rows.run_in_chunks(ops, 1, 300)

@@ -14,42 +14,45 @@ enum {
     PART = 2 * CHUNK,      /* positions of one independent partial result */
     TILE_QUERIES = 24,     /* queries that share a chunk, unless one token has more per key head */
     PLACE_TOKENS = 8,      /* tokens of one item when queries, keys and values are placed */
-    SPLIT_BELOW_ITEMS = 4, /* per thread: with fewer tiles than that, parts are computed in parallel */
+    TILES_PER_THREAD = 4,  /* with fewer, tiles are cut into items */
+    RUNS_PER_THREAD = 8,   /* of parts: one chunk after the other is asked for in time */
+    MOST_PARTIAL_BYTES = 16 << 20,
 };
 
 /* ---- memory ---- */
 
 static size_t bench_size(const AttentionJob *job) {
-    return job->tile_queries * (CHUNK * sizeof(float) + 2 * job->state_size);
+    return job->tile_queries * CHUNK * sizeof(float) + 2 * job->params->kv_heads * job->head_states;
 }
 
 static Bench bench_of(const AttentionJob *job, int thread) {
     Bench bench;
     bench.scores = job->context->own[thread].data;
     bench.states = (char *)(bench.scores + CHUNK * job->tile_queries);
-    bench.merged = bench.states + job->tile_queries * job->state_size;
+    bench.merged = bench.states + job->params->kv_heads * job->head_states;
     return bench;
 }
 
-static void clear_states(const AttentionJob *job, char *states, int64_t count) {
-    for (int64_t i = 0; i < count; i++) {
-        State *state = state_at(job, states, i);
-        memset(state, 0, job->state_size);
-        state->top = -INFINITY;
-    }
+static void clear_states(const AttentionJob *job, Tile tile, Heads heads, char *states) {
+    for (int64_t head = 0; head < heads.count; head++, states += job->head_states)
+        for (int64_t i = 0; i < tile.count * job->group; i++) {
+            State *state = state_at(job, states, i);
+            memset(state, 0, job->state_size);
+            state->top = -INFINITY;
+        }
 }
 
 /* ---- parts, and their merging ---- */
 
-static void attend_part(const AttentionJob *job, Tile tile, int64_t kv_head, int64_t part, Bench *bench, char *states) {
+static void attend_part(const AttentionJob *job, Tile tile, Heads heads, int64_t part, Bench *bench, char *states) {
     int64_t first = most(part * PART, tile_start(job, tile)) / CHUNK;
     int64_t last = least(part * PART + PART - 1, tile_last(job, tile)) / CHUNK;
-    clear_states(job, states, tile.count * job->group);
-    for (int64_t chunk = first; chunk <= last; chunk++) chunk_attend(job, tile, kv_head, chunk, bench, states);
+    clear_states(job, tile, heads, states);
+    for (int64_t chunk = first; chunk <= last; chunk++) chunk_attend(job, tile, heads, chunk, bench, states);
 }
 
-static void merge_states(const AttentionJob *job, char *merged, char *states, int64_t count) {
-    for (int64_t i = 0; i < count; i++) {
+static void merge_head(const AttentionJob *job, Tile tile, char *merged, char *states) {
+    for (int64_t i = 0; i < tile.count * job->group; i++) {
         State *into = state_at(job, merged, i), *from = state_at(job, states, i);
         if (from->sum == 0.0f) continue; /* this query sees nothing of the part */
         float top = into->top > from->top ? into->top : from->top;
@@ -61,7 +64,12 @@ static void merge_states(const AttentionJob *job, char *merged, char *states, in
     }
 }
 
-static void write_out(const AttentionJob *job, Tile tile, int64_t kv_head, char *merged) {
+static void merge_states(const AttentionJob *job, Tile tile, Heads heads, char *merged, char *states) {
+    for (int64_t head = 0; head < heads.count; head++)
+        merge_head(job, tile, merged + head * job->head_states, states + head * job->head_states);
+}
+
+static void write_head(const AttentionJob *job, Tile tile, int64_t kv_head, char *merged) {
     int64_t size = job->params->head_size, width = job->params->heads * size;
     for (int64_t query = 0; query < tile.count * job->group; query++) {
         const State *state = state_at(job, merged, query);
@@ -71,50 +79,61 @@ static void write_out(const AttentionJob *job, Tile tile, int64_t kv_head, char 
     }
 }
 
+static void write_out(const AttentionJob *job, Tile tile, Heads heads, char *merged) {
+    for (int64_t head = 0; head < heads.count; head++)
+        write_head(job, tile, heads.first + head, merged + head * job->head_states);
+}
+
 /* ---- items ---- */
 
 static int64_t first_part(const AttentionJob *job, Tile tile) { return tile_start(job, tile) / PART; }
 static int64_t last_part(const AttentionJob *job, Tile tile) { return tile_last(job, tile) / PART; }
 
-/* Item: tile and key head, all parts. */
+/* Item: a tile and some of its key heads, all parts. */
 static void attend_whole(void *argument, int64_t item, int thread) {
     const AttentionJob *job = argument;
-    int64_t kv_head = item % job->params->kv_heads;
-    Tile tile = job->tiles[item / job->params->kv_heads];
+    int64_t shares = job->params->kv_heads / job->heads;
+    Tile tile = job->tiles[item / shares];
+    Heads heads = {.first = item % shares * job->heads, .count = job->heads};
     Bench bench = bench_of(job, thread);
-    clear_states(job, bench.merged, tile.count * job->group);
+    clear_states(job, tile, heads, bench.merged);
     for (int64_t part = first_part(job, tile); part <= last_part(job, tile); part++) {
-        attend_part(job, tile, kv_head, part, &bench, bench.states);
-        merge_states(job, bench.merged, bench.states, tile.count * job->group);
+        attend_part(job, tile, heads, part, &bench, bench.states);
+        merge_states(job, tile, heads, bench.merged, bench.states);
     }
-    write_out(job, tile, kv_head, bench.merged);
+    write_out(job, tile, heads, bench.merged);
 }
 
-static char *partial_at(const AttentionJob *job, int64_t tile_and_head, int64_t part) {
-    return job->partial + (tile_and_head * job->max_parts + part) * job->tile_queries * job->state_size;
+/* States of a part, counted from the tile's first one. */
+static char *partial_at(const AttentionJob *job, int64_t tile, int64_t part) {
+    return job->partial + (tile * job->max_parts + part) * job->params->kv_heads * job->head_states;
 }
 
-/* Item: tile, key head and one part. */
+static int64_t num_runs(const AttentionJob *job) { return (job->max_parts + job->run - 1) / job->run; }
+
+/* Item: a tile and a run of parts. */
 static void attend_partially(void *argument, int64_t item, int thread) {
     const AttentionJob *job = argument;
-    int64_t tile_and_head = item / job->max_parts, kv_head = tile_and_head % job->params->kv_heads;
-    Tile tile = job->tiles[tile_and_head / job->params->kv_heads];
-    int64_t part = first_part(job, tile) + item % job->max_parts;
-    if (part > last_part(job, tile)) return;
+    int64_t index = item / num_runs(job), begin = item % num_runs(job) * job->run;
+    Tile tile = job->tiles[index];
+    int64_t first = first_part(job, tile), end = least(begin + job->run, last_part(job, tile) - first + 1);
+    Heads all = {.first = 0, .count = job->heads};
     Bench bench = bench_of(job, thread);
-    attend_part(job, tile, kv_head, part, &bench, partial_at(job, tile_and_head, item % job->max_parts));
+    for (int64_t part = begin; part < end; part++)
+        attend_part(job, tile, all, first + part, &bench, partial_at(job, index, part));
 }
 
-/* Item: tile and key head, whose parts have been computed. */
+/* Item: a tile and key head, whose parts have been computed. */
 static void merge_parts(void *argument, int64_t item, int thread) {
     const AttentionJob *job = argument;
-    int64_t kv_head = item % job->params->kv_heads;
-    Tile tile = job->tiles[item / job->params->kv_heads];
-    Bench bench = bench_of(job, thread);
-    clear_states(job, bench.merged, tile.count * job->group);
+    int64_t index = item / job->params->kv_heads;
+    Heads head = {.first = item % job->params->kv_heads, .count = 1};
+    Tile tile = job->tiles[index];
+    char *merged = bench_of(job, thread).merged;
+    clear_states(job, tile, head, merged);
     for (int64_t part = 0; part <= last_part(job, tile) - first_part(job, tile); part++)
-        merge_states(job, bench.merged, partial_at(job, item, part), tile.count * job->group);
-    write_out(job, tile, kv_head, bench.merged);
+        merge_states(job, tile, head, merged, partial_at(job, index, part) + head.first * job->head_states);
+    write_out(job, tile, head, merged);
 }
 
 static void place_tokens(void *argument, int64_t item, int thread) {
@@ -166,6 +185,19 @@ static void cut_tiles(AttentionJob *job) {
     }
 }
 
+static size_t partial_bytes(const AttentionJob *job) {
+    return job->num_tiles * job->max_parts * job->params->kv_heads * job->head_states;
+}
+
+/* All key heads of a tile are best computed together: they lie side by side, and the machine fetches neighbours unasked.
+   So with too few tiles for the threads, contexts are cut before heads are. */
+static void share_out(AttentionJob *job, int threads) {
+    bool suffices = threads == 1 || job->num_tiles >= TILES_PER_THREAD * threads;
+    bool is_split = !suffices && job->max_parts > 1 && partial_bytes(job) <= MOST_PARTIAL_BYTES;
+    job->heads = suffices || is_split ? job->params->kv_heads : 1;
+    job->run = is_split ? most(job->num_tiles * job->max_parts / (RUNS_PER_THREAD * threads), 1) : 0;
+}
+
 static int run(AttentionJob *job) {
     Context *context = job->context;
     Pool *pool = context->pool;
@@ -177,15 +209,15 @@ static int run(AttentionJob *job) {
     job->tiles = (Tile *)(shared + queries);
     cut_tiles(job);
     pool_run(pool, place_tokens, job, (tokens + PLACE_TOKENS - 1) / PLACE_TOKENS);
-    int64_t items = job->num_tiles * job->params->kv_heads, threads = pool_threads(pool);
-    if (threads == 1 || job->max_parts == 1 || items >= SPLIT_BELOW_ITEMS * threads) {
-        pool_run(pool, attend_whole, job, items);
+    share_out(job, pool_threads(pool));
+    if (job->run == 0) {
+        pool_run(pool, attend_whole, job, job->num_tiles * (job->params->kv_heads / job->heads));
         return OK;
     }
-    job->partial = scratch_reserve(&context->partial, items * job->max_parts * job->tile_queries * job->state_size);
+    job->partial = scratch_reserve(&context->partial, partial_bytes(job));
     if (job->partial == NULL) return OUT_OF_MEMORY;
-    pool_run(pool, attend_partially, job, items * job->max_parts);
-    pool_run(pool, merge_parts, job, items);
+    pool_run(pool, attend_partially, job, job->num_tiles * num_runs(job));
+    pool_run(pool, merge_parts, job, job->num_tiles * job->params->kv_heads);
     return OK;
 }
 
@@ -196,6 +228,7 @@ int attention_forward(Context *context, const AttentionParams *params, const Tok
     AttentionJob job = {.params = params, .batch = batch, .cache = cache, .qkv = qkv, .out = out, .context = context,
                .group = group, .tile_queries = most(TILE_QUERIES / group, 1) * group,
                .state_size = sizeof(State) + values * sizeof(float)};
+    job.head_states = job.tile_queries * job.state_size;
     if (!is_in_range(&job)) return BAD_INDEX;
     context_enter(context);
     int status = run(&job);

@@ -59,6 +59,12 @@ typedef struct {
     int64_t count;
 } Tile;
 
+/* Key heads [first, first + count). */
+typedef struct {
+    int64_t first;
+    int64_t count;
+} Heads;
+
 /* Running softmax of one query: sum of e^(score - top) and of values weighted so; then padding. */
 typedef struct {
     float top;
@@ -75,20 +81,23 @@ typedef struct {
     float *queries; /* [tokens, heads * head_size] */
     float *out;     /* [tokens, heads * head_size] */
     Tile *tiles;
-    char *partial;  /* states by tile, key head, part and query, when parts run in parallel */
+    char *partial;  /* states by tile, part, key head and query, when parts run in parallel; or NULL */
     Context *context;
     int64_t num_tiles;
     int64_t max_parts;
+    int64_t run;          /* parts of an item, when parts run in parallel */
+    int64_t heads;        /* key heads of an item */
     int64_t group;        /* query heads per key head */
     int64_t tile_queries; /* most queries of a tile and key head */
     size_t state_size;
+    size_t head_states;   /* bytes of the states of a tile's queries of one key head */
 } AttentionJob;
 
 /* A thread's own memory. */
 typedef struct {
     float *scores; /* [tile_queries, CHUNK] */
-    char *states;  /* of the part at hand */
-    char *merged;  /* of all parts so far */
+    char *states;  /* of the part at hand, by key head */
+    char *merged;  /* of all parts so far, by key head */
 } Bench;
 
 static inline State *state_at(const AttentionJob *job, char *states, int64_t query) {
@@ -110,8 +119,8 @@ static inline int64_t tile_last(const AttentionJob *job, Tile tile) {
 /* e^x, the same as in every lane of vec_exp. */
 static inline float exponential(float x) { return vec_exp(vec_set(x))[0]; }
 
-/* Let a tile's queries of one key head attend to chunk number `chunk` (from position chunk * CHUNK), as far as each
-   of them sees it, and bring their states up to date. */
-void chunk_attend(const AttentionJob *job, Tile tile, int64_t kv_head, int64_t chunk, Bench *bench, char *states);
+/* Let a tile's queries attend to chunk number `chunk` (from position chunk * CHUNK), as far as each of them sees it, and
+   bring their states, by key head, up to date. */
+void chunk_attend(const AttentionJob *job, Tile tile, Heads heads, int64_t chunk, Bench *bench, char *states);
 
 #endif

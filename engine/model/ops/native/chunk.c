@@ -1,5 +1,7 @@
 /* One chunk of a context: scores from the keys where they lie, weights, and the running softmax over the values. */
 #include <math.h>
+#include <stdbool.h>
+#include <string.h>
 
 #include "attention.h"
 
@@ -33,17 +35,22 @@ static void locate(const AttentionJob *job, Tile tile, int64_t kv_head, int64_t 
     }
 }
 
-/* Ask for the keys and values of the next chunk: blocks lie anywhere, so the machine cannot guess where. */
-static void fetch(const AttentionJob *job, Tile tile, int64_t kv_head, int64_t begin) {
-    int64_t offsets[CHUNK];
-    int count = (int)least(CHUNK, tile_last(job, tile) + 1 - begin);
-    if (count <= 0) return;
-    locate(job, tile, kv_head, begin, count, offsets);
-    for (int i = 0; i < count; i++)
-        for (int64_t d = 0; d < job->params->head_size; d += 16) {
-            __builtin_prefetch(job->cache->keys + offsets[i] + d);
-            __builtin_prefetch(job->cache->values + offsets[i] + d);
-        }
+/* Where the keys and values lie that are read after those of a chunk: the next key head's, beside them, or those of the
+   next chunk. Returns false if there are none. */
+static bool locate_next(const AttentionJob *job, Tile tile, Heads heads, int64_t kv_head, int64_t begin,
+                        const int64_t *offsets, int64_t *next) {
+    if (kv_head + 1 < heads.first + heads.count) {
+        for (int i = 0; i < CHUNK; i++) next[i] = offsets[i] + job->params->head_size;
+        return true;
+    }
+    if (begin + CHUNK > tile_last(job, tile)) return false;
+    locate(job, tile, heads.first, begin + CHUNK, CHUNK, next);
+    return true;
+}
+
+/* Ask for `count` floats. */
+INLINE void fetch(const float *at, int64_t count) {
+    for (int64_t i = 0; i < count; i += 16) __builtin_prefetch(at + i);
 }
 
 static const float *query_at(const AttentionJob *job, Tile tile, int64_t kv_head, int64_t query) {
@@ -80,18 +87,27 @@ INLINE void score(const int count, const float *const *queries, const float *key
     }
 }
 
-INLINE void score_keys(const int queries, const float *const *query, const AttentionJob *job, const int64_t *offsets,
-                       int count, float *scores) {
-    for (int i = 0; i < count; i += KEYS_AT_ONCE)
-        score(queries, query, job->cache->keys, offsets + i, job->params->head_size, scores + i);
+/* The keys of a chunk. */
+typedef struct {
+    const float *keys; /* the cache's */
+    const int64_t *offsets;
+    const int64_t *next; /* to be asked for meanwhile, a few at a time; or NULL */
+    int64_t size;
+    int count;
+} Keys;
+
+INLINE void score_keys(const int queries, const float *const *query, const Keys *job, float *scores) {
+    for (int i = 0; i < job->count; i += KEYS_AT_ONCE) {
+        for (int k = i; k < i + KEYS_AT_ONCE && job->next != NULL; k++) fetch(job->keys + job->next[k], job->size);
+        score(queries, query, job->keys, job->offsets + i, job->size, scores + i);
+    }
 }
 
-static void score_keys_of(int queries, const float *const *query, const AttentionJob *job, const int64_t *offsets,
-                          int count, float *scores) {
+static void score_keys_of(int queries, const float *const *query, const Keys *job, float *scores) {
     switch (queries) {
-        case 1: score_keys(1, query, job, offsets, count, scores); return;
-        case 2: score_keys(2, query, job, offsets, count, scores); return;
-        default: score_keys(3, query, job, offsets, count, scores);
+        case 1: score_keys(1, query, job, scores); return;
+        case 2: score_keys(2, query, job, scores); return;
+        default: score_keys(3, query, job, scores);
     }
 }
 
@@ -133,6 +149,7 @@ static float update_softmax(State *state, float *scores, int count, int64_t low,
 typedef struct {
     const float *values; /* the cache's */
     const int64_t *offsets;
+    const int64_t *next;  /* as in Keys */
     const float *weights; /* [queries, CHUNK] */
     const float *factors; /* for what the states have summed before */
     int64_t low;
@@ -144,6 +161,7 @@ INLINE void add_span(const int queries, const int width, const Weighing *job, in
     vec added[QUERIES_AT_ONCE][VECS_AT_ONCE] = {0};
     for (int64_t i = job->low; i <= job->high; i++) {
         const float *value = job->values + job->offsets[i] + d;
+        if (job->next != NULL) fetch(job->values + job->next[i] + d, width * VEC_LANES);
         vec weights[QUERIES_AT_ONCE];
 #pragma GCC unroll 4
         for (int q = 0; q < queries; q++) weights[q] = vec_kept(vec_set(job->weights[q * CHUNK + i]));
@@ -190,28 +208,28 @@ static void add_values_of(int queries, const Weighing *job, int64_t size, float 
 
 /* ---- one chunk ---- */
 
-static void score_all(const AttentionJob *job, Tile tile, int64_t kv_head, const int64_t *offsets, int count,
-                      float *scores) {
+static void score_all(const AttentionJob *job, Tile tile, int64_t kv_head, Keys keys, float *scores) {
     int64_t queries = tile.count * job->group;
-    for (int64_t first = 0, share; first < queries; first += share) {
+    for (int64_t first = 0, share; first < queries; first += share, keys.next = NULL) {
         const float *query[QUERIES_AT_ONCE];
         share = next_share(queries - first);
         for (int q = 0; q < share; q++) query[q] = query_at(job, tile, kv_head, first + q);
-        score_keys_of((int)share, query, job, offsets, count, scores + first * CHUNK);
+        score_keys_of((int)share, query, &keys, scores + first * CHUNK);
     }
 }
 
-void chunk_attend(const AttentionJob *job, Tile tile, int64_t kv_head, int64_t chunk, Bench *bench, char *states) {
-    int64_t begin = chunk * CHUNK, offsets[CHUNK];
+/* `next`: what is read afterwards; or NULL. */
+static void attend_head(const AttentionJob *job, Tile tile, int64_t kv_head, int64_t begin, const int64_t *offsets,
+                        const int64_t *next, Bench *bench, char *states) {
+    int64_t size = job->params->head_size;
     int count = (int)(least(CHUNK, tile_last(job, tile) + 1 - begin) + VEC_LANES - 1) / VEC_LANES * VEC_LANES;
-    fetch(job, tile, kv_head, begin + CHUNK);
-    locate(job, tile, kv_head, begin, count, offsets);
-    score_all(job, tile, kv_head, offsets, count, bench->scores);
+    score_all(job, tile, kv_head, (Keys){job->cache->keys, offsets, next, size, count}, bench->scores);
     for (int64_t query = 0, queries; query < tile.count * job->group; query += queries) {
         int64_t token = tile.first + query / job->group;
         queries = next_share(job->group - query % job->group);
         float factors[QUERIES_AT_ONCE], *sums[QUERIES_AT_ONCE], *scores = bench->scores + query * CHUNK;
-        Weighing weighing = {.values = job->cache->values, .offsets = offsets, .weights = scores, .factors = factors,
+        Weighing weighing = {.values = job->cache->values, .offsets = offsets, .next = query == 0 ? next : NULL,
+                             .weights = scores, .factors = factors,
                              .low = most(first_seen(job, token) - begin, 0),
                              .high = least(job->batch->positions[token] - begin, CHUNK - 1)};
         if (weighing.low > weighing.high) continue;
@@ -220,6 +238,16 @@ void chunk_attend(const AttentionJob *job, Tile tile, int64_t kv_head, int64_t c
             factors[q] = update_softmax(state, scores + q * CHUNK, count, weighing.low, weighing.high);
             sums[q] = state->values;
         }
-        add_values_of((int)queries, &weighing, job->params->head_size, sums);
+        add_values_of((int)queries, &weighing, size, sums);
+    }
+}
+
+void chunk_attend(const AttentionJob *job, Tile tile, Heads heads, int64_t chunk, Bench *bench, char *states) {
+    int64_t begin = chunk * CHUNK, offsets[CHUNK], next[CHUNK];
+    locate(job, tile, heads.first, begin, CHUNK, offsets);
+    for (int64_t head = heads.first; head < heads.first + heads.count; head++, states += job->head_states) {
+        bool more = locate_next(job, tile, heads, head, begin, offsets, next);
+        attend_head(job, tile, head, begin, offsets, more ? next : NULL, bench, states);
+        if (more) memcpy(offsets, next, sizeof offsets); /* the next head's, while there is one */
     }
 }
