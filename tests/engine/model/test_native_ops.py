@@ -14,7 +14,7 @@ from torch import Tensor
 from engine.model.block_weight import quantize
 from engine.model.noise import SaltedIds, gumbel
 from engine.model.ops.interface import AttentionParams, LayerCache, TokenBatch
-from engine.model.ops.native.linear import Format
+from engine.model.ops.native.linear import PANEL, Format
 from engine.model.ops.native_ops import NativeOps
 from engine.model.ops.torch_ops import TorchOps
 
@@ -86,6 +86,22 @@ def test_gate_up_is_torchs_and_its_rows_are_exact(ops: NativeOps, width: int) ->
     assert_close(alone, expected)
     for count in ROW_COUNTS:
         assert torch.equal(ops.gate_up(x[:count], packed, norm=norm, eps=EPS), alone[:count])
+
+
+@pytest.mark.parametrize("form", Format)
+def test_products_do_not_depend_on_how_threads_share_them(form: Format) -> None:
+    """The last panels are shared out in smaller groups, so that no thread waits for another."""
+    alone, together = NativeOps(1, form), NativeOps(5, form)
+    for panels in (1, 2, 3, 9, 36, 41):
+        weight = randn(2 * panels * PANEL, 64, scale=0.3)
+        for tokens in (1, 4, 7, 13):
+            x, norm = randn(tokens, 64, seed=tokens), randn(64)
+            for name in ("linear", "gate_up"):
+                one, other = (
+                    getattr(ops, name)(x, ops.pack(weight), norm=norm, eps=EPS)
+                    for ops in (alone, together)
+                )
+                assert torch.equal(one, other), (name, panels, tokens)
 
 
 def test_gate_survives_extreme_values(ops: NativeOps) -> None:

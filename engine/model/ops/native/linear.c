@@ -94,16 +94,23 @@ typedef struct {
     /* What plan() adds. */
     bool expanded;      /* weights are made floats before they are multiplied: once for all the tiles */
     bool shared;        /* a stretch of weights is read by one tile after the other */
-    int together;       /* panels read side by side */
-    int group;          /* panels whose sums are kept until they are stored: gate and up, or those */
-    int64_t columns;    /* of the result they make; a column is a panel, or one of gate and one of up */
+    int together;       /* panels read side by side at most */
     int64_t tiles;
     int64_t tile_rows;  /* of a tile at least */
     int64_t longer;     /* the first tiles, which have one row more */
     int64_t ahead;      /* of k: between the weights that are read and those that are asked for */
     int64_t step;       /* bytes of a panel that a tile asks for ahead of use, per word of a column that it reads */
-    int64_t item_columns;
+    int64_t item_columns; /* columns of the result: a panel each, or one of gate and one of up */
+    int64_t full_items;   /* that have so many */
+    int64_t last_columns; /* of the items after them: all threads end together */
 } Job;
+
+/* Panels that are multiplied for a few columns of the result. */
+typedef struct {
+    int together; /* read side by side */
+    int panels;   /* whose sums are kept until they are stored */
+    int columns;
+} Group;
 
 /* Tokens [first, first + rows). */
 typedef struct {
@@ -117,10 +124,21 @@ static Tile tile_at(const Job *job, int64_t index) {
     return (Tile){.first = first, .rows = (int)(job->tile_rows + (index < job->longer))};
 }
 
-static int64_t columns_per_item(const Job *job, int threads) {
+/* The group that begins with the first of `columns`: no larger than they need. */
+static Group next_group(const Job *job, int64_t columns) {
+    int per_column = job->up_panel ? 2 : 1, together = job->together;
+    while (together / 2 >= columns * per_column) together /= 2;
+    int panels = (int)most(together, per_column);
+    return (Group){.together = together, .panels = panels, .columns = panels / per_column};
+}
+
+static void cut_items(Job *job, int threads) {
     int64_t bytes = job->weight->panel_bytes, even = job->panels / (threads * ITEMS_PER_THREAD);
     int64_t columns = most(least(even, ITEM_BYTES / bytes), ceil_divide(LEAST_ITEM_BYTES, bytes * job->tokens));
-    return most(columns / job->columns, 1) * job->columns;
+    int64_t group = next_group(job, job->panels).columns;
+    job->item_columns = most(columns / group, 1) * group;
+    job->full_items = job->panels / (job->item_columns * threads) * threads;
+    job->last_columns = ceil_divide(job->panels - job->full_items * job->item_columns, threads);
 }
 
 /* How tokens and panels are shared out. One stream of memory per thread does not keep the memory busy: as long as it is
@@ -135,14 +153,12 @@ static void plan(Job *job, int threads) {
     job->tiles = ceil_divide(job->tokens, paired ? MAX_ROWS / 2 : MAX_ROWS);
     job->tile_rows = job->tokens / job->tiles, job->longer = job->tokens % job->tiles;
     job->together = PANELS_AT_ONCE(read, tile_at(job, 0).rows);
-    job->group = most(job->together, job->up_panel ? 2 : 1);
-    job->columns = job->up_panel ? job->group / 2 : job->group;
     job->shared = job->tiles > 1 || job->expanded;
     job->ahead = job->shared ? STRETCH / job->together
                              : ceil_divide(BYTES_AHEAD / job->together, panel_bytes(format, BLOCK)) * BLOCK;
     int64_t words = panel_bytes(read, BLOCK) / WORD_BYTES * least(job->tiles, TILES_AT_ONCE);
     job->step = ceil_divide(panel_bytes(format, BLOCK), words);
-    job->item_columns = columns_per_item(job, threads);
+    cut_items(job, threads);
 }
 
 /* Normalize the tile's rows and interleave them. */
@@ -194,17 +210,18 @@ static void store_gated(const Job *job, int64_t panel, Tile tile, const float *g
 }
 
 /* A stretch of k of the panels read side by side, with every row of tiles [first, end). */
-static void multiply_stretch(const Job *job, Stream *streams, int64_t k, int64_t depth, int64_t first, int64_t end,
-                             int panel, float *sums) {
+static void multiply_stretch(const Job *job, Group group, int panel, Stream *streams, int64_t k, int64_t depth,
+                             int64_t first, int64_t end, float *sums) {
     Format read = job->expanded ? FLOAT32 : job->weight->format;
     int64_t in = job->weight->in_features, share = job->step * (panel_bytes(read, depth) / WORD_BYTES);
     const float *x = job->packed + tile_at(job, first).first * in;
     for (int64_t t = first; t < end; t++) {
         int rows = tile_at(job, t).rows;
-        panel_product(read, rows, job->together, depth, x + k * rows, streams, job->step, sums + panel * rows * PANEL);
-        for (int p = 0; p < job->together; p++) streams[p].ahead += share;
+        panel_product(read, rows, group.together, depth, x + k * rows, streams, job->step,
+                      sums + panel * rows * PANEL);
+        for (int p = 0; p < group.together; p++) streams[p].ahead += share;
         x += rows * in;
-        sums += job->group * rows * PANEL;
+        sums += group.panels * rows * PANEL;
     }
 }
 
@@ -212,26 +229,26 @@ static void multiply_stretch(const Job *job, Stream *streams, int64_t k, int64_t
    of tiles [first, end), a stretch of k after the other. While the tiles share a stretch, they ask for the next one, each
    for its part: memory never waits for arithmetic. An only tile has two stretches: in the second, what lies ahead is the
    beginning of the panels that are read next. */
-static void multiply_panels(const Job *job, const char *const *group, int panel, int64_t first, int64_t end,
-                            float *sums) {
+static void multiply_panels(const Job *job, Group group, const char *const *panels, int panel, int64_t first,
+                            int64_t end, float *sums) {
     _Alignas(64) float expanded[STRETCH * PANEL];
     Stream streams[MAX_PANELS];
     const Linear *weight = job->weight;
-    int64_t in = weight->in_features, next_panels = job->columns * weight->panel_bytes;
+    int64_t in = weight->in_features, next_panels = group.columns * weight->panel_bytes;
     for (int64_t k = 0, depth; k < in; k += depth) {
         int64_t left = in - k;
         depth = job->shared ? least(left, job->ahead) : left > job->ahead ? left - job->ahead : left;
-        for (int p = 0; p < job->together; p++) {
-            const char *begin = group[panel + p], *at = begin + panel_bytes(weight->format, k);
+        for (int p = 0; p < group.together; p++) {
+            const char *begin = panels[panel + p], *at = begin + panel_bytes(weight->format, k);
             const char *ahead = begin + panel_bytes(weight->format, k + job->ahead);
             streams[p] = (Stream){at, depth == left ? begin + next_panels : ahead};
         }
-        for (int p = 0; p < job->together && job->expanded; p++) {
+        for (int p = 0; p < group.together && job->expanded; p++) {
             float *floats = expanded + p * depth * PANEL;
             panel_expand(weight->format, depth, streams[p].at, floats);
             streams[p].at = (const char *)floats;
         }
-        multiply_stretch(job, streams, k, depth, first, end, panel, sums);
+        multiply_stretch(job, group, panel, streams, k, depth, first, end, sums);
     }
 }
 
@@ -246,24 +263,24 @@ static void finish(const Job *job, int64_t column, Tile tile, float *sums) {
     store_gated(job, column, tile, sums, up);
 }
 
-/* A few columns of the result, for all tokens. */
-static void multiply_columns(const Job *job, int64_t column, int64_t count) {
+/* A group's columns of the result, or the `count` of them that there are, for all tokens. */
+static void multiply_group(const Job *job, Group group, int64_t column, int64_t count) {
     _Alignas(64) float sums[2 * TILES_AT_ONCE * MAX_ROWS * PANEL]; /* of two panels; of more with smaller tiles */
     const char *panels[MAX_PANELS];
-    int64_t per_column = job->group / job->columns;
-    for (int p = 0; p < job->group; p++) { /* the last group may repeat its last column, for nothing */
+    int per_column = group.panels / group.columns;
+    for (int p = 0; p < group.panels; p++) { /* columns that there are not repeat the last one, for nothing */
         int64_t at = column + least(p / per_column, count - 1) + p % per_column * job->up_panel;
         panels[p] = job->weight->panels + at * job->weight->panel_bytes;
     }
     for (int64_t first = 0, end; first < job->tiles; first = end) {
         end = least(first + TILES_AT_ONCE, job->tiles);
-        memset(sums, 0, job->group * (tile_at(job, end).first - tile_at(job, first).first) * PANEL * sizeof(float));
-        for (int p = 0; p < job->group; p += job->together) multiply_panels(job, panels, p, first, end, sums);
+        memset(sums, 0, group.panels * (tile_at(job, end).first - tile_at(job, first).first) * PANEL * sizeof(float));
+        for (int p = 0; p < group.panels; p += group.together) multiply_panels(job, group, panels, p, first, end, sums);
         float *at = sums;
         for (int64_t t = first; t < end; t++) {
             Tile tile = tile_at(job, t);
             for (int i = 0; i < count; i++) finish(job, column + i, tile, at + i * per_column * tile.rows * PANEL);
-            at += job->group * tile.rows * PANEL;
+            at += group.panels * tile.rows * PANEL;
         }
     }
 }
@@ -271,9 +288,19 @@ static void multiply_columns(const Job *job, int64_t column, int64_t count) {
 static void multiply_item(void *argument, int64_t item, int thread) {
     (void)thread;
     const Job *job = argument;
-    int64_t first = item * job->item_columns, end = least(first + job->item_columns, job->panels);
-    for (int64_t column = first; column < end; column += job->columns)
-        multiply_columns(job, column, least(end - column, job->columns));
+    int64_t full = least(item, job->full_items), column = full * job->item_columns + (item - full) * job->last_columns;
+    int64_t end = least(column + (item < job->full_items ? job->item_columns : job->last_columns), job->panels);
+    while (column < end) {
+        Group group = next_group(job, end - column);
+        int64_t count = least(end - column, group.columns);
+        multiply_group(job, group, column, count);
+        column += count;
+    }
+}
+
+static int64_t num_items(const Job *job) {
+    int64_t left = job->panels - job->full_items * job->item_columns;
+    return job->full_items + (left ? ceil_divide(left, job->last_columns) : 0);
 }
 
 static int run(Context *context, Job *job) {
@@ -287,7 +314,7 @@ static int run(Context *context, Job *job) {
         for (int64_t t = 0; t < job->tiles; t++) pack_tile(job, t, 0);
     else
         pool_run(pool, pack_tile, job, job->tiles);
-    pool_run(pool, multiply_item, job, ceil_divide(job->panels, job->item_columns));
+    pool_run(pool, multiply_item, job, num_items(job));
     return OK;
 }
 
