@@ -5,6 +5,7 @@ The program, found on PATH or given, is all that is needed of llama.cpp.
 
 import json
 import shutil
+import signal
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,8 @@ class LlamaBench:
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise ValueError(f"{self.program} could not run: {error}") from error
+        if outcome.returncode < 0:
+            raise ValueError(f"{self.program} died: {signal.strsignal(-outcome.returncode)}")
         if outcome.returncode != 0:
             lines = outcome.stderr.strip().splitlines() or ["no message"]
             raise ValueError(f"{self.program} failed: {lines[-1]}")

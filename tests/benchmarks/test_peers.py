@@ -37,11 +37,16 @@ def test_what_it_prints_is_read_and_it_is_asked_for_the_same_lengths(tmp_path):
     assert "-t 3 -r 1 -p 0 -n 96 -d 40 " in decode
 
 
-def test_its_failure_is_told(tmp_path):
-    file = program(tmp_path, "echo 'no such model' >&2; exit 1")
-
-    with pytest.raises(ValueError, match="no such model"):
-        bench(file).run(tmp_path / "model.gguf", 1)
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("echo 'no such model' >&2; exit 1", "failed: no such model"),
+        ("kill -ILL $$", "died: Illegal instruction"),  # built for another CPU
+    ],
+)
+def test_its_failure_is_told(tmp_path, text, told):
+    with pytest.raises(ValueError, match=told):
+        bench(program(tmp_path, text)).run(tmp_path / "model.gguf", 1)
 
 
 @pytest.mark.parametrize("output", ["", "[]", "{}", "[1]", json.dumps([TEST, TEST])])
