@@ -35,9 +35,11 @@ from engine.worker.segment_runner import SegmentRunner
 
 logger = logging.getLogger(__name__)
 
-TIMED_COUNTS = (1, 2, 4, 8, 16, 32, 64)  # numbers of tokens that parts are timed with
+# Numbers of tokens that parts are timed with. They are close where a few drafts are weighed, for
+# costs rise in steps there (PANELS_AT_ONCE of panel.h; a GPU's graphs have few sizes).
+TIMED_COUNTS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 32, 64)
 _ROUNDS = 3
-_ENOUGH_S = 1.5  # no further round begins after this time
+_ENOUGH_S = 2.0  # no further round begins after this time
 _QUIET = 1.25  # on a quiet machine the two fastest rounds differ by less than this factor
 _STALE_S = 14 * 24 * 3600.0  # age at which a measurement is repeated
 _FASTER = 1.3  # factor by which a plain step has to be faster than the file says to distrust it

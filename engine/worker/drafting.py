@@ -61,12 +61,7 @@ class DraftingMaker:
             heads = None if heads is None else clock.watch_heads(heads)
         else:
             cost = self._measure(heads, layers)
-        policy = ExitPolicy(
-            len(layers),
-            cost,
-            longest_step_s=exits.target_itl_s,
-            num_controls=2 if self.is_queued else 1,
-        )
+        policy = ExitPolicy(len(layers), cost, longest_step_s=exits.target_itl_s)
         chances = Chances(layers, {} if heads is None else heads.calibration)
         drafter = PolicyDrafter(
             policy,

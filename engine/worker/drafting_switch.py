@@ -23,7 +23,9 @@ _FEWEST_EXPECTED = 3.0  # expected accepted drafts below which a low number may 
 _UNLUCKY_SHARE = 0.1  # share of the expected accepted drafts that counts as hardly any
 _MOST_LOSS = 4.0  # plain steps that new drafting may lose, however many drafts are accepted
 _PAUSE_PER_LOSS = 96  # steps of pause per plain step that new drafting lost: a loss of 1 %
+_MOST_PAUSE_PER_LOSS = 192  # the same at most, after drafting that lasted: a loss of 0.5 %
 _CONTROL_LOSS = 0.003  # share of the time that controls may lose
+_NUM_CONTROLS = 3  # in a row, of which the last one is measured (see `StepWatch`)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,13 +42,11 @@ class StepOutcome:
 class DraftingSwitch:
     """Switches drafting off while plain decoding is faster, for longer every time. On at first."""
 
-    def __init__(self, num_controls: int = 1, like: "DraftingSwitch | None" = None) -> None:
+    def __init__(self, like: "DraftingSwitch | None" = None) -> None:
         """
         Args:
-            num_controls: Steps without drafts in a row that it takes to measure one of them.
             like: The switch for another batch size, whose measured step times this one starts with.
         """
-        self._num_controls = num_controls
         # Decayed sums over steps with drafts: the seconds that plain decoding would have taken for
         # the committed tokens and for the expected tokens, and the seconds that the steps took.
         self._gained = 0.0
@@ -79,7 +79,7 @@ class DraftingSwitch:
             return False
         if self.speedup <= 1.0:
             return True
-        lost = self._num_controls * (1.0 - 1.0 / self.speedup)
+        lost = _NUM_CONTROLS * (1.0 - 1.0 / self.speedup)
         return self._since_plain * _CONTROL_LOSS >= lost
 
     @property
@@ -160,7 +160,8 @@ class DraftingSwitch:
             return
         share = num_seen / (num_seen + _DOUBT)
         if share * self._gained + (1.0 - share) * self._promised < self._spent:
-            self._switch_off()
+            lost = (self._spent - self._gained) / plain_s
+            self._switch_off(most_pause=int(lost * _MOST_PAUSE_PER_LOSS))
         elif self.speedup >= 1.0:
             self._pause = _FIRST_PAUSE
 
@@ -173,8 +174,8 @@ class DraftingSwitch:
         """
         self._paused_for = max(0, self._paused_for - 1)
         if took_s is not None:
+            self._times.note_plain(plain_s, took_s, self._since_plain + 1)
             self._since_plain = 0
-            self._times.note_plain(plain_s, took_s)
 
     @property
     def _is_hopeless(self) -> bool:
@@ -194,8 +195,8 @@ class DraftingSwitch:
         hoped = self._promised / plain - num_plain
         return hoped > _FEWEST_EXPECTED and came < hoped * _UNLUCKY_SHARE
 
-    def _switch_off(self, least_pause: int = 0) -> None:
-        self._pause = max(self._pause, least_pause)
+    def _switch_off(self, least_pause: int = 0, most_pause: int = _LONGEST_PAUSE) -> None:
+        self._pause = max(min(self._pause, most_pause), least_pause, _FIRST_PAUSE)
         has_failed = self._promised >= self._spent
         self._paused_because = (
             PolicyReason.POOR_ACCEPTANCE if has_failed else PolicyReason.COSTS_MORE

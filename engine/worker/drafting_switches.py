@@ -6,13 +6,8 @@ from engine.worker.drafting_switch import DraftingSwitch
 class DraftingSwitches:
     """The switches of one policy, one per power of two of the batch size."""
 
-    def __init__(self, num_controls: int) -> None:
-        """
-        Args:
-            num_controls: See `DraftingSwitch`.
-        """
-        self._num_controls = num_controls
-        self.current = DraftingSwitch(num_controls)
+    def __init__(self) -> None:
+        self.current = DraftingSwitch()
         self._by_size = {0: self.current}
 
     def turn_to(self, num_rows: int) -> None:
@@ -22,5 +17,5 @@ class DraftingSwitches:
         """
         size = (num_rows - 1).bit_length()
         if size not in self._by_size:
-            self._by_size[size] = DraftingSwitch(self._num_controls, self.current)
+            self._by_size[size] = DraftingSwitch(self.current)
         self.current = self._by_size[size]

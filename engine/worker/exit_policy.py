@@ -42,18 +42,16 @@ class ExitPolicy:
         cost: CostModel,
         *,
         longest_step_s: float | None = None,
-        num_controls: int = 1,
     ) -> None:
         """
         Args:
             longest_step_s: The longest that drafts may make a step; None: as long as it pays.
-            num_controls: See `DraftingSwitch`.
         """
         self.cost = cost
         self._longest_step_s = inf if longest_step_s is None else longest_step_s
         self._num_exits = num_exits
         self._exit_choice = ExitChoice(num_exits, cost)
-        self._switches = DraftingSwitches(num_controls)
+        self._switches = DraftingSwitches()
         self.is_control = False  # this step drafts nothing, to measure a plain step
 
     @property

@@ -3,6 +3,7 @@
 from math import exp, log
 
 _RATE = 0.05  # share of a step's error that is learned; the first steps count more
+_MOST_RATE = 0.3  # the same of a step that stands for many, because such steps are rare
 _MOST = 0.5  # greatest logarithm of an observed factor; a pause of the machine is not a cost
 _MOST_AT_FIRST = 1.5  # the same while little has been measured
 _FEWEST = 2  # fewest steps that make a measurement
@@ -39,11 +40,16 @@ class MeasuredBias:
         """Measured seconds of a step per modelled second."""
         return exp(self._log)
 
-    def observe(self, modelled_s: float, took_s: float) -> None:
-        """Learn what a step took."""
+    def observe(self, modelled_s: float, took_s: float, num_steps: int = 1) -> None:
+        """Learn what a step took.
+
+        Args:
+            num_steps: How many steps it stands for: all since the one observed before it.
+        """
         error = self._error(modelled_s, took_s)
         self._num_seen += 1
-        self._log += max(1.0 / (self._num_seen + 1), _RATE) * error
+        rate = min(_RATE * num_steps, _MOST_RATE)
+        self._log += max(1.0 / (self._num_seen + 1), rate) * error
 
     def plausible(self, modelled_s: float, took_s: float) -> float:
         """Return the seconds that a step took, limited if there was a pause of the machine."""

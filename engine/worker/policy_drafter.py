@@ -224,7 +224,7 @@ class PolicyDrafter:
         took_s = watch.end(is_plain=is_off and only_decodes)
         if is_off and self._any_free:  # a pause counts steps that the policy would have decided on
             self._policy.pass_by(len(rows), took_s if tells_of_plain else None)
-        elif self._is_plain and self._is_judged and watch.is_queued:
+        elif self._is_plain and self._is_judged:
             self._policy.observe_straight(len(rows), None if watch.ran_ahead else took_s)
         elif not self._is_plain and self._is_judged:
             num_tokens = sum(row.num_pending for row in rows)

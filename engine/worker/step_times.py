@@ -31,9 +31,13 @@ class StepTimes:
         """Return the corrected seconds of a plain step."""
         return modelled_s * self._plain.factor
 
-    def note_plain(self, modelled_s: float, took_s: float) -> None:
-        """Learn from a measured plain step."""
-        self._plain.observe(modelled_s, took_s)
+    def note_plain(self, modelled_s: float, took_s: float, num_steps: int = 1) -> None:
+        """Learn from a measured plain step.
+
+        Args:
+            num_steps: See `MeasuredBias.observe`.
+        """
+        self._plain.observe(modelled_s, took_s, num_steps)
 
     def drafting(self, modelled_s: float, took_s: float) -> float:
         """Learn from a step with drafts; return the seconds that it counts as."""

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from engine.worker.device_queue import DeviceQueue
 
 _LONGEST_BETWEEN_S = 1e-3  # longest time between two steps that counts as no pause
+_SETTLED = 2  # plain steps after which one takes as long as among many
 _PASSES = 8  # one in this many plain passes on a GPU is timed; timing more would slow the host
 
 
@@ -22,7 +23,7 @@ class StepWatch:
         self._began = self._ended = 0.0  # when this step began, and the one before ended
         self._num_untold = 0  # plain passes since the last one that was timed
         self._is_untold = False  # whether the parts of this step are not timed
-        self._was_plain = False
+        self._num_plain = 0  # plain steps since the last one with drafts
         self.ran_ahead = False  # whether this step's pass was launched in the step before
 
     @property
@@ -34,9 +35,10 @@ class StepWatch:
     def tells_of_plain_steps(self) -> bool:
         """Whether this step, which has no drafts, takes as long as such steps usually do.
 
-        On a GPU that is so if the step before launched its pass, or could have done so.
+        That is so if the step before launched its pass, or after a few others: the first ones have
+        to learn what became of the drafts before, and find caches that those have used.
         """
-        return self._queue is None or self.ran_ahead or self._was_plain
+        return self.ran_ahead or self._num_plain >= _SETTLED
 
     def begin(self, *, is_idle: bool) -> None:
         """Begin a step.
@@ -88,6 +90,6 @@ class StepWatch:
             is_plain: Whether the step only decoded while drafting was off.
         """
         before, self._ended = self._ended, self._clock()
-        self._was_plain = is_plain
+        self._num_plain = self._num_plain + 1 if is_plain else 0
         follows = self._began - before < _LONGEST_BETWEEN_S
         return self._ended - (before if follows else self._began)

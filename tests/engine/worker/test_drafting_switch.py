@@ -187,15 +187,42 @@ def test_what_comes_although_little_was_promised_goes_on() -> None:
     assert switch.report().reason is PolicyReason.DRAFTING
 
 
-def test_a_control_that_takes_two_steps_is_due_half_as_often() -> None:
-    due = []
-    for num_controls in (1, 2):
-        switch = DraftingSwitch(num_controls)
-        for _ in range(2):
+def test_controls_lose_little_of_what_drafting_gains() -> None:
+    switch = DraftingSwitch()
+    for _ in range(2):
+        switch.pass_by(PLAIN_S, PLAIN_S)
+    steps = 0
+    while not switch.wants_control:
+        steps += 1
+        switch.observe(PLAIN_S, outcome(2, 2.0, 1.5))
+    lost = 3 * (1.0 - 1.0 / switch.speedup)  # the last of three is measured
+    assert lost == pytest.approx(0.003 * steps, rel=0.1)
+
+
+def test_a_rare_plain_step_counts_for_those_that_it_stands_for() -> None:
+    often, rarely = DraftingSwitch(), DraftingSwitch()
+    for switch, num_between in ((often, 0), (rarely, 40)):
+        for _ in range(40):
             switch.pass_by(PLAIN_S, PLAIN_S)
-        steps = 0
-        while not switch.wants_control:
-            steps += 1
+        for _ in range(num_between):
             switch.observe(PLAIN_S, outcome(2, 2.0, 1.5))
-        due.append(steps)
-    assert due[1] == pytest.approx(2 * due[0], abs=2)
+        switch.pass_by(PLAIN_S, 1.2 * PLAIN_S)
+    plain = [switch._times.plain(PLAIN_S) / PLAIN_S for switch in (often, rarely)]
+    assert plain[0] == pytest.approx(1.2**0.05)
+    assert plain[1] == pytest.approx(1.2**0.3)
+
+
+@pytest.mark.parametrize(
+    ("share", "expected", "is_soon"), [(0.002, 1.004, True), (0.1, 1.15, False)]
+)
+def test_what_loses_little_while_it_lasts_is_tried_again_soon(
+    share: float, expected: float, is_soon: bool
+) -> None:
+    switch, pauses = DraftingSwitch(), []
+    for _ in range(2000):
+        was_on = switch.is_on
+        run(switch, 1, expected, PLAIN_S * (1.0 + share))
+        if was_on and not switch.is_on:
+            pauses.append(switch.report().pause)
+    assert len(pauses) > 3
+    assert (max(pauses) <= 64) is is_soon

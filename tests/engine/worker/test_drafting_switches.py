@@ -7,7 +7,7 @@ from engine.worker.drafting_switches import DraftingSwitches
 
 @pytest.mark.parametrize(("rows", "others"), [(1, 2), (2, 3), (8, 9), (64, 32)])
 def test_batches_of_other_sizes_have_switches_of_their_own(rows: int, others: int) -> None:
-    switches = DraftingSwitches(num_controls=1)
+    switches = DraftingSwitches()
     switches.turn_to(rows)
     mine = switches.current
     switches.turn_to(others)
@@ -17,7 +17,7 @@ def test_batches_of_other_sizes_have_switches_of_their_own(rows: int, others: in
 
 
 def test_batches_of_about_the_same_size_share_one() -> None:
-    switches = DraftingSwitches(num_controls=1)
+    switches = DraftingSwitches()
     seen = set()
     for num_rows in range(33, 65):
         switches.turn_to(num_rows)

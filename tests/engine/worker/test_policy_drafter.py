@@ -179,7 +179,7 @@ class Played:
             [CostCurve([1], [1.0])], [], CostCurve([1], [1.0]), steady=CostCurve([1], [1.0])
         )
         self.drafter = PolicyDrafter(
-            ExitPolicy(0, cost, num_controls=2),
+            ExitPolicy(0, cost),
             Chances([], {}),
             clock=lambda: self.now,
             is_queued=True,
