@@ -125,6 +125,15 @@ def test_a_second_signal_does_not_wait():
     assert json.loads(events[-2])["error"]["code"] == "shutting_down"
 
 
+@pytest.fixture
+def _heeded_hangup():
+    """SIGHUP has its usual meaning, even if the tests run under `nohup`."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("_heeded_hangup")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_an_idle_server_stops_at_once(number):
     with server_process(drain_s=60) as (process, _):
@@ -132,6 +141,7 @@ def test_an_idle_server_stops_at_once(number):
         assert process.wait(timeout=30) == 0
 
 
+@pytest.mark.usefixtures("_heeded_hangup")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_while_the_application_is_made_ends_the_server_as_later_ones_do(number):
     engine = FakeEngine()
