@@ -40,7 +40,10 @@ class StepOutcome:
 
 
 class DraftingSwitch:
-    """Switches drafting off while plain decoding is faster, for longer every time. On at first."""
+    """Switches drafting off while plain decoding is faster. On at first.
+
+    Pauses grow, but after an attempt that lost little while it lasted no more than that is worth.
+    """
 
     def __init__(self, like: "DraftingSwitch | None" = None) -> None:
         """

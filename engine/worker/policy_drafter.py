@@ -226,7 +226,7 @@ class PolicyDrafter:
             self._policy.pass_by(len(rows), took_s if tells_of_plain else None)
         elif self._is_plain and self._is_judged:
             self._policy.observe_straight(len(rows), None if watch.ran_ahead else took_s)
-        elif not self._is_plain and self._is_judged:
+        elif self._is_judged:
             num_tokens = sum(row.num_pending for row in rows)
             outcome = StepOutcome(
                 num_rows=len(rows),

@@ -23,7 +23,7 @@ class StepWatch:
         self._began = self._ended = 0.0  # when this step began, and the one before ended
         self._num_untold = 0  # plain passes since the last one that was timed
         self._is_untold = False  # whether the parts of this step are not timed
-        self._num_plain = 0  # plain steps since the last one with drafts
+        self._num_plain = 0  # plain steps since the last one of another kind
         self.ran_ahead = False  # whether this step's pass was launched in the step before
 
     @property

@@ -22,19 +22,19 @@ enum {
 /* ---- memory ---- */
 
 static size_t bench_size(const AttentionJob *job) {
-    return job->tile_queries * CHUNK * sizeof(float) + 2 * job->params->kv_heads * job->head_states;
+    return job->tile_queries * CHUNK * sizeof(float) + 2 * job->params->kv_heads * head_bytes(job);
 }
 
 static Bench bench_of(const AttentionJob *job, int thread) {
     Bench bench;
     bench.scores = job->context->own[thread].data;
     bench.states = (char *)(bench.scores + CHUNK * job->tile_queries);
-    bench.merged = bench.states + job->params->kv_heads * job->head_states;
+    bench.merged = bench.states + job->params->kv_heads * head_bytes(job);
     return bench;
 }
 
 static void clear_states(const AttentionJob *job, Tile tile, Heads heads, char *states) {
-    for (int64_t head = 0; head < heads.count; head++, states += job->head_states)
+    for (int64_t head = 0; head < heads.count; head++, states += head_bytes(job))
         for (int64_t i = 0; i < tile.count * job->group; i++) {
             State *state = state_at(job, states, i);
             memset(state, 0, job->state_size);
@@ -66,7 +66,7 @@ static void merge_head(const AttentionJob *job, Tile tile, char *merged, char *s
 
 static void merge_states(const AttentionJob *job, Tile tile, Heads heads, char *merged, char *states) {
     for (int64_t head = 0; head < heads.count; head++)
-        merge_head(job, tile, merged + head * job->head_states, states + head * job->head_states);
+        merge_head(job, tile, merged + head * head_bytes(job), states + head * head_bytes(job));
 }
 
 static void write_head(const AttentionJob *job, Tile tile, int64_t kv_head, char *merged) {
@@ -81,7 +81,7 @@ static void write_head(const AttentionJob *job, Tile tile, int64_t kv_head, char
 
 static void write_out(const AttentionJob *job, Tile tile, Heads heads, char *merged) {
     for (int64_t head = 0; head < heads.count; head++)
-        write_head(job, tile, heads.first + head, merged + head * job->head_states);
+        write_head(job, tile, heads.first + head, merged + head * head_bytes(job));
 }
 
 /* ---- items ---- */
@@ -106,7 +106,7 @@ static void attend_whole(void *argument, int64_t item, int thread) {
 
 /* States of a part, counted from the tile's first one. */
 static char *partial_at(const AttentionJob *job, int64_t tile, int64_t part) {
-    return job->partial + (tile * job->max_parts + part) * job->params->kv_heads * job->head_states;
+    return job->partial + (tile * job->max_parts + part) * job->params->kv_heads * head_bytes(job);
 }
 
 static int64_t num_runs(const AttentionJob *job) { return (job->max_parts + job->run - 1) / job->run; }
@@ -132,7 +132,7 @@ static void merge_parts(void *argument, int64_t item, int thread) {
     char *merged = bench_of(job, thread).merged;
     clear_states(job, tile, head, merged);
     for (int64_t part = 0; part <= last_part(job, tile) - first_part(job, tile); part++)
-        merge_states(job, tile, head, merged, partial_at(job, index, part) + head.first * job->head_states);
+        merge_states(job, tile, head, merged, partial_at(job, index, part) + head.first * head_bytes(job));
     write_out(job, tile, head, merged);
 }
 
@@ -186,11 +186,11 @@ static void cut_tiles(AttentionJob *job) {
 }
 
 static size_t partial_bytes(const AttentionJob *job) {
-    return job->num_tiles * job->max_parts * job->params->kv_heads * job->head_states;
+    return job->num_tiles * job->max_parts * job->params->kv_heads * head_bytes(job);
 }
 
-/* All key heads of a tile are best computed together: they lie side by side, and the machine fetches neighbours unasked.
-   So with too few tiles for the threads, contexts are cut before heads are. */
+/* All key heads of a tile are best computed together: they lie side by side, and the machine fetches neighbours
+   unasked. So with too few tiles for the threads, contexts are cut before heads are. */
 static void share_out(AttentionJob *job, int threads) {
     bool suffices = threads == 1 || job->num_tiles >= TILES_PER_THREAD * threads;
     bool is_split = !suffices && job->max_parts > 1 && partial_bytes(job) <= MOST_PARTIAL_BYTES;
@@ -228,7 +228,6 @@ int attention_forward(Context *context, const AttentionParams *params, const Tok
     AttentionJob job = {.params = params, .batch = batch, .cache = cache, .qkv = qkv, .out = out, .context = context,
                .group = group, .tile_queries = most(TILE_QUERIES / group, 1) * group,
                .state_size = sizeof(State) + values * sizeof(float)};
-    job.head_states = job.tile_queries * job.state_size;
     if (!is_in_range(&job)) return BAD_INDEX;
     context_enter(context);
     int status = run(&job);

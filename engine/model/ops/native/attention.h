@@ -90,7 +90,6 @@ typedef struct {
     int64_t group;        /* query heads per key head */
     int64_t tile_queries; /* most queries of a tile and key head */
     size_t state_size;
-    size_t head_states;   /* bytes of the states of a tile's queries of one key head */
 } AttentionJob;
 
 /* A thread's own memory. */
@@ -103,6 +102,9 @@ typedef struct {
 static inline State *state_at(const AttentionJob *job, char *states, int64_t query) {
     return (State *)(states + query * job->state_size);
 }
+
+/* Bytes of the states of a tile's queries of one key head. */
+static inline size_t head_bytes(const AttentionJob *job) { return job->tile_queries * job->state_size; }
 
 /* The first position a token sees. */
 static inline int64_t first_seen(const AttentionJob *job, int64_t token) {
@@ -119,8 +121,8 @@ static inline int64_t tile_last(const AttentionJob *job, Tile tile) {
 /* e^x, the same as in every lane of vec_exp. */
 static inline float exponential(float x) { return vec_exp(vec_set(x))[0]; }
 
-/* Let a tile's queries attend to chunk number `chunk` (from position chunk * CHUNK), as far as each of them sees it, and
-   bring their states, by key head, up to date. */
+/* Let a tile's queries attend to chunk number `chunk` (from position chunk * CHUNK), as far as each of them sees it,
+   and bring their states, by key head, up to date. */
 void chunk_attend(const AttentionJob *job, Tile tile, Heads heads, int64_t chunk, Bench *bench, char *states);
 
 #endif

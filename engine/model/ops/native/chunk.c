@@ -245,7 +245,7 @@ static void attend_head(const AttentionJob *job, Tile tile, int64_t kv_head, int
 void chunk_attend(const AttentionJob *job, Tile tile, Heads heads, int64_t chunk, Bench *bench, char *states) {
     int64_t begin = chunk * CHUNK, offsets[CHUNK], next[CHUNK];
     locate(job, tile, heads.first, begin, CHUNK, offsets);
-    for (int64_t head = heads.first; head < heads.first + heads.count; head++, states += job->head_states) {
+    for (int64_t head = heads.first; head < heads.first + heads.count; head++, states += head_bytes(job)) {
         bool more = locate_next(job, tile, heads, head, begin, offsets, next);
         attend_head(job, tile, head, begin, offsets, more ? next : NULL, bench, states);
         if (more) memcpy(offsets, next, sizeof offsets); /* the next head's, while there is one */

@@ -93,7 +93,6 @@ typedef struct {
     float eps;
     /* What plan() adds. */
     bool expanded;      /* weights are made floats before they are multiplied: once for all the tiles */
-    bool shared;        /* a stretch of weights is read by one tile after the other */
     int together;       /* panels read side by side at most */
     int64_t tiles;
     int64_t tile_rows;  /* of a tile at least */
@@ -124,6 +123,9 @@ static Tile tile_at(const Job *job, int64_t index) {
     return (Tile){.first = first, .rows = (int)(job->tile_rows + (index < job->longer))};
 }
 
+/* Whether a stretch of weights is read by one tile after the other. */
+static bool is_shared(const Job *job) { return job->tiles > 1 || job->expanded; }
+
 /* The group that begins with the first of `columns`: no larger than they need. */
 static Group next_group(const Job *job, int64_t columns) {
     int per_column = job->up_panel ? 2 : 1, together = job->together;
@@ -153,9 +155,8 @@ static void plan(Job *job, int threads) {
     job->tiles = ceil_divide(job->tokens, paired ? MAX_ROWS / 2 : MAX_ROWS);
     job->tile_rows = job->tokens / job->tiles, job->longer = job->tokens % job->tiles;
     job->together = PANELS_AT_ONCE(read, tile_at(job, 0).rows);
-    job->shared = job->tiles > 1 || job->expanded;
-    job->ahead = job->shared ? STRETCH / job->together
-                             : ceil_divide(BYTES_AHEAD / job->together, panel_bytes(format, BLOCK)) * BLOCK;
+    job->ahead = is_shared(job) ? STRETCH / job->together
+                                : ceil_divide(BYTES_AHEAD / job->together, panel_bytes(format, BLOCK)) * BLOCK;
     int64_t words = panel_bytes(read, BLOCK) / WORD_BYTES * least(job->tiles, TILES_AT_ONCE);
     job->step = ceil_divide(panel_bytes(format, BLOCK), words);
     cut_items(job, threads);
@@ -225,10 +226,10 @@ static void multiply_stretch(const Job *job, Group group, int panel, Stream *str
     }
 }
 
-/* sums[t][p][r][j] = products of the panels from number `panel` of a group on that are read side by side, with every row
-   of tiles [first, end), a stretch of k after the other. While the tiles share a stretch, they ask for the next one, each
-   for its part: memory never waits for arithmetic. An only tile has two stretches: in the second, what lies ahead is the
-   beginning of the panels that are read next. */
+/* sums[t][p][r][j] = products of the panels from number `panel` of a group on that are read side by side, with every
+   row of tiles [first, end), a stretch of k after the other. While the tiles share a stretch, they ask for the next
+   one, each for its part: memory never waits for arithmetic. An only tile has two stretches: in the second, what lies
+   ahead is the beginning of the panels that are read next. */
 static void multiply_panels(const Job *job, Group group, const char *const *panels, int panel, int64_t first,
                             int64_t end, float *sums) {
     _Alignas(64) float expanded[STRETCH * PANEL];
@@ -237,7 +238,7 @@ static void multiply_panels(const Job *job, Group group, const char *const *pane
     int64_t in = weight->in_features, next_panels = group.columns * weight->panel_bytes;
     for (int64_t k = 0, depth; k < in; k += depth) {
         int64_t left = in - k;
-        depth = job->shared ? least(left, job->ahead) : left > job->ahead ? left - job->ahead : left;
+        depth = is_shared(job) ? least(left, job->ahead) : left > job->ahead ? left - job->ahead : left;
         for (int p = 0; p < group.together; p++) {
             const char *begin = panels[panel + p], *at = begin + panel_bytes(weight->format, k);
             const char *ahead = begin + panel_bytes(weight->format, k + job->ahead);

@@ -31,7 +31,7 @@
 /* A full tile has two vectors of columns at least, so that what is read of x is used more than once. */
 #define TILE_VECS (PANEL_VECS == 1 ? 2 : PANEL_VECS)
 #define MAX_ROWS (ACCUMULATORS / TILE_VECS)
-#define MAX_CODE_ROWS (PANEL_VECS == 1 ? MAX_ROWS : MAX_ROWS * 2 / 3) /* their scales and minimums need registers too */
+#define MAX_CODE_ROWS (PANEL_VECS == 1 ? MAX_ROWS : MAX_ROWS * 2 / 3) /* scales and minimums need registers too */
 
 /* Panels multiplied at once, as many as fit: with few rows, each addition to one panel's sums would wait for the one
    before, and one stream of memory does not keep the memory busy. A panel of codes has two registers more. */
@@ -70,8 +70,9 @@ typedef struct {
     const char *ahead;
 } Stream;
 
-/* sums[p][r][j] += sum over k < depth of x[k][r] * panels[p][k][j], for `count` panels: one, two,
-   or PANELS_AT_ONCE(format, rows), which is no less. For every word of a column that it reads, it asks for `step` bytes ahead.
+/* sums[p][r][j] += sum over k < depth of x[k][r] * panels[p][k][j], for `count` panels: one, two, or
+   PANELS_AT_ONCE(format, rows), which is no less. For every word of a column that it reads, it asks for `step` bytes
+   ahead.
 
    x: [depth, rows], rows interleaved, 1 <= rows <= MAX_ROWS (quick up to MAX_CODE_ROWS for codes); sums: [panels, rows,
    PANEL], aligned. */
