@@ -39,6 +39,12 @@ def add_model_flags(parser: argparse.ArgumentParser, *, many_heads: bool = False
         default="auto",
         help="CPU weights; auto: a GGUF file's own blocks (%(default)s)",
     )
+    parser.add_argument(
+        "--activation-quantization",
+        choices=("none", "int8"),
+        default="none",
+        help="int8: round what quantized weights are multiplied with (%(default)s)",
+    )
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (all cores)")
 
 

@@ -16,6 +16,7 @@ def model_config(args: argparse.Namespace, directory: Path) -> ModelConfig:
         num_threads=args.threads,
         backend=args.backend,
         quantization=args.quantization,
+        activation_quantization=args.activation_quantization,
     )
 
 

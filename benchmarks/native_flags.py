@@ -16,6 +16,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--forms", type=_forms, default="float32,bfloat16,int8,int4", metavar="F,F",
         help="(%(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--round-activations", action="store_true", help="to 8 bits, for forms int8 and int4"
+    )
+
+
+def native_ops(args: argparse.Namespace, form: Format, cores: Sequence[int] = ()) -> NativeOps:
+    """Return kernels for a form of weights, with threads and rounding from the flags."""
+    rounds = args.round_activations
+    return NativeOps(args.threads, form, cores=cores, rounds_activations=rounds)
 
 
 def require_native() -> None:

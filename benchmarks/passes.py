@@ -14,11 +14,10 @@ from statistics import median
 import torch
 
 from benchmarks.machine import describe_machine, print_facts
-from benchmarks.native_flags import add_flags, numbers, require_native
+from benchmarks.native_flags import add_flags, native_ops, numbers, require_native
 from engine.checkpoint import resolve_model
 from engine.model.decoder import Decoder
 from engine.model.ops.interface import LayerCache, TokenBatch
-from engine.model.ops.native_ops import NativeOps
 from engine.worker.decode_step import split_layers
 from engine.worker.kv_cache import allocate_cache
 
@@ -43,7 +42,7 @@ def main() -> None:
     print("form".rjust(14) + "".join(f"{count} tokens".rjust(18) for count in counts))
     directory = resolve_model(args.model)
     for form in args.forms:
-        decoder = Decoder.load(directory, NativeOps(args.threads, form))
+        decoder = Decoder.load(directory, native_ops(args, form))
         times = _measure(decoder, counts, args.context, args.rounds)
         one = times[counts[0]]
         cells = [f"{times[n] * 1e3:.2f} ms ({times[n] / one:.2f})".rjust(18) for n in counts]

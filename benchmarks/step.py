@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine import describe_machine, print_facts, read_bandwidth
-from benchmarks.native_flags import add_flags, numbers, require_native
+from benchmarks.native_flags import add_flags, native_ops, numbers, require_native
 from engine.checkpoint import resolve_model
 from engine.config import EngineConfig, ExitsConfig, ModelConfig, SchedulerConfig
 from engine.model.decoder import Decoder
@@ -122,7 +122,7 @@ def main() -> None:
     contexts = sorted(args.contexts)
     directory = resolve_model(args.model)
     for form in args.forms:
-        ops = NativeOps(args.threads, form, cores=cores)
+        ops = native_ops(args, form, cores)
         engine, worker = _engine(directory, ops, args.threads, max(args.rows))
         cases = [(rows, contexts[0]) for rows in args.rows]
         cases += [(1, context) for context in contexts[1:]]

@@ -19,6 +19,8 @@ class ModelConfig:
     # CPU weights. auto: keep the checkpoint's quantized blocks; none: expand them; int8, q4: keep
     # them and quantize all other weights, too.
     quantization: Literal["auto", "none", "int8", "q4"] = "auto"
+    # int8: where a CPU weight is quantized, so is what it is multiplied with. Quicker, less exact.
+    activation_quantization: Literal["none", "int8"] = "none"
     max_model_len: int | None = None  # None: the model's own
     num_threads: int | None = None  # CPU threads of the worker; None: all cores it may use
     pin_threads: Literal["auto", "always", "never"] = "auto"  # auto: if the server has a core left

@@ -63,6 +63,13 @@ class ServerSettings(BaseModel):
         "CPU weights: auto keeps a GGUF file's own blocks, which changes no bit of the output; "
         "none expands them; int8 and q4 also round weights that are not quantized.",
     )
+    activation_quantization: Literal["none", "int8"] = _flag(
+        "none",
+        "model",
+        "CPU: int8 rounds what quantized weights are multiplied with to 8 bits as well, in blocks "
+        "of 32, as llama.cpp does: quicker, but no longer what the weights' float32 values give. "
+        "Early exits change no token all the same.",
+    )
     device: Literal["auto", "cpu", "cuda"] = _flag("auto", "model", "Where the model runs.")
     threads: int | None = _flag(
         None,
@@ -324,6 +331,7 @@ class ServerSettings(BaseModel):
                 device=self.device,
                 dtype=self.dtype,
                 quantization=self.quantization,
+                activation_quantization=self.activation_quantization,
                 max_model_len=self.max_model_len,
                 num_threads=self.threads,
                 pin_threads=self.pin_threads,

@@ -17,13 +17,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from engine.checkpoint.directory import has_blocks
 from engine.config import EngineConfig, ModelConfig
 from engine.model.decoder import Decoder
 from engine.model.exit_head import load_heads
-from engine.model.ops.interface import Ops
 from engine.model.spec import ModelSpec
-from engine.worker.backend import describe_numbers, limit_torch_threads, select_ops
+from engine.worker.backend import (
+    describe_numbers,
+    keeps_blocks,
+    limit_torch_threads,
+    select_ops,
+)
 from training import gpu
 from training.collect import ShardPaths, collect
 from training.costs import measure_costs
@@ -323,11 +326,7 @@ def load_decoder(model: ModelConfig) -> Decoder:
     config = EngineConfig(model=model)
     ops = select_ops(config, ModelSpec.from_directory(model.directory))
     limit_torch_threads(config, ops)
-    return Decoder.load(model.directory, ops, keep_blocks=_keeps_blocks(model, ops))
-
-
-def _keeps_blocks(model: ModelConfig, ops: Ops) -> bool:
-    return ops.name == "native" and model.quantization != "none" and has_blocks(model.directory)
+    return Decoder.load(model.directory, ops, keep_blocks=keeps_blocks(model, ops))
 
 
 def _with_own_work(
@@ -339,7 +338,7 @@ def _with_own_work(
         ValueError: if the directory that was asked for holds some.
     """
     model = generation.model
-    numbers = describe_numbers(decoder.ops, has_blocks=_keeps_blocks(model, decoder.ops))
+    numbers = describe_numbers(model, decoder.ops)
     origin = TextOrigin.of(decoder, numbers, model.directory, prompts, generation.max_new_tokens)
     work = generation.work / origin.key if generation.is_shared else generation.work
     origin.claim(work)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from engine.checkpoint.directory import has_blocks
 from engine.config import EngineConfig, ModelConfig
 from engine.errors import ModelLoadError
 from engine.model.ops.cuda_ops import CudaOps
@@ -42,6 +43,7 @@ def select_ops(config: EngineConfig, spec: ModelSpec) -> Ops:
     chosen = (
         ("dtype", model.dtype),
         ("quantization", model.quantization),
+        ("activation-quantization", model.activation_quantization),
         ("pin-threads", model.pin_threads),
     )
     for option, value in chosen:
@@ -61,6 +63,7 @@ def _cuda_ops(model: ModelConfig, spec: ModelSpec) -> Ops:
     chosen = (
         ("backend", model.backend),
         ("quantization", model.quantization),
+        ("activation-quantization", model.activation_quantization),
         ("pin-threads", model.pin_threads),
     )
     for option, value in chosen:
@@ -82,27 +85,48 @@ def _native_ops(config: EngineConfig) -> NativeOps:
     """Return the native kernels, with weights kept as the configuration says.
 
     Raises:
-        ModelLoadError: They do not have the data type.
+        ModelLoadError: They do not have the data type, or no weight is quantized as activations
+            are to be.
     """
     model = config.model
     if model.dtype == "float16":
         raise ModelLoadError("--dtype float16: on a CPU weights are float32 or bfloat16")
+    rounds_activations = model.activation_quantization == "int8"
+    if rounds_activations and not _has_quantized_weights(model):
+        raise ModelLoadError(
+            "--activation-quantization int8: no weight is quantized; try --quantization int8"
+        )
     floats = Format.BFLOAT16 if model.dtype == "bfloat16" else Format.FLOAT32
     weights = {"int8": Format.INT8, "q4": Format.INT4}.get(model.quantization, floats)
     threads = model.num_threads or usable_cores()
     cores = cores_to_pin(threads, model.pin_threads)
     # 8 bits: heads choose drafts, not output, and reading their weights is what they cost.
-    return NativeOps(threads, weights, Format.INT8, cores)
+    return NativeOps(threads, weights, Format.INT8, cores, rounds_activations=rounds_activations)
 
 
-def describe_numbers(ops: Ops, *, has_blocks: bool) -> str:
+def _has_quantized_weights(model: ModelConfig) -> bool:
+    """Whether the native kernels keep weights in codes."""
+    if model.quantization == "auto":
+        return has_blocks(model.directory)
+    return model.quantization != "none"
+
+
+def keeps_blocks(model: ModelConfig, ops: Ops) -> bool:
+    """Whether weights stay the blocks of a GGUF file that they were stored as."""
+    is_native = isinstance(ops, NativeOps)
+    return is_native and model.quantization != "none" and has_blocks(model.directory)
+
+
+def describe_numbers(model: ModelConfig, ops: Ops) -> str:
     """Describe the data type of activations, and of weights if it is another."""
-    name = str(ops.dtype).removeprefix("torch.")
-    if has_blocks:
-        return f"{name}, weights in the file's own blocks"
-    if isinstance(ops, NativeOps) and ops.form is not Format.FLOAT32:
-        return f"{name}, {ops.form.name.lower()} weights"
-    return name
+    parts = [str(ops.dtype).removeprefix("torch.")]
+    if keeps_blocks(model, ops):
+        parts.append("weights in the file's own blocks")
+    elif isinstance(ops, NativeOps) and ops.form is not Format.FLOAT32:
+        parts.append(f"{ops.form.name.lower()} weights")
+    if isinstance(ops, NativeOps) and ops.rounds_activations:
+        parts.append("int8 activations")
+    return ", ".join(parts)
 
 
 def describe_heads(ops: Ops) -> str:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 import torch
 
 from engine.checkpoint.cache import cache_root
-from engine.checkpoint.directory import has_blocks
 from engine.config import EngineConfig
 from engine.errors import HeadsMismatch, ModelLoadError
 from engine.model.decoder import Decoder, Segment
@@ -22,7 +21,12 @@ from engine.model.spec import ModelSpec
 from engine.plan import Learning, RowResult, StepPlan, StepResult, WorkerInfo
 from engine.policy_reason import PolicyReason, PolicyReport
 from engine.request import Structure
-from engine.worker.backend import describe_numbers, limit_torch_threads, select_ops
+from engine.worker.backend import (
+    describe_numbers,
+    keeps_blocks,
+    limit_torch_threads,
+    select_ops,
+)
 from engine.worker.capture import Capture, token_counts_for
 from engine.worker.cuda_graph import CudaCapture
 from engine.worker.decode_step import Clock, DecodeStep, split_layers
@@ -210,7 +214,7 @@ class ModelWorker:
             self._config.model.directory,
             ops,
             max_positions=self._max_model_len,
-            keep_blocks=self._keeps_blocks(ops),
+            keep_blocks=keeps_blocks(self._config.model, ops),
             progress=self._progress,
         )
 
@@ -303,13 +307,7 @@ class ModelWorker:
     @property
     def _numbers(self) -> str:
         """What is computed in."""
-        return describe_numbers(self.decoder.ops, has_blocks=self._keeps_blocks(self.decoder.ops))
-
-    def _keeps_blocks(self, ops: Ops) -> bool:
-        """Whether weights stay the blocks of a GGUF file that they were stored as."""
-        model = self._config.model
-        is_native = ops.name == "native" and model.quantization != "none"
-        return is_native and has_blocks(model.directory)
+        return describe_numbers(self._config.model, self.decoder.ops)
 
     @property
     def _is_queued(self) -> bool:

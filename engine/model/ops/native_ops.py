@@ -41,6 +41,8 @@ class NativeOps:
         weights: Format = Format.FLOAT32,
         heads: Format = Format.FLOAT32,
         cores: Sequence[int] = (),
+        *,
+        rounds_activations: bool = False,
     ) -> None:
         """Start the kernels' threads; the calling thread is one of the `num_threads`.
 
@@ -50,6 +52,8 @@ class NativeOps:
             heads: The same for exit heads.
             cores: Thread i stays on cores[i]; empty: the system chooses. Thread 0, the caller's, is
                 never pinned.
+            rounds_activations: Multiply weights of 8 and 4 bits with activations that are rounded
+                to 8 bits, block by block: quicker, but not what the weights' float values give.
 
         Raises:
             BuildError: if the kernels are not available (ask `unavailable_reason` first), or the
@@ -60,6 +64,7 @@ class NativeOps:
         self.dtype = torch.float32
         self.form = weights
         self.heads_form = heads
+        self.rounds_activations = rounds_activations
         self._library = load_library()
         self.build = str(self._library._name)  # the file; its name holds a hash of its sources
         self._context = self._library.context_new(num_threads)
@@ -91,9 +96,10 @@ class NativeOps:
     ) -> NativeLinear:
         """See `Ops.pack`."""
         if isinstance(weight, BlockWeight):
-            return NativeLinear.of_blocks(weight, bias)
+            return NativeLinear.of_blocks(weight, bias, is_rounded=self.rounds_activations)
         is_too_coarse = is_table and self.form is Format.INT4
-        return NativeLinear.of_floats(weight, bias, Format.INT8 if is_too_coarse else self.form)
+        form = Format.INT8 if is_too_coarse else self.form
+        return NativeLinear.of_floats(weight, bias, form, is_rounded=self.rounds_activations)
 
     def pack_head(self, weight: Tensor) -> NativeLinear:
         """See `Ops.pack_head`."""

@@ -57,8 +57,7 @@ static Linear pack(Format format) {
     return weight;
 }
 
-static int check_linear(Context *context, Format format) {
-    Linear weight = pack(format);
+static int check_linear(Context *context, const char *name, Linear weight) {
     float *x = values(TOKENS * IN), *norm = values(IN), *residual = values(TOKENS * OUT);
     float alone[TOKENS * OUT], together[TOKENS * OUT];
     int bad = 0;
@@ -66,9 +65,9 @@ static int check_linear(Context *context, Format format) {
         bad |= linear_forward(context, &weight, x + t * IN, 1, norm, 1e-5f, residual + t * OUT, alone + t * OUT);
     for (int64_t tokens = 2; tokens <= TOKENS; tokens++) {
         bad |= linear_forward(context, &weight, x, tokens, norm, 1e-5f, residual, together);
-        bad |= differ("linear", format, tokens, alone, together, tokens * OUT);
+        bad |= differ(name, weight.format, tokens, alone, together, tokens * OUT);
     }
-    print("linear", format, alone, TOKENS * OUT);
+    print(name, weight.format, alone, TOKENS * OUT);
     return bad;
 }
 
@@ -111,7 +110,12 @@ static int check_noise(void) {
 int main(void) {
     Context *context = context_new(2);
     int bad = 0;
-    for (Format format = FLOAT32; format < FORMATS; format++) bad |= check_linear(context, format);
+    for (Format format = FLOAT32; format < FORMATS; format++) bad |= check_linear(context, "linear", pack(format));
+    for (Format format = INT8; format <= INT4; format++) {
+        Linear weight = pack(format);
+        weight.rounded = 1;
+        bad |= check_linear(context, "rounded", weight);
+    }
     bad |= check_attention(context);
     bad |= check_noise();
     context_free(context);

@@ -21,6 +21,13 @@ IS_X86 = platform.machine() in ("x86_64", "AMD64")
 CPU_INFO = Path("/proc/cpuinfo")
 CPU_FLAGS = CPU_INFO.read_text().split() if CPU_INFO.exists() else []
 
+
+def needs(*flags: str) -> pytest.MarkDecorator:
+    """Skip a test where the CPU lacks instructions."""
+    missing = set(flags) - set(CPU_FLAGS)
+    return pytest.mark.skipif(bool(missing), reason=f"the CPU has no {', '.join(sorted(missing))}")
+
+
 Results = dict[tuple[str, ...], list[float]]  # by operation and form of weights
 
 
@@ -48,11 +55,12 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Results:
     ("compiler", "emulator"),
     [
         pytest.param(["gcc", "-march=x86-64"], [], id="sse"),
+        pytest.param(["gcc", "-march=haswell"], [], id="avx2", marks=needs("avx2")),
         pytest.param(
-            ["gcc", "-march=haswell"],
-            [],
-            id="avx2",
-            marks=pytest.mark.skipif("avx2" not in CPU_FLAGS, reason="the CPU has no AVX2"),
+            ["gcc", "-march=haswell", "-mavxvnni"], [], id="avx_vnni", marks=needs("avx_vnni")
+        ),
+        pytest.param(
+            ["gcc", "-march=skylake-avx512"], [], id="avx512", marks=needs("avx512bw", "avx512vl")
         ),
         pytest.param(
             ["aarch64-linux-gnu-gcc", "-march=armv8-a", "-static"], ["qemu-aarch64"], id="neon"
@@ -67,6 +75,6 @@ def test_other_vectors_give_the_same(
             pytest.skip(f"{program} is not installed")
     actual = run(tmp_path, compiler, emulator)
     assert actual.keys() == expected.keys()
-    assert len(expected) == 5 + 64
+    assert len(expected) == 5 + 2 + 64
     for case, numbers in expected.items():
         assert actual[case] == pytest.approx(numbers, rel=1e-5, abs=3e-6), case

@@ -12,7 +12,7 @@ from engine.errors import ModelLoadError
 from engine.model.ops.native_ops import NativeOps
 from engine.model.ops.torch_ops import TorchOps
 from engine.model.spec import ModelSpec
-from engine.worker.backend import describe_heads, describe_machine, select_ops
+from engine.worker.backend import describe_heads, describe_machine, describe_numbers, select_ops
 
 pytestmark = pytest.mark.torch
 
@@ -23,6 +23,7 @@ pytestmark = pytest.mark.torch
         ({"device": "cuda"}, "no CUDA device"),
         ({"device": "cuda", "backend": "native"}, "--backend native"),
         ({"device": "cuda", "quantization": "q4"}, "--quantization q4"),
+        ({"device": "cuda", "activation_quantization": "int8"}, "--activation-quantization int8"),
         ({"device": "cuda", "pin_threads": "always"}, "--pin-threads always"),
     ],
 )
@@ -42,6 +43,7 @@ def test_what_a_gpu_cannot_be_told_is_refused(
     [
         ({"dtype": "bfloat16"}, "--dtype bfloat16"),
         ({"quantization": "int8"}, "--quantization int8"),
+        ({"activation_quantization": "int8"}, "--activation-quantization int8"),
         ({"pin_threads": "always"}, "--pin-threads always"),
     ],
 )
@@ -67,6 +69,32 @@ def test_heads_are_kept_in_8_bits_whatever_the_model_is_kept_in(
     ops = select_ops(EngineConfig(model=model), ModelSpec.from_directory(directory))
     assert isinstance(ops, NativeOps)
     assert (ops.form.name.lower(), describe_heads(ops)) == (weights, "int8")
+
+
+@needs_native
+@pytest.mark.parametrize("quantization", ["auto", "none"])
+def test_activations_are_not_rounded_for_weights_that_are_not(
+    tmp_path: Path, quantization: str
+) -> None:
+    directory = write_tiny_llama(tmp_path)
+    model = ModelConfig(
+        directory=directory,
+        device="cpu",
+        quantization=quantization,  # type: ignore[arg-type]
+        activation_quantization="int8",
+    )
+    with pytest.raises(ModelLoadError, match="no weight is quantized"):
+        select_ops(EngineConfig(model=model), ModelSpec.from_directory(directory))
+
+
+@needs_native
+def test_what_is_computed_in_is_described(tmp_path: Path) -> None:
+    directory = write_tiny_llama(tmp_path)
+    model = ModelConfig(
+        directory=directory, device="cpu", quantization="int8", activation_quantization="int8"
+    )
+    ops = select_ops(EngineConfig(model=model), ModelSpec.from_directory(directory))
+    assert describe_numbers(model, ops) == "float32, int8 weights, int8 activations"
 
 
 def test_what_was_timed_under_another_python_does_not_count(

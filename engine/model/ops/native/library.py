@@ -20,6 +20,7 @@ class Linear(ctypes.Structure):
         ("in_features", c_int64),
         ("panel_bytes", c_int64),
         ("format", c_int32),
+        ("rounded", c_int32),
     )
 
 

@@ -9,6 +9,7 @@
 #include "linear.h"
 #include "norm.h"
 #include "panel.h"
+#include "rounded.h"
 
 enum {
     ITEMS_PER_THREAD = 8,       /* fine enough that no thread waits long for the last one */
@@ -85,7 +86,7 @@ typedef struct {
     const float *x;        /* [tokens, in] */
     const float *norm;     /* [in] or NULL */
     const float *residual; /* [tokens, out] or NULL */
-    float *packed;         /* the same size as x: per tile [in, rows of the tile] */
+    char *packed;          /* a row takes row_bytes: per tile [in, rows of the tile] floats, or as rounded.h has it */
     float *out;            /* [tokens, out], or [tokens, out / 2] for gate and up */
     int64_t tokens;
     int64_t panels;     /* columns of the result, in panels */
@@ -134,6 +135,11 @@ static Group next_group(const Job *job, int64_t columns) {
     return (Group){.together = together, .panels = panels, .columns = panels / per_column};
 }
 
+/* Bytes of `depth` values of a packed row. */
+static int64_t row_bytes(const Job *job, int64_t depth) {
+    return (job->weight->rounded ? depth / BLOCK * ROUNDED_WORDS : depth) * (int64_t)sizeof(float);
+}
+
 static void cut_items(Job *job, int threads) {
     int64_t bytes = job->weight->panel_bytes, even = job->panels / (threads * ITEMS_PER_THREAD);
     int64_t columns = most(least(even, ITEM_BYTES / bytes), ceil_divide(LEAST_ITEM_BYTES, bytes * job->tokens));
@@ -150,7 +156,7 @@ static void plan(Job *job, int threads) {
     Format format = job->weight->format;
     bool paired = format == FLOAT32 && job->tokens <= PAIR_TOKENS;
     job->expanded = format == BFLOAT16 ? job->tokens > (EXPAND_TILES - 1) * MAX_ROWS
-                                       : format != FLOAT32 && job->tokens > MAX_CODE_ROWS;
+                                       : format != FLOAT32 && !job->weight->rounded && job->tokens > MAX_CODE_ROWS;
     Format read = job->expanded ? FLOAT32 : format;
     job->tiles = ceil_divide(job->tokens, paired ? MAX_ROWS / 2 : MAX_ROWS);
     job->tile_rows = job->tokens / job->tiles, job->longer = job->tokens % job->tiles;
@@ -162,21 +168,34 @@ static void plan(Job *job, int threads) {
     cut_items(job, threads);
 }
 
-/* Normalize the tile's rows and interleave them. */
+/* normal[k] = x[k], normalized if need be. */
+INLINE void normalize(const float *restrict norm, float inverse, const float *restrict x, int64_t depth, int64_t step,
+                      float *restrict normal) {
+    if (norm == NULL)
+        for (int64_t k = 0; k < depth; k++, normal += step) *normal = x[k];
+    else
+        for (int64_t k = 0; k < depth; k++, normal += step) *normal = norm[k] * (x[k] * inverse);
+}
+
+/* Normalize the tile's rows, round them if need be, and interleave them. */
 static void pack_tile(void *argument, int64_t index, int thread) {
     (void)thread;
     const Job *job = argument;
     Tile tile = tile_at(job, index);
     int64_t in = job->weight->in_features, rows = tile.rows;
-    const float *restrict norm = job->norm;
+    char *packed = job->packed + tile.first * row_bytes(job, in);
     for (int64_t r = 0; r < rows; r++) {
-        const float *restrict x = job->x + (tile.first + r) * in;
-        float *restrict packed = job->packed + tile.first * in + r;
+        const float *x = job->x + (tile.first + r) * in, *norm = job->norm;
         float inverse = norm == NULL ? 1.0f : inverse_rms(x, in, job->eps);
-        if (norm == NULL)
-            for (int64_t k = 0; k < in; k++, packed += rows) *packed = x[k];
-        else
-            for (int64_t k = 0; k < in; k++, packed += rows) *packed = norm[k] * (x[k] * inverse);
+        if (!job->weight->rounded) {
+            normalize(norm, inverse, x, in, rows, (float *)packed + r);
+            continue;
+        }
+        for (int64_t k = 0; k < in; k += BLOCK) {
+            float normal[BLOCK];
+            normalize(norm == NULL ? NULL : norm + k, inverse, x + k, BLOCK, 1, normal);
+            rounded_fill(job->weight->format, normal, (int)rows, (int)r, (int32_t *)(packed + rows * row_bytes(job, k)));
+        }
     }
 }
 
@@ -215,13 +234,15 @@ static void multiply_stretch(const Job *job, Group group, int panel, Stream *str
                              int64_t first, int64_t end, float *sums) {
     Format read = job->expanded ? FLOAT32 : job->weight->format;
     int64_t in = job->weight->in_features, share = job->step * (panel_bytes(read, depth) / WORD_BYTES);
-    const float *x = job->packed + tile_at(job, first).first * in;
+    const char *x = job->packed + tile_at(job, first).first * row_bytes(job, in);
     for (int64_t t = first; t < end; t++) {
         int rows = tile_at(job, t).rows;
-        panel_product(read, rows, group.together, depth, x + k * rows, streams, job->step,
-                      sums + panel * rows * PANEL);
+        const void *from = x + rows * row_bytes(job, k);
+        float *to = sums + panel * rows * PANEL;
+        if (job->weight->rounded) rounded_product(read, rows, group.together, depth, from, streams, job->step, to);
+        else panel_product(read, rows, group.together, depth, from, streams, job->step, to);
         for (int p = 0; p < group.together; p++) streams[p].ahead += share;
-        x += rows * in;
+        x += rows * row_bytes(job, in);
         sums += group.panels * rows * PANEL;
     }
 }

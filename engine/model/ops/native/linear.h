@@ -13,6 +13,7 @@ typedef struct {
     int64_t in_features;
     int64_t panel_bytes;
     int32_t format;
+    int32_t rounded; /* codes only: whether activations are rounded to 8 bits too (see rounded.h) */
 } Linear;
 
 /* out = residual + weight @ rms_norm(x) + bias. Norm and residual may be NULL; out may be the residual. */

@@ -25,10 +25,15 @@ class Format(IntEnum):
     INT4 = 3
 
 
+CODES = (Format.INT8, Format.INT4)
+
+
 class NativeLinear:
     """A weight [out, in] in panels of 16 outputs, and its bias; the only copy."""
 
-    def __init__(self, shape: Sequence[int], fmt: Format, bias: Tensor | None) -> None:
+    def __init__(
+        self, shape: Sequence[int], fmt: Format, bias: Tensor | None, *, is_rounded: bool
+    ) -> None:
         """Allocate a weight of zeros, which `of_floats` or `of_blocks` fills."""
         library = load_library()
         self.out_features, self.in_features = shape
@@ -49,20 +54,31 @@ class NativeLinear:
             self.in_features,
             library.panel_bytes(fmt, self.in_features),
             fmt,
+            is_rounded and fmt in CODES,
         )
         self.reference = byref(self.native)
 
     @classmethod
-    def of_floats(cls, weight: Tensor, bias: Tensor | None, wanted: Format) -> "NativeLinear":
-        """Pack floats in the wanted format, or float32 if rows do not divide into its blocks."""
-        packed = cls(weight.shape, _fitting(wanted, weight.shape[1]), bias)
+    def of_floats(
+        cls, weight: Tensor, bias: Tensor | None, wanted: Format, *, is_rounded: bool = False
+    ) -> "NativeLinear":
+        """Pack floats in the wanted format, or float32 if rows do not divide into its blocks.
+
+        Args:
+            is_rounded: Whether activations are rounded to 8 bits where the weight is kept in codes.
+        """
+        fmt = _fitting(wanted, weight.shape[1])
+        packed = cls(weight.shape, fmt, bias, is_rounded=is_rounded)
         packed._write_floats(weight)
         return packed
 
     @classmethod
-    def of_blocks(cls, weight: BlockWeight, bias: Tensor | None) -> "NativeLinear":
-        """Pack weights that are quantized already, as they are."""
-        packed = cls(weight.shape, Format.INT8 if weight.bits == 8 else Format.INT4, bias)
+    def of_blocks(
+        cls, weight: BlockWeight, bias: Tensor | None, *, is_rounded: bool = False
+    ) -> "NativeLinear":
+        """Pack weights that are quantized already, as they are; see `of_floats`."""
+        fmt = Format.INT8 if weight.bits == 8 else Format.INT4
+        packed = cls(weight.shape, fmt, bias, is_rounded=is_rounded)
         for first in range(0, packed.out_features, _PACK_ROWS):
             packed._write_codes(weight.rows(first, first + _PACK_ROWS), first)
         return packed
@@ -80,7 +96,7 @@ class NativeLinear:
     def _write_floats(self, weight: Tensor) -> None:
         for first in range(0, self.out_features, _PACK_ROWS):
             rows = weight[first : first + _PACK_ROWS]
-            if self.format in (Format.INT8, Format.INT4):
+            if self.format in CODES:
                 self._write_codes(quantize(rows, 8 if self.format is Format.INT8 else 4), first)
             else:
                 values = rows.to(torch.float32).contiguous()

@@ -1,34 +1,12 @@
 #include "panel.h"
 
 #include <string.h>
-#if VEC_LANES == 16
-#include <immintrin.h>
-#endif
 
-#define HALVES_BYTES (PANEL * 2) /* one half-precision number of every column */
-#define INT8_BYTES (HALVES_BYTES + BLOCK / 4 * WORD_BYTES)
-#define INT4_BYTES (2 * HALVES_BYTES + BLOCK / 8 * WORD_BYTES)
+#include "codes.h"
 
-typedef uint32_t uvec __attribute__((vector_size(VEC_BYTES)));
-typedef uint32_t loose_uvec __attribute__((vector_size(VEC_BYTES), aligned(4), may_alias));
 typedef char bytes __attribute__((vector_size(VEC_BYTES)));
-typedef int16_t signed_half_vec __attribute__((vector_size(VEC_BYTES / 2), aligned(2), may_alias));
-typedef uint16_t half_vec __attribute__((vector_size(VEC_BYTES / 2), aligned(2), may_alias));
 
 /* ---- one value ---- */
-
-/* Exact, zero and subnormal numbers included: the bits of a half shifted into a float are 2^-112 of its value. */
-INLINE vec vec_from_halves(const void *p) {
-#if VEC_LANES == 16
-    return (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
-#elif VEC_LANES == 8 && defined(__F16C__)
-    return __builtin_ia32_vcvtph2ps256(*(const signed_half_vec *)p);
-#endif
-    uvec half = __builtin_convertvector(*(const half_vec *)p, uvec);
-    uvec magnitude = (half & 0x7fff) << 13, sign = (half & 0x8000) << 16;
-    vec value = (vec)magnitude * 0x1p112f;
-    return (vec)((uvec)value | sign);
-}
 
 static float float_from_half(uint16_t half) {
     uint32_t magnitude = (uint32_t)(half & 0x7fff) << 13;
@@ -132,21 +110,13 @@ void panel_column(Format format, int64_t depth, const void *panel, int column, f
 
 /* ---- walking through a panel ---- */
 
-/* What the weights of a block share. A code times a scale is exact in float32, so the sum rounds once, as it does
-   where a quantized weight is expanded in advance. */
-typedef struct {
-    vec scale[PANEL_VECS];
-    vec minimum[PANEL_VECS]; /* INT4 only */
-} Shared;
-
-/* Returns where the block's words begin. */
-INLINE const char *read_shared(const Format format, const char *at, Shared *shared) {
-    for (int v = 0; v < PANEL_VECS; v++) {
-        shared->scale[v] = vec_from_halves(at + v * VEC_BYTES / 2);
-        if (format == INT8) shared->scale[v] *= 0x1p-24f; /* weight_of leaves a code in its word's top byte */
-        else shared->minimum[v] = vec_from_halves(at + HALVES_BYTES + v * VEC_BYTES / 2);
-    }
-    return at + (format == INT4 ? 2 : 1) * HALVES_BYTES;
+/* A code times a scale is exact in float32, so the sum with a minimum rounds once, as it does where a quantized weight
+   is expanded in advance. Returns where the block's words begin. */
+INLINE const char *begin_block(const Format format, const char *at, Shared *shared) {
+    at = read_shared(format, at, shared);
+    if (format == INT8)
+        for (int v = 0; v < PANEL_VECS; v++) shared->scale[v] *= 0x1p-24f; /* weight_of leaves a code in its word's top byte */
+    return at;
 }
 
 /* Byte `index` of every word as its top byte, the others zero. */
@@ -208,7 +178,7 @@ INLINE void product(const Format format, const int panels, const int rows, int64
     for (int64_t begin = 0; begin < depth; begin += length) {
         if (format >= INT8)
 #pragma GCC unroll 4
-            for (int p = 0; p < panels; p++) at[p] = read_shared(format, at[p], &shared[p]);
+            for (int p = 0; p < panels; p++) at[p] = begin_block(format, at[p], &shared[p]);
         for (int64_t k = 0; k < length; k += span) {
             uvec words[MAX_PANELS][PANEL_VECS];
 #pragma GCC unroll 4
@@ -253,7 +223,7 @@ INLINE void expand(const Format format, int64_t depth, const char *at, float *ou
     const int64_t length = format >= INT8 ? BLOCK : span;
     Shared shared = {0};
     for (int64_t begin = 0; begin < depth; begin += length) {
-        if (format >= INT8) at = read_shared(format, at, &shared);
+        if (format >= INT8) at = begin_block(format, at, &shared);
         for (int64_t k = 0; k < length; k += span, at += WORD_BYTES) {
             uvec words[PANEL_VECS]; /* read once, whatever is written meanwhile */
 #pragma GCC unroll 4
@@ -287,28 +257,19 @@ void panel_expand(Format format, int64_t depth, const void *panel, float *expand
         else product(format, PANELS_AT_ONCE(format, rows), rows, depth, x, panels, step, sums);                 \
     }
 #define NAME(format, rows) product_##format##_##rows,
-#define UP_TO_6(each, format) \
-    each(format, 1) each(format, 2) each(format, 3) each(format, 4) each(format, 5) each(format, 6)
-#if MAX_ROWS == 12
-#define EVERY(each, format)                                                                                     \
-    UP_TO_6(each, format) each(format, 7) each(format, 8) each(format, 9) each(format, 10) each(format, 11)     \
-    each(format, 12)
-#else
-#define EVERY UP_TO_6
-#endif
 
-EVERY(PRODUCT, FLOAT32)
-EVERY(PRODUCT, BFLOAT16)
-EVERY(PRODUCT, INT8)
-EVERY(PRODUCT, INT4)
+EACH_ROWS(PRODUCT, FLOAT32)
+EACH_ROWS(PRODUCT, BFLOAT16)
+EACH_ROWS(PRODUCT, INT8)
+EACH_ROWS(PRODUCT, INT4)
 
 typedef void (*Product)(int count, int64_t depth, const float *x, const Stream *panels, int64_t step, float *sums);
 
 static const Product PRODUCTS[FORMATS][MAX_ROWS] = {
-    {EVERY(NAME, FLOAT32)},
-    {EVERY(NAME, BFLOAT16)},
-    {EVERY(NAME, INT8)},
-    {EVERY(NAME, INT4)},
+    {EACH_ROWS(NAME, FLOAT32)},
+    {EACH_ROWS(NAME, BFLOAT16)},
+    {EACH_ROWS(NAME, INT8)},
+    {EACH_ROWS(NAME, INT4)},
 };
 
 void panel_product(Format format, int rows, int count, int64_t depth, const float *x, const Stream *panels, int64_t step,

@@ -39,6 +39,17 @@
 #define FIT(panels, format, rows) ((panels) * ((rows) + ((format) >= INT8 ? 2 : 0)) * PANEL_VECS <= ACCUMULATORS)
 #define PANELS_AT_ONCE(format, rows) (FIT(4, format, rows) ? 4 : FIT(2, format, rows) ? 2 : 1)
 
+/* each(format, rows) for 1 to MAX_ROWS rows. */
+#define UP_TO_6_ROWS(each, format) \
+    each(format, 1) each(format, 2) each(format, 3) each(format, 4) each(format, 5) each(format, 6)
+#if MAX_ROWS == 12
+#define EACH_ROWS(each, format)                                                                                 \
+    UP_TO_6_ROWS(each, format) each(format, 7) each(format, 8) each(format, 9) each(format, 10) each(format, 11) \
+    each(format, 12)
+#else
+#define EACH_ROWS UP_TO_6_ROWS
+#endif
+
 #define BLOCK 32               /* values that share a scale */
 #define WORD_BYTES (PANEL * 4) /* one word of every column */
 

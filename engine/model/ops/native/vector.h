@@ -23,6 +23,8 @@
 #define VEC_BYTES (4 * VEC_LANES)
 typedef float vec __attribute__((vector_size(VEC_BYTES)));
 typedef int32_t ivec __attribute__((vector_size(VEC_BYTES)));
+typedef uint32_t uvec __attribute__((vector_size(VEC_BYTES)));
+typedef uint32_t loose_uvec __attribute__((vector_size(VEC_BYTES), aligned(4), may_alias));
 typedef float loose_vec __attribute__((vector_size(VEC_BYTES), aligned(4), may_alias));
 
 #define INLINE static inline __attribute__((always_inline))

@@ -1,0 +1,176 @@
+#include "rounded.h"
+
+#include "codes.h"
+
+typedef int8_t quarter_ivec __attribute__((vector_size(VEC_LANES))); /* a byte per lane */
+
+/* ---- rounding ---- */
+
+/* The largest magnitude; NaN if there is one. Bits of magnitudes are ordered as magnitudes are, NaN above all. */
+static float largest(const float *values) {
+    ivec most = {0};
+    for (int k = 0; k < BLOCK; k += VEC_LANES) {
+        ivec bits = (ivec)vec_load(values + k) & 0x7fffffff;
+        most = (ivec)vec_select(bits > most, (vec)bits, (vec)most);
+    }
+    int32_t top = 0;
+    for (int lane = 0; lane < VEC_LANES; lane++) top = most[lane] > top ? most[lane] : top;
+    float value;
+    memcpy(&value, &top, sizeof value);
+    return value;
+}
+
+/* codes[k] = values[k] * inverse, to the nearest whole number. Returns their sum. */
+static int32_t round_values(const float *values, float inverse, int8_t *codes) {
+    const vec magic = vec_set(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
+    ivec sums = {0};
+    for (int k = 0; k < BLOCK; k += VEC_LANES) {
+        ivec rounded = (ivec)(vec_load(values + k) * inverse + magic) - (ivec)magic;
+        quarter_ivec narrow = __builtin_convertvector(rounded, quarter_ivec);
+        memcpy(codes + k, &narrow, VEC_LANES);
+        sums += rounded;
+    }
+    int32_t sum = 0;
+    for (int lane = 0; lane < VEC_LANES; lane++) sum += sums[lane];
+    return sum;
+}
+
+/* The place in the layout of the code of k. */
+INLINE int place_of(const Format format, int k) { return format == INT4 ? k & ~7 | k % 2 * 4 | k % 8 / 2 : k; }
+
+void rounded_fill(Format format, const float *values, int rows, int row, int32_t *block) {
+    float top = largest(values), scale = top / 127.0f;
+    float inverse = top > 0x1p-100f && top < INFINITY ? 127.0f / top : 0.0f; /* of less, 127 / top may be infinite */
+    int8_t codes[BLOCK], placed[BLOCK];
+    int32_t sum = round_values(values, inverse, codes), word;
+    for (int k = 0; k < BLOCK; k++) placed[place_of(format, k)] = codes[k];
+    for (int i = 0; i < BLOCK / 4; i++) {
+        memcpy(&word, placed + i * 4, sizeof word);
+        block[i * rows + row] = word;
+    }
+    float *scales = (float *)(block + BLOCK / 4 * rows);
+    scales[row] = scale;
+    if (format == INT4) scales[rows + row] = scale * (float)sum;
+    else block[(BLOCK / 4 + 1) * rows + row] = -128 * sum;
+}
+
+/* ---- products ---- */
+
+/* Products of unsigned bytes below 16 with signed ones, added in pairs to 16 bits, and those in pairs to 32. */
+#if VEC_LANES == 16 && defined(__AVX512BW__)
+#define PAIRS(codes, x) _mm512_maddubs_epi16((__m512i)(codes), (__m512i)(x))
+#define FOURS(pairs, factor) ((ivec)_mm512_madd_epi16(pairs, _mm512_set1_epi16(factor)))
+#elif VEC_LANES == 8 && defined(__AVX2__)
+#define PAIRS(codes, x) _mm256_maddubs_epi16((__m256i)(codes), (__m256i)(x))
+#define FOURS(pairs, factor) ((ivec)_mm256_madd_epi16(pairs, _mm256_set1_epi16(factor)))
+#elif VEC_LANES == 4 && defined(__SSSE3__)
+#define PAIRS(codes, x) _mm_maddubs_epi16((__m128i)(codes), (__m128i)(x))
+#define FOURS(pairs, factor) ((ivec)_mm_madd_epi16(pairs, _mm_set1_epi16(factor)))
+#endif
+
+/* sum + the four products of each lane's bytes: of codes without a sign, and of signed ones. */
+INLINE ivec add_products(const Format format, ivec sum, uvec codes, ivec x) {
+#if VEC_LANES == 16 && defined(__AVX512VNNI__)
+    return (ivec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)codes, (__m512i)x);
+#elif VEC_LANES == 8 && defined(__AVXVNNI__)
+    return (ivec)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)codes, (__m256i)x);
+#elif defined(PAIRS)
+    /* Half bytes: products of whole ones would not fit into 16 bits. */
+    if (format == INT4) return sum + FOURS(PAIRS(codes, x), 1);
+    return sum + FOURS(PAIRS(codes & 0x0f0f0f0fu, x), 1) + FOURS(PAIRS(codes >> 4 & 0x0f0f0f0fu, x), 16);
+#else
+    for (int i = 0; i < 4; i++) sum += (ivec)(codes >> 8 * i & 255) * (x << 8 * (3 - i) >> 24);
+    return sum;
+#endif
+}
+
+/* Codes without a sign, a byte each: part 0 or 1 of a word. INT8 has one part, and 128 is added to its codes. */
+INLINE uvec codes_of(const Format format, uvec word, const int part) {
+    return format == INT8 ? word ^ 0x80808080u : (part ? word >> 4 : word) & 0x0f0f0f0fu;
+}
+
+INLINE void product(const Format format, const int panels, const int rows, int64_t depth, const int32_t *x,
+                    const Stream *streams, int64_t step, float *out) {
+    const int parts = format == INT4 ? 2 : 1;
+    vec sum[MAX_PANELS][MAX_ROWS][PANEL_VECS];
+    const char *at[MAX_PANELS], *ahead[MAX_PANELS];
+#pragma GCC unroll 4
+    for (int p = 0; p < panels; p++) {
+        at[p] = streams[p].at, ahead[p] = streams[p].ahead;
+#pragma GCC unroll 12
+        for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < PANEL_VECS; v++) sum[p][r][v] = ((const vec *)(out + (p * rows + r) * PANEL))[v];
+    }
+    for (int64_t k = 0; k < depth; k += BLOCK) {
+        Shared shared[MAX_PANELS];
+        ivec dot[MAX_PANELS][MAX_ROWS][PANEL_VECS] = {0};
+#pragma GCC unroll 4
+        for (int p = 0; p < panels; p++) at[p] = read_shared(format, at[p], &shared[p]);
+#pragma GCC unroll 8
+        for (int word = 0; word < BLOCK / 4 / parts; word++) {
+            uvec words[MAX_PANELS][PANEL_VECS];
+#pragma GCC unroll 4
+            for (int p = 0; p < panels; p++, at[p - 1] += WORD_BYTES, ahead[p - 1] += step) {
+                __builtin_prefetch(ahead[p]);
+#pragma GCC unroll 4
+                for (int v = 0; v < PANEL_VECS; v++) words[p][v] = ((const loose_uvec *)at[p])[v];
+            }
+#pragma GCC unroll 2
+            for (int part = 0; part < parts; part++)
+#pragma GCC unroll 12
+                for (int r = 0; r < rows; r++, x++) {
+                    ivec four = *x - (ivec){0};
+#pragma GCC unroll 4
+                    for (int p = 0; p < panels; p++)
+#pragma GCC unroll 4
+                        for (int v = 0; v < PANEL_VECS; v++)
+                            dot[p][r][v] = add_products(format, dot[p][r][v], codes_of(format, words[p][v], part), four);
+                }
+        }
+        const float *scales = (const float *)x;
+#pragma GCC unroll 12
+        for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+            for (int p = 0; p < panels; p++)
+#pragma GCC unroll 4
+                for (int v = 0; v < PANEL_VECS; v++) {
+                    ivec whole = format == INT8 ? dot[p][r][v] + x[rows + r] : dot[p][r][v];
+                    sum[p][r][v] += __builtin_convertvector(whole, vec) * (shared[p].scale[v] * scales[r]);
+                    if (format == INT4) sum[p][r][v] += shared[p].minimum[v] * scales[rows + r];
+                }
+        x += 2 * rows;
+    }
+#pragma GCC unroll 4
+    for (int p = 0; p < panels; p++)
+#pragma GCC unroll 12
+        for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < PANEL_VECS; v++) ((vec *)(out + (p * rows + r) * PANEL))[v] = sum[p][r][v];
+}
+
+/* ---- one function per format and number of rows ---- */
+
+#define PRODUCT(format, rows)                                                                                   \
+    static void product_##format##_##rows(int count, int64_t depth, const int32_t *x, const Stream *panels,     \
+                                          int64_t step, float *sums) {                                          \
+        if (count == 1) product(format, 1, rows, depth, x, panels, step, sums);                                 \
+        else if (count == 2 && FIT(4, format, rows)) product(format, 2, rows, depth, x, panels, step, sums);    \
+        else product(format, PANELS_AT_ONCE(format, rows), rows, depth, x, panels, step, sums);                 \
+    }
+#define NAME(format, rows) product_##format##_##rows,
+
+EACH_ROWS(PRODUCT, INT8)
+EACH_ROWS(PRODUCT, INT4)
+
+typedef void (*Product)(int count, int64_t depth, const int32_t *x, const Stream *panels, int64_t step, float *sums);
+
+static const Product PRODUCTS[FORMATS][MAX_ROWS] = {
+    [INT8] = {EACH_ROWS(NAME, INT8)},
+    [INT4] = {EACH_ROWS(NAME, INT4)},
+};
+
+void rounded_product(Format format, int rows, int count, int64_t depth, const int32_t *x, const Stream *panels,
+                     int64_t step, float *sums) {
+    PRODUCTS[format][rows - 1](count, depth, x, panels, step, sums);
+}
