@@ -189,7 +189,7 @@ def test_untrained_heads_change_nothing(
         drafter = policy_drafter(decoder, random_heads(decoder, exit_layers, size, refined))
         tokens, results = StepDriver(decoder, 16, drafter).generate(starts, NUM_TOKENS)
         assert tokens == expected
-        if threshold is None:
+        if threshold is None and sampling == "greedy":  # what is sampled may leave none likely
             assert has_alternates(results)
         if threshold == 0.0:
             assert any(result.drafts for result in results)
