@@ -60,6 +60,16 @@ FORMATS: Mapping[str, Format] = {
 }
 XGRAMMAR_FORMATS = frozenset(("duration", "ipv6"))  # formats that xgrammar itself has right
 
+# \s, \S and . as in ECMA-262; xgrammar's own know no white space or line ends beyond ASCII.
+# Within a class each begins and ends with a letter's escape, so that `-` beside it makes no range.
+_SPACES = r"\s\u{a0}\u{1680}\u{2000}-\u{200a}\u{2028}\u{2029}\u{202f}\u{205f}\u{3000}\u{feff}\s"
+_OTHERS = (
+    r"\w!-\u{9f}\u{a1}-\u{167f}\u{1681}-\u{1fff}\u{200b}-\u{2027}\u{202a}-\u{202e}"
+    r"\u{2030}-\u{205e}\u{2060}-\u{2fff}\u{3001}-\u{fefe}\u{ff00}-\u{10ffff}\w"
+)
+_WITHIN_CLASSES = {r"\s": _SPACES, r"\S": _OTHERS}
+_ELSEWHERE = {r"\s": f"[{_SPACES}]", r"\S": f"[^{_SPACES}]", ".": r"[^\u{2028}\u{2029}]"}
+
 _ESCAPED_CONTROLS = frozenset("nrtfv0cbea")
 _UNWRITABLE = "can match a quote, a backslash or a control character, which JSON escapes"
 
@@ -98,20 +108,23 @@ def whole_pattern(pattern: str) -> str:
     for index, kind in tokens:
         character = pattern[index]
         is_quote = character == '"' and kind not in ("class", "negated")
-        is_escape = kind == "escape" and _is_unwritable(pattern, index + 1)
+        is_escape = character == "\\" and kind != "negated" and _is_unwritable(pattern, index + 1)
         if is_quote or is_escape or (character < " " and kind != "negated"):
             raise StructureError(_UNWRITABLE)
     begins = pattern.startswith("^")
     ends = bool(tokens) and pattern[tokens[-1][0] :] == "$" and tokens[-1][1] == "plain"
     if (begins or ends) and _has_alternatives(pattern):
-        return _without_options(pattern)  # xgrammar matches every branch with the whole
-    body = _without_options(pattern[begins : len(pattern) - ends])
+        return _respelled(pattern)  # xgrammar matches every branch with the whole
+    body = _respelled(pattern[begins : len(pattern) - ends])
     return f"^{'' if begins else '.*'}(?:{body}){'' if ends else '.*'}$"
 
 
-def _without_options(pattern: str) -> str:
-    """Write `{0,1}` for `?`, which xgrammar gets wrong after `(…+)`, drop lazy marks, and escape
-    what is not ASCII in classes: beside such a character xgrammar lets quotes into negated ones.
+def _respelled(pattern: str) -> str:
+    """Write what xgrammar reads otherwise than ECMA-262 in a way that both read alike.
+
+    That is `?`, which xgrammar gets wrong after `(…+)`, what `_ELSEWHERE` lists, and what is not
+    ASCII in classes: beside such a character xgrammar lets quotes into negated ones. Control
+    characters get into those that match nothing else. Lazy marks, which change no match, go.
     """
     if not pattern:
         return ""
@@ -121,13 +134,17 @@ def _without_options(pattern: str) -> str:
     before, is_plain = "", False
     for (index, kind), end in zip(tokens, ends, strict=True):
         piece = pattern[index:end]
+        is_in_class = kind in ("class", "negated")
         if piece == "?" and kind == "plain" and before != "(":
             is_lazy = is_plain and before in ("*", "+", "?", "}")
             pieces.append("" if is_lazy else "{0,1}")
-        elif kind in ("class", "negated") and not piece.isascii():
-            pieces.append(f"\\u{{{ord(piece):x}}}")
+        elif kind == "negated" and before + piece == "[^":
+            pieces.append(r"^\x00-\x1f")
+        elif is_in_class and not piece.isascii():
+            pieces.append(f"\\u{{{ord(piece[-1]):x}}}")
         else:
-            pieces.append(piece)
+            spellings = _WITHIN_CLASSES if is_in_class else _ELSEWHERE
+            pieces.append(spellings.get(piece, piece))
         before, is_plain = piece, kind == "plain"
     return "".join(pieces)
 
@@ -148,7 +165,7 @@ def _has_alternatives(pattern: str) -> bool:
 def _tokens(pattern: str) -> list[tuple[int, str]]:
     """Return (index, kind) of every character or escape.
 
-    The kinds are plain, group, class, negated and escape; in a negated class all are negated.
+    The kinds are plain, group and escape; in a class all are class, in a negated one negated.
     """
     tokens: list[tuple[int, str]] = []
     index, within = 0, ""
@@ -156,7 +173,7 @@ def _tokens(pattern: str) -> list[tuple[int, str]]:
         character = pattern[index]
         kind = within or "plain"
         if character == "\\":
-            tokens.append((index, within if within == "negated" else "escape"))
+            tokens.append((index, within or "escape"))
             index += 2
             continue
         if within:
