@@ -19,13 +19,24 @@ def resolve(root: Any, reference: str) -> Any:
     """Return what a reference within a schema leads to; None if it leads nowhere."""
     found = root
     for part in place_of(reference):
-        if isinstance(found, list) and str(part).isdecimal() and int(part) < len(found):
-            found = found[int(part)]
-        elif isinstance(found, dict) and part in found:
-            found = found[part]
-        else:
-            return None
+        found = _part_of(found, part)
     return found
+
+
+def has_own_base(root: Any, path: Path) -> bool:
+    """Whether references at a place are about a part of the schema with an `$id` of its own."""
+    found = root
+    for part in path:
+        found = _part_of(found, part)
+        if isinstance(found, dict) and isinstance(found.get("$id"), str):
+            return True
+    return False
+
+
+def _part_of(found: Any, part: str | int) -> Any:
+    if isinstance(found, list) and str(part).isdecimal() and int(part) < len(found):
+        return found[int(part)]
+    return found.get(part) if isinstance(found, dict) else None
 
 
 def place_of(reference: str) -> Path:

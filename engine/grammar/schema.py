@@ -16,7 +16,7 @@ from typing import Any
 
 from engine.grammar.disjoint import are_disjoint
 from engine.grammar.keywords import Schema, bounds, formatted, listing, mapping, number, pattern_of
-from engine.grammar.places import Path, place_of, refusal, resolve
+from engine.grammar.places import Path, has_own_base, place_of, refusal, resolve
 from engine.grammar.strings import length_pattern
 
 _PLAIN_NAME = re.compile(r"[ !#-\[\]-~]*")
@@ -121,6 +121,8 @@ class _Lowering:
     def _reference(self, reference: Any, path: Path) -> Schema:
         if not isinstance(reference, str) or not re.match(r"#(/|$)", reference):
             raise refusal(path, "$ref is supported within the schema only: #, or #/ and a path")
+        if has_own_base(self._root, path):
+            raise refusal(path, "$ref is not supported within a part that has an $id of its own")
         if resolve(self._root, reference) is None:
             raise refusal(path, "$ref leads nowhere")
         target = self._resolved(resolve(self._root, reference))

@@ -48,6 +48,7 @@ A_B = {"a": integer(), "b": integer()}
 CAT = thing(properties={"kind": {"const": "cat"}, "lives": integer(maximum=9)}, required=["kind"])
 DOG = thing(properties={"kind": {"enum": ["dog", "pup"]}, "good": {"type": "boolean"}})
 DOG["required"] = ["kind", "good"]
+OTHER_BASE = {"$id": "http://example.com/b", "$defs": {"c": integer()}}
 
 FOLLOWED: list[Any] = [
     {},
@@ -113,6 +114,8 @@ FOLLOWED: list[Any] = [
     thing(properties={"a": {"$ref": "#/$defs/x~1y%20z"}}, required=["a"])
     | {"$defs": {"x/y z": integer(minimum=4)}},
     thing(properties={"n": integer(), "next": {"$ref": "#"}}, required=["n"]),
+    thing(properties={"a": {"$ref": "#/$defs/b"}, "$id": {"$ref": "#/properties/a"}})
+    | {"$id": "http://example.com/a", "$defs": {"b": integer() | {"$id": "b"}}, "required": ["a"]},
     thing(properties={"a": string(format="int32-not-a-string") | {"type": "integer"}}),
 ]
 
@@ -144,6 +147,8 @@ REFUSED: dict[str, Any] = {
     "#/$ref": {"$ref": "http://example.com/schema"},
     "#/$ref ": {"$ref": "#/$defs/nowhere"},
     "#/$ref  ": {"$ref": "#name", "$defs": {"a": {"$anchor": "name"}}},
+    "#/$defs/b/items/$ref": thing(properties={"a": {"$ref": "#/$defs/b"}})
+    | {"$defs": {"b": array(items={"$ref": "#/$defs/c"}) | OTHER_BASE, "c": string()}},
     "#/properties/a/$ref": thing(properties={"a": {"$ref": "#/$defs/a"}})
     | {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}},
     "#/properties/gr\\u00f6\\u00dfe": thing(
