@@ -50,7 +50,8 @@ def has_type(value: Any, name: object) -> bool:
     if isinstance(value, bool):
         return name == "boolean"
     if isinstance(value, (int, float)):
-        return name == "number" or (name == "integer" and value == int(value))
+        is_whole = isinstance(value, int) or value.is_integer()
+        return name == "number" or (name == "integer" and is_whole)
     kinds = {str: "string", list: "array", dict: "object", type(None): "null"}
     return kinds.get(type(value)) == name
 
@@ -81,6 +82,12 @@ def _required(schema: dict[str, Any]) -> set[str]:
 
 def _canonical(value: Any) -> str:
     """Return a text that is the same for equal values: for 1 and 1.0, but not for 1 and true."""
-    if isinstance(value, float) and value == int(value):
-        value = int(value)
-    return json.dumps(value, sort_keys=True)
+    return json.dumps(_with_whole_numbers(value), sort_keys=True)
+
+
+def _with_whole_numbers(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_with_whole_numbers(each) for each in value]
+    if isinstance(value, dict):
+        return {name: _with_whole_numbers(each) for name, each in value.items()}
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -141,6 +141,7 @@ REFUSED: dict[str, Any] = {
     "#/maxLength ": {"enum": ["aaa"], "maxLength": 2},
     "#/enum": {"enum": ["a"], "type": "integer"},
     "#/const": {"const": 1 << 80},
+    "#/enum ": {"enum": [float("inf")], "type": "integer"},
     "#/maximum": {"$ref": "#/$defs/a", "maximum": 3, "$defs": {"a": integer()}},
     "#/allOf": {"allOf": [integer(), integer(minimum=3)]},
     "#/oneOf": {"oneOf": [integer(), number()]},
