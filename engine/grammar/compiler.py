@@ -16,6 +16,8 @@ from engine.request import Structure
 
 _MAX_WHITESPACE = 32  # characters in a row between JSON elements, so that no output is endless
 _POSITION = re.compile(r"^\[[^\]]*\] \S+?:\d+: ")  # xgrammar's prefix: time, C++ source line
+# Tells EBNF from Lark, which may hold `::=` in texts and comments only.
+_EBNF_RULE = re.compile(r"^\s*[\w.-]+\s*::=", re.MULTILINE)
 _ANY_OBJECT = {"type": "object"}
 
 
@@ -57,7 +59,7 @@ class GrammarCompiler:
             check_regex(source)
             return self._compiler.compile_regex(source)
         if structure.kind == "grammar":
-            if "::=" in source:
+            if _EBNF_RULE.search(source):
                 return self._compiler.compile_grammar(source)
             return self._compiler.compile_lark(source)
         if structure.kind == "structural_tag":
@@ -70,7 +72,7 @@ class GrammarCompiler:
 
 
 def _with_lowered(format_: Any) -> Any:
-    """Return a structural tag's format with every JSON schema in it lowered.
+    """Return a structural tag's format with every JSON schema in it lowered, and grammars in EBNF.
 
     A schema marked `is_optional` becomes any object where it cannot be enforced.
     """
@@ -80,6 +82,8 @@ def _with_lowered(format_: Any) -> Any:
         return format_
     if format_.get("type") == "regex":
         check_regex(format_["pattern"])
+    if format_.get("type") == "grammar":
+        return {"type": "grammar", "grammar": _in_ebnf(format_["grammar"])}
     if format_.get("type") == "json_schema":
         try:
             schema = lowered(format_["json_schema"])
@@ -93,6 +97,15 @@ def _with_lowered(format_: Any) -> Any:
             "max_whitespace_cnt": _MAX_WHITESPACE,
         }
     return {name: _with_lowered(value) for name, value in format_.items()}
+
+
+def _in_ebnf(grammar: str) -> str:
+    """Return a grammar, which may be Lark, in the only form that a structural tag takes."""
+    if _EBNF_RULE.search(grammar):
+        return grammar
+    import xgrammar
+
+    return str(xgrammar.Grammar.from_lark(grammar))
 
 
 def _told(error: Exception) -> str:
