@@ -1,5 +1,6 @@
 """A GGUF file's metadata -> config.json and generation_config.json."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -123,6 +124,7 @@ def _rope_parameters(read: _Section, factors: list[float] | None) -> dict[str, A
     context = read.number("context_length")
     kind = read.optional("rope.scaling.type", "linear")  # as llama.cpp takes it
     factor = read.optional("rope.scaling.factor", read.optional("rope.scale_linear", 1.0))
+    attn_factor = read.optional("rope.scaling.attn_factor", 1.0)
     if factors is not None:
         # longrope with one list for all lengths expresses any divisors, in transformers, too.
         return base | {
@@ -130,18 +132,37 @@ def _rope_parameters(read: _Section, factors: list[float] | None) -> dict[str, A
             "short_factor": factors,
             "long_factor": factors,
             "factor": 1.0,
-            "attention_factor": 1.0,
+            "attention_factor": attn_factor,
             "original_max_position_embeddings": context,
         }
+    if kind == "yarn":
+        return base | _yarn_parameters(read, factor, attn_factor)
+    if attn_factor != 1.0:
+        raise ModelLoadError(f"rope.scaling.attn_factor of GGUF files needs yarn, not {kind!r}.")
     if kind == "none" or (kind == "linear" and factor in (0.0, 1.0)):
         return base | {"rope_type": "default"}
     if kind == "linear":
         return base | {"rope_type": "linear", "factor": factor}
-    if kind == "yarn":
-        original = read.number("rope.scaling.original_context_length", context)
-        return base | {
-            "rope_type": "yarn",
-            "factor": factor,
-            "original_max_position_embeddings": original,
-        }
     raise ModelLoadError(f"Rotary scaling {kind!r} of GGUF files is not supported.")
+
+
+def _yarn_parameters(read: _Section, factor: float, attn_factor: float) -> dict[str, Any]:
+    # llama.cpp and the files' writers do not agree on what these do to our families.
+    for key, unset in (("attn_factor", None), ("ext_factor", 1.0), ("log_multiplier", 0.0)):
+        name = f"rope.scaling.yarn_{key}"
+        if read.optional(name, unset) != unset:
+            raise ModelLoadError(f"{name} of GGUF files is not supported.")
+    context = read.number("context_length")
+    parameters = {
+        "rope_type": "yarn",
+        "factor": factor,
+        "original_max_position_embeddings": read.number(
+            "rope.scaling.original_context_length", context
+        ),
+        "beta_fast": read.optional("rope.scaling.yarn_beta_fast", 32.0),
+        "beta_slow": read.optional("rope.scaling.yarn_beta_slow", 1.0),
+    }
+    if attn_factor != 1.0:  # in llama.cpp it multiplies what YaRN derives from the factor
+        derived = 1.0 + 0.1 * math.log(max(factor, 1.0))
+        parameters["attention_factor"] = attn_factor * derived
+    return parameters

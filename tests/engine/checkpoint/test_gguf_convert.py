@@ -1,6 +1,7 @@
 """Weights and configuration read from GGUF files equal what was written to them."""
 
 import json
+import math
 import random
 import shutil
 from pathlib import Path
@@ -119,13 +120,58 @@ def test_sliding_window_makes_it_mistral(tmp_path: Path) -> None:
     assert (spec.architecture, spec.sliding_window) == ("MistralForCausalLM", (8, 8))
 
 
-def test_yarn_and_linear_scaling(tmp_path: Path) -> None:
-    scaling = (("rope.scaling.type", "yarn"), ("rope.scaling.factor", 4.0))
-    original = ("rope.scaling.original_context_length", 32)
-    directory, _ = _converted(tmp_path, TinyGguf(family="qwen2", metadata=(*scaling, original)))
+def test_yarn_scaling(tmp_path: Path) -> None:
+    directory, _ = _converted(tmp_path, TinyGguf(family="qwen2", metadata=YARN))
     rope = json.loads((directory / "config.json").read_text())["rope_parameters"]
     assert (rope["rope_type"], rope["factor"]) == ("yarn", 4.0)
     assert rope["original_max_position_embeddings"] == 32
+
+
+YARN = (
+    ("rope.scaling.type", "yarn"),
+    ("rope.scaling.factor", 4.0),
+    ("rope.scaling.original_context_length", 32),
+)
+
+
+@pytest.mark.parametrize(
+    ("more", "attention_factor"),
+    [
+        ((), 1 + 0.1 * math.log(4)),
+        ((("rope.scaling.attn_factor", 0.5),), 0.5 * (1 + 0.1 * math.log(4))),
+        ((("rope.scaling.attn_factor", 0.5), ("rope.scaling.factor", 1.0)), 0.5),
+    ],
+)
+def test_yarns_attention_is_scaled_as_in_llama_cpp(
+    tmp_path: Path, more: tuple[tuple[str, float], ...], attention_factor: float
+) -> None:
+    metadata = tuple((dict(YARN) | dict(more)).items())
+    directory, _ = _converted(tmp_path, TinyGguf(family="qwen2", metadata=metadata))
+    rope = ModelSpec.from_directory(directory).rope
+    assert rope.attention_factor == pytest.approx(attention_factor)
+
+
+def test_yarns_ramp_is_the_files(tmp_path: Path) -> None:
+    ramp = (("rope.scaling.yarn_beta_fast", 16.0), ("rope.scaling.yarn_beta_slow", 2.0))
+    directory, _ = _converted(tmp_path, TinyGguf(metadata=(*YARN, *ramp)))
+    rope = ModelSpec.from_directory(directory).rope
+    assert (rope.beta_fast, rope.beta_slow) == (16.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        (*YARN, ("rope.scaling.yarn_attn_factor", 1.0)),
+        (*YARN, ("rope.scaling.yarn_ext_factor", 0.5)),
+        (*YARN, ("rope.scaling.yarn_log_multiplier", 0.1)),
+        (("rope.scaling.attn_factor", 0.5),),
+    ],
+)
+def test_scaling_of_an_unclear_meaning_is_refused_by_name(
+    tmp_path: Path, metadata: tuple[tuple[str, object], ...]
+) -> None:
+    with pytest.raises(ModelLoadError, match=metadata[-1][0]):
+        _converted(tmp_path, TinyGguf(metadata=metadata))
 
 
 @pytest.mark.parametrize("key", ["rope.scaling.factor", "rope.scale_linear"])
