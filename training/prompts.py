@@ -7,6 +7,7 @@ import importlib
 import inspect
 import json
 import random
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +115,12 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 def code_prompts() -> list[Prompt]:
     """Make requests to write, complete or explain functions of the standard library."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # typing.io warns whoever looks at it
+        return _code_prompts()
+
+
+def _code_prompts() -> list[Prompt]:
     choose = random.Random(0)
     prompts, seen = [], set()
     for module_name in _MODULES:

@@ -22,6 +22,7 @@ def test_names_the_line_that_is_wrong(tmp_path: Path, line: str) -> None:
         read_prompts(path)
 
 
+@pytest.mark.filterwarnings("error")
 def test_code_prompts_are_many_different_and_repeatable() -> None:
     prompts = code_prompts()
     assert len(prompts) > 200
