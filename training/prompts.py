@@ -160,4 +160,6 @@ def _signature(name: str, member: Any) -> str | None:
         signature = f"{name.split('.')[-1]}{inspect.signature(member)}"
     except (TypeError, ValueError):
         return None
-    return signature if len(signature) <= _LONGEST_SIGNATURE else None
+    # A default that shows its address makes other prompts, and so anew all text, in every process.
+    is_fixed = " at 0x" not in signature
+    return signature if is_fixed and len(signature) <= _LONGEST_SIGNATURE else None

@@ -1,6 +1,8 @@
 """Prompts come from files, whose errors are named, and from the standard library."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,13 @@ def test_code_prompts_are_many_different_and_repeatable() -> None:
     assert len({prompt.text for prompt in prompts}) == len(prompts)
     assert prompts == code_prompts()
     assert any("def " in prompt.text for prompt in prompts)
+
+
+def test_code_prompts_are_the_same_in_every_process() -> None:
+    code = "from training.prompts import code_prompts; print(repr(code_prompts()))"
+    command = [sys.executable, "-c", code]  # here, other tests' imports may add to the library
+    one, other = (subprocess.check_output(command, text=True) for _ in range(2))
+    assert one == other
 
 
 def test_shuffling_is_fixed() -> None:
