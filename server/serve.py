@@ -54,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
         logger.warning(
             "listening on %s without an --api-key: anyone who reaches it can use it", host
         )
-    return asyncio.run(_serve(settings, url, listener, tls))
+    with listener:
+        return asyncio.run(_serve(settings, url, listener, tls))
 
 
 async def _serve(

@@ -121,6 +121,7 @@ def test_missing_packages_are_named(without_opentelemetry):
         make_tracer("http://127.0.0.1:1/v1/traces", MODEL)
 
 
+@pytest.mark.filterwarnings("error")
 def test_the_server_does_not_start_without_them(without_opentelemetry, capsys):
     status = main(["serve", "--port", "0", "--otlp-traces-endpoint", "http://127.0.0.1:1"])
 
