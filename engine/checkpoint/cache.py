@@ -57,7 +57,7 @@ def _write_memo(memo: Path, digest: str) -> None:
     memo.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=memo.parent, delete=False) as scratch:
         scratch.write(digest)
-    Path(scratch.name).replace(memo)
+    put_in_place(Path(scratch.name), memo)
 
 
 def _sha256(file: Path, size: int, progress: Progress) -> str:
@@ -83,12 +83,34 @@ def building(directory: Path) -> Iterator[Path]:
         yield scratch
         scratch.chmod(0o777 & ~_umask())  # `mkdtemp` lets nobody else in
         try:
-            scratch.rename(directory)
+            put_in_place(scratch, directory)
         except OSError:
             if not directory.is_dir():
                 raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def put_in_place(fresh: Path, place: Path) -> None:
+    """Give a file or directory its final name once the disk has all of it.
+
+    Without that a power cut may leave the name with empty files, which no later start would repair.
+    """
+    for path in (*fresh.rglob("*"), fresh):
+        _sync(path)
+    fresh.rename(place)
+    _sync(place.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():  # some file systems cannot sync directories
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _remove_abandoned(parent: Path) -> None:

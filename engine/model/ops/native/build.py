@@ -14,7 +14,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from engine.checkpoint.cache import cache_root
+from engine.checkpoint.cache import cache_root, put_in_place
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def _compile(compiler: str, sources: Path, target: Path) -> None:
         if outcome.returncode != 0:
             lines = outcome.stderr.strip().splitlines() or ["no message"]
             raise BuildError(f"{compiler} failed: {lines[0]}")
-        built.rename(target)
+        put_in_place(built, target)
 
 
 def _key(sources: Path, compiler: str) -> str:
