@@ -20,8 +20,11 @@ class Deadlines:
     _start_s: float | None = None  # by the event loop's clock
     _timers: list[asyncio.TimerHandle] = field(default_factory=list)
 
-    async def keep(self, preparing: Awaitable[Result]) -> Result:
+    async def keep(self, prepare: Callable[[], Awaitable[Result]]) -> Result:
         """Await what comes before the request is queued.
+
+        Args:
+            prepare: Called once, or never if the caller leaves before this has begun.
 
         Raises:
             QueuedTooLong: It takes longer than the request may wait for its turn.
@@ -34,11 +37,11 @@ class Deadlines:
             if limit_s > 0
         ]
         if not limits:
-            return await preparing
+            return await prepare()
         limit_s, error = min(limits, key=itemgetter(0))
         try:
             async with asyncio.timeout_at(start_s + limit_s) as limit:
-                return await preparing
+                return await prepare()
         except TimeoutError:
             if limit.expired():
                 raise error from None

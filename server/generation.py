@@ -7,6 +7,7 @@ embeddings use `generate` alone.
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -49,7 +50,8 @@ async def generate_answer(
     prompts = truncated(body, prompts, limits)
     deadlines = _deadlines(context)
     if structure is not None:
-        await while_connected(request, deadlines.keep(structure.approve(model.engine)))
+        approve = partial(structure.approve, model.engine)
+        await while_connected(request, deadlines.keep(approve))
     # The engine never gets the client's X-Request-Id: two requests may carry the same one.
     answer_id = f"{id_prefix}{secrets.token_hex(16)}"
     requests = to_generation_requests(

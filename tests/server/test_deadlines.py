@@ -1,6 +1,7 @@
 """Every deadline fires once, unless it was cancelled."""
 
 import asyncio
+from functools import partial
 
 import pytest
 
@@ -53,7 +54,7 @@ async def test_they_end_what_comes_before_the_queue(
 ) -> None:
     preparing = asyncio.ensure_future(asyncio.sleep(60))
     with pytest.raises(DeadlinePassed) as raised:
-        await deadlines.keep(preparing)
+        await deadlines.keep(lambda: preparing)
 
     assert type(raised.value) is passed
     assert preparing.cancelled()
@@ -64,15 +65,24 @@ async def test_a_timeout_of_the_preparation_is_its_own(deadlines: Deadlines) -> 
     async def fail() -> None:
         raise TimeoutError
 
-    assert await deadlines.keep(asyncio.sleep(0, "done")) == "done"
+    assert await deadlines.keep(lambda: asyncio.sleep(0, "done")) == "done"
     with pytest.raises(TimeoutError):
-        await deadlines.keep(fail())
+        await deadlines.keep(fail)
+
+
+@pytest.mark.filterwarnings("error")
+async def test_who_leaves_at_once_leaves_nothing_behind() -> None:
+    """A preparation that had been made, but not begun, was reported as never awaited."""
+    keeping = asyncio.ensure_future(Deadlines(60, 60).keep(partial(asyncio.sleep, 60)))
+    keeping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await keeping
 
 
 async def test_time_before_the_queue_counts() -> None:
     errors: list[Exception] = []
     deadlines = Deadlines(0, 0.5)
-    await deadlines.keep(asyncio.sleep(0.45))
+    await deadlines.keep(partial(asyncio.sleep, 0.45))
     started = asyncio.get_running_loop().time()
     deadlines.set(lambda: True, errors.append)
     while not errors:
