@@ -16,8 +16,8 @@ from engine.request import Structure
 
 _MAX_WHITESPACE = 32  # characters in a row between JSON elements, so that no output is endless
 _POSITION = re.compile(r"^\[[^\]]*\] \S+?:\d+: ")  # xgrammar's prefix: time, C++ source line
-# Tells EBNF from Lark, which may hold `::=` in texts and comments only.
-_EBNF_RULE = re.compile(r"^\s*[\w.-]+\s*::=", re.MULTILINE)
+_EBNF_RULE = re.compile(r"^\s*[\w.-]+\s*::=", re.MULTILINE)  # Lark has `::=` in texts only
+_LARK_SCHEMA = re.compile(r"%json\s*\{")
 _ANY_OBJECT = {"type": "object"}
 
 
@@ -59,7 +59,7 @@ class GrammarCompiler:
             check_regex(source)
             return self._compiler.compile_regex(source)
         if structure.kind == "grammar":
-            if _EBNF_RULE.search(source):
+            if _is_ebnf(source):
                 return self._compiler.compile_grammar(source)
             return self._compiler.compile_lark(source)
         if structure.kind == "structural_tag":
@@ -99,9 +99,22 @@ def _with_lowered(format_: Any) -> Any:
     return {name: _with_lowered(value) for name, value in format_.items()}
 
 
-def _in_ebnf(grammar: str) -> str:
-    """Return a grammar, which may be Lark, in the only form that a structural tag takes."""
+def _is_ebnf(grammar: str) -> bool:
+    """Whether a grammar is EBNF, not Lark.
+
+    Raises:
+        StructureError: It is Lark with a JSON schema in it, which xgrammar enforces in parts only.
+    """
     if _EBNF_RULE.search(grammar):
+        return True
+    if _LARK_SCHEMA.search(grammar):
+        raise StructureError("%json is not supported within a grammar")
+    return False
+
+
+def _in_ebnf(grammar: str) -> str:
+    """Return a grammar in the only form that a structural tag takes."""
+    if _is_ebnf(grammar):
         return grammar
     import xgrammar
 

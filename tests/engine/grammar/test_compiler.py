@@ -55,9 +55,12 @@ def test_a_grammar_is_ebnf_or_lark(compiler: GrammarCompiler, structure, source,
         ('start ::= "a"', 'root rule with name "root" is not found'),
         ('root: "a"', "no start rule found"),
         ('root = "a"', "line 1, column 6: expected ':' after rule name"),
+        ('start: %json {"type": "integer", "not": {"const": 1}}', "%json is not supported"),
         ('root ::= "a" b\nb: "b"', "line 2, column 2: Unexpected character: ':'"),
     ],
 )
-def test_what_is_neither_is_told_apart(compiler: GrammarCompiler, structure, source, why) -> None:
+def test_what_is_neither_or_holds_a_schema_is_refused(
+    compiler: GrammarCompiler, structure, source, why
+) -> None:
     with pytest.raises(StructureError, match=why):
         compiler.compile(structure(source))
