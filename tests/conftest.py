@@ -37,6 +37,7 @@ def pytest_configure_node(node: Any) -> None:
     stash = node.config.stash
     if _SHARED not in stash:
         stash[_SHARED] = tempfile.TemporaryDirectory()
+        node.config.add_cleanup(stash[_SHARED].cleanup)
     node.workerinput["outcomes"] = stash[_SHARED].name
 
 
