@@ -35,19 +35,26 @@ static int32_t round_values(const float *values, float inverse, int8_t *codes) {
     return sum;
 }
 
-/* The place in the layout of the code of k. */
-INLINE int place_of(const Format format, int k) { return format == INT4 ? k & ~7 | k % 2 * 4 | k % 8 / 2 : k; }
+/* Bytes 0, 2, 4 and 6 of 8, side by side. */
+INLINE uint64_t evens(uint64_t bytes) {
+    bytes &= 0x00ff00ff00ff00ffu;
+    bytes = (bytes | bytes >> 8) & 0x0000ffff0000ffffu;
+    return (bytes | bytes >> 16) & 0xffffffffu;
+}
+
+/* Of every 8 codes the even ones, then the odd ones, as INT4 has them (the first code in a word's lowest byte). */
+static void place_evens_first(uint64_t *eights) {
+    for (int i = 0; i < BLOCK / 8; i++) eights[i] = evens(eights[i]) | evens(eights[i] >> 8) << 32;
+}
 
 void rounded_fill(Format format, const float *values, int rows, int row, int32_t *block) {
     float top = largest(values), scale = top / 127.0f;
     float inverse = top > 0x1p-100f && top < INFINITY ? 127.0f / top : 0.0f; /* of less, 127 / top may be infinite */
-    int8_t codes[BLOCK], placed[BLOCK];
-    int32_t sum = round_values(values, inverse, codes), word;
-    for (int k = 0; k < BLOCK; k++) placed[place_of(format, k)] = codes[k];
-    for (int i = 0; i < BLOCK / 4; i++) {
-        memcpy(&word, placed + i * 4, sizeof word);
-        block[i * rows + row] = word;
-    }
+    uint64_t eights[BLOCK / 8];
+    int32_t sum = round_values(values, inverse, (int8_t *)eights), words[BLOCK / 4];
+    if (format == INT4) place_evens_first(eights);
+    memcpy(words, eights, sizeof words);
+    for (int i = 0; i < BLOCK / 4; i++) block[i * rows + row] = words[i];
     float *scales = (float *)(block + BLOCK / 4 * rows);
     scales[row] = scale;
     if (format == INT4) scales[rows + row] = scale * (float)sum;
