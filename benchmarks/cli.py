@@ -61,6 +61,12 @@ COMMANDS = (
         "benchmarks.calibration",
     ),
     Command(
+        "rounding",
+        "how far do smaller weights and rounded activations lead from float32? (CPU)",
+        command_flags.add_rounding_flags,
+        "benchmarks.rounding",
+    ),
+    Command(
         "learn",
         "heads that learn while serving against shipped ones, as the domain changes",
         command_flags.add_learning_flags,

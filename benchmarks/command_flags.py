@@ -10,6 +10,7 @@ from benchmarks.flags import (
     add_group_flags,
     add_model_flags,
     add_prompt_flags,
+    add_prompt_set_flags,
     add_temperatures_flag,
 )
 from benchmarks.peer_files import PRECISIONS
@@ -159,6 +160,19 @@ def add_calibration_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="tokens of traffic before measuring (%(default)s)",
     )
+
+
+def add_rounding_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `bench rounding`."""
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        default="smollm2-135m-instruct",
+        help="local directory, .gguf file, hub id or built-in alias (%(default)s)",
+    )
+    add_prompt_set_flags(parser)
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (all cores)")
 
 
 def add_learning_flags(parser: argparse.ArgumentParser) -> None:

@@ -48,14 +48,19 @@ def add_model_flags(parser: argparse.ArgumentParser, *, many_heads: bool = False
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (all cores)")
 
 
-def add_prompt_flags(parser: argparse.ArgumentParser) -> None:
-    """Declare the prompts, and how much is generated for each."""
+def add_prompt_set_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare the prompts."""
     parser.add_argument(
         "--prompts", type=Path, metavar="FILE", help="JSON lines with task and prompt (built in)"
     )
     parser.add_argument(
         "--num-prompts", type=positive, metavar="N", help="at most N of each task (all)"
     )
+
+
+def add_prompt_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare the prompts, and how much is generated for each."""
+    add_prompt_set_flags(parser)
     parser.add_argument(
         "--max-tokens", type=positive, default=128, metavar="N", help="per prompt (%(default)s)"
     )

@@ -102,7 +102,8 @@ class NativeOps:
         return NativeLinear.of_floats(weight, bias, form, is_rounded=self.rounds_activations)
 
     def pack_head(self, weight: Tensor) -> NativeLinear:
-        """See `Ops.pack_head`. Heads choose drafts, not output: with codes, activations are rounded."""
+        """See `Ops.pack_head`."""
+        # No output depends on a head's last digits, so what codes are multiplied with is rounded.
         return NativeLinear.of_floats(weight, None, self.heads_form, is_rounded=True)
 
     def repack_head(self, packed: NativeLinear, weight: Tensor) -> None:
