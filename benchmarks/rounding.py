@@ -86,10 +86,10 @@ def _print_row(cells: Sequence[str]) -> None:
 
 
 def _forms(directory: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield a name and the model's options of each form."""
+    """Yield a name and the model's options of each form; a file's blocks stay what they are."""
     yield "float32", {"quantization": "none"}
     yield "bfloat16", {"quantization": "none", "dtype": "bfloat16"}
-    for quantization in (["auto"] if has_blocks(directory) else []) + ["int8", "q4"]:
+    for quantization in ("auto",) if has_blocks(directory) else ("int8", "q4"):
         name = "file's blocks" if quantization == "auto" else quantization
         yield name, {"quantization": quantization}
         options = {"quantization": quantization, "activation_quantization": "int8"}
