@@ -6,6 +6,7 @@ from pathlib import Path
 from benchmarks.comparison import MODES
 from benchmarks.domains import DOMAINS
 from benchmarks.flags import (
+    add_activation_flag,
     add_clock_flags,
     add_group_flags,
     add_model_flags,
@@ -75,6 +76,7 @@ def add_peers_flags(parser: argparse.ArgumentParser) -> None:
         help=".gguf file or built-in alias; any model without llama.cpp (%(default)s)",
     )
     parser.add_argument("--heads", type=Path, metavar="DIR", help="exit heads (the model's own)")
+    add_activation_flag(parser)
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (all cores)")
     parser.add_argument(
         "--llama-bench",

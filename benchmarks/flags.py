@@ -39,13 +39,18 @@ def add_model_flags(parser: argparse.ArgumentParser, *, many_heads: bool = False
         default="auto",
         help="CPU weights; auto: a GGUF file's own blocks (%(default)s)",
     )
+    add_activation_flag(parser)
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (all cores)")
+
+
+def add_activation_flag(parser: argparse.ArgumentParser) -> None:
+    """Declare whether activations are rounded."""
     parser.add_argument(
         "--activation-quantization",
         choices=("none", "int8"),
         default="none",
         help="int8: round what quantized weights are multiplied with (%(default)s)",
     )
-    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (all cores)")
 
 
 def add_prompt_set_flags(parser: argparse.ArgumentParser) -> None:
