@@ -130,7 +130,7 @@ def _describe_settings(
     info = engine.info
     settings = {
         "model": f"{args.model}, {info.num_layers} layers",
-        "computed": f"{info.dtype} on {info.device} by {info.backend}",
+        "computed": f"{info.numbers} on {info.device} by {info.backend}",
         "generation": f"{args.max_tokens} tokens per prompt, temperature {args.temperature:g}",
     }
     if args.continuous:

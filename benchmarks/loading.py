@@ -35,7 +35,7 @@ def main() -> None:
     seconds = time.perf_counter() - started
     memory = resident_megabytes()
     ratio = memory["VmHWM"] / memory["VmRSS"]
-    print(f"{'weights':<12} {worker.info.dtype}")
+    print(f"{'weights':<12} {worker.info.numbers}")
     print(f"{'loaded in':<12} {seconds:.1f} s, imports before it not counted")
     print(f"{'memory':<12} {memory['VmRSS']} MB, {before} MB of them before loading")
     print(f"{'peak':<12} {memory['VmHWM']} MB, {ratio:.2f} of the final")

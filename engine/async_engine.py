@@ -47,7 +47,8 @@ class EngineInfo:
     max_draft_tokens: int
     backend: str
     device: str
-    dtype: str
+    dtype: str  # of activations
+    numbers: str  # dtype, and what weights are kept as if that is another; for people
     num_blocks: int
     block_size: int
 
@@ -352,6 +353,7 @@ def _engine_info(info: WorkerInfo, limits: ModelLimits) -> EngineInfo:
         backend=info.backend,
         device=info.device,
         dtype=info.dtype,
+        numbers=info.numbers,
         num_blocks=info.num_blocks,
         block_size=info.block_size,
     )

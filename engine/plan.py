@@ -117,7 +117,8 @@ class WorkerInfo:
     hidden_size: int  # length of an embedding
     max_model_len: int  # tokens per sequence, prompt and output
     eos_token_ids: list[int]
-    dtype: str
+    dtype: str  # of activations
+    numbers: str  # dtype, and what weights are kept as if that is another; for people
     device: str
     exit_layers: list[int] = field(default_factory=list)
     has_lookup: bool = False  # whether it drafts by prompt look-up

@@ -23,7 +23,7 @@ def start_up_summary(
         f"-d '{json.dumps(body)}'"
     )
     rows = {
-        "model": f"{settings.model_names[0]}: {info.num_layers} layers, {info.dtype} on "
+        "model": f"{settings.model_names[0]}: {info.num_layers} layers, {info.numbers} on "
         f"{info.device}, {info.backend} kernels, context {info.max_model_len:,} tokens",
         "exits": _exits(settings, info, heads),
         "KV cache": f"{num_tokens:,} tokens in blocks of {info.block_size}: "

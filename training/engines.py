@@ -178,5 +178,5 @@ def _measured_of(worker: ModelWorker) -> dict[str, str]:
     info = worker.info
     return {
         "weights": worker.decoder.fingerprint,
-        "numbers": f"{info.dtype} on {info.device} by {info.backend}",
+        "numbers": f"{info.numbers} on {info.device} by {info.backend}",
     }

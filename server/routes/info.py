@@ -33,6 +33,7 @@ class ServedModelInfo(ResponseModel):
     backend: str
     device: str
     dtype: str
+    numbers: str  # the same, and what weights are kept as if that is another
     num_blocks: int
     block_size: int
 

@@ -85,3 +85,11 @@ def test_without_heads_drafts_are_looked_up(monkeypatch, capsys, model, prompts)
     flags = ("--modes", "plain,early-exit", "--concurrency", "1", "--prompts", prompts)
     assert bench(monkeypatch, model, *flags, "--clock", "cpu") == 0
     assert "early-exit = plain: 3 of 3" in capsys.readouterr().out
+
+
+def test_transformers_compute_in_the_type_of_activations_whatever_weights_are_kept_as(
+    monkeypatch, capsys, model, prompts
+):
+    flags = ("--backend", "native", "--quantization", "int8", "--modes", "plain,transformers")
+    assert bench(monkeypatch, model, *flags, "--concurrency", "1", "--prompts", prompts) == 0
+    assert "float32, int8 weights on cpu" in capsys.readouterr().out

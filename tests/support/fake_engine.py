@@ -103,6 +103,7 @@ class FakeEngine:
             backend="fake",
             device="cpu",
             dtype="float32",
+            numbers="float32",
             num_blocks=64,
             block_size=16,
         )

@@ -144,6 +144,7 @@ class FakeWorker:
             max_model_len=max_model_len,
             eos_token_ids=[EOS_ID],
             dtype="float32",
+            numbers="float32",
             device="cpu",
             exit_layers=[1, 2],
             max_draft_tokens=max_draft_tokens,

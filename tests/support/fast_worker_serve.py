@@ -50,6 +50,7 @@ class FastWorker:
             max_model_len=2048,
             eos_token_ids=[257],
             dtype="none",
+            numbers="none",
             device="none",
             exit_layers=[1],
             max_draft_tokens=0,
