@@ -5,12 +5,14 @@ the chosen one is imported: `serve` loads no torch, `heads train` no web framewo
 """
 
 import argparse
+import difflib
 import os
 import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from typing import Any
 
 from server.version import VERSION
 
@@ -36,6 +38,23 @@ COMMANDS = (
 )
 
 
+class _Parser(argparse.ArgumentParser):
+    """Names the flag that was meant, where argparse would only repeat the one that is unknown."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse as argparse does, but end at an unknown flag, at the command it was given to."""
+        known, others = super().parse_known_args(args, namespace)
+        for other in others:
+            if other.startswith("-"):
+                flag = other.partition("=")[0]
+                nearest = difflib.get_close_matches(
+                    flag, self._option_string_actions, n=1, cutoff=0.65
+                )
+                hint = f"; did you mean {nearest[0]}?" if nearest else ""
+                self.exit(2, f"{self.prog}: {flag}: unknown flag{hint}\n")
+        return known, others
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand and return its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -53,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser(chosen: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="adadecode", description="Serve language models faster with verified early exits."
     )
     parser.add_argument("--version", action="version", version=f"adadecode {VERSION}")

@@ -32,7 +32,7 @@ from training.train_head import TrainingConfig
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the sub-commands of `heads`."""
-    commands = parser.add_subparsers(dest="heads_command", required=True)
+    commands = parser.add_subparsers(dest="heads_command", metavar="COMMAND", required=True)
     for name, add_flags, text in (
         ("train", flags.add_train_flags, "train exit heads for a model"),
         ("eval", flags.add_eval_flags, "measure trained heads on other prompts"),

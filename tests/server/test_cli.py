@@ -43,6 +43,26 @@ def test_a_bad_setting_is_one_line_and_status_2(capsys):
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            "serve --max-nun-seqs 3",
+            "serve: --max-nun-seqs: unknown flag; did you mean --max-num-seqs?",
+        ),
+        ("serve --no-prot", "serve: --no-prot: unknown flag; did you mean --port?"),
+        ("chat --base=x", "chat: --base: unknown flag"),
+        ("serve --qqqqqqqq m", "serve: --qqqqqqqq: unknown flag"),
+        ("--portt 1 serve", "argument COMMAND: invalid choice: '1'"),
+    ],
+)
+def test_an_unknown_flag_names_the_nearest_one(capsys, arguments, message):
+    with pytest.raises(SystemExit) as exit_info:
+        main(arguments.split())
+    assert exit_info.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_an_interrupted_command_prints_no_traceback(monkeypatch, capsys):
     def interrupt(_: object) -> int:
         raise KeyboardInterrupt
