@@ -20,10 +20,12 @@ from engine.config import (
     SupervisionConfig,
 )
 from server.settings_values import (
+    HttpUrl,
     InputFile,
     KeyFile,
     NameList,
     Names,
+    Origins,
     RootPath,
     Secrets,
     Size,
@@ -269,7 +271,7 @@ class ServerSettings(BaseModel):
         0, "tls", "Client certificates: 0 not asked for, 1 checked if sent, 2 required.", ge=0, le=2
     )
 
-    allowed_origins: NameList = _flag(
+    allowed_origins: Origins = _flag(
         (), "cors", "Web pages of this origin may call the API; repeat for several, * for all."
     )
     allowed_methods: NameList = _flag(
@@ -288,7 +290,7 @@ class ServerSettings(BaseModel):
     access_log: Literal["text", "json", "none"] = _flag(
         "text", "observability", "One line per request: for people, for machines, or none."
     )
-    otlp_traces_endpoint: str | None = _flag(
+    otlp_traces_endpoint: HttpUrl | None = _flag(
         None,
         "observability",
         "Send OpenTelemetry traces to this endpoint, e.g. http://127.0.0.1:4318/v1/traces.",
@@ -309,6 +311,12 @@ class ServerSettings(BaseModel):
             raise ValueError("--learn-heads makes no sense with --no-early-exit")
         if self.learn_heads_dir is not None and not self.learn_heads:
             raise ValueError("--learn-heads-dir needs --learn-heads")
+        return self
+
+    @model_validator(mode="after")
+    def _check_credentials(self) -> "ServerSettings":
+        if self.allow_credentials and not self.allowed_origins:
+            raise ValueError("--allow-credentials needs --allowed-origins")
         return self
 
     @property

@@ -7,6 +7,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr
 
+# What browsers send in the header Origin: a scheme and a host, or null.
+_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#\s]+")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?B)?", re.IGNORECASE)
 
 
@@ -49,6 +51,20 @@ def _parse_json_lists(value: object) -> object:
     return tuple(items)
 
 
+def _as_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    """Check that browsers can send each, as headers are compared letter by letter."""
+    for origin in origins:
+        if not _ORIGIN.fullmatch(origin):
+            raise ValueError(f"{origin!r} should be like https://example.org, without a path, or *")
+    return origins
+
+
+def _as_http_url(url: str) -> str:
+    if not re.match(r"https?://[^/\s]", url):
+        raise ValueError("should begin with http:// or https:// and a host")
+    return url
+
+
 def _readable(path: Path) -> Path:
     """Check that a file can be read, at start-up rather than when it is first needed."""
     try:
@@ -80,6 +96,8 @@ def keys_in(path: Path) -> tuple[str, ...]:
 Size = Annotated[int, BeforeValidator(_parse_size)]
 NameList = Annotated[tuple[str, ...], BeforeValidator(_parse_json_lists)]
 InputFile = Annotated[Path, AfterValidator(_readable)]
+Origins = Annotated[NameList, AfterValidator(_as_origins)]
+HttpUrl = Annotated[str, AfterValidator(_as_http_url)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_parse_list)]
 Secrets = Annotated[tuple[SecretStr, ...], BeforeValidator(_parse_list)]
 KeyFile = Annotated[Path, AfterValidator(_holding_keys)]

@@ -122,6 +122,10 @@ def test_errors_in_files_name_file_and_key(tmp_path, content, message):
         (["--learn-heads", "--no-early-exit"], "--learn-heads makes no sense"),
         (["--learn-heads-dir", "/heads"], "--learn-heads-dir needs --learn-heads"),
         (["--learn-heads-share", "0.6"], "--learn-heads-share: input should be less than"),
+        (["--allowed-origins", "example.org"], "--allowed-origins: 'example.org' should be like"),
+        (["--allowed-origins", "https://example.org/"], "without a path, or \\*"),
+        (["--allow-credentials"], "--allow-credentials needs --allowed-origins"),
+        (["--otlp-traces-endpoint", "127.0.0.1:4318"], "--otlp-traces-endpoint: should begin with"),
         (["--access-log", "xml"], "--access-log: input should be 'text', 'json' or 'none'"),
     ],
 )
@@ -147,6 +151,14 @@ def test_a_file_without_keys_is_refused(tmp_path):
 )
 def test_origins_are_given_one_by_one_or_as_vllm_writes_them(flags):
     assert load(*flags).allowed_origins == ("https://a", "https://b")
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["*", "null", "http://localhost:3000", "http://[::1]:80", "chrome-extension://abc", "app://x"],
+)
+def test_whatever_browsers_send_is_an_origin(origin):
+    assert load("--allowed-origins", origin).allowed_origins == (origin,)
 
 
 def test_foreign_variables_are_only_warned_about(caplog):
