@@ -22,6 +22,7 @@ from server.protocol.responses import (
     ResponsesRequest,
     TextFormat,
 )
+from server.structures import refuse_schema_of
 
 _NOT_STORED = "nothing is stored here; send the whole input"
 _NOT_LATER = "an answer is generated while its client waits"
@@ -180,7 +181,11 @@ def _tool_fields(body: ResponsesRequest) -> dict[str, Any]:
 
 
 def _response_format(asked: TextFormat | None) -> dict[str, Any] | None:
-    if asked is None or asked.type == "text":
+    if asked is None:
+        return None
+    if asked.type != "json_schema":
+        refuse_schema_of(asked.type, asked.json_schema, "text.format.schema")
+    if asked.type == "text":
         return None
     if asked.type == "json_object":
         return {"type": "json_object"}

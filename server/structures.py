@@ -59,6 +59,17 @@ def asked_structure(body: CompletionRequestBase) -> AskedStructure | None:
     return by_format or by_options
 
 
+def refuse_schema_of(kind: str, schema: object, param: str) -> None:
+    """Refuse a schema beside a type of format that has none.
+
+    Raises:
+        RequestError: there is one; the answer would not follow it.
+    """
+    if schema is not None:
+        message = f"{param} is not for type {kind}; use type json_schema."
+        raise RequestError(message, param=param)
+
+
 def json_text(value: Any, param: str) -> str:
     """Serialize what a client sent to JSON.
 
@@ -74,6 +85,11 @@ def json_text(value: Any, param: str) -> str:
 
 
 def _of_format(asked: ResponseFormat) -> AskedStructure | None:
+    if asked.type != "json_schema":
+        refuse_schema_of(asked.type, asked.json_schema, "response_format.json_schema")
+        extra = asked.model_extra or {}
+        # As llama.cpp's server has it.
+        refuse_schema_of(asked.type, extra.get("schema"), "response_format.schema")
     if asked.type == "text":
         return None
     if asked.type == "json_object":

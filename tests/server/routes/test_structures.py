@@ -86,6 +86,12 @@ def test_a_structure_is_approved_and_asked_of_the_engine(client, engine, ask, fi
             {"response_format": {"type": "json_schema", "json_schema": {**NAMED, "schema": 5}}},
             "response_format.json_schema.schema",
         ),
+        ({"response_format": {**FORMAT, "type": "json_object"}}, "response_format.json_schema"),
+        ({"response_format": {**FORMAT, "type": "text"}}, "response_format.json_schema"),
+        (
+            {"response_format": {"type": "json_object", "schema": SCHEMA}},
+            "response_format.schema",
+        ),
         ({"structured_outputs": {}}, "structured_outputs"),
         ({"structured_outputs": {"regex": "a", "grammar": "b"}}, "structured_outputs"),
         (
@@ -312,6 +318,15 @@ def test_responses_take_a_format(client, engine):
     engine.structure_error = StructureError("it is wrong")
     error = client.post("/v1/responses", json=body).json()["error"]
     assert error["param"] == "text.format"
+
+
+@pytest.mark.parametrize("kind", ["text", "json_object"])
+def test_a_schema_in_a_format_that_has_none_is_refused(client, engine, kind):
+    body = {"model": MODEL, "input": "hi", "text": {"format": {"type": kind, "schema": SCHEMA}}}
+    response = client.post("/v1/responses", json=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "text.format.schema"
+    assert not engine.requests
 
 
 @pytest.mark.parametrize("stream", [False, True])
