@@ -117,6 +117,9 @@ class BoundedProtocol(H11Protocol):
         if self._is_answering:
             self._cancel_head_timer()
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Say nothing: HTTP lets a server ignore an upgrade, and some clients ask each time."""
+
     def pause_writing(self) -> None:
         """Start the write deadline: the client reads more slowly than we write."""
         super().pause_writing()

@@ -166,6 +166,19 @@ def test_requests_that_come_together_are_answered_one_after_the_other(live_url):
     assert b'"text_completion"' in heads[1]
 
 
+@pytest.mark.parametrize("protocol", [b"h2c", b"websocket"])
+def test_an_upgrade_is_ignored_without_a_word(live_url, caplog, protocol):
+    upgrade = b"Connection: Upgrade\r\nUpgrade: %b\r\nContent-Length: %d\r\n\r\n"
+    again = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    with connection(live_url) as sock:
+        sock.sendall(HEAD + upgrade % (protocol, len(BODY)) + BODY + again)
+        status, content = answer(sock)
+
+    assert status == 200
+    assert content.count(b"HTTP/1.1 200 OK") == 2
+    assert not [each for each in caplog.records if each.levelname == "WARNING"]
+
+
 def test_beyond_the_limit_only_probes_are_answered():
     app = fake_app(FakeEngine(), max_connections=3)
     with serving(app) as url, contextlib.ExitStack() as crowd:
