@@ -133,7 +133,7 @@ def request_error(error: ValidationError) -> RequestError:
     if detail["type"] == "json_invalid":
         return RequestError("The request body is not valid JSON.", code="invalid_json")
     param = _path(detail["loc"])
-    message = detail["msg"].removeprefix("Value error, ")
+    message = detail["msg"].removeprefix("Value error, ").replace(" after validation,", ",")
     code = "missing_required_parameter" if detail["type"] == "missing" else None
     text = f"{param}: {message[:1].lower()}{message[1:]}." if param else f"{message}."
     return RequestError(text, param=param, code=code)

@@ -26,21 +26,16 @@ def as_prompts(value: object, *, most: int = MAX_PROMPTS) -> list[str | list[int
     Raises:
         ValueError: it is none of them, empty, or more than `most`.
     """
-    if isinstance(value, str):
-        prompts: list[object] = [value]
-    elif isinstance(value, list) and set(map(type, value)) == {int}:
-        prompts = [value]
-    elif isinstance(value, list):
+    prompts: list[object] = [value]
+    if isinstance(value, list) and set(map(type, value)) != {int}:
         prompts = value
-    else:
-        prompts = []
-    if not prompts or not all(prompts):
-        raise ValueError("should not be empty")
     if len(prompts) > most:
         raise ValueError(f"at most {most} prompts are allowed")
-    if all(isinstance(prompt, str) for prompt in prompts) or all(map(_is_token_ids, prompts)):
-        return prompts  # type: ignore[return-value]
-    raise ValueError("should be a string, token ids, or a list of either")
+    if not (all(isinstance(each, str) for each in prompts) or all(map(_is_token_ids, prompts))):
+        raise ValueError("should be a string, token ids, or a list of either")
+    if not prompts or not all(prompts):
+        raise ValueError("should not be empty")
+    return prompts  # type: ignore[return-value]
 
 
 def _is_token_ids(prompt: object) -> bool:

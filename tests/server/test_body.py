@@ -45,6 +45,34 @@ def test_what_is_not_json_is_said_so(client, content):
     assert response.json()["error"]["code"] in ("invalid_json", "invalid_value")
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/embeddings"])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"text": "x"}, "should be a string, token ids, or a list of either."),
+        (5, "should be a string, token ids, or a list of either."),
+        (["x", None], "should be a string, token ids, or a list of either."),
+        (["x", [1]], "should be a string, token ids, or a list of either."),
+        (["x", ""], "should not be empty."),
+        ([[1], []], "should not be empty."),
+        ([], "should not be empty."),
+        ("", "should not be empty."),
+    ],
+)
+def test_what_is_wrong_with_a_prompt_is_said(client, path, value, message):
+    param = "prompt" if path == "/v1/completions" else "input"
+    error = post(client, json.dumps({"model": MODEL, param: value}), path).json()["error"]
+
+    assert (error["param"], error["message"]) == (param, f"{param}: {message}")
+
+
+def test_an_empty_list_is_told_in_words_of_the_api(client):
+    content = json.dumps({"model": MODEL, "messages": []})
+    error = post(client, content, "/v1/chat/completions").json()["error"]
+
+    assert error["message"] == "messages: list should have at least 1 item, not 0."
+
+
 @pytest.mark.parametrize("content", ["[1]", "null", '"x"', "3"])
 def test_what_is_no_object_is_refused(client, content):
     response = post(client, content)
