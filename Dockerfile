@@ -1,6 +1,8 @@
 # syntax=docker/dockerfile:1
 # GPU:  docker build -t adadecode .
-#       docker run --gpus all -p 8000:8000 adadecode [MODEL] [flags]
+#       docker run --gpus all -p 127.0.0.1:8000:8000 adadecode [MODEL] [flags]
+#       (a MODEL of this machine: -v /path/to/it:/model:ro and /model; -e HF_TOKEN for gated ones of the hub;
+#       without 127.0.0.1 the port is open to other machines: then give an -e ADADECODE_API_KEY as well)
 # CPU:  docker build -t adadecode:cpu --build-arg BASE=ubuntu:24.04 \
 #           --build-arg PIP_EXTRA_INDEX_URL=<PyTorch's index of CPU wheels> .
 #       (without that index torch brings its CUDA packages: it runs all the same, several GB larger)
