@@ -1,7 +1,7 @@
 """OpenTelemetry traces: a span per generation, with the attributes that vLLM's have.
 
-The packages are an extra (`pip install 'adadecode-server[tracing]'`) and are imported only when
-traces were asked for.
+The packages are an extra (`tracing` in pyproject.toml) and are imported only when traces were asked
+for.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,8 @@ class TracingUnavailable(Exception):
 
     def __init__(self) -> None:
         super().__init__(
-            "--otlp-traces-endpoint needs OpenTelemetry: pip install 'adadecode-server[tracing]'"
+            "--otlp-traces-endpoint needs OpenTelemetry: "
+            "pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-http"
         )
 
 

@@ -117,7 +117,7 @@ def without_opentelemetry(monkeypatch):
 
 
 def test_missing_packages_are_named(without_opentelemetry):
-    with pytest.raises(TracingUnavailable, match=r"pip install 'adadecode-server\[tracing\]'"):
+    with pytest.raises(TracingUnavailable, match="pip install opentelemetry-sdk"):
         make_tracer("http://127.0.0.1:1/v1/traces", MODEL)
 
 
