@@ -28,7 +28,7 @@ export async function persist(attempt, { wait, askKey, isWorthWaiting }) {
   }
 }
 
-/** Resolves after some seconds; rejects when the signal is aborted, resolves early on `event`. */
+/** Resolves after some seconds; rejects when the signal is aborted meanwhile. */
 export function sleep(seconds, signal) {
   return new Promise((resolve, reject) => {
     const timer = setTimeout(resolve, seconds * 1000);
