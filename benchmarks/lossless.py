@@ -12,11 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.machine import describe_machine, print_facts
-from benchmarks.model_flags import model_config, required_heads
+from benchmarks.model_flags import drafting_config, required_heads
 from benchmarks.prompts import choose_prompts, encode_prompts
 from benchmarks.scripted import Agreement, ScriptedDrafter
 from engine.checkpoint import resolve_model
-from engine.config import EngineConfig, ExitsConfig, SchedulerConfig
 from engine.offline import GenerationResult, OfflineEngine
 from engine.request import EarlyExitOptions, GenerationRequest, SamplingParams
 from engine.worker.worker import ModelWorker
@@ -75,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 def _verdicts(
     args: argparse.Namespace, directory: Path, heads: Path, prompts: Sequence[Prompt]
 ) -> Iterator[Verdict]:
-    config = _config(args, directory, heads)
+    config = drafting_config(args, directory, heads, _BATCH)
     engine = OfflineEngine(config)
     plain: dict[float, list[GenerationResult]] = {}
     for temperature in args.temperatures:
@@ -179,12 +178,3 @@ def _judge(
 
 def _bits(result: GenerationResult) -> tuple[object, ...]:
     return result.token_ids, result.logprobs, result.prompt_logprobs, result.embedding
-
-
-def _config(args: argparse.Namespace, directory: Path, heads: Path) -> EngineConfig:
-    return EngineConfig(
-        model=model_config(args, directory),
-        scheduler=SchedulerConfig(max_num_seqs=_BATCH),
-        exits=ExitsConfig(heads=heads),
-        worker="inline",
-    )

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from engine.checkpoint import find_heads
-from engine.config import ModelConfig
+from engine.config import EngineConfig, ExitsConfig, ModelConfig, SchedulerConfig
 
 
 def model_config(args: argparse.Namespace, directory: Path) -> ModelConfig:
@@ -17,6 +17,18 @@ def model_config(args: argparse.Namespace, directory: Path) -> ModelConfig:
         backend=args.backend,
         quantization=args.quantization,
         activation_quantization=args.activation_quantization,
+    )
+
+
+def drafting_config(
+    args: argparse.Namespace, directory: Path, heads: Path, max_num_seqs: int
+) -> EngineConfig:
+    """Return the configuration of an engine in this process that drafts with these heads."""
+    return EngineConfig(
+        model=model_config(args, directory),
+        scheduler=SchedulerConfig(max_num_seqs=max_num_seqs),
+        exits=ExitsConfig(heads=heads),
+        worker="inline",
     )
 
 

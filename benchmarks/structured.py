@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe_machine, print_facts
-from benchmarks.model_flags import model_config, required_heads
+from benchmarks.model_flags import drafting_config, required_heads
 from benchmarks.prompts import encode_prompts
 from benchmarks.schemas import TASKS, Task
 from engine.checkpoint import resolve_model
-from engine.config import EngineConfig, ExitsConfig, SchedulerConfig
 from engine.offline import GenerationResult, OfflineEngine
 from engine.request import (
     EarlyExitOptions,
@@ -70,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     _validator({})
     tasks = TASKS[args.skip_schemas :][: args.num_schemas]
     print_facts(describe_machine() | {"model": args.model, "temperature": str(args.temperature)})
-    engine = OfflineEngine(_config(args, directory, heads))
+    engine = OfflineEngine(drafting_config(args, directory, heads, _BATCH))
     text_of = _decoder(directory)
     texts = [Prompt(task.name, f"{task.prompt} Answer in JSON.") for task in tasks]
     prompts = [entry.token_ids for entry in encode_prompts(texts, directory)]
@@ -167,12 +166,3 @@ def _decoder(directory: Path) -> Callable[[Sequence[int]], str]:
         return text
 
     return text_of
-
-
-def _config(args: argparse.Namespace, directory: Path, heads: Path) -> EngineConfig:
-    return EngineConfig(
-        model=model_config(args, directory),
-        scheduler=SchedulerConfig(max_num_seqs=_BATCH),
-        exits=ExitsConfig(heads=heads),
-        worker="inline",
-    )

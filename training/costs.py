@@ -41,9 +41,9 @@ class PartCosts:
     def model(self, exit_layers: Sequence[int], vocabulary_size: int) -> CostModel:
         """Return the cost model of a choice of exits, with heads of a size that was measured."""
         segments = split_layers(self.num_layers, exit_layers)
-        heads = [_curve(self.heads[vocabulary_size])] * len(exit_layers)
+        heads = [CostCurve.of(self.heads[vocabulary_size])] * len(exit_layers)
         curves = [self._segment(segment.num_layers) for segment in segments]
-        return CostModel(curves, heads, _curve(self.logits))
+        return CostModel(curves, heads, CostCurve.of(self.logits))
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> "PartCosts":
@@ -58,8 +58,8 @@ class PartCosts:
 
     def _segment(self, num_layers: int) -> CostCurve:
         if num_layers == 0:
-            return _curve(dict.fromkeys(self.layer, 0.0))
-        return _curve(
+            return CostCurve.of(dict.fromkeys(self.layer, 0.0))
+        return CostCurve.of(
             {
                 count: seconds + (num_layers - 1) * self.further_layer[count]
                 for count, seconds in self.layer.items()
@@ -138,7 +138,3 @@ def _random_heads(decoder: Decoder, size: int, refinement_size: int) -> ExitHead
 
 def _counts(times: Mapping[str, float]) -> dict[int, float]:
     return {int(count): seconds for count, seconds in times.items()}
-
-
-def _curve(times: Mapping[int, float]) -> CostCurve:
-    return CostCurve(sorted(times), [times[count] for count in sorted(times)])

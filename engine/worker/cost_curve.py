@@ -6,7 +6,7 @@ tried does not keep the cost of a busier hour.
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from math import exp, log
 
@@ -28,6 +28,12 @@ class CostCurve:
         self._factor = 1.0  # on all points; far more observations move it than any point
         self._seconds: list[float] = []
         self._settle()
+
+    @classmethod
+    def of(cls, seconds: Mapping[int, float]) -> "CostCurve":
+        """Return the curve through measured seconds by number of tokens."""
+        counts = sorted(seconds)
+        return cls(counts, [seconds[count] for count in counts])
 
     def __call__(self, num_tokens: int) -> float:
         """Return the seconds for `num_tokens`; 0.0 for no tokens."""

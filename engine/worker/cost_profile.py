@@ -150,7 +150,7 @@ class Profiler:
             rest = whole - sum(times[count] for times in segments)
             seconds["logits"][count] = max(rest, seconds["logits"][count])
         num_heads = len(self.heads.heads) if self.heads else 0
-        without = _curve(plain)
+        without = CostCurve.of(plain)
         for count, whole in seconds.pop("drafting step", {}).items():
             pending = self.rows.num_pending[count]
             num_evaluations = num_heads + (pending > count)
@@ -187,10 +187,10 @@ def cost_model(profiler: Profiler, directory: Path, facts: Mapping[str, str]) ->
             _write(path, seconds)
     heads = range(len(profiler.heads.heads) if profiler.heads else 0)
     return CostModel(
-        [_curve(seconds[f"segment {index}"]) for index in range(profiler.num_segments)],
-        [_curve(seconds[f"head {index}"]) for index in heads],
-        _curve(seconds["logits"]),
-        _curve(seconds[_STEADY]) if _STEADY in seconds else None,
+        [CostCurve.of(seconds[f"segment {index}"]) for index in range(profiler.num_segments)],
+        [CostCurve.of(seconds[f"head {index}"]) for index in heads],
+        CostCurve.of(seconds["logits"]),
+        CostCurve.of(seconds[_STEADY]) if _STEADY in seconds else None,
         is_fixed=False,
     )
 
@@ -226,10 +226,6 @@ class _Stopwatch:
         elapsed = self.clock() - started
         times = self.best.setdefault(part, {})
         times[count] = min(elapsed, times.get(count, elapsed))
-
-
-def _curve(times: Mapping[int, float]) -> CostCurve:
-    return CostCurve(sorted(times), [times[count] for count in sorted(times)])
 
 
 def _read(path: Path, profiler: Profiler) -> Seconds | None:
