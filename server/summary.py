@@ -16,6 +16,7 @@ def start_up_summary(
     body = {
         "model": settings.model_names[0],
         "messages": [{"role": "user", "content": "Why is the sky blue?"}],
+        "temperature": 0.2,
     }
     key = " -H 'Authorization: Bearer YOUR_KEY'" if settings.api_keys else ""
     curl = (

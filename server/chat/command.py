@@ -20,7 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--api-key", help="API key (default: $ADADECODE_API_KEY).")
     parser.add_argument("--model", help="Model name (default: the first the server lists).")
     parser.add_argument("--system", metavar="TEXT", help="System prompt.")
-    parser.add_argument("--temperature", type=float, help="0 is greedy (default: the server's).")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.2,
+        help="0 is greedy, 1 is the API's default (default: %(default)s, as on the page).",
+    )
     parser.add_argument("--max-tokens", type=int, help="Longest answer (default: the server's).")
     parser.add_argument("--no-early-exit", action="store_true", help="Ask for plain decoding.")
     parser.add_argument(

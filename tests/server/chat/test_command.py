@@ -39,6 +39,16 @@ def test_the_key_comes_from_the_environment(script, pipe, monkeypatch):
     assert script.keys == ["Bearer first"]
 
 
+@pytest.mark.parametrize(("flags", "temperature"), [((), 0.2), (("--temperature", "1"), 1.0)])
+def test_answers_do_not_ramble_unless_asked_to(script, pipe, flags, temperature):
+    script.answers = [[DONE]]
+    pipe("hi\n")
+
+    assert run("--url", script.url, *flags) == 0
+
+    assert script.bodies[0]["temperature"] == temperature
+
+
 def test_an_error_in_a_pipe_ends_it_with_a_status(script, pipe, capsys):
     script.error = (503, "busy")
     pipe("hi\n")
