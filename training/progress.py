@@ -37,7 +37,9 @@ class ProgressReport:
         if is_end or now - self._last_line >= _LINE_EVERY_S:
             self._last_line, self._shown = now, done
             rate = (done - self._first) / max(1e-9, now - self._started)
-            line = f"{self._name}: {done}/{self.total} {self._unit} ({rate:.1f}/s) {note}"
+            is_known = done > self._first  # not when all comes at once
+            pace = f" ({rate:.1f}/s)" if is_known else ""
+            line = f"{self._name}: {done}/{self.total} {self._unit}{pace} {note}"
             print(line.rstrip(), file=sys.stderr, flush=True)
 
     def __enter__(self) -> Self:

@@ -26,6 +26,15 @@ def test_lines_are_seconds_apart_and_the_end_is_said_once(
     ]
 
 
+def test_what_comes_at_once_has_no_pace(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ProgressReport("work", 7, "pieces") as report:
+        clock[0] += 3
+        report.update(7)
+    assert capsys.readouterr().err == "work: 7/7 pieces\n"
+
+
 def test_nothing_is_said_where_nobody_wants_it(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
