@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -81,9 +82,22 @@ def _as_root_path(path: str) -> str:
     return stripped
 
 
+def _check_keys(keys: Iterable[str]) -> None:
+    """Refuse a key that cannot stand in a header, so that no client could send it."""
+    if not all(key.isascii() and key.isprintable() for key in keys):
+        raise ValueError("keys should be printable ASCII characters")
+
+
+def _as_keys(secrets: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+    _check_keys(secret.get_secret_value() for secret in secrets)
+    return secrets
+
+
 def _holding_keys(path: Path) -> Path:
-    if not keys_in(_readable(path)):
+    keys = keys_in(_readable(path))
+    if not keys:
         raise ValueError(f"{path} holds no key")
+    _check_keys(keys)
     return path
 
 
@@ -99,6 +113,6 @@ InputFile = Annotated[Path, AfterValidator(_readable)]
 Origins = Annotated[NameList, AfterValidator(_as_origins)]
 HttpUrl = Annotated[str, AfterValidator(_as_http_url)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_parse_list)]
-Secrets = Annotated[tuple[SecretStr, ...], BeforeValidator(_parse_list)]
+Secrets = Annotated[tuple[SecretStr, ...], BeforeValidator(_parse_list), AfterValidator(_as_keys)]
 KeyFile = Annotated[Path, AfterValidator(_holding_keys)]
 RootPath = Annotated[str, AfterValidator(_as_root_path)]

@@ -48,9 +48,18 @@ class ChatClient:
     """A client of one server."""
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        """
+        Raises:
+            ChatError: when the address is none.
+        """
+        # As bytes: httpx encodes text as ASCII, and a key may be anything.
+        bearer = f"Bearer {api_key}".encode(errors="surrogateescape")
+        headers = {b"Authorization": bearer} if api_key else {}
         base = url.rstrip("/").removesuffix("/v1")
-        self._http = httpx.Client(base_url=base, headers=headers, timeout=_TIMEOUT)
+        try:
+            self._http = httpx.Client(base_url=base, headers=headers, timeout=_TIMEOUT)
+        except httpx.InvalidURL as error:
+            raise ChatError(f"{url} is no address: {error}") from None
 
     def close(self) -> None:
         """Close the connection."""

@@ -40,6 +40,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Chat until the input ends and return the exit status."""
+    try:
+        _chat(args)
+    except ChatError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _chat(args: argparse.Namespace) -> None:
     client = ChatClient(args.url, args.api_key or _key_from_environment())
     try:
         options = ChatOptions(
@@ -58,14 +69,8 @@ def run(args: argparse.Namespace) -> int:
             converse(session, lambda: input("> "), sys.stdout, style)
         else:
             _answer_lines(session)
-    except ChatError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
     finally:
         client.close()
-    return 0
 
 
 def _answer_lines(session: ChatSession) -> None:

@@ -117,6 +117,7 @@ def test_errors_in_files_name_file_and_key(tmp_path, content, message):
         (["--ssl-certfile", __file__, "--ssl-cert-reqs", "2"], "needs --ssl-ca-certs"),
         (["--root-path", "llm"], "--root-path: should begin with /"),
         (["--api-key", ""], "--api-key: should not be empty"),
+        (["--api-key", "schlüssel"], "--api-key: keys should be printable ASCII"),
         (["--served-model-name", " "], "--served-model-name: should not be empty"),
         (["--kv-cache-memory", "9" * 20 + "T"], "--kv-cache-memory: should be less than"),
         (["--learn-heads", "--no-early-exit"], "--learn-heads makes no sense"),
@@ -138,6 +139,13 @@ def test_a_file_without_keys_is_refused(tmp_path):
     (tmp_path / "keys").write_text("# none yet\n\n")
 
     with pytest.raises(SettingsError, match="holds no key"):
+        load("--api-key-file", str(tmp_path / "keys"))
+
+
+def test_keys_in_a_file_can_be_sent_or_are_refused(tmp_path):
+    (tmp_path / "keys").write_text("good\nschlüssel\n", encoding="utf-8")
+
+    with pytest.raises(SettingsError, match="--api-key-file: keys should be printable ASCII"):
         load("--api-key-file", str(tmp_path / "keys"))
 
 

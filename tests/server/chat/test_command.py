@@ -57,6 +57,24 @@ def test_an_error_in_a_pipe_ends_it_with_a_status(script, pipe, capsys):
     assert capsys.readouterr().err == "error: 503: busy\n"
 
 
+def test_an_address_that_is_none_is_one_line(pipe, capsys):
+    pipe("")
+
+    assert run("--url", "http://host:port") == 1
+    assert (
+        capsys.readouterr().err == "error: http://host:port is no address: Invalid port: 'port'\n"
+    )
+
+
+def test_a_key_may_be_anything(script, pipe):
+    script.answers = [[DONE]]
+    pipe("hi\n")
+
+    assert run("--url", script.url, "--api-key", "schlüssel", "--model", "m") == 0
+
+    assert [key.encode("latin-1").decode() for key in script.keys] == ["Bearer schlüssel"]
+
+
 def test_no_server(pipe, capsys):
     pipe("")
 
