@@ -161,6 +161,7 @@ class Page {
     } else {
       pane.fail(error instanceof ApiError ? error.message : `The page failed: ${error.message}`);
       if (!(error instanceof ApiError)) console.error(error);
+      if (error.code === "model_not_found") this.#connect(); // the server serves another one by now
     }
   }
 

@@ -234,6 +234,18 @@ def test_errors_are_shown_and_can_be_tried_again(page, engine, failure, message)
     assert not page.one(".error").is_displayed()
 
 
+def test_a_server_that_serves_another_model_by_now_is_asked_for_it(browser, engine):
+    app = fake_app(engine)
+    with serving(app) as url:
+        page = Page(browser, url).connected()
+        app.state.context.service.model_names = ("another-model",)
+        page.ask("Hello")
+        page.until(lambda: "does not exist" in page.one(".error").text)
+        page.until(lambda: "another-model" in page.one("#model").text)
+        page.one(".retry").click()
+        page.until(lambda: page.text(".answer") == TEXT)
+
+
 def test_a_number_out_of_range_is_not_sent(page, engine):
     page.one("#toggle-settings").click()
     page.one("#temperature").clear()
