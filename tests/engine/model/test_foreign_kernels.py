@@ -16,6 +16,7 @@ from engine.model.ops import native
 SOURCES = sorted(map(str, Path(native.__file__).parent.glob("*.c")))
 PROGRAM = str(Path(__file__).with_name("check_kernels.c"))
 FLAGS = ["-std=gnu11", "-O2", "-ffp-contract=fast", "-fno-math-errno", "-pthread", "-Wno-psabi"]
+ARM = "aarch64-linux-gnu-gcc"
 IS_X86 = platform.machine() in ("x86_64", "AMD64")
 
 CPU_INFO = Path("/proc/cpuinfo")
@@ -62,9 +63,8 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Results:
         pytest.param(
             ["gcc", "-march=skylake-avx512"], [], id="avx512", marks=needs("avx512bw", "avx512vl")
         ),
-        pytest.param(
-            ["aarch64-linux-gnu-gcc", "-march=armv8-a", "-static"], ["qemu-aarch64"], id="neon"
-        ),
+        pytest.param([ARM, "-march=armv8-a", "-static"], ["qemu-aarch64"], id="neon"),
+        pytest.param([ARM, "-march=armv8.2-a+dotprod", "-static"], ["qemu-aarch64"], id="dotprod"),
     ],
 )
 def test_other_vectors_give_the_same(

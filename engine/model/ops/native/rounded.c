@@ -2,6 +2,13 @@
 
 #include "codes.h"
 
+#if defined(__ARM_FEATURE_DOTPROD)
+#include <arm_neon.h>
+#define SIGNED_PRODUCTS 1 /* of signed bytes with signed ones; all others have unsigned codes */
+#else
+#define SIGNED_PRODUCTS 0
+#endif
+
 typedef int8_t quarter_ivec __attribute__((vector_size(VEC_LANES))); /* a byte per lane */
 
 /* ---- rounding ---- */
@@ -58,7 +65,7 @@ void rounded_fill(Format format, const float *values, int rows, int row, int32_t
     float *scales = (float *)(block + BLOCK / 4 * rows);
     scales[row] = scale;
     if (format == INT4) scales[rows + row] = scale * (float)sum;
-    else block[(BLOCK / 4 + 1) * rows + row] = -128 * sum;
+    else block[(BLOCK / 4 + 1) * rows + row] = SIGNED_PRODUCTS ? 0 : -128 * sum;
 }
 
 /* ---- products ---- */
@@ -75,12 +82,14 @@ void rounded_fill(Format format, const float *values, int rows, int row, int32_t
 #define FOURS(pairs, factor) ((ivec)_mm_madd_epi16(pairs, _mm_set1_epi16(factor)))
 #endif
 
-/* sum + the four products of each lane's bytes: of codes without a sign, and of signed ones. */
+/* sum + the four products of each lane's bytes: of codes (see SIGNED_PRODUCTS), and of signed ones. */
 INLINE ivec add_products(const Format format, ivec sum, uvec codes, ivec x) {
 #if VEC_LANES == 16 && defined(__AVX512VNNI__)
     return (ivec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)codes, (__m512i)x);
 #elif VEC_LANES == 8 && defined(__AVXVNNI__)
     return (ivec)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)codes, (__m256i)x);
+#elif SIGNED_PRODUCTS
+    return (ivec)vdotq_s32((int32x4_t)sum, (int8x16_t)codes, (int8x16_t)x);
 #elif defined(PAIRS)
     /* Half bytes: products of whole ones would not fit into 16 bits. */
     if (format == INT4) return sum + FOURS(PAIRS(codes, x), 1);
@@ -91,9 +100,11 @@ INLINE ivec add_products(const Format format, ivec sum, uvec codes, ivec x) {
 #endif
 }
 
-/* Codes without a sign, a byte each: part 0 or 1 of a word. INT8 has one part, and 128 is added to its codes. */
+/* Codes, a byte each: part 0 or 1 of a word. INT8 has one part, and 128 is added to its codes if they are to have no
+   sign. */
 INLINE uvec codes_of(const Format format, uvec word, const int part) {
-    return format == INT8 ? word ^ 0x80808080u : (part ? word >> 4 : word) & 0x0f0f0f0fu;
+    if (format == INT8) return SIGNED_PRODUCTS ? word : word ^ 0x80808080u;
+    return (part ? word >> 4 : word) & 0x0f0f0f0fu;
 }
 
 INLINE void product(const Format format, const int panels, const int rows, int64_t depth, const int32_t *x,
