@@ -40,7 +40,8 @@ static int differ(const char *name, int format, int64_t tokens, const float *a, 
     return 1;
 }
 
-static Linear pack(Format format) {
+/* Codes at random, or all with the greatest magnitude. */
+static Linear pack(Format format, int is_extreme) {
     char *panels = aligned_alloc(64, (linear_bytes(format, OUT, IN) + 63) / 64 * 64);
     memset(panels, 0, linear_bytes(format, OUT, IN));
     Linear weight = {.panels = panels, .bias = values(OUT), .out_features = OUT, .in_features = IN,
@@ -51,7 +52,7 @@ static Linear pack(Format format) {
     }
     static uint8_t codes[OUT * IN];
     static uint16_t scales[OUT * IN / BLOCK], minimums[OUT * IN / BLOCK];
-    for (int i = 0; i < OUT * IN; i++) codes[i] = number() & 0xff;
+    for (int i = 0; i < OUT * IN; i++) codes[i] = !is_extreme ? number() & 0xff : format == INT4 ? 0xff : 0;
     for (int i = 0; i < OUT * IN / BLOCK; i++) scales[i] = 0x1c00 + (number() & 0x3ff), minimums[i] = 0xb000;
     linear_pack_codes(&weight, codes, scales, format == INT4 ? minimums : NULL, 0, OUT);
     return weight;
@@ -68,6 +69,15 @@ static int check_linear(Context *context, const char *name, Linear weight) {
         bad |= differ(name, weight.format, tokens, alone, together, tokens * OUT);
     }
     print(name, weight.format, alone, TOKENS * OUT);
+    return bad;
+}
+
+/* Sums of products as great as they can be: do they fit where a machine adds them up? */
+static int check_extremes(Context *context, Linear weight) {
+    float x[2 * IN], out[2 * OUT];
+    for (int i = 0; i < 2 * IN; i++) x[i] = i < IN ? 1.0f : -1.0f;
+    int bad = linear_forward(context, &weight, x, 2, NULL, 0, NULL, out);
+    print("extremes", weight.format, out, 2 * OUT);
     return bad;
 }
 
@@ -110,11 +120,12 @@ static int check_noise(void) {
 int main(void) {
     Context *context = context_new(2);
     int bad = 0;
-    for (Format format = FLOAT32; format < FORMATS; format++) bad |= check_linear(context, "linear", pack(format));
+    for (Format format = FLOAT32; format < FORMATS; format++) bad |= check_linear(context, "linear", pack(format, 0));
     for (Format format = INT8; format <= INT4; format++) {
-        Linear weight = pack(format);
-        weight.rounded = 1;
+        Linear weight = pack(format, 0), extreme = pack(format, 1);
+        weight.rounded = extreme.rounded = 1;
         bad |= check_linear(context, "rounded", weight);
+        bad |= check_extremes(context, extreme);
     }
     bad |= check_attention(context);
     bad |= check_noise();

@@ -75,6 +75,6 @@ def test_other_vectors_give_the_same(
             pytest.skip(f"{program} is not installed")
     actual = run(tmp_path, compiler, emulator)
     assert actual.keys() == expected.keys()
-    assert len(expected) == 5 + 2 + 64
+    assert len(expected) == 5 + 2 + 2 + 64
     for case, numbers in expected.items():
         assert actual[case] == pytest.approx(numbers, rel=1e-5, abs=3e-6), case

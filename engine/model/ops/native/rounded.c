@@ -4,11 +4,16 @@
 
 #if defined(__ARM_FEATURE_DOTPROD)
 #include <arm_neon.h>
-#define SIGNED_PRODUCTS 1 /* of signed bytes with signed ones; all others have unsigned codes */
-#else
-#define SIGNED_PRODUCTS 0
 #endif
 
+/* Whether INT8's codes are multiplied as unsigned bytes, 128 added to each. */
+#if (VEC_LANES == 16 && defined(__AVX512VNNI__)) || (VEC_LANES == 8 && defined(__AVXVNNI__))
+#define UNSIGNED_CODES 1
+#else
+#define UNSIGNED_CODES 0
+#endif
+
+typedef int16_t shorts __attribute__((vector_size(VEC_BYTES)));
 typedef int8_t quarter_ivec __attribute__((vector_size(VEC_LANES))); /* a byte per lane */
 
 /* ---- rounding ---- */
@@ -65,45 +70,64 @@ void rounded_fill(Format format, const float *values, int rows, int row, int32_t
     float *scales = (float *)(block + BLOCK / 4 * rows);
     scales[row] = scale;
     if (format == INT4) scales[rows + row] = scale * (float)sum;
-    else block[(BLOCK / 4 + 1) * rows + row] = SIGNED_PRODUCTS ? 0 : -128 * sum;
+    else block[(BLOCK / 4 + 1) * rows + row] = UNSIGNED_CODES ? -128 * sum : 0;
 }
 
 /* ---- products ---- */
 
-/* Products of unsigned bytes below 16 with signed ones, added in pairs to 16 bits, and those in pairs to 32. */
+/* Where there is no instruction for all of it: products of unsigned bytes with signed ones, added in pairs to 16 bits
+   (PAIRS), and those in pairs to 32 (FOURS); x with the signs of codes (SIGNED) and the codes without (MAGNITUDES). */
 #if VEC_LANES == 16 && defined(__AVX512BW__)
-#define PAIRS(codes, x) _mm512_maddubs_epi16((__m512i)(codes), (__m512i)(x))
-#define FOURS(pairs, factor) ((ivec)_mm512_madd_epi16(pairs, _mm512_set1_epi16(factor)))
+#define PAIRS(codes, x) _mm512_maddubs_epi16(codes, x)
+#define FOURS(pairs) ((ivec)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))
+#define SIGNED(x, codes) _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(codes), _mm512_setzero_si512(), x)
+#define MAGNITUDES(codes) _mm512_abs_epi8(codes)
+typedef __m512i integers;
 #elif VEC_LANES == 8 && defined(__AVX2__)
-#define PAIRS(codes, x) _mm256_maddubs_epi16((__m256i)(codes), (__m256i)(x))
-#define FOURS(pairs, factor) ((ivec)_mm256_madd_epi16(pairs, _mm256_set1_epi16(factor)))
+#define PAIRS(codes, x) _mm256_maddubs_epi16(codes, x)
+#define FOURS(pairs) ((ivec)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+#define SIGNED(x, codes) _mm256_sign_epi8(x, codes)
+#define MAGNITUDES(codes) _mm256_abs_epi8(codes)
+typedef __m256i integers;
 #elif VEC_LANES == 4 && defined(__SSSE3__)
-#define PAIRS(codes, x) _mm_maddubs_epi16((__m128i)(codes), (__m128i)(x))
-#define FOURS(pairs, factor) ((ivec)_mm_madd_epi16(pairs, _mm_set1_epi16(factor)))
+#define PAIRS(codes, x) _mm_maddubs_epi16(codes, x)
+#define FOURS(pairs) ((ivec)_mm_madd_epi16(pairs, _mm_set1_epi16(1)))
+#define SIGNED(x, codes) _mm_sign_epi8(x, codes)
+#define MAGNITUDES(codes) _mm_abs_epi8(codes)
+typedef __m128i integers;
 #endif
 
-/* sum + the four products of each lane's bytes: of codes (see SIGNED_PRODUCTS), and of signed ones. */
+/* sum + the four products of each lane's bytes, of codes and of x. With PAIRS, INT4's sums are two of 16 bits a lane
+   until a block ends (see whole_sums): 8 words of 2 products of at most 15 * 127 each do fit. */
 INLINE ivec add_products(const Format format, ivec sum, uvec codes, ivec x) {
+    (void)format;
 #if VEC_LANES == 16 && defined(__AVX512VNNI__)
     return (ivec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)codes, (__m512i)x);
 #elif VEC_LANES == 8 && defined(__AVXVNNI__)
     return (ivec)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)codes, (__m256i)x);
-#elif SIGNED_PRODUCTS
+#elif defined(__ARM_FEATURE_DOTPROD)
     return (ivec)vdotq_s32((int32x4_t)sum, (int8x16_t)codes, (int8x16_t)x);
 #elif defined(PAIRS)
-    /* Half bytes: products of whole ones would not fit into 16 bits. */
-    if (format == INT4) return sum + FOURS(PAIRS(codes, x), 1);
-    return sum + FOURS(PAIRS(codes & 0x0f0f0f0fu, x), 1) + FOURS(PAIRS(codes >> 4 & 0x0f0f0f0fu, x), 16);
+    if (format == INT4) return (ivec)((shorts)sum + (shorts)PAIRS((integers)codes, (integers)x));
+    return sum + FOURS(PAIRS(MAGNITUDES((integers)codes), SIGNED((integers)x, (integers)codes)));
 #else
-    for (int i = 0; i < 4; i++) sum += (ivec)(codes >> 8 * i & 255) * (x << 8 * (3 - i) >> 24);
+    for (int i = 3; i >= 0; i--) sum += ((ivec)(codes << 8 * i) >> 24) * (x << 8 * i >> 24);
     return sum;
 #endif
 }
 
-/* Codes, a byte each: part 0 or 1 of a word. INT8 has one part, and 128 is added to its codes if they are to have no
-   sign. */
+/* The sums of a block's products. */
+INLINE ivec whole_sums(const Format format, ivec sum) {
+    (void)format;
+#if defined(PAIRS) && !UNSIGNED_CODES
+    if (format == INT4) return FOURS((integers)sum);
+#endif
+    return sum;
+}
+
+/* Codes, a byte each: part 0 or 1 of a word; INT8 has one part. */
 INLINE uvec codes_of(const Format format, uvec word, const int part) {
-    if (format == INT8) return SIGNED_PRODUCTS ? word : word ^ 0x80808080u;
+    if (format == INT8) return UNSIGNED_CODES ? word ^ 0x80808080u : word;
     return (part ? word >> 4 : word) & 0x0f0f0f0fu;
 }
 
@@ -153,7 +177,8 @@ INLINE void product(const Format format, const int panels, const int rows, int64
             for (int p = 0; p < panels; p++)
 #pragma GCC unroll 4
                 for (int v = 0; v < PANEL_VECS; v++) {
-                    ivec whole = format == INT8 ? dot[p][r][v] + x[rows + r] : dot[p][r][v];
+                    ivec whole = whole_sums(format, dot[p][r][v]);
+                    if (format == INT8 && UNSIGNED_CODES) whole += x[rows + r];
                     sum[p][r][v] += __builtin_convertvector(whole, vec) * (shared[p].scale[v] * scales[r]);
                     if (format == INT4) sum[p][r][v] += shared[p].minimum[v] * scales[rows + r];
                 }

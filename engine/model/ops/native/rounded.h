@@ -13,7 +13,7 @@
    Layout of a tile, per BLOCK of k: BLOCK / 4 words of 4 codes each, the rows interleaved, in the order in which a word
    of the panel has its codes (INT4: the even ones of 8, then the odd ones); then the rows' scales (float); then, for each
    row, what makes up for INT4's minimums (float: scale * sum of codes) or for INT8's signs (int32: -128 * sum of codes;
-   0 where the CPU multiplies signed bytes with each other). */
+   0 unless its codes are multiplied as unsigned ones). */
 #ifndef ADADECODE_ROUNDED_H
 #define ADADECODE_ROUNDED_H
 
