@@ -35,6 +35,7 @@ void context_enter(Context *context);
 void context_leave(Context *context);
 
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 #endif
