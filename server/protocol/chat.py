@@ -17,6 +17,7 @@ from server.protocol.common import (
     Usage,
     is_none,
 )
+from server.protocol.sampling import NumTokens
 
 ChatFinishReason = FinishReasonName | Literal["tool_calls"]
 
@@ -102,7 +103,7 @@ class ChatCompletionRequest(CompletionRequestBase, TemplateFields):
     """The body of POST /v1/chat/completions."""
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=4096)
-    max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
+    max_completion_tokens: NumTokens | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     parallel_tool_calls: bool | None = None

@@ -16,6 +16,14 @@ from engine.errors import UnsupportedOption
 from engine.policy_reason import PolicyReason
 from engine.request import DraftSource
 from server.protocol.base import RequestModel, unknown_inside
+from server.protocol.sampling import (
+    MinP,
+    NumTokens,
+    RepetitionPenalty,
+    Temperature,
+    TopK,
+    TopP,
+)
 from server.protocol.structures import ResponseFormat, StructuredOutputs
 
 MAX_CHOICES = 128  # per prompt
@@ -185,15 +193,15 @@ class CompletionRequestBase(TruncationFields):
 
     model: str = Field(max_length=512)
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
-    max_tokens: int | None = Field(None, ge=1, le=_INT32_MAX)
+    max_tokens: NumTokens | None = None
     min_tokens: int | None = Field(None, ge=0, le=_INT32_MAX)
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1, le=_INT32_MAX)  # -1 and 0: off
-    min_p: float | None = Field(None, ge=0, le=1)
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    min_p: MinP | None = None
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
+    repetition_penalty: RepetitionPenalty | None = None
     logit_bias: Annotated[dict[str, float] | None, BeforeValidator(_not_too_many)] = Field(
         None, max_length=_MAX_BIASES
     )

@@ -12,6 +12,7 @@ from server.protocol.common import (
     ResponseModel,
     Trace,
 )
+from server.protocol.sampling import NumTokens, Temperature, TopP
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 ResponseStatus = Literal["in_progress", "completed", "incomplete", "failed"]
@@ -96,9 +97,9 @@ class ResponsesRequest(RequestModel):
     model: str = Field(max_length=512)
     input: str | Annotated[list[InputItem], Field(fail_fast=True, max_length=4096)]
     instructions: str | None = None
-    max_output_tokens: int | None = Field(None, ge=1, lt=2**31)
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
+    max_output_tokens: NumTokens | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     include: list[Literal["message.output_text.logprobs"]] | None = Field(None, max_length=16)
     tools: list[FunctionTool] | None = Field(None, max_length=128)
