@@ -44,6 +44,7 @@ class ServerContext:
             max_draft_tokens=info.max_draft_tokens,
             max_logprobs=self.settings.max_logprobs,
             stream_interval=self.settings.stream_interval,
+            defaults=model.defaults,
         )
 
     def note_unknown_fields(self, names: Sequence[str]) -> None:

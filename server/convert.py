@@ -6,7 +6,7 @@ unchecked.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from engine.errors import PromptTooLong, RequestError
 from engine.request import EarlyExitOptions, GenerationRequest, SamplingParams, Structure
@@ -20,6 +20,7 @@ from server.protocol.common import (
 )
 from server.protocol.completions import CompletionRequest
 from server.protocol.embeddings import EmbeddingsRequest
+from server.sampling_defaults import SamplingDefaults
 from server.tools import check_tools
 
 _MAX_LOGIT_BIAS = 100.0
@@ -31,13 +32,14 @@ _TOKEN_ID_KEY = re.compile(r"[0-9]{1,9}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestLimits:
-    """What the served model and the server's settings allow."""
+    """What the served model and the server's settings allow, and what they fill in."""
 
     max_model_len: int
     vocab_size: int
     max_draft_tokens: int
     max_logprobs: int
     stream_interval: int = 1  # tokens per event of a stream
+    defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
 
 
 def check_options(body: CompletionRequestBase, sent: RequestModel | None = None) -> list[str]:
@@ -199,8 +201,10 @@ def _sampling(
     num_prompt_logprobs: int | None,
     structure: Structure | None,
 ) -> SamplingParams:
-    temperature = 1.0 if body.temperature is None else body.temperature
-    top_k = body.top_k or 0
+    defaults = limits.defaults
+    temperature = defaults.temperature if body.temperature is None else body.temperature
+    top_k = defaults.top_k if body.top_k is None else body.top_k
+    penalty = body.repetition_penalty
     stop_token_ids = body.stop_token_ids or []
     check_token_ids(stop_token_ids, limits, "stop_token_ids")
     if body.allowed_token_ids is not None:
@@ -211,9 +215,9 @@ def _sampling(
         raise RequestError(message, param="min_tokens")
     return SamplingParams(
         temperature=temperature if temperature >= _GREEDY_BELOW else 0.0,
-        top_p=1.0 if body.top_p is None else body.top_p,
+        top_p=defaults.top_p if body.top_p is None else body.top_p,
         top_k=top_k if 0 < top_k < limits.vocab_size else 0,
-        min_p=body.min_p or 0.0,
+        min_p=defaults.min_p if body.min_p is None else body.min_p,
         seed=seed % _SEED_RANGE,
         max_tokens=max_tokens,
         min_tokens=min_tokens,
@@ -224,7 +228,7 @@ def _sampling(
         skip_special_tokens=body.skip_special_tokens is not False,
         presence_penalty=body.presence_penalty or 0.0,
         frequency_penalty=body.frequency_penalty or 0.0,
-        repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
+        repetition_penalty=defaults.repetition_penalty if penalty is None else penalty,
         logit_bias=_logit_bias(body, limits),
         allowed_token_ids=tuple(sorted(set(body.allowed_token_ids or ()))),
         num_logprobs=_num_logprobs(body, limits),
@@ -258,8 +262,8 @@ def _max_tokens(body: CompletionRequestBase, num_prompt_tokens: int, limits: Req
     room = limits.max_model_len - num_prompt_tokens
     asked = _asked_max_tokens(body)
     if asked is None:
-        is_chat = isinstance(body, ChatCompletionRequest)
-        asked = max(1, room) if is_chat else max(1, min(room, _DEFAULT_COMPLETION_TOKENS))
+        usual = room if isinstance(body, ChatCompletionRequest) else _DEFAULT_COMPLETION_TOKENS
+        asked = max(1, min(room, usual, limits.defaults.max_new_tokens or usual))
     if asked > room:
         raise PromptTooLong(
             f"This model's context is {limits.max_model_len} tokens; the prompt has "

@@ -20,6 +20,7 @@ from engine.pauses import limit_pauses, spare_what_is_loaded
 from server.http_server import CannotListen, DrainingServer, listen
 from server.logs import set_up_logging
 from server.progress import LoadProgress
+from server.sampling_defaults import sampling_defaults
 from server.service import InferenceService, ServedModel
 from server.settings import ServerSettings
 from server.settings_sources import SettingsError, add_arguments, load_settings
@@ -90,6 +91,9 @@ async def _load(settings: ServerSettings, url: str) -> ServedModel:
     """Resolve, load and start the model; what blocks runs on a thread, so probes are answered."""
     with closing(LoadProgress()) as progress:
         directory = await asyncio.to_thread(resolve_model, settings.model, progress=progress)
+        defaults = sampling_defaults(
+            settings.generation_config, directory, settings.override_generation_config
+        )
         heads = settings.heads or find_heads(settings.model, directory)
         config = settings.engine_config(directory, heads)
         engine = await build_engine(config, progress)
@@ -101,10 +105,11 @@ async def _load(settings: ServerSettings, url: str) -> ServedModel:
     assert engine.info is not None, "a started engine knows its model"
     spare_what_is_loaded()
     try:
-        print(start_up_summary(settings, engine.info, config.exits.heads, url), flush=True)
+        summary = start_up_summary(settings, engine.info, config.exits.heads, url, defaults)
+        print(summary, flush=True)
     except OSError as error:  # nobody reads it, or the disk is full
         logger.warning("the summary could not be printed: %s", error)
-    return ServedModel(engine, engine.tokenizer)
+    return ServedModel(engine, engine.tokenizer, defaults)
 
 
 def _refuse(error: Exception, status: int) -> int:

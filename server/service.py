@@ -8,12 +8,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from engine import AsyncEngine, EngineInfo, Tokenizer
 from engine.errors import EngineFailed, EngineStopped, ModelNotFound
 from server.errors import ModelNotReady
+from server.sampling_defaults import SamplingDefaults
 
 logger = logging.getLogger(__name__)
 
@@ -30,10 +31,11 @@ class ServiceState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A loaded model: the engine and the tokenizer that serve it."""
+    """A loaded model: the engine and the tokenizer that serve it, and its sampling defaults."""
 
     engine: AsyncEngine
     tokenizer: Tokenizer
+    defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
 
     @property
     def info(self) -> EngineInfo:

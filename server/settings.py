@@ -20,6 +20,8 @@ from engine.config import (
     SupervisionConfig,
 )
 from server.settings_values import (
+    GenerationConfig,
+    GenerationOverrides,
     HttpUrl,
     InputFile,
     KeyFile,
@@ -100,6 +102,17 @@ class ServerSettings(BaseModel):
     enforce_eager: bool = _flag(False, "model", "GPU: launch kernels one by one, no CUDA graphs.")
     seed: int | None = _flag(
         None, "model", "Makes the seeds drawn for requests without a seed repeatable.", ge=0
+    )
+    generation_config: GenerationConfig = _flag(
+        "auto",
+        "model",
+        "Sampling values of requests that leave them out. auto: those of MODEL's "
+        "generation_config.json, none (or vllm): OpenAI's, or another directory or file.",
+    )
+    override_generation_config: GenerationOverrides = _flag(
+        {},
+        "model",
+        """Values that win over those of --generation-config, e.g. '{"temperature": 0.2}'.""",
     )
 
     max_num_seqs: int = _flag(64, "scheduler", "Sequences running at once.", ge=1, le=4096)

@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             if "(default:" not in options["help"]:
                 options["help"] += f" (default: {'on' if field.default else 'off'})"
         else:
-            if field.default not in (None, (), ""):
+            if field.default not in (None, (), {}, ""):
                 options["help"] += f" (default: {_shown(field.default)})"
             options["metavar"] = _metavar(name, field)
             if get_origin(field.annotation) is tuple:
@@ -156,13 +156,15 @@ def _shown(default: Any) -> str:
 
 
 def _metavar(name: str, field: FieldInfo) -> str:
-    """Return a flag's choices, N for a number, DIR, or the last word of its name."""
+    """Return a flag's choices, N for a number, DIR, JSON, or the last word of its name."""
     if get_origin(field.annotation) is Literal:
         return f"{{{','.join(get_args(field.annotation))}}}"
     if field.annotation in (int, int | None) and not isinstance(field.default, str):
         return "N"
     if field.annotation == Path | None:
         return "DIR"
+    if get_origin(field.annotation) is dict:
+        return "JSON"
     return name.rsplit("_", 1)[-1].upper()
 
 

@@ -4,9 +4,11 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, SecretStr
+from pydantic import AfterValidator, BeforeValidator, PlainValidator, SecretStr
+
+from server.sampling_defaults import GenerationSource, checked_overrides, checked_source
 
 # What browsers send in the header Origin: a scheme and a host, or null.
 _ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#\s]+")
@@ -116,3 +118,5 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_parse_list)]
 Secrets = Annotated[tuple[SecretStr, ...], BeforeValidator(_parse_list), AfterValidator(_as_keys)]
 KeyFile = Annotated[Path, AfterValidator(_holding_keys)]
 RootPath = Annotated[str, AfterValidator(_as_root_path)]
+GenerationConfig = Annotated[GenerationSource, PlainValidator(checked_source)]
+GenerationOverrides = Annotated[dict[str, Any], BeforeValidator(checked_overrides)]

@@ -25,6 +25,7 @@ from server.protocol.responses import (
 from server.render.common import AnswerFrame, Renderer, request_metrics, trace_tokens
 from server.render.message_logprobs import MessageLogprobs
 from server.render.response_items import ResponseItems
+from server.sampling_defaults import SamplingDefaults
 
 
 class ResponsesRenderer(Renderer):
@@ -33,9 +34,14 @@ class ResponsesRenderer(Renderer):
     end_mark: ClassVar[str | None] = None
 
     def __init__(
-        self, body: ResponsesRequest, frame: AnswerFrame, output_format: OutputFormat
+        self,
+        body: ResponsesRequest,
+        frame: AnswerFrame,
+        output_format: OutputFormat,
+        defaults: SamplingDefaults,
     ) -> None:
         self._body = body
+        self._defaults = defaults
         self._frame = frame
         self._num_events = 0
         self._parser = output_format.parser()
@@ -115,8 +121,8 @@ class ResponsesRenderer(Renderer):
         status: Literal["in_progress", "completed", "incomplete", "failed"],
         output: list[OutputItem],
     ) -> Response:
-        """Make the response as of now, which repeats what was asked for."""
-        body, frame = self._body, self._frame
+        """Make the response as of now, which repeats what was asked for or stands in for it."""
+        body, frame, defaults = self._body, self._frame, self._defaults
         text = body.text.model_dump(by_alias=True, exclude_none=True) if body.text else {}
         reasoning = body.reasoning
         return Response(
@@ -124,7 +130,7 @@ class ResponsesRenderer(Renderer):
             created_at=frame.created,
             status=status,
             instructions=body.instructions,
-            max_output_tokens=body.max_output_tokens,
+            max_output_tokens=body.max_output_tokens or defaults.max_new_tokens,
             max_tool_calls=body.max_tool_calls,
             metadata=body.metadata or {},
             model=frame.model,
@@ -133,12 +139,12 @@ class ResponsesRenderer(Renderer):
             prompt_cache_key=body.prompt_cache_key,
             reasoning={"effort": reasoning.effort if reasoning else None, "summary": None},
             safety_identifier=body.safety_identifier,
-            temperature=1.0 if body.temperature is None else body.temperature,
+            temperature=defaults.temperature if body.temperature is None else body.temperature,
             text={"format": {"type": "text"}, **text},
             tool_choice=_choice(body),
             tools=[_offered(tool) for tool in body.tools or []],
             top_logprobs=body.top_logprobs or 0,
-            top_p=1.0 if body.top_p is None else body.top_p,
+            top_p=defaults.top_p if body.top_p is None else body.top_p,
             user=body.user,
         )
 

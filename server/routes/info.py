@@ -4,11 +4,12 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from engine import EngineInfo
 from server.context import context_of
 from server.openapi import errors
 from server.protocol.common import ResponseModel
 from server.public_settings import public_settings
+from server.sampling_defaults import SamplingDefaults
+from server.service import ServedModel
 from server.version import VERSION
 
 router = APIRouter(tags=["operations"])
@@ -36,6 +37,7 @@ class ServedModelInfo(ResponseModel):
     numbers: str  # the same, and what weights are kept as if that is another
     num_blocks: int
     block_size: int
+    sampling_defaults: SamplingDefaults  # of requests that leave them out
 
 
 class ServerInfo(ResponseModel):
@@ -70,10 +72,13 @@ async def server_info(request: Request) -> ServerInfo:
         state=service.state,
         model_names=list(service.model_names),
         settings=public_settings(context.settings),
-        model=_shown(model.info) if model else None,
+        model=_shown(model) if model else None,
     )
 
 
-def _shown(info: EngineInfo) -> ServedModelInfo:
+def _shown(model: ServedModel) -> ServedModelInfo:
     """Return what is shown of a model; the engine may know more."""
-    return ServedModelInfo(**{name: getattr(info, name) for name in ServedModelInfo.model_fields})
+    names = ServedModelInfo.model_fields.keys() - {"sampling_defaults"}
+    return ServedModelInfo(
+        **{name: getattr(model.info, name) for name in names}, sampling_defaults=model.defaults
+    )

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 
 from server.context import ServerContext, context_of
 from server.protocol.common import ResponseModel
+from server.sampling_defaults import SamplingDefaults
 
 router = APIRouter(tags=["models"])
 
@@ -30,6 +31,7 @@ class ModelCard(ResponseModel):
     parent: None = None
     max_model_len: int
     early_exit: EarlyExitCard
+    sampling_defaults: SamplingDefaults  # of requests that leave them out
 
 
 class ModelList(ResponseModel):
@@ -55,7 +57,8 @@ async def retrieve_model(model_id: str, request: Request) -> ModelCard:
 
 
 def _card(context: ServerContext, name: str) -> ModelCard:
-    info = context.service.model(name).info
+    model = context.service.model(name)
+    info = model.info
     return ModelCard(
         id=name,
         created=context.service.created,
@@ -67,4 +70,5 @@ def _card(context: ServerContext, name: str) -> ModelCard:
             num_layers=info.num_layers,
             max_draft_tokens=info.max_draft_tokens,
         ),
+        sampling_defaults=model.defaults,
     )

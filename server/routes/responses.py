@@ -43,7 +43,12 @@ async def create_response(request: Request) -> HttpResponse:
             [prepared.prompt],
             structure=prepared.structure,
             id_prefix="resp_",
-            renderer_type=partial(ResponsesRenderer, body, output_format=prepared.expected),
+            renderer_type=partial(
+                ResponsesRenderer,
+                body,
+                output_format=prepared.expected,
+                defaults=model.defaults,
+            ),
         )
 
 

@@ -6,6 +6,7 @@ from engine.errors import PromptTooLong, RequestError
 from server.convert import RequestLimits, to_generation_requests
 from server.protocol.chat import ChatCompletionRequest
 from server.protocol.completions import CompletionRequest
+from server.sampling_defaults import SamplingDefaults
 
 LIMITS = RequestLimits(max_model_len=100, vocab_size=50, max_draft_tokens=3, max_logprobs=5)
 
@@ -15,10 +16,10 @@ def convert(prompts=((1, 2, 3),), limits=LIMITS, **fields):
     return to_generation_requests(body, prompts, limits, answer_id="cmpl-x", seed=1000)
 
 
-def convert_chat(prompt=(1, 2, 3), **fields):
+def convert_chat(prompt=(1, 2, 3), limits=LIMITS, **fields):
     messages = [{"role": "user", "content": "a"}]
     body = ChatCompletionRequest.model_validate({"model": "m", "messages": messages, **fields})
-    return to_generation_requests(body, [prompt], LIMITS, answer_id="chatcmpl-x", seed=1000)
+    return to_generation_requests(body, [prompt], limits, answer_id="chatcmpl-x", seed=1000)
 
 
 def test_allowed_token_ids_are_sorted_and_checked():
@@ -34,6 +35,55 @@ def test_defaults_are_openais():
     assert (sampling.temperature, sampling.top_p, sampling.max_tokens) == (1.0, 1.0, 16)
     assert sampling.num_logprobs is None
     assert request.early_exit.enabled
+
+
+MODELS_OWN = {"temperature": 0.6, "top_p": 0.9, "top_k": 7, "min_p": 0.1, "repetition_penalty": 1.1}
+OPENAIS = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+
+
+def with_defaults(**defaults):
+    return replace(LIMITS, defaults=SamplingDefaults(**defaults))
+
+
+@pytest.mark.parametrize("convert_one", [convert, convert_chat])
+@pytest.mark.parametrize("name", MODELS_OWN)
+def test_what_a_request_leaves_out_is_the_models_own_and_what_it_says_holds(convert_one, name):
+    limits = with_defaults(**MODELS_OWN)
+
+    for given in ({}, {name: None}):
+        (request,) = convert_one(limits=limits, **given)
+        assert {each: getattr(request.sampling, each) for each in MODELS_OWN} == MODELS_OWN
+    (request,) = convert_one(limits=limits, **{name: OPENAIS[name]})
+    assert getattr(request.sampling, name) == OPENAIS[name]
+
+
+def test_every_prompt_and_choice_has_the_models_own_defaults():
+    requests = convert(prompts=[[1], [2]], n=2, stream=True, limits=with_defaults(temperature=0.6))
+
+    assert [request.sampling.temperature for request in requests] == [0.6] * 4
+
+
+@pytest.mark.parametrize("top_k", [-1, 0, 50, 10_000])
+def test_a_models_top_k_of_everything_is_off(top_k):
+    (request,) = convert(limits=with_defaults(top_k=top_k))
+
+    assert request.sampling.top_k == 0
+
+
+def test_a_models_temperature_near_zero_is_greedy():
+    assert convert(limits=with_defaults(temperature=1e-9))[0].sampling.temperature == 0.0
+
+
+@pytest.mark.parametrize(
+    ("bound", "of_chat", "of_completion"), [(5, 5, 5), (20, 20, 16), (500, 97, 16)]
+)
+def test_max_new_tokens_bounds_the_default_of_max_tokens(bound, of_chat, of_completion):
+    limits = with_defaults(max_new_tokens=bound)
+
+    assert convert_chat(limits=limits)[0].sampling.max_tokens == of_chat
+    assert convert(limits=limits)[0].sampling.max_tokens == of_completion
+    for one in (convert, convert_chat):
+        assert one(limits=limits, max_tokens=30)[0].sampling.max_tokens == 30
 
 
 def test_every_sampling_field_arrives():

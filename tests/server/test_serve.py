@@ -3,6 +3,7 @@ from fake_engine import FakeEngine
 
 from server.cli import main
 from server.http_server import listen
+from server.sampling_defaults import SamplingDefaults
 from server.settings import ServerSettings
 from server.summary import start_up_summary
 
@@ -13,6 +14,22 @@ def test_a_model_that_cannot_be_served_is_one_line_and_status_1(tmp_path, capsys
     error = capsys.readouterr().err
     assert status == 1
     assert str(tmp_path) in error.splitlines()[-1]
+    assert "Traceback" not in error
+
+
+def test_a_model_whose_sampling_values_cannot_be_used_is_refused_before_it_is_loaded(
+    tmp_path, capsys
+):
+    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    (tmp_path / "generation_config.json").write_text('{"temperature": 3}')
+    for name in ("tokenizer.json", "model.safetensors"):
+        (tmp_path / name).write_text("")
+
+    assert main(["serve", str(tmp_path), "--port", "0"]) == 1
+
+    error = capsys.readouterr().err
+    assert "generation_config.json: temperature: input should be less than or equal" in error
+    assert "--generation-config none serves with OpenAI's defaults" in error
     assert "Traceback" not in error
 
 
@@ -34,7 +51,11 @@ def test_a_port_in_use_is_one_line_and_status_1(capsys):
 )
 def test_the_summary_says_what_is_served(flags, heads, line):
     summary = start_up_summary(
-        ServerSettings(**flags), FakeEngine().info, heads, "http://127.0.0.1:8000"
+        ServerSettings(**flags),
+        FakeEngine().info,
+        heads,
+        "http://127.0.0.1:8000",
+        SamplingDefaults(),
     )
 
     assert line in summary
@@ -46,8 +67,22 @@ def test_the_summary_says_what_is_served(flags, heads, line):
 def test_the_summary_names_the_page_unless_it_is_off():
     pages = [
         "chat in a browser"
-        in start_up_summary(ServerSettings(ui=ui), FakeEngine().info, None, "http://x")
+        in start_up_summary(
+            ServerSettings(ui=ui), FakeEngine().info, None, "http://x", SamplingDefaults()
+        )
         for ui in (True, False)
     ]
 
     assert pages == [True, False]
+
+
+def test_the_summary_says_which_defaults_are_not_openais():
+    usual, changed = (
+        start_up_summary(ServerSettings(), FakeEngine().info, None, "http://x", defaults)
+        for defaults in (SamplingDefaults(), SamplingDefaults(temperature=0.6, max_new_tokens=9))
+    )
+
+    assert "defaults" not in usual
+    assert "defaults temperature 0.6, max_new_tokens 9, where a request does not say" in changed
+    assert '"temperature": 0.2' in usual, "the request to try does not ramble"
+    assert '"temperature"' not in changed, "the request to try has the model's own temperature"

@@ -169,6 +169,92 @@ def test_whatever_browsers_send_is_an_origin(origin):
     assert load("--allowed-origins", origin).allowed_origins == (origin,)
 
 
+@pytest.fixture
+def generation_config(tmp_path):
+    path = tmp_path / "generation_config.json"
+    path.write_text('{"temperature": 0.6, "do_sample": true}')
+    return path
+
+
+@pytest.mark.parametrize(
+    ("word", "source"), [("auto", "auto"), ("none", "none"), ("vllm", "none"), (None, "auto")]
+)
+def test_a_generation_config_is_the_models_or_none(tmp_path, word, source):
+    assert load(*(["--generation-config", word] if word else [])).generation_config == source
+    (tmp_path / "server.yaml").write_text(f"generation-config: {word or ''}\n")
+    assert load(config=tmp_path / "server.yaml").generation_config == source
+
+
+def test_a_generation_config_can_be_a_directory_or_a_file(generation_config):
+    for path in (generation_config, generation_config.parent):
+        assert load("--generation-config", str(path)).generation_config == generation_config
+        variables = {"ADADECODE_GENERATION_CONFIG": str(path)}
+        assert load(environment=variables).generation_config == generation_config
+
+
+def test_overrides_are_json_or_in_a_file_a_mapping(tmp_path):
+    overrides = {"temperature": 0.2, "top_k": 20, "top_p": None}
+    text = '{"temperature": 0.2, "top_k": 20, "top_p": null}'
+    files = [f"override-generation-config: {text}", f"override_generation_config: '{text}'"]
+
+    assert load().override_generation_config == {}
+    assert load("--override-generation-config", text).override_generation_config == overrides
+    variables = {"ADADECODE_OVERRIDE_GENERATION_CONFIG": text}
+    assert load(environment=variables).override_generation_config == overrides
+    for content in files:
+        (tmp_path / "server.yaml").write_text(content)
+        assert load(config=tmp_path / "server.yaml").override_generation_config == overrides
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("temperature=0.2", "should be a JSON object, such as"),
+        ("[0.2]", "should be a JSON object, such as"),
+        ('{"temprature": 0.2}', "temprature: unknown key; did you mean temperature?"),
+        ('{"max_tokens": 9}', "max_tokens: unknown key; did you mean max_new_tokens?"),
+        ('{"do_sample": false}', "do_sample: unknown key; known are temperature, top_p, top_k,"),
+        ('{"seed": null}', "seed: unknown key; known are temperature"),
+        ('{"temperature": 2.5}', "temperature: input should be less than or equal to 2"),
+        ('{"temperature": true}', "temperature: input should be a valid number"),
+        ('{"top_p": NaN}', "top_p: input should be"),
+        ('{"top_p": 0}', "top_p: input should be greater than 0"),
+        ('{"top_k": 5.0}', "top_k: input should be a valid integer"),
+        ('{"min_p": "0.1"}', "min_p: input should be a valid number"),
+        ('{"max_new_tokens": 0}', "max_new_tokens: input should be greater than or equal to 1"),
+    ],
+)
+def test_overrides_that_could_not_work_are_refused_by_their_key(text, message):
+    with pytest.raises(SettingsError) as error:
+        load("--override-generation-config", text)
+    assert str(error.value).startswith(f"--override-generation-config: {message}")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "generation_config.json cannot be read: "),
+        ("[]", "generation_config.json does not hold a JSON object"),
+        ('{"temperature": -1}', "generation_config.json: temperature: input should be greater"),
+        (None, "there is no "),
+    ],
+)
+def test_a_generation_config_that_could_not_work_is_refused(generation_config, content, message):
+    generation_config.unlink() if content is None else generation_config.write_text(content)
+
+    with pytest.raises(SettingsError, match=r"^--generation-config: ") as error:
+        load("--generation-config", str(generation_config.parent))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("value", ["''", "3", "[auto]"])
+def test_a_generation_config_is_a_word_or_a_path(tmp_path, value):
+    (tmp_path / "server.yaml").write_text(f"generation-config: {value}\n")
+
+    with pytest.raises(SettingsError, match="generation-config: should be auto, none, or a dir"):
+        load(config=tmp_path / "server.yaml")
+
+
 def test_foreign_variables_are_only_warned_about(caplog):
     with caplog.at_level(logging.WARNING):
         load(environment={"ADADECODE_SERVICE_HOST": "10.0.0.1", "ADADECODE_CACHE": "/c"})

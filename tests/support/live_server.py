@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import uvicorn
 from fake_engine import FakeEngine
@@ -12,6 +13,7 @@ from fastapi import FastAPI
 
 from server.app import create_app
 from server.http_server import listen, uvicorn_config
+from server.sampling_defaults import sampling_defaults
 from server.service import InferenceService, ServedModel
 from server.settings import ServerSettings
 
@@ -19,13 +21,16 @@ MODEL = "fake-model"
 
 
 def fake_app(engine: FakeEngine, **settings: object) -> FastAPI:
-    """Make the application around a fake engine."""
+    """Make the application around a fake engine, whose model has no files."""
+    checked = ServerSettings.model_validate({"model": MODEL, **settings})
 
     async def load() -> ServedModel:
         await engine.start()
-        return ServedModel(engine, engine.tokenizer)  # type: ignore[arg-type]
+        defaults = sampling_defaults(
+            checked.generation_config, Path("no-such-model"), checked.override_generation_config
+        )
+        return ServedModel(engine, engine.tokenizer, defaults)  # type: ignore[arg-type]
 
-    checked = ServerSettings.model_validate({"model": MODEL, **settings})
     return create_app(InferenceService((MODEL,), load), checked)
 
 

@@ -52,6 +52,11 @@ keeps it true.
 - **without effect**: accepted for clients that send it; it could not change the answer.
 - **refused by name**: status 400 with OpenAI's error envelope, whose `param` is the parameter.
 
+`temperature`, `top_p`, `top_k`, `min_p` and `repetition_penalty`, left out or null, have the \
+value of `--override-generation-config`, else that of the model's `generation_config.json` \
+(`--generation-config`), else OpenAI's default. `max_new_tokens` there bounds what `max_tokens` \
+is by default.
+
 A value that asks for nothing (`echo: false`) is accepted everywhere. An answer with early exits \
 on equals the one with them off, apart from draft figures and traces. `model`, `messages`, \
 `input`, `stream` and a completion's `prompt` are not listed. `priority` needs \
