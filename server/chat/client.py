@@ -10,6 +10,7 @@ import httpx
 
 # Longer than the keep-alive interval (15 s by default) at which a silent stream gets a comment.
 _TIMEOUT = httpx.Timeout(120.0, connect=5.0)
+_OPENAI_TEMPERATURE = 1  # of a request that names none
 
 
 class ChatError(Exception):
@@ -44,6 +45,14 @@ class Chunk:
     metrics: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """What the server says of a model."""
+
+    name: str
+    has_temperature: bool = False  # a default of its own, other than OpenAI's
+
+
 class ChatClient:
     """A client of one server."""
 
@@ -65,19 +74,24 @@ class ChatClient:
         """Close the connection."""
         self._http.close()
 
-    def first_model(self) -> str:
-        """Return the first model that the server lists.
+    def model_card(self, name: str | None = None) -> ModelCard:
+        """Return what the server says of a model; None: the first that it lists.
 
         Raises:
             ChatError: when there is no server or no model.
         """
         with _readable_errors(self._http.base_url):
             response = self._http.get("/v1/models")
+            if name is not None and response.is_error:
+                return ModelCard(name=name)  # a server may list nothing, and serve it all the same
             _raise_for_status(response)
-            models = response.json()["data"]
-        if not models:
-            raise ChatError("the server lists no model")
-        return str(models[0]["id"])
+            cards = {str(card["id"]): card for card in response.json()["data"]}
+            if name is None and not cards:
+                raise ChatError("the server lists no model")
+            name = name or next(iter(cards))
+            defaults = cards.get(name, {}).get("sampling_defaults", {})
+            temperature = defaults.get("temperature", _OPENAI_TEMPERATURE)
+        return ModelCard(name=name, has_temperature=temperature != _OPENAI_TEMPERATURE)
 
     def stream(
         self, messages: Sequence[Mapping[str, str]], options: Mapping[str, Any]

@@ -9,6 +9,8 @@ from server.chat.client import ChatClient, ChatError
 from server.chat.display import Style
 from server.chat.session import ChatOptions, ChatSession, converse
 
+_DEFAULT_TEMPERATURE = 0.2  # small models ramble at the API's
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `adadecode chat`."""
@@ -23,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--temperature",
         type=float,
-        default=0.2,
-        help="0 is greedy, 1 is the API's default (default: %(default)s, as on the page).",
+        help="0 is greedy, 1 is the API's default (default: the model's own if it has another, "
+        f"else {_DEFAULT_TEMPERATURE}, as on the page).",
     )
     parser.add_argument("--max-tokens", type=int, help="Longest answer (default: the server's).")
     parser.add_argument("--no-early-exit", action="store_true", help="Ask for plain decoding.")
@@ -53,10 +55,14 @@ def run(args: argparse.Namespace) -> int:
 def _chat(args: argparse.Namespace) -> None:
     client = ChatClient(args.url, args.api_key or _key_from_environment())
     try:
+        card = client.model_card(args.model)
+        temperature = args.temperature
+        if temperature is None and not card.has_temperature:
+            temperature = _DEFAULT_TEMPERATURE
         options = ChatOptions(
-            model=args.model or client.first_model(),
+            model=card.name,
             system=args.system,
-            temperature=args.temperature,
+            temperature=temperature,
             max_tokens=args.max_tokens,
             early_exit=not args.no_early_exit,
             show_exits=args.show_exits,

@@ -1,11 +1,13 @@
 /** What the person chose. An empty field leaves the choice to the server. */
 
 const DEFAULT_MAX_TOKENS = 512;
+const OPENAI_TEMPERATURE = 1; // small models ramble at it, so that the page asks for less
 const SEED_RANGE = 2 ** 31;
 
 export class Settings {
   #form = document.getElementById("settings");
   #toggle = document.getElementById("toggle-settings");
+  #isAdapted = false;
 
   constructor() {
     this.#toggle.addEventListener("click", () => this.show(this.#form.hidden));
@@ -26,9 +28,16 @@ export class Settings {
 
   /** Fit the defaults to the model. */
   adapt(card) {
-    const input = document.getElementById("max-tokens");
-    if (!input.dataset.isAdapted) input.value = Math.min(DEFAULT_MAX_TOKENS, card.max_model_len >> 1);
-    input.dataset.isAdapted = "yes";
+    const longest = document.getElementById("max-tokens");
+    const temperature = document.getElementById("temperature");
+    const own = card.sampling_defaults.temperature;
+    if (!this.#isAdapted) {
+      longest.value = Math.min(DEFAULT_MAX_TOKENS, card.max_model_len >> 1);
+      // A model that has a temperature of its own is asked at that one.
+      if (own !== OPENAI_TEMPERATURE && temperature.value === temperature.defaultValue) temperature.value = "";
+    }
+    this.#isAdapted = true;
+    temperature.placeholder = `server’s: ${own}`;
     const drafts = document.getElementById("max-drafts");
     drafts.placeholder = String(card.early_exit.max_draft_tokens);
   }

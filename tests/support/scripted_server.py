@@ -18,6 +18,8 @@ class Script:
     answers: list[list[Any]] = field(default_factory=list)  # events per request, in order
     error: tuple[int, str] | None = None  # status and message that refuse every completion
     models: list[str] = field(default_factory=lambda: ["scripted"])
+    card: dict[str, Any] = field(default_factory=dict)  # what is listed of each besides its name
+    unlisted: bool = False  # whether it refuses to list its models
     url: str = ""
     bodies: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
@@ -39,7 +41,8 @@ def final(num_tokens: int, **metrics: Any) -> dict[str, Any]:
 def _handler(script: Script) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._send_json(200, {"data": [{"id": name} for name in script.models]})
+            cards = [{"id": name, **script.card} for name in script.models]
+            self._send_json(404 if script.unlisted else 200, {"data": cards})
 
         def do_POST(self) -> None:
             script.keys.append(self.headers["Authorization"])

@@ -246,6 +246,18 @@ def test_a_server_that_serves_another_model_by_now_is_asked_for_it(browser, engi
         page.until(lambda: page.text(".answer") == TEXT)
 
 
+@pytest.mark.parametrize(("own", "asked"), [({}, 0.2), ({"temperature": 0.6}, 0.6)])
+def test_a_model_is_asked_at_its_own_temperature_if_it_has_one(browser, engine, own, asked):
+    with serving(fake_app(engine, override_generation_config=own)) as url:
+        page = Page(browser, url).connected()
+        page.ask("Hello")
+        page.answered()
+
+    assert engine.requests[0].sampling.temperature == asked
+    placeholder = page.one("#temperature").get_attribute("placeholder")
+    assert placeholder.endswith(f"s: {own.get('temperature', 1)}")
+
+
 def test_a_number_out_of_range_is_not_sent(page, engine):
     page.one("#toggle-settings").click()
     page.one("#temperature").clear()

@@ -1,7 +1,7 @@
 import pytest
 from scripted_server import DONE, delta, final
 
-from server.chat.client import ChatClient, ChatError
+from server.chat.client import ChatClient, ChatError, ModelCard
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 
@@ -80,9 +80,32 @@ def test_a_refusal_shows_the_servers_message(script, client):
 
 
 def test_the_first_model_is_the_default(script, client):
-    assert client.first_model() == "scripted"
+    assert client.model_card() == ModelCard(name="scripted")
+
+
+@pytest.mark.parametrize(
+    ("card", "has_temperature"),
+    [
+        ({}, False),
+        ({"sampling_defaults": {"temperature": 1.0}}, False),
+        ({"sampling_defaults": {"temperature": 0.6}}, True),
+    ],
+)
+@pytest.mark.parametrize("name", [None, "scripted"])
+def test_a_models_own_temperature_is_known(script, client, name, card, has_temperature):
+    script.card = card
+
+    assert client.model_card(name).has_temperature is has_temperature
+
+
+def test_a_model_that_is_named_need_not_be_listed(script, client):
+    assert client.model_card("another") == ModelCard(name="another")
+    script.unlisted = True
+    assert client.model_card("another") == ModelCard(name="another")
+    with pytest.raises(ChatError, match="404"):
+        client.model_card()
 
 
 def test_no_server_is_said_plainly():
     with pytest.raises(ChatError, match="no server at"):
-        ChatClient("http://127.0.0.1:1").first_model()
+        ChatClient("http://127.0.0.1:1").model_card()

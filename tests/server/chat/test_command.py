@@ -49,6 +49,19 @@ def test_answers_do_not_ramble_unless_asked_to(script, pipe, flags, temperature)
     assert script.bodies[0]["temperature"] == temperature
 
 
+@pytest.mark.parametrize(("flags", "temperature"), [((), None), (("--temperature", "1"), 1.0)])
+def test_a_model_with_a_temperature_of_its_own_is_asked_at_that_one(
+    script, pipe, flags, temperature
+):
+    script.card = {"sampling_defaults": {"temperature": 0.6}}
+    script.answers = [[DONE]]
+    pipe("hi\n")
+
+    assert run("--url", script.url, *flags) == 0
+
+    assert script.bodies[0].get("temperature") == temperature
+
+
 def test_an_error_in_a_pipe_ends_it_with_a_status(script, pipe, capsys):
     script.error = (503, "busy")
     pipe("hi\n")
