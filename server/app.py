@@ -38,7 +38,8 @@ from server.version import VERSION
 
 _DESCRIPTION = (
     "Unknown request fields are ignored. Fields of OpenAI's or vLLM's APIs that would change the "
-    "output and are not offered are refused with code `unsupported_parameter`."
+    "output and are not offered are refused with code `unsupported_parameter`, and so are other "
+    "servers' names for a structure, a bound or an end of the output."
 )
 _CLIENT_CLOSED_REQUEST = 499  # nginx's code; only the access log sees it
 

@@ -20,6 +20,7 @@ from server.protocol.common import (
 )
 from server.protocol.completions import CompletionRequest
 from server.protocol.embeddings import EmbeddingsRequest
+from server.protocol.foreign import refuse_foreign
 from server.sampling_defaults import SamplingDefaults
 from server.tools import check_tools
 
@@ -55,6 +56,7 @@ def check_options(body: CompletionRequestBase, sent: RequestModel | None = None)
     Raises:
         RequestError: naming the field.
     """
+    refuse_foreign(body.model_extra or {}, {})
     unknown = refuse_unsupported(body, sent)
     check_truncation(body)
     _check_streaming(body)

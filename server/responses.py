@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from engine.errors import RequestError, UnsupportedOption
 from server.body import request_error
 from server.protocol.chat import ChatCompletionRequest
+from server.protocol.foreign import refuse_foreign
 from server.protocol.responses import (
     FunctionChoice,
     InputItem,
@@ -78,11 +79,12 @@ def not_offered_names() -> Collection[str]:
 
 
 def check_responses_options(body: ResponsesRequest) -> None:
-    """Refuse the chat API's field names, and options of this API that are not offered.
+    """Refuse other APIs' field names, and options of this API that are not offered.
 
     Raises:
         UnsupportedOption: naming the field.
     """
+    refuse_foreign(body.model_extra or {}, _ELSEWHERE)
     for name, value in (body.model_extra or {}).items():
         if name in _ELSEWHERE:
             there = _ELSEWHERE[name]

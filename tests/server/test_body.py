@@ -205,6 +205,51 @@ def test_options_that_are_not_offered_are_refused_by_name(client, path, name, va
     assert error["param"] == name
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "ours", "of_responses"),
+    [
+        ("grammar", "root ::= 'a'", "structured_outputs.grammar", None),
+        ("grammar", {"type": "json", "value": {}}, "structured_outputs.grammar", None),
+        ("ebnf", "root ::= 'a'", "structured_outputs.grammar", None),
+        ("json_schema", {}, "response_format", "text.format"),
+        ("regex", "a+", "structured_outputs.regex", None),
+        ("n_predict", -1, "max_tokens", "max_output_tokens"),
+        ("max_new_tokens", 5, "max_tokens", "max_output_tokens"),
+        ("stop_sequences", ["a"], "stop", None),
+    ],
+)
+def test_other_servers_names_are_refused_with_ours(client, engine, name, value, ours, of_responses):
+    bodies = {
+        "/v1/completions": ({"prompt": "a"}, ours),
+        "/v1/chat/completions": ({"messages": [_user("a")]}, ours),
+        "/v1/responses": ({"input": "a"}, of_responses or ours),
+    }
+    for path, (body, hint) in bodies.items():
+        response = client.post(path, json={"model": MODEL, **body, name: value})
+        error = response.json()["error"]
+        assert (response.status_code, error["code"]) == (400, "unsupported_parameter")
+        assert error["param"] == name
+        assert error["message"] == f"{name} is not a field of this API; use {hint} instead."
+    assert not engine.requests
+
+
+@pytest.mark.parametrize(
+    "field", [{"grammar": ""}, {"stop_sequences": []}, {"max_new_tokens": None}]
+)
+@pytest.mark.parametrize(
+    ("path", "body"), [("/v1/completions", {"prompt": "a"}), ("/v1/responses", {"input": "a"})]
+)
+def test_other_servers_fields_that_ask_for_nothing_pass(client, path, body, field):
+    assert client.post(path, json={"model": MODEL, **body, **field}).status_code == 200
+
+
+def test_where_nothing_is_generated_other_servers_names_are_unknown_fields(client):
+    body = {"model": MODEL, "input": "a", "max_new_tokens": 5}
+
+    assert client.post("/v1/embeddings", json=body).status_code == 200
+    assert num_unknown(client) == 1
+
+
 def test_options_that_ask_for_nothing_and_unknown_fields_pass(client):
     response = client.post(
         "/v1/chat/completions",

@@ -21,6 +21,7 @@ from server.protocol.chat import ChatCompletionRequest
 from server.protocol.common import unsupported_names
 from server.protocol.completions import CompletionRequest
 from server.protocol.embeddings import EmbeddingsRequest
+from server.protocol.foreign import foreign_names
 from server.protocol.responses import ResponsesRequest
 from server.protocol.tokenize import TokenizeRequest
 from server.responses import not_offered_names
@@ -49,7 +50,7 @@ def test_the_document_is_up_to_date(asked: Prober) -> None:
 
 def test_no_parameter_is_missing() -> None:
     declared = {*CompletionRequest.model_fields, *ChatCompletionRequest.model_fields}
-    known = {*declared, *unsupported_names(), "prediction"} - FRAME
+    known = {*declared, *unsupported_names(), *foreign_names(), "prediction"} - FRAME
     of_responses = {*ResponsesRequest.model_fields} - FRAME | {*not_offered_names()}
 
     assert {case.name for case in CASES} == known
