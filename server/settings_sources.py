@@ -1,7 +1,8 @@
 """Where settings come from: defaults < YAML file < environment < command line.
 
 Every source is reduced to a list of `Given` values that remember how they were written, so that an
-error names the flag, key or variable to change. Knows nothing of what the settings mean.
+error names the flag, key or variable to change; a source that gives one setting twice is refused.
+Knows nothing of what the settings mean.
 """
 
 import argparse
@@ -19,7 +20,8 @@ from pydantic.fields import FieldInfo
 from server.settings import ServerSettings
 
 _PREFIX = "ADADECODE_"
-_OTHER_VARIABLES = {"ADADECODE_CACHE"}  # read by the engine, not a flag
+_CONFIG = "ADADECODE_CONFIG"  # --config as a variable
+_OTHER_VARIABLES = {_CONFIG, "ADADECODE_CACHE"}  # the latter is read by the engine, not a flag
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 
 logger = logging.getLogger(__name__)
@@ -34,7 +36,7 @@ class Given:
     """One setting as given by one source."""
 
     name: str  # the field of ServerSettings
-    value: Any
+    value: Any  # None: an empty key, which leaves the default
     origin: str  # as written: --port, ADADECODE_PORT, configs/x.yaml: port
 
 
@@ -48,7 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=argparse.SUPPRESS,
         help=f"{fields['model'].description} (default: {fields['model'].default})",
     )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of these settings.")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help=f"YAML file of these settings (default: ${_CONFIG}).",
+    )
     groups: dict[str, Any] = {}
     for name, field in fields.items():
         if name == "model":
@@ -77,14 +84,14 @@ def load_settings(arguments: argparse.Namespace, environment: Mapping[str, str])
     Raises:
         SettingsError: for an unknown key or a bad value, or a file that cannot be read.
     """
-    given = [
-        *(_from_file(arguments.config) if arguments.config else ()),
-        *_from_environment(environment),
-        *_from_arguments(arguments),
-    ]
-    merged = {item.name: item for item in given}  # later sources win
+    merged = {
+        **_by_name(_from_file(*_config_of(arguments, environment))),
+        **_by_name(_from_environment(environment)),
+        **_by_name(_from_arguments(arguments)),  # later sources win
+    }
+    values = {name: item.value for name, item in merged.items() if item.value is not None}
     try:
-        return ServerSettings(**{name: item.value for name, item in merged.items()})
+        return ServerSettings(**values)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         message = first["msg"].removeprefix("Value error, ")
@@ -94,20 +101,54 @@ def load_settings(arguments: argparse.Namespace, environment: Mapping[str, str])
         raise SettingsError(f"{origin}: {_lower_first(message)}") from None
 
 
-def _from_file(path: Path) -> Iterable[Given]:
+def _config_of(
+    arguments: argparse.Namespace, environment: Mapping[str, str]
+) -> tuple[Path | None, str]:
+    """Return the file of settings, if there is one, and what names it."""
+    if arguments.config is not None:
+        return arguments.config, "--config"
+    named = environment.get(_CONFIG)
+    return (Path(named) if named else None), _CONFIG
+
+
+def _by_name(source: Iterable[Given]) -> dict[str, Given]:
+    """Refuse what a source gives twice, in one spelling or two, as only one of them would count."""
+    by_name: dict[str, Given] = {}
+    for item in source:
+        first = by_name.setdefault(item.name, item)
+        if first is not item:
+            other = f", also as {first.origin}" if first.origin != item.origin else ""
+            raise SettingsError(f"{item.origin}: given twice{other}")
+    return by_name
+
+
+def _from_file(path: Path | None, origin: str) -> Iterable[Given]:
+    if path is None:
+        return
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = _pairs_in(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise SettingsError(f"{path}: {error.strerror}") from None
+        raise SettingsError(f"{origin}: {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if content is None:
-        return
-    if not isinstance(content, dict):
         raise SettingsError(f"{path}: should be a mapping of settings, one `key: value` a line")
-    for key, value in content.items():
-        if value is not None:
-            yield _resolve(str(key).replace("-", "_"), value, f"{path}: {key}")
+    for key, value in content:
+        yield _resolve(str(key).replace("-", "_"), value, f"{path}: {key}")
+
+
+def _pairs_in(text: str) -> list[tuple[Any, Any]] | None:
+    """Parse a YAML mapping to its pairs, as a dict would keep the last of equal keys; else None."""
+    loader = yaml.SafeLoader(text)
+    try:
+        root = loader.get_single_node()
+        if isinstance(root, yaml.MappingNode):
+            pairs: list[tuple[Any, Any]] = loader.construct_pairs(root, deep=True)
+            return pairs
+        is_empty = root is None or loader.construct_document(root) is None
+        return [] if is_empty else None
+    finally:
+        loader.dispose()
 
 
 def _from_environment(environment: Mapping[str, str]) -> Iterable[Given]:
@@ -138,7 +179,8 @@ def _resolve(key: str, value: Any, origin: str) -> Given:
         return Given(key, value, origin)
     positive = key.removeprefix("no_")
     if positive in fields and fields[positive].annotation is bool:
-        return Given(positive, not _parse_bool(value, origin), origin)
+        opposite = None if value is None else not _parse_bool(value, origin)
+        return Given(positive, opposite, origin)
     nearest = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
     hint = f"; did you mean {nearest[0].replace('_', '-')}?" if nearest else ""
     raise SettingsError(f"{origin}: unknown setting{hint}")

@@ -31,6 +31,16 @@ def test_sources_win_in_order(config):
     assert settings.heads is None, "an empty key leaves the default"
 
 
+def test_the_file_is_named_by_a_variable_too_but_a_flag_comes_first(config, tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_text("max-num-seqs: 9\n")
+    environment = {"ADADECODE_CONFIG": str(config)}
+
+    assert load(environment=environment).max_num_seqs == 8
+    assert load(environment=environment, config=other).max_num_seqs == 9
+    assert load(environment={"ADADECODE_CONFIG": ""}) == ServerSettings()
+
+
 def test_defaults_need_no_source():
     assert load() == ServerSettings()
 
@@ -79,7 +89,13 @@ def test_keys_from_the_environment_are_separated_by_commas():
         (["--port", "70000"], {}, "--port: input should be less than or equal to 65535"),
         ([], {"ADADECODE_MAX_NUM_SEQS": "many"}, "ADADECODE_MAX_NUM_SEQS: input should be"),
         (["--kv-cache-memory", "2 apples"], {}, "--kv-cache-memory: should be a number of bytes"),
-        (["--config", "/nowhere.yaml"], {}, "/nowhere.yaml: No such file"),
+        (["--config", "/nowhere.yaml"], {}, "--config: /nowhere.yaml: No such file"),
+        ([], {"ADADECODE_CONFIG": "/a.yaml"}, "ADADECODE_CONFIG: /a.yaml: No such file"),
+        (
+            [],
+            {"ADADECODE_UI": "1", "ADADECODE_NO_UI": "1"},
+            "ADADECODE_NO_UI: given twice, also as ADADECODE_UI",
+        ),
     ],
 )
 def test_errors_name_the_setting_as_it_was_written(flags, environment, message):
@@ -97,6 +113,10 @@ def test_errors_name_the_setting_as_it_was_written(flags, environment, message):
         ("api-key: ['']", "api-key: should not be empty"),
         ("allowed-origins: 5", "allowed-origins: should be a list"),
         ("allowed-origins: {a: b}", "allowed-origins: should be a list"),
+        ("port: 1\nui: true\nport: 1", "port: given twice"),
+        ("port: 8001\nport:", "port: given twice"),
+        ("max-num-seqs: 8\nmax_num_seqs: 9", "max_num_seqs: given twice, also as "),
+        ("early-exit: true\nno-early-exit: true", "no-early-exit: given twice, also as "),
     ],
 )
 def test_errors_in_files_name_file_and_key(tmp_path, content, message):
@@ -133,6 +153,14 @@ def test_errors_in_files_name_file_and_key(tmp_path, content, message):
 def test_what_could_not_work_is_refused_at_start_up(flags, message):
     with pytest.raises(SettingsError, match=message):
         load(*flags)
+
+
+@pytest.mark.parametrize("content", ["", "# nothing\n", "---\n", "null", "no-ui:\nport:\n", "{}"])
+def test_a_file_may_set_nothing(tmp_path, content):
+    path = tmp_path / "server.yaml"
+    path.write_text(content)
+
+    assert load(config=path) == ServerSettings()
 
 
 def test_a_file_without_keys_is_refused(tmp_path):
