@@ -61,7 +61,8 @@ A value that asks for nothing (`echo: false`) is accepted everywhere. An answer 
 on equals the one with them off, apart from draft figures and traces. `model`, `messages`, \
 `input`, `stream` and a completion's `prompt` are not listed. `priority` needs \
 `--scheduling-policy priority`, and `reasoning_effort` a chat template that knows it; without, \
-each is refused by name.
+each is refused by name. `min_tokens` and `ignore_eos` cannot put off the end of an answer whose \
+[structure](structured_output.md) lets nothing follow.
 
 ## `/v1/completions` and `/v1/chat/completions`
 

@@ -5,6 +5,7 @@ every output is that of plain decoding, to the bits of its log-probabilities.
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_model import VOCAB, load_tiny, policy_drafter, random_heads, write_tiny_llama
@@ -88,6 +89,36 @@ def test_whatever_happens_on_the_way_outputs_are_those_of_plain_decoding(
         results = engine.generate(requests(early_exit=True))
         assert said(results) == said(plain)
     assert sum(result.draft_figures.num_draft_tokens for result in results) > 20
+
+
+@pytest.mark.parametrize("early_exit", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "source", "text"),
+    [
+        ("regex", "ab{2}", "abb"),
+        ("regex", "a|ab", "ab"),
+        ("regex", "ab*", "abbbbbbb"),
+        ("json_schema", '{"const": 17}', "17"),
+        ("json_schema", '{"type": "object", "maxProperties": 0}', "{}"),
+        ("structural_tag", '{"type": "const_string", "value": "yes"}', "yes"),
+    ],
+)
+def test_the_end_is_put_off_only_while_anything_else_may_follow(
+    config: EngineConfig, kind: Any, source: str, text: str, early_exit: bool
+) -> None:
+    for wish in ({"min_tokens": 8}, {"ignore_eos": True}):
+        request = GenerationRequest(
+            request_id="r",
+            prompt_token_ids=PROMPT,
+            sampling=SamplingParams(
+                temperature=0.0, max_tokens=8, structure=Structure(kind=kind, source=source), **wish
+            ),
+            early_exit=EarlyExitOptions(enabled=early_exit),
+        )
+        worker = make_worker(config, config.model.directory)
+        (result,) = OfflineEngine(config, worker).generate([request])
+        said = bytes(FIRST + token for token in result.token_ids if token).decode()
+        assert said.replace(" ", "") == text, wish
 
 
 @pytest.mark.parametrize(
