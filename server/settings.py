@@ -197,7 +197,10 @@ class ServerSettings(BaseModel):
     host: str = _flag("127.0.0.1", "http", "Address to listen on.")
     port: int = _flag(8000, "http", "Port to listen on; 0 picks a free one.", ge=0, le=65535)
     api_key: Secrets = _flag(
-        (), "http", "Require this key (Authorization: Bearer); repeat for several."
+        (),
+        "http",
+        "Require this key (Authorization: Bearer); repeat for several. A key with a comma in it: "
+        "here, in a YAML list or in --api-key-file.",
     )
     api_key_file: KeyFile | None = _flag(None, "http", "File of further keys, one per line.")
     root_path: RootPath = _flag(

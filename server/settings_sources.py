@@ -22,6 +22,11 @@ from server.settings import ServerSettings
 _PREFIX = "ADADECODE_"
 _CONFIG = "ADADECODE_CONFIG"  # --config as a variable
 _OTHER_VARIABLES = {_CONFIG, "ADADECODE_CACHE"}  # the latter is read by the engine, not a flag
+_EPILOG = (
+    f"Every flag is also a key of --config's FILE (max-num-seqs) and a variable "
+    f"({_PREFIX}MAX_NUM_SEQS), where commas separate several values. The command line wins over "
+    "variables, and both over the file."
+)
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 
 logger = logging.getLogger(__name__)
@@ -42,6 +47,7 @@ class Given:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add MODEL, --config and one flag per setting."""
+    parser.epilog = _EPILOG
     fields = ServerSettings.model_fields
     parser.add_argument(
         "model",

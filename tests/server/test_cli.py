@@ -34,6 +34,9 @@ def test_serve_help_names_every_setting(capsys):
         assert flag in shown
     assert "--pin-threads {auto,always,never}" in shown
     assert "--block-size N" in shown
+    assert "ADADECODE_MAX_NUM_SEQS), where commas separate several values." in " ".join(
+        shown.split()
+    )
 
 
 def test_a_bad_setting_is_one_line_and_status_2(capsys):

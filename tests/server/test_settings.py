@@ -83,6 +83,19 @@ def test_keys_from_the_environment_are_separated_by_commas():
     assert "k1" not in repr(settings)
 
 
+def test_a_key_may_have_a_comma_in_a_flag_a_list_and_a_file(tmp_path):
+    listed, keys = tmp_path / "server.yaml", tmp_path / "keys"
+    listed.write_text("api-key: ['a,b']\n")
+    keys.write_text("a,b\n")
+
+    for settings in (
+        load("--api-key", "a,b"),
+        load(config=listed),
+        load("--api-key-file", str(keys)),
+    ):
+        assert settings.api_keys == ("a,b",)
+
+
 @pytest.mark.parametrize(
     ("flags", "environment", "message"),
     [
