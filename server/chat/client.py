@@ -69,6 +69,8 @@ class ChatClient:
             self._http = httpx.Client(base_url=base, headers=headers, timeout=_TIMEOUT)
         except httpx.InvalidURL as error:
             raise ChatError(f"{url} is no address: {error}") from None
+        if self._http.base_url.scheme not in ("http", "https"):
+            raise ChatError(f"{url} is no address: it should begin with http:// or https://")
 
     def close(self) -> None:
         """Close the connection."""

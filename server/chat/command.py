@@ -15,11 +15,12 @@ _DEFAULT_TEMPERATURE = 0.2  # small models ramble at the API's
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `adadecode chat`."""
     parser.add_argument(
+        "--base-url",
         "--url",
         default="http://127.0.0.1:8000",
-        help="Address of the server (default: %(default)s).",
+        help="Address of the server, with or without /v1 (default: %(default)s).",
     )
-    parser.add_argument("--api-key", help="API key (default: $ADADECODE_API_KEY).")
+    parser.add_argument("--api-key", help="API key (default: the first in $ADADECODE_API_KEY).")
     parser.add_argument("--model", help="Model name (default: the first the server lists).")
     parser.add_argument("--system", metavar="TEXT", help="System prompt.")
     parser.add_argument(
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _chat(args: argparse.Namespace) -> None:
-    client = ChatClient(args.url, args.api_key or _key_from_environment())
+    client = ChatClient(args.base_url, args.api_key or _key_from_environment())
     try:
         card = client.model_card(args.model)
         temperature = args.temperature

@@ -19,11 +19,12 @@ def pipe(monkeypatch):
     return lambda text: monkeypatch.setattr("sys.stdin", io.StringIO(text))
 
 
-def test_a_pipe_gets_one_answer_a_line(script, pipe, capsys):
+@pytest.mark.parametrize("flag", ["--base-url", "--url"])
+def test_a_pipe_gets_one_answer_a_line(script, pipe, capsys, flag):
     script.answers = [[delta("one"), DONE], [delta("two"), DONE]]
     pipe("first\n\nsecond\n")
 
-    assert run("--url", script.url) == 0
+    assert run(flag, script.url) == 0
 
     assert capsys.readouterr().out == "one\ntwo\n"
     assert script.bodies[0]["model"] == "scripted"
@@ -34,7 +35,7 @@ def test_the_key_comes_from_the_environment(script, pipe, monkeypatch):
     script.answers = [[DONE]]
     pipe("hi\n")
 
-    run("--url", f"{script.url}/v1", "--model", "m")
+    run("--base-url", f"{script.url}/v1", "--model", "m")
 
     assert script.keys == ["Bearer first"]
 
@@ -44,7 +45,7 @@ def test_answers_do_not_ramble_unless_asked_to(script, pipe, flags, temperature)
     script.answers = [[DONE]]
     pipe("hi\n")
 
-    assert run("--url", script.url, *flags) == 0
+    assert run("--base-url", script.url, *flags) == 0
 
     assert script.bodies[0]["temperature"] == temperature
 
@@ -66,24 +67,30 @@ def test_an_error_in_a_pipe_ends_it_with_a_status(script, pipe, capsys):
     script.error = (503, "busy")
     pipe("hi\n")
 
-    assert run("--url", script.url) == 1
+    assert run("--base-url", script.url) == 1
     assert capsys.readouterr().err == "error: 503: busy\n"
 
 
-def test_an_address_that_is_none_is_one_line(pipe, capsys):
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("http://host:port", "Invalid port: 'port'"),
+        ("localhost:8000", "it should begin with http:// or https://"),
+        ("127.0.0.1/v1", "it should begin with http:// or https://"),
+    ],
+)
+def test_an_address_that_is_none_is_one_line(pipe, capsys, url, reason):
     pipe("")
 
-    assert run("--url", "http://host:port") == 1
-    assert (
-        capsys.readouterr().err == "error: http://host:port is no address: Invalid port: 'port'\n"
-    )
+    assert run("--base-url", url) == 1
+    assert capsys.readouterr().err == f"error: {url} is no address: {reason}\n"
 
 
 def test_a_key_may_be_anything(script, pipe):
     script.answers = [[DONE]]
     pipe("hi\n")
 
-    assert run("--url", script.url, "--api-key", "schlüssel", "--model", "m") == 0
+    assert run("--base-url", script.url, "--api-key", "schlüssel", "--model", "m") == 0
 
     assert [key.encode("latin-1").decode() for key in script.keys] == ["Bearer schlüssel"]
 
@@ -91,5 +98,5 @@ def test_a_key_may_be_anything(script, pipe):
 def test_no_server(pipe, capsys):
     pipe("")
 
-    assert run("--url", "http://127.0.0.1:1") == 1
+    assert run("--base-url", "http://127.0.0.1:1") == 1
     assert "no server at http://127.0.0.1:1" in capsys.readouterr().err
