@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _WORKER_MODULE = b"engine.worker.main"
 _READY_TIMEOUT_S = 600.0
 _STOP_TIMEOUT_S = 60.0
+_CACHE = "ADADECODE_CACHE"  # the one variable of this name that is no setting
 _LOOK_S = 0.1  # between two polls, which must not take CPU time from a starting worker
 
 
@@ -74,12 +75,20 @@ class OwnServer:
 
 @contextmanager
 def own_server(flags: Sequence[str]) -> Iterator[OwnServer]:
-    """Start a server, and stop it in the end; `until_ready` waits until it is ready."""
+    """Start a server, and stop it in the end; `until_ready` waits until it is ready.
+
+    Settings in this process's environment are not the server's, whose clients send no key.
+    """
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "server.cli", "serve", *flags, "--port", str(port)]
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name == _CACHE or not name.startswith("ADADECODE_")
+    }
     with _ending_at_sigterm():
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
         try:
             yield OwnServer(process, f"http://127.0.0.1:{port}")
         finally:
@@ -140,6 +149,8 @@ async def until_ready(client: "AsyncClient", server: OwnServer) -> bool:
             is_alive = is_alive and (await client.get("/health")).status_code == 200
         except httpx.ConnectError:  # it does not listen yet
             pass
+        except httpx.TransportError:  # it has just ended
+            is_alive = False
         await asyncio.sleep(_LOOK_S)
     raise ValueError(f"the server was not ready after {_READY_TIMEOUT_S:g} s")
 

@@ -1,4 +1,4 @@
-"""A benchmark that is stopped also stops its server."""
+"""A benchmark that is stopped also stops its server, and notices when that ends by itself."""
 
 import os
 import signal
@@ -6,6 +6,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+import httpx
+import pytest
+
+from benchmarks import own_server
+from benchmarks.own_server import OwnServer, until_ready
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
@@ -43,3 +49,38 @@ def test_sigterm_ends_the_server_too() -> None:
     while is_alive(pid) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not is_alive(pid)
+
+
+async def test_a_server_that_ends_while_it_loads_is_said_so() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "import sys; sys.exit(input() or 3)"],
+                               stdin=subprocess.PIPE)  # fmt: skip
+
+    def hang_up(request: httpx.Request) -> httpx.Response:
+        process.communicate(b"\n")
+        raise httpx.ReadError("hung up", request=request)
+
+    client = httpx.AsyncClient(base_url="http://x", transport=httpx.MockTransport(hang_up))
+    with pytest.raises(ValueError, match="the server ended with status 3"):
+        await until_ready(client, OwnServer(process, "http://x"))
+
+
+def test_settings_of_this_process_are_not_the_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ended:
+        def __init__(self, command: list[str], **options: object) -> None:
+            given.update(options)
+
+        def send_signal(self, number: int) -> None: ...
+
+        def wait(self, timeout_s: float) -> None: ...
+
+    given: dict[str, object] = {}
+    monkeypatch.setenv("ADADECODE_API_KEY", "k")
+    monkeypatch.setenv("ADADECODE_CACHE", "/cache")
+    monkeypatch.setattr(own_server.subprocess, "Popen", Ended)
+    with own_server.own_server([]):
+        environment = given["env"]
+
+    assert isinstance(environment, dict)
+    assert "ADADECODE_API_KEY" not in environment
+    assert environment["ADADECODE_CACHE"] == "/cache"
+    assert environment["PATH"]
