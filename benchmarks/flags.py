@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from training.flag_types import output_file, positive, temperature
 
@@ -128,3 +129,15 @@ def add_temperatures_flag(parser: argparse.ArgumentParser) -> None:
 
 def _temperatures(text: str) -> tuple[float, ...]:
     return tuple(temperature(part) for part in text.split(","))
+
+
+def server_address(text: str) -> str:
+    """Parse the address of a running server, which may end with /v1 as clients write it."""
+    try:
+        parts = urlsplit(text)
+        is_address = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is no number
+        is_address = False
+    if not is_address:
+        raise argparse.ArgumentTypeError("should be like http://127.0.0.1:8000")
+    return text.rstrip("/").removesuffix("/v1")

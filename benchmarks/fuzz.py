@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from urllib.parse import urlsplit
 
+from benchmarks.flags import server_address
 from benchmarks.fuzz_answers import Answer, troubles_of
 from benchmarks.fuzz_cases import Case, Route, make_case, routes_of
 from benchmarks.own_server import add_server_flags, ready_server
@@ -50,7 +51,9 @@ class FuzzReport:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("model", metavar="MODEL", nargs="?", default="smollm2-135m-instruct")
-    parser.add_argument("--base-url", metavar="URL", help="a running server (one of its own)")
+    parser.add_argument(
+        "--base-url", type=server_address, metavar="URL", help="a running server (one of its own)"
+    )
     parser.add_argument("--requests", type=int, default=10_000, metavar="N", help="(%(default)s)")
     parser.add_argument(
         "--first", type=int, default=0, metavar="N", help="number of the first case (%(default)s)"

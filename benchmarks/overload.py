@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
+from benchmarks.flags import server_address
 from benchmarks.knocker import Ask, knock
 from benchmarks.own_server import add_server_flags, ready_server
 from benchmarks.serve_client import Call, send
@@ -72,7 +73,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("model", metavar="MODEL", nargs="?", default="smollm2-135m-instruct")
     parser.add_argument(
-        "--base-url", metavar="URL", help="a running server with these limits (one of its own)"
+        "--base-url",
+        type=server_address,
+        metavar="URL",
+        help="a running server with these limits (one of its own)",
     )
     parser.add_argument(
         "--idle", type=int, default=5000, metavar="N", help="idle connections (%(default)s)"

@@ -17,6 +17,7 @@ from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, TypeAlias
 
+from benchmarks.flags import server_address
 from benchmarks.own_server import add_server_flags, ready_server
 from benchmarks.serve_client import Call, send
 from engine.async_engine import AsyncEngine
@@ -75,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="highest median ratio of the two times (%(default)s)",
     )
     parser.add_argument("--ways", type=_ways, default=WAYS, metavar="W,W", help="(engine,http)")
-    parser.add_argument("--base-url", help="a running server (one of its own)")
+    parser.add_argument("--base-url", type=server_address, help="a running server (one of its own)")
     parser.add_argument("--seed", type=int, default=0)
     add_server_flags(parser)
 

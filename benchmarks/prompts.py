@@ -96,12 +96,12 @@ def choose_prompts(file: Path | None, per_task: int | None) -> list[Prompt]:
         try:
             prompts = read_prompts(file)
         except OSError as error:
-            raise ValueError(f"--prompts {file}: {error.strerror}") from None
+            raise ValueError(f"{file}: {error.strerror}") from None
     by_task: dict[str, list[Prompt]] = defaultdict(list)
     for prompt in prompts:
         by_task[prompt.task].append(prompt)
     if not by_task:
-        raise ValueError(f"--prompts {file} contains no prompts")
+        raise ValueError(f"{file} contains no prompts")
     return _take_turns([tasks[:per_task] for tasks in by_task.values()])
 
 

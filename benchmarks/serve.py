@@ -5,18 +5,20 @@ Names of flags and figures are those of `vllm bench serve`, so that results can 
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import random
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
-from itertools import count
-from math import inf
+from math import inf, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.flags import server_address
 from benchmarks.prompts import choose_prompts
 from benchmarks.serve_client import Call, Outcome, send
 from benchmarks.serve_figures import (
@@ -29,7 +31,7 @@ from benchmarks.serve_figures import (
     throughput_figures,
 )
 from benchmarks.serve_load import Load, run_load
-from training.flag_types import output_file
+from training.flag_types import count, output_file, positive, positive_number, temperature
 from training.progress import ProgressReport
 
 if TYPE_CHECKING:
@@ -42,7 +44,13 @@ _WORDS = ("rain", "bread", "train", "bee", "map", "violin", "salt", "bridge", "r
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("--base-url", default="http://127.0.0.1:8000", help="(%(default)s)")
+    parser.add_argument(
+        "--base-url",
+        type=server_address,
+        default="http://127.0.0.1:8000",
+        metavar="URL",
+        help="its key, if it asks for one: $OPENAI_API_KEY (%(default)s)",
+    )
     parser.add_argument("--backend", choices=tuple(_PATHS), default="openai-chat")
     parser.add_argument("--model", help="name in the API (the first that the server lists)")
     parser.add_argument("--dataset-name", choices=("prompts", "random"), default="prompts")
@@ -50,27 +58,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dataset-path", type=Path, metavar="FILE", help="JSON lines with a prompt (built in)"
     )
     parser.add_argument(
-        "--random-input-len", type=int, default=128, metavar="N", help="(%(default)s)"
+        "--random-input-len", type=positive, default=128, metavar="N", help="(%(default)s)"
     )
-    parser.add_argument("--output-len", type=int, default=128, metavar="N", help="(%(default)s)")
+    parser.add_argument(
+        "--output-len", type=positive, default=128, metavar="N", help="(%(default)s)"
+    )
     parser.add_argument("--ignore-eos", action="store_true", help="always generate the full length")
-    parser.add_argument("--temperature", type=float, default=0.0, help="(%(default)s)")
+    parser.add_argument("--temperature", type=temperature, default=0.0, help="(%(default)s)")
     parser.add_argument(
-        "--extra-body", type=json.loads, default={}, metavar="JSON", help="more fields"
-    )
-    parser.add_argument("--num-prompts", type=int, default=100, metavar="N", help="(%(default)s)")
-    parser.add_argument("--num-warmups", type=int, default=1, metavar="N", help="(%(default)s)")
-    parser.add_argument(
-        "--request-rate", type=float, default=inf, help="requests per second (no limit)"
+        "--extra-body", type=_json_object, default={}, metavar="JSON", help="more fields"
     )
     parser.add_argument(
-        "--burstiness", type=float, default=1.0, help="1: Poisson, below 1: burstier (%(default)s)"
+        "--num-prompts", type=positive, default=100, metavar="N", help="(%(default)s)"
     )
-    parser.add_argument("--max-concurrency", type=int, metavar="N")
+    parser.add_argument("--num-warmups", type=count, default=1, metavar="N", help="(%(default)s)")
+    parser.add_argument("--request-rate", type=_rate, default=inf, help="per second (no limit)")
+    parser.add_argument(
+        "--burstiness",
+        type=positive_number,
+        default=1.0,
+        help="1: Poisson, below 1: burstier (%(default)s)",
+    )
+    parser.add_argument("--max-concurrency", type=positive, metavar="N")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--metric-percentiles",
-        type=_numbers,
+        type=_percentiles,
         default=(50, 90, 99),
         metavar="P,P",
         help="(50,90,99)",
@@ -93,9 +106,11 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: if the server cannot be reached or options make no sense.
     """
-    if args.num_prompts < 1 or args.request_rate <= 0 or args.burstiness <= 0:
-        raise ValueError("--num-prompts, --request-rate and --burstiness should be positive")
-    result, outcomes = asyncio.run(_measure(args))
+    if args.dataset_path and args.dataset_name != "prompts":
+        raise ValueError("--dataset-path is for --dataset-name prompts")
+    if args.save_detailed and not (args.save_result or args.result_filename):
+        raise ValueError("--save-detailed needs --save-result or --result-filename")
+    result, outcomes = asyncio.run(_measure(args, _prompts(args)))
     print(format_figures(result, args.metric_percentiles))
     if args.save_result or args.result_filename:
         _save(args, result, outcomes)
@@ -105,21 +120,20 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-async def _measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[Outcome]]:
+async def _measure(
+    args: argparse.Namespace, prompts: Sequence[str | list[int]]
+) -> tuple[dict[str, Any], list[Outcome]]:
     import httpx
 
     key = os.environ.get("OPENAI_API_KEY")
     async with httpx.AsyncClient(
-        base_url=args.base_url.rstrip("/").removesuffix("/v1"),
+        base_url=args.base_url,
         headers={"Authorization": f"Bearer {key}"} if key else {},
         timeout=httpx.Timeout(3600, connect=10),
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
     ) as client:
-        try:
-            model = args.model or (await client.get("/v1/models")).json()["data"][0]["id"]
-        except (httpx.HTTPError, ValueError, LookupError) as error:
-            raise ValueError(f"no models at {args.base_url}: {error}") from None
-        calls = _calls(args, model)
+        model = args.model or await _first_model(client)
+        calls = _calls(args, prompts, model)
         await asyncio.gather(*(send(client, calls[0]) for _ in range(args.num_warmups)))
         before = await _counters(client)
         load = Load(
@@ -129,7 +143,7 @@ async def _measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[Outco
             seed=args.seed,
         )
         started = time.perf_counter()
-        ended = count(1)
+        ended = itertools.count(1)
         with ProgressReport(
             "serve", len(calls), "requests", is_silent=args.disable_tqdm
         ) as progress:
@@ -156,8 +170,41 @@ async def _measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[Outco
     return result, outcomes
 
 
-def _calls(args: argparse.Namespace, model: str) -> list[Call]:
-    is_chat = args.backend == "openai-chat"
+async def _first_model(client: "AsyncClient") -> str:
+    """Return the first model that the server lists.
+
+    Raises:
+        ValueError: if it lists none; says why.
+    """
+    import httpx
+
+    try:
+        response = await client.get("/v1/models")
+        if response.is_success:
+            return str(response.json()["data"][0]["id"])
+        reason = f"status {response.status_code}"
+        if response.status_code == httpx.codes.UNAUTHORIZED:
+            reason = "it asks for a key, which is taken from the variable OPENAI_API_KEY"
+    except httpx.HTTPError as error:
+        reason = str(error)
+    except (ValueError, LookupError, TypeError):
+        reason = "it does not answer like an OpenAI server"
+    raise ValueError(f"no models at {client.base_url}: {reason}")
+
+
+def _prompts(args: argparse.Namespace) -> Sequence[str | list[int]]:
+    """Return the prompts: texts, or token ids where the backend takes them."""
+    if args.dataset_name == "prompts":
+        texts = [prompt.text for prompt in choose_prompts(args.dataset_path, None)]
+        return [texts[i % len(texts)] for i in range(args.num_prompts)]
+    draw = random.Random(args.seed)
+    lengths = [range(args.random_input_len)] * args.num_prompts
+    if args.backend == "openai-chat":  # a word is about one token
+        return [" ".join(draw.choice(_WORDS) for _ in length) for length in lengths]
+    return [[draw.choice(_RANDOM_TOKEN_IDS) for _ in length] for length in lengths]
+
+
+def _calls(args: argparse.Namespace, prompts: Sequence[str | list[int]], model: str) -> list[Call]:
     shared = {
         "model": model,
         "max_tokens": args.output_len,
@@ -166,28 +213,22 @@ def _calls(args: argparse.Namespace, model: str) -> list[Call]:
         **args.extra_body,
     }
 
-    def call(prompt: str | list[int]) -> Call:
-        asked: dict[str, Any] = {"prompt": prompt}
-        if is_chat:
-            asked = {"messages": [{"role": "user", "content": prompt}]}
-        return Call(path=_PATHS[args.backend], body={**shared, **asked})
+    def asked(prompt: str | list[int]) -> dict[str, Any]:
+        if args.backend == "openai-chat":
+            return {"messages": [{"role": "user", "content": prompt}]}
+        return {"prompt": prompt}
 
-    draw = random.Random(args.seed)
-    if args.dataset_name == "random":
-        length = range(args.random_input_len)
-        if is_chat:  # a word is about one token
-            texts = (" ".join(draw.choice(_WORDS) for _ in length) for _ in range(args.num_prompts))
-            return [call(text) for text in texts]
-        return [
-            call([draw.choice(_RANDOM_TOKEN_IDS) for _ in length]) for _ in range(args.num_prompts)
-        ]
-    prompts = choose_prompts(args.dataset_path, None)
-    return [call(prompts[i % len(prompts)].text) for i in range(args.num_prompts)]
+    return [Call(path=_PATHS[args.backend], body={**shared, **asked(prompt)}) for prompt in prompts]
 
 
 async def _counters(client: "AsyncClient") -> Counters:
-    """Return the server's counters; none if it has no metrics."""
-    response = await client.get("/metrics")
+    """Return the server's counters; none if it has no metrics, or is gone."""
+    import httpx
+
+    try:
+        response = await client.get("/metrics")
+    except httpx.HTTPError:
+        return {}
     return read_counters(response.text) if response.status_code == 200 else {}
 
 
@@ -207,12 +248,32 @@ def _save(args: argparse.Namespace, result: dict[str, Any], outcomes: list[Outco
     print(f"written: {path}")
 
 
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(","))
+def _percentiles(text: str) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = (nan,)
+    if not all(0 <= number <= 100 for number in numbers):
+        raise argparse.ArgumentTypeError("should be numbers from 0 to 100, such as 50,99")
+    return numbers
+
+
+def _rate(text: str) -> float:
+    return inf if text == "inf" else positive_number(text)
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"is no JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise argparse.ArgumentTypeError('should be a JSON object such as {"top_p": 0.9}')
+    return fields
 
 
 def _objective(text: str) -> tuple[str, float]:
-    metric, _, most = text.partition(":")
-    if metric not in ("ttft", "tpot", "e2el"):
+    metric, colon, most = text.partition(":")
+    if metric not in ("ttft", "tpot", "e2el") or not colon:
         raise argparse.ArgumentTypeError("should be ttft:MS, tpot:MS or e2el:MS")
-    return metric, float(most)
+    return metric, positive_number(most)

@@ -15,6 +15,7 @@ import signal
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from math import inf
 from typing import TYPE_CHECKING
 
 from benchmarks.own_server import (
@@ -29,6 +30,7 @@ from benchmarks.serve_client import Call, Outcome, send
 from benchmarks.serve_figures import percentile_of
 from benchmarks.server_gauges import HELD, gauge, until_idle
 from benchmarks.verdict import verdict
+from training.flag_types import positive, positive_number, share
 from training.progress import ProgressReport
 
 if TYPE_CHECKING:
@@ -82,20 +84,24 @@ class SoakReport:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("model", metavar="MODEL", nargs="?", default="smollm2-135m-instruct")
-    parser.add_argument("--minutes", type=float, default=20.0, help="(%(default)s)")
+    parser.add_argument("--minutes", type=positive_number, default=20.0, help="(%(default)s)")
     parser.add_argument(
-        "--requests", type=int, metavar="N", help="end after N requests (--minutes)"
+        "--requests", type=positive, metavar="N", help="end after N requests (--minutes)"
     )
-    parser.add_argument("--concurrency", type=int, default=16, metavar="N", help="(%(default)s)")
+    parser.add_argument(
+        "--concurrency", type=positive, default=16, metavar="N", help="(%(default)s)"
+    )
     parser.add_argument(
         "--max-num-seqs",
-        type=int,
+        type=positive,
         default=8,
         metavar="N",
         help="requests that run at once (%(default)s)",
     )
-    parser.add_argument("--max-tokens", type=int, default=48, metavar="N", help="(%(default)s)")
-    parser.add_argument("--abort-share", type=float, default=0.3, metavar="P", help="(%(default)s)")
+    parser.add_argument(
+        "--max-tokens", type=positive, default=48, metavar="N", help="(%(default)s)"
+    )
+    parser.add_argument("--abort-share", type=share, default=0.3, metavar="P", help="(%(default)s)")
     parser.add_argument(
         "--kill-every",
         type=float,
@@ -115,8 +121,10 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: if the numbers make no sense or the server has ended.
     """
-    if args.concurrency < 1 or not 0 <= args.abort_share < 1 or args.max_tokens < 2:
-        raise ValueError("--concurrency, --abort-share or --max-tokens makes no sense")
+    if args.abort_share == 1 or args.max_tokens < 2:
+        raise ValueError("--abort-share should be below 1, --max-tokens at least 2")
+    if not 0 <= args.kill_every < inf:
+        raise ValueError("--kill-every should be a finite number of at least 0")
     report = asyncio.run(_measure(args))
     print(_format(report))
     if args.json:

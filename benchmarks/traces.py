@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.flags import server_address
 from benchmarks.own_server import add_server_flags, ready_server
 from benchmarks.server_gauges import gauge, until_idle
 from benchmarks.verdict import verdict
@@ -73,7 +74,9 @@ class TraceReport:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("model", metavar="MODEL", nargs="?", default="smollm2-135m-instruct")
-    parser.add_argument("--base-url", metavar="URL", help="a running server (one of its own)")
+    parser.add_argument(
+        "--base-url", type=server_address, metavar="URL", help="a running server (one of its own)"
+    )
     parser.add_argument("--traces", type=int, default=40, metavar="N", help="(%(default)s)")
     parser.add_argument(
         "--bodies", type=int, default=24, metavar="N", help="different requests (%(default)s)"

@@ -3,10 +3,12 @@
 import json
 from math import inf
 
+import httpx
 import pytest
 from fake_engine import FakeEngine
 from live_server import fake_app, serving
 
+from benchmarks.serve import _counters
 from benchmarks.serve_client import Outcome
 from benchmarks.serve_figures import (
     draft_figures,
@@ -54,6 +56,54 @@ def test_results_have_vllms_names(tmp_path, capsys, backend, dataset):
 def test_nobody_there_is_one_line(capsys):
     assert bench("http://127.0.0.1:9", "--num-prompts", "1") == 2
     assert "no models at http://127.0.0.1:9" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--metric-percentiles 200", "should be numbers from 0 to 100"),
+        ("--metric-percentiles 50,x", "should be numbers from 0 to 100"),
+        ("--output-len 0", "should be at least 1"),
+        ("--random-input-len 0", "should be at least 1"),
+        ("--num-prompts 0", "should be at least 1"),
+        ("--num-warmups -1", "should be at least 0"),
+        ("--max-concurrency 0", "should be at least 1"),
+        ("--request-rate 0", "should be more than 0"),
+        ("--request-rate nan", "should be a finite number"),
+        ("--burstiness 0", "should be more than 0"),
+        ("--temperature -1", "should be at least 0"),
+        ("--extra-body []", "should be a JSON object"),
+        ("--extra-body {", "is no JSON"),
+        ("--goodput ttft", "should be ttft:MS"),
+        ("--goodput ttft:x", "should be a number"),
+        ("--base-url localhost:8000", "should be like http://127.0.0.1:8000"),
+        ("--base-url http://host:port", "should be like http://127.0.0.1:8000"),
+        ("--dataset-path /nope", "serve: /nope: No such file"),
+        ("--dataset-path /x --dataset-name random", "--dataset-path is for --dataset-name prompts"),
+        ("--save-detailed", "--save-detailed needs --save-result or --result-filename"),
+    ],
+)
+def test_what_could_not_be_measured_is_refused_before_anything_is_sent(capsys, flags, message):
+    try:
+        status = bench("http://127.0.0.1:9", *flags.split())
+    except SystemExit as refused:
+        status = refused.code
+    assert status == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_key_that_is_asked_for_is_named(capsys, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with serving(fake_app(FakeEngine(), api_key=["k"])) as url:
+        assert bench(url) == 2
+        assert "taken from the variable OPENAI_API_KEY" in capsys.readouterr().err
+        monkeypatch.setenv("OPENAI_API_KEY", "k")
+        assert bench(f"{url}/v1/", "--num-prompts", "1", "--output-len", "2") == 0
+
+
+async def test_a_server_that_is_gone_has_no_counters():
+    async with httpx.AsyncClient(base_url="http://127.0.0.1:9") as client:
+        assert await _counters(client) == {}
 
 
 def test_failed_requests_are_told_apart(capsys):

@@ -1,4 +1,31 @@
+import pytest
+
 from benchmarks.soak import SoakReport
+from server.cli import main
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--minutes 0",
+        "--minutes nan",
+        "--requests 0",
+        "--concurrency 0",
+        "--max-num-seqs 0",
+        "--max-tokens 1",
+        "--abort-share 1",
+        "--kill-every -1",
+        "--kill-every nan",
+    ],
+)
+def test_a_soak_of_nothing_is_refused(monkeypatch, capsys, flags):
+    monkeypatch.setattr("benchmarks.soak.ready_server", None)  # none is started
+    try:
+        status = main(["bench", "soak", *flags.split()])
+    except SystemExit as refused:
+        status = refused.code
+    assert status == 2
+    assert flags.split()[0] in capsys.readouterr().err
 
 
 def test_the_memory_slope_leaves_the_warm_up_out():
