@@ -7,9 +7,11 @@ import os
 import socket
 import ssl
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 
 from starlette.types import ASGIApp
 
@@ -51,12 +53,48 @@ def run(args: argparse.Namespace) -> int:
     host, port = listener.getsockname()[:2]
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     url = f"{'https' if tls else 'http'}://{address}"
+    _warn(settings, host)
+    with listener, _announced(url, settings.address_file):
+        return asyncio.run(_serve(settings, url, listener, tls))
+
+
+def _warn(settings: ServerSettings, host: str) -> None:
+    """Warn of what works, but is hardly meant."""
     if not settings.api_keys and not host.startswith("127.") and host != "::1":
         logger.warning(
             "listening on %s without an --api-key: anyone who reaches it can use it", host
         )
-    with listener:
-        return asyncio.run(_serve(settings, url, listener, tls))
+    num_cores = _num_cores()
+    if settings.threads is not None and settings.threads > num_cores:
+        logger.warning(
+            "--threads %d on %d cores: in every step threads wait for others to leave a core",
+            settings.threads,
+            num_cores,
+        )
+
+
+def _num_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextmanager
+def _announced(url: str, file: Path | None) -> Iterator[None]:
+    """Keep the address in a file, for `server.probe` and for whoever asks for --port 0."""
+    if file is None:
+        yield
+        return
+    try:
+        file.write_text(f"{url}\n", encoding="utf-8")
+    except OSError as error:  # such as a container's read-only file system
+        logger.warning("--address-file %s cannot be written: %s", file, error.strerror)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            file.unlink()
 
 
 async def _serve(

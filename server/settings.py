@@ -28,6 +28,7 @@ from server.settings_values import (
     NameList,
     Names,
     Origins,
+    OutputFile,
     RootPath,
     Secrets,
     Size,
@@ -196,6 +197,9 @@ class ServerSettings(BaseModel):
 
     host: str = _flag("127.0.0.1", "http", "Address to listen on.")
     port: int = _flag(8000, "http", "Port to listen on; 0 picks a free one.", ge=0, le=65535)
+    address_file: OutputFile | None = _flag(
+        None, "http", "Keep the address that is listened on in this file, for scripts and checks."
+    )
     api_key: Secrets = _flag(
         (),
         "http",

@@ -77,6 +77,12 @@ def _readable(path: Path) -> Path:
     return path
 
 
+def _in_directory(path: Path) -> Path:
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(f"{path} should be a file in a directory that exists")
+    return path
+
+
 def _as_root_path(path: str) -> str:
     stripped = path.rstrip("/")
     if stripped and not stripped.startswith("/"):
@@ -112,6 +118,7 @@ def keys_in(path: Path) -> tuple[str, ...]:
 Size = Annotated[int, BeforeValidator(_parse_size)]
 NameList = Annotated[tuple[str, ...], BeforeValidator(_parse_json_lists)]
 InputFile = Annotated[Path, AfterValidator(_readable)]
+OutputFile = Annotated[Path, AfterValidator(_in_directory)]
 Origins = Annotated[NameList, AfterValidator(_as_origins)]
 HttpUrl = Annotated[str, AfterValidator(_as_http_url)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_parse_list)]

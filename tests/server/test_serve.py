@@ -33,6 +33,46 @@ def test_a_model_whose_sampling_values_cannot_be_used_is_refused_before_it_is_lo
     assert "Traceback" not in error
 
 
+def test_more_threads_than_cores_are_warned_about(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("server.serve._num_cores", lambda: 4)
+
+    main(["serve", str(tmp_path), "--port", "0", "--threads", "4"])
+    assert "--threads" not in caplog.text
+    main(["serve", str(tmp_path), "--port", "0", "--threads", "5"])
+    assert "--threads 5 on 4 cores" in caplog.text
+
+
+def test_the_address_is_kept_in_a_file_while_the_server_runs(tmp_path, monkeypatch):
+    file = tmp_path / "address"
+    seen = []
+
+    async def serve(settings, url, *_):
+        seen.append((url, file.read_text()))
+        return 0
+
+    monkeypatch.setattr("server.serve._serve", serve)
+
+    assert main(["serve", "--port", "0", "--address-file", str(file)]) == 0
+    ((url, kept),) = seen
+    assert kept == f"{url}\n"
+    assert not kept.startswith("http://127.0.0.1:0\n")
+    assert not file.exists()
+
+
+def test_an_address_that_cannot_be_kept_is_no_reason_not_to_serve(tmp_path, monkeypatch, caplog):
+    async def serve(*_):
+        return 0
+
+    def refuse(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("server.serve._serve", serve)
+    monkeypatch.setattr("pathlib.Path.write_text", refuse)
+
+    assert main(["serve", "--port", "0", "--address-file", str(tmp_path / "a")]) == 0
+    assert "cannot be written: Read-only file system" in caplog.text
+
+
 def test_a_port_in_use_is_one_line_and_status_1(capsys):
     with listen("127.0.0.1", 0) as taken:
         status = main(["serve", "--port", str(taken.getsockname()[1])])

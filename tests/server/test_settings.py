@@ -160,6 +160,8 @@ def test_errors_in_files_name_file_and_key(tmp_path, content, message):
         (["--allowed-origins", "https://example.org/"], "without a path, or \\*"),
         (["--allow-credentials"], "--allow-credentials needs --allowed-origins"),
         (["--otlp-traces-endpoint", "127.0.0.1:4318"], "--otlp-traces-endpoint: should begin with"),
+        (["--address-file", "/nowhere/a"], "--address-file: /nowhere/a should be a file in a"),
+        (["--address-file", "/"], "--address-file: / should be a file in a directory"),
         (["--access-log", "xml"], "--access-log: input should be 'text', 'json' or 'none'"),
     ],
 )
