@@ -97,7 +97,12 @@ class BoundedProtocol(H11Protocol):
         self._watch_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Cancel the timers, and tell whoever waits for the client to leave."""
+        """Cancel the timers, and tell whoever waits for the client to leave.
+
+        One that only closes its sending side (`nc -N`) counts as gone as well: until something is
+        written to it, nothing tells it from one that has closed its connection. As in uvicorn and
+        Go (golang/go#18527); otherwise every whole answer would be made for clients that left.
+        """
         self._cancel_head_timer()
         self._cancel_write_timer()
         if self._leaving is not None and self._is_watched:

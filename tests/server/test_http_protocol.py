@@ -216,6 +216,24 @@ def test_a_client_that_reads_nothing_is_dropped_and_its_request_ended(monkeypatc
     assert len(engine.aborted) == 1
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_only_ends_its_sending_side_counts_as_gone(live_url, engine, stream):
+    engine.token_delay_s = 0.05
+    body = json.dumps({"model": MODEL, "prompt": "a", "max_tokens": 200, "stream": stream})
+    with connection(live_url) as sock:
+        sock.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body.encode())
+        while not engine.open_ids:
+            time.sleep(0.01)
+        sock.shutdown(socket.SHUT_WR)
+        _, content = answer(sock)
+        deadline = time.monotonic() + 10
+        while engine.open_ids and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    assert len(engine.aborted) == 1
+    assert b"[DONE]" not in content
+
+
 class Unread:
     """A transport whose write buffer has the next of the given sizes whenever it is asked."""
 
