@@ -32,6 +32,7 @@ from server.settings_values import (
     RootPath,
     Secrets,
     Size,
+    Text,
     keys_in,
 )
 
@@ -47,7 +48,7 @@ class ServerSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    model: str = _flag(
+    model: Text = _flag(
         DEFAULT_MODEL, "model", "Hugging Face directory, .gguf file, hub id or built-in alias."
     )
     served_model_name: Names = _flag(
@@ -195,7 +196,7 @@ class ServerSettings(BaseModel):
         None, "early exit", "Where learned heads are kept (default: heads/ in the cache)."
     )
 
-    host: str = _flag("127.0.0.1", "http", "Address to listen on.")
+    host: Text = _flag("127.0.0.1", "http", "Address to listen on.")
     port: int = _flag(8000, "http", "Port to listen on; 0 picks a free one.", ge=0, le=65535)
     address_file: OutputFile | None = _flag(
         None, "http", "Keep the address that is listened on in this file, for scripts and checks."

@@ -27,13 +27,17 @@ _EPILOG = (
     f"({_PREFIX}MAX_NUM_SEQS), where commas separate several values. The command line wins over "
     "variables, and both over the file."
 )
-_TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
+_TRUE, _FALSE = {"1", "true", "t", "yes", "y", "on"}, {"0", "false", "f", "no", "n", "off"}
 
 logger = logging.getLogger(__name__)
 
 
 class SettingsError(ValueError):
     """A setting that is unknown or out of range; the message names it as the user wrote it."""
+
+
+class UnknownSetting(SettingsError):
+    """There is no setting of this name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +171,7 @@ def _from_environment(environment: Mapping[str, str]) -> Iterable[Given]:
             continue
         try:
             yield _resolve(variable.removeprefix(_PREFIX).lower(), value, variable)
-        except SettingsError as error:
+        except UnknownSetting as error:
             logger.warning("ignored: %s", error)
 
 
@@ -182,6 +186,8 @@ def _resolve(key: str, value: Any, origin: str) -> Given:
     """Resolve a key; `no_x` is the opposite of a boolean `x`, as on the command line."""
     fields = ServerSettings.model_fields
     if key in fields:
+        if isinstance(value, bool) and fields[key].annotation is not bool:  # 1 or 0 for a number
+            raise SettingsError(f"{origin}: should not be true or false (or on, off, yes, no)")
         return Given(key, value, origin)
     positive = key.removeprefix("no_")
     if positive in fields and fields[positive].annotation is bool:
@@ -189,7 +195,7 @@ def _resolve(key: str, value: Any, origin: str) -> Given:
         return Given(positive, opposite, origin)
     nearest = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
     hint = f"; did you mean {nearest[0].replace('_', '-')}?" if nearest else ""
-    raise SettingsError(f"{origin}: unknown setting{hint}")
+    raise UnknownSetting(f"{origin}: unknown setting{hint}")
 
 
 def _parse_bool(value: Any, origin: str) -> bool:

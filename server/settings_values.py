@@ -30,12 +30,22 @@ def _parse_size(value: object) -> object:
     return int(size)
 
 
+def _split(text: str) -> tuple[str, ...]:
+    """Split at commas, for where only one string can be given (environment, YAML scalar).
+
+    Text that names nothing is refused: a key that a template left empty would open the server.
+    """
+    items = tuple(filter(None, map(str.strip, text.split(","))))
+    if not items:
+        raise ValueError("should not be empty")
+    return items
+
+
 def _parse_list(value: object) -> object:
-    """Split at commas, for where only one string can be given (environment, YAML scalar)."""
     if isinstance(value, str):
-        return tuple(item for item in (part.strip() for part in value.split(",")) if item)
+        return _split(value)
     if not isinstance(value, list | tuple):
-        return value
+        raise ValueError("should be text, in quotes if it looks like a number, or a list of it")
     items = tuple(item.strip() if isinstance(item, str) else item for item in value)
     if "" in items:
         raise ValueError("should not be empty")
@@ -48,10 +58,18 @@ def _parse_json_lists(value: object) -> object:
     if not isinstance(value, str | list | tuple):
         raise ValueError("should be a list")
     for given in [value] if isinstance(value, str) else value:
-        is_json = isinstance(given, str) and given.lstrip().startswith("[")
-        parsed = json.loads(given) if is_json else _parse_list(given)
-        items += parsed if isinstance(parsed, list | tuple) else [parsed]
+        items += _parse_json_list(given) if isinstance(given, str) else [given]
     return tuple(items)
+
+
+def _parse_json_list(text: str) -> list[object]:
+    if not text.lstrip().startswith("["):
+        return list(_split(text))
+    try:
+        items: list[object] = json.loads(text)
+    except ValueError:
+        raise ValueError(f"{text} is no JSON list") from None
+    return items
 
 
 def _as_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
@@ -81,6 +99,12 @@ def _in_directory(path: Path) -> Path:
     if path.is_dir() or not path.parent.is_dir():
         raise ValueError(f"{path} should be a file in a directory that exists")
     return path
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("should not be empty")
+    return text
 
 
 def _as_root_path(path: str) -> str:
@@ -120,6 +144,7 @@ NameList = Annotated[tuple[str, ...], BeforeValidator(_parse_json_lists)]
 InputFile = Annotated[Path, AfterValidator(_readable)]
 OutputFile = Annotated[Path, AfterValidator(_in_directory)]
 Origins = Annotated[NameList, AfterValidator(_as_origins)]
+Text = Annotated[str, AfterValidator(_not_blank)]
 HttpUrl = Annotated[str, AfterValidator(_as_http_url)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_parse_list)]
 Secrets = Annotated[tuple[SecretStr, ...], BeforeValidator(_parse_list), AfterValidator(_as_keys)]
