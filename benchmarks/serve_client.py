@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from httpx import AsyncClient
 
-_DATA = "data: "
+_DATA = "data:"
 _DONE = "[DONE]"
 
 
@@ -44,7 +44,7 @@ class Outcome:
 
 
 async def send(client: "AsyncClient", call: Call) -> Outcome:
-    """Send a call and read its stream; HTTP errors are reported as the outcome's `error`."""
+    """Send a call and read its stream; whatever goes wrong is the outcome's `error`."""
     import httpx
 
     outcome = Outcome(started_s=time.perf_counter())
@@ -58,6 +58,8 @@ async def send(client: "AsyncClient", call: Call) -> Outcome:
             await _read(response, outcome)
     except httpx.HTTPError as error:
         outcome.error = f"{type(error).__name__}: {error}"
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        outcome.error = f"not a stream as OpenAI's: {type(error).__name__}: {error}"
     return outcome
 
 
@@ -66,13 +68,13 @@ async def _read(response: Any, outcome: Outcome) -> None:
     async for line in response.aiter_lines():
         if not line.startswith(_DATA):
             continue
-        data = line.removeprefix(_DATA)
+        data = line.removeprefix(_DATA).strip()
         if data == _DONE:
             is_complete = True
             break
         now_s = time.perf_counter()
         chunk = json.loads(data)
-        if "error" in chunk:
+        if chunk.get("error"):
             outcome.error = str(chunk["error"].get("message"))
             return
         usage = chunk.get("usage")

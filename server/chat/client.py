@@ -1,6 +1,7 @@
 """The HTTP side of the chat: one streamed completion at a time. Prints nothing."""
 
 import json
+import ssl
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -131,14 +132,23 @@ def _readable_errors(url: httpx.URL) -> Generator[None]:
     """Turn what httpx and json raise into a ChatError."""
     try:
         yield
-    except (httpx.ConnectError, httpx.ConnectTimeout):
+    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        if isinstance(_cause(error), ssl.SSLError):
+            hint = "SSL_CERT_FILE names a certificate to trust"
+            raise ChatError(f"no secure connection to {url}: {error}; {hint}") from None
         raise ChatError(f"no server at {url}; start one with: adadecode serve") from None
     except UnicodeEncodeError:
         raise ChatError("the message is not valid UTF-8") from None
     except httpx.HTTPError as error:
         raise ChatError(f"connection to {url} lost: {error}") from None
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ChatError(f"{url} does not answer like an OpenAI server") from error
+
+
+def _cause(error: BaseException) -> BaseException:
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return error
 
 
 def _raise_for_status(response: httpx.Response) -> None:
@@ -152,12 +162,12 @@ def _raise_for_status(response: httpx.Response) -> None:
 
 
 def _parse_chunk(event: Mapping[str, Any]) -> Chunk:
-    if "error" in event:
+    if event.get("error"):
         raise ChatError(str(event["error"].get("message", "the server failed")))
     choice = event["choices"][0] if event.get("choices") else {}
     usage = event.get("usage")
     return Chunk(
-        text=choice.get("delta", {}).get("content") or "",
+        text=(choice.get("delta") or {}).get("content") or "",
         trace=tuple(_parse_token(token) for token in choice.get("early_exit_trace") or ()),
         num_tokens=usage["completion_tokens"] if usage else None,
         metrics=event.get("metrics") or {},

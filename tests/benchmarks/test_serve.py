@@ -9,7 +9,7 @@ from fake_engine import FakeEngine
 from live_server import fake_app, serving
 
 from benchmarks.serve import _counters
-from benchmarks.serve_client import Outcome
+from benchmarks.serve_client import Call, Outcome, send
 from benchmarks.serve_figures import (
     draft_figures,
     latency_figures,
@@ -110,6 +110,25 @@ def test_failed_requests_are_told_apart(capsys):
     with serving(fake_app(FakeEngine(failure=RuntimeError("broken")))) as url:
         assert bench(url, "--num-prompts", "2", "--num-warmups", "0") == 1
     assert "2 failed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("events", "text", "error"),
+    [
+        ('data:{"choices":[{"text":"a"}],"error":null}\n\ndata:[DONE]\n\n', "a", None),
+        ('data: {"choices": [{"text": "a"}]}\n\n', "a", "the stream ended before [DONE]"),
+        ('data: {"error": {"message": "broken"}}\n\n', "", "broken"),
+        ("data: {", "", "not a stream as OpenAI's: JSONDecodeError"),
+        ('data: {"object": "x"}\n\n', "", "not a stream as OpenAI's: KeyError: 'choices'"),
+    ],
+)
+async def test_a_stream_of_another_server_is_read_or_counted_as_failed(events, text, error):
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, text=events))
+    async with httpx.AsyncClient(base_url="http://x", transport=transport) as client:
+        outcome = await send(client, Call(path="/v1/completions", body={}))
+
+    assert outcome.text == text
+    assert str(error) in str(outcome.error)
 
 
 OUTCOMES = [

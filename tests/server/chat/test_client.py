@@ -1,7 +1,13 @@
+import subprocess
+
 import pytest
+from fake_engine import FakeEngine
+from live_server import fake_app, serving
 from scripted_server import DONE, delta, final
 
 from server.chat.client import ChatClient, ChatError, ModelCard
+from server.settings import ServerSettings
+from server.tls import tls_context
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 
@@ -63,6 +69,8 @@ def test_a_trace_is_parsed(script, client):
         ([delta("He")], "closed the connection"),
         ([{"error": {"message": "the worker died"}}, DONE], "the worker died"),
         (["not json"], "does not answer like an OpenAI server"),
+        ([{"error": "text"}], "does not answer like an OpenAI server"),
+        (["[]"], "does not answer like an OpenAI server"),
     ],
 )
 def test_a_failing_stream_says_why(script, client, events, message):
@@ -70,6 +78,12 @@ def test_a_failing_stream_says_why(script, client, events, message):
 
     with pytest.raises(ChatError, match=message):
         list(client.stream(MESSAGES, {}))
+
+
+def test_what_another_server_leaves_empty_is_no_text(script, client):
+    script.answers = [[{"choices": [{"delta": None}], "error": None, "usage": None}, DONE]]
+
+    assert [chunk.text for chunk in client.stream(MESSAGES, {})] == [""]
 
 
 def test_a_refusal_shows_the_servers_message(script, client):
@@ -104,6 +118,19 @@ def test_a_model_that_is_named_need_not_be_listed(script, client):
     assert client.model_card("another") == ModelCard(name="another")
     with pytest.raises(ChatError, match="404"):
         client.model_card()
+
+
+def test_a_certificate_that_is_not_trusted_is_no_missing_server(tmp_path):
+    both = tmp_path / "both.pem"
+    make = f"openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=x -keyout {both}"
+    made = subprocess.run(make.split(), check=True, capture_output=True).stdout
+    both.write_bytes(both.read_bytes() + made)
+    tls = tls_context(ServerSettings(ssl_certfile=both))
+    with serving(fake_app(FakeEngine()), tls) as url, pytest.raises(ChatError) as error:
+        ChatClient(url).model_card()
+
+    assert "no secure connection" in str(error.value)
+    assert "CERTIFICATE_VERIFY_FAILED" in str(error.value)
 
 
 def test_no_server_is_said_plainly():
