@@ -1,7 +1,8 @@
 """The outputs of requests: texts, stop strings, finish reasons, and counts."""
 
+from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from engine_driver import EngineDriver
@@ -22,6 +23,7 @@ from engine.output_slot import merged
 from engine.request import EarlyExitOptions, FinishReason, GenerationRequest
 
 LETTERS = Letters()
+TEXT = LETTERS.text(expected_output(make_request(0, ignore_eos=True)))
 
 
 def driver_on(worker: FakeWorker | None = None, **scheduler: int) -> EngineDriver:
@@ -45,19 +47,21 @@ def test_every_request_gets_its_text_and_one_last_output() -> None:
     assert driver.core.num_open == 0
 
 
+@pytest.mark.parametrize("place", range(6, 12))  # within a step and at its end
 @pytest.mark.parametrize("acceptance", [0.0, 0.7, 1.0])
 def test_a_stop_string_cuts_text_and_tokens_at_the_same_place_with_any_drafts(
-    acceptance: float,
+    acceptance: float, place: int
 ) -> None:
     driver = driver_on(FakeWorker(acceptance=acceptance))
     tokens = expected_output(make_request(0, ignore_eos=True))
     text = LETTERS.text(tokens)
-    stop = text[9:12]
+    stop = text[place : place + 3]
     num_kept = next(n for n in range(20) if stop in LETTERS.text(tokens[:n]))
-    driver.run([make_request(0, ignore_eos=True, stop=(stop,))])
+    driver.run([make_request(0, ignore_eos=True, stop=(stop,), num_logprobs=0)])
     last = driver.outputs["request-0"][-1]
     assert driver.text("request-0") == text[: text.index(stop)]
     assert driver.token_ids("request-0") == tokens[:num_kept]
+    assert tuple(entry.token_id for entry in last.logprobs) == last.token_ids
     assert (last.finish_reason, last.stop_reason) == (FinishReason.STOP, stop)
     assert last.num_output_tokens == num_kept
     stats = driver.core.stats()
@@ -178,6 +182,9 @@ def test_a_refused_request_leaves_nothing_behind() -> None:
     driver.core.add(make_request(0))
     with pytest.raises(EngineOverloaded):
         driver.core.add_all([make_request(1), make_request(2)])
+    with pytest.raises(EngineOverloaded):
+        driver.core.check_room(2, 0)
+    assert driver.core.stats().refused_total == 4
     assert driver.core.num_open == 1
     driver.run_to_the_end()
     assert driver.core.num_open == 0
@@ -211,6 +218,7 @@ def test_stats_are_a_copy_and_add_up() -> None:
     stats = driver.core.stats()
     assert before.steps_total == 0
     assert stats.prompt_tokens_total == sum(len(r.prompt_token_ids) for r in requests)
+    assert stats.prompt_tokens_computed_total == stats.prompt_tokens_total  # all differ
     assert stats.generation_tokens_total == sum(len(expected_output(r)) for r in requests)
     assert sum(stats.finished_total.values()) == 6
     assert stats.steps_total == len(driver.worker.plans)
@@ -220,6 +228,15 @@ def test_stats_are_a_copy_and_add_up() -> None:
     assert (stats.num_running, stats.num_waiting, stats.num_blocks_used) == (0, 0, 0)
     figures = [driver.outputs[r.request_id][-1].draft_figures for r in requests]
     assert sum(f.num_steps for f in figures if f) == stats.drafts_total
+
+
+def test_the_last_output_says_how_long_a_request_waited_and_how_often_it_was_preempted() -> None:
+    driver = driver_on(FakeWorker(num_blocks=6))
+    driver.run([make_request(number, 7, ignore_eos=True, max_tokens=14) for number in range(2)])
+    first, second = (driver.outputs[f"request-{number}"][-1] for number in range(2))
+    assert min(first.queue_s, second.queue_s) > 0.0
+    assert first.num_preemptions == 0
+    assert second.num_preemptions == driver.core.stats().preemptions_total > 0
 
 
 def test_a_request_for_no_tokens_ends_once_its_prompt_is_computed() -> None:
@@ -289,11 +306,18 @@ def test_prompts_are_read_again_when_the_worker_dies(num_steps: int) -> None:
         assert driver.token_ids(request.request_id) == expected_output(request)
 
 
-@pytest.mark.parametrize("stops", [False, True])
-def test_tokens_one_by_one_are_the_same_output_in_smaller_pieces(stops: bool) -> None:
-    text = LETTERS.text(expected_output(make_request(0, ignore_eos=True)))
-    stop = (text[9:12],) if stops else ()
-    request = make_request(0, ignore_eos=True, stop=stop, num_logprobs=0)
+@pytest.mark.parametrize(
+    "ending",
+    [
+        *({"max_tokens": number} for number in range(10, 21)),
+        *({"stop": (TEXT[place : place + 3],)} for place in range(6, 12)),
+        *({"stop_token_ids": (token,)} for token in expected_output(make_request(0))[4:10]),
+    ],
+    ids=str,
+)
+def test_tokens_one_by_one_are_the_same_output_in_smaller_pieces(ending: dict[str, Any]) -> None:
+    traced = EarlyExitOptions(return_trace=True)
+    request = make_request(0, ignore_eos=True, num_logprobs=0, early_exit=traced, **ending)
     whole, pieces = (driver_on(FakeWorker(acceptance=1.0)) for _ in range(2))
     render = pieces.core.render
     pieces.core.render = partial(render, one_by_one=True)  # type: ignore[method-assign]
@@ -307,3 +331,11 @@ def test_tokens_one_by_one_are_the_same_output_in_smaller_pieces(stops: bool) ->
         sum(len(each.token_ids) for each in outputs[:end]) for end in range(1, len(outputs) + 1)
     ]
     assert all(len(output.token_ids) == 1 for output in outputs[:-1])
+
+
+def test_who_wants_all_tokens_at_once_gets_no_smaller_pieces() -> None:
+    driver = driver_on(FakeWorker(acceptance=1.0))
+    render = driver.core.render
+    driver.core.render = partial(render, one_by_one=True)  # type: ignore[method-assign]
+    driver.run([replace(make_request(0, ignore_eos=True), output_interval=0)])
+    assert any(len(output.token_ids) > 1 for output in driver.outputs["request-0"][:-1])

@@ -223,3 +223,15 @@ async def test_a_worker_that_dies_again_and_again_while_idle_ends_the_engine() -
     assert "5 workers in a row" in str(engine.fatal_error)
     assert engine.stats().worker_restarts_total == 4
     await engine.stop()
+
+
+async def test_a_request_for_no_tokens_that_is_served_is_progress() -> None:
+    worker = MortalWorker(FakeWorker())
+    engine = engine_on(worker)
+    await engine.start()
+    for number in range(1, 7):  # five losses in a row end the engine
+        worker.death.set()
+        await until(lambda n=number: engine.stats().worker_restarts_total == n)  # type: ignore[misc]
+        (output,) = await collect(engine, make_request(number, max_tokens=0))
+        assert output.finish_reason is FinishReason.LENGTH
+    await engine.stop()

@@ -134,6 +134,31 @@ def test_a_suspect_whose_client_leaves_holds_nobody_up() -> None:
     assert_all_right(driver, [make_request(0)])
 
 
+def test_a_chunk_of_a_prompt_is_no_progress_of_a_suspect() -> None:
+    driver = EngineDriver(FakeWorker(), SchedulerConfig(max_num_batched_tokens=4))
+    driver.add(make_request(0, 10))
+    for _ in range(3):  # it always dies in the second chunk
+        driver.send()
+        driver.receive()
+        driver.send()
+        driver.crash()
+    assert driver.finish_reasons("request-0") == [FinishReason.ERROR]
+
+
+def test_who_shared_the_fatal_step_with_a_request_that_left_was_not_alone() -> None:
+    driver = driver_on()
+    driver.add(make_request(0))
+    for number in (1, 2):  # after that it is a suspect, and alone once
+        driver.add(make_request(number))
+        driver.send()
+        driver.core.abort(f"request-{number}")
+        driver.crash()
+    driver.send()
+    driver.crash()
+    driver.run_to_the_end()
+    assert_all_right(driver, [make_request(0)])
+
+
 def test_a_death_while_idle_is_nobodys_fault() -> None:
     driver = driver_on()
     driver.run([make_request(0)])

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from fake_worker import POISON_ID, FakeWorker, make_request
+from fake_worker import FakeWorker, make_request
 
 from engine.config import SchedulerConfig
 from engine.errors import (
@@ -34,6 +34,7 @@ class Bench:
         max_num_batched_tokens: int = 16,
         max_num_queued_requests: int = 100,
         max_num_queued_tokens: int | None = None,
+        max_model_len: int = 64,
         runs_ahead: bool = False,
         **policy: Any,
     ) -> None:
@@ -41,6 +42,7 @@ class Bench:
             num_blocks=num_blocks,
             max_draft_tokens=max_draft_tokens,
             acceptance=acceptance,
+            max_model_len=max_model_len,
             runs_ahead=runs_ahead,
         )
         config = SchedulerConfig(
@@ -148,6 +150,19 @@ def test_a_sequence_alone_may_use_every_block() -> None:
     while not sequence.is_finished:
         bench.step()
     assert bench.scheduler.num_preemptions == 0
+
+
+@pytest.mark.parametrize(
+    ("prompts", "num_rows"),
+    [((1190,), 1), ((800, 388), 2), ((800, 389), 1)],  # 298; 200 and 97; 200 and 98 blocks
+)
+def test_a_hundredth_of_many_blocks_is_kept_free_if_anybody_runs(
+    prompts: tuple[int, ...], num_rows: int
+) -> None:
+    bench = Bench(num_blocks=300, max_model_len=1200, max_num_batched_tokens=1200)
+    for number, num_prompt in enumerate(prompts):
+        bench.scheduler.add(make_request(number, num_prompt, max_tokens=2))
+    assert len(bench.step()[0].rows) == num_rows
 
 
 @pytest.mark.parametrize(
@@ -439,8 +454,14 @@ def test_a_preempted_sequence_finds_its_own_blocks() -> None:
 
 def test_a_row_that_fails_takes_its_blocks_out_of_the_cache() -> None:
     bench = Bench(max_num_batched_tokens=8)
-    poisoned = request_of("a", [POISON_ID, *PROMPT])
-    assert bench.finish(poisoned).finish_reason is FinishReason.ERROR
+    sequence = bench.scheduler.add(request_of("a", PROMPT))
+    bench.step()
+    assert bench.scheduler.num_blocks_cached == 2
+    plan = bench.scheduler.schedule()
+    assert plan is not None
+    failed = [RowResult(row.sequence_id, [], error="not a number") for row in plan.rows]
+    bench.scheduler.commit(plan, StepResult(step_id=plan.step_id, rows=failed))
+    assert sequence.finish_reason is FinishReason.ERROR
     assert bench.scheduler.num_blocks_cached == 0
 
 
@@ -500,6 +521,7 @@ def test_who_needs_every_position_reads_no_cache_but_fills_it(
     first = bench.finish(replace(request_of("a", PROMPT), **change))
     assert first.finish_reason is FinishReason.LENGTH
     assert bench.finish(replace(request_of("b", PROMPT), **change)).num_cached_tokens == num_cached
+    assert bench.scheduler.num_prefix_queries == (2 * len(PROMPT) if num_cached else 0)
     assert bench.scheduler.num_prefix_hits == num_cached
     assert bench.scheduler.num_prefix_misses == 2 * len(PROMPT) - num_cached
     assert bench.finish(request_of("c", [*PROMPT, 3])).num_cached_tokens == len(PROMPT)

@@ -5,8 +5,10 @@ from fake_worker import EOS_ID, make_request
 
 from engine.plan import RowResult
 from engine.policy_reason import PolicyReport
-from engine.request import ExitRecord, FinishReason
+from engine.request import ExitRecord, FinishReason, Structure
 from engine.sequence import OUTGROWN, Sequence, SequenceStatus
+
+JSON = Structure(kind="json_object")
 
 
 def sequence_of(num_prompt: int = 4, max_len: int = 64, **sampling: object) -> Sequence:
@@ -44,6 +46,9 @@ def test_between_steps_only_the_newest_token_is_uncomputed() -> None:
         ({"stop_token_ids": (6,)}, (5, 6, 7), 2, FinishReason.STOP, 6),
         ({"stop_token_ids": (EOS_ID,), "ignore_eos": True}, (EOS_ID,), 1, FinishReason.STOP, 0),
         ({"stop_token_ids": (6,), "min_tokens": 3}, (6, 6, 6), 3, FinishReason.STOP, 6),
+        # Nothing may follow the end of a structure.
+        ({"structure": JSON, "min_tokens": 3}, (5, EOS_ID), 2, FinishReason.STOP, None),
+        ({"structure": JSON, "ignore_eos": True}, (5, EOS_ID, 6), 2, FinishReason.STOP, None),
         ({"max_tokens": 2}, (5, 6, 7), 2, FinishReason.LENGTH, None),
         ({"max_tokens": 2}, (5, EOS_ID, 7), 2, FinishReason.STOP, None),
     ],
@@ -65,6 +70,16 @@ def test_a_cache_that_has_shrunk_ends_the_output_by_name() -> None:
     assert (sequence.finish_reason, sequence.error) == (FinishReason.ERROR, OUTGROWN)
 
 
+@pytest.mark.parametrize(
+    ("max_len", "max_tokens", "can_go_on"),
+    [(7, 20, True), (6, 20, False), (6, 0, True)],  # it knows six tokens
+)
+def test_what_has_no_room_for_another_token_cannot_go_on_unless_it_wants_none(
+    max_len: int, max_tokens: int, can_go_on: bool
+) -> None:
+    assert sequence_of(num_prompt=6, max_tokens=max_tokens).adapt(max_len) == can_go_on
+
+
 def test_an_error_ends_it_with_its_message() -> None:
     sequence = sequence_of()
     failed = RowResult(sequence_id=0, token_ids=[], error="not numbers")
@@ -80,6 +95,13 @@ def test_a_preempted_sequence_starts_again_with_all_it_knows() -> None:
     start = sequence.start()
     assert start.token_ids == [*sequence.request.prompt_token_ids, 7, 8]
     assert start.num_prompt_tokens == 4
+
+
+def test_a_prompt_that_has_been_pooled_may_be_read_from_the_cache() -> None:
+    sequence = Sequence(0, make_request(0, 4, pooling="mean"), (EOS_ID,), 64)
+    assert sequence.needs_every_position
+    sequence.commit(4, RowResult(sequence_id=0, token_ids=[7], embedding=[0.5]))
+    assert not sequence.needs_every_position
 
 
 def test_the_worker_masks_every_token_that_would_end_it() -> None:
