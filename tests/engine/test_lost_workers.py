@@ -231,7 +231,17 @@ async def test_a_request_for_no_tokens_that_is_served_is_progress() -> None:
     await engine.start()
     for number in range(1, 7):  # five losses in a row end the engine
         worker.death.set()
-        await until(lambda n=number: engine.stats().worker_restarts_total == n)  # type: ignore[misc]
+        await until(lambda n=number: engine.is_failed or engine.stats().worker_restarts_total == n)  # type: ignore[misc]
         (output,) = await collect(engine, make_request(number, max_tokens=0))
         assert output.finish_reason is FinishReason.LENGTH
+    await engine.stop()
+
+
+async def test_ending_requests_that_kill_workers_is_progress() -> None:
+    engine = engine_on(MortalWorker(FakeWorker()))
+    await engine.start()
+    for number in range(3):  # each kills two workers; five losses in a row end the engine
+        killer = GenerationRequest(request_id=f"{number}", prompt_token_ids=(KILLER_ID, 5))
+        (last,) = await collect(engine, killer)
+        assert last.finish_reason is FinishReason.ERROR
     await engine.stop()

@@ -1,5 +1,7 @@
 import argparse
 import logging
+from dataclasses import fields
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -153,6 +155,7 @@ def test_errors_in_files_name_file_and_key(tmp_path, content, message):
     [
         (["--api-key-file", "/nowhere/keys"], "--api-key-file: /nowhere/keys cannot be read: No"),
         (["--ssl-keyfile", __file__], "TLS needs --ssl-certfile"),
+        (["--ssl-ca-certs", __file__], "TLS needs --ssl-certfile"),
         (["--ssl-certfile", __file__, "--ssl-cert-reqs", "2"], "needs --ssl-ca-certs"),
         ([""], "MODEL: should not be empty"),
         (["--host", ""], "--host: should not be empty"),
@@ -329,24 +332,62 @@ def test_blanks_around_a_key_are_none_of_it(tmp_path):
     assert load(config=path).api_keys == load("--api-key", "k1 ", "--api-key", "k2").api_keys
 
 
-def test_engine_config_carries_every_choice():
-    settings = load(
-        "--threads", "3", "--kv-cache-memory", "1K", "--exit-threshold", "0.5", "--dtype", "float32"
-    )
-    config = settings.engine_config(Path("/model"), Path("/heads"))
+CHOICES = [  # flags, and the choice of the engine that they make
+    ("--device cpu", "model.device", "cpu"),
+    ("--dtype float32", "model.dtype", "float32"),
+    ("--quantization none", "model.quantization", "none"),
+    ("--max-model-len 9", "model.max_model_len", 9),
+    ("--threads 3", "model.num_threads", 3),
+    ("--pin-threads never", "model.pin_threads", "never"),
+    ("--backend torch", "model.backend", "torch"),
+    ("--no-exact", "model.exact", False),
+    ("--enforce-eager", "model.enforce_eager", True),
+    ("--block-size 8", "cache.block_size", 8),
+    ("--kv-cache-memory 1K", "cache.kv_cache_memory_bytes", 1024),
+    ("--gpu-memory-utilization 0.5", "cache.gpu_memory_utilization", 0.5),
+    ("--max-num-seqs 7", "scheduler.max_num_seqs", 7),
+    ("--max-num-batched-tokens 7", "scheduler.max_num_batched_tokens", 7),
+    ("--max-num-queued-reqs 7", "scheduler.max_num_queued_requests", 7),
+    ("--max-num-queued-tokens 7", "scheduler.max_num_queued_tokens", 7),
+    ("--scheduling-policy priority", "scheduler.policy", "priority"),
+    ("--no-enable-prefix-caching", "scheduler.prefix_caching", False),
+    ("--step-timeout 7", "supervision.step_timeout_s", 7.0),
+    ("--heartbeat-timeout 7", "supervision.heartbeat_timeout_s", 7.0),
+    ("--structure-timeout 7", "structure.timeout_s", 7.0),
+    ("--no-early-exit", "exits.enabled", False),
+    ("--no-lookup-drafts", "exits.lookup", False),
+    ("--no-second-candidates", "exits.alternates", False),
+    ("--exit-threshold 0.5", "exits.threshold", 0.5),
+    ("--target-itl-ms 50", "exits.target_itl_s", 0.05),
+    ("--max-draft-tokens 7", "exits.max_draft_tokens", 7),
+    ("--learn-heads", "exits.learn", True),
+    ("--learn-heads --learn-heads-share 0.2", "exits.learn_share", 0.2),
+    ("--learn-heads --learn-heads-dir /learned", "exits.learn_directory", Path("/learned")),
+]
 
-    assert (config.model.directory, config.model.num_threads) == (Path("/model"), 3)
-    assert config.model.dtype == "float32"
-    assert config.cache.kv_cache_memory_bytes == 1024
-    assert (config.exits.heads, config.exits.threshold) == (Path("/heads"), 0.5)
+
+@pytest.mark.parametrize(("flags", "choice", "value"), CHOICES)
+def test_engine_config_carries_every_choice(flags, choice, value):
+    def chosen(*given: str) -> object:
+        return attrgetter(choice)(load(*given).engine_config(Path("/model"), None))
+
+    assert chosen(*flags.split()) == value
+    assert chosen() != value
 
 
-def test_the_engine_is_told_how_heads_learn(tmp_path):
-    flags = ["--learn-heads", "--learn-heads-share", "0.2", "--learn-heads-dir", str(tmp_path)]
-    exits = load(*flags).engine_config(Path("/model"), Path("/heads")).exits
+def test_the_engine_has_no_choice_without_a_flag():
+    config = load().engine_config(Path("/model"), Path("/heads"))
+    named = {
+        f"{part.name}.{choice.name}"
+        for part in fields(config)
+        if part.name != "worker"  # always a process
+        for choice in fields(getattr(config, part.name))
+    }
 
-    assert (exits.learn, exits.learn_share, exits.learn_directory) == (True, 0.2, tmp_path)
-    assert not load().engine_config(Path("/model"), None).exits.learn
+    assert (config.model.directory, config.exits.heads) == (Path("/model"), Path("/heads"))
+    # What is resolved, and what only later workers are told.
+    others = {"model.directory", "exits.heads", "cache.num_blocks"}
+    assert {choice for _, choice, _ in CHOICES} | others == named
 
 
 def test_without_early_exit_no_heads_are_loaded():
