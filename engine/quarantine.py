@@ -90,14 +90,13 @@ class Quarantine:
             is_alone: Whether the step had no more than one row.
 
         Returns:
-            The guilty sequences, which are forgotten here.
+            The guilty sequences, which the caller has to clear.
         """
         guilty = []
         for sequence in sequences:
             record = self._records.setdefault(sequence.sequence_id, _Record(sequence))
             if record.note(loss, is_alone=is_alone):
                 guilty.append(sequence)
-                self.clear(sequence)
         return guilty
 
     def clear(self, sequence: Sequence) -> bool:

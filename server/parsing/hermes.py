@@ -39,7 +39,7 @@ class HermesParser:
         if not self._writer.is_closed:
             if self._scanner is not None and self._scanner.name is None:
                 yield from self._writer.content(BEGIN + self._scanner.raw)
-            elif self._scanner is None and self._after is None:  # else the end tag was cut off
+            elif self._scanner is None:
                 yield from self._writer.content(self._begin.finish())
         yield from self._writer.finish()
 

@@ -1,6 +1,6 @@
 """Turns the output text of one choice into events."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from engine import Tokenizer
@@ -39,7 +39,7 @@ class OutputParser:
         """Return the events of the next piece of text; what is still ambiguous is held back."""
         split = self._reasoning.push(text) if self._reasoning else _as_content(text)
         events = list(self._with_calls(split))
-        self._look_for_call(events)
+        self._has_called |= any(isinstance(event, ToolCallStart) for event in events)
         return events
 
     def finish(self) -> list[OutputEvent]:
@@ -48,13 +48,9 @@ class OutputParser:
         events = list(self._with_calls(split))
         if self._tools is not None:
             events += self._tools.finish()
-            self._look_for_call(events)
             if self._note_calls is not None:
                 self._note_calls(self._has_called)
         return events
-
-    def _look_for_call(self, events: Iterable[OutputEvent]) -> None:
-        self._has_called |= any(isinstance(event, ToolCallStart) for event in events)
 
     def _with_calls(self, split: Iterator[OutputEvent]) -> Iterator[OutputEvent]:
         for event in split:

@@ -52,7 +52,6 @@ class ReasoningSplitter:
             if end is None:
                 return
             self._state, self._is_at_start = _State.AFTER, True
-            self._space.clear()
             text = text[end:]
         yield from self._say(text)
 
@@ -60,7 +59,6 @@ class ReasoningSplitter:
         """Yield what was held back, except white space that belongs to neither side."""
         if self._state is _State.INSIDE:
             yield from self._think(self._end.finish())
-            self._space.clear()
         elif self._state is _State.BEFORE and (text := self._release()):
             yield ReasoningText(text) if self._begins_inside else ContentText(text)
 

@@ -149,12 +149,14 @@ async def test_stop_lets_open_requests_finish_in_time() -> None:
     await engine.start()
     reader = asyncio.create_task(collect(engine, make_request(0, ignore_eos=True)))
     await asyncio.sleep(0.01)
+    engine.admit([make_request(2)])
+    engine.abort("request-2")  # one less, but not the last
     stopping = asyncio.create_task(engine.stop(timeout_s=10))
     await asyncio.sleep(0)
     with pytest.raises(EngineStopped):
         await anext(engine.generate(make_request(1)))
     assert (await reader)[-1].finish_reason is FinishReason.LENGTH
-    await stopping
+    await asyncio.wait_for(stopping, 5)  # not as long as it was given
 
 
 async def test_stop_ends_what_does_not_finish_in_time() -> None:

@@ -148,6 +148,20 @@ async def test_a_new_worker_with_fewer_blocks_serves_what_fits_them() -> None:
     await engine.stop()
 
 
+async def test_what_has_outgrown_a_new_worker_ends_at_once() -> None:
+    worker = MortalWorker(FakeWorker(step_time_s=0.002))
+    worker.num_blocks_after = 7  # blocks of 4 tokens
+    engine = engine_on(worker)
+    await engine.start()
+    stream = asyncio.create_task(collect(engine, make_request(0, 30, ignore_eos=True)))
+    await until(lambda: engine.stats().num_running == 1)
+    worker.death.set()
+    outputs = await asyncio.wait_for(stream, 30)
+    assert outputs[-1].finish_reason is FinishReason.ERROR
+    assert "too small" in str(outputs[-1].error)
+    await engine.stop()
+
+
 async def test_a_death_while_idle_is_noticed_and_repaired_before_anybody_asks() -> None:
     worker = MortalWorker(FakeWorker())
     engine = engine_on(worker)
@@ -205,6 +219,7 @@ async def test_a_worker_that_cannot_be_had_again_ends_every_request_and_the_engi
     for outcome in await asyncio.gather(*readers, return_exceptions=True):
         assert isinstance(outcome, EngineFailed)
         assert "secret" not in str(outcome)
+    assert engine.stats().finished_total[FinishReason.ERROR] == 3
     assert engine.is_failed
     assert not engine.is_ready
     assert "weights at /secret are gone" in str(engine.fatal_error)
@@ -244,4 +259,26 @@ async def test_ending_requests_that_kill_workers_is_progress() -> None:
         killer = GenerationRequest(request_id=f"{number}", prompt_token_ids=(KILLER_ID, 5))
         (last,) = await collect(engine, killer)
         assert last.finish_reason is FinishReason.ERROR
+    await engine.stop()
+
+
+async def test_an_idle_worker_is_watched_by_one_task_only() -> None:
+    num_begun = num_ended = 0
+
+    class Watched(MortalWorker):
+        async def watch(self) -> None:
+            nonlocal num_begun, num_ended
+            num_begun += 1
+            try:
+                await super().watch()
+            finally:
+                num_ended += 1
+
+    engine = engine_on(Watched(FakeWorker()))
+    await engine.start()
+    for number in range(3):
+        await until(lambda n=number: num_begun > n)  # type: ignore[misc]
+        await collect(engine, make_request(number))
+    await until(lambda: num_begun > 3)
+    assert num_begun - num_ended == 1
     await engine.stop()

@@ -283,8 +283,17 @@ def test_a_full_queue_refuses_and_says_how_long_the_wait_may_be() -> None:
         bench.scheduler.add(make_request(5))
 
 
-def test_more_choices_than_can_ever_be_open_are_no_overload() -> None:
-    bench = Bench(max_num_seqs=2, max_num_queued_requests=1)
+def test_nobody_is_told_to_wait_longer_than_clients_do() -> None:
+    bench = Bench(max_num_seqs=1, max_num_queued_requests=200)
+    bench.scheduler.add_all([make_request(number) for number in range(201)])
+    with pytest.raises(EngineOverloaded) as refused:
+        bench.scheduler.add(make_request(201))
+    assert refused.value.retry_after_s == 120
+
+
+@pytest.mark.parametrize("limits", [{"max_num_seqs": 2}, {"max_num_batched_tokens": 2}], ids=str)
+def test_more_choices_than_can_ever_be_open_are_no_overload(limits: dict[str, Any]) -> None:
+    bench = Bench(max_num_queued_requests=1, **limits)
     bench.scheduler.check_room(3, 0)
     with pytest.raises(TooManyChoices):
         bench.scheduler.check_room(4, 0)
@@ -540,8 +549,9 @@ def test_what_was_read_of_a_prompt_is_not_read_again() -> None:
     assert (start.num_prompt_logprobs, start.pooling) == (None, None)
 
 
-def test_a_priority_is_refused_where_it_means_nothing() -> None:
+@pytest.mark.parametrize("priority", [1, -1])
+def test_a_priority_is_refused_where_it_means_nothing(priority: int) -> None:
     bench = Bench()
     with pytest.raises(UnsupportedOption) as refused:
-        bench.scheduler.add(request_of("a", PROMPT, priority=1))
+        bench.scheduler.add(request_of("a", PROMPT, priority=priority))
     assert refused.value.param == "priority"

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 from fake_engine import FakeEngine
 from live_server import MODEL, fake_app
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.testclient import TestClient
 
+from server.body import request_error
 from server.protocol.chat import ChatCompletionRequest
 from server.protocol.completions import CompletionRequest
 from server.protocol.responses import ResponsesRequest
@@ -127,6 +128,26 @@ def test_a_wrong_field_is_named(client, engine, param, value):
     assert response.status_code == 400
     assert response.json()["error"]["param"] == param
     assert engine.requests == []
+
+
+def test_of_several_forms_the_error_is_about_the_one_that_was_meant(client):
+    response = client.post("/v1/responses", json={"model": MODEL, "input": [_user("a")] * 4097})
+
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, "input")
+    assert "at most 4096 items" in error["message"], "it should not ask for a string"
+
+
+def test_an_errors_path_ends_before_a_name_that_the_client_made_up():
+    class Inner(BaseModel):
+        number: int
+
+    class Outer(BaseModel):
+        inner: dict[str, Inner]
+
+    with pytest.raises(ValidationError) as caught:
+        Outer.model_validate({"inner": {SECRET: {"number": "x"}}})
+    assert request_error(caught.value).param == "inner"
 
 
 @pytest.mark.parametrize(
@@ -390,9 +411,20 @@ def test_large_bodies_are_refused(is_chunked):
     assert response.json()["error"]["code"] == "request_too_large"
 
 
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_a_body_may_be_as_large_as_is_allowed(is_chunked):
+    content = f'{{"model": "{MODEL}", "prompt": "a"}}'.ljust(1000).encode()
+    with TestClient(fake_app(FakeEngine(), max_request_bytes=1000)) as client:
+        response = post(client, iter([content[:600], content[600:]]) if is_chunked else content)
+
+    assert response.status_code == 200
+
+
 @pytest.mark.parametrize(
     "value",
     [
+        "[" + '"",' * 400 + '""]',  # fewer than numbers may be
+        "[" * 300 + "1," * 300 + "1" + "]" * 300,
         "[" + "1," * 5000 + "1]",
         "[" + '"",' * 5000 + '""]',
         "[" + r'"\\\"",' * 5000 + "1]",
@@ -432,9 +464,17 @@ def test_a_list_of_wrong_entries_is_one_error(wire_type, body):
     assert caught.value.error_count() < 4
 
 
-@pytest.mark.parametrize("text", ["," * 9000, '",\\' * 5000, "a\\\\"])
-def test_commas_in_texts_are_no_values(text):
-    body = {"model": MODEL, "prompt": "a", "user": text}
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"user": "," * 9000},
+        {"user": '",\\' * 5000},
+        {"prompt": "a\\", "user": "," * 9000},
+        {"x": {f"k{number}": "a,b,c" for number in range(200)}},
+    ],
+)
+def test_commas_in_texts_are_no_values(fields):
+    body = {"model": MODEL, "prompt": "a", **fields}
     with TestClient(fake_app(FakeEngine(), max_request_bytes=65536)) as client:
         assert client.post("/v1/completions", json=body).status_code == 200
 

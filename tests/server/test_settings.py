@@ -22,7 +22,7 @@ def load(
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     path = tmp_path / "server.yaml"
-    path.write_text("max-num-seqs: 8\nport: 8001\nblock_size: 32\nheads:\n")
+    path.write_text("max-num-seqs: 8\nport: 8001\nblock_size: 32\nhost:\n")
     return path
 
 
@@ -30,7 +30,15 @@ def test_sources_win_in_order(config):
     settings = load("--block-size", "64", environment={"ADADECODE_PORT": "8002"}, config=config)
 
     assert (settings.max_num_seqs, settings.port, settings.block_size) == (8, 8002, 64)
-    assert settings.heads is None, "an empty key leaves the default"
+    assert settings.host == "127.0.0.1", "an empty key leaves the default"
+
+
+def test_an_empty_variable_leaves_the_default():
+    assert load(environment={"ADADECODE_PORT": ""}) == ServerSettings()
+
+
+def test_a_slash_at_the_end_of_the_root_path_is_none_of_it():
+    assert load("--root-path", "/llm/").root_path == "/llm"
 
 
 def test_the_file_is_named_by_a_variable_too_but_a_flag_comes_first(config, tmp_path):
@@ -164,7 +172,7 @@ def test_errors_in_files_name_file_and_key(tmp_path, content, message):
         (["--api-key", ""], "--api-key: should not be empty"),
         (["--api-key", "schlüssel"], "--api-key: keys should be printable ASCII"),
         (["--served-model-name", " "], "--served-model-name: should not be empty"),
-        (["--kv-cache-memory", "9" * 20 + "T"], "--kv-cache-memory: should be less than"),
+        (["--kv-cache-memory", "8388608T"], "--kv-cache-memory: should be less than"),
         (["--learn-heads", "--no-early-exit"], "--learn-heads makes no sense"),
         (["--learn-heads-dir", "/heads"], "--learn-heads-dir needs --learn-heads"),
         (["--learn-heads-share", "0.6"], "--learn-heads-share: input should be less than"),

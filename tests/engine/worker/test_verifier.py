@@ -1,4 +1,4 @@
-"""What rows keep of a step that chose their tokens; the states are made up, and so are the logits."""
+"""What rows keep of the step that chose their tokens; states and logits are made up."""
 
 from collections.abc import Callable
 from types import SimpleNamespace

@@ -37,6 +37,22 @@ CASES = [
         Parsed("", "Sure.", [("f", ARGUMENTS)] * 2),
     ),
     (HERMES, HERMES_CALL + " done", Parsed("", " done", [("f", ARGUMENTS)])),
+    (HERMES, "hi \n" + HERMES_CALL + " done", Parsed("", "hi done", [("f", ARGUMENTS)])),
+    (
+        HERMES,
+        '<tool_call>{"arguments":{"a":1},"parameters":{"b":2},"name":"f"}',
+        Parsed(calls=[("f", '{"a":1}')]),
+    ),
+    (
+        HERMES,
+        '<tool_call>{"name":"f","name":"get_weather"}',
+        Parsed(content='<tool_call>{"name":"f","name":"get_weather"}'),
+    ),
+    (
+        HERMES,
+        '<tool_call>{"' + "x" * 300 + '":1,"name":"f"}',
+        Parsed(content='<tool_call>{"' + "x" * 300 + '":1,"name":"f"}'),
+    ),
     (HERMES, '<tool_call>{"arguments":{"a":1},"name":"f"}', Parsed(calls=[("f", '{"a":1}')])),
     (HERMES, '<tool_call>{"name":"f"}</tool_call>', Parsed(calls=[("f", "{}")])),
     (
@@ -77,6 +93,14 @@ CASES = [
     (LLAMA, "I say {}", Parsed(content="I say {}")),
     (LLAMA, "<|python_tag|>print(1)", Parsed(content="<|python_tag|>print(1)")),
     (LLAMA, LLAMA_CALL + " x", Parsed("", " x", [("f", ARGUMENTS)])),
+    (LLAMA, LLAMA_CALL + "; ", Parsed(calls=[("f", ARGUMENTS)])),
+    (LLAMA, "\n" + LLAMA_CALL + "; x", Parsed("", "; x", [("f", ARGUMENTS)])),
+    (LLAMA, "; " + LLAMA_CALL, Parsed(content="; " + LLAMA_CALL)),
+    (
+        LLAMA,
+        '{"name":"f","parameters":{};' + LLAMA_CALL,
+        Parsed("", ";" + LLAMA_CALL, [("f", "{}")]),
+    ),
     (LLAMA, " <|pyth", Parsed(content=" <|pyth")),
     (LLAMA, '{"na', Parsed(content='{"na')),
     (
@@ -95,6 +119,18 @@ CASES = [
         Parsed(calls=[("f", ARGUMENTS), ("f", "{}")]),
     ),
     (MISTRAL, "[TOOL_CALLS]f[CALL_ID]123456789[ARGS]{}", Parsed(calls=[("f", "{}")])),
+    (MISTRAL, "[TOOL_CALLS][" + LLAMA_CALL, Parsed(calls=[("f", ARGUMENTS)])),
+    (MISTRAL, "[TOOL_CALLS][" + LLAMA_CALL + ", ", Parsed(calls=[("f", ARGUMENTS)])),
+    (
+        MISTRAL,
+        '[TOOL_CALLS][{"name":"f","arguments":{}] x',
+        Parsed("", "] x", [("f", "{}")]),
+    ),
+    (
+        MISTRAL,
+        "[TOOL_CALLS]f" + " " * 300 + "{}",
+        Parsed(content="[TOOL_CALLS]f" + " " * 300 + "{}"),
+    ),
     (MISTRAL, "[TOOL_CALLS]no{}", Parsed(content="[TOOL_CALLS]no{}")),
     (MISTRAL, "[TOOL_CALLS][]", Parsed(content="[TOOL_CALLS][]")),
     (MISTRAL, "[TOOL_CALLS] ", Parsed(content="[TOOL_CALLS] ")),

@@ -49,6 +49,18 @@ def test_every_prompt_has_its_own_winner_with_its_own_ids(client):
     assert answer["choices"][1]["token_ids"] == list(b"6 of 98")
 
 
+def test_the_winner_has_its_prompts_log_probabilities(client):
+    first, winner = (
+        complete(client, best_of=number, prompt="ab", echo=True, logprobs=1, prompt_logprobs=1)
+        for number in (1, 2)
+    )
+    assert texts(first)[0].startswith("ab5")
+    assert texts(winner)[0].startswith("ab6")
+    assert winner["choices"][0]["prompt_logprobs"] == first["choices"][0]["prompt_logprobs"]
+    tokens = winner["choices"][0]["logprobs"]["tokens"]
+    assert "".join(tokens) == texts(winner)[0]
+
+
 def test_as_many_as_are_answered_stay_in_order_and_can_be_streamed(client):
     assert texts(complete(client, best_of=2, n=2)) == ["5 of 97", "6 of 97"]
     body = {"model": MODEL, "prompt": "a", "seed": 5, "best_of": 1, "stream": True}
