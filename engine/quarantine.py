@@ -11,11 +11,11 @@ makes all blamed sequences suspects, and a suspect that crashes another worker a
          ◀──────────── any new token ───────┘
 
 A worker that was ended from outside (`kill -9`) says little about what it computed, although lack
-of memory looks the same. It takes two such ends to become a suspect, and three alone to be guilty:
-with fewer, a stream that waited long for its turn was blamed for a storm of kills. Where somebody's
-signal was the end (`WorkerLost.was_killed`), it takes ten alone: people kill at random, whereas
-programs that guard memory kill the same request's worker over and over. Suspects run alone in this
-case, too, because alone they make more progress between two kills.
+of memory looks the same. It takes two such ends to become a suspect, or one alone, and three alone
+to be guilty: with fewer, a stream that waited long for its turn was blamed for a storm of kills.
+Where somebody's signal was the end (`WorkerLost.was_killed`), it takes ten alone: people kill at
+random, whereas programs that guard memory kill the same request's worker over and over. Suspects
+run alone in this case, too, because alone they make more progress between two kills.
 
     in one end ─ another, no token between ─▶ suspect: runs alone ─ ends three alone ─▶ guilty
          ◀──────────────────── any new token ───────────┘

@@ -165,14 +165,15 @@ class ExitPolicy:
 
         Args:
             gains: One per offered draft.
-            num_fixed: Number of drafts that are made at this exit in any case.
+            num_fixed: Number of drafts that are made at this exit in any case; `step` counts them.
         """
         if not self.is_drafting:
             return []
         order = sorted(range(len(gains)), key=lambda i: gains[i].tokens, reverse=True)
         ranked = [gains[i] for i in order]
         rates = self._rates_with(exit_index, ranked, step, num_fixed)
-        return order[: best_count(rates, self._rate(exit_index, step))]
+        without_s = self._seconds_with(exit_index, step, num_fixed, num_fixed)
+        return order[: best_count(rates, step.expected_tokens / without_s)]
 
     def num_alternates(
         self, exit_index: int, gains: Sequence[float], num_waiting: int, step: StepEstimate
@@ -253,7 +254,7 @@ class ExitPolicy:
         self, exit_index: int, ranked: Sequence[DraftGain], step: StepEstimate, num_fixed: int
     ) -> Iterator[float]:
         """Yield the expected tokens per second with the first draft, the first two, and so on."""
-        expected, num_replaced = step.expected_tokens, 0
+        expected, num_replaced = step.expected_tokens, num_fixed
         for count, draft in enumerate(ranked, start=1):
             expected += draft.tokens
             num_replaced += draft.num_replaced

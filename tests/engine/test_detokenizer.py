@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cache
+from itertools import product
 
 import pytest
 from default_model import default_model_directory
@@ -108,6 +109,25 @@ def test_stop_strings(ids: list[int], stops: list[str], sizes: list[int], includ
     assert _stream(Words(), ids, sizes, sampling) == _expected(pieces, stops, include)
 
 
+def test_a_stop_string_is_found_wherever_a_false_start_of_it_ends() -> None:
+    for letters in product("ab", repeat=6):
+        stop = "".join(letters) + "c"
+        for cut in range(1, 7):
+            begun = stop[:cut]
+            found = _stream(Bytes(), (begun + stop).encode(), (), SamplingParams(stop=(stop,)))
+            assert found == (begun, stop, cut + 7)
+
+
+def test_of_stop_strings_that_end_together_the_longest_is_cut() -> None:
+    sampling = SamplingParams(stop=("c", "bc", "abc", "xbc"))
+    assert _stream(Bytes(), b"aabc", (), sampling) == ("a", "abc", 4)
+
+
+def test_a_stop_string_is_found_in_what_the_end_of_the_output_completes() -> None:
+    sampling = SamplingParams(stop=("\ufffd",))
+    assert _stream(Bytes(), b"a\xe4", (), sampling) == ("a", "\ufffd", 2)
+
+
 def test_held_text_comes_out_when_it_was_no_stop_string() -> None:
     detokenizer = Detokenizer(PlainTexts(Bytes()), SamplingParams(stop=("</s>",)), ())
     assert detokenizer.push(b"x</", False) == "x"
@@ -137,6 +157,7 @@ def test_the_first_space_of_sentencepiece() -> None:
         strips_first_space = True
 
     assert _stream(Spaces(), b" a b")[0] == "a b"
+    assert _stream(Spaces(), [300, *b" a b"])[0] == "a b"  # a token without bytes has none
     assert _stream(Spaces(), b" a b", prompt=[SPECIAL])[0] == "a b"
     assert _stream(Spaces(), b" a b", prompt=[SPECIAL, 65])[0] == " a b"
 

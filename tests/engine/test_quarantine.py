@@ -122,6 +122,35 @@ def test_a_suspect_runs_alone_until_it_gets_further_and_newcomers_wait() -> None
     assert_all_right(driver, requests)
 
 
+def test_newcomers_wait_for_who_was_alone_when_a_worker_was_killed() -> None:
+    driver = driver_on()
+    requests = [make_request(number, ignore_eos=True) for number in range(2)]
+    driver.add(requests[0])
+    driver.send()
+    driver.crash()
+    driver.add(requests[1])
+    rows = []
+    for _ in range(2):
+        driver.send()
+        rows.append([row.sequence_id for row in driver.worker.plans[-1].rows])
+        driver.receive()
+    assert rows == [[0], [0, 1]]
+    driver.run_to_the_end()
+    assert_all_right(driver, requests)
+
+
+def test_who_goes_on_after_one_kill_in_company_is_not_preempted_for_it() -> None:
+    driver = driver_on()
+    requests = [make_request(number) for number in range(2)]
+    for request in requests:
+        driver.add(request)
+    driver.send()
+    driver.crash()
+    driver.run_to_the_end()
+    assert_all_right(driver, requests)
+    assert driver.core.stats().preemptions_total == len(requests)
+
+
 def test_a_suspect_whose_client_leaves_holds_nobody_up() -> None:
     driver = driver_on()
     driver.add(killer())

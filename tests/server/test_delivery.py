@@ -2,7 +2,11 @@
 
 import asyncio
 import json
+import threading
+from collections.abc import Iterator
+from typing import Any
 
+import pytest
 from fake_engine import FakeEngine
 from watched_generations import started
 
@@ -98,6 +102,29 @@ async def test_for_a_reader_that_does_not_read_outputs_merge_and_nothing_overtak
     assert await waiting is None
     assert texts(stream.last_piece) == ["x", "x", ""]
     assert connection.pieces == []
+
+
+async def test_what_takes_long_to_render_is_rendered_on_a_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads, chunks = [], CompletionRenderer.chunks
+
+    def rendered(*args: Any) -> Iterator[Any]:
+        threads.append(threading.current_thread())
+        return chunks(*args)
+
+    monkeypatch.setattr(CompletionRenderer, "chunks", rendered)
+    monkeypatch.setattr("server.delivery.is_long", lambda _: True)
+    connection, engine = Connection(), FakeEngine("a", token_delay_s=60)
+    stream = delivery(engine, connection)
+    body = stream.body()
+    waiting = asyncio.ensure_future(anext(body))
+    await asyncio.sleep(0)
+    stream._generations._open[0].slot.put(output(0))
+    assert texts(await waiting) == ["x"]
+    assert connection.pieces == []
+    assert threading.current_thread() not in threads
+    await body.aclose()
 
 
 def output(number: int, reason: FinishReason | None = None) -> RequestOutput:

@@ -66,6 +66,13 @@ def test_a_draft_that_replaces_others_has_to_be_worth_more_than_they_are() -> No
     assert policy().select(0, [DraftGain(0.9 - 0.4, num_replaced=2)], step) == [0]
 
 
+def test_beside_drafts_that_are_made_in_any_case_only_a_further_token_has_to_pay() -> None:
+    offer, p = DraftGain(0.55), policy(per_token=0.3)
+    assert p.select(0, [offer], at_exit(2)) == [], "it would pay for the way down as well"
+    assert p.select(0, [offer], at_exit(2, (0.9,)), num_fixed=1) == [0]
+    assert p.select(0, [DraftGain(0.45)], at_exit(2, (0.9,)), num_fixed=1) == []
+
+
 def test_free_drafts_enter_as_far_as_they_are_likely_enough() -> None:
     run = [0.9, 0.8, 0.6, 0.009, 0.001]
     assert policy().extend([run], 1, before()) == [3]
@@ -81,6 +88,8 @@ def test_drafts_never_make_a_step_longer_than_asked(longest_s: float | None, cou
     may_draft = longest_s is None or longest_s > 1.0
     assert bool(p.select(0, [DraftGain(0.9)], at_exit())) is may_draft
     assert bool(p.rows_to_evaluate(0, [WHOLE], at_exit())) is may_draft
+    may_add = longest_s is None or longest_s > 1.4
+    assert bool(p.num_alternates(0, [0.9], 1, at_exit(1, (0.4,)))) is may_add
 
 
 def test_free_drafts_of_a_batch_compete() -> None:

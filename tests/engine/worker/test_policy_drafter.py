@@ -217,6 +217,17 @@ class Played:
         self.kinds.append("draft" if drafts else "ahead" if ahead else "alone")
 
 
+def test_a_pass_launched_ahead_is_a_cost_of_the_drafts_that_forgo_it() -> None:
+    drafter, step = Played().drafter, StepEstimate(1, 1.0, is_ahead=True)
+    found, new = row_of(REPETITIVE), row_of(list(range(40)))
+    drafter.begin([new], step)
+    drafter.look_up([new], step)
+    assert (step.is_ahead, step.seconds) == (True, 0.0)
+    drafter.look_up([found], step)
+    assert found.drafts
+    assert (step.is_ahead, step.seconds) == (False, 1.0)
+
+
 def test_on_a_device_plain_steps_count_as_what_they_take_in_a_row() -> None:
     """A step with a right draft brings 2 tokens in 3 s; a single plain one would bring 1 in 2 s."""
     played = Played()

@@ -6,6 +6,8 @@ On a CPU a graph is simulated by calling again; on a GPU these are CUDA graphs.
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -304,3 +306,17 @@ def test_logits_that_are_no_numbers_are_that_rows_error_as_elsewhere(
     kept = expected[1].token_ids.index(poison) + 1
     assert results[1].token_ids == expected[1].token_ids[:kept]
     assert launches.num_launched > 0
+
+
+def test_a_pass_is_taken_only_for_the_same_rows_at_the_same_places() -> None:
+    hidden, states, others = torch.zeros(1), [object()], [object()]
+    runner: Any = SimpleNamespace(run_through=lambda _: hidden)
+    places, elsewhere = ([5], [21], [0]), ([5], [9], [0])
+    tokens = NewestTokens([7], places, torch.zeros(1, 1))
+    ahead: Any = RunAhead(runner)
+    ahead.launch(states, tokens)
+    ahead.begin()
+    assert ahead.take(others, places) is None, "a rebuilt state is another one"
+    assert ahead.take(states, elsewhere) is None, "a block was taken back and another given"
+    assert ahead.take(states, places) is hidden
+    assert ahead.take(states, places) is None

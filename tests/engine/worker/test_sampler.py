@@ -1,6 +1,7 @@
 """Processors do what their names say, on the full and on a reduced vocabulary, for each row."""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from engine.model.ops.torch_ops import TorchOps
 from engine.worker.sample_point import ReducedVocabulary, SamplePoint
 from engine.worker.sampler import Sampler
 from engine.worker.sequence_state import SequenceState
+from engine.worker.token_bits import token_bits
 
 pytestmark = pytest.mark.torch
 
@@ -85,6 +87,16 @@ def test_min_tokens_puts_no_end_off_where_nothing_else_is_allowed(
     assert kept(sampler.scores(logits, [short])) == left
 
 
+def test_a_structure_decides_by_itself_what_min_tokens_puts_off(
+    sampler: Sampler, logits: Tensor
+) -> None:
+    short = point(min_tokens=3, stop_token_ids=[0, 9])
+    allowed = token_bits([9], VOCAB)  # its end, as nothing else may follow
+    structure = SimpleNamespace(vocab_size=VOCAB, allowed=lambda *_, **__: allowed)
+    short.state.structure = structure  # type: ignore[assignment]
+    assert kept(sampler.scores(logits, [short])) == {9}
+
+
 def test_on_a_reduced_vocabulary_none_may_be_left(sampler: Sampler, logits: Tensor) -> None:
     columns = torch.full((VOCAB,), -1)
     columns[torch.tensor([1, 4])] = torch.arange(2)
@@ -107,6 +119,7 @@ def test_top_k_top_p_min_p(sampler: Sampler) -> None:
     assert survivors(top_p=0.71) == {0, 1, 2}
     assert survivors(top_p=1e-9) == {0}, "the best token always stays"
     assert survivors(min_p=0.45) == {0, 1, 2}
+    assert survivors(min_p=1.0) == {0}, "the best token always stays"
     assert survivors(top_k=3, min_p=0.7) == {0, 1}
 
 

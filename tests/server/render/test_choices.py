@@ -58,9 +58,10 @@ def choices(renderer: Renderer, *outputs: RequestOutput) -> list[dict]:
 
 
 @both
-def test_the_trace_of_a_token_without_text_yet_is_sent_at_once(make):
+@pytest.mark.parametrize("text", ["", "c"])
+def test_the_trace_of_a_token_is_sent_at_once_with_its_text_or_without(make, text):
     trace = (TokenTrace(token_id=195, exit_layer=2, confidence=0.5),)
-    *_, choice = choices(make(), output_of("", (195,), trace=trace))
+    *_, choice = choices(make(), output_of(text, (195,), trace=trace))
 
     assert choice["early_exit_trace"][0]["token_id"] == 195
 

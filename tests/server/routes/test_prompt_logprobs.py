@@ -55,6 +55,17 @@ def test_a_prompts_own_token_is_not_told_twice(client):
     }
 
 
+def test_there_are_no_more_than_asked_for_where_an_echo_has_more(client):
+    fields = {"echo": True, "logprobs": 3, "prompt_logprobs": 1}
+    choice = post(client, PATHS[0], **fields).json()["choices"][0]
+
+    assert [list(entry or ()) for entry in choice["prompt_logprobs"]] == [
+        [],
+        ["98", "120"],
+        ["99", "120"],
+    ]
+
+
 def test_echoed_ones_are_as_many_as_asked_for(client, engine):
     fields = {"echo": True, "logprobs": 1, "prompt_logprobs": 3}
     choice = post(client, PATHS[0], **fields).json()["choices"][0]
