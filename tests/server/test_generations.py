@@ -144,6 +144,27 @@ async def test_a_failure_comes_after_what_came_before_it() -> None:
     assert watches(made)[0].ends == [FinishReason.ERROR]
 
 
+async def test_the_failure_of_one_comes_after_what_another_has_said() -> None:
+    engine = FakeEngine("a", token_delay_s=60)
+    made = started(engine, 2)
+    made._open[0].slot.put(next(engine._outputs(engine.requests[0])))
+    made._open[1].slot.fail(EngineFailed("gone"))
+    assert [output.text for _, output in made.take()] == ["a"]
+    with pytest.raises(EngineFailed):
+        made.take()
+    assert not made.is_over
+    made.close()
+    assert made.is_over
+
+
+async def test_an_answer_that_is_closed_has_no_deadlines() -> None:
+    made, deadlines = generations(FakeEngine("a", token_delay_s=60), 1), Deadlines(60, 60)
+    made.start(deadlines)
+    assert deadlines._timers
+    made.close()
+    assert not deadlines._timers
+
+
 async def test_a_dead_end_is_the_requests_own_fault() -> None:
     engine = FakeEngine("abcdef", finish_with=FinishReason.DEAD_END, failure_after=2)
     with pytest.raises(DeadEnd, match=r"^allowed_token_ids: ") as caught:

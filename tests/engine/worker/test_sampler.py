@@ -12,7 +12,7 @@ from engine.model.ops.torch_ops import TorchOps
 from engine.worker.sample_point import ReducedVocabulary, SamplePoint
 from engine.worker.sampler import Sampler
 from engine.worker.sequence_state import SequenceState
-from engine.worker.token_bits import token_bits
+from engine.worker.token_bits import TokenBits, token_bits
 
 pytestmark = pytest.mark.torch
 
@@ -97,6 +97,26 @@ def test_a_structure_decides_by_itself_what_min_tokens_puts_off(
     assert kept(sampler.scores(logits, [short])) == {9}
 
 
+@pytest.mark.parametrize(
+    ("options", "puts_off"), [({}, False), ({"min_tokens": 1}, True), ({"ignore_eos": True}, True)]
+)
+def test_a_structure_is_told_whether_its_end_is_to_be_put_off(
+    sampler: Sampler, logits: Tensor, options: dict[str, object], puts_off: bool
+) -> None:
+    told: list[bool] = []
+
+    def allowed(_: object, *, puts_off_end: bool, listed: object) -> TokenBits:
+        told.append(puts_off_end)
+        return token_bits([9], VOCAB)
+
+    asked = point(**options)
+    asked.state.structure = SimpleNamespace(  # type: ignore[assignment]
+        vocab_size=VOCAB, allowed=allowed
+    )
+    sampler.scores(logits, [asked])
+    assert told == [puts_off]
+
+
 def test_on_a_reduced_vocabulary_none_may_be_left(sampler: Sampler, logits: Tensor) -> None:
     columns = torch.full((VOCAB,), -1)
     columns[torch.tensor([1, 4])] = torch.arange(2)
@@ -118,6 +138,9 @@ def test_top_k_top_p_min_p(sampler: Sampler) -> None:
     assert survivors(top_p=0.65) == {0, 1}
     assert survivors(top_p=0.71) == {0, 1, 2}
     assert survivors(top_p=1e-9) == {0}, "the best token always stays"
+    logits = torch.tensor([[0.0, 0.0] + [float("-inf")] * 10])
+    assert survivors(top_p=0.5) == {0}, "no more than it takes"
+    logits = probs.log()
     assert survivors(min_p=0.45) == {0, 1, 2}
     assert survivors(min_p=1.0) == {0}, "the best token always stays"
     assert survivors(top_k=3, min_p=0.7) == {0, 1}
