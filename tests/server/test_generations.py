@@ -54,6 +54,7 @@ async def test_a_receiver_that_waits_gets_outputs_without_a_task_being_woken() -
     await made.wait(receive)
 
     assert received == ["a", "b", "c"]
+    assert watches(made)[0].text == "abc"
     assert [output.text for _, output in made.take()] == ["c"], "what it did not want"
 
 

@@ -109,6 +109,19 @@ def test_beside_a_prompt_a_draft_has_to_pay_as_without_it(num_prompt_tokens: int
     assert p.keep(0, runs, step) == [2, 0, 0, 1]
 
 
+def test_where_a_steps_length_is_limited_its_prompts_count() -> None:
+    p, step = policy(longest_step_s=5.0), StepEstimate(num_tokens=204, expected_tokens=4.0)
+    p.begin(step, may_control=True)
+    assert step.seconds == 0.0
+
+
+def test_look_up_drafts_have_to_be_worth_the_pass_that_has_run_ahead() -> None:
+    ahead = StepEstimate(num_tokens=1, expected_tokens=1.0, is_ahead=True)
+    assert policy().extend([[0.9]], 1, before()) == [1]
+    assert policy().extend([[0.9]], 1, ahead) == [0]
+    assert policy().extend([[0.9, 0.85, 0.8]], 1, ahead) == [3]
+
+
 def test_alternates_enter_as_far_as_they_pay() -> None:
     step = at_exit(1, (0.4,))
     assert policy().num_alternates(0, [0.3, 0.2, 0.01], 1, step) == 2
