@@ -90,6 +90,12 @@ def test_usage_on_every_chunk(live_url):
     assert [piece["usage"]["completion_tokens"] for piece in pieces] == [1, 2, 3, 3]
 
 
+def test_usage_on_every_chunk_is_part_of_usage(live_url):
+    stream = chunks(live_url, COMPLETIONS, stream_options={"continuous_usage_stats": True})
+
+    assert all(chunk["usage"] is None for chunk in stream)
+
+
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
 def test_choices_interleave_and_each_ends_once(engine, live_url, path):
     engine.token_delay_s = 0.002

@@ -100,6 +100,7 @@ async def test_closing_it_aborts_all(count: int) -> None:
 
     assert len(engine.aborted) == min(count, 2), "as many as were begun"
     assert not engine.open_ids
+    assert made.is_over
     assert all(watch.ends == [None] for watch in watches(made))
 
 
