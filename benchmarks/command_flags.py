@@ -9,6 +9,7 @@ from benchmarks.flags import (
     add_activation_flag,
     add_clock_flags,
     add_group_flags,
+    add_model_flag,
     add_model_flags,
     add_prompt_flags,
     add_prompt_set_flags,
@@ -166,13 +167,7 @@ def add_calibration_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_rounding_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `bench rounding`."""
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        nargs="?",
-        default="smollm2-135m-instruct",
-        help="local directory, .gguf file, hub id or built-in alias (%(default)s)",
-    )
+    add_model_flag(parser)
     add_prompt_set_flags(parser)
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (all cores)")
 

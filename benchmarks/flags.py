@@ -14,13 +14,7 @@ _CLOCKS = {
 
 def add_model_flags(parser: argparse.ArgumentParser, *, many_heads: bool = False) -> None:
     """Declare which model runs, and how it is computed."""
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        nargs="?",
-        default="smollm2-135m-instruct",
-        help="local directory, .gguf file, hub id or built-in alias (%(default)s)",
-    )
+    add_model_flag(parser)
     parser.add_argument(
         "--heads",
         type=Path,
@@ -42,6 +36,17 @@ def add_model_flags(parser: argparse.ArgumentParser, *, many_heads: bool = False
     )
     add_activation_flag(parser)
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (all cores)")
+
+
+def add_model_flag(parser: argparse.ArgumentParser) -> None:
+    """Declare which model runs."""
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        default="smollm2-135m-instruct",
+        help="local directory, .gguf file, hub id or built-in alias (%(default)s)",
+    )
 
 
 def add_activation_flag(parser: argparse.ArgumentParser) -> None:

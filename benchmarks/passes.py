@@ -15,13 +15,13 @@ import torch
 
 from benchmarks.machine import describe_machine, print_facts
 from benchmarks.native_flags import add_flags, native_ops, numbers, require_native
+from benchmarks.single_stream import BLOCK_SIZE, num_blocks, stream_batch
 from engine.checkpoint import resolve_model
 from engine.model.decoder import Decoder
-from engine.model.ops.interface import LayerCache, TokenBatch
+from engine.model.ops.interface import LayerCache
 from engine.worker.decode_step import split_layers
 from engine.worker.kv_cache import allocate_cache
 
-_BLOCK = 16
 _TOKEN = 50  # any token that is not special
 
 
@@ -54,11 +54,10 @@ def _measure(
     decoder: Decoder, counts: Sequence[int], context: int, rounds: int
 ) -> dict[int, float]:
     """Return the median seconds of a pass, by its number of tokens."""
-    num_blocks = -(-(context + max(counts)) // _BLOCK)
     cache = allocate_cache(
         decoder.spec,
-        num_blocks,
-        _BLOCK,
+        num_blocks(context + max(counts)),
+        BLOCK_SIZE,
         dtype=decoder.ops.dtype,
         device=decoder.ops.device,
     )
@@ -74,15 +73,7 @@ def _measure(
 
 def _pass(decoder: Decoder, cache: Sequence[LayerCache], first: int, count: int) -> None:
     """Run `count` tokens of the only stream, from position `first`, through the whole model."""
-    positions = torch.arange(first, first + count, dtype=torch.int32)
-    width = -(-(first + count) // _BLOCK)
-    batch = TokenBatch(
-        positions=positions,
-        slots=positions,
-        rows=torch.zeros(count, dtype=torch.int32),
-        block_tables=torch.arange(width, dtype=torch.int32)[None],
-        block_size=_BLOCK,
-    )
+    batch = stream_batch(first, count)
     hidden = decoder.embed(torch.full((count,), _TOKEN, dtype=torch.int32))
     for segment in split_layers(decoder.spec.num_layers, []):
         hidden = decoder.run(hidden, segment, cache, batch)

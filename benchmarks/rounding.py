@@ -18,16 +18,15 @@ from torch import Tensor
 from benchmarks.contest import Entry
 from benchmarks.machine import describe_machine, print_facts
 from benchmarks.prompts import choose_prompts, encode_prompts
+from benchmarks.single_stream import BLOCK_SIZE, num_blocks, stream_batch
 from engine.checkpoint import resolve_model
 from engine.checkpoint.directory import has_blocks
 from engine.config import ModelConfig
 from engine.model.decoder import Decoder, Segment
-from engine.model.ops.interface import TokenBatch
 from engine.worker.kv_cache import allocate_cache
 from training.pipeline import load_decoder
 from training.progress import ProgressReport
 
-_BLOCK = 16  # tokens of a KV block
 _MOST_TOKENS = 512  # read of a prompt, so that its logits fit into memory
 
 
@@ -111,16 +110,8 @@ def _drift(decoder: Decoder, reference: Decoder, entries: Sequence[Entry], name:
 def _logits(decoder: Decoder, token_ids: Tensor) -> Tensor:
     """Return the logits [T, V] after each of a prompt's tokens."""
     count, spec = len(token_ids), decoder.spec
-    num_blocks = -(-count // _BLOCK)
-    device = decoder.ops.device
-    cache = allocate_cache(spec, num_blocks, _BLOCK, dtype=decoder.ops.dtype, device=device)
-    positions = torch.arange(count, dtype=torch.int32)
-    batch = TokenBatch(
-        positions=positions,
-        slots=positions,
-        rows=torch.zeros(count, dtype=torch.int32),
-        block_tables=torch.arange(num_blocks, dtype=torch.int32)[None],
-        block_size=_BLOCK,
-    )
+    dtype, device = decoder.ops.dtype, decoder.ops.device
+    cache = allocate_cache(spec, num_blocks(count), BLOCK_SIZE, dtype=dtype, device=device)
+    batch = stream_batch(0, count)
     hidden = decoder.run(decoder.embed(token_ids), Segment(0, spec.num_layers), cache, batch)
     return decoder.logits(hidden)

@@ -249,14 +249,7 @@ void panel_expand(Format format, int64_t depth, const void *panel, float *expand
 
 /* ---- one function per format and number of rows ---- */
 
-#define PRODUCT(format, rows)                                                                                   \
-    static void product_##format##_##rows(int count, int64_t depth, const float *x, const Stream *panels,       \
-                                          int64_t step, float *sums) {                                          \
-        if (count == 1) product(format, 1, rows, depth, x, panels, step, sums);                                 \
-        else if (count == 2 && FIT(4, format, rows)) product(format, 2, rows, depth, x, panels, step, sums);    \
-        else product(format, PANELS_AT_ONCE(format, rows), rows, depth, x, panels, step, sums);                 \
-    }
-#define NAME(format, rows) product_##format##_##rows,
+#define PRODUCT(format, rows) PRODUCT_OF(float, format, rows)
 
 EACH_ROWS(PRODUCT, FLOAT32)
 EACH_ROWS(PRODUCT, BFLOAT16)
@@ -266,10 +259,10 @@ EACH_ROWS(PRODUCT, INT4)
 typedef void (*Product)(int count, int64_t depth, const float *x, const Stream *panels, int64_t step, float *sums);
 
 static const Product PRODUCTS[FORMATS][MAX_ROWS] = {
-    {EACH_ROWS(NAME, FLOAT32)},
-    {EACH_ROWS(NAME, BFLOAT16)},
-    {EACH_ROWS(NAME, INT8)},
-    {EACH_ROWS(NAME, INT4)},
+    {EACH_ROWS(PRODUCT_NAME, FLOAT32)},
+    {EACH_ROWS(PRODUCT_NAME, BFLOAT16)},
+    {EACH_ROWS(PRODUCT_NAME, INT8)},
+    {EACH_ROWS(PRODUCT_NAME, INT4)},
 };
 
 void panel_product(Format format, int rows, int count, int64_t depth, const float *x, const Stream *panels, int64_t step,

@@ -50,6 +50,17 @@
 #define EACH_ROWS UP_TO_6_ROWS
 #endif
 
+/* A function that calls `product`, which is inlined, for a format, a number of rows, and the number of panels that it is
+   given; x is of type X. */
+#define PRODUCT_OF(X, format, rows)                                                                             \
+    static void product_##format##_##rows(int count, int64_t depth, const X *x, const Stream *panels,           \
+                                          int64_t step, float *sums) {                                          \
+        if (count == 1) product(format, 1, rows, depth, x, panels, step, sums);                                 \
+        else if (count == 2 && FIT(4, format, rows)) product(format, 2, rows, depth, x, panels, step, sums);    \
+        else product(format, PANELS_AT_ONCE(format, rows), rows, depth, x, panels, step, sums);                 \
+    }
+#define PRODUCT_NAME(format, rows) product_##format##_##rows,
+
 #define BLOCK 32               /* values that share a scale */
 #define WORD_BYTES (PANEL * 4) /* one word of every column */
 

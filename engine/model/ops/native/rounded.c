@@ -194,14 +194,7 @@ INLINE void product(const Format format, const int panels, const int rows, int64
 
 /* ---- one function per format and number of rows ---- */
 
-#define PRODUCT(format, rows)                                                                                   \
-    static void product_##format##_##rows(int count, int64_t depth, const int32_t *x, const Stream *panels,     \
-                                          int64_t step, float *sums) {                                          \
-        if (count == 1) product(format, 1, rows, depth, x, panels, step, sums);                                 \
-        else if (count == 2 && FIT(4, format, rows)) product(format, 2, rows, depth, x, panels, step, sums);    \
-        else product(format, PANELS_AT_ONCE(format, rows), rows, depth, x, panels, step, sums);                 \
-    }
-#define NAME(format, rows) product_##format##_##rows,
+#define PRODUCT(format, rows) PRODUCT_OF(int32_t, format, rows)
 
 EACH_ROWS(PRODUCT, INT8)
 EACH_ROWS(PRODUCT, INT4)
@@ -209,8 +202,8 @@ EACH_ROWS(PRODUCT, INT4)
 typedef void (*Product)(int count, int64_t depth, const int32_t *x, const Stream *panels, int64_t step, float *sums);
 
 static const Product PRODUCTS[FORMATS][MAX_ROWS] = {
-    [INT8] = {EACH_ROWS(NAME, INT8)},
-    [INT4] = {EACH_ROWS(NAME, INT4)},
+    [INT8] = {EACH_ROWS(PRODUCT_NAME, INT8)},
+    [INT4] = {EACH_ROWS(PRODUCT_NAME, INT4)},
 };
 
 void rounded_product(Format format, int rows, int count, int64_t depth, const int32_t *x, const Stream *panels,
