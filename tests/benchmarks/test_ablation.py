@@ -54,7 +54,8 @@ def test_every_row_runs_and_only_the_unverified_one_changes_outputs(
     args = Namespace(
         model=str(directory), heads=directory / "exit_heads", prompts=None, num_prompts=1,
         max_tokens=12, temperature=0.0, clock="cpu", costs=None, device="cpu", dtype="auto",
-        threads=1, backend="torch", quantization="auto", markdown=table, plot=None,
+        threads=1, backend="torch", quantization="auto", activation_quantization="none",
+        markdown=table, plot=None,
         retrained=[f"full vocabulary={directory / 'full'}", f"two exits={two}"], row=None,
         concurrency=(1,), group_by=None, continuous=False,
     )  # fmt: skip

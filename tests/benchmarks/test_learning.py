@@ -42,7 +42,7 @@ def test_learning_changes_no_output_and_is_counted(
         model=str(directory), heads=directory / "exit_heads", prompts=None, domain="german",
         num_prompts=4, familiar=1, window=2, share=0.5, no_lookup_drafts=True, max_tokens=24,
         temperature=0.0, clock=clock, costs=None, device="cpu", dtype="auto", threads=1,
-        backend="auto", quantization="auto", plot=plot,
+        backend="auto", quantization="auto", activation_quantization="none", plot=plot,
     )  # fmt: skip
 
     assert learning.run(args) == 0

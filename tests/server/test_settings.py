@@ -344,6 +344,7 @@ CHOICES = [  # flags, and the choice of the engine that they make
     ("--device cpu", "model.device", "cpu"),
     ("--dtype float32", "model.dtype", "float32"),
     ("--quantization none", "model.quantization", "none"),
+    ("--activation-quantization int8", "model.activation_quantization", "int8"),
     ("--max-model-len 9", "model.max_model_len", 9),
     ("--threads 3", "model.num_threads", 3),
     ("--pin-threads never", "model.pin_threads", "never"),
