@@ -53,31 +53,12 @@ def run(args: argparse.Namespace) -> int:
     host, port = listener.getsockname()[:2]
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     url = f"{'https' if tls else 'http'}://{address}"
-    _warn(settings, host)
-    with listener, _announced(url, settings.address_file):
-        return asyncio.run(_serve(settings, url, listener, tls))
-
-
-def _warn(settings: ServerSettings, host: str) -> None:
-    """Warn of what works, but is hardly meant."""
     if not settings.api_keys and not host.startswith("127.") and host != "::1":
         logger.warning(
             "listening on %s without an --api-key: anyone who reaches it can use it", host
         )
-    num_cores = _num_cores()
-    if settings.threads is not None and settings.threads > num_cores:
-        logger.warning(
-            "--threads %d on %d cores: in every step threads wait for others to leave a core",
-            settings.threads,
-            num_cores,
-        )
-
-
-def _num_cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    with listener, _announced(url, settings.address_file):
+        return asyncio.run(_serve(settings, url, listener, tls))
 
 
 @contextmanager

@@ -98,7 +98,14 @@ def _native_ops(config: EngineConfig) -> NativeOps:
         )
     floats = Format.BFLOAT16 if model.dtype == "bfloat16" else Format.FLOAT32
     weights = {"int8": Format.INT8, "q4": Format.INT4}.get(model.quantization, floats)
-    threads = model.num_threads or usable_cores()
+    num_cores = usable_cores()
+    threads = model.num_threads or num_cores
+    if threads > num_cores:
+        logger.warning(
+            "--threads %d on %d cores: in every step threads wait for others to leave a core",
+            threads,
+            num_cores,
+        )
     cores = cores_to_pin(threads, model.pin_threads)
     # 8 bits: heads choose drafts, not output, and reading their weights is what they cost.
     return NativeOps(threads, weights, Format.INT8, cores, rounds_activations=rounds_activations)

@@ -2,6 +2,7 @@
 
 import json
 import stat
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from tiny_model import write_tiny_llama
 
 from benchmarks.cli import main
 from benchmarks.llama_bench import LlamaBench, Speed, find_llama_bench, parse
-from benchmarks.peer_files import in_precision, source_file
+from benchmarks.peer_files import PRECISIONS, in_precision, source_file
+from benchmarks.peers import _config
 
 TEST = {"n_prompt": 256, "n_gen": 0, "avg_ts": 812.5}
 
@@ -25,6 +27,15 @@ def program(tmp_path, text):
 
 def bench(file):
     return LlamaBench(program=str(file), num_threads=3, num_prompt_tokens=256, num_output_tokens=96)
+
+
+def test_activations_are_rounded_where_llama_cpp_rounds_them(tmp_path):
+    args = Namespace(activation_quantization="int8")
+    forms = {
+        precision: _config(args, precision, tmp_path, None, 1).model.activation_quantization
+        for precision in PRECISIONS
+    }
+    assert forms == {"f32": "none", "bf16": "none", "q8_0": "int8", "q4_1": "int8"}
 
 
 def test_what_it_prints_is_read_and_it_is_asked_for_the_same_lengths(tmp_path):

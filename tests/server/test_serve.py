@@ -33,15 +33,6 @@ def test_a_model_whose_sampling_values_cannot_be_used_is_refused_before_it_is_lo
     assert "Traceback" not in error
 
 
-def test_more_threads_than_cores_are_warned_about(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("server.serve._num_cores", lambda: 4)
-
-    main(["serve", str(tmp_path), "--port", "0", "--threads", "4"])
-    assert "--threads" not in caplog.text
-    main(["serve", str(tmp_path), "--port", "0", "--threads", "5"])
-    assert "--threads 5 on 4 cores" in caplog.text
-
-
 def test_the_address_is_kept_in_a_file_while_the_server_runs(tmp_path, monkeypatch):
     file = tmp_path / "address"
     seen = []

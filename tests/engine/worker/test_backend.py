@@ -88,6 +88,19 @@ def test_activations_are_not_rounded_for_weights_that_are_not(
 
 
 @needs_native
+def test_more_threads_than_cores_are_warned_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = write_tiny_llama(tmp_path)
+    monkeypatch.setattr("engine.worker.backend.usable_cores", lambda: 2)
+    for threads in (2, 3):
+        assert "--threads" not in caplog.text
+        model = ModelConfig(directory=directory, device="cpu", num_threads=threads)
+        select_ops(EngineConfig(model=model), ModelSpec.from_directory(directory))
+    assert "--threads 3 on 2 cores" in caplog.text
+
+
+@needs_native
 def test_what_is_computed_in_is_described(tmp_path: Path) -> None:
     directory = write_tiny_llama(tmp_path)
     model = ModelConfig(
