@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "codes.h"
+#include "sums.h"
 
 typedef char bytes __attribute__((vector_size(VEC_BYTES)));
 
@@ -164,17 +165,12 @@ INLINE void product(const Format format, const int panels, const int rows, int64
     const bool rows_kept = rows <= panels * PANEL_VECS; /* in registers, not the weights */
     const int span = span_of(format);
     const int64_t length = format >= INT8 ? BLOCK : span; /* of k between two looks at what a block shares */
-    vec sum[MAX_PANELS][MAX_ROWS][PANEL_VECS];
+    Sums sum;
     Shared shared[MAX_PANELS] = {0};
     const char *at[MAX_PANELS], *ahead[MAX_PANELS];
 #pragma GCC unroll 4
-    for (int p = 0; p < panels; p++) {
-        at[p] = streams[p].at, ahead[p] = streams[p].ahead;
-#pragma GCC unroll 12
-        for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-            for (int v = 0; v < PANEL_VECS; v++) sum[p][r][v] = ((const vec *)(out + (p * rows + r) * PANEL))[v];
-    }
+    for (int p = 0; p < panels; p++) at[p] = streams[p].at, ahead[p] = streams[p].ahead;
+    sums_load(panels, rows, out, sum);
     for (int64_t begin = 0; begin < depth; begin += length) {
         if (format >= INT8)
 #pragma GCC unroll 4
@@ -210,12 +206,7 @@ INLINE void product(const Format format, const int panels, const int rows, int64
             }
         }
     }
-#pragma GCC unroll 4
-    for (int p = 0; p < panels; p++)
-#pragma GCC unroll 12
-        for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-            for (int v = 0; v < PANEL_VECS; v++) ((vec *)(out + (p * rows + r) * PANEL))[v] = sum[p][r][v];
+    sums_store(panels, rows, sum, out);
 }
 
 INLINE void expand(const Format format, int64_t depth, const char *at, float *out) {

@@ -1,6 +1,7 @@
 #include "rounded.h"
 
 #include "codes.h"
+#include "sums.h"
 
 #if defined(__ARM_FEATURE_DOTPROD)
 #include <arm_neon.h>
@@ -134,16 +135,11 @@ INLINE uvec codes_of(const Format format, uvec word, const int part) {
 INLINE void product(const Format format, const int panels, const int rows, int64_t depth, const int32_t *x,
                     const Stream *streams, int64_t step, float *out) {
     const int parts = format == INT4 ? 2 : 1;
-    vec sum[MAX_PANELS][MAX_ROWS][PANEL_VECS];
+    Sums sum;
     const char *at[MAX_PANELS], *ahead[MAX_PANELS];
 #pragma GCC unroll 4
-    for (int p = 0; p < panels; p++) {
-        at[p] = streams[p].at, ahead[p] = streams[p].ahead;
-#pragma GCC unroll 12
-        for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-            for (int v = 0; v < PANEL_VECS; v++) sum[p][r][v] = ((const vec *)(out + (p * rows + r) * PANEL))[v];
-    }
+    for (int p = 0; p < panels; p++) at[p] = streams[p].at, ahead[p] = streams[p].ahead;
+    sums_load(panels, rows, out, sum);
     for (int64_t k = 0; k < depth; k += BLOCK) {
         Shared shared[MAX_PANELS];
         ivec dot[MAX_PANELS][MAX_ROWS][PANEL_VECS] = {0};
@@ -184,12 +180,7 @@ INLINE void product(const Format format, const int panels, const int rows, int64
                 }
         x += 2 * rows;
     }
-#pragma GCC unroll 4
-    for (int p = 0; p < panels; p++)
-#pragma GCC unroll 12
-        for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-            for (int v = 0; v < PANEL_VECS; v++) ((vec *)(out + (p * rows + r) * PANEL))[v] = sum[p][r][v];
+    sums_store(panels, rows, sum, out);
 }
 
 /* ---- one function per format and number of rows ---- */
