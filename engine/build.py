@@ -20,7 +20,7 @@ async def build_engine(
         on_progress: Called with (what is being done, fraction done) while the worker loads.
 
     Raises:
-        ModelLoadError: The tokenizer cannot be read.
+        ModelLoadError: The tokenizer cannot be read, or the chat template cannot be used.
     """
     if config.worker == "inline":
         return await _with_tokenizer(config, inline_model_worker(config))
@@ -34,5 +34,5 @@ async def build_engine(
 
 
 async def _with_tokenizer(config: EngineConfig, worker: Worker) -> AsyncEngine:
-    tokenizer = await asyncio.to_thread(load_tokenizer, config.model.directory)
+    tokenizer = await asyncio.to_thread(load_tokenizer, config.model.directory, config.chat)
     return AsyncEngine(config, worker, tokenizer)

@@ -4,9 +4,10 @@ What is to be chosen automatically is "auto" or None here; the worker chooses by
 machine and reports the outcome in `WorkerInfo`. Reads neither environment nor files.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +84,14 @@ class StructureConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ChatConfig:
+    """How conversations become prompts."""
+
+    template: str | None = None  # Jinja; None: the checkpoint's own
+    variables: Mapping[str, Any] = field(default_factory=dict)  # a request's own win over these
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """The whole configuration of an engine."""
 
@@ -92,4 +101,5 @@ class EngineConfig:
     exits: ExitsConfig = field(default_factory=ExitsConfig)
     supervision: SupervisionConfig = field(default_factory=SupervisionConfig)
     structure: StructureConfig = field(default_factory=StructureConfig)
+    chat: ChatConfig = field(default_factory=ChatConfig)
     worker: Literal["process", "inline"] = "process"

@@ -18,6 +18,7 @@ from jinja2 import TemplateError, TemplateSyntaxError
 from jinja2.exceptions import SecurityError
 
 from engine.checkpoint.directory import eos_token_ids
+from engine.config import ChatConfig
 from engine.errors import ModelLoadError, RequestError, UnsafeCheckpoint
 from engine.vocabulary import byte_alphabet, is_byte_level, piece_bytes
 
@@ -50,8 +51,18 @@ class Tokenizer:
         strips_first_space: Whether decoded text begins without the space its first token carries.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerFast", eos_token_ids: Sequence[int]) -> None:
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerFast",
+        eos_token_ids: Sequence[int],
+        variables: Mapping[str, Any] | None = None,
+    ) -> None:
+        """
+        Args:
+            variables: What the chat template is told where a chat does not say.
+        """
         self._tokenizer = tokenizer
+        self._variables = variables or {}
         self._backend = tokenizer.backend_tokenizer
         self.vocab_size = 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
         own_eos = tokenizer.eos_token_id
@@ -133,20 +144,22 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         **kwargs: Any,
     ) -> list[int]:
-        """Return the token ids of a chat, rendered with the checkpoint's template.
+        """Return the token ids of a chat, rendered with the chat template.
 
         Special tokens come from the template alone: spelled out in a message they are plain text.
 
         Args:
             messages: The turns of the chat.
             add_generation_prompt: Whether to open the assistant's turn at the end.
-            kwargs: Passed on to the template (`tools`, `enable_thinking`, ...).
+            kwargs: Passed on to the template (`tools`, `enable_thinking`, ...); they win over the
+                tokenizer's own variables.
 
         Raises:
             RequestError: There is no template, or it fails on these messages.
         """
         if not self._tokenizer.chat_template:
             raise RequestError("This model has no chat template.", param="messages")
+        kwargs = {**self._variables, **kwargs}
         placeholders = self._placeholders_in([*messages, kwargs])
         rendered = self._render(
             _replaced(list(messages), placeholders),
@@ -168,13 +181,20 @@ class Tokenizer:
 
         Raises:
             UnsafeCheckpoint: The template does what its sandbox forbids.
-            ModelLoadError: It is not a valid template.
+            ModelLoadError: It is not a valid template, or it knows none of our variables' names.
         """
-        if not self._tokenizer.chat_template:
+        template = self._tokenizer.chat_template or ""
+        for name in self._variables:
+            if name not in str(template):
+                message = f"--default-chat-template-kwargs: the chat template knows no {name!r}."
+                raise ModelLoadError(message)
+        if not template:
             return
         turn = {"role": "user", "content": "Hello"}
         try:
-            self._tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
+            self._tokenizer.apply_chat_template(
+                [turn], tokenize=False, add_generation_prompt=True, **self._variables
+            )
         except (SecurityError, OverflowError) as error:
             message = f"The chat template does what its sandbox forbids: {error}"
             raise UnsafeCheckpoint(message) from error
@@ -219,8 +239,11 @@ def _json_text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def load_tokenizer(directory: Path) -> Tokenizer:
+def load_tokenizer(directory: Path, chat: ChatConfig | None = None) -> Tokenizer:
     """Load the tokenizer of a checkpoint directory.
+
+    Args:
+        chat: Its chat template, if that is not to be the checkpoint's own, and what that is told.
 
     Raises:
         ModelLoadError: There is none that can be read, or its chat template cannot be used.
@@ -235,7 +258,10 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
     except Exception as error:  # the Rust side raises bare Exception for a malformed file
         raise ModelLoadError(f"The tokenizer in {directory} cannot be read: {error}") from error
-    loaded = Tokenizer(tokenizer, eos_token_ids(directory))
+    chat = chat or ChatConfig()
+    if chat.template is not None:
+        tokenizer.chat_template = chat.template
+    loaded = Tokenizer(tokenizer, eos_token_ids(directory), chat.variables)
     loaded.check_chat_template()
     return loaded
 

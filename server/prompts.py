@@ -14,41 +14,11 @@ from engine.errors import PromptTooLong, RequestError, UnsupportedOption
 from server.context import context_of
 from server.parsing.reasoning import END
 from server.protocol.chat import ChatMessage, MessageToolCall, TemplateFields, Tool
+from server.template_variables import own_names
 from server.tools import told_of_tools, tools_in_use
 
 _MAX_CHARS_PER_TOKEN = 256  # no vocabulary has a longer token, so a text beyond this cannot fit
 _MAX_VARIABLES_CHARS = 65536
-# Variables that the server or the template renderer sets itself; a client must not replace them.
-_TEMPLATE_OWN = frozenset(
-    (
-        "add_generation_prompt",
-        "additional_special_tokens",
-        "bos_token",
-        "chat_template",
-        "cls_token",
-        "continue_final_message",
-        "conversation",
-        "conversations",
-        "documents",
-        "eos_token",
-        "mask_token",
-        "max_length",
-        "messages",
-        "pad_token",
-        "padding",
-        "return_assistant_tokens_mask",
-        "return_dict",
-        "return_tensors",
-        "sanitize_control_tokens",
-        "self",
-        "sep_token",
-        "tokenize",
-        "tokenizer_kwargs",
-        "tools",
-        "truncation",
-        "unk_token",
-    )
-)
 
 Encoded = TypeVar("Encoded")
 
@@ -111,7 +81,7 @@ def check_template_options(body: TemplateFields) -> None:
     variables = body.chat_template_kwargs
     if not variables:
         return
-    for name in sorted(_TEMPLATE_OWN.intersection(variables)):
+    for name in own_names(variables):
         param = f"chat_template_kwargs.{name}"
         raise UnsupportedOption(f"{param} is the server's own to set.", param=param)
     if len(json.dumps(variables)) > _MAX_VARIABLES_CHARS:

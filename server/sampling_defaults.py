@@ -5,7 +5,6 @@ Reads generation_config.json as vLLM does: these keys and no others, null as if 
 """
 
 import difflib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -100,21 +99,15 @@ def checked_source(value: object) -> GenerationSource:
     return file
 
 
-def checked_overrides(value: object) -> dict[str, Any]:
-    """Parse `--override-generation-config`: JSON text, or the object itself.
+def checked_overrides(overrides: dict[str, Any]) -> dict[str, Any]:
+    """Check those of `--override-generation-config`.
 
     Raises:
-        ValueError: it is no object, or has a key that is not known or a value out of range.
+        ValueError: a key is not known, or a value is out of range.
     """
-    try:
-        overrides = json.loads(value) if isinstance(value, str) else value
-    except ValueError:
-        overrides = None
-    if not isinstance(overrides, dict):
-        raise ValueError("""should be a JSON object, such as '{"temperature": 0.2}'""")
     for key in overrides:
         if key not in _KEYS:
-            nearest = difflib.get_close_matches(str(key), _KEYS, n=1)
+            nearest = difflib.get_close_matches(key, _KEYS, n=1)
             hint = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(_KEYS)}"
             raise ValueError(f"{key}: unknown key; {hint}")
     _parsed(overrides)

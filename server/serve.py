@@ -109,7 +109,9 @@ async def _make_app(service: InferenceService, settings: ServerSettings) -> ASGI
 async def _load(settings: ServerSettings, url: str) -> ServedModel:
     """Resolve, load and start the model; what blocks runs on a thread, so probes are answered."""
     with closing(LoadProgress()) as progress:
-        directory = await asyncio.to_thread(resolve_model, settings.model, progress=progress)
+        directory = await asyncio.to_thread(
+            resolve_model, settings.model, revision=settings.revision, progress=progress
+        )
         defaults = sampling_defaults(
             settings.generation_config, directory, settings.override_generation_config
         )

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from engine.config import (
     CacheConfig,
+    ChatConfig,
     EngineConfig,
     ExitsConfig,
     ModelConfig,
@@ -20,6 +21,7 @@ from engine.config import (
     SupervisionConfig,
 )
 from server.settings_values import (
+    ChatTemplate,
     GenerationConfig,
     GenerationOverrides,
     HttpUrl,
@@ -32,8 +34,10 @@ from server.settings_values import (
     RootPath,
     Secrets,
     Size,
+    TemplateVariables,
     Text,
     keys_in,
+    template_in,
 )
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
@@ -53,6 +57,9 @@ class ServerSettings(BaseModel):
     )
     served_model_name: Names = _flag(
         (), "model", "Name in the API instead of MODEL; repeat for several."
+    )
+    revision: Text | None = _flag(
+        None, "model", "Branch, tag or commit of a hub id (default: its default branch)."
     )
     max_model_len: int | None = _flag(
         None,
@@ -115,6 +122,18 @@ class ServerSettings(BaseModel):
         {},
         "model",
         """Values that win over those of --generation-config, e.g. '{"temperature": 0.2}'.""",
+    )
+
+    chat_template: ChatTemplate | None = _flag(
+        None,
+        "model",
+        "Jinja file, or template, that chats are rendered with (default: MODEL's own).",
+    )
+    default_chat_template_kwargs: TemplateVariables = _flag(
+        {},
+        "model",
+        "What the chat template is told where a request's chat_template_kwargs do not say, e.g. "
+        """'{"enable_thinking": false}'.""",
     )
 
     max_num_seqs: int = _flag(64, "scheduler", "Sequences running at once.", ge=1, le=4096)
@@ -385,6 +404,10 @@ class ServerSettings(BaseModel):
                 step_timeout_s=self.step_timeout, heartbeat_timeout_s=self.heartbeat_timeout
             ),
             structure=StructureConfig(timeout_s=self.structure_timeout),
+            chat=ChatConfig(
+                template=None if self.chat_template is None else template_in(self.chat_template),
+                variables=self.default_chat_template_kwargs,
+            ),
             exits=ExitsConfig(
                 enabled=self.early_exit,
                 heads=heads if self.early_exit else None,

@@ -2,13 +2,14 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, PlainValidator, SecretStr
 
 from server.sampling_defaults import GenerationSource, checked_overrides, checked_source
+from server.template_variables import checked_variables
 
 # What browsers send in the header Origin: a scheme and a host, or null.
 _ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#\s]+")
@@ -95,6 +96,42 @@ def _readable(path: Path) -> Path:
     return path
 
 
+def _parse_object(example: str) -> Callable[[object], object]:
+    """Return a parser of JSON objects: as text, or as a YAML mapping is read."""
+
+    def parse(value: object) -> object:
+        try:
+            parsed = json.loads(value) if isinstance(value, str) else value
+        except ValueError:
+            parsed = None
+        if not isinstance(parsed, dict):
+            raise ValueError(f"should be a JSON object, such as '{example}'")
+        return parsed
+
+    return parse
+
+
+def _as_template(value: object) -> object:
+    """Take text with Jinja's braces as a template, and any other as the name of a file of one."""
+    if isinstance(value, str) and ("{{" in value or "{%" in value):
+        return value
+    if not isinstance(value, str | Path):
+        raise ValueError("should be a file, or text with Jinja's {{ … }} or {% … %}")
+    path = _readable(Path(value))
+    try:
+        text = template_in(path)
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8 text") from None
+    if not text.strip():
+        raise ValueError(f"{path} is empty")
+    return path
+
+
+def template_in(source: str | Path) -> str:
+    """Return the text of a chat template."""
+    return source if isinstance(source, str) else source.read_text(encoding="utf-8")
+
+
 def _in_directory(path: Path) -> Path:
     if path.is_dir() or not path.parent.is_dir():
         raise ValueError(f"{path} should be a file in a directory that exists")
@@ -151,4 +188,14 @@ Secrets = Annotated[tuple[SecretStr, ...], BeforeValidator(_parse_list), AfterVa
 KeyFile = Annotated[Path, AfterValidator(_holding_keys)]
 RootPath = Annotated[str, AfterValidator(_as_root_path)]
 GenerationConfig = Annotated[GenerationSource, PlainValidator(checked_source)]
-GenerationOverrides = Annotated[dict[str, Any], BeforeValidator(checked_overrides)]
+GenerationOverrides = Annotated[
+    dict[str, Any],
+    AfterValidator(checked_overrides),
+    BeforeValidator(_parse_object('{"temperature": 0.2}')),
+]
+ChatTemplate = Annotated[str | Path, PlainValidator(_as_template)]
+TemplateVariables = Annotated[
+    dict[str, Any],
+    AfterValidator(checked_variables),
+    BeforeValidator(_parse_object('{"enable_thinking": false}')),
+]

@@ -18,8 +18,14 @@ _ALLOWED_FILES = [
 ]
 
 
-def download(model_id: str) -> Path:
+_MAX_REASON_CHARS = 300
+
+
+def download(model_id: str, revision: str | None = None) -> Path:
     """Download a hub repository; returns its local snapshot in the hub's own cache.
+
+    Args:
+        revision: A branch, tag or commit; None: the default branch.
 
     Raises:
         ModelLoadError: The hub cannot be reached or does not have it.
@@ -28,10 +34,11 @@ def download(model_id: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(model_id, allow_patterns=_ALLOWED_FILES))
+        return Path(snapshot_download(model_id, revision=revision, allow_patterns=_ALLOWED_FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()
+        reason = " ".join(str(error).split())[:_MAX_REASON_CHARS]  # its first line is a status
+        asked = model_id if revision is None else f"{model_id} at {revision}"
         raise ModelLoadError(
-            f"{model_id} is neither a local path nor built in, and the hub did not give it: "
-            f"{reason[0] if reason else type(error).__name__}"
+            f"{asked} is neither a local path nor built in, and the hub did not give it: "
+            f"{reason or type(error).__name__}"
         ) from error

