@@ -39,20 +39,24 @@ COMMANDS = (
 
 
 class _Parser(argparse.ArgumentParser):
-    """Names the flag that was meant, where argparse would only repeat the one that is unknown."""
+    """Says what to do about an argument that is unknown, where argparse would only repeat it."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse as argparse does, but end at an unknown flag, at the command it was given to."""
+        """Parse as argparse does, but end at what is unknown, at the command it was given to."""
         known, others = super().parse_known_args(args, namespace)
         for other in others:
             if other.startswith("-"):
                 flag = other.partition("=")[0]
-                nearest = difflib.get_close_matches(
-                    flag, self._option_string_actions, n=1, cutoff=0.65
-                )
+                nearest = difflib.get_close_matches(flag, self._shown_flags(), n=1, cutoff=0.65)
                 hint = f"; did you mean {nearest[0]}?" if nearest else ""
                 self.exit(2, f"{self.prog}: {flag}: unknown flag{hint}\n")
+            rule = "a flag that takes several values is repeated for each"
+            self.exit(2, f"{self.prog}: {other}: one argument too many; {rule}\n")
         return known, others
+
+    def _shown_flags(self) -> list[str]:
+        actions = self._option_string_actions.items()
+        return [flag for flag, action in actions if action.help != argparse.SUPPRESS]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

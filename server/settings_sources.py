@@ -17,6 +17,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from server.foreign_flags import FOREIGN_FLAGS
 from server.settings import ServerSettings
 
 _PREFIX = "ADADECODE_"
@@ -86,6 +87,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             if get_origin(field.annotation) is tuple:
                 options["action"] = "append"
         groups[group].add_argument(_flag_name(name), **options)
+    for flag in FOREIGN_FLAGS:
+        parser.add_argument(flag, action=_Refuse, nargs="?", help=argparse.SUPPRESS)
+
+
+class _Refuse(argparse.Action):
+    """Ends the command with what to do instead of passing another server's flag."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        """Exit as for an unknown flag."""
+        flag = self.option_strings[0]
+        parser.exit(2, f"{parser.prog}: {_foreign(flag, flag)}\n")
 
 
 def load_settings(arguments: argparse.Namespace, environment: Mapping[str, str]) -> ServerSettings:
@@ -193,9 +205,15 @@ def _resolve(key: str, value: Any, origin: str) -> Given:
     if positive in fields and fields[positive].annotation is bool:
         opposite = None if value is None else not _parse_bool(value, origin)
         return Given(positive, opposite, origin)
-    nearest = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
+    if _flag_name(key) in FOREIGN_FLAGS:
+        raise UnknownSetting(_foreign(_flag_name(key), origin))
+    nearest = difflib.get_close_matches(key, fields, n=1, cutoff=0.65)
     hint = f"; did you mean {nearest[0].replace('_', '-')}?" if nearest else ""
     raise UnknownSetting(f"{origin}: unknown setting{hint}")
+
+
+def _foreign(flag: str, origin: str) -> str:
+    return f"{origin}: no setting of this server: {FOREIGN_FLAGS[flag]}"
 
 
 def _parse_bool(value: Any, origin: str) -> bool:

@@ -57,6 +57,14 @@ def test_a_bad_setting_is_one_line_and_status_2(capsys):
         ("chat --host=x", "chat: --host: unknown flag"),
         ("chat --port 8001", "chat: --port: unknown flag"),
         ("serve --qqqqqqqq m", "serve: --qqqqqqqq: unknown flag"),
+        (
+            "serve --kv-cache-dtypes fp8",
+            "--kv-cache-dtypes: unknown flag; did you mean --kv-cache-memory?",
+        ),
+        ("serve --trust-remote", "--trust-remote-code: no setting of this server: code that comes"),
+        ("serve m -tp 2", "serve: -tp: no setting of this server: one GPU is used"),
+        ("serve --ctx-size=4096", "serve: --ctx-size: no setting of this server: use --max-model"),
+        ("serve m --served-model-name a b", "serve: b: one argument too many"),
         ("--portt 1 serve", "argument COMMAND: invalid choice: '1'"),
     ],
 )

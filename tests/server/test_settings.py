@@ -1,11 +1,13 @@
 import argparse
 import logging
+import re
 from dataclasses import fields
 from operator import attrgetter
 from pathlib import Path
 
 import pytest
 
+from server.foreign_flags import FOREIGN_FLAGS
 from server.settings import ServerSettings
 from server.settings_sources import SettingsError, add_arguments, load_settings
 
@@ -132,6 +134,8 @@ def test_errors_name_the_setting_as_it_was_written(flags, environment, message):
     ("content", "message"),
     [
         ("max-num-seq: 3", "max-num-seq: unknown setting; did you mean max-num-seqs?"),
+        ("tensor-parallel-size: 2", "size: no setting of this server: one GPU is used"),
+        ("dialect: nice", "dialect: unknown setting"),
         ("port: yes please", "port: input should be a valid integer"),
         ("- port", "should be a mapping"),
         ("port: [", "is not valid YAML"),
@@ -316,6 +320,15 @@ def test_a_generation_config_is_a_word_or_a_path(tmp_path, value):
 
     with pytest.raises(SettingsError, match="generation-config: should be auto, none, or a dir"):
         load(config=tmp_path / "server.yaml")
+
+
+def test_other_servers_flags_are_no_settings_and_their_advice_names_ours():
+    named = {flag for advice in FOREIGN_FLAGS.values() for flag in re.findall(r"--[a-z-]+", advice)}
+    settings = {f"--{name.replace('_', '-')}" for name in ServerSettings.model_fields}
+
+    assert named
+    assert named <= settings
+    assert not (settings - {"--model"}) & FOREIGN_FLAGS.keys()
 
 
 def test_foreign_variables_are_only_warned_about(caplog):
