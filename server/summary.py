@@ -52,12 +52,12 @@ def _defaults(changed: Mapping[str, float]) -> str:
 
 def _exits(settings: ServerSettings, info: EngineInfo, heads: Path | None) -> str:
     if not settings.early_exit:
-        return "off (--no-early-exit)"
+        return "off (--no-early-exit)" + (", --heads unused" if settings.heads else "")
     drafts = f"up to {info.max_draft_tokens} drafts"
     if info.has_lookup:
         drafts += ", also looked up in the text itself"
     if heads is None:
         what = drafts if info.has_lookup else "decoding plainly"
         return f"none: no exit heads for this model (--heads DIR gives some); {what}"
-    layers = ", ".join(map(str, info.exit_layers)) or "none"
+    layers = ", ".join(str(n) if n else "0 (before the first)" for n in info.exit_layers) or "none"
     return f"at layer {layers} of {info.num_layers}, {drafts}, heads {heads}"

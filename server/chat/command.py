@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import math
 import os
 import sys
 
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", metavar="TEXT", help="System prompt.")
     parser.add_argument(
         "--temperature",
-        type=float,
+        type=_finite,
         help="0 is greedy, 1 is the API's default (default: the model's own if it has another, "
         f"else {_DEFAULT_TEMPERATURE}, as on the page).",
     )
@@ -51,6 +52,14 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _finite(text: str) -> float:
+    """Parse a number that JSON can hold."""
+    with contextlib.suppress(ValueError):
+        if math.isfinite(number := float(text)):
+            return number
+    raise argparse.ArgumentTypeError(f"{text!r} should be a number")
 
 
 def _chat(args: argparse.Namespace) -> None:

@@ -1,6 +1,12 @@
+import argparse
+import re
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 from fake_engine import FakeEngine
 
+import server.chat
 from server.cli import main
 from server.http_server import listen
 from server.sampling_defaults import SamplingDefaults
@@ -77,7 +83,8 @@ def test_a_port_in_use_is_one_line_and_status_1(capsys):
     [
         ({}, "configs/heads", "at layer 2 of 4, up to 3 drafts, heads configs/heads"),
         ({}, None, "none: no exit heads"),
-        ({"early_exit": False}, None, "off (--no-early-exit)"),
+        ({"early_exit": False}, None, "exits    off (--no-early-exit)\n"),
+        ({"early_exit": False, "heads": "h"}, None, "off (--no-early-exit), --heads unused\n"),
     ],
 )
 def test_the_summary_says_what_is_served(flags, heads, line):
@@ -95,6 +102,13 @@ def test_the_summary_says_what_is_served(flags, heads, line):
     assert "curl http://127.0.0.1:8000/v1/chat/completions" in summary
 
 
+def test_an_exit_before_the_first_layer_is_explained():
+    info = replace(FakeEngine().info, exit_layers=(0, 2))
+    summary = start_up_summary(ServerSettings(), info, Path("h"), "http://x", SamplingDefaults())
+
+    assert "at layer 0 (before the first), 2 of 4" in summary
+
+
 def test_the_summary_names_the_page_unless_it_is_off():
     pages = [
         "chat in a browser"
@@ -105,6 +119,22 @@ def test_the_summary_names_the_page_unless_it_is_off():
     ]
 
     assert pages == [True, False]
+
+
+def test_what_newcomers_meet_first_asks_for_one_temperature():
+    summary = start_up_summary(
+        ServerSettings(), FakeEngine().info, None, "http://x", SamplingDefaults()
+    )
+    chat = argparse.ArgumentParser()
+    server.chat.add_arguments(chat)
+    page = (Path(server.chat.__file__).parents[1] / "ui" / "index.html").read_text("utf-8")
+    asked = [
+        *re.findall(r'"temperature": ([\d.]+)', summary),
+        *re.findall(r"else ([\d.]+), as on the page", " ".join(chat.format_help().split())),
+        *re.findall(r'id="temperature"[^>]* value="([\d.]+)"', page),
+    ]
+
+    assert asked == ["0.2", "0.2", "0.2"]
 
 
 def test_the_summary_says_which_defaults_are_not_openais():

@@ -63,6 +63,13 @@ def test_a_model_with_a_temperature_of_its_own_is_asked_at_that_one(
     assert script.bodies[0].get("temperature") == temperature
 
 
+@pytest.mark.parametrize("text", ["nan", "inf", "warm"])
+def test_a_temperature_is_a_number(text, capsys):
+    with pytest.raises(SystemExit):
+        run("--temperature", text)
+    assert f"--temperature: '{text}' should be a number" in capsys.readouterr().err
+
+
 def test_an_error_in_a_pipe_ends_it_with_a_status(script, pipe, capsys):
     script.error = (503, "busy")
     pipe("hi\n")
