@@ -24,6 +24,7 @@ from server.settings_values import (
     ChatTemplate,
     GenerationConfig,
     GenerationOverrides,
+    HeadsDirectory,
     HttpUrl,
     InputFile,
     KeyFile,
@@ -179,7 +180,7 @@ class ServerSettings(BaseModel):
     early_exit: bool = _flag(
         True, "early exit", "Decode with early exits; never changes the output."
     )
-    heads: Path | None = _flag(
+    heads: HeadsDirectory | None = _flag(
         None, "early exit", "Directory of exit heads (default: those that belong to MODEL)."
     )
     lookup_drafts: bool = _flag(

@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 
 from server.foreign_flags import FOREIGN_FLAGS
 from server.settings import ServerSettings
+from server.settings_values import HeadsDirectory
 
 _PREFIX = "ADADECODE_"
 _CONFIG = "ADADECODE_CONFIG"  # --config as a variable
@@ -233,7 +234,7 @@ def _metavar(name: str, field: FieldInfo) -> str:
         return f"{{{','.join(get_args(field.annotation))}}}"
     if field.annotation in (int, int | None) and not isinstance(field.default, str):
         return "N"
-    if field.annotation == Path | None:
+    if field.annotation in (HeadsDirectory | None, Path | None):
         return "DIR"
     if get_origin(field.annotation) is dict:
         return "JSON"

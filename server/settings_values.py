@@ -138,6 +138,13 @@ def _in_directory(path: Path) -> Path:
     return path
 
 
+def _holding_heads(path: Path) -> Path:
+    """Check at start-up what the worker would only find when the model is loaded."""
+    if not (path / "heads.json").is_file():
+        raise ValueError(f"{path} should be a directory with heads.json in it")
+    return path
+
+
 def _not_blank(text: str) -> str:
     if not text.strip():
         raise ValueError("should not be empty")
@@ -179,6 +186,7 @@ def keys_in(path: Path) -> tuple[str, ...]:
 Size = Annotated[int, BeforeValidator(_parse_size)]
 NameList = Annotated[tuple[str, ...], BeforeValidator(_parse_json_lists)]
 InputFile = Annotated[Path, AfterValidator(_readable)]
+HeadsDirectory = Annotated[Path, AfterValidator(_holding_heads)]
 OutputFile = Annotated[Path, AfterValidator(_in_directory)]
 Origins = Annotated[NameList, AfterValidator(_as_origins)]
 Text = Annotated[str, AfterValidator(_not_blank)]

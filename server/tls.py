@@ -23,7 +23,8 @@ def tls_context(settings: ServerSettings) -> ssl.SSLContext | None:
         # An empty password keeps OpenSSL from asking for one on the terminal.
         context.load_cert_chain(certificate, settings.ssl_keyfile, password="")
     except (OSError, ssl.SSLError) as error:
-        raise TlsError(f"--ssl-certfile {certificate}: {_reason(error)}") from None
+        needed = "a certificate in PEM form is needed, with its key there or in --ssl-keyfile"
+        raise TlsError(f"--ssl-certfile {certificate}: {_reason(error)}; {needed}") from None
     if settings.ssl_ca_certs is not None:
         try:
             context.load_verify_locations(settings.ssl_ca_certs)

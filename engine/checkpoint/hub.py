@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from engine.checkpoint.builtin import BUILTIN_MODELS
 from engine.errors import ModelLoadError
 
 _ALLOWED_FILES = [
@@ -39,6 +40,6 @@ def download(model_id: str, revision: str | None = None) -> Path:
         reason = " ".join(str(error).split())[:_MAX_REASON_CHARS]  # its first line is a status
         asked = model_id if revision is None else f"{model_id} at {revision}"
         raise ModelLoadError(
-            f"{asked} is neither a local path nor built in, and the hub did not give it: "
-            f"{reason or type(error).__name__}"
+            f"{asked} is neither a local path nor built in ({', '.join(BUILTIN_MODELS)}), "
+            f"and the hub did not give it: {reason or type(error).__name__}"
         ) from error

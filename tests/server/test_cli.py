@@ -34,6 +34,7 @@ def test_serve_help_names_every_setting(capsys):
         assert flag in shown
     assert "--pin-threads {auto,always,never}" in shown
     assert "--block-size N" in shown
+    assert "--heads DIR" in shown
     assert "ADADECODE_MAX_NUM_SEQS), where commas separate several values." in " ".join(
         shown.split()
     )

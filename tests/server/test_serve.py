@@ -13,6 +13,8 @@ from server.sampling_defaults import SamplingDefaults
 from server.settings import ServerSettings
 from server.summary import start_up_summary
 
+HEADS = Path(server.chat.__file__).parents[2] / "configs" / "heads" / "smollm2-135m-instruct"
+
 
 def test_a_model_that_cannot_be_served_is_one_line_and_status_1(tmp_path, capsys):
     status = main(["serve", str(tmp_path), "--port", "0", "--shutdown-timeout", "0"])
@@ -84,7 +86,7 @@ def test_a_port_in_use_is_one_line_and_status_1(capsys):
         ({}, "configs/heads", "at layer 2 of 4, up to 3 drafts, heads configs/heads"),
         ({}, None, "none: no exit heads"),
         ({"early_exit": False}, None, "exits    off (--no-early-exit)\n"),
-        ({"early_exit": False, "heads": "h"}, None, "off (--no-early-exit), --heads unused\n"),
+        ({"early_exit": False, "heads": HEADS}, None, "off (--no-early-exit), --heads unused\n"),
     ],
 )
 def test_the_summary_says_what_is_served(flags, heads, line):

@@ -177,6 +177,7 @@ def test_errors_in_files_name_file_and_key(tmp_path, content, message):
         (["--api-key", "schlüssel"], "--api-key: keys should be printable ASCII"),
         (["--served-model-name", " "], "--served-model-name: should not be empty"),
         (["--kv-cache-memory", "8388608T"], "--kv-cache-memory: should be less than"),
+        (["--heads", "/nowhere"], "--heads: /nowhere should be a directory with heads.json in it"),
         (["--learn-heads", "--no-early-exit"], "--learn-heads makes no sense"),
         (["--learn-heads-dir", "/heads"], "--learn-heads-dir needs --learn-heads"),
         (["--learn-heads-share", "0.6"], "--learn-heads-share: input should be less than"),

@@ -86,4 +86,5 @@ def test_the_server_says_so_in_one_line(directory, capsys):
     error = capsys.readouterr().err
     assert status == 1
     assert error.startswith("adadecode serve: --ssl-certfile")
+    assert "a certificate in PEM form is needed, with its key" in error
     assert error.count("\n") == 1
