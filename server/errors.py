@@ -109,7 +109,12 @@ class Failure:
 
 # Exceptions without details of their own: (status, type, code, message).
 _FIXED: dict[type[Exception], tuple[int, str, str, str]] = {
-    ModelNotFound: (404, _INVALID, "model_not_found", "The model does not exist."),
+    ModelNotFound: (
+        404,
+        _INVALID,
+        "model_not_found",
+        "The model does not exist; GET /v1/models lists the names of those that do.",
+    ),
     ResponseNotStored: (
         404,
         _INVALID,
@@ -153,7 +158,8 @@ _FIXED: dict[type[Exception], tuple[int, str, str, str]] = {
 }
 # Help appended to the errors of the router itself, by status.
 _WRONG_ROUTES = {
-    404: " This server has no such endpoint; GET /openapi.json lists those it has.",
+    404: " This server has no such endpoint; GET /openapi.json lists those it has, such as "
+    "/v1/chat/completions.",  # OpenAI's clients want a base URL that ends in /v1
     405: " GET /openapi.json lists the methods of every endpoint.",
 }
 _INTERNAL = (500, "server_error", "internal_error", "The server had an internal error.")

@@ -77,3 +77,4 @@ def test_an_unknown_model(client):
         "model_not_found",
         "model",
     )
+    assert "GET /v1/models lists" in error["message"]

@@ -28,8 +28,11 @@ def test_server_info_shows_settings_and_the_model(client):
     assert (info["model"]["max_model_len"], info["model"]["exit_layers"]) == (256, [2])
 
 
-def test_server_info_has_no_secret_and_no_directory():
-    settings = {"api_key": KEY, "heads": "/home/someone/heads"}
+def test_server_info_has_no_secret_and_no_directory(tmp_path):
+    heads = tmp_path / "someone" / "heads"
+    heads.mkdir(parents=True)
+    (heads / "heads.json").touch()
+    settings = {"api_key": KEY, "heads": str(heads)}
     with TestClient(fake_app(FakeEngine(), **settings)) as client:
         response = client.get("/server_info", headers={"Authorization": f"Bearer {KEY}"})
 
@@ -53,9 +56,13 @@ def test_ping_follows_health(client, engine, method):
     assert client.request(method, "/ping").status_code == 503
 
 
-@pytest.mark.parametrize("path", ["/v1/messages", "/v1/rerank", "/v1/audio/speech", "/score"])
+@pytest.mark.parametrize(
+    "path", ["/v1/messages", "/v1/rerank", "/v1/audio/speech", "/score", "/chat/completions"]
+)
 def test_what_other_servers_have_is_a_clear_404(client, path):
     response = client.post(path, json={})
 
     assert response.status_code == 404
-    assert "no such endpoint" in response.json()["error"]["message"]
+    message = response.json()["error"]["message"]
+    assert "no such endpoint" in message
+    assert message.endswith("such as /v1/chat/completions.")
