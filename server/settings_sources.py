@@ -118,6 +118,8 @@ def load_settings(arguments: argparse.Namespace, environment: Mapping[str, str])
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "path_type":  # pydantic's words name a class of Python's
+            message = "should be a path"
         if not first["loc"]:  # settings that do not fit together: the message names them
             raise SettingsError(message) from None
         origin = merged[str(first["loc"][0])].origin

@@ -143,6 +143,7 @@ def test_errors_name_the_setting_as_it_was_written(flags, environment, message):
         ("api-key: ''", "api-key: should not be empty"),
         ("api-key: 123456", "api-key: should be text, in quotes if it looks like a number"),
         ("exit-threshold: off", "exit-threshold: should not be true or false"),
+        ("heads: 5", "heads: should be a path"),
         ("threads: yes", "threads: should not be true or false"),
         ("allowed-origins: 5", "allowed-origins: should be a list"),
         ("allowed-origins: {a: b}", "allowed-origins: should be a list"),
