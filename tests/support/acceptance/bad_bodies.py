@@ -227,3 +227,24 @@ NOT_OFFERED = (
     chat(USER, "audio", code=UNSUPPORTED, audio={"voice": "x"}),
     chat(USER, "functions", code=UNSUPPORTED, functions=[{"name": "f"}]),
 )
+UNHEARD = (
+    *(
+        chat(USER, f"response_format.{name}", response_format={"type": kind, name: schema})
+        for kind in ("json_object", "text")
+        for name, schema in (("schema", {}), ("json_schema", {"name": "s", "schema": {}}))
+    ),
+    *(
+        ask(f'"{name}": {value}', name, UNSUPPORTED)
+        for name, value in (
+            ("ebnf", '"root ::= [a]"'),
+            ("grammar", '"root ::= [a]"'),
+            ("json_schema", "{}"),
+            ("regex", '"a+"'),
+            ("n_predict", "4"),
+            ("num_predict", "4"),
+            ("max_new_tokens", "4"),
+            ("max_tokens_to_sample", "4"),
+            ("stop_sequences", '["a"]'),
+        )
+    ),
+)
