@@ -15,7 +15,7 @@ from pathlib import Path
 
 Progress = Callable[[str, float], None]
 
-_CONVERTER_VERSION = 5  # raise it when a conversion would write something else
+_CONVERTER_VERSION = 6  # raise it when a conversion would write something else
 _CHUNK_BYTES = 1 << 22
 _SCRATCH = ".building-"  # begins the names of directories that are being written
 _ABANDONED_S = 24 * 3600.0  # a scratch directory so old was left by a process that was killed

@@ -34,17 +34,17 @@ def convert_gguf(file: Path, directory: Path, progress: Progress) -> None:
     progress("reading the GGUF file", 0.0)
     tokenizer = TokenizerConversion(file, directory)
     try:
-        metadata = _convert_model(file, directory, progress)
+        _convert_model(file, directory, progress)
         progress("converting the tokenizer", 1.0)
-        tokenizer.finish(metadata.get("tokenizer.ggml.pre"))
+        tokenizer.finish()
     except _SIGNS_OF_DAMAGE as error:
         raise ModelLoadError(f"{file} is damaged: {error}") from error
     finally:
         tokenizer.stop()
 
 
-def _convert_model(file: Path, directory: Path, progress: Progress) -> dict[str, Any]:
-    """Write config and weights; returns the file's metadata."""
+def _convert_model(file: Path, directory: Path, progress: Progress) -> None:
+    """Write config and weights."""
     try:
         reader = GGUFReader(file)
     except (*_SIGNS_OF_DAMAGE, OSError) as error:
@@ -64,7 +64,6 @@ def _convert_model(file: Path, directory: Path, progress: Progress) -> dict[str,
             pass
     _write_json(directory / "config.json", config)
     _write_json(directory / "generation_config.json", generation_config(metadata))
-    return metadata
 
 
 def _is_small(field: ReaderField) -> bool:

@@ -8,31 +8,17 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from gguf import GGUFReader
 
+from engine.checkpoint.gguf_tokens import PRE_TOKENIZERS, put_right, role_tokens
 from engine.errors import ModelLoadError
 
 _PACKAGE_ROOT = Path(__file__).parents[2]
-
-# How to split text before BPE where transformers' converter does not know `tokenizer.ggml.pre`.
-_PRE_TOKENIZERS = {
-    "smollm": {
-        "type": "Sequence",
-        "pretokenizers": [
-            {"type": "Digits", "individual_digits": True},
-            {
-                "type": "ByteLevel",
-                "add_prefix_space": False,
-                "trim_offsets": True,
-                "use_regex": True,
-            },
-        ],
-    }
-}
-
 
 _LIKE_GPT2 = ("default", "gpt-2")
 
@@ -53,11 +39,8 @@ class TokenizerConversion:
             text=True,
         )
 
-    def finish(self, pre_tokenizer: str | None) -> None:
+    def finish(self) -> None:
         """Wait until the tokenizer's files are written.
-
-        Args:
-            pre_tokenizer: The file's `tokenizer.ggml.pre`.
 
         Raises:
             ModelLoadError: The tokenizer cannot be converted.
@@ -66,11 +49,6 @@ class TokenizerConversion:
         if self._process.returncode != 0:
             reason = complaint.strip().splitlines()[-1:] or ["unknown reason"]
             raise ModelLoadError(f"The tokenizer in {self._file} cannot be converted: {reason[0]}")
-        if pre_tokenizer in _PRE_TOKENIZERS:
-            path = self._directory / "tokenizer.json"
-            content = json.loads(path.read_text(encoding="utf-8"))
-            content["pre_tokenizer"] = _PRE_TOKENIZERS[pre_tokenizer]
-            path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
     def stop(self) -> None:
         """End the child process if it still runs."""
@@ -81,16 +59,36 @@ class TokenizerConversion:
 
 
 def _convert(file: Path, directory: Path) -> None:
-    from transformers import AutoTokenizer
+    from tokenizers import Tokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    _check_split(file)
-    tokenizer = AutoTokenizer.from_pretrained(
+    said = _said(file)
+    _check_split(said)
+    made = AutoTokenizer.from_pretrained(
         str(file.parent), gguf_file=file.name, local_files_only=True
+    )
+    content = json.loads(made.backend_tokenizer.to_str())
+    put_right(content, said)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(content)),
+        chat_template=made.chat_template,
+        **role_tokens(said),
     )
     tokenizer.save_pretrained(str(directory))
 
 
-def _check_split(file: Path) -> None:
+def _said(file: Path) -> dict[str, Any]:
+    """Return what the file says of its tokenizer, less the long lists that transformers reads."""
+    left_out = ("tokenizer.ggml.merges", "tokenizer.ggml.scores")
+    fields = GGUFReader(file).fields.values()
+    return {
+        field.name: field.contents()
+        for field in fields
+        if field.name.startswith("tokenizer.") and field.name not in left_out
+    }
+
+
+def _check_split(said: Mapping[str, Any]) -> None:
     """End with a message if nobody knows how to split text before BPE.
 
     transformers' converter would split it as GPT-2 does, without a word.
@@ -98,12 +96,8 @@ def _check_split(file: Path) -> None:
     with suppress(ImportError):  # another release of transformers may keep its table elsewhere
         from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
-        fields = GGUFReader(file).fields
-        kind, split = (
-            fields[key].contents() if key in fields else None
-            for key in ("tokenizer.ggml.model", "tokenizer.ggml.pre")
-        )
-        known = {None, *_LIKE_GPT2, *_PRE_TOKENIZERS, *GGUF_PRE_TOKENIZER_SPLITS}
+        kind, split = said.get("tokenizer.ggml.model"), said.get("tokenizer.ggml.pre")
+        known = {None, *_LIKE_GPT2, *PRE_TOKENIZERS, *GGUF_PRE_TOKENIZER_SPLITS}
         if kind == "gpt2" and split not in known:
             sys.exit(f"its pre-tokenizer {split!r} is not supported")
 

@@ -23,13 +23,19 @@ class TinyGguf:
     rope_factors: tuple[float, ...] | None = None  # [D/2]
     metadata: tuple[tuple[str, int | float | str], ...] = ()  # further keys under `<family>.`
     pre_tokenizer: str = "smollm"
+    more_tokens: tuple[tuple[str, int], ...] = ()  # with their types; the first one begins texts
+
+    @property
+    def tokens(self) -> list[str]:
+        """All tokens, by id."""
+        return [*TOKENS, *(token for token, _ in self.more_tokens)]
 
 
 def write_tiny_gguf(file: Path, tiny: TinyGguf) -> dict[str, np.ndarray]:
     """Write a file; return its weights under Hugging Face names, as quantization leaves them."""
     writer = GGUFWriter(str(file), tiny.family)
     _write_metadata(writer, tiny)
-    _write_tokenizer(writer, tiny.pre_tokenizer)
+    _write_tokenizer(writer, tiny)
     weights = {}
     for gguf_name, name, weight in _tensors(tiny):
         is_matrix = weight.ndim == 2
@@ -67,15 +73,16 @@ def _write_metadata(writer: GGUFWriter, tiny: TinyGguf) -> None:
         add[type(value)](f"{tiny.family}.{key}", value)
 
 
-def _write_tokenizer(writer: GGUFWriter, pre_tokenizer: str) -> None:
+def _write_tokenizer(writer: GGUFWriter, tiny: TinyGguf) -> None:
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre_tokenizer)
-    writer.add_token_list(TOKENS)
-    writer.add_token_types([1] * (len(TOKENS) - 2) + [_CONTROL] * 2)
+    writer.add_tokenizer_pre(tiny.pre_tokenizer)
+    writer.add_token_list(tiny.tokens)
+    more_types = [kind for _, kind in tiny.more_tokens]
+    writer.add_token_types([1] * (len(TOKENS) - 2) + [_CONTROL] * 2 + more_types)
     writer.add_token_merges(["h e"])
-    writer.add_bos_token_id(len(TOKENS) - 2)
+    writer.add_bos_token_id(len(TOKENS) if tiny.more_tokens else len(TOKENS) - 2)
     writer.add_eos_token_id(len(TOKENS) - 1)
-    writer.add_add_bos_token(False)
+    writer.add_add_bos_token(bool(tiny.more_tokens))
     writer.add_chat_template(
         "{% for m in messages %}<|start|>{{ m['role'] }} {{ m['content'] }}<|end|>{% endfor %}"
     )
@@ -85,11 +92,11 @@ def _tensors(tiny: TinyGguf) -> list[tuple[str, str, np.ndarray]]:
     """Return (GGUF name, Hugging Face name, float32 values) of every tensor."""
     rng = np.random.default_rng(0)
     shapes: dict[tuple[str, str], tuple[int, ...]] = {
-        ("token_embd", "model.embed_tokens"): (len(TOKENS), HIDDEN),
+        ("token_embd", "model.embed_tokens"): (len(tiny.tokens), HIDDEN),
         ("output_norm", "model.norm"): (HIDDEN,),
     }
     if not tiny.is_tied:
-        shapes["output", "lm_head"] = (len(TOKENS), HIDDEN)
+        shapes["output", "lm_head"] = (len(tiny.tokens), HIDDEN)
     for layer in range(LAYERS):
         for (short, long), shape in _layer_shapes(tiny.family).items():
             shapes[f"blk.{layer}.{short}", f"model.layers.{layer}.{long}"] = shape

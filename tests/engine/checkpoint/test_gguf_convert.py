@@ -31,7 +31,7 @@ class _NoTokenizer:
     def __init__(self, file: Path, directory: Path) -> None:
         pass
 
-    def finish(self, pre_tokenizer: str | None) -> None:
+    def finish(self) -> None:
         pass
 
     def stop(self) -> None:

@@ -59,6 +59,21 @@ def test_gguf_file_is_converted_once_with_its_tokenizer(tmp_path: Path, cache: P
 
 
 @pytest.mark.slow
+def test_tokens_beyond_the_byte_alphabet_keep_their_ids_and_stay_whole(
+    tmp_path: Path, cache: Path
+) -> None:
+    begin, user, call = "<\uff5cbegin\u2581of\uff5c>", "<\uff5cUser\uff5c>", "<\uff5ccall\uff5c>"
+    tiny = TinyGguf(more_tokens=((begin, 3), (user, 3), (call, 4)))
+    write_tiny_gguf(tmp_path / "tiny.gguf", tiny)
+    tokenizer = load_tokenizer(resolve_model(str(tmp_path / "tiny.gguf")))
+    assert tokenizer.vocab_size == len(tiny.tokens)
+    ids = tokenizer.encode(f"{user}he{call}")
+    assert ids == [tiny.tokens.index(token) for token in (begin, user, "he", call)]
+    assert [tokenizer.is_special(token_id) for token_id in ids] == [True, True, False, False]
+    assert tokenizer.decode(ids) == f"he{call}"
+
+
+@pytest.mark.slow
 def test_a_failed_conversion_leaves_nothing(tmp_path: Path, cache: Path) -> None:
     (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(100))
     with pytest.raises(ModelLoadError, match="not a readable GGUF"):

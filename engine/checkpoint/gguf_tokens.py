@@ -1,0 +1,122 @@
+"""Makes a tokenizer.json that transformers made of a GGUF file say what the file says.
+
+transformers takes control tokens with characters beyond the byte alphabet, such as DeepSeek's, for
+ordinary text and gives new ids to those that begin or end texts; it adds its own tokenizers'
+control tokens; and it does not know what llama.cpp takes `tokenizer.ggml.pre` to imply.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+Metadata = Mapping[str, Any]
+TokenizerJson = dict[str, Any]
+
+_BPE_KINDS = ("gpt2", "llama")  # of `tokenizer.ggml.model`: byte-level and SentencePiece's
+# Of `tokenizer.ggml.token_type`; both are taken whole, and the latter are part of the text.
+_CONTROL, _USER_DEFINED = 3, 4
+_ROLES = {
+    "bos_token": "bos_token_id",
+    "eos_token": "eos_token_id",
+    "unk_token": "unknown_token_id",
+    "pad_token": "padding_token_id",
+}
+# Where these split the text, llama.cpp takes a word that is a token for that token, whatever the
+# merges make of it, and lets texts begin with the first token unless the file says otherwise.
+_LIKE_LLAMA3 = (
+    *("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"),
+    *("jina-v5-nano", "tekken"),
+)
+# How to split text before BPE where transformers' converter does not know `tokenizer.ggml.pre`.
+PRE_TOKENIZERS: Mapping[str, TokenizerJson] = {
+    "smollm": {
+        "type": "Sequence",
+        "pretokenizers": [
+            {"type": "Digits", "individual_digits": True},
+            {
+                "type": "ByteLevel",
+                "add_prefix_space": False,
+                "trim_offsets": True,
+                "use_regex": True,
+            },
+        ],
+    }
+}
+
+
+def role_tokens(said: Metadata) -> dict[str, str]:
+    """Return the tokens that have a role: `bos_token` and so on.
+
+    Args:
+        said: The file's fields by name, its tokens among them.
+    """
+    tokens = said["tokenizer.ggml.tokens"]
+    ids = {role: said.get(f"tokenizer.ggml.{key}") for role, key in _ROLES.items()}
+    return {role: tokens[token_id] for role, token_id in ids.items() if token_id is not None}
+
+
+def put_right(content: TokenizerJson, said: Metadata) -> None:
+    """Change what a tokenizer.json has otherwise than the file.
+
+    Args:
+        content: What transformers made of the file.
+        said: The file's fields by name, its tokens among them.
+    """
+    kind, split = (said.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
+    if kind not in _BPE_KINDS:
+        return
+    _mark(content, said)
+    begins = said.get("tokenizer.ggml.add_bos_token", kind == "llama" or split in _LIKE_LLAMA3)
+    content["post_processor"] = _framing(said, begins=begins)
+    if split in _LIKE_LLAMA3:
+        content["model"]["ignore_merges"] = True
+    content["pre_tokenizer"] = PRE_TOKENIZERS.get(split or "", content["pre_tokenizer"])
+
+
+def _mark(content: TokenizerJson, said: Metadata) -> None:
+    """Have the tokens that are taken whole, and no others, under their own spelling and id."""
+    tokens = said["tokenizer.ggml.tokens"]
+    kinds = dict(enumerate(said.get("tokenizer.ggml.token_type") or ()))
+    roles = role_tokens(said).values()
+    is_control = {
+        token_id: kinds.get(token_id) != _USER_DEFINED
+        for token_id, token in enumerate(tokens)
+        if kinds.get(token_id) in (_CONTROL, _USER_DEFINED) or token in roles
+    }
+    pieces = {token_id: piece for piece, token_id in content["model"]["vocab"].items()}
+    pieces |= {token_id: tokens[token_id] for token_id in is_control}
+    content["model"]["vocab"] = {piece: token_id for token_id, piece in pieces.items()}
+    marked = {each["id"]: each for each in content["added_tokens"] if each["id"] < len(tokens)}
+    for token_id, special in is_control.items():
+        marked[token_id] = {
+            "id": token_id,
+            "content": tokens[token_id],
+            **dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False),
+            "special": special,
+        }
+    content["added_tokens"] = [marked[token_id] for token_id in sorted(marked)]
+
+
+def _framing(said: Metadata, *, begins: bool) -> TokenizerJson:
+    """Return the post-processor that puts a text's first and last token around it, if any."""
+    tokens = role_tokens(said)
+    ends = said.get("tokenizer.ggml.add_eos_token", False)
+    first = [tokens["bos_token"]] if begins and "bos_token" in tokens else []
+    last = [tokens["eos_token"]] if ends and "eos_token" in tokens else []
+
+    def framed(text: str) -> list[TokenizerJson]:
+        before, after = (
+            [{"SpecialToken": {"id": token, "type_id": 0}} for token in around]
+            for around in (first, last)
+        )
+        return [*before, {"Sequence": {"id": text, "type_id": 0}}, *after]
+
+    all_tokens = said["tokenizer.ggml.tokens"]
+    return {
+        "type": "TemplateProcessing",
+        "single": framed("A"),
+        "pair": [*framed("A"), *framed("B")],
+        "special_tokens": {
+            token: {"id": token, "ids": [all_tokens.index(token)], "tokens": [token]}
+            for token in first + last
+        },
+    }
