@@ -47,7 +47,7 @@ class Tokenizer:
 
     Attributes:
         vocab_size: One more than the highest token id it knows (the model's own may be padded).
-        eos_token_ids: Ids that end a sequence: the tokenizer's and the checkpoint's.
+        eos_token_ids: Ids that end a sequence.
         strips_first_space: Whether decoded text begins without the space its first token carries.
     """
 
@@ -65,9 +65,7 @@ class Tokenizer:
         self._variables = variables or {}
         self._backend = tokenizer.backend_tokenizer
         self.vocab_size = 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
-        own_eos = tokenizer.eos_token_id
-        own = () if own_eos is None else (own_eos,)
-        self.eos_token_ids = tuple(dict.fromkeys((*eos_token_ids, *own)))
+        self.eos_token_ids = tuple(eos_token_ids)
         added = self._backend.get_added_tokens_decoder()
         self._added: dict[int, str] = {token_id: token.content for token_id, token in added.items()}
         self._bytes = {token_id: text.encode() for token_id, text in self._added.items()}

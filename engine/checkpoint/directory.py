@@ -44,12 +44,26 @@ def has_blocks(directory: Path) -> bool:
 
 
 def eos_token_ids(directory: Path) -> tuple[int, ...]:
-    """Return every end-of-sequence id the checkpoint names, generation_config.json's first."""
+    """Return every end-of-sequence id the checkpoint names, generation_config.json's first.
+
+    The tokenizer's comes last. With models tuned for chats it is often the one that ends turns,
+    while the other files still have the one that ended texts before.
+    """
     ids: list[Any] = []
     for name in ("generation_config.json", "config.json"):
         value = read_json(directory / name).get("eos_token_id")
         ids += value if isinstance(value, list) else [value]
+    ids.append(_tokenizers_eos_id(directory))
     return tuple(dict.fromkeys(token_id for token_id in ids if isinstance(token_id, int)))
+
+
+def _tokenizers_eos_id(directory: Path) -> int | None:
+    token = read_json(directory / "tokenizer_config.json").get("eos_token")
+    text = token.get("content") if isinstance(token, dict) else token
+    if text is None:
+        return None
+    added = read_json(directory / "tokenizer.json").get("added_tokens", ())
+    return next((each["id"] for each in added if each["content"] == text), None)
 
 
 def architecture_of(config: dict[str, Any], source: Path) -> str:

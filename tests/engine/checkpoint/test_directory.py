@@ -100,6 +100,20 @@ def test_malformed_json_and_quantized_weights(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.parametrize("token", ["<end>", {"content": "<end>", "lstrip": False}])
+def test_the_token_with_which_the_tokenizer_ends_texts_ends_sequences(
+    tmp_path: Path, token: object
+) -> None:
+    added = [{"id": 8, "content": "<start>"}, {"id": 9, "content": "<end>"}]
+    directory = _directory(
+        tmp_path,
+        config__json=_CONFIG | {"eos_token_id": 5},
+        tokenizer_config__json={"eos_token": token},
+        tokenizer__json={"added_tokens": added},
+    )
+    assert eos_token_ids(directory) == (5, 9)
+
+
 def test_eos_ids_come_from_both_files(tmp_path: Path) -> None:
     generation = {"eos_token_id": [7, 3]}
     directory = _directory(
