@@ -229,8 +229,19 @@ class Tokenizer:
             plain = text_of.get(piece)
             # Cut after its first character, a special token is no longer recognized.
             for part in (piece,) if plain is None else (plain[0], plain[1:]):
-                ids += self.encode(part, add_special_tokens=False)
+                ids += self._encode_next(part) if ids else self._encode_plainly(part)
         return ids
+
+    def _encode_plainly(self, text: str) -> list[int]:
+        return self.encode(text, add_special_tokens=False)
+
+    def _encode_next(self, text: str) -> list[int]:
+        """Encode a text that follows another one, without the space that begins texts."""
+        if not self.strips_first_space:
+            return self._encode_plainly(text)
+        before, both = self._encode_plainly("\n"), self._encode_plainly(f"\n{text}")
+        is_apart = both[: len(before)] == before
+        return both[len(before) :] if is_apart else self._encode_plainly(text)
 
 
 def _json_text(value: Any) -> str:

@@ -232,6 +232,14 @@ def test_sentencepiece_pieces(tmp_path: Path) -> None:
     assert tokenizer.eos_token_ids == (1,)
 
 
+@pytest.mark.parametrize("content", ["he</s>he", "</s>", "he </s> he</s>", "</s>\n</s>"])
+def test_control_tokens_in_messages_bring_no_spaces_with_them(tmp_path: Path, content: str) -> None:
+    tokenizer = _sentencepiece(tmp_path, chat_template="{{ messages[0].content }}</s>he")
+    ids = tokenizer.apply_chat_template(_chat(content))
+    assert [token_id for token_id in ids if tokenizer.is_special(token_id)] == [1]
+    assert tokenizer.decode(ids, skip_special_tokens=False) == f"{content}</s> he"
+
+
 def test_no_chat_template(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="no chat template"):
         _sentencepiece(tmp_path).apply_chat_template(_chat("hi"))
