@@ -129,11 +129,18 @@ def test_names_that_are_nothing(name: str, tmp_path: Path, monkeypatch: pytest.M
         resolve_model(name)
 
 
-def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+class _DroppedConnection(Exception):
+    """An error of an HTTP library, which derives from nothing that we know."""
+
+
+@pytest.mark.parametrize("kind", [OSError, _DroppedConnection])
+def test_a_hub_that_cannot_be_reached(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: type[Exception]
+) -> None:
     monkeypatch.chdir(tmp_path)
 
     def unreachable(*args: object, **options: object) -> str:
-        raise OSError("no route to host")
+        raise kind("no route to host")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
     with pytest.raises(ModelLoadError, match=rf"some-org/some-model.*{ALIAS}.*no route"):
