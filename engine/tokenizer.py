@@ -64,6 +64,8 @@ class Tokenizer:
         self._tokenizer = tokenizer
         self._variables = variables or {}
         self._backend = tokenizer.backend_tokenizer
+        self._backend.no_truncation()  # the settings of a training run are often saved with it
+        self._backend.no_padding()
         self.vocab_size = 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
         self.eos_token_ids = tuple(eos_token_ids)
         added = self._backend.get_added_tokens_decoder()

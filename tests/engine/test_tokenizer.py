@@ -232,6 +232,15 @@ def test_sentencepiece_pieces(tmp_path: Path) -> None:
     assert tokenizer.eos_token_ids == (1,)
 
 
+def test_prompts_are_neither_cut_nor_padded_as_in_training(tmp_path: Path) -> None:
+    expected = _sentencepiece(tmp_path).encode("hehehe")
+    backend = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    backend.enable_truncation(2)
+    backend.enable_padding(length=16)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(tmp_path).encode("hehehe") == expected
+
+
 @pytest.mark.parametrize("content", ["he</s>he", "</s>", "he </s> he</s>", "</s>\n</s>"])
 def test_control_tokens_in_messages_bring_no_spaces_with_them(tmp_path: Path, content: str) -> None:
     tokenizer = _sentencepiece(tmp_path, chat_template="{{ messages[0].content }}</s>he")
