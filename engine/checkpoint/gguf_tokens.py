@@ -2,7 +2,8 @@
 
 transformers takes control tokens with characters beyond the byte alphabet, such as DeepSeek's, for
 ordinary text and gives new ids to those that begin or end texts; it adds its own tokenizers'
-control tokens; and it does not know what llama.cpp takes `tokenizer.ggml.pre` to imply.
+control tokens; it does not know what llama.cpp takes `tokenizer.ggml.pre` to imply; and it begins
+SentencePiece's texts with a space, but not what follows a control token.
 """
 
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ TokenizerJson = dict[str, Any]
 _BPE_KINDS = ("gpt2", "llama")  # of `tokenizer.ggml.model`: byte-level and SentencePiece's
 # Of `tokenizer.ggml.token_type`; both are taken whole, and the latter are part of the text.
 _CONTROL, _USER_DEFINED = 3, 4
+_SPACE = "\u2581"
 _ROLES = {
     "bos_token": "bos_token_id",
     "eos_token": "eos_token_id",
@@ -70,6 +72,19 @@ def put_right(content: TokenizerJson, said: Metadata) -> None:
     if split in _LIKE_LLAMA3:
         content["model"]["ignore_merges"] = True
     content["pre_tokenizer"] = PRE_TOKENIZERS.get(split or "", content["pre_tokenizer"])
+    if kind == "llama":
+        content["normalizer"] = _spaces(said.get("tokenizer.ggml.add_space_prefix", True))
+        content["pre_tokenizer"] = None
+
+
+def _spaces(puts_one_first: bool) -> TokenizerJson:
+    """Return the normalizer that spells spaces as SentencePiece does, one before every text.
+
+    A text is whatever stands between tokens that are taken whole.
+    """
+    first = [{"type": "Prepend", "prepend": _SPACE}] if puts_one_first else []
+    others = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
+    return {"type": "Sequence", "normalizers": [*first, others]}
 
 
 def _mark(content: TokenizerJson, said: Metadata) -> None:

@@ -24,6 +24,20 @@ def _tokenizer(**said: Any) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(content))
 
 
+def _sentencepiece(text: str, **said: Any) -> list[str]:
+    """Return the tokens of a text in such a vocabulary."""
+    tokens = ["<s>", "</s>", "<unk>", "\u2581", "a", "\u2581a"]
+    vocab = {token: token_id for token_id, token in enumerate(tokens)}
+    made = Tokenizer(models.BPE(vocab=vocab, merges=[("\u2581", "a")], unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    content = json.loads(made.to_str())
+    types, roles = [3, 3, 2, 1, 1, 1], {"bos_token_id": 0, "eos_token_id": 1}
+    fields = {"model": "llama", "tokens": tokens, "token_type": types, **roles, **said}
+    put_right(content, _said(**fields))
+    pieces: list[str] = Tokenizer.from_str(json.dumps(content)).encode(text).tokens
+    return pieces
+
+
 def _said(**said: Any) -> dict[str, Any]:
     fields = {
         "model": "gpt2",
@@ -69,6 +83,14 @@ def test_a_token_with_a_role_is_a_control_token_whatever_its_type() -> None:
     assert tokenizer.encode("a<|end|>").ids == [0, 5]
     assert tokenizer.decode([0, 5]) == "a"
     assert role_tokens(_said()) == {"bos_token": "<|begin|>", "eos_token": "<|end|>"}
+
+
+def test_sentencepiece_puts_a_space_before_a_text_and_after_every_control_token() -> None:
+    assert _sentencepiece("a</s>a a") == ["<s>", "\u2581a", "</s>", "\u2581a", "\u2581a"]
+    assert _sentencepiece(" a") == ["<s>", "\u2581", "\u2581a"]
+    assert _sentencepiece("") == ["<s>"]
+    bare = _sentencepiece("a</s>a a", add_space_prefix=False)
+    assert bare == ["<s>", "a", "</s>", "a", "\u2581a"]
 
 
 def test_kinds_without_merges_are_left_as_they_are() -> None:
