@@ -58,10 +58,14 @@ def eos_token_ids(directory: Path) -> tuple[int, ...]:
 
 
 def _tokenizers_eos_id(directory: Path) -> int | None:
-    token = read_json(directory / "tokenizer_config.json").get("eos_token")
+    config = read_json(directory / "tokenizer_config.json")
+    token = config.get("eos_token")
     text = token.get("content") if isinstance(token, dict) else token
     if text is None:
         return None
+    for token_id, each in config.get("added_tokens_decoder", {}).items():
+        if each["content"] == text:
+            return int(token_id)
     added = read_json(directory / "tokenizer.json").get("added_tokens", ())
     return next((each["id"] for each in added if each["content"] == text), None)
 

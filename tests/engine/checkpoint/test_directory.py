@@ -112,6 +112,11 @@ def test_the_token_with_which_the_tokenizer_ends_texts_ends_sequences(
         tokenizer__json={"added_tokens": added},
     )
     assert eos_token_ids(directory) == (5, 9)
+    more = {"eos_token": token, "added_tokens_decoder": {"12": {"content": "<end>"}}}
+    directory = _directory(
+        tmp_path, config__json=_CONFIG | {"eos_token_id": 5}, tokenizer_config__json=more
+    )
+    assert eos_token_ids(directory) == (5, 12)
 
 
 def test_eos_ids_come_from_both_files(tmp_path: Path) -> None:
