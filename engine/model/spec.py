@@ -107,7 +107,8 @@ class ModelSpec:
             qk_norm=architecture == "Qwen3ForCausalLM",
             sliding_window=_sliding_window(architecture, config),
             tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-            eos_token_ids=eos_token_ids(directory),
+            # A tokenizer may have tokens for which the model was never given rows.
+            eos_token_ids=tuple(i for i in eos_token_ids(directory) if i < config["vocab_size"]),
             dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32"),
         )
 

@@ -45,6 +45,10 @@ def test_biases_and_norms(
     assert (spec.qkv_bias, spec.o_bias, spec.mlp_bias, spec.qk_norm) == expected
 
 
+def test_a_token_that_the_model_cannot_choose_ends_nothing(tmp_path: Path) -> None:
+    assert _spec(tmp_path, "Llama", eos_token_id=[99, 100]).eos_token_ids == (99,)
+
+
 @pytest.mark.parametrize(
     ("architecture", "config", "expected"),
     [
