@@ -39,7 +39,7 @@ class TokenizerCard:
     eos_token: str | None
     pad_token: str | None
     unk_token: str | None
-    chat_template: str | None
+    chat_template: str | None  # of several, the one that is told of tools
 
 
 class Tokenizer:
@@ -83,13 +83,15 @@ class Tokenizer:
         """The tokenizer's class, special tokens and chat template."""
         source = self._tokenizer
         template = source.chat_template
+        if isinstance(template, dict):
+            template = template.get("tool_use", template.get("default"))
         return TokenizerCard(
             tokenizer_class=type(source).__name__,
             bos_token=source.bos_token,
             eos_token=source.eos_token,
             pad_token=source.pad_token,
             unk_token=source.unk_token,
-            chat_template=template if isinstance(template, str) else None,
+            chat_template=template,
         )
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:

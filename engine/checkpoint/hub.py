@@ -14,6 +14,7 @@ _ALLOWED_FILES = [
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
     "exit_heads/heads.json",
     "exit_heads/heads.safetensors",
 ]

@@ -249,6 +249,15 @@ def test_control_tokens_in_messages_bring_no_spaces_with_them(tmp_path: Path, co
     assert tokenizer.decode(ids, skip_special_tokens=False) == f"{content}</s> he"
 
 
+def test_of_several_chat_templates_the_one_told_of_tools_is_shown(tmp_path: Path) -> None:
+    templates = {"default": "{{ messages[0].content }}", "tool_use": "{{ tools | length }}"}
+    named = [{"name": name, "template": text} for name, text in templates.items()]
+    tokenizer = _sentencepiece(tmp_path, chat_template=named)
+    assert tokenizer.card.chat_template == templates["tool_use"]
+    assert tokenizer.decode(tokenizer.apply_chat_template(_chat("he"))) == "he"
+    assert tokenizer.decode(tokenizer.apply_chat_template(_chat("he"), tools=[{}, {}])) == "2"
+
+
 def test_no_chat_template(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="no chat template"):
         _sentencepiece(tmp_path).apply_chat_template(_chat("hi"))
@@ -340,7 +349,7 @@ def test_a_turn_that_the_template_does_not_end_with_cannot_be_continued(tmp_path
     assert raised.value.param == "continue_final_message"
 
 
-def _sentencepiece(directory: Path, **config: str) -> Tokenizer:
+def _sentencepiece(directory: Path, **config: object) -> Tokenizer:
     """Make a tokenizer like that of Llama 2: U+2581 for spaces, one in front, and byte fallback."""
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
     pieces = ["<unk>", "</s>", *bytes_, "\u2581", "h", "e", "\u2581h", "\u2581he"]
