@@ -13,8 +13,8 @@ Metadata = Mapping[str, Any]
 TokenizerJson = dict[str, Any]
 
 _BPE_KINDS = ("gpt2", "llama")  # of `tokenizer.ggml.model`: byte-level and SentencePiece's
-# Of `tokenizer.ggml.token_type`; both are taken whole, and the latter are part of the text.
-_CONTROL, _USER_DEFINED = 3, 4
+# Of `tokenizer.ggml.token_type`; the last two are taken whole, and the last are part of the text.
+_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
 _SPACE = "\u2581"
 _ROLES = {
     "bos_token": "bos_token_id",
@@ -22,6 +22,7 @@ _ROLES = {
     "unk_token": "unknown_token_id",
     "pad_token": "padding_token_id",
 }
+_ENDS = ("bos_token", "eos_token")
 # Where these split the text, llama.cpp takes a word that is a token for that token, whatever the
 # merges make of it, and lets texts begin with the first token unless the file says otherwise.
 _LIKE_LLAMA3 = (
@@ -48,12 +49,23 @@ PRE_TOKENIZERS: Mapping[str, TokenizerJson] = {
 def role_tokens(said: Metadata) -> dict[str, str]:
     """Return the tokens that have a role: `bos_token` and so on.
 
+    Some files name a piece of ordinary text, often the first token, for padding or for what is
+    unknown: it has no role, because a token with one is left out of the text.
+
     Args:
         said: The file's fields by name, its tokens among them.
     """
-    tokens = said["tokenizer.ggml.tokens"]
+    tokens, kinds = said["tokenizer.ggml.tokens"], _kinds(said)
     ids = {role: said.get(f"tokenizer.ggml.{key}") for role, key in _ROLES.items()}
-    return {role: tokens[token_id] for role, token_id in ids.items() if token_id is not None}
+    return {
+        role: tokens[token_id]
+        for role, token_id in ids.items()
+        if token_id is not None and (role in _ENDS or kinds.get(token_id) != _NORMAL)
+    }
+
+
+def _kinds(said: Metadata) -> dict[int, int]:
+    return dict(enumerate(said.get("tokenizer.ggml.token_type") or ()))
 
 
 def put_right(content: TokenizerJson, said: Metadata) -> None:
@@ -90,8 +102,7 @@ def _spaces(puts_one_first: bool) -> TokenizerJson:
 def _mark(content: TokenizerJson, said: Metadata) -> None:
     """Have the tokens that are taken whole, and no others, under their own spelling and id."""
     tokens = said["tokenizer.ggml.tokens"]
-    kinds = dict(enumerate(said.get("tokenizer.ggml.token_type") or ()))
-    roles = role_tokens(said).values()
+    kinds, roles = _kinds(said), role_tokens(said).values()
     is_control = {
         token_id: kinds.get(token_id) != _USER_DEFINED
         for token_id, token in enumerate(tokens)
@@ -100,7 +111,11 @@ def _mark(content: TokenizerJson, said: Metadata) -> None:
     pieces = {token_id: piece for piece, token_id in content["model"]["vocab"].items()}
     pieces |= {token_id: tokens[token_id] for token_id in is_control}
     content["model"]["vocab"] = {piece: token_id for token_id, piece in pieces.items()}
-    marked = {each["id"]: each for each in content["added_tokens"] if each["id"] < len(tokens)}
+    marked = {
+        each["id"]: each
+        for each in content["added_tokens"]
+        if each["id"] < len(tokens) and kinds.get(each["id"]) != _NORMAL
+    }
     for token_id, special in is_control.items():
         marked[token_id] = {
             "id": token_id,

@@ -17,8 +17,9 @@ def _tokenizer(**said: Any) -> Tokenizer:
     made = Tokenizer(models.BPE(vocab=vocab, merges=[("a", "b")]))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
-    # A control token that transformers' class has, unlike the file.
-    made.add_special_tokens([AddedToken("<|endoftext|>", special=True)])
+    # A control token that transformers' class has, unlike the file, and what stands for padding.
+    special = ["<|endoftext|>", TOKENS[said.get("padding_token_id", 5)]]
+    made.add_special_tokens([AddedToken(token, special=True) for token in special])
     content = json.loads(made.to_str())
     put_right(content, _said(**said))
     return Tokenizer.from_str(json.dumps(content))
@@ -83,6 +84,12 @@ def test_a_token_with_a_role_is_a_control_token_whatever_its_type() -> None:
     assert tokenizer.encode("a<|end|>").ids == [0, 5]
     assert tokenizer.decode([0, 5]) == "a"
     assert role_tokens(_said()) == {"bos_token": "<|begin|>", "eos_token": "<|end|>"}
+
+
+def test_ordinary_text_has_no_role_beyond_beginning_and_ending() -> None:
+    said = {"padding_token_id": 0, "unknown_token_id": 1}
+    assert role_tokens(_said(**said)).keys() == {"bos_token", "eos_token"}
+    assert _tokenizer(**said).decode([0, 1, 2]) == "abab"
 
 
 def test_sentencepiece_puts_a_space_before_a_text_and_after_every_control_token() -> None:
