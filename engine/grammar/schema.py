@@ -206,8 +206,6 @@ class _Lowering:
                 value = math.ceil(value) if is_lower else math.floor(value)
                 tightest = max if is_lower else min
                 value = tightest(value, integer.get(word, value))
-            elif word in integer:
-                value = (max if word == "minimum" else min)(value, integer[word])
             integer[word] = int(value)
         has_lower = "minimum" in integer or "exclusiveMinimum" in integer
         has_upper = "maximum" in integer or "exclusiveMaximum" in integer
