@@ -22,18 +22,11 @@ class Timed:
     token_ids: tuple[tuple[int, ...], ...]
     num_timed: int  # tokens after all prompts had their first one
     duration_s: float  # seconds that these took
-    num_drafts: int = 0
-    num_accepted: int = 0
 
     @property
     def tokens_per_s(self) -> float:
         """Tokens per second of all prompts together, prefill not included."""
         return self.num_timed / self.duration_s if self.duration_s else 0.0
-
-    @property
-    def acceptance(self) -> float:
-        """The acceptance rate: accepted over drafted tokens."""
-        return self.num_accepted / self.num_drafts if self.num_drafts else 0.0
 
 
 def generate(
@@ -70,13 +63,10 @@ def generate(
     results: list[GenerationResult]
     with sparing_what_is_loaded():
         results = engine.generate(requests, on_step=watch.on_step)
-    figures = [result.draft_figures for result in results]
     return Timed(
         token_ids=tuple(result.token_ids for result in results),
         num_timed=watch.num_timed,
         duration_s=watch.duration_s,
-        num_drafts=sum(f.num_draft_tokens for f in figures),
-        num_accepted=sum(f.num_accepted_tokens for f in figures),
     )
 
 
