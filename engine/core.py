@@ -73,10 +73,6 @@ class EngineCore:
         stats.prompt_tokens_computed_total = scheduler.num_prefix_misses
         return stats
 
-    def add(self, request: GenerationRequest) -> None:
-        """Queue a request; raises what `add_all` raises."""
-        self.add_all([request])
-
     def check_room(self, num_requests: int, num_tokens: int) -> None:
         """See `Scheduler.check_room`; refused requests are counted."""
         try:

@@ -133,15 +133,8 @@ class Roster:
         rows = [] if plan is None else plan.rows
         in_flight = {row.sequence_id for row in rows}
         blamed = [sequence for sequence in self._running if sequence.sequence_id in in_flight]
-        self.preempt_all()
+        self._preempt_all()
         return self._quarantine.blame(blamed, loss, is_alone=len(rows) == 1)
-
-    def preempt_all(self) -> None:
-        """Preempt all sequences, because the worker and all that it computed are gone."""
-        while self._running:
-            self._preempt(self._running[-1])
-        self._blocks.forget_all()
-        self._ended.clear()
 
     def check(self) -> None:
         """Assert the invariants that hold between any two calls."""
@@ -174,6 +167,13 @@ class Roster:
         """Return how many blocks to leave, so that a new sequence is not preempted at once."""
         num_running = len(self._running)
         return max(num_running, int(self._blocks.num_blocks * _WATERMARK)) if num_running else 0
+
+    def _preempt_all(self) -> None:
+        """Preempt all sequences, because the worker and all that it computed are gone."""
+        while self._running:
+            self._preempt(self._running[-1])
+        self._blocks.forget_all()
+        self._ended.clear()
 
     def _preempt(self, sequence: Sequence) -> None:
         self._leave(sequence)

@@ -134,10 +134,6 @@ class Scheduler:
         """See `Roster.retire`."""
         self._roster.retire(sequence)
 
-    def preempt_all(self) -> None:
-        """See `Roster.preempt_all`."""
-        self._roster.preempt_all()
-
     def lose_worker(self, plan: StepPlan | None, loss: WorkerLost) -> list[Sequence]:
         """See `Roster.lose_worker`."""
         return self._roster.lose_worker(plan, loss)

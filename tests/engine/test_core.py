@@ -120,7 +120,7 @@ def test_a_row_that_fails_ends_its_request_alone() -> None:
 def test_abort_is_idempotent_in_every_state() -> None:
     driver = driver_on(max_num_seqs=1)
     for number in range(3):
-        driver.core.add(make_request(number, ignore_eos=True))
+        driver.core.add_all([make_request(number, ignore_eos=True)])
     driver.core.abort("request-2")  # waiting
     driver.send()
     driver.core.abort("request-0")  # in flight
@@ -137,7 +137,7 @@ def test_abort_is_idempotent_in_every_state() -> None:
 
 def test_drafts_of_a_request_that_was_aborted_meanwhile_are_not_counted() -> None:
     driver = driver_on(FakeWorker(acceptance=1.0))
-    driver.core.add(make_request(0, ignore_eos=True))
+    driver.core.add_all([make_request(0, ignore_eos=True)])
     for _ in range(3):
         driver.send()
         driver.receive()
@@ -151,11 +151,11 @@ def test_drafts_of_a_request_that_was_aborted_meanwhile_are_not_counted() -> Non
 
 def test_aborted_between_commit_and_render_and_added_again() -> None:
     driver = driver_on()
-    driver.core.add(make_request(0))
+    driver.core.add_all([make_request(0)])
     driver.send()
     driver.receive()
     driver.core.abort("request-0")
-    driver.core.add(make_request(0))
+    driver.core.add_all([make_request(0)])
     driver.render()
     assert not driver.outputs
     driver.run_to_the_end()
@@ -164,8 +164,8 @@ def test_aborted_between_commit_and_render_and_added_again() -> None:
 
 def test_end_all_ends_each_open_request_once_even_if_it_had_just_ended() -> None:
     driver = driver_on()
-    driver.core.add(make_request(0, max_tokens=1))
-    driver.core.add(make_request(1))
+    driver.core.add_all([make_request(0, max_tokens=1)])
+    driver.core.add_all([make_request(1)])
     driver.send()
     driver.receive()  # request 0 has its last token, which is not rendered yet
     outputs = driver.core.end_all(FinishReason.ERROR, "broken")
@@ -179,7 +179,7 @@ def test_end_all_ends_each_open_request_once_even_if_it_had_just_ended() -> None
 
 def test_a_refused_request_leaves_nothing_behind() -> None:
     driver = driver_on(max_num_seqs=1, max_num_queued_requests=1)
-    driver.core.add(make_request(0))
+    driver.core.add_all([make_request(0)])
     with pytest.raises(EngineOverloaded):
         driver.core.add_all([make_request(1), make_request(2)])
     with pytest.raises(EngineOverloaded):

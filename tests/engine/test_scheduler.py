@@ -13,6 +13,7 @@ from engine.errors import (
     RequestError,
     TooManyChoices,
     UnsupportedOption,
+    WorkerLost,
 )
 from engine.limits import ModelLimits
 from engine.plan import RowResult, StepPlan, StepResult
@@ -61,6 +62,12 @@ class Bench:
         committed = self.scheduler.commit(plan, self.worker.execute(plan))
         self.scheduler.check()
         return plan, committed
+
+    def lose_worker(self) -> None:
+        """Replace the worker while no step is in flight."""
+        guilty = self.scheduler.lose_worker(None, WorkerLost("it is gone"))
+        assert guilty == [], "no step was in flight"
+        self.worker.forget()
 
     def finish(self, request: GenerationRequest) -> Sequence:
         """Run a request to its end."""
@@ -332,8 +339,7 @@ def test_a_new_worker_goes_on_where_the_old_one_died() -> None:
     for _ in range(4):
         bench.step()
     known = [list(sequence.token_ids) for sequence in sequences]
-    bench.scheduler.preempt_all()
-    bench.worker.forget()
+    bench.lose_worker()
     plan, _ = bench.step()
     assert plan.ended == []
     assert [start.token_ids for start in plan.started] == known[: len(plan.started)]
@@ -479,8 +485,7 @@ def test_a_dead_worker_takes_the_cache_with_it() -> None:
     bench.finish(request_of("a", PROMPT))
     running = bench.scheduler.add(request_of("b", PROMPT, max_tokens=4))
     bench.step()
-    bench.scheduler.preempt_all()
-    bench.worker.forget()
+    bench.lose_worker()
     bench.scheduler.check()
     assert bench.scheduler.num_blocks_cached == 0
     plan, _ = bench.step()
@@ -542,8 +547,7 @@ def test_what_was_read_of_a_prompt_is_not_read_again() -> None:
     sequence = bench.scheduler.add(replace(request, pooling="mean"))
     while sequence.num_output_tokens < 2:
         bench.step()
-    bench.scheduler.preempt_all()
-    bench.worker.forget()
+    bench.lose_worker()
     plan, _ = bench.step()
     (start,) = plan.started
     assert (start.num_prompt_logprobs, start.pooling) == (None, None)

@@ -31,7 +31,7 @@ class EngineDriver:
 
     def add(self, request: GenerationRequest) -> None:
         """Add a request."""
-        self.core.add(request)
+        self.core.add_all([request])
         self._added.append(request.request_id)
 
     def send(self) -> None:
