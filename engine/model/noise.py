@@ -45,11 +45,6 @@ class NoiseKeys:
         return _signed(_mix((self._start + position * _GOLDEN) & _MASK))
 
 
-def noise_key(seed: int, position: int) -> int:
-    """Return the key of the noise at one position."""
-    return NoiseKeys(seed)(position)
-
-
 def _mix_tensor(z: Tensor) -> Tensor:
     # int64 shifts are arithmetic: mask off the copied sign bits to get logical ones.
     z = (z ^ ((z >> 30) & ((1 << 34) - 1))) * _signed(_MULTIPLIER_1)
@@ -58,7 +53,7 @@ def _mix_tensor(z: Tensor) -> Tensor:
 
 
 def noise_keys(seeds: Tensor, positions: Tensor) -> Tensor:
-    """Return the `noise_key` [T] of seeds [T] and positions [T], all int64, on their device."""
+    """Return the `NoiseKeys` [T] of seeds [T] at positions [T], all int64, on their device."""
     return _mix_tensor(_mix_tensor(seeds) + positions * _signed(_GOLDEN))
 
 

@@ -46,22 +46,12 @@ class Sampler:
         scores[rows] = process(self._ops, logits[rows], asked, reduced)
         return scores
 
-    def choose(
-        self,
-        scores: Tensor,
-        points: Sequence[SamplePoint],
-        reduced: ReducedVocabulary | None = None,
-    ) -> list[int]:
-        """Return the column chosen per row; -1 for a row with NaN."""
-        return self._ops.fetch(self.launch(scores, points, reduced))()
+    def choose(self, scores: Tensor, points: Sequence[SamplePoint]) -> Tensor:
+        """Launch the choice of a token per row of [T, V] scores.
 
-    def launch(
-        self,
-        scores: Tensor,
-        points: Sequence[SamplePoint],
-        reduced: ReducedVocabulary | None = None,
-    ) -> Tensor:
-        """Launch the choice; return the chosen columns [T] int64 on the device, as for `choose`."""
+        Returns:
+            [T] int64, on the device; -1 for a row with NaN.
+        """
         if _are_greedy(points):
             scales, keys = self._zeros(len(points))
         else:
@@ -69,8 +59,7 @@ class Sampler:
             scales, keys = upload_all(
                 [(inverse, torch.float32), (_keys(points), torch.int64)], scores.device
             )
-        token_ids = None if reduced is None else reduced.ids.token_ids
-        return self._ops.sample(scores, scales, keys, token_ids)
+        return self._ops.sample(scores, scales, keys)
 
     def expect(
         self,

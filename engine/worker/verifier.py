@@ -146,7 +146,7 @@ class Verifier:
             return _Choices([], hidden)
         logits = self._runner.logits(hidden)
         scores = self._sampler.scores(logits, points)
-        chosen = self._sampler.launch(scores, points)
+        chosen = self._sampler.choose(scores, points)
         read = self._ops.fetch(chosen)
         are_nan: Tensor | None = None
         if launch_next is not None:

@@ -146,7 +146,7 @@ def test_a_step_reads_once_per_evaluation_and_once_at_its_end(
     assert reads.counts == logprobs
     if options:
         assert sends.counts["engine.worker.sampler.expect"] == len(evaluations)
-        assert sends.counts["engine.worker.sampler.launch"] == len(steps)
+        assert sends.counts["engine.worker.sampler.choose"] == len(steps)
     else:  # greedy rows send nothing but the drafts that follow
         assert sends.counts["engine.worker.sampler.expect"] < len(evaluations)
         assert sends.counts["engine.worker.sampler.choose"] == 0

@@ -27,6 +27,10 @@ def point(
     return SamplePoint(state, drafts or [])
 
 
+def chosen(sampler: Sampler, logits: Tensor, points: list[SamplePoint]) -> list[int]:
+    return sampler.choose(sampler.scores(logits, points), points).tolist()
+
+
 @pytest.fixture
 def sampler() -> Sampler:
     return Sampler(TorchOps("cpu"))
@@ -195,10 +199,8 @@ def test_row_does_not_depend_on_its_batch(sampler: Sampler) -> None:
         point([3], frequency_penalty=1.0),
         point(temperature=2.0),
     ]
-    together = sampler.choose(sampler.scores(logits, points), points)
-    alone = [
-        sampler.choose(sampler.scores(logits[i : i + 1], [p]), [p])[0] for i, p in enumerate(points)
-    ]
+    together = chosen(sampler, logits, points)
+    alone = [chosen(sampler, logits[i : i + 1], [p])[0] for i, p in enumerate(points)]
     assert together == alone
 
 
@@ -226,10 +228,10 @@ def test_truncation_hides_no_nan(
     bad = logits.clone()
     bad[0, 3] = float("nan")
     asked = point(temperature=1.0, **options)
-    assert sampler.choose(sampler.scores(bad, [asked]), [asked]) == [-1]
+    assert chosen(sampler, bad, [asked]) == [-1]
 
 
 def test_nan_is_reported(sampler: Sampler, logits: Tensor) -> None:
     bad = logits.clone()
     bad[0, 3] = float("nan")
-    assert sampler.choose(torch.cat((bad, logits)), [point(), point()])[0] == -1
+    assert chosen(sampler, torch.cat((bad, logits)), [point(), point()])[0] == -1
