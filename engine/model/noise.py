@@ -19,19 +19,22 @@ from torch import Tensor
 DRAFT_WEIGHT = 0.75
 MEAN_GUMBEL = 0.5772  # the mean of standard Gumbel noise
 
+# The numbers of splitmix64.
+GOLDEN = 0x9E3779B97F4A7C15
+MULTIPLIER_1 = 0xBF58476D1CE4E5B9
+MULTIPLIER_2 = 0x94D049BB133111EB
+
 _MASK = (1 << 64) - 1
-_GOLDEN = 0x9E3779B97F4A7C15
-_MULTIPLIER_1 = 0xBF58476D1CE4E5B9
-_MULTIPLIER_2 = 0x94D049BB133111EB
 
 
 def _mix(z: int) -> int:
-    z = ((z ^ (z >> 30)) * _MULTIPLIER_1) & _MASK
-    z = ((z ^ (z >> 27)) * _MULTIPLIER_2) & _MASK
+    z = ((z ^ (z >> 30)) * MULTIPLIER_1) & _MASK
+    z = ((z ^ (z >> 27)) * MULTIPLIER_2) & _MASK
     return z ^ (z >> 31)
 
 
-def _signed(z: int) -> int:
+def signed(z: int) -> int:
+    """Return 64 bits as the signed integer that tensors of int64 hold."""
     return z - (1 << 64) if z >> 63 else z
 
 
@@ -42,19 +45,19 @@ class NoiseKeys:
         self._start = _mix(seed & _MASK)
 
     def __call__(self, position: int) -> int:
-        return _signed(_mix((self._start + position * _GOLDEN) & _MASK))
+        return signed(_mix((self._start + position * GOLDEN) & _MASK))
 
 
 def _mix_tensor(z: Tensor) -> Tensor:
     # int64 shifts are arithmetic: mask off the copied sign bits to get logical ones.
-    z = (z ^ ((z >> 30) & ((1 << 34) - 1))) * _signed(_MULTIPLIER_1)
-    z = (z ^ ((z >> 27) & ((1 << 37) - 1))) * _signed(_MULTIPLIER_2)
+    z = (z ^ ((z >> 30) & ((1 << 34) - 1))) * signed(MULTIPLIER_1)
+    z = (z ^ ((z >> 27) & ((1 << 37) - 1))) * signed(MULTIPLIER_2)
     return z ^ ((z >> 31) & ((1 << 33) - 1))
 
 
 def noise_keys(seeds: Tensor, positions: Tensor) -> Tensor:
     """Return the `NoiseKeys` [T] of seeds [T] at positions [T], all int64, on their device."""
-    return _mix_tensor(_mix_tensor(seeds) + positions * _signed(_GOLDEN))
+    return _mix_tensor(_mix_tensor(seeds) + positions * signed(GOLDEN))
 
 
 def gumbel(keys: Tensor, token_ids: Tensor) -> Tensor:
@@ -76,7 +79,7 @@ class SaltedIds:
     @classmethod
     def of(cls, token_ids: Tensor) -> "SaltedIds":
         """Compute the salts, on the ids' device."""
-        return cls(token_ids, token_ids.to(torch.int64) * _signed(_GOLDEN))
+        return cls(token_ids, token_ids.to(torch.int64) * signed(GOLDEN))
 
 
 def salted_gumbel(keys: Tensor, salts: Tensor) -> Tensor:
@@ -88,5 +91,5 @@ def salted_gumbel(keys: Tensor, salts: Tensor) -> Tensor:
 
 def gumbel_of(key: int, token_id: int) -> float:
     """Return the noise of one token without tensors; equals `gumbel` up to float32 rounding."""
-    z = _mix((key ^ (token_id * _GOLDEN)) & _MASK)
+    z = _mix((key ^ (token_id * GOLDEN)) & _MASK)
     return -log(-log(((z >> 41) + 0.5) / (1 << 23)))

@@ -11,16 +11,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from engine.model.noise import GOLDEN, MULTIPLIER_1, MULTIPLIER_2, signed
+
 _BLOCK = 2048  # columns per program
-
-
-def _signed(z: int) -> int:
-    return z - (1 << 64) if z >> 63 else z
-
-
-_GOLDEN = tl.constexpr(_signed(0x9E3779B97F4A7C15))
-_MULTIPLIER_1 = tl.constexpr(_signed(0xBF58476D1CE4E5B9))
-_MULTIPLIER_2 = tl.constexpr(_signed(0x94D049BB133111EB))
+_GOLDEN = tl.constexpr(signed(GOLDEN))
+_MULTIPLIER_1 = tl.constexpr(signed(MULTIPLIER_1))
+_MULTIPLIER_2 = tl.constexpr(signed(MULTIPLIER_2))
 
 
 @triton.jit
