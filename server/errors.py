@@ -107,6 +107,11 @@ class Failure:
         return Response(self.body, self.status, headers, media_type="application/json")
 
 
+def missing_field(param: str) -> RequestError:
+    """Return the error about a field that the request has to have."""
+    return RequestError(f"{param}: field required.", param=param, code="missing_required_parameter")
+
+
 # Exceptions without details of their own: (status, type, code, message).
 _FIXED: dict[type[Exception], tuple[int, str, str, str]] = {
     ModelNotFound: (

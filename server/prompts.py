@@ -12,6 +12,7 @@ from starlette.requests import Request
 from engine import Tokenizer
 from engine.errors import PromptTooLong, RequestError, UnsupportedOption
 from server.context import context_of
+from server.errors import missing_field
 from server.parsing.reasoning import END
 from server.protocol.chat import ChatMessage, MessageToolCall, TemplateFields, Tool
 from server.template_variables import own_names
@@ -216,7 +217,9 @@ def _turn(index: int, message: ChatMessage) -> dict[str, Any]:
     if message.role == "assistant" and thought:
         turn["reasoning_content"] = thought
     if message.role == "tool":
-        turn["tool_call_id"] = _required(message.tool_call_id, f"messages[{index}].tool_call_id")
+        if message.tool_call_id is None:
+            raise missing_field(f"messages[{index}].tool_call_id")
+        turn["tool_call_id"] = message.tool_call_id
     if message.tool_calls:
         turn["tool_calls"] = [_call(call) for call in message.tool_calls]
     return turn
@@ -237,13 +240,6 @@ def _call(call: MessageToolCall) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": function}
 
 
-def _required(value: str | None, param: str) -> str:
-    if value is None:
-        message = f"{param}: field required."
-        raise RequestError(message, param=param, code="missing_required_parameter")
-    return value
-
-
 def message_text(index: int, message: ChatMessage) -> str:
     """Return a message's content as one text.
 
@@ -254,7 +250,7 @@ def message_text(index: int, message: ChatMessage) -> str:
         return message.content
     if message.content is None:
         if not message.tool_calls:
-            return _required(None, f"messages[{index}].content")
+            raise missing_field(f"messages[{index}].content")
         return ""
     texts = []
     for place, part in enumerate(message.content):

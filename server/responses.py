@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from engine.errors import RequestError, UnsupportedOption
 from server.body import request_error
+from server.errors import missing_field
 from server.protocol.chat import ChatCompletionRequest
 from server.protocol.foreign import refuse_foreign
 from server.protocol.responses import (
@@ -166,7 +167,7 @@ def _tool_fields(body: ResponsesRequest) -> dict[str, Any]:
             raise UnsupportedOption(message, param=f"tools[{index}].type")
         function = tool.model_dump(exclude={"type"}, exclude_unset=True)
         tools.append({"type": "function", "function": function})
-    choice: str | dict[str, Any] | None = None
+    choice: str | dict[str, Any] | None
     if isinstance(body.tool_choice, FunctionChoice):
         if body.tool_choice.type != "function":
             message = "tool_choice: only functions can be chosen."
@@ -192,8 +193,7 @@ def _response_format(asked: TextFormat | None) -> dict[str, Any] | None:
     if asked.type == "json_object":
         return {"type": "json_object"}
     if asked.json_schema is None:
-        message = "text.format.schema: field required."
-        raise RequestError(message, param="text.format.schema", code="missing_required_parameter")
+        raise missing_field("text.format.schema")
     schema = {
         "name": asked.name or "response",
         "description": asked.description,
@@ -269,9 +269,7 @@ def _call(item: InputItem, param: str) -> dict[str, Any]:
 
 def _given(value: str | None, param: str, name: str) -> str:
     if value is None:
-        path = f"{param}.{name}"
-        message = f"{path}: field required."
-        raise RequestError(message, param=path, code="missing_required_parameter")
+        raise missing_field(f"{param}.{name}")
     return value
 
 
@@ -279,8 +277,7 @@ def _text(content: str | list[InputPart] | None, param: str) -> str:
     if isinstance(content, str):
         return content
     if content is None:
-        message = f"{param}: field required."
-        raise RequestError(message, param=param, code="missing_required_parameter")
+        raise missing_field(param)
     texts = []
     for place, part in enumerate(content):
         if part.type not in _TEXT_PARTS or part.text is None:

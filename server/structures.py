@@ -10,6 +10,7 @@ from typing import Any
 from engine import AsyncEngine
 from engine.errors import RequestError, StructureError
 from engine.request import Structure
+from server.errors import missing_field
 from server.protocol.common import CompletionRequestBase
 from server.protocol.structures import ResponseFormat, StructuredOutputs
 
@@ -96,8 +97,7 @@ def _of_format(asked: ResponseFormat) -> AskedStructure | None:
         return AskedStructure(Structure(kind="json_object"), "response_format")
     param = "response_format.json_schema"
     if asked.json_schema is None:
-        message = f"{param}: field required."
-        raise RequestError(message, param=param, code="missing_required_parameter")
+        raise missing_field(param)
     if asked.json_schema.json_schema is None:
         return AskedStructure(Structure(kind="json_object"), param)
     source = json_text(asked.json_schema.json_schema, f"{param}.schema")
