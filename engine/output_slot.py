@@ -54,6 +54,10 @@ class OutputSlot:
     def flush(self) -> None:
         """Release what is held back; this class holds nothing back."""
 
+    def detach(self) -> None:
+        """Call the reader no more: it has left."""
+        self.on_ready, self.offer = _nobody, _refuse
+
     def fail(self, error: Exception) -> None:
         """Note that no more outputs will come, and why."""
         self._error = error
@@ -104,7 +108,7 @@ def merged(outputs: Sequence[RequestOutput]) -> RequestOutput:
 
 
 def _nobody() -> None:
-    """Do nothing: there is no reader yet."""
+    """Do nothing: there is no reader."""
 
 
 def _refuse(_: RequestOutput) -> bool:

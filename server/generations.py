@@ -219,7 +219,7 @@ class Generations:
 
     def _end(self, index: int, reason: FinishReason | None = None) -> None:
         generation = self._open.pop(index)
-        generation.slot.on_ready, generation.slot.offer = _nobody, _refuse
+        generation.slot.detach()
         generation.watch.end(reason)
         self._engine.abort(generation.request.request_id)
 
@@ -238,12 +238,3 @@ class Generations:
         if self._open or self._later:
             self._error = self._error or error
             self.wake()
-
-
-def _nobody() -> None:
-    """Replaces `OutputSlot.on_ready` once a generation has ended."""
-
-
-def _refuse(_: RequestOutput) -> bool:
-    """Replaces `OutputSlot.offer` once a generation has ended."""
-    return False
