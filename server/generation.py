@@ -21,9 +21,10 @@ from server.context import ServerContext
 from server.convert import multiplying_param, to_generation_requests, truncated
 from server.deadlines import Deadlines
 from server.generations import Generations
-from server.protocol.common import CompletionRequestBase
+from server.protocol.common import CompletionRequestBase, StreamOptions
 from server.records import RequestRecord, record_of
 from server.render.common import AnswerFrame, Renderer
+from server.render.event_shapes import EventShapes
 from server.service import ServedModel
 from server.structures import AskedStructure
 
@@ -62,29 +63,7 @@ async def generate_answer(
         seed=context.seeds.draw(),
         structure=None if structure is None else structure.structure,
     )
-    stream_options = body.stream_options
-    has_usage = bool(stream_options and stream_options.include_usage)
-    renderer = renderer_type(
-        AnswerFrame(
-            answer_id=answer_id,
-            created=int(time.time()),
-            model=body.model,
-            tokenizer=model.tokenizer,
-            num_choices=len(requests),
-            num_prompt_tokens=sum(map(len, prompts)),
-            num_choices_per_prompt=len(requests) // len(prompts),
-            max_draft_tokens=limits.max_draft_tokens,
-            prompts=[each.prompt_token_ids for each in requests],
-            num_prompt_logprobs=body.prompt_logprobs,
-            has_token_ids=bool(body.return_token_ids),
-            has_token_names=not body.return_tokens_as_token_ids,
-            has_usage=has_usage,
-            has_continuous_usage=bool(
-                has_usage and stream_options and stream_options.continuous_usage_stats
-            ),
-            shapes=context.shapes,
-        )
-    )
+    renderer = renderer_type(_frame(body, model, answer_id, prompts, requests, context.shapes))
     record = record_of(request)
     record.num_choices = body.n or 1
     record.num_generations_per_prompt = len(requests) // len(prompts)
@@ -110,6 +89,36 @@ async def generate_answer(
             queue_timeout_s=settings.queue_timeout,
         )
     return await whole_answer(request, generations, renderer)
+
+
+def _frame(
+    body: CompletionRequestBase,
+    model: ServedModel,
+    answer_id: str,
+    prompts: Sequence[Sequence[int]],
+    requests: Sequence[GenerationRequest],
+    shapes: EventShapes,
+) -> AnswerFrame:
+    """Return what is known of the answer to these requests."""
+    stream = body.stream_options or StreamOptions()
+    has_usage = bool(stream.include_usage)
+    return AnswerFrame(
+        answer_id=answer_id,
+        created=int(time.time()),
+        model=body.model,
+        tokenizer=model.tokenizer,
+        num_choices=len(requests),
+        num_prompt_tokens=sum(map(len, prompts)),
+        num_choices_per_prompt=len(requests) // len(prompts),
+        max_draft_tokens=model.info.max_draft_tokens,
+        prompts=[each.prompt_token_ids for each in requests],
+        num_prompt_logprobs=body.prompt_logprobs,
+        has_token_ids=bool(body.return_token_ids),
+        has_token_names=not body.return_tokens_as_token_ids,
+        has_usage=has_usage,
+        has_continuous_usage=has_usage and bool(stream.continuous_usage_stats),
+        shapes=shapes,
+    )
 
 
 def generate(

@@ -20,11 +20,12 @@ from server.protocol.responses import (
     Response,
     ResponseFailure,
     ResponsesRequest,
+    ResponseStatus,
     ResponseUsage,
 )
 from server.render.common import AnswerFrame, Renderer, request_metrics, trace_tokens
 from server.render.message_logprobs import MessageLogprobs
-from server.render.response_items import ResponseItems
+from server.render.response_items import EndStatus, ResponseItems
 from server.sampling_defaults import SamplingDefaults
 
 
@@ -116,11 +117,7 @@ class ResponsesRenderer(Renderer):
         response.early_exit_trace = trace_tokens(self._frame.tokenizer, self._trace)
         return response
 
-    def _response(
-        self,
-        status: Literal["in_progress", "completed", "incomplete", "failed"],
-        output: list[OutputItem],
-    ) -> Response:
+    def _response(self, status: ResponseStatus, output: list[OutputItem]) -> Response:
         """Make the response as of now, which repeats what was asked for or stands in for it."""
         body, frame, defaults = self._body, self._frame, self._defaults
         text = body.text.model_dump(by_alias=True, exclude_none=True) if body.text else {}
@@ -156,15 +153,15 @@ class ResponsesRenderer(Renderer):
         return self._num_events - 1
 
 
-def _status(last: RequestOutput) -> Literal["completed", "incomplete"]:
+def _status(last: RequestOutput) -> EndStatus:
     return "incomplete" if last.finish_reason is FinishReason.LENGTH else "completed"
 
 
 def _choice(body: ResponsesRequest) -> Literal["none", "auto", "required"] | MadeChoice:
     asked = body.tool_choice
-    return (
-        MadeChoice(name=asked.name or "") if isinstance(asked, FunctionChoice) else asked or "auto"
-    )
+    if isinstance(asked, FunctionChoice):
+        return MadeChoice(name=asked.name or "")
+    return asked or "auto"
 
 
 def _offered(tool: FunctionTool) -> OfferedTool:
