@@ -29,13 +29,12 @@ from benchmarks.variants import (
     write_variant,
 )
 from engine.checkpoint import resolve_model
-from engine.config import CacheConfig, ExitsConfig
+from engine.config import ExitsConfig
 from engine.model.spec import ModelSpec
 from engine.request import EarlyExitOptions
 
 _THRESHOLD = 0.75  # the paper's confidence threshold
 _FIXED_DRAFTS = 3
-_CACHE_BYTES = 64 << 20  # KV cache of each row's engine, per concurrent stream
 
 _NOISE = "heads of noise"
 _CHANGES = {
@@ -107,24 +106,16 @@ def run(args: argparse.Namespace) -> int:
     retrained = dict(map(_retrained, args.retrained))
     entries = encode_prompts(choose_prompts(args.prompts, args.num_prompts), directory)
     with tempfile.TemporaryDirectory() as scratch:
-        cache = CacheConfig(kv_cache_memory_bytes=_CACHE_BYTES * max(args.concurrency))
-        engines = make_engines(args, directory, entries, args.concurrency, cache)
+        engines = make_engines(args, directory, entries, args.concurrency, are_several=True)
         vocab_size = ModelSpec.from_directory(directory).vocab_size
         variants = _asked_for(args.row, _variants(heads, Path(scratch), vocab_size, retrained))
         contestants: dict[str, Contestant] = {}
         for variant in variants:
             timed = engines.make(variant.exits, verifies=variant.verifies)
-            ways = {variant.name: variant.options}
-            if not contestants:
-                ways = {PLAIN: EarlyExitOptions(enabled=False)} | ways
-            for name, options in ways.items():
-                contestants[name] = EngineContestant(
-                    timed.engine,
-                    options,
-                    max_tokens=args.max_tokens,
-                    temperature=args.temperature,
-                    clock=timed.clock,
-                )
+            if not contestants:  # one engine is enough for plain decoding
+                plain = EarlyExitOptions(enabled=False)
+                contestants[PLAIN] = EngineContestant.asked(args, timed, plain)
+            contestants[variant.name] = EngineContestant.asked(args, timed, variant.options)
         print_facts(describe_machine() | {"model": args.model} | engines.settings)
         runs = Contest.asked(args, contestants, entries).measure()
     rows = [_row(variant, count, runs) for count in args.concurrency for variant in variants]

@@ -3,6 +3,7 @@
 Each generates the same number of tokens from the same prompts, and times it.
 """
 
+import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from engine.offline import OfflineEngine
 from engine.pauses import sparing_what_is_loaded
 from engine.request import DraftFigures, EarlyExitOptions, GenerationRequest, SamplingParams
 from engine.scheduler import Committed
-from training.engines import Clock
+from training.engines import Clock, TimedEngine
 
 
 class EngineContestant:
@@ -35,6 +36,19 @@ class EngineContestant:
         self._early_exit = early_exit
         self._max_tokens = max_tokens
         self._temperature = temperature
+
+    @classmethod
+    def asked(
+        cls, args: argparse.Namespace, timed: TimedEngine, early_exit: EarlyExitOptions
+    ) -> "EngineContestant":
+        """Return the contestant that a benchmark's flags describe."""
+        return cls(
+            timed.engine,
+            early_exit,
+            max_tokens=args.max_tokens,
+            temperature=args.temperature,
+            clock=timed.clock,
+        )
 
     def run(
         self,

@@ -27,10 +27,8 @@ from benchmarks.machine import describe_machine, print_facts
 from benchmarks.prompts import choose_prompts, encode_prompts
 from benchmarks.report import agreement_to_json, align, format_agreements
 from engine.checkpoint import find_heads, resolve_model
-from engine.config import CacheConfig, ExitsConfig
+from engine.config import ExitsConfig
 from engine.request import EarlyExitOptions
-
-_CACHE_BYTES = 64 << 20  # KV cache of each engine, per concurrent stream
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,8 +43,7 @@ def run(args: argparse.Namespace) -> int:
     if heads == [None]:
         raise ValueError(f"no exit heads for {args.model}: give --heads")
     entries = encode_prompts(choose_prompts(args.prompts, args.num_prompts), directory)
-    cache = CacheConfig(kv_cache_memory_bytes=_CACHE_BYTES * max(args.concurrency))
-    engines = make_engines(args, directory, entries, args.concurrency, cache)
+    engines = make_engines(args, directory, entries, args.concurrency, are_several=True)
     contestants: dict[str, Contestant] = {}
     for name, where in _named(heads).items():
         timed = engines.make(
@@ -56,15 +53,10 @@ def run(args: argparse.Namespace) -> int:
                 alternates=not args.no_second_candidates,
             )
         )
-        ways = {name: True} if contestants else {PLAIN: False, name: True}
-        for mode, enabled in ways.items():
-            contestants[mode] = EngineContestant(
-                timed.engine,
-                EarlyExitOptions(enabled=enabled),
-                max_tokens=args.max_tokens,
-                temperature=args.temperature,
-                clock=timed.clock,
-            )
+        if not contestants:  # one engine is enough for plain decoding
+            plain = EarlyExitOptions(enabled=False)
+            contestants[PLAIN] = EngineContestant.asked(args, timed, plain)
+        contestants[name] = EngineContestant.asked(args, timed, EarlyExitOptions())
     settings = _describe_settings(args) | engines.settings
     machine = describe_machine()
     print_facts(machine | settings)

@@ -9,7 +9,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from benchmarks.comparison import (
     EARLY_EXIT,
@@ -106,21 +105,21 @@ def _exits(args: argparse.Namespace, heads: Path | None, modes: Sequence[str]) -
 def _contestants(
     args: argparse.Namespace, timed: TimedEngine, directory: Path, modes: Sequence[str]
 ) -> dict[str, Contestant]:
-    common: dict[str, Any] = {
-        "max_tokens": args.max_tokens,
-        "temperature": args.temperature,
-        "clock": timed.clock,
-    }
     info = timed.engine.info
     contestants: dict[str, Contestant] = {}
     for mode in modes:
         if mode == TRANSFORMERS:
             contestants[mode] = TransformersContestant(
-                directory, device=info.device, dtype=info.dtype, **common
+                directory,
+                device=info.device,
+                dtype=info.dtype,
+                max_tokens=args.max_tokens,
+                temperature=args.temperature,
+                clock=timed.clock,
             )
             continue
         early_exit = EarlyExitOptions(enabled=mode != PLAIN, threshold=args.threshold)
-        contestants[mode] = EngineContestant(timed.engine, early_exit, **common)
+        contestants[mode] = EngineContestant.asked(args, timed, early_exit)
     return contestants
 
 

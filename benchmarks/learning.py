@@ -24,16 +24,16 @@ from benchmarks.model_flags import required_heads
 from benchmarks.plots import plot_curves, require_matplotlib
 from benchmarks.prompts import choose_prompts, encode_prompts
 from engine.checkpoint import resolve_model
-from engine.config import CacheConfig, ExitsConfig
+from engine.config import ExitsConfig
 from engine.offline import OfflineEngine
 from engine.plan import Learning, StepPlan, StepResult
 from engine.request import LOOKED_UP, EarlyExitOptions, Structure
 from engine.stats import EngineStats
 from engine.worker.worker import ModelWorker
+from training.engines import TimedEngine
 from training.prompts import Prompt
 
 OFF, ON = "learning off", "learning on"
-_CACHE_BYTES = 64 << 20  # KV cache of each engine
 _HEADER = [
     "window",
     "of",
@@ -137,8 +137,7 @@ def run(args: argparse.Namespace) -> int:
     heads = required_heads(args, directory)
     entries = encode_prompts(_prompts(args), directory)
     facts = {"model": args.model, "share": f"{args.share:g} of the worker's time"}
-    cache = CacheConfig(kv_cache_memory_bytes=_CACHE_BYTES)
-    engines = make_engines(args, directory, entries, (1,), cache, prefix_caching=False)
+    engines = make_engines(args, directory, entries, (1,), are_several=True, prefix_caching=False)
     with tempfile.TemporaryDirectory() as scratch:
         exits = ExitsConfig(heads=heads, lookup=not args.no_lookup_drafts)
         learning = replace(exits, learn=True, learn_share=args.share, learn_directory=Path(scratch))
@@ -147,13 +146,8 @@ def run(args: argparse.Namespace) -> int:
         for mode, config in ((OFF, exits), (ON, learning)):
             worker, clock = engines.worker(config)
             workers[mode] = CountingWorker(worker)
-            contestants[mode] = EngineContestant(
-                OfflineEngine(engines.config, workers[mode]),
-                EarlyExitOptions(),
-                max_tokens=args.max_tokens,
-                temperature=args.temperature,
-                clock=clock,
-            )
+            timed = TimedEngine(OfflineEngine(engines.config, workers[mode]), clock)
+            contestants[mode] = EngineContestant.asked(args, timed, EarlyExitOptions())
         print_facts(describe_machine() | facts | engines.settings)
         runs = Contest(contestants=contestants, entries=entries, concurrencies=(1,)).measure()
         workers[ON].close()
