@@ -1,9 +1,9 @@
 """The composition root, where the two planes meet: configuration → worker → engine."""
 
 import asyncio
-from collections.abc import Callable
 
 from engine.async_engine import AsyncEngine
+from engine.checkpoint import Progress
 from engine.config import EngineConfig
 from engine.inline_worker import inline_model_worker
 from engine.plan import Worker
@@ -11,9 +11,7 @@ from engine.tokenizer import load_tokenizer
 from engine.worker_process import WorkerProcess
 
 
-async def build_engine(
-    config: EngineConfig, on_progress: Callable[[str, float], None] | None = None
-) -> AsyncEngine:
+async def build_engine(config: EngineConfig, on_progress: Progress | None = None) -> AsyncEngine:
     """Return an engine that is not started yet; its worker process already imports its modules.
 
     Args:

@@ -5,7 +5,7 @@ decode step decides which tokens run through which segment, and when: the decode
 exits, sequences or sampling.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,13 +13,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from engine.checkpoint.cache import Progress
 from engine.model.block_weight import BlockWeight, concatenate
 from engine.model.ops.interface import AttentionParams, DecoderLayer, LayerCache, Ops, TokenBatch
 from engine.model.rope import rope_tables
 from engine.model.spec import ModelSpec
 from engine.model.weights import WeightReader
-
-Progress = Callable[[str, float], None]
 
 
 class WeightSource(Protocol):

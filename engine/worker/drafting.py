@@ -3,10 +3,10 @@
 Everything is built once, when a worker starts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.checkpoint.cache import cache_root
+from engine.checkpoint.cache import Progress, cache_root
 from engine.config import EngineConfig
 from engine.model.decoder import Decoder
 from engine.model.exit_head import ExitHeads
@@ -46,7 +46,7 @@ class DraftingMaker:
     clock: Clock  # a `ModelledClock` brings its own costs: none are measured or corrected
     numbers: str  # the data types that the model computes in
     is_queued: bool  # whether calls return before the device has computed
-    progress: Callable[[str, float], None] | None = None
+    progress: Progress
 
     def make(self, heads: ExitHeads | None) -> Drafting | None:
         """Build what drafts as the configuration says; None: nothing drafts."""
@@ -77,8 +77,7 @@ class DraftingMaker:
 
     def _measure(self, heads: ExitHeads | None, exit_layers: Sequence[int]) -> CostModel:
         """Return what the parts of a step cost here."""
-        if self.progress is not None:
-            self.progress("measuring what drafts cost", 0.0)
+        self.progress("measuring what drafts cost", 0.0)
         block_size, ops, runner = self.config.cache.block_size, self.decoder.ops, self.runner
         rows = DummyRows(self.decoder, self.cache, runner, heads) if self.is_queued else None
         num_segments = len(exit_layers) + 1

@@ -6,11 +6,11 @@ is `engine.plan`.
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
-from engine.checkpoint.cache import cache_root
+from engine.checkpoint.cache import Progress, cache_root
 from engine.config import EngineConfig
 from engine.errors import HeadsMismatch, ModelLoadError
 from engine.model.decoder import Decoder, Segment
@@ -49,8 +49,6 @@ from engine.worker.step_guard import StepGuard
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[str, float], None]
-
 
 class ModelWorker:
     """One model on one device, executing one step at a time."""
@@ -86,7 +84,7 @@ class ModelWorker:
         self._clock = clock
         self._capture = capture
         self._modelled = clock if isinstance(clock, ModelledClock) else None
-        self._progress = progress
+        self._progress = progress or (lambda text, fraction: None)
         spec = ModelSpec.from_directory(config.model.directory)
         self._max_model_len = _max_model_len(config.model.max_model_len, spec)
         ops = select_ops(config, spec) if decoder is None else decoder.ops
@@ -272,7 +270,7 @@ class ModelWorker:
     ) -> GraphRunner:
         """Return a runner of CUDA graphs, captured for all batches that steps may have."""
         config = self._config
-        self._report("capturing graphs")
+        self._progress("capturing graphs", 0.0)
         max_rows, drafts = config.scheduler.max_num_seqs, config.exits.max_draft_tokens
         limits = BatchLimits(
             max_rows=max_rows,
@@ -299,11 +297,6 @@ class ModelWorker:
             is_queued=self._is_queued,
             progress=self._progress,
         ).make(heads)
-
-    def _report(self, text: str) -> None:
-        """Tell whoever waits what is being done."""
-        if self._progress is not None:
-            self._progress(text, 0.0)
 
     @property
     def _numbers(self) -> str:
