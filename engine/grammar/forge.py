@@ -34,6 +34,7 @@ _BUSY_SIGNALS = {signal.SIGALRM, signal.SIGKILL}  # too slow by the clock, or no
 # core: at 10 a sixth, and at 19 a schema that compiles in 30 ms takes seconds.
 _NICENESS = 5
 _MOST = 0.5  # of its CPU time: what has had so much is too slow, however busy the machine is
+_TOO_MUCH = "it takes too much memory to compile"
 
 Verdict = dict[str, str | None]  # an error, null if there is none, or a failure
 
@@ -176,9 +177,6 @@ def _verdict_on_death(child: _Child, status: int, cpu_s: float) -> Verdict:
     if by_signal in _BUSY_SIGNALS:
         return {"failure": f"its process was ended by {signal.Signals(by_signal).name}"}
     return {"error": _TOO_MUCH}
-
-
-_TOO_MUCH = "it takes too much memory to compile"
 
 
 def _address_space_bytes() -> int:

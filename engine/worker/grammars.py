@@ -1,8 +1,8 @@
 """Compiled grammars by structure, for sequences that follow a structure.
 
-Structures are prepared in a thread while steps run, after a restart of the worker before the first
-step. A step compiles what is missing, such as a
-grammar that has been evicted meanwhile.
+Structures are prepared in a thread while steps run; those of open requests, after a restart of the
+worker, before its first step. A step compiles what is missing all the same, such as a grammar that
+has been evicted meanwhile.
 """
 
 import logging

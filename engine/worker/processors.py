@@ -151,16 +151,18 @@ def _edit(logits: Tensor, wishes: Sequence[_Wishes | None]) -> None:
     sizes = [sum(len(asked.ids) for asked in kind) for kind in kinds]
     if not any(sizes):
         return
-    rows, columns, values = (part.split(sizes) for part in _sent(kinds, logits.device))
-    places = list(zip(rows, columns, strict=True))
-    if sizes[0]:
-        before = logits[places[0]]
-        logits[places[0]] = torch.where(before > 0, before / values[0], before * values[0])
-    for kind in (1, 2):
-        if sizes[kind]:
-            logits[places[kind]] += values[kind]
-    if sizes[3]:
-        logits[places[3]] = values[3]
+    sent = (part.split(sizes) for part in _sent(kinds, logits.device))
+    repeated, added, biased, excluded = zip(*sent, strict=True)
+    rows, columns, values = repeated
+    if len(rows):
+        before = logits[rows, columns]
+        logits[rows, columns] = torch.where(before > 0, before / values, before * values)
+    for rows, columns, values in (added, biased):
+        if len(rows):
+            logits[rows, columns] += values
+    rows, columns, values = excluded
+    if len(rows):
+        logits[rows, columns] = values
 
 
 def _sent(

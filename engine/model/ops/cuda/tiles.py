@@ -85,6 +85,7 @@ def _few(out_features: int) -> Tile:
     return Tile(16, columns, inner, 4, stages)
 
 
+# The tiles that are worth timing, by class of call.
 CANDIDATES: Mapping[str, tuple[Tile, ...]] = {
     "few": (
         Tile(16, 16, 256, 4, 4),
@@ -120,7 +121,6 @@ CANDIDATES: Mapping[str, tuple[Tile, ...]] = {
         Tile(32, 128, 64, 4, 3),
     ),
 }
-"""The tiles that are worth timing, by class of call."""
 
 
 class TileTable:
