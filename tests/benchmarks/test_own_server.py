@@ -4,11 +4,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
 import pytest
+from liveness import is_alive, wait_until
 
 from benchmarks import own_server
 from benchmarks.own_server import OwnServer, until_ready
@@ -27,13 +27,6 @@ asyncio.run(main())
 """
 
 
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 def test_sigterm_ends_the_server_too() -> None:
     command = [sys.executable, "-c", SCRIPT]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -45,10 +38,7 @@ def test_sigterm_ends_the_server_too() -> None:
         assert is_alive(pid)
         benchmark.send_signal(signal.SIGTERM)
         assert benchmark.wait(timeout=60) == 128 + signal.SIGTERM
-    deadline = time.monotonic() + 30
-    while is_alive(pid) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not is_alive(pid)
+    wait_until(lambda: not is_alive(pid))
 
 
 async def test_a_server_that_ends_while_it_loads_is_said_so() -> None:

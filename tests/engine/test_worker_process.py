@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fake_worker import Letters, make_request
 from faults import KILLER_TOKEN_ID, RAISING_TOKEN_ID
+from liveness import DEADLINE_S, is_alive, wait_until
 from tiny_model import write_tiny_llama
 
 from engine.async_engine import AsyncEngine
@@ -35,7 +36,6 @@ from engine.worker_process import WorkerProcess
 pytestmark = pytest.mark.torch
 
 SUPPORT = Path(__file__).parents[1] / "support"
-DEADLINE_S = 30.0  # for waits of milliseconds on an idle machine
 
 
 @pytest.fixture(scope="module")
@@ -84,21 +84,6 @@ def stop(pid: int) -> None:
     """Stop a process, and wait until it has: its threads may run on after `kill` returns."""
     os.kill(pid, signal.SIGSTOP)
     os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
-
-
-def wait_until(is_true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not is_true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 async def test_outputs_equal_those_of_a_worker_in_this_process(config: EngineConfig) -> None:

@@ -5,20 +5,19 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
+from liveness import DEADLINE_S, is_alive, wait_until
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]  # the model is needed for its tokenizer
 
 ROOT = Path(__file__).parents[2]
 SUPPORT = ROOT / "tests" / "support"
-DEADLINE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -63,20 +62,6 @@ def status_of(url: str) -> int:
         return httpx.get(f"{url}/ready").status_code
     except httpx.TransportError:
         return 0
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def wait_until(is_true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not is_true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_workers_that_die_at_every_start_end_the_server_and_it_says_why(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from liveness import is_alive
 
 from engine.checkpoint import resolve_model
 from engine.errors import EngineOverloaded, EngineStopped, StructureError
@@ -42,13 +43,6 @@ def children(approver: Approver) -> list[int]:
     """Return the processes that structures are being tried in."""
     listed = Path(f"/proc/{approver.pid}/task/{approver.pid}/children").read_text()
     return [int(pid) for pid in listed.split()]
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 async def some_children(approver: Approver) -> list[int]:
@@ -191,7 +185,7 @@ async def test_it_ends_with_its_server(approver: Approver) -> None:
     (child,) = await some_children(approver)
     await approver.close()
     assert not Path(f"/proc/{pid}").exists()
-    while is_running(child):
+    while is_alive(child):
         await asyncio.sleep(0.01)
     with pytest.raises(EngineStopped):
         await waiting
