@@ -46,17 +46,6 @@ class Tokenizer(ByteTokenizer):
         return next((token_id for token_id, each in CONTROLS.items() if each == text), None)
 
 
-class NewerTokenizer(Tokenizer):
-    """The tokenizer of those Mistral models that write a call's name first."""
-
-    @property
-    def card(self) -> Any:
-        """Its chat template shows the order."""
-        from dataclasses import replace
-
-        return replace(super().card, chat_template="[TOOL_CALLS][ARGS]")
-
-
 @pytest.fixture(scope="module")
 def compiler() -> GrammarCompiler:
     controls = [b"\xff" + text.encode() for text in CONTROLS.values()]
@@ -119,7 +108,7 @@ def check_calls(found: list[OutputEvent]) -> int:
         (ToolForm.HERMES, Tokenizer()),
         (ToolForm.LLAMA3_JSON, Tokenizer()),
         (ToolForm.MISTRAL, Tokenizer()),
-        (ToolForm.MISTRAL, NewerTokenizer()),
+        (ToolForm.MISTRAL, Tokenizer("[TOOL_CALLS][ARGS]")),  # the newer form
     ],
 )
 @pytest.mark.parametrize("is_parallel", [False, True])

@@ -34,7 +34,12 @@ class ByteTokenizer:
     vocab_size = 260
     eos_token_ids = (257,)
 
-    def __init__(self) -> None:
+    def __init__(self, chat_template: str = "{{ messages }}") -> None:
+        """
+        Args:
+            chat_template: What the card shows; chats are encoded in the same way whatever it says.
+        """
+        self._chat_template = chat_template
         self.variables: dict[str, object] = {}  # of the last call of the chat template
         self.turns: list[dict[str, str]] = []  # the conversation of that call
 
@@ -74,7 +79,7 @@ class ByteTokenizer:
             eos_token="<257>",
             pad_token=None,
             unk_token=None,
-            chat_template="{{ messages }}",
+            chat_template=self._chat_template,
         )
 
     def token_text(self, token_id: int) -> str:

@@ -100,16 +100,11 @@ A `prompt` takes `add_special_tokens`, `truncate_prompt_tokens`, `truncation_sid
 
 
 class TableTokenizer(ByteTokenizer):
-    """The tokenizer of a reasoning model, with a token that begins every plain prompt."""
+    """A tokenizer with a token that begins every plain prompt."""
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return the first token, if special tokens are wanted, and the bytes."""
         return [256] * add_special_tokens + super().encode(text)
-
-    @property
-    def card(self) -> Any:
-        """The card, with a template that knows reasoning and its effort."""
-        return replace(super().card, chat_template=_TEMPLATE)
 
 
 @dataclass(frozen=True)
@@ -180,7 +175,7 @@ class Prober:
 @contextmanager
 def prober() -> Iterator[Prober]:
     """Yield a prober with a server of its own."""
-    engine = FakeEngine(tokenizer=TableTokenizer())
+    engine = FakeEngine(tokenizer=TableTokenizer(_TEMPLATE))
     engine.info = replace(engine.info, max_model_len=4096)
     with TestClient(fake_app(engine)) as client:
         yield Prober(client, engine)

@@ -1,7 +1,6 @@
 """Reasoning in POST /v1/chat/completions, and the number of its tokens."""
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,16 +12,10 @@ from starlette.testclient import TestClient
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "n": 2}
 
 
-class ThinkingTokenizer(ByteTokenizer):
-    @property
-    def card(self):
-        return replace(super().card, chat_template="{{ messages }}<think></think>")
-
-
 @pytest.fixture
 def engine():
     """A fake engine of a reasoning model."""
-    return FakeEngine(tokenizer=ThinkingTokenizer())
+    return FakeEngine(tokenizer=ByteTokenizer("{{ messages }}<think></think>"))
 
 
 def stream(client: Any, **fields: object) -> list[ChatCompletionChunk]:
@@ -82,18 +75,6 @@ def test_a_thought_sent_back_goes_to_the_template(client, engine, name):
     assert [turn.get("reasoning_content") for turn in engine.tokenizer.turns] == ["Hm.", None]
 
 
-class TemplatedTokenizer(ByteTokenizer):
-    """The tokenizer of a model with this chat template."""
-
-    def __init__(self, template: str) -> None:
-        super().__init__()
-        self._template = template
-
-    @property
-    def card(self):
-        return replace(super().card, chat_template=self._template)
-
-
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/tokenize"])
 @pytest.mark.parametrize(
     ("template", "effort", "variables"),
@@ -108,7 +89,7 @@ class TemplatedTokenizer(ByteTokenizer):
     ],
 )
 def test_an_effort_reaches_the_template_or_is_refused_by_name(path, template, effort, variables):
-    engine = FakeEngine(tokenizer=TemplatedTokenizer("{{ messages }}" + template))
+    engine = FakeEngine(tokenizer=ByteTokenizer("{{ messages }}" + template))
     body = {"model": MODEL, "messages": CHAT["messages"], "reasoning_effort": effort}
     if path == "/v1/responses":
         body = {"model": MODEL, "input": "hi", "reasoning": {"effort": effort}}

@@ -16,16 +16,10 @@ CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_
 LOGPROBS = {"include": ["message.output_text.logprobs"], "top_logprobs": 1}
 
 
-class ThinkingTokenizer(ByteTokenizer):
-    @property
-    def card(self):
-        return replace(super().card, chat_template="{{ messages }}<think></think>")
-
-
 @pytest.fixture
 def engine():
     """A fake engine of a reasoning model, with room for tools at a token per byte."""
-    engine = FakeEngine(tokenizer=ThinkingTokenizer())
+    engine = FakeEngine(tokenizer=ByteTokenizer("{{ messages }}<think></think>"))
     engine.info = replace(engine.info, max_model_len=4096)
     return engine
 
