@@ -152,7 +152,7 @@ class Search:
                 else:
                     opinions[layer] = self._opinions(factory, layer)
                     write_tensors(path, asdict(opinions[layer]))
-                report.update(layer)
+                report.update(layer + 1)
         return CalibratedOpinions.of(opinions, self._texts.states, size)
 
     def _opinions(self, factory: HeadFactory, layer: int) -> Opinions:

@@ -68,7 +68,10 @@ class Killed(BaseException):
 
 
 def test_a_run_killed_everywhere_ends_with_the_same_heads(
-    monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch,
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(generating, "_GROUP", 100)
     flags = ("--search", "--search-tokens", "900", "--refine", "32")
@@ -93,6 +96,7 @@ def test_a_run_killed_everywhere_ends_with_the_same_heads(
             except Killed:
                 killed += 1
     assert killed > 5
+    assert f"cheap heads: {LAYERS}/{LAYERS} layers" in capsys.readouterr().err
 
     [work] = (tmp_path / "out" / "work").iterdir()
     again = tmp_path / "again" / "work" / work.name
