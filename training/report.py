@@ -3,13 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from engine.offline import GenerationResult
-from engine.request import LOOKED_UP
+from engine.request import LOOKED_UP, TokenTrace
 from training.evaluate import HeadFigures
 from training.heads_file import read_facts
 from training.replay import Forecast
@@ -198,7 +197,7 @@ def _pieces(result: GenerationResult, tokenizer: PreTrainedTokenizerBase) -> lis
     ]
 
 
-def _note(entry: Any) -> str:
+def _note(entry: TokenTrace) -> str:
     where = "looked up" if entry.source == "lookup" else f"layer {entry.exit_layer}"
     sure = "" if entry.confidence is None else f", confidence {entry.confidence:.2f}"
     lost = f", {len(entry.rejected)} drafts rejected" if entry.rejected else ""

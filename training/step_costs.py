@@ -9,7 +9,7 @@ costs what the head's sizes say, whatever its layer.
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -98,7 +98,7 @@ class StepCosts:
 
     @classmethod
     def of(
-        cls, measured_of: Mapping[str, str], seen: "Observations", sizes: HeadSizes, num_layers: int
+        cls, measured_of: Mapping[str, str], seen: Observations, sizes: HeadSizes, num_layers: int
     ) -> "StepCosts":
         """Derive the costs from what was seen of a worker with heads of these sizes.
 
@@ -149,13 +149,7 @@ class StepCosts:
 
     def write(self, file: Path) -> None:
         """Write the costs to a file, for further runs."""
-        raw = {
-            "measured_of": self.measured_of,
-            "layers": self.layers,
-            "logits": self.logits,
-            "heads": self.heads,
-        }
-        file.write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
+        file.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
 
     def check(self, found: Mapping[str, str]) -> None:
         """Refuse costs that were measured with something else.
