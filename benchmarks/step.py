@@ -9,7 +9,7 @@ in the same run. Needs torch only.
 import argparse
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -27,7 +27,7 @@ from engine.model.ops.native.linear import Format
 from engine.model.ops.native_ops import NativeOps
 from engine.offline import OfflineEngine
 from engine.plan import StepPlan, StepResult, WorkerInfo
-from engine.request import GenerationRequest, SamplingParams
+from engine.request import GenerationRequest, SamplingParams, Structure
 from engine.worker.cores import cores_to_pin
 from engine.worker.worker import ModelWorker
 
@@ -85,7 +85,7 @@ class TimedWorker:
         self.steps.append((sum(row.num_tokens for row in plan.rows), step))
         return result
 
-    def prepare(self, structure: Any) -> None:
+    def prepare(self, structure: Structure) -> None:
         """See `SynchronousWorker.prepare`."""
         self._worker.prepare(structure)
 
@@ -170,18 +170,14 @@ def _print_case(
         if tokens == rows
     ]
     whole = median(gap for gap, _ in decode)
-    parts = [_middle(step.parts.get(part, 0.0) for _, step in decode) for part in _PARTS]
-    in_worker = _middle(step.parts["worker"] for _, step in decode)
+    parts = [median(step.parts.get(part, 0.0) for _, step in decode) for part in _PARTS]
+    in_worker = median(step.parts["worker"] for _, step in decode)
     read = decode[0][1].weight_bytes / whole / 1e9
     milliseconds = [whole, *parts, in_worker - sum(parts), whole - in_worker]
     cells = [form.name.lower(), str(rows), str(context)]
     cells += [f"{seconds * 1e3:.2f}" for seconds in milliseconds]
     cells += [f"{read:.1f}", f"{read / gigabytes:.0%}", f"{rows * context / sum(prompt):.0f}"]
     print("".join(cell.rjust(14) for cell in cells), flush=True)
-
-
-def _middle(seconds: Iterable[float]) -> float:
-    return median(list(seconds))
 
 
 if __name__ == "__main__":
