@@ -17,10 +17,10 @@ def make_run(mode, index=0, task="math", *, token_ids=(1, 2, 3, 4), duration_s=1
     )
 
 
-def make_batch(mode, token_ids, concurrency=2, *, tasks=("math", "qa"), duration_s=1.0):
+def make_batch(mode, token_ids, *, tasks=("math", "qa"), duration_s=1.0):
     return Run(
         mode=mode,
-        concurrency=concurrency,
+        concurrency=2,
         prompt_indices=(0, 1),
         tasks=tasks,
         token_ids=token_ids,

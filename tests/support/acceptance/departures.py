@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 from live_server import MODEL
 
-from acceptance.parrot import Parrot, say
+from acceptance.parrot import SEED, Parrot, say
 from acceptance.sockets import connection, hang_up, send
 from acceptance.table_server import CHAT, COMPLETIONS, Serve, TableServer
 
@@ -117,7 +117,7 @@ def without_reading(serve: Serve) -> None:
 
 
 def _body(prompt: object, **fields: object) -> dict[str, object]:
-    return {"model": MODEL, "prompt": prompt, "seed": 7, **fields}
+    return {"model": MODEL, "prompt": prompt, "seed": SEED, **fields}
 
 
 def _user(text: str) -> list[dict[str, str]]:

@@ -15,6 +15,7 @@ from engine.vocabulary import byte_alphabet
 
 _BEGIN, _END = 2, 3  # bytes around the text to repeat
 EOS_ID = ByteTokenizer.eos_token_ids[0]
+SEED = 7  # what requests are sent with, unless a row is about seeds
 UNLIKELY = ord("~")  # a token whose probability is reported as 0
 
 
@@ -84,11 +85,11 @@ class Parrot(FakeWorker):
             _make_unlikely(row)
         return result
 
-    def text_after(self, prompt: str, max_tokens: int, seed: int = 7) -> str:
-        """Return the first `max_tokens` tokens of its answer to a prompt without marks."""
+    def text_after(self, prompt: str, max_tokens: int) -> str:
+        """Return the first `max_tokens` tokens that it says after a prompt without marks."""
         context = list(prompt.encode())
         for _ in range(max_tokens):
-            context.append(self.next_token(context, seed, ()))
+            context.append(self.next_token(context, SEED, ()))
         return bytes(context[-max_tokens:]).decode()
 
     def next_token(self, context: Sequence[int], seed: int, forbidden: Collection[int]) -> int:

@@ -25,7 +25,7 @@ from fastapi import FastAPI
 from live_server import MODEL, serving
 from mortal_worker import MortalWorker
 
-from acceptance.parrot import Parrot, Speller
+from acceptance.parrot import SEED, Parrot, Speller
 from engine import AsyncEngine, Tokenizer
 from server import http_server
 from server.app import create_app
@@ -38,7 +38,7 @@ CANARY: Mapping[str, object] = {
     "model": MODEL,
     "prompt": "canary",
     "temperature": 0,
-    "seed": 7,
+    "seed": SEED,
     "max_tokens": 24,
 }
 _CANARY_PROMPT = tuple(b"canary")
@@ -112,7 +112,7 @@ class TableServer:
 
     def complete(self, prompt: object, **fields: object) -> httpx.Response:
         """Complete a prompt with a fixed seed."""
-        body = {"model": MODEL, "prompt": prompt, "seed": 7, "max_tokens": 32, **fields}
+        body = {"model": MODEL, "prompt": prompt, "seed": SEED, "max_tokens": 32, **fields}
         return self.ask(COMPLETIONS, body)
 
     def text(self, prompt: object, **fields: object) -> str:
