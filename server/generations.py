@@ -201,13 +201,13 @@ class Generations:
             self._error = error
 
     def _take(self, index: int) -> RequestOutput | None:
-        generation = self._open.get(index)
+        generation = self._open[index]
         try:
-            output = None if generation is None else generation.slot.take()
+            output = generation.slot.take()
         except Exception:
             self._end(index, FinishReason.ERROR)
             raise
-        if generation is None or output is None:
+        if output is None:
             return None
         generation.watch.note(output)
         if output.finish_reason is not None:

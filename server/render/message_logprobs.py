@@ -66,8 +66,8 @@ class MessageLogprobs:
         Tokens of a mark before it belong to no message, and those after it stay undecided.
         """
         spelled = "".join(each for _, each in self._undecided)
-        begin = max(0, spelled.rfind(text))
-        end, begin = begin + len(text), 0 if self._is_in_message else begin
+        begin = 0 if self._is_in_message else max(0, spelled.rfind(text))
+        end = begin + len(text)
         self._num_messages += not self._is_in_message
         self._is_in_message = True
         at, rest = 0, []

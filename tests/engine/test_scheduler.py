@@ -315,6 +315,13 @@ def test_the_queue_is_bounded_in_tokens_but_lets_one_in_that_finds_it_empty() ->
         bench.scheduler.add(make_request(1, 3))
 
 
+def test_a_queue_of_short_prompts_may_be_full_as_well() -> None:
+    bench = Bench(max_num_seqs=1, max_num_queued_requests=1, max_num_queued_tokens=100)
+    bench.scheduler.add_all([make_request(number) for number in range(2)])
+    with pytest.raises(EngineOverloaded):
+        bench.scheduler.add(make_request(2))
+
+
 def test_requests_that_come_together_find_the_queue_empty_together() -> None:
     bench = Bench(max_num_seqs=1, max_num_queued_tokens=10)
     assert len(bench.scheduler.add_all([make_request(number, 8) for number in range(3)])) == 3

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from engine.errors import PromptTooLong, RequestError
-from server.convert import RequestLimits, to_generation_requests
+from server.convert import RequestLimits, check_options, to_generation_requests, truncated
 from server.protocol.chat import ChatCompletionRequest
 from server.protocol.completions import CompletionRequest
 from server.sampling_defaults import SamplingDefaults
@@ -175,6 +175,54 @@ def test_both_names_of_max_tokens_count(field):
 )
 def test_chat_logprobs(fields, num_logprobs):
     assert convert_chat(**fields)[0].sampling.num_logprobs == num_logprobs
+
+
+@pytest.mark.parametrize(
+    ("fields", "num_prompt_logprobs"),
+    [
+        ({"logprobs": 2}, None),
+        ({"echo": True}, None),
+        ({"echo": True, "logprobs": 0}, 0),
+        ({"echo": True, "logprobs": 2, "prompt_logprobs": 1}, 2),
+        ({"echo": True, "logprobs": 1, "prompt_logprobs": 2}, 2),
+    ],
+)
+def test_a_prompts_logprobs_are_as_many_as_the_most_that_is_asked(fields, num_prompt_logprobs):
+    assert convert(**fields)[0].sampling.num_prompt_logprobs == num_prompt_logprobs
+
+
+def test_logprobs_are_limited():
+    assert convert(logprobs=5, prompt_logprobs=5)[0].sampling.num_logprobs == 5
+    for one, fields, param in (
+        (convert, {"logprobs": 6}, "logprobs"),
+        (convert, {"prompt_logprobs": 6}, "prompt_logprobs"),
+        (convert_chat, {"logprobs": True, "top_logprobs": 6}, "top_logprobs"),
+        (convert_chat, {"prompt_logprobs": 6}, "prompt_logprobs"),
+    ):
+        with pytest.raises(RequestError) as error:
+            one(**fields)
+        assert error.value.param == param
+
+
+def test_a_bias_is_from_minus_to_plus_100():
+    bias = {"0": -100, "49": 100}
+    assert convert(logit_bias=bias)[0].sampling.logit_bias == {0: -100, 49: 100}
+    for value in (-100.5, 100.5):
+        with pytest.raises(RequestError, match="values should be from -100 to 100"):
+            convert(logit_bias={"0": value})
+
+
+def test_choices_are_limited_over_all_prompts():
+    body = {"model": "m", "prompt": ["a"] * 8, "n": 128}
+    check_options(CompletionRequest.model_validate(body))
+    with pytest.raises(RequestError) as error:
+        check_options(CompletionRequest.model_validate({**body, "prompt": ["a"] * 9}))
+    assert error.value.param == "n"
+
+
+def test_a_prompt_is_cut_to_one_token_at_least():
+    body = {"model": "m", "prompt": "a", "truncate_prompt_tokens": -1, "max_tokens": 100}
+    assert truncated(CompletionRequest.model_validate(body), [[1, 2, 3]], LIMITS) == [[3]]
 
 
 def test_early_exit_options_arrive_and_the_server_caps_the_drafts():

@@ -79,6 +79,26 @@ async def test_behind_another_server_the_task_sends_everything() -> None:
     assert [texts(piece) for piece in by_task] == [["a"], ["b"], ["c", ""]]
 
 
+@pytest.mark.parametrize("is_there", [False, True])
+async def test_a_streams_opening_waits_for_no_output_but_goes_out_with_one(
+    monkeypatch: pytest.MonkeyPatch, is_there: bool
+) -> None:
+    opening = b'data: {"choices": []}\n\n'
+    monkeypatch.setattr(CompletionRenderer, "opening_chunks", lambda _: [opening])
+    stream = delivery(FakeEngine("a", token_delay_s=60), None)
+    slot, body = stream._generations._open[0].slot, stream.body()
+    if is_there:
+        slot.put(output(0))
+    pieces = [await anext(body)]
+    if not is_there:
+        slot.put(output(0))
+        pieces.append(await anext(body))
+    await body.aclose()
+
+    assert b"".join(pieces).startswith(opening)
+    assert [texts(piece) for piece in pieces] == ([["", "x"]] if is_there else [[""], ["x"]])
+
+
 async def test_for_a_reader_that_does_not_read_outputs_merge_and_nothing_overtakes() -> None:
     connection, engine = Connection(), FakeEngine("a", token_delay_s=60)
     stream = delivery(engine, connection)

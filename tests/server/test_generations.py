@@ -56,6 +56,47 @@ async def test_a_receiver_that_waits_gets_outputs_without_a_task_being_woken() -
     assert received == ["a", "b", "c"]
     assert watches(made)[0].text == "abc"
     assert [output.text for _, output in made.take()] == ["c"], "what it did not want"
+    await made.ready()
+    assert [output.text for _, output in made.take()] == ["d"]
+    assert received == ["a", "b", "c"], "what comes later is not offered"
+
+
+async def test_a_receiver_that_waits_gets_what_comes_in_intervals_as_well() -> None:
+    made = started(engine := FakeEngine("abcdef", token_delay_s=60), 1, interval=2)
+    received, slot = [], made._open[0].slot
+
+    def receive(index: int, output: RequestOutput) -> bool:
+        received.append(output.text)
+        return output.finish_reason is None
+
+    waiting = asyncio.create_task(made.wait(receive))
+    await asyncio.sleep(0)
+    *outputs, last = engine._outputs(engine.requests[0])
+    for output in outputs:
+        slot.put(output)
+
+    assert received == ["a", "bc", "de"]
+    slot.put(last)
+    await waiting
+    assert [output.text for _, output in made.take()] == ["f"]
+
+
+async def test_nothing_overtakes_what_a_receiver_did_not_want() -> None:
+    made, offered = started(engine := FakeEngine("abc", token_delay_s=60), 1), []
+
+    def refuse(index: int, output: RequestOutput) -> bool:
+        offered.append(output.text)
+        return False
+
+    waiting = asyncio.create_task(made.wait(refuse))
+    await asyncio.sleep(0)
+    first, second, _ = engine._outputs(engine.requests[0])
+    made._open[0].slot.put(first)
+    made._open[0].slot.put(second)  # before the reader runs
+    await waiting
+
+    assert offered == ["a"]
+    assert [output.text for _, output in made.take()] == ["a", "b"]
 
 
 async def test_what_comes_while_the_reader_is_busy_merges() -> None:
@@ -69,6 +110,7 @@ async def test_what_comes_while_the_reader_is_busy_merges() -> None:
         slot.put(output)
 
     assert made.ready().done()
+    made.wake()  # again, as a deadline may
     assert [output.text for _, output in made.take()] == ["bcd"]
     assert made.is_over
 
@@ -147,16 +189,35 @@ async def test_a_failure_comes_after_what_came_before_it() -> None:
 
 
 async def test_the_failure_of_one_comes_after_what_another_has_said() -> None:
-    engine = FakeEngine("a", token_delay_s=60)
+    engine = FakeEngine("abc", token_delay_s=60)
     made = started(engine, 2)
-    made._open[0].slot.put(next(engine._outputs(engine.requests[0])))
+    first, too_late, _ = engine._outputs(engine.requests[0])
+    made._open[0].slot.put(first)
     made._open[1].slot.fail(EngineFailed("gone"))
     assert [output.text for _, output in made.take()] == ["a"]
+    made._open[0].slot.put(too_late)
     with pytest.raises(EngineFailed):
         made.take()
     assert not made.is_over
     made.close()
     assert made.is_over
+
+
+async def test_the_first_failure_is_the_one_that_is_told() -> None:
+    made = generations(FakeEngine("a", token_delay_s=60), 2)
+    made.start(Deadlines(0, 0.01))
+    made._open[1].slot.fail(EngineFailed("gone"))
+    await asyncio.sleep(0.03)
+    with pytest.raises(EngineFailed):
+        made.take()
+
+
+async def test_a_request_that_failed_says_why() -> None:
+    made = started(engine := FakeEngine("a", token_delay_s=60), 1)
+    last = replace(next(engine._outputs(engine.requests[0])), finish_reason=FinishReason.ERROR)
+    made._open[0].slot.put(replace(last, error="it no longer fits"))
+    with pytest.raises(RequestFailed, match="it no longer fits"):
+        made.take()
 
 
 async def test_an_answer_that_is_closed_has_no_deadlines() -> None:
@@ -203,3 +264,11 @@ async def test_only_what_has_not_started_has_queued_too_long() -> None:
     made.start(Deadlines(0.01, 0))
     with pytest.raises(QueuedTooLong):
         await gather_choices(made)
+
+
+async def test_choices_wait_for_no_turn_beyond_their_requests_first() -> None:
+    engine = FakeEngine("abc", token_delay_s=0.03)
+    engine.has_started = "0".__eq__  # type: ignore[method-assign]
+    made = generations(engine, 2)
+    made.start(Deadlines(0.01, 0))
+    assert [choice.text for choice in await gather_choices(made)] == ["abc", "abc"]

@@ -37,10 +37,14 @@ class Observer:
         self.num_refused += len(requests)
 
 
-def generations(engine: FakeEngine, count: int, **options: object) -> Generations:
+def generations(
+    engine: FakeEngine, count: int, *, interval: int = 1, **options: object
+) -> Generations:
     first = len(engine.requests)
     requests = [
-        GenerationRequest(request_id=str(first + index), prompt_token_ids=(1,))
+        GenerationRequest(
+            request_id=str(first + index), prompt_token_ids=(1,), output_interval=interval
+        )
         for index in range(count)
     ]
     record = RequestRecord(request_id="r")
