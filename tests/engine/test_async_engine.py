@@ -13,8 +13,10 @@ from engine import async_engine
 from engine.async_engine import AsyncEngine
 from engine.config import EngineConfig, ExitsConfig, ModelConfig
 from engine.core import EngineCore
-from engine.errors import EngineOverloaded, EngineStopped, PromptTooLong
+from engine.errors import EngineFailed, EngineOverloaded, EngineStopped, PromptTooLong
+from engine.grammar.approver import Approver
 from engine.inline_worker import InlineWorker
+from engine.paced_slot import PacedSlot
 from engine.plan import StepPlan, StepResult
 from engine.request import FinishReason
 
@@ -132,13 +134,51 @@ async def test_admitted_requests_run_and_can_be_given_up_before_anybody_reads() 
         assert engine.stats().num_blocks_used == 0
 
 
-async def test_before_start_and_after_stop_nothing_is_taken() -> None:
+async def test_who_has_started_is_known_to_whoever_limits_the_wait() -> None:
+    async with running(FakeWorker(step_time_s=0.002), max_num_seqs=1) as engine:
+        ids = [request.request_id for request in (make_request(0), make_request(1))]
+        engine.admit([make_request(0, ignore_eos=True, max_tokens=50), make_request(1)])
+        assert [engine.has_started(each) for each in ids] == [False, False]
+        await until(lambda: engine.stats().num_running == 1)
+        assert [engine.has_started(each) for each in ids] == [True, False]
+        engine.abort(ids[1])
+        assert engine.has_started(ids[1]), "it waits no longer"
+
+
+async def test_a_mistake_of_the_engines_own_ends_every_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with running(FakeWorker(step_time_s=0.002)) as engine:
+        readers = [
+            asyncio.create_task(collect(engine, make_request(number, ignore_eos=True)))
+            for number in range(2)
+        ]
+        await until(lambda: engine.stats().num_running == 2)
+        monkeypatch.setattr(EngineCore, "schedule", lambda _: 1 // 0)
+        for outcome in await asyncio.gather(*readers, return_exceptions=True):
+            assert isinstance(outcome, EngineFailed)
+        assert isinstance(engine.fatal_error, ZeroDivisionError)
+        assert not engine.is_ready
+
+
+async def test_before_start_and_after_stop_nothing_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    num_closed, real = 0, Approver.close
+
+    async def close(self: Approver) -> None:
+        nonlocal num_closed
+        num_closed += 1
+        await real(self)
+
+    monkeypatch.setattr(Approver, "close", close)
     engine = engine_on(InlineWorker(FakeWorker))
     with pytest.raises(EngineStopped):
         await anext(engine.generate(make_request(0)))
     await engine.start()
     await engine.stop()
     await engine.stop()
+    assert num_closed > 0, "the process that tries structures would outlive the server"
     assert not engine.is_ready
     with pytest.raises(EngineStopped):
         await anext(engine.generate(make_request(0)))
@@ -188,6 +228,10 @@ async def test_whoever_rests_looks_whether_all_is_well(monkeypatch: pytest.Monke
         before = num_checks
         await collect(engine, make_request(0))
         await until(lambda: num_checks > before)
+        before = num_checks
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert num_checks <= before + 1, "rest means rest"
 
 
 async def test_info_limits_the_context_to_what_the_cache_holds() -> None:
@@ -212,6 +256,8 @@ async def test_with_a_target_for_the_time_between_tokens_they_come_one_by_one() 
     await engine.start()
     try:
         request = make_request(0, ignore_eos=True)
+        slots = engine.admit([replace(request, request_id="unread")])
+        assert [type(slot) for slot in slots] == [PacedSlot]
         streamed = await collect(engine, request)
         whole = await collect(engine, replace(request, request_id="whole", output_interval=0))
     finally:
@@ -219,4 +265,4 @@ async def test_with_a_target_for_the_time_between_tokens_they_come_one_by_one() 
     assert text_of(streamed) == text_of(whole) == Letters().text(expected_output(request))
     assert [output.finish_reason for output in streamed[:-1]] == [None] * (len(streamed) - 1)
     assert streamed[-1].finish_reason is FinishReason.LENGTH
-    assert len(streamed) > len(whole)
+    assert len(whole) <= 2 < len(streamed), "the first output, then all others in one"

@@ -93,6 +93,7 @@ async def test_while_a_worker_loads_requests_queue_and_leave() -> None:
     assert text_of(await open_one) == right_text(make_request(0, ignore_eos=True))
     assert text_of(await newcomer) == right_text(make_request(2))
     assert not engine.is_recovering
+    assert engine.stats().recovery_time_s_total > 0.1
     await engine.stop()
 
 
