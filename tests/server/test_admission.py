@@ -9,6 +9,7 @@ from fake_engine import FakeEngine
 from live_server import MODEL, fake_app, serving
 
 from engine.errors import EngineOverloaded
+from server.admission import _key_of
 
 BODY = {"model": MODEL, "prompt": "a", "max_tokens": 5}
 
@@ -60,6 +61,13 @@ def test_each_key_has_its_share(engine):
     assert (other.status_code, again.status_code) == (200, 200)
 
 
+def test_without_keys_each_address_has_its_share_whatever_the_connection():
+    connections = [{"client": (host, port)} for host, port in [("::1", 1), ("::1", 2), ("::2", 1)]]
+    first, second, other = map(_key_of, connections)
+
+    assert first == second != other
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_total_deadline(engine, stream):
     engine.token_delay_s = 0.4
@@ -79,7 +87,8 @@ def test_the_total_deadline(engine, stream):
 def test_the_time_in_the_queue_is_limited(monkeypatch, engine, stream):
     engine.token_delay_s = 30
     monkeypatch.setattr(FakeEngine, "has_started", lambda *_: False)
-    with serving(fake_app(engine, queue_timeout=0.3)) as url:
+    app = fake_app(engine, queue_timeout=0.3, sse_keep_alive_interval=0.1)
+    with serving(app) as url:  # a stream waits for its turn longer than for a comment
         answer = httpx.post(f"{url}/v1/completions", json={**BODY, "stream": stream})
 
     error = answer.json()["error"]

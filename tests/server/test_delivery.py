@@ -27,6 +27,7 @@ class Connection:
 
     def send_piece(self, piece: bytes) -> None:
         assert self.can_take_piece
+        assert piece, "an empty chunk ends a chunked body"
         self.pieces.append(piece)
 
 
@@ -62,6 +63,23 @@ async def test_a_reader_that_keeps_up_gets_all_but_the_end_at_once() -> None:
     assert [texts(piece) for piece in by_task] == [["f", ""]]
     assert b"".join(by_task).endswith(b"data: [DONE]\n\n")
     assert [texts(piece) for piece in connection.pieces] == [["a"], ["b"], ["c"], ["d"], ["e"]]
+
+
+async def test_what_has_nothing_to_show_yet_sends_nothing() -> None:
+    connection = Connection()
+    await sent_by_task(delivery(FakeEngine("é!"), connection))  # a token is half a character
+
+    assert [texts(piece) for piece in connection.pieces] == [["é"]]
+
+
+async def test_a_failure_comes_after_what_was_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CompletionRenderer, "closing_chunks", lambda _: 1 // 0)
+    (piece,) = await sent_by_task(delivery(FakeEngine("a"), None))
+    said, _, error, done = piece.decode().split("\n\n")[:-1]
+
+    assert '"text":"a"' in said
+    assert '"code":"internal_error"' in error
+    assert done == "data: [DONE]"
 
 
 async def test_several_choices_go_the_same_way() -> None:

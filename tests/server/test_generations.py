@@ -34,6 +34,18 @@ async def test_every_output_of_every_generation_comes(count: int, most_at_once: 
     assert [watch.ends for watch in watches(made)] == [[None]] * count, "each ends once"
 
 
+async def test_choices_are_in_order_whichever_ends_first() -> None:
+    made = started(engine := FakeEngine("a", token_delay_s=60), 2)
+    reader = asyncio.create_task(gather_choices(made))
+    await asyncio.sleep(0)
+    for index in (1, 0):
+        output = next(engine._outputs(engine.requests[index]))
+        made._open[index].slot.put(replace(output, text=str(index)))
+        await asyncio.sleep(0)
+
+    assert [choice.text for choice in await reader] == ["0", "1"]
+
+
 async def test_they_interleave() -> None:
     made = started(FakeEngine("abc", token_delay_s=0.005), 2)
     order = []

@@ -15,6 +15,7 @@ class Client:
 
     def __init__(self, *, never_ends=False, keep_alive_s=0.0):
         self.sent = []
+        self.sends = lambda message: asyncio.sleep(0)
         self.num_closed = 0
         self.was_closed_inside = False
         self.leaving = asyncio.get_running_loop().create_future()
@@ -27,6 +28,7 @@ class Client:
 
     async def send(self, message):
         self.sent.append(message)
+        await self.sends(message)
 
     @property
     def bodies(self):
@@ -39,7 +41,7 @@ class Client:
             if self._never_ends:
                 await asyncio.Event().wait()
             self.last_piece = LAST
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):
             self.was_closed_inside = True
             raise
 
@@ -56,6 +58,47 @@ async def test_a_stream_sends_its_events_and_the_last_with_its_end():
     assert [each.get("more_body", False) for each in client.sent[1:]] == [True, True, False]
     assert client.num_closed == 1
     assert client.leaving.cancelled()
+    await asyncio.sleep(0)
+    assert not asyncio.current_task().cancelling(), "nobody has left"
+
+
+async def test_streams_have_headers_of_their_own():
+    first, second = Client(), Client()
+    await first.read()
+    first.sent[0]["headers"].append((b"x-request-id", b"first"))
+    await second.read()
+
+    assert (b"x-request-id", b"first") not in second.sent[0]["headers"]
+
+
+async def test_a_send_that_fails_cancels_nothing_but_the_stream():
+    client = Client()
+
+    async def fail(message):
+        raise ConnectionResetError
+
+    client.sends = fail
+    with pytest.raises(ConnectionResetError):
+        await client.read()
+    await asyncio.sleep(0)
+
+    assert client.num_closed == 1
+    assert not asyncio.current_task().cancelling()
+
+
+async def test_a_client_that_leaves_while_it_is_sent_to_ends_what_makes_the_events():
+    client = Client()
+
+    async def never(message):
+        if "body" in message:
+            client.leaving.set_result(None)
+            await asyncio.Event().wait()
+
+    client.sends = never
+    await client.read()
+
+    assert client.was_closed_inside
+    assert client.bodies == [EVENTS[0]]
 
 
 async def test_it_ends_in_peace_when_the_client_leaves():
@@ -83,11 +126,18 @@ async def test_it_is_cancelled_as_any_task():
 
 async def test_comments_keep_it_alive_and_none_follows_its_end():
     client = Client(never_ends=True, keep_alive_s=0.01)
-    asyncio.get_running_loop().call_later(0.1, client.leaving.set_result, None)
-    await client.read()
+
+    async def leave_in_the_end(message):
+        if len(client.bodies) == 5:
+            client.leaving.set_result(None)
+
+    client.sends = leave_in_the_end
+    await asyncio.wait_for(client.read(), 10)
     comments = client.bodies[2:]
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
     await asyncio.sleep(0.05)
 
-    assert comments
+    assert len(comments) == 3
     assert set(comments) == {b": keep-alive\n\n"}
     assert client.bodies[2:] == comments

@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 
 from engine.errors import EngineOverloaded, StructureError
 from engine.request import FinishReason, Structure
+from server.deadlines import Deadlines
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 NAMED = {"name": "s", "schema": SCHEMA, "strict": True}
@@ -160,6 +161,18 @@ def test_checking_is_part_of_the_requests_time(engine, limit, status, code, stre
 
     assert (response.status_code, response.json()["error"]["code"]) == (status, code)
     assert not engine.requests
+
+
+def test_checking_and_generating_share_their_time(client, monkeypatch):
+    made = []
+
+    def make(*limits: float) -> Deadlines:
+        made.append(Deadlines(*limits))
+        return made[-1]
+
+    monkeypatch.setattr("server.generation.Deadlines", make)
+    assert complete(client, response_format=FORMAT).status_code == 200
+    assert len(made) == 1
 
 
 def test_nothing_is_checked_for_a_client_that_has_left(live_url, engine):
