@@ -72,15 +72,42 @@ def test_a_completion_stream(live_url):
     assert {chunk["object"] for chunk in stream} == {"text_completion"}
 
 
+@pytest.mark.parametrize("fields", [{}, {"stop": "!"}, {"return_token_ids": True}])
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
-def test_usage_comes_last_without_choices_and_equals_the_whole_answers(live_url, path):
-    *pieces, last = chunks(live_url, path, stream_options={"include_usage": True})
-    whole = httpx.post(live_url + path, json=body_for(path, stream=False)).json()
+def test_usage_comes_last_without_choices_and_equals_the_whole_answers(live_url, path, fields):
+    *pieces, last = chunks(live_url, path, stream_options={"include_usage": True}, **fields)
+    whole = httpx.post(live_url + path, json=body_for(path, stream=False, **fields)).json()
 
     assert last["choices"] == []
     assert last["usage"] == whole["usage"]
     assert last["metrics"] == whole["metrics"]
     assert all(piece["usage"] is None and "metrics" not in piece for piece in pieces)
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+def test_choices_of_a_prompt_found_what_its_first_one_found_in_the_cache(engine, live_url, path):
+    engine.num_cached_tokens = lambda request: 1 if request.request_id.endswith("-0") else 2
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    *pieces, last = chunks(live_url, path, n=2, stream_options=options)
+    whole = httpx.post(live_url + path, json=body_for(path, n=2, stream=False)).json()
+
+    for answer in (last, whole):
+        assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 1}
+    for piece in pieces:
+        found = piece["usage"]["prompt_tokens_details"]["cached_tokens"]
+        assert found == 1 + piece["choices"][0]["index"], "its own"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+def test_what_stopped_it_is_told(live_url, path, stream):
+    if stream:
+        end = chunks(live_url, path, stop=["?", " "])[-1]
+    else:
+        body = body_for(path, stop=["?", " "], stream=False)
+        end = httpx.post(live_url + path, json=body).json()
+
+    assert (end["choices"][0]["finish_reason"], end["choices"][0]["stop_reason"]) == ("stop", " ")
 
 
 def test_usage_on_every_chunk(live_url):
@@ -113,7 +140,11 @@ def test_logprobs_and_traces_come_with_their_tokens(live_url):
 
     texts = [chunk["choices"][0] for chunk in stream[1:-1]]
     assert [choice["logprobs"]["content"][0]["token"] for choice in texts] == ["H", "e", "l"]
-    assert [choice["early_exit_trace"][0]["token"] for choice in texts] == ["H", "e", "l"]
+    traces = [choice["early_exit_trace"][0] for choice in texts]
+    assert [token["token"] for token in traces] == ["H", "e", "l"]
+    body = body_for(CHAT, stream=False, early_exit={"return_trace": True}, max_tokens=3)
+    (whole,) = httpx.post(live_url + CHAT, json=body).json()["choices"]
+    assert whole["early_exit_trace"] == traces
 
 
 def test_tokens_without_text_yet_make_no_chunk_unless_they_have_logprobs(engine, live_url):
@@ -121,6 +152,9 @@ def test_tokens_without_text_yet_make_no_chunk_unless_they_have_logprobs(engine,
 
     assert len(chunks(live_url, COMPLETIONS)) == 3
     assert len(chunks(live_url, COMPLETIONS, logprobs=0)) == 4
+    _, first, *others = chunks(live_url, CHAT, logprobs=True)
+    assert first["choices"][0]["delta"] == {"content": ""}
+    assert len(others) == 3
 
 
 def test_tokens_are_sent_as_they_come(engine, live_url):
@@ -234,7 +268,8 @@ def test_a_client_that_leaves_before_the_first_token_ends_the_generation(engine,
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(live_url + CHAT, json=body_for(CHAT), timeout=0.5)
 
-    assert wait_until(lambda: len(engine.aborted) == 1)
+    # Sooner than the wait for a first output ends by itself.
+    assert wait_until(lambda: len(engine.aborted) == 1, timeout_s=10)
 
 
 def test_streams_do_not_disturb_each_other(live_url):

@@ -250,8 +250,10 @@ class FakeEngine:
             )
             return
         text = self.text if isinstance(self.text, str) else self.text(request)
+        stop_reason = None
         for stop in request.sampling.stop:
-            text = text.partition(stop)[0]
+            text, found, _ = text.partition(stop)
+            stop_reason = found or stop_reason
         token_ids = list(text.encode())
         kept = token_ids[: request.sampling.max_tokens]
         if not kept:
@@ -276,6 +278,7 @@ class FakeEngine:
                 num_output_tokens=place + 1,
                 num_cached_tokens=self.num_cached_tokens(request),
                 finish_reason=reason if is_last else None,
+                stop_reason=stop_reason if is_last and reason is FinishReason.STOP else None,
                 draft_figures=_figures(request) if is_last else None,
             )
 

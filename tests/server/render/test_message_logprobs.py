@@ -1,5 +1,7 @@
 """Tokens' log-probabilities go to the message that the tokens spell, whatever they span."""
 
+from dataclasses import replace
+
 import pytest
 from fake_engine import ByteTokenizer
 
@@ -30,7 +32,7 @@ class Pieces(ByteTokenizer):
         return not self._pieces[token_id]
 
 
-def given(*pieces: str | bytes) -> list[list[int]]:
+def given(*pieces: str | bytes, output_format: OutputFormat = FORMAT) -> list[list[int]]:
     """Return which of the tokens each message is given, by the tokens' places."""
     frame = AnswerFrame(
         answer_id="a",
@@ -41,7 +43,7 @@ def given(*pieces: str | bytes) -> list[list[int]]:
         num_prompt_tokens=1,
         max_draft_tokens=0,
     )
-    sorter = MessageLogprobs(frame, FORMAT)
+    sorter = MessageLogprobs(frame, output_format)
     tokens = [TokenLogprobs(token_id=n, logprob=-n, rank=1) for n in range(len(pieces))]
     sorter.push(tokens)
     sorter.finish()
@@ -59,6 +61,7 @@ def given(*pieces: str | bytes) -> list[list[int]]:
         (["a", "<", "<", "b"], [[0, 1, 2, 3]]),
         (["a", b"\xc3", b"\xa9"], [[0, 1, 2]]),
         (["<think>", "h", "\n</think>Yes", "."], [[2, 3]]),
+        (["<think>", "h</think>Yes", "."], [[1, 2]]),
         (["<think>", "t", "</think>", "t"], [[3]]),
         (["<think>", b"\xc3", b"\xa9", "</think>", "Yes"], [[4]]),
         (["Go", " <", *CALL, "</tool_call>Done"], [[0, 1], [4]]),
@@ -68,3 +71,9 @@ def given(*pieces: str | bytes) -> list[list[int]]:
 )
 def test_a_message_is_given_the_tokens_that_spell_it(pieces, expected):
     assert given(*pieces) == expected
+
+
+def test_calls_are_left_to_the_answers_own_parser_to_note():
+    noted: list[bool] = []
+    given("a", *CALL, "</tool_call>", output_format=replace(FORMAT, note_calls=noted.append))
+    assert noted == []

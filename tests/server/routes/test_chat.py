@@ -1,3 +1,5 @@
+import math
+
 import pytest
 from live_server import MODEL
 
@@ -8,8 +10,10 @@ def ask(client, **fields):
 
 
 def test_a_whole_answer(client):
-    answer = ask(client).json()
+    response = ask(client)
+    answer = response.json()
 
+    assert response.headers["content-type"] == "application/json"
     assert answer["id"].startswith("chatcmpl-")
     assert answer["object"] == "chat.completion"
     assert answer["choices"] == [
@@ -21,6 +25,12 @@ def test_a_whole_answer(client):
         }
     ]
     assert answer["usage"]["completion_tokens"] == 12
+
+
+def test_who_says_nothing_answers_with_an_empty_text(client, engine):
+    engine.text = ""
+
+    assert ask(client).json()["choices"][0]["message"]["content"] == ""
 
 
 def test_messages_become_turns_of_the_template(client, engine):
@@ -44,6 +54,16 @@ def test_logprobs(client):
 
     assert (entry["token"], entry["logprob"], entry["bytes"]) == ("H", -0.5, [72])
     assert [top["token"] for top in entry["top_logprobs"]] == ["H", "a"]
+
+
+@pytest.mark.parametrize("fields", [{}, {"stream": True}])
+def test_a_token_that_cannot_be_has_a_log_probability_that_json_has(client, engine, fields):
+    engine.logprob = lambda _: -math.inf
+    answer = ask(client, logprobs=True, top_logprobs=1, **fields).text
+
+    assert '"logprob":-9999.0' in answer
+    assert "Infinity" not in answer
+    assert '"logprob":null' not in answer
 
 
 def test_logprobs_without_alternatives(client):

@@ -45,6 +45,15 @@ def test_thoughts_are_counted_token_by_token(client, engine, text, num_tokens):
     assert last.usage == whole.usage
 
 
+def test_a_thought_has_the_names_of_both_apis(client, engine):
+    engine.text = "<think>a</think>b"
+    message = client.post("/v1/chat/completions", json=CHAT).json()["choices"][0]["message"]
+    deltas = [c.choices[0].delta.model_extra or {} for c in stream(client, n=1)[:-1]]
+
+    for name in ("reasoning", "reasoning_content"):
+        assert message[name] == "".join(delta.get(name) or "" for delta in deltas) == "a"
+
+
 def test_usage_on_every_chunk_counts_the_thought_so_far(client, engine):
     engine.text = "<think>a</think>b"
     options = {"include_usage": True, "continuous_usage_stats": True}

@@ -96,7 +96,10 @@ def test_streamed_items_open_grow_and_close_one_after_the_other(client, engine):
     for index, item in enumerate(done):
         mine = [event for event in stream if event.get("output_index") == index]
         assert {event.get("item_id", item["id"]) for event in mine} == {item["id"]}
+        assert mine[0]["item"]["status"] == "in_progress"
+        wholes = [event.get("text", event.get("arguments")) for event in mine]
         pieces = "".join(event.get("delta", "") for event in mine)
+        assert [each for each in wholes if each is not None] == [pieces]
         assert pieces == (item["content"][0]["text"] if "content" in item else item["arguments"])
 
 
@@ -136,6 +139,27 @@ def test_log_probabilities_are_those_of_the_messages(client, engine, text):
     assert without_ids(stream[-1]["response"]["output"]) == without_ids(output)
     pieces = [token for event in stream for token in event.get("logprobs", []) if "delta" in event]
     assert pieces == [token for message in messages for token in message["content"][0]["logprobs"]]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_says_nothing_answers_with_an_empty_message(client, engine, stream):
+    engine.text = ""
+    answer = events(client)[-1]["response"] if stream else whole(client)
+
+    (message,) = answer["output"]
+    assert (message["type"], message["content"][0]["text"]) == ("message", "")
+
+
+def test_what_was_asked_is_repeated(client, engine):
+    engine.text, engine.num_cached_tokens = CALL, lambda _: 1
+    choice = {"type": "function", "name": "weather"}
+    answer = whole(client, tools=[TOOL], tool_choice=choice, **LOGPROBS)
+
+    assert answer["tool_choice"] == choice
+    assert answer["text"] == {"format": {"type": "text"}}
+    assert answer["top_logprobs"] == 1
+    assert answer["usage"]["input_tokens_details"]["cached_tokens"] == 1
+    assert whole(client, tools=[TOOL], tool_choice="none")["tool_choice"] == "none"
 
 
 @pytest.mark.parametrize("fields", [{}, {"tools": [TOOL], "tool_choice": "none"}])
