@@ -26,9 +26,9 @@ class ExitAccount:
         """
         return self._num_left_out >= max(_FEWEST_LEFT_OUT, share / _MOST_TRIAL_TIME)
 
-    def leave_out(self, count: int = 1) -> None:
-        """Count steps without an evaluation."""
-        self._num_left_out += count
+    def leave_out(self) -> None:
+        """Count a step without an evaluation."""
+        self._num_left_out += 1
 
     def add(self, gain: float, offered: float) -> None:
         """Learn what an evaluation brought.

@@ -54,6 +54,7 @@ class ExitChoice:
         is_same = num_rows == self._rests_with
         if is_same and self._rest > 0:
             self._rest -= 1
+            self._leave_out_all()
             return True
         self._rest = 0
         if not is_same:
@@ -61,9 +62,11 @@ class ExitChoice:
         return False
 
     def rest(self, num_rows: int) -> None:
-        """Evaluate nothing in this step and some further ones of as many rows: it would not pay."""
-        for account in self._accounts:
-            account.leave_out(self._next_rest)
+        """Evaluate nothing in this step and some further ones of as many rows: it would not pay.
+
+        Each of them is counted when it comes: where batches change, few rests are run to their end.
+        """
+        self._leave_out_all()
         self._rest, self._rests_with = self._next_rest - 1, num_rows
         self._next_rest = min(2 * self._next_rest, _LONGEST_REST)
 
@@ -94,6 +97,10 @@ class ExitChoice:
             return order[:_MOST_TRIAL_ROWS]
         ranked = [requests[i] for i in order]
         return order[: best_count(self._nets(exit_index, ranked, rate), 0.0)]
+
+    def _leave_out_all(self) -> None:
+        for account in self._accounts:
+            account.leave_out()
 
     def _nets(
         self, exit_index: int, requests: Sequence[EvaluationRequest], rate: float

@@ -17,10 +17,12 @@ def test_worth_follows_what_evaluations_bring() -> None:
 
 def test_a_costly_evaluation_is_tried_again_more_rarely() -> None:
     account = ExitAccount()
-    account.leave_out(32)
+    for _ in range(32):
+        account.leave_out()
     assert account.is_due(share=0.1)
     assert not account.is_due(share=0.5)
-    account.leave_out(68)
+    for _ in range(68):
+        account.leave_out()
     assert account.is_due(share=0.5)
 
 

@@ -42,6 +42,17 @@ def test_rests_grow_and_end_with_another_batch_or_an_evaluation_that_pays() -> N
     assert rest() == 8
 
 
+def test_a_trial_is_due_no_sooner_where_the_batch_changes_in_every_step() -> None:
+    some = choice()
+    num_steps = 0
+    while not some.choose(0, [EvaluationRequest(1.0, 1)], rate=4.0):
+        num_rows = 2 + num_steps % 2
+        assert not some.skips(num_rows)
+        some.rest(num_rows)
+        num_steps += 1
+    assert num_steps == 32
+
+
 def test_every_exit_has_an_account_of_its_own() -> None:
     some = choice(num_exits=2)
     for _ in range(20):
