@@ -24,6 +24,7 @@ _UNLUCKY_SHARE = 0.1  # share of the expected accepted drafts that counts as har
 _MOST_LOSS = 4.0  # plain steps that new drafting may lose, however many drafts are accepted
 _PAUSE_PER_LOSS = 96  # steps of pause per plain step that new drafting lost: a loss of 1 %
 _MOST_PAUSE_PER_LOSS = 192  # the same at most, after drafting that lasted: a loss of 0.5 %
+_ROUNDING = 1e-9  # share of the time that rounding alone may seem to lose
 _CONTROL_LOSS = 0.003  # share of the time that controls may lose
 _NUM_CONTROLS = 3  # in a row, of which the last one is measured (see `StepWatch`)
 
@@ -162,7 +163,7 @@ class DraftingSwitch:
                 self._switch_off()
             return
         share = num_seen / (num_seen + _DOUBT)
-        if share * self._gained + (1.0 - share) * self._promised < self._spent:
+        if self._loses(share * self._gained + (1.0 - share) * self._promised):
             lost = (self._spent - self._gained) / plain_s
             self._switch_off(most_pause=int(lost * _MOST_PAUSE_PER_LOSS))
         elif self.speedup >= 1.0:
@@ -185,7 +186,14 @@ class DraftingSwitch:
         """Whether drafting does not pay, and would not pay even if all went as expected."""
         doubt = 1.0 if self._times.knows_drafting else _UNCERTAINTY
         best = max(doubt * self._promised, self._gained)
-        return self._steps >= _FEWEST_STEPS and best < self._spent
+        return self._steps >= _FEWEST_STEPS and self._loses(best)
+
+    def _loses(self, gained: float) -> bool:
+        """Whether so many gained seconds are fewer than those spent.
+
+        Steps that find no draft while passes run ahead gain exactly what they spend.
+        """
+        return gained < self._spent * (1.0 - _ROUNDING)
 
     def _has_no_luck(self, plain: float, num_plain: float) -> bool:
         """Whether so few drafts were accepted that chance cannot explain it.

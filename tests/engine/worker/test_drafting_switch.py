@@ -147,6 +147,15 @@ def test_a_control_is_due_the_sooner_the_less_it_loses(
     assert controls * (PLAIN_S - seconds / committed) < 0.004 * spent
 
 
+@pytest.mark.parametrize("num_rows", [1, 3, 64])
+def test_finding_no_draft_at_no_cost_goes_on(num_rows: int) -> None:
+    """Look-ups do not delay a GPU whose passes run ahead."""
+    switch = DraftingSwitch()
+    for _ in range(1000):
+        switch.observe_straight(PLAIN_S, num_rows, 1.3 * PLAIN_S, took_s=None)
+        assert switch.is_on
+
+
 def test_steps_that_commit_nothing_are_judged_like_others() -> None:
     """A step commits nothing if every row of the batch meets a dead end."""
     switch = DraftingSwitch()
