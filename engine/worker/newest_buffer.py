@@ -21,9 +21,10 @@ class NewestBuffer:
             spare_slot: Slot of the KV pool that no sequence has, for padding.
         """
         self.there = torch.zeros(4, size, dtype=torch.int32, device=device)
-        # Two in turns: one may still be on its way if a step was abandoned.
+        # Three in turns: until the host waits for a step's tokens, two may still be on their way,
+        # one for a pass that was launched ahead in vain and one for the step's own.
         is_away = device.type == "cuda"
-        self._here = [self.there.new_zeros(4, size, device="cpu") for _ in range(2)]
+        self._here = [self.there.new_zeros(4, size, device="cpu") for _ in range(3)]
         if is_away:
             self._here = [here.pin_memory() for here in self._here]
         self._numbers = [here.numpy() for here in self._here]
@@ -39,8 +40,8 @@ class NewestBuffer:
                 was chosen, becomes token 0.
             places: Positions, slots and rows.
         """
-        self._here.reverse()
-        self._numbers.reverse()
+        self._here.append(self._here.pop(0))
+        self._numbers.append(self._numbers.pop(0))
         numbers, num_tokens = self._numbers[0], len(token_ids)
         numbers[0, :num_tokens] = 0 if isinstance(token_ids, Tensor) else token_ids
         numbers[1:, :num_tokens] = places
