@@ -17,6 +17,7 @@ from engine.worker.forward_batch import TokenRef
 from engine.worker.learning.examples import Examples, Verified
 from engine.worker.learning.unit_rms import unit_rms
 from engine.worker.row import Row
+from engine.worker.row_gather import take_rows
 from engine.worker.sequence_state import SequenceState
 from engine.worker.upload import upload
 
@@ -124,8 +125,9 @@ class Recorder:
             self._observe(row, result)
             if self.is_open and result.token_ids:
                 self._put(index, row, result, before.get(row.state))
-                self._last.append(last[mine][sources])
-                self._reduced.append(reduced[mine][sources])
+                # A copy, because a view would keep the states of a whole prompt in memory.
+                self._last.append(take_rows(last[mine], sources).clone())
+                self._reduced.append(take_rows(reduced[mine], sources))
         if len(self._targets) >= _BATCH:
             self._flush()
 

@@ -14,6 +14,7 @@ from tiny_model import (
     sequence_start,
     write_tiny_llama,
 )
+from torch import Tensor
 
 from benchmarks.scripted import Agreement, ScriptedDrafter
 from engine.model.ops.interface import LayerCache
@@ -56,6 +57,30 @@ def test_drafts_and_alternates_leave_the_same_examples(tmp_path: Path) -> None:
             if part == "_exits":
                 ours, theirs = ours.transpose(0, 1), theirs.transpose(0, 1)
             assert torch.equal(ours[:NUM_EXAMPLES], theirs[:NUM_EXAMPLES]), (agreement, part)
+
+
+def test_recording_sends_a_gpu_nothing_that_it_would_wait_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An index that is a list would be sent by a copy from ordinary memory."""
+    decoder = load_tiny(write_tiny_llama(tmp_path), TorchOps("cpu"))
+    examples = Examples(len(EXITS), HIDDEN, VOCAB + 1, torch.device("cpu"))
+    heads = random_heads(decoder, EXITS, VOCAB)
+    recorder = Recorder(examples, heads, observe=lambda row, result: None)
+    drafter = ScriptedDrafter(EXITS, {}, "never", VOCAB)
+    lists: list[object] = []
+    get = Tensor.__getitem__
+
+    def indexed(tensor: Tensor, index: object) -> Tensor:
+        if isinstance(index, list):
+            lists.append(index)
+        return get(tensor, index)
+
+    monkeypatch.setattr(Tensor, "__getitem__", indexed)
+    driver = StepDriver(decoder, 16, drafter, recorder=recorder)
+    driver.generate([sequence_start(0, PROMPT)], 4, max_draft_tokens=0)
+    assert not recorder.is_broken
+    assert lists == []
 
 
 def test_once_nothing_is_recorded_any_more_passes_are_whole_again(tmp_path: Path) -> None:
