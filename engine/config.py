@@ -36,7 +36,7 @@ class CacheConfig:
 
     block_size: int = 16  # tokens per block
     kv_cache_memory_bytes: int | None = None  # None: a share of the free memory
-    gpu_memory_utilization: float | None = None  # share of GPU memory, weights included; None: 0.9
+    gpu_memory_utilization: float | None = None  # share that may be in use by all; None: 0.9
     num_blocks: int | None = None  # for later workers: as many as the first had, or fewer
 
 

@@ -156,7 +156,7 @@ class ServerSettings(BaseModel):
     gpu_memory_utilization: float | None = _flag(
         None,
         "scheduler",
-        "Share of the GPU's memory for weights, activations and KV cache (default: 0.9).",
+        "Share of the GPU's memory that may be in use, by other processes as well (default: 0.9).",
         gt=0,
         le=1,
     )

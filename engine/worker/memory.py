@@ -38,7 +38,7 @@ def gpu_budget(utilization: float, num_free: int, num_total: int) -> int:
     The largest step must have been run, so that nothing else will grow.
 
     Args:
-        utilization: Share of the GPU's memory that this process may have in all.
+        utilization: Share of the GPU's memory that may be in use, by other processes as well.
         num_free: Free bytes, without what torch keeps for its next allocations.
         num_total: Bytes of the GPU's memory.
 
@@ -48,8 +48,9 @@ def gpu_budget(utilization: float, num_free: int, num_total: int) -> int:
     budget = int(utilization * num_total) - (num_total - num_free)
     if budget <= 0:
         raise ModelLoadError(
-            f"--gpu-memory-utilization {utilization}: weights and activations take all of it "
-            f"({(num_total - num_free) / 2**30:.1f} of {num_total / 2**30:.1f} GiB are in use)"
+            f"--gpu-memory-utilization {utilization}: nothing is left for the KV cache: "
+            f"{(num_total - num_free) / 2**30:.1f} of {num_total / 2**30:.1f} GiB are in use by "
+            "weights, activations and other processes"
         )
     return budget
 

@@ -21,7 +21,7 @@ def test_a_gpu_keeps_its_share_and_what_is_in_use() -> None:
 
 
 def test_a_gpu_that_is_full_is_refused_by_name() -> None:
-    with pytest.raises(ModelLoadError, match=r"--gpu-memory-utilization 0\.2"):
+    with pytest.raises(ModelLoadError, match=r"--gpu-memory-utilization 0\.2.*other processes"):
         gpu_budget(0.2, num_free=60 * GIB, num_total=80 * GIB)
 
 
