@@ -1,12 +1,26 @@
 """The base of all request types."""
 
+import json
 from collections.abc import Iterator
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, JsonValue
 
 # Conversations are not searched for unknown fields: their items carry other servers' answers back,
 # which may hold anything.
 _CONVERSATIONS = frozenset({"messages", "input"})
+
+
+def _of_finite_numbers(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """Check what pydantic, reading JSON, does not: it lets NaN, Infinity and 1e999 through here."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        raise ValueError("should hold finite numbers only") from None
+    return value
+
+
+JsonObject = Annotated[dict[str, JsonValue], AfterValidator(_of_finite_numbers)]
 
 
 class RequestModel(BaseModel):

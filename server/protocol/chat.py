@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field
 
-from server.protocol.base import RequestModel
+from server.protocol.base import JsonObject, RequestModel
 from server.protocol.common import (
     CompletionRequestBase,
     FinishReasonName,
@@ -63,7 +63,7 @@ class Function(RequestModel):
 
     name: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")
     description: str | None = None
-    parameters: dict[str, JsonValue] | None = None
+    parameters: JsonObject | None = None
     strict: bool | None = None
 
 
@@ -94,7 +94,7 @@ class TemplateFields(RequestModel):
     tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    chat_template_kwargs: dict[str, JsonValue] | None = Field(None, max_length=64)
+    chat_template_kwargs: JsonObject | None = Field(None, max_length=64)
     # Accepted if the template knows it; "none" also if thinking can be turned off or is never done.
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
 

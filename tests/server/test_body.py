@@ -130,6 +130,21 @@ def test_a_wrong_field_is_named(client, engine, param, value):
     assert engine.requests == []
 
 
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e400"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/tokenize"])
+def test_a_number_that_json_lacks_is_named_wherever_the_model_would_see_it(client, path, number):
+    function = f'{{"name": "f", "parameters": {{"a": [{number}]}}}}'
+    tools = f'[{{"type": "function", "function": {function}}}]'
+    messages = json.dumps([_user("a")])
+    for param, field in (
+        ("tools[0].function.parameters", f'"tools": {tools}'),
+        ("chat_template_kwargs", f'"chat_template_kwargs": {{"a": {{"b": {number}}}}}'),
+    ):
+        response = post(client, f'{{"model": "{MODEL}", "messages": {messages}, {field}}}', path)
+
+        assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
 def test_of_several_forms_the_error_is_about_the_one_that_was_meant(client):
     response = client.post("/v1/responses", json={"model": MODEL, "input": [_user("a")] * 4097})
 
