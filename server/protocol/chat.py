@@ -87,6 +87,9 @@ class ChosenTool(RequestModel):
     function: ChosenFunction
 
 
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
 class TemplateFields(RequestModel):
     """What a chat template is told besides the messages."""
 
@@ -96,7 +99,7 @@ class TemplateFields(RequestModel):
     continue_final_message: bool | None = None
     chat_template_kwargs: JsonObject | None = Field(None, max_length=64)
     # Accepted if the template knows it; "none" also if thinking can be turned off or is never done.
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    reasoning_effort: Effort | None = None
 
 
 class ChatCompletionRequest(CompletionRequestBase, TemplateFields):

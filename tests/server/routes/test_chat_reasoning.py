@@ -89,6 +89,7 @@ def test_a_thought_sent_back_goes_to_the_template(client, engine, name):
     ("template", "effort", "variables"),
     [
         ("{{ reasoning_effort }}", "low", {"reasoning_effort": "low"}),
+        ("{{ reasoning_effort }}", "max", {"reasoning_effort": "max"}),
         ("{{ reasoning_effort }}", "none", {"reasoning_effort": "none"}),
         ("{{ enable_thinking }}<think></think>", "none", {"enable_thinking": False}),
         ("{{ enable_thinking }}<think></think>", "high", None),
