@@ -37,8 +37,11 @@ _UNSUPPORTED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "context_management": (([],), "the input is read as it was sent"),
     "conversation": ((), _NOT_STORED),
     "echo": ((False,), "an answer holds what is new"),  # chats have it
+    "enable_response_messages": ((False,), "a response has items, not a template's messages"),
     "image": ((), "only text is served"),
     "moderation": ((), "nothing is moderated here"),
+    "previous_input_messages": ((), _NOT_STORED),
+    "previous_response": ((), _NOT_STORED),
     "previous_response_id": ((), _NOT_STORED),
     "prompt": ((), _NOT_STORED),
     "prompt_cache_options": ((), _OWN_CACHE),
@@ -165,7 +168,9 @@ def _tool_fields(body: ResponsesRequest) -> dict[str, Any]:
         if tool.type != "function":
             message = "Only function tools are supported."
             raise UnsupportedOption(message, param=f"tools[{index}].type")
-        function = tool.model_dump(exclude={"type"}, exclude_unset=True)
+        function = tool.model_dump(
+            exclude={"type", "allowed_callers", "defer_loading", "is_async"}, exclude_unset=True
+        )
         tools.append({"type": "function", "function": function})
     choice: str | dict[str, Any] | None
     if isinstance(body.tool_choice, FunctionChoice):

@@ -49,6 +49,7 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "continue_final_message": (False,),
     "documents": ([],),
     "echo": (False,),  # completions and chats have it
+    "ec_transfer_params": ({},),
     "function_call": ("none",),
     "functions": ([],),
     "guided_choice": (),  # vLLM's name before structured_outputs, as the next three
@@ -56,12 +57,18 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "guided_json": (),
     "guided_regex": (),
     "include_reasoning": (True,),
+    "kv_transfer_params": ({},),
     "length_penalty": (1, 1.0),
     "logits_processors": ([],),
     "logprob_token_ids": ([],),
     "max_completion_tokens": (),
+    "media_io_kwargs": ({},),
+    "mm_processor_kwargs": ({},),
     "modalities": (["text"], []),
+    "moderation": (),
     "parallel_tool_calls": (True,),
+    "prompt_cache_options": (),  # the server's own settings govern its cache
+    "prompt_cache_retention": ("in_memory",),
     "prompt_embeds": (),
     "prompt_logprobs": (),
     "reasoning_effort": ("none",),
@@ -79,6 +86,7 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "use_beam_search": (False,),
     "verbosity": ("medium",),
     "vllm_xargs": ({},),
+    "watermarking": (False,),
     "web_search_options": (),
 }
 
@@ -222,8 +230,9 @@ class CompletionRequestBase(TruncationFields):
     prompt_logprobs: int | None = Field(None, ge=0, le=20)  # of every prompt token; not streamed
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None  # log-probabilities name tokens "token_id:7"
-    # The next four are for a provider's accounts and caches, and have no effect here.
+    # The next five are for a provider's accounts and caches, and have no effect here.
     user: str | None = None
+    session_id: str | None = None
     metadata: dict[str, str] | None = Field(None, max_length=16)
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None  # equal prefixes are found without it

@@ -22,6 +22,8 @@ class EmbeddingsRequest(TruncationFields):
     model: str = Field(max_length=512)
     input: Inputs
     encoding_format: Literal["float", "base64"] | None = None
+    embed_dtype: Literal["float32"] | None = None  # of base64
+    endianness: Literal["native", "little"] | None = None  # the same
     dimensions: int | None = Field(None, ge=1, lt=2**31)  # keep only the first ones
     pooling: Literal["mean", "last"] | None = None  # extension; default: --pooling-type
     normalize: bool | None = None  # scale to length 1, after `dimensions`; default: true

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, JsonValue
 
-from server.protocol.base import RequestModel
+from server.protocol.base import JsonObject, RequestModel
 from server.protocol.chat import TokenLogprob
 from server.protocol.common import (
     EarlyExit,
@@ -42,13 +42,20 @@ class InputItem(RequestModel):
 
 
 class FunctionTool(RequestModel):
-    """A function that the model may call; no other kind of tool is supported."""
+    """A function that the model may call; no other kind of tool is supported.
+
+    Each is offered from the start, and the model calls it itself.
+    """
 
     type: str = Field(max_length=64)
     name: str | None = None
     description: str | None = None
-    parameters: dict[str, JsonValue] | None = None
+    parameters: JsonObject | None = None
     strict: bool | None = None
+    output_schema: JsonObject | None = None  # told to the model as well
+    allowed_callers: list[Literal["direct"]] | None = Field(None, max_length=16)
+    defer_loading: Literal[False] | None = None
+    is_async: Literal[False] | None = Field(None, alias="async")
 
 
 class FunctionChoice(RequestModel):
@@ -80,6 +87,9 @@ class ReasoningConfig(RequestModel):
 
     effort: str | None = Field(None, max_length=16)
     summary: Literal["auto"] | None = None  # accepted, but no summary is ever made
+    generate_summary: Literal["auto"] | None = None  # its name before
+    context: Literal["auto"] | None = None  # the template decides what earlier turns show
+    mode: Literal["standard"] | None = None
 
 
 class StreamConfig(RequestModel):

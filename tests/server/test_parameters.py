@@ -1,9 +1,21 @@
 """docs/parameters.md is up to date, and no parameter of the API is left out of it."""
 
+import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import get_type_hints
 
 import pytest
+from openai.resources import Completions, Embeddings
+from openai.resources.chat import Completions as ChatCompletions
+from openai.resources.responses import Responses
+from openai.types.chat import ChatCompletionStreamOptionsParam
+from openai.types.responses import (
+    FunctionToolParam,
+    ResponseTextConfigParam,
+    response_create_params,
+)
+from openai.types.shared_params import FunctionDefinition, Reasoning
 from parameter_cases import CASES, EMBEDDINGS_CASES, RESPONSES_CASES, TOKENIZE_CASES, Case
 from parameter_table import (
     DOCUMENT,
@@ -17,21 +29,36 @@ from parameter_table import (
     prober,
 )
 
-from server.protocol.chat import ChatCompletionRequest
-from server.protocol.common import unsupported_names
+from server.protocol.base import RequestModel
+from server.protocol.chat import ChatCompletionRequest, Function
+from server.protocol.common import StreamOptions, unsupported_names
 from server.protocol.completions import CompletionRequest
 from server.protocol.embeddings import EmbeddingsRequest
 from server.protocol.foreign import foreign_names
-from server.protocol.responses import ResponsesRequest
+from server.protocol.responses import (
+    FunctionTool,
+    ReasoningConfig,
+    ResponsesRequest,
+    StreamConfig,
+    TextConfig,
+)
 from server.protocol.tokenize import TokenizeRequest
 from server.responses import not_offered_names
 
-ON_PURPOSE = {"metadata", "prediction", "prompt_cache_key", "safety_identifier", "user"}
+ON_PURPOSE = {
+    "metadata",
+    "prediction",
+    "prompt_cache_key",
+    "safety_identifier",
+    "session_id",
+    "user",
+}
 ASKS_FOR_NOTHING = {  # fields whose only accepted value changes nothing; others are refused
     ("completions", "tool_choice"),
     ("responses", "reasoning"),
     ("responses", "stream_options"),
 }
+OF_THE_CLIENT = {"self", "extra_headers", "extra_query", "extra_body", "timeout"}
 FRAME = {"model", "prompt", "messages", "input", "stream"}  # set by the tests themselves
 
 
@@ -57,6 +84,43 @@ def test_no_parameter_is_missing() -> None:
     assert {case.name for case in RESPONSES_CASES} == known | of_responses
     assert {case.name for case in EMBEDDINGS_CASES} == {*EmbeddingsRequest.model_fields} - FRAME
     assert {case.name for case in TOKENIZE_CASES} >= {*TokenizeRequest.model_fields} - FRAME
+
+
+@pytest.mark.parametrize(
+    ("create", "cases"),
+    [
+        (Completions.create, CASES),
+        (ChatCompletions.create, CASES),
+        (Responses.create, RESPONSES_CASES),
+        (Embeddings.create, EMBEDDINGS_CASES),
+    ],
+    ids=lambda each: getattr(each, "__qualname__", ""),
+)
+def test_no_parameter_of_openais_client_is_missing(
+    create: Callable[..., object], cases: Sequence[Case]
+) -> None:
+    parameters = {*inspect.signature(create).parameters} - OF_THE_CLIENT - FRAME
+
+    assert parameters <= {case.name for case in cases}
+
+
+@pytest.mark.parametrize(
+    ("ours", "openais"),
+    [
+        (FunctionTool, FunctionToolParam),
+        (ReasoningConfig, Reasoning),
+        (StreamConfig, response_create_params.StreamOptions),
+        (TextConfig, ResponseTextConfigParam),
+        (Function, FunctionDefinition),
+        (StreamOptions, ChatCompletionStreamOptionsParam),
+    ],
+)
+def test_no_part_of_a_parameter_of_openais_client_is_missing(
+    ours: type[RequestModel], openais: type
+) -> None:
+    names = {field.alias or name for name, field in ours.model_fields.items()}
+
+    assert {*get_type_hints(openais)} <= names
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,26 @@ def test_what_was_asked_is_repeated(client, engine):
     assert whole(client, tools=[TOOL], tool_choice="none")["tool_choice"] == "none"
 
 
+def test_the_model_is_told_what_a_tool_returns_but_not_how_it_may_be_called(client, engine):
+    usual = {"async": False, "defer_loading": False, "allowed_callers": ["direct"]}
+    whole(client, tools=[{**TOOL, **usual, "output_schema": {"type": "number"}}])
+
+    told = json.loads(engine.tokenizer.turns[0]["content"].splitlines()[2])
+    assert told["function"].keys() == {"name", "parameters", "output_schema"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("async", True), ("defer_loading", True), ("allowed_callers", ["programmatic"])],
+)
+def test_ways_to_call_a_tool_that_are_not_offered_are_refused_by_name(client, name, value):
+    body = {"model": MODEL, "input": "hi", "tools": [{**TOOL, name: value}]}
+    response = client.post("/v1/responses", json=body)
+
+    assert response.status_code == 400
+    assert response.json()["error"]["param"].startswith(f"tools[0].{name}")
+
+
 @pytest.mark.parametrize("fields", [{}, {"tools": [TOOL], "tool_choice": "none"}])
 def test_without_tools_a_call_is_text(client, engine, fields):
     engine.text = CALL
