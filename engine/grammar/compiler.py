@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine.errors import StructureError
+from engine.grammar.keywords import Schema
 from engine.grammar.schema import lowered
 from engine.grammar.strings import check_regex
 from engine.request import Structure
@@ -19,6 +20,7 @@ _POSITION = re.compile(r"^\[[^\]]*\] \S+?:\d+: ")  # xgrammar's prefix: time, C+
 _EBNF_RULE = re.compile(r"^\s*[\w.-]+\s*::=", re.MULTILINE)  # Lark has `::=` in texts only
 _LARK_SCHEMA = re.compile(r"%json\s*\{")
 _ANY_OBJECT = {"type": "object"}
+_REFUSALS = (RuntimeError, ValueError, TypeError, OverflowError, RecursionError)  # xgrammar's
 
 
 class GrammarCompiler:
@@ -50,7 +52,7 @@ class GrammarCompiler:
             return self._compile(structure)
         except StructureError:
             raise
-        except (RuntimeError, ValueError, TypeError, OverflowError, RecursionError) as error:
+        except _REFUSALS as error:
             raise StructureError(_told(error)) from error
 
     def _compile(self, structure: Structure) -> Any:
@@ -85,18 +87,26 @@ def _with_lowered(format_: Any) -> Any:
     if format_.get("type") == "grammar":
         return {"type": "grammar", "grammar": _in_ebnf(format_["grammar"])}
     if format_.get("type") == "json_schema":
-        try:
-            schema = lowered(format_["json_schema"])
-        except StructureError:
-            if not format_.get("is_optional"):
-                raise
-            schema = lowered(_ANY_OBJECT)
+        lower = _lowered_if_enforced if format_.get("is_optional") else lowered
         return {
             "type": "json_schema",
-            "json_schema": schema,
+            "json_schema": lower(format_["json_schema"]),
             "max_whitespace_cnt": _MAX_WHITESPACE,
         }
     return {name: _with_lowered(value) for name, value in format_.items()}
+
+
+def _lowered_if_enforced(schema: Any) -> Schema:
+    """Return a schema lowered, or any object if it cannot be enforced."""
+    import xgrammar
+
+    try:
+        lower = lowered(schema)
+        # Some that are lowered are refused all the same, such as patterns with \p or \1.
+        xgrammar.Grammar.from_json_schema(json.dumps(lower), max_whitespace_cnt=_MAX_WHITESPACE)
+    except (StructureError, *_REFUSALS):
+        return lowered(_ANY_OBJECT)
+    return lower
 
 
 def _is_ebnf(grammar: str) -> bool:

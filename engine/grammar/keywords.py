@@ -40,14 +40,25 @@ def _check_writable(value: Any, path: Path) -> None:
     """Refuse numbers that xgrammar would write as other numbers."""
     if isinstance(value, bool):
         return
-    if isinstance(value, int) and not -_INT64 <= value < _INT64:
-        raise refusal(path, "whole numbers are supported up to 64 bits")
+    if isinstance(value, int):
+        in_64_bits(value, path)
     if isinstance(value, float) and not math.isfinite(value):
         raise refusal(path, "the number is out of range")
     for part in (
         value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     ):
         _check_writable(part, path)
+
+
+def in_64_bits(value: int, path: Path) -> int:
+    """Return a whole number, if xgrammar can hold it.
+
+    Raises:
+        StructureError: It cannot.
+    """
+    if not -_INT64 <= value < _INT64:
+        raise refusal(path, "whole numbers are supported up to 64 bits")
+    return value
 
 
 def formatted(schema: Schema, given: Sequence[str], path: Path) -> Schema:

@@ -15,7 +15,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from engine.grammar.disjoint import are_disjoint
-from engine.grammar.keywords import Schema, bounds, formatted, listing, mapping, number, pattern_of
+from engine.grammar.keywords import (
+    Schema,
+    bounds,
+    formatted,
+    in_64_bits,
+    listing,
+    mapping,
+    number,
+    pattern_of,
+)
 from engine.grammar.places import Path, has_own_base, place_of, refusal, resolve
 from engine.grammar.strings import length_pattern
 
@@ -206,7 +215,7 @@ class _Lowering:
                 value = math.ceil(value) if is_lower else math.floor(value)
                 tightest = max if is_lower else min
                 value = tightest(value, integer.get(word, value))
-            integer[word] = int(value)
+            integer[word] = in_64_bits(int(value), (*path, word))
         has_lower = "minimum" in integer or "exclusiveMinimum" in integer
         has_upper = "maximum" in integer or "exclusiveMaximum" in integer
         if "multipleOf" in integer and has_lower != has_upper:

@@ -64,3 +64,28 @@ def test_what_is_neither_or_holds_a_schema_is_refused(
 ) -> None:
     with pytest.raises(StructureError, match=why):
         compiler.compile(structure(source))
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "array", "uniqueItems": True},
+        {"type": "integer", "maximum": 2**64 - 1},
+        {"type": "integer", "exclusiveMinimum": 2**63 - 1},
+        {"type": "string", "pattern": r"^\p{L}+$"},
+        {"type": "string", "pattern": r"^(a)\1$"},
+        {"type": "string", "pattern": "("},
+    ],
+    ids=json.dumps,
+)
+def test_what_cannot_be_enforced_is_any_object_where_that_will_do(
+    compiler: GrammarCompiler, schema
+) -> None:
+    asked = {"type": "json_schema", "json_schema": {"type": "object", "properties": {"a": schema}}}
+    optional = Structure(kind="structural_tag", source=json.dumps({**asked, "is_optional": True}))
+    matcher = xgrammar.GrammarMatcher(compiler.compile(optional))
+
+    assert matcher.accept_string('{"b": [1, 1]}')
+    assert matcher.is_completed()
+    with pytest.raises(StructureError):
+        compiler.compile(Structure(kind="structural_tag", source=json.dumps(asked)))

@@ -142,6 +142,8 @@ REFUSED: dict[str, Any] = {
     "#/enum": {"enum": ["a"], "type": "integer"},
     "#/const": {"const": 1 << 80},
     "#/enum ": {"enum": [float("inf")], "type": "integer"},
+    "#/items/maximum": array(items=integer(minimum=0, maximum=2**64 - 1)),
+    "#/minimum ": integer(minimum=-1e300),
     "#/maximum": {"$ref": "#/$defs/a", "maximum": 3, "$defs": {"a": integer()}},
     "#/allOf": {"allOf": [integer(), integer(minimum=3)]},
     "#/oneOf": {"oneOf": [integer(), number()]},
