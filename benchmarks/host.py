@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import mean
 
 from benchmarks.gpu.shapes import Shape, random_decoder, write_heads
-from benchmarks.imagined_device import Costs, DeviceClock, ImaginedOps, Work
+from benchmarks.imagined_device import Costs, DeviceClock, EvenCosts, ImaginedOps, Work
 from benchmarks.machine import describe_machine, print_facts
 from engine.config import CacheConfig, EngineConfig, ExitsConfig, ModelConfig, SchedulerConfig
 from engine.offline import OfflineEngine
@@ -56,6 +56,11 @@ class Way:
     period: int = 1000  # tokens after which texts repeat themselves
     layer_s: float = 18e-6  # a layer of a small model, which takes 0.6 ms a pass
 
+    @property
+    def costs(self) -> Costs:
+        """What the parts of a step take."""
+        return EvenCosts(layer_s=self.layer_s, logits_s=3 * self.layer_s, head_s=2 * self.layer_s)
+
 
 WAYS = {
     way.name: way
@@ -88,17 +93,23 @@ class Step:
 class WatchedWorker:
     """A worker that keeps the figures of its decode steps."""
 
-    def __init__(self, worker: ModelWorker, clock: DeviceClock) -> None:
+    def __init__(self, worker: ModelWorker, clock: DeviceClock, spent_s: float = 0.0) -> None:
+        """
+        Args:
+            spent_s: Seconds that the host spends after every step besides what it does here.
+        """
         self.info: WorkerInfo = worker.info
         self.steps: list[Step] = []
         self._worker = worker
         self._clock = clock
+        self._spent_s = spent_s
 
     def execute(self, plan: StepPlan) -> StepResult:
         """See `SynchronousWorker.execute`."""
         between = self._clock.tell()
         result = self._worker.execute(plan)
         inside = self._clock.tell()
+        self._clock.spend(self._spent_s)
         if all(row.only_decodes for row in plan.rows) and not plan.started:
             self.steps.append(Step(between, inside, self._clock(), result.rows))
         self._clock.tell()
@@ -133,7 +144,8 @@ def main() -> None:
             if args.only not in name:
                 continue
             if name not in engines:
-                engines[name] = make_engine(WAYS[name], Path(folder), args.launch * 1e-6)
+                clock = DeviceClock(args.launch * 1e-6)
+                engines[name] = make_engine(WAYS[name], Path(folder), clock)
             engine, worker = engines[name]
             figures = _measure(engine, worker, rows, temperature, args.steps)
             cells = "".join(f"{figures[figure]:>11.2f}" for figure in FIGURES)
@@ -141,12 +153,22 @@ def main() -> None:
 
 
 def make_engine(
-    way: Way, folder: Path, launch_s: float = 0.0
+    way: Way,
+    folder: Path,
+    clock: DeviceClock | None = None,
+    costs: Costs | None = None,
+    spent_s: float = 0.0,
 ) -> tuple[OfflineEngine, WatchedWorker]:
-    """Make an engine on the imagined device; return it and its worker."""
-    clock = DeviceClock(launch_s)
-    costs = Costs(layer_s=way.layer_s, logits_s=3 * way.layer_s, head_s=2 * way.layer_s)
-    ops = ImaginedOps(clock, costs, _SHAPE.vocabulary, period=way.period, agreement=way.agreement)
+    """Make an engine on the imagined device; return it and its worker.
+
+    Args:
+        costs: What the parts of a step take, if not what the way says.
+        spent_s: See `WatchedWorker`.
+    """
+    clock = clock or DeviceClock()
+    ops = ImaginedOps(
+        clock, costs or way.costs, _SHAPE.vocabulary, period=way.period, agreement=way.agreement
+    )
     directory = _SHAPE.write(folder / _SHAPE.name)
     decoder = random_decoder(_SHAPE, directory, ops)
     config = EngineConfig(
@@ -160,7 +182,7 @@ def make_engine(
         config = replace(config, exits=replace(config.exits, heads=heads))
     with _cache_in(folder / way.name):  # the costs of parts are measured anew every time
         worker = ModelWorker(config, decoder=decoder, clock=clock, capture=clock.capture)
-    watched = WatchedWorker(worker, clock)
+    watched = WatchedWorker(worker, clock, spent_s)
     return OfflineEngine(config, watched), watched
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import log
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -46,12 +46,14 @@ class DeviceClock:
     The code that stands in for the device takes no time on it.
     """
 
-    def __init__(self, launch_s: float = 0.0) -> None:
+    def __init__(self, launch_s: float = 0.0, host: Callable[[], float] = time.thread_time) -> None:
         """
         Args:
             launch_s: Seconds that a launch takes the host.
+            host: The host's own time, in seconds.
         """
         self._launch_s = launch_s
+        self._host = host
         self._offset = 0.0
         self._started: float | None = None  # when the stand-in began; None: none is running
         self._free_at = self()  # when the device has done what was launched
@@ -60,7 +62,7 @@ class DeviceClock:
         self._work = Work()
 
     def __call__(self) -> float:
-        now = time.thread_time() if self._started is None else self._started
+        now = self._host() if self._started is None else self._started
         return now + self._offset
 
     @contextmanager
@@ -69,12 +71,12 @@ class DeviceClock:
         if self._started is not None:
             yield
             return
-        self._started = time.thread_time()
+        self._started = self._host()
         self._work.num_launches += 1
         try:
             yield
         finally:
-            self._offset -= time.thread_time() - self._started - self._launch_s
+            self._offset -= self._host() - self._started - self._launch_s
             self._started = None
 
     def run(self, seconds: float) -> None:
@@ -82,6 +84,10 @@ class DeviceClock:
         now = self() + self._launch_s
         self._work.felt_s += max(0.0, now - self._free_at)
         self._free_at = max(now, self._free_at) + seconds
+
+    def spend(self, seconds: float) -> None:
+        """Let the host work for some seconds."""
+        self._offset += seconds
 
     @property
     def free_at(self) -> float:
@@ -115,9 +121,28 @@ class DeviceClock:
         return replay
 
 
+class Costs(Protocol):
+    """Seconds of the parts of a step, by the number of tokens of a call."""
+
+    def layers(self, num_layers: int, num_tokens: int) -> float:
+        """Return the seconds of some layers."""
+
+    def logits(self, num_tokens: int) -> float:
+        """Return the seconds of the LM head."""
+
+    def head(self, num_tokens: int) -> float:
+        """Return the seconds of an exit head."""
+
+    def sample(self, num_tokens: int) -> float:
+        """Return the seconds of choosing tokens."""
+
+    def expect(self, num_tokens: int) -> float:
+        """Return the seconds of reading what a head expects."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Costs:
-    """Seconds of one token in each part; every further token of a call adds the share `further`."""
+class EvenCosts:
+    """`Costs` of one token in each part; every further one of a call adds the share `further`."""
 
     layer_s: float
     logits_s: float
@@ -126,8 +151,27 @@ class Costs:
     expect_s: float = 12e-6
     further: float = 0.01
 
-    def of(self, seconds: float, num_tokens: int) -> float:
-        """Return the seconds of a part for `num_tokens` tokens, from those of one."""
+    def layers(self, num_layers: int, num_tokens: int) -> float:
+        """See `Costs.layers`."""
+        return self._of(self.layer_s, num_tokens) * num_layers
+
+    def logits(self, num_tokens: int) -> float:
+        """See `Costs.logits`."""
+        return self._of(self.logits_s, num_tokens)
+
+    def head(self, num_tokens: int) -> float:
+        """See `Costs.head`."""
+        return self._of(self.head_s, num_tokens)
+
+    def sample(self, num_tokens: int) -> float:
+        """See `Costs.sample`."""
+        return self._of(self.sample_s, num_tokens)
+
+    def expect(self, num_tokens: int) -> float:
+        """See `Costs.expect`."""
+        return self._of(self.expect_s, num_tokens)
+
+    def _of(self, seconds: float, num_tokens: int) -> float:
         return seconds * (1.0 + self.further * (num_tokens - 1))
 
 
@@ -179,7 +223,7 @@ class ImaginedOps(TorchOps):
     ) -> Tensor:
         """See `Ops.linear`; it is called for the LM head only."""
         with self._clock.playing():
-            self._clock.run(self._costs.of(self._costs.logits_s, len(x)))
+            self._clock.run(self._costs.logits(len(x)))
             return x[:, :1].expand(-1, weight.out_features)
 
     def run_layers(
@@ -192,7 +236,7 @@ class ImaginedOps(TorchOps):
     ) -> Tensor:
         """See `Ops.run_layers`."""
         with self._clock.playing():
-            self._clock.run(self._costs.of(self._costs.layer_s, len(hidden)) * len(layers))
+            self._clock.run(self._costs.layers(len(layers), len(hidden)))
             return hidden
 
     def run_head(
@@ -205,7 +249,7 @@ class ImaginedOps(TorchOps):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See `Ops.run_head`."""
         with self._clock.playing():
-            self._clock.run(self._costs.of(self._costs.head_s, len(hidden)))
+            self._clock.run(self._costs.head(len(hidden)))
             return hidden, hidden[:, :1].expand(-1, head.lm_head.out_features), hidden[:, :1]
 
     def sample(
@@ -217,7 +261,7 @@ class ImaginedOps(TorchOps):
     ) -> Tensor:
         """See `Ops.sample`."""
         with self._clock.playing():
-            self._clock.run(self._costs.of(self._costs.sample_s, len(logits)))
+            self._clock.run(self._costs.sample(len(logits)))
             return self._next_ids[logits[:, 0].long()]
 
     def fetch(self, values: Tensor) -> Callable[[], list[Any]]:
@@ -241,7 +285,7 @@ class ImaginedOps(TorchOps):
     ) -> Tensor:
         """See `Ops.expect`."""
         with self._clock.playing():
-            self._clock.run(self._costs.of(self._costs.expect_s, len(logits)))
+            self._clock.run(self._costs.expect(len(logits)))
             expected = self._expected[logits[:, 0].long()]
             is_best = followers == expected[:, 0].long()
             expected[:, 2] = torch.where(is_best, expected[:, 1], _OTHERS)

@@ -42,7 +42,7 @@ def test_drafts_change_no_token(tmp_path: Path) -> None:
 
 def test_a_device_does_not_wait_between_plain_steps(tmp_path: Path) -> None:
     """The next pass is launched before the host reads, which hides the time of a launch."""
-    engine, worker = host.make_engine(host.WAYS["plain"], tmp_path, launch_s=50e-6)
+    engine, worker = host.make_engine(host.WAYS["plain"], tmp_path, DeviceClock(launch_s=50e-6))
     engine.generate(host.requests(1, 0.0, 40))
     steps = worker.steps[2:]
     felt = [step for step in steps if step.between.felt_s + step.inside.felt_s > 0.0]
