@@ -296,11 +296,7 @@ class DecodeStep:
         for place, ref in enumerate(refs):
             if ref.spare is None and ref.position >= rows[ref.row].first_pending:
                 places.setdefault(ref.row, []).append(place)
-        arrivals = [
-            Arrival(rows[index], where)
-            for index, where in places.items()
-            if refs[where[-1]].position == rows[index].newest_position
-        ]
+        arrivals = [Arrival(rows[index], where) for index, where in places.items()]
         if arrivals:
             self._drafter.evaluate_exit(exit_index, arrivals, hidden, estimate)
 

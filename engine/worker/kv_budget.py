@@ -26,11 +26,10 @@ def count_blocks(config: EngineConfig, decoder: Decoder, max_model_len: int) -> 
     if as_before is not None and as_before * per_block <= memory.free_bytes(device):
         return as_before
     budget = config.cache.kv_cache_memory_bytes
-    if budget is None:
-        budget = _budget(config, decoder)
+    if budget is None or as_before is not None:
+        left = _budget(config, decoder)  # something else may have taken what there was before
+        budget = left if budget is None else min(budget, left)
     most = config.scheduler.max_num_seqs * -(-max_model_len // block_size)
-    if as_before is not None:  # something else has taken memory that the first worker had
-        budget, most = min(budget, _budget(config, decoder)), as_before
     num_blocks = min(budget // per_block, most)
     if num_blocks < 1:
         raise ModelLoadError(

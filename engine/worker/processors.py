@@ -95,8 +95,6 @@ def _wishes(point: SamplePoint, vocab_size: int, reduced: ReducedVocabulary | No
     """
     state, sampling = point.state, point.state.sampling
     wishes = _Wishes()
-    if not has_processors(state):
-        return wishes
 
     def placed(asked: TokenValues) -> TokenValues:
         return asked if reduced is None else reduced.placed(asked)

@@ -80,7 +80,6 @@ class HeadVersions:
     def resume(self, weights: HeadWeights, version: int) -> None:
         """Continue with weights that an earlier worker learned."""
         self._serve(weights, version)
-        self._previous = (0, self._shipped)
         self._trainer.restart(weights)
 
     def accumulate_gradient(self, examples: Examples, runs: Tensor) -> None:
