@@ -220,8 +220,9 @@ class PolicyDrafter:
         """Compare what the step brought with what it took."""
         watch, is_off = self._watch, not self._policy.is_drafting
         only_decodes = self._is_judged or all(row.plan.only_decodes for row in rows)
-        tells_of_plain = only_decodes and not self._has_fixed and watch.tells_of_plain_steps
-        took_s = watch.end(is_plain=is_off and only_decodes)
+        is_plain = is_off and only_decodes and not self._has_fixed
+        tells_of_plain = is_plain and watch.tells_of_plain_steps
+        took_s = watch.end(is_plain=is_plain)
         if is_off and self._any_free:  # a pause counts steps that the policy would have decided on
             self._policy.pass_by(len(rows), took_s if tells_of_plain else None)
         elif self._is_plain and self._is_judged:

@@ -15,6 +15,14 @@ def test_worth_follows_what_evaluations_bring() -> None:
     assert account.worth == pytest.approx(0.0, abs=0.01)
 
 
+def test_many_rows_at_once_teach_as_much_as_one_row_many_times() -> None:
+    one, many = ExitAccount(), ExitAccount()
+    for _ in range(8):
+        one.add(gain=0.5, offered=1.0)
+    many.add(gain=4.0, offered=8.0)
+    assert many.worth == pytest.approx(one.worth)
+
+
 def test_a_costly_evaluation_is_tried_again_more_rarely() -> None:
     account = ExitAccount()
     for _ in range(32):

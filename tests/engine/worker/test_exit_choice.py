@@ -1,5 +1,7 @@
 """Which rows are evaluated, and how rarely where that does not pay."""
 
+import pytest
+
 from engine.worker.cost_curve import CostCurve
 from engine.worker.cost_model import CostModel
 from engine.worker.exit_choice import EvaluationRequest, ExitChoice
@@ -21,6 +23,14 @@ def test_rows_are_evaluated_as_far_as_each_is_worth_its_time() -> None:
     assert choice().choose(0, requests, rate=4.0) == []
 
 
+def test_a_row_with_more_tokens_to_evaluate_costs_more() -> None:
+    heads = [CostCurve([1, 64], [0.1, 6.4])]
+    some = ExitChoice(1, CostModel([CostCurve([1], [1.0])] * 2, heads, CostCurve([1], [1.0])))
+    requests = [EvaluationRequest(1.0, 9), EvaluationRequest(0.9, 1)]
+    assert some.choose(0, requests[1:], rate=1.0) == [0]
+    assert some.choose(0, requests, rate=1.0) == []
+
+
 def test_rests_grow_and_end_with_another_batch_or_an_evaluation_that_pays() -> None:
     some = choice()
 
@@ -39,6 +49,7 @@ def test_rests_grow_and_end_with_another_batch_or_an_evaluation_that_pays() -> N
     assert rest() == 8
     some.rest(2)
     assert not some.skips(3), "for other rows it is decided at once"
+    assert not some.is_resting
     assert rest() == 8
 
 
@@ -62,3 +73,21 @@ def test_every_exit_has_an_account_of_its_own() -> None:
     assert worse < 0.1 < 0.4 < better
     assert some.choose(0, [EvaluationRequest(1.0, 1)], rate=2.0) == []
     assert some.choose(1, [EvaluationRequest(1.0, 1)], rate=2.0) == [0]
+
+
+@pytest.mark.parametrize(
+    ("head_s", "num_steps"),
+    [((1.0, 1.0, 1000.0), 200), ((20.0, 20.0, 20.0), 200), ((1000.0, 1000.0, 1000.0), 1600)],
+)
+def test_trials_are_rarer_where_neither_a_few_rows_nor_all_could_pay(
+    head_s: tuple[float, ...], num_steps: int
+) -> None:
+    """An evaluation of all 64 rows takes as long as a plain step here, and seldom half a percent
+    of the time.
+    """
+    heads, plain = CostCurve([1, 4, 64], head_s), CostCurve([1], head_s[-1:])
+    some, requests = ExitChoice(1, CostModel([], [heads], plain)), [EvaluationRequest(1.0, 1)] * 64
+    for _ in range(num_steps):
+        assert some.choose(0, requests, rate=1.0) == []
+        some.leave_out(0)
+    assert some.choose(0, requests, rate=1.0) == [0, 1, 2, 3]

@@ -66,6 +66,11 @@ def test_a_draft_that_replaces_others_has_to_be_worth_more_than_they_are() -> No
     assert policy().select(0, [DraftGain(0.9 - 0.4, num_replaced=2)], step) == [0]
 
 
+def test_a_draft_saves_the_time_of_those_that_it_replaces() -> None:
+    step = at_exit(1, (0.3, 0.1))
+    assert policy(per_token=0.3).select(0, [DraftGain(0.05, num_replaced=2)], step) == [0]
+
+
 def test_beside_drafts_that_are_made_in_any_case_only_a_further_token_has_to_pay() -> None:
     offer, p = DraftGain(0.55), policy(per_token=0.3)
     assert p.select(0, [offer], at_exit(2)) == [], "it would pay for the way down as well"
@@ -80,16 +85,27 @@ def test_free_drafts_enter_as_far_as_they_are_likely_enough() -> None:
     assert policy(per_token=2.0).extend([run], 1, before()) == [0]
 
 
-@pytest.mark.parametrize(("longest_s", "count"), [(None, 3), (1.5, 3), (1.25, 2), (0.5, 0)])
+@pytest.mark.parametrize(
+    ("longest_s", "count"), [(None, 3), (1.5, 3), (1.25, 2), (1.05, 0), (0.5, 0)]
+)
 def test_drafts_never_make_a_step_longer_than_asked(longest_s: float | None, count: int) -> None:
     p = policy(per_token=0.12, longest_step_s=longest_s)
     assert p.extend([[0.9, 0.88, 0.86]], 1, before()) == [count]
     assert p.keep(0, [[0.9, 0.88, 0.86]], at_exit()) == [count]
-    may_draft = longest_s is None or longest_s > 1.0
+    may_draft = count > 0
     assert bool(p.select(0, [DraftGain(0.9)], at_exit())) is may_draft
     assert bool(p.rows_to_evaluate(0, [WHOLE], at_exit())) is may_draft
+    assert p.will_evaluate(1, before()) is may_draft
     may_add = longest_s is None or longest_s > 1.4
     assert bool(p.num_alternates(0, [0.9], 1, at_exit(1, (0.4,)))) is may_add
+
+
+def test_what_segment_0_takes_for_them_counts_against_free_drafts() -> None:
+    """They enter it together with the tokens that wait there."""
+    segment_0 = CostCurve([1, 2, 3], [0.1, 0.1, 1.1])
+    p = ExitPolicy(0, CostModel([segment_0], [], CostCurve([1, 64], [0.9, 0.9])))
+    assert p.extend([[0.9, 0.8]], 1, before()) == [1]
+    assert p.extend([[0.9, 0.8]], 2, before()) == [0]
 
 
 def test_free_drafts_of_a_batch_compete() -> None:
@@ -143,6 +159,15 @@ def test_an_alternate_that_enters_alone_pays_for_the_way_down() -> None:
     assert policy().num_alternates(0, [0.1], 0, step) == 0
 
 
+def test_alternates_pay_for_their_own_places_in_segment_0_only() -> None:
+    """The drafts that wait there take theirs in any case."""
+    segments = [CostCurve([1, 2, 3], [0.1, 0.1, 1.1]), CostCurve([1, 64], [0.7, 0.7])]
+    p = ExitPolicy(1, CostModel(segments, [], CostCurve([1, 64], [0.2, 0.2])))
+    step = at_exit(1, (0.4,))
+    assert p.num_alternates(0, [0.3, 0.2], 1, step) == 1
+    assert p.num_alternates(0, [0.3, 0.2], 2, step) == 0
+
+
 def test_screening_drops_what_the_deep_layers_would_be_wasted_on() -> None:
     assert policy(per_token=0.1).keep(0, [[0.9, 0.02, 0.01]], at_exit()) == [1]
     assert policy(per_token=0.0).keep(0, [[0.9, 0.02, 0.011]], at_exit()) == [3]
@@ -160,6 +185,23 @@ def test_evaluations_that_bring_nothing_are_left_out_and_tried_again() -> None:
     for _ in range(60):
         p.observe_evaluation(0, 1.0, [DraftGain(0.9)], at_exit())
     assert p.rows_to_evaluate(0, [WHOLE], at_exit()) == [0]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "gain"),
+    [
+        ([], 0.0),
+        ([DraftGain(0.4, num_replaced=1)], 0.4 - 1.5 / 1.3 * 0.08),  # only the way down is new
+        ([DraftGain(0.7)], 0.7 - 1.5 / 1.3 * (0.08 + 0.3)),
+        ([DraftGain(0.3)], 0.0),  # it was made beside others; the evaluation lost nothing
+    ],
+)
+def test_an_evaluation_brings_what_its_drafts_bring_less_their_time(
+    chosen: list[DraftGain], gain: float
+) -> None:
+    p = policy(per_token=0.3)
+    p.observe_evaluation(0, 1.0, chosen, at_exit(1, (0.5,)))
+    assert p.report.looks == pytest.approx([0.95 * 0.15 + 0.05 * gain])
 
 
 def costly_heads(share: float) -> ExitPolicy:
@@ -193,6 +235,22 @@ def test_whether_to_evaluate_at_all_is_decided_before_the_step_and_only_now_and_
     assert 120 < evaluates.index(True) < 160, "it is due, as it would be at the exit"
     assert policy().will_evaluate(1, before())
     assert not policy().will_evaluate(0, before())
+
+
+def test_once_an_evaluation_has_paid_the_next_rest_is_a_short_one() -> None:
+    p = costly_heads(0.7)
+    assert not any(p.will_evaluate(1, before()) for _ in range(8 + 16))
+    p.observe_evaluation(0, 1e9, [DraftGain(1e9)], at_exit())
+    assert p.will_evaluate(1, before())
+    p.observe_evaluation(0, 1e9, [], at_exit())
+    answers = [(p.will_evaluate(1, before()), p.may_evaluate_next) for _ in range(8)]
+    assert answers == [(False, False)] * 7 + [(False, True)]
+
+
+def test_evaluations_compete_with_steps_that_take_the_way_to_the_exit_too() -> None:
+    flat = [CostCurve([1, 64], [seconds, seconds]) for seconds in (9.0, 0.1, 0.7)]
+    p = ExitPolicy(1, CostModel(flat[:2], flat[2:], CostCurve([1, 64], [0.1, 0.1])))
+    assert p.will_evaluate(1, before()), "a second brings a ninth of a token elsewhere"
 
 
 def test_whether_the_next_step_evaluates_is_decided_in_the_one_before() -> None:
@@ -230,6 +288,26 @@ def test_rows_whose_drafts_are_hardly_accepted_are_not_evaluated() -> None:
     assert policy().rows_to_evaluate(0, requests, at_exit(3)) == [0, 2]
 
 
+def test_a_control_drafts_nothing_and_is_a_step_that_only_decodes() -> None:
+    p = policy()
+    for _ in range(4):
+        p.observe_step(outcome(3, 3.0, 1.1))
+    p.begin(before(), may_control=False)
+    assert p.is_drafting
+    p.begin(before(), may_control=True)
+    assert p.is_control
+    assert not p.is_drafting
+
+
+def test_a_step_of_prompts_alone_leaves_the_state_of_the_batch_as_it_is() -> None:
+    p = policy()
+    p.begin(before(4), may_control=False)
+    p.observe_step(outcome(1, 4.5, 9.0))
+    assert not p.is_drafting
+    p.begin(StepEstimate(num_tokens=64, expected_tokens=0.0), may_control=False)
+    assert not p.is_drafting
+
+
 def test_switches_off_when_drafting_does_not_pay_and_comes_back() -> None:
     p = policy()
     for _ in range(40):
@@ -242,6 +320,8 @@ def test_switches_off_when_drafting_does_not_pay_and_comes_back() -> None:
     assert p.select(0, [DraftGain(0.99)], at_exit()) == []
     assert p.extend([[0.99]], 1, before()) == [0]
     assert p.rows_to_evaluate(0, [WHOLE], at_exit()) == []
+    assert p.num_alternates(0, [0.99], 1, at_exit(1, (0.4,))) == 0
+    assert not p.will_evaluate(1, before())
     for _ in range(32):
         p.pass_by(1, None)
     assert p.report.reason is PolicyReason.PROBING

@@ -48,3 +48,7 @@ def test_prefixes_are_as_good_as_the_best_of_all(seed: int) -> None:
     assert rate(tuple(chosen)) == pytest.approx(max(map(rate, every)))
     few = best_prefixes(runs, 3.0, seconds_with, longest_s=1.25)
     assert sum(few) == min(sum(chosen), 2), "no longer than allowed"
+
+
+def test_what_is_next_to_impossible_is_not_taken_even_if_it_costs_nothing() -> None:
+    assert best_prefixes([[0.9, 0.02, 0.009]], 1.0, lambda _: 1.0, math.inf) == [2]

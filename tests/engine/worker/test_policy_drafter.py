@@ -1,5 +1,8 @@
 """Both sources of drafts in real steps: what each drafts, what is screened, what is learned."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from tiny_model import (
@@ -16,10 +19,10 @@ from engine.model.decoder import Decoder
 from engine.model.ops.torch_ops import TorchOps
 from engine.plan import RowPlan, RowResult
 from engine.request import LOOKED_UP
-from engine.worker.chances import SECOND, Chance, Chances
+from engine.worker.chances import SCREEN, SECOND, Chance, Chances
 from engine.worker.cost_curve import CostCurve
 from engine.worker.cost_model import CostModel
-from engine.worker.exit_evaluator import Arrival, ExitEvaluator
+from engine.worker.exit_evaluator import Arrival, ExitEvaluator, Opinion
 from engine.worker.exit_policy import ExitPolicy
 from engine.worker.forward_batch import ForwardBatch
 from engine.worker.policy_drafter import PolicyDrafter
@@ -27,6 +30,7 @@ from engine.worker.row import Alternate, Draft, Row
 from engine.worker.sampler import Sampler
 from engine.worker.sequence_state import SequenceState
 from engine.worker.step_estimate import StepEstimate
+from engine.worker.step_watch import StepWatch
 
 pytestmark = pytest.mark.torch
 
@@ -51,6 +55,13 @@ def row_of(token_ids: list[int], **options: object) -> Row:
         is_decoding=True,
     )
     return Row(plan, state)
+
+
+def prompt_of(token_ids: list[int]) -> Row:
+    """A row whose prompt the step computes, with the first token after it."""
+    row = row_of(token_ids)
+    row.plan = replace(row.plan, start=0, num_tokens=len(token_ids))
+    return row
 
 
 def estimate() -> StepEstimate:
@@ -79,6 +90,16 @@ def test_nothing_is_looked_up_where_a_request_does_not_want_it(
     assert row.drafts == []
 
 
+def test_nothing_is_looked_up_after_tokens_that_are_on_their_way(decoder: Decoder) -> None:
+    """What was found there has been tried, and may have been dropped at an exit since."""
+    drafter = policy_drafter(decoder, None)
+    row, fixed = row_of(REPETITIVE), row_of(REPETITIVE, threshold=0.0)
+    row.take_waiting()
+    fixed.take_waiting()
+    drafter.look_up([row, fixed], estimate())
+    assert row.drafts == fixed.drafts == []
+
+
 def test_nothing_is_looked_up_while_the_policy_pauses(decoder: Decoder) -> None:
     drafter = policy_drafter(decoder, None)
     dear = StepEstimate(num_tokens=1, expected_tokens=1.0, seconds=60.0)
@@ -104,6 +125,44 @@ def test_a_step_begins_with_whether_anyone_may_draft(decoder: Decoder) -> None:
     assert drafter.begin([row, fixed], estimate())
 
 
+def test_a_step_is_judged_if_the_policy_decides_about_all_that_may_draft(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[bool] = []
+    monkeypatch.setattr(ExitPolicy, "begin", lambda *_, may_control: judged.append(may_control))
+    drafter = policy_drafter(decoder, None)
+    row, plain = row_of(REPETITIVE), row_of(REPETITIVE, early_exit=False)
+    fixed, prompt = row_of(REPETITIVE, threshold=0.0), prompt_of(REPETITIVE)
+    for rows in ([row], [row, plain], [row, prompt], [row, fixed], [plain], [prompt]):
+        drafter.begin(rows, estimate())
+    assert judged == [True, True, False, False, False, False]
+
+
+@pytest.mark.parametrize("is_ahead", [False, True])
+def test_a_device_that_computes_a_pass_run_ahead_is_not_idle(
+    decoder: Decoder, is_ahead: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    idle: list[bool] = []
+    monkeypatch.setattr(StepWatch, "begin", lambda _, *, is_idle: idle.append(is_idle))
+    step = StepEstimate(num_tokens=1, expected_tokens=1.0, is_ahead=is_ahead)
+    policy_drafter(decoder, None).begin([row_of(REPETITIVE)], step)
+    assert idle == [not is_ahead]
+
+
+def test_rows_that_never_draft_do_not_count_where_evaluations_are_weighed(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+    for name in ("will_evaluate", "will_evaluate_next"):
+        monkeypatch.setattr(ExitPolicy, name, lambda _, num_rows, *__: counts.append(num_rows))
+    drafter = policy_drafter(decoder, random_heads(decoder, [2], VOCAB))
+    rows = [row_of(REPETITIVE), row_of(REPETITIVE, early_exit=False), row_of(REPETITIVE)]
+    drafter.begin(rows, estimate())
+    drafter.will_evaluate_exits(rows, estimate())
+    drafter.may_draft_next(rows)
+    assert counts == [2, 2]
+
+
 def test_a_pause_also_passes_beside_rows_that_never_draft(decoder: Decoder) -> None:
     now = [0.0]
     drafter = policy_drafter(decoder, None, clock=lambda: now[0])
@@ -116,6 +175,26 @@ def test_a_pause_also_passes_beside_rows_that_never_draft(decoder: Decoder) -> N
         assert not drafter.begin([plain, row], estimate())
         drafter.learn([plain, row], [result, result], estimate())
     assert drafter.begin([plain, row], estimate())
+
+
+def test_only_plain_steps_among_others_say_what_a_plain_step_takes(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not one with a prompt or with drafts, nor the first ones after such a step."""
+    now = [0.0]
+    measured: list[float | None] = []
+    monkeypatch.setattr(ExitPolicy, "is_drafting", False)
+    monkeypatch.setattr(ExitPolicy, "pass_by", lambda _, __, took_s: measured.append(took_s))
+    drafter = policy_drafter(decoder, None, clock=lambda: now[0])
+    row, fixed = row_of(REPETITIVE), row_of(REPETITIVE, threshold=0.0)
+    prompt = prompt_of(REPETITIVE)
+    result = RowResult(sequence_id=0, token_ids=[7])
+    for other in (None, None, None, prompt, None, None, None, fixed, None, None, None):
+        rows = [row] if other is None else [row, other]
+        drafter.begin(rows, estimate())
+        now[0] += 1.0
+        drafter.learn(rows, [result] * len(rows), estimate())
+    assert measured == [None, None, 1.0, None, None, None, 1.0, None, None, None, 1.0]
 
 
 def test_what_does_not_pay_ends_beside_rows_that_never_draft(decoder: Decoder) -> None:
@@ -153,6 +232,7 @@ def test_whether_the_next_step_may_have_drafts_is_known_in_advance(decoder: Deco
     result = RowResult(sequence_id=0, token_ids=[7])
     drafter.begin([row], estimate())
     assert drafter.may_draft_next([row])
+    assert drafter.wants_states([row])
     drafter.begin([plain], estimate())
     assert not drafter.may_draft_next([plain])
     drafter.begin([row], estimate())
@@ -161,6 +241,8 @@ def test_whether_the_next_step_may_have_drafts_is_known_in_advance(decoder: Deco
     answers = []
     while not drafter.begin([row], estimate()):
         answers.append(drafter.may_draft_next([row]))
+        assert drafter.wants_states([row]) is answers[-1]
+        assert drafter.wants_states([row, fixed])
         drafter.learn([row], [result], estimate())
     assert answers == [False] * (len(answers) - 1) + [True], "the last step of a pause"
     drafter.begin([row, fixed], estimate())
@@ -168,6 +250,9 @@ def test_whether_the_next_step_may_have_drafts_is_known_in_advance(decoder: Deco
     without_heads = policy_drafter(decoder, None)
     without_heads.begin([row], estimate())
     assert not without_heads.may_draft_next([row]), "a look-up that finds something is worth it"
+    assert not without_heads.wants_states([row, fixed])
+    without_heads.begin([row, fixed], estimate())
+    assert without_heads.may_draft_next([row, fixed])
 
 
 class Played:
@@ -175,9 +260,8 @@ class Played:
 
     def __init__(self) -> None:
         self.now = 0.0
-        cost = CostModel(
-            [CostCurve([1], [1.0])], [], CostCurve([1], [1.0]), steady=CostCurve([1], [1.0])
-        )
+        steady = CostCurve([1, 2], [1.0, 9.0])  # there is never more than one row
+        cost = CostModel([CostCurve([1], [1.0])], [], CostCurve([1], [1.0]), steady)
         self.drafter = PolicyDrafter(
             ExitPolicy(0, cost),
             Chances([], {}),
@@ -312,12 +396,47 @@ def test_nothing_follows_an_end_of_sequence(decoder: Decoder) -> None:
     assert row.num_room == 0
 
 
-def evaluate(drafter: PolicyDrafter, row: Row, step: StepEstimate) -> None:
-    """Let the row's pending tokens arrive at exit 0."""
+def evaluate(drafter: PolicyDrafter, row: Row, step: StepEstimate, exit_index: int = 0) -> None:
+    """Let the row's pending tokens arrive at an exit."""
     row.take_waiting()
     count = len(row.drafts) + 1
     hidden = torch.randn(count, 48, generator=torch.Generator().manual_seed(3))
-    drafter.evaluate_exit(0, [Arrival(row, list(range(count)))], hidden, step)
+    drafter.evaluate_exit(exit_index, [Arrival(row, list(range(count)))], hidden, step)
+
+
+def test_heads_are_asked_about_rows_that_may_draft_and_whose_last_state_is_known(
+    decoder: Decoder,
+) -> None:
+    drafter = policy_drafter(decoder, random_heads(decoder, [1], VOCAB))
+    row, barred = row_of([5, 1, 6, 2]), row_of([5, 1, 6, 2], early_exit=False)
+    row.estimates = []
+    for each in (row, barred):
+        evaluate(drafter, each, estimate())
+        assert each.drafts == each.guesses == []
+
+
+@pytest.mark.parametrize(("exit_index", "is_screened"), [(0, True), (1, False)])
+def test_what_was_looked_up_is_screened_at_the_first_exit_only(
+    decoder: Decoder, exit_index: int, is_screened: bool
+) -> None:
+    drafter = policy_drafter(decoder, random_heads(decoder, [1, 2], VOCAB))
+    row = row_of(REPETITIVE)
+    drafter.look_up([row], estimate())
+    evaluate(drafter, row, estimate(), exit_index)
+    assert any(guess.chance.kind == SCREEN for guess in row.guesses) is is_screened
+
+
+def test_drafts_that_a_threshold_decides_share_their_way_with_others(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers: list[int] = []
+    monkeypatch.setattr(ExitPolicy, "select", lambda *args: numbers.append(args[-1]) or [])
+    drafter = policy_drafter(decoder, random_heads(decoder, [1], VOCAB))
+    rows = [row_of([5, 1, 6, 2], threshold=0.0), row_of([5, 1, 6, 2])]
+    drafter.begin(rows, StepEstimate(num_tokens=2, expected_tokens=2.0))
+    arrivals = [Arrival(row, [place]) for place, row in enumerate(rows)]
+    drafter.evaluate_exit(0, arrivals, torch.randn(2, 48), estimate())
+    assert numbers == [len(rows[0].drafts)] == [1]
 
 
 def test_a_head_sure_of_something_else_takes_a_look_ups_place(decoder: Decoder) -> None:
@@ -420,6 +539,64 @@ def test_verdicts_teach_also_what_was_not_drafted(decoder: Decoder) -> None:
     before = row.guesses[0].chance.probability
     assert before < 0.1
     assert row.state.lookup.recent < 0.01
+
+
+def test_every_verdict_is_learned_from_once(decoder: Decoder) -> None:
+    verdicts: list[bool] = []
+    drafter, row = policy_drafter(decoder, None), row_of(REPETITIVE)
+    drafter._chances.on_verdict = lambda _, accepted: verdicts.append(accepted)
+    drafter.begin([row], estimate())
+    drafter.look_up([row], estimate())
+    assert row.draft_ids == [7, 8, 9, 10, 11, 12]
+    drafter.learn([row], [RowResult(sequence_id=0, token_ids=[7, 8, 1])], estimate())
+    assert verdicts == []
+    drafter.catch_up()
+    drafter.catch_up()
+    assert verdicts == [True, True, False]
+
+
+@pytest.mark.parametrize("is_queued", [False, True])
+def test_what_parts_take_is_learned_once_the_last_one_is_launched(
+    decoder: Decoder, is_queued: bool
+) -> None:
+    """What a call took tells nothing where it returns before the device has computed."""
+    cost = CostModel([CostCurve([1], [1.0])], [], CostCurve([1], [1.0]), is_fixed=False)
+    drafter = PolicyDrafter(ExitPolicy(0, cost), Chances([], {}), is_queued=is_queued)
+    step = estimate()
+    drafter.note_segment(0, 1, 3.0, step)
+    assert step.seconds == cost.segment(0, 1) == 1.0
+    drafter.catch_up()
+    assert (cost.segment(0, 1) > 1.0) is not is_queued
+
+
+def test_parts_count_the_tokens_that_they_have(decoder: Decoder) -> None:
+    now = [0.0]
+    heads = random_heads(decoder, [1], VOCAB)
+    drafter = policy_drafter(decoder, heads, clock=lambda: now[0])
+    seen: list[tuple[CostCurve, int, float]] = []
+    cost = drafter._cost
+    cost.on_observation = lambda *part: seen.append(part)
+    opinions = ExitEvaluator(heads, Sampler(decoder.ops)).opinions
+
+    def slow(*args: Any) -> list[list[Opinion]]:
+        now[0] += 0.5
+        return opinions(*args)
+
+    drafter._exit_evaluator.opinions = slow  # type: ignore[method-assign, union-attr]
+    row, step = row_of(REPETITIVE, threshold=1.0), estimate()
+    row.drafts += [Draft(7, None, 0.9, 0.9), Draft(8, None, 0.9, 0.8)]
+    drafter.begin([row], step)
+    evaluate(drafter, row, step)
+    row.drafts = [Draft(7, None, 0.9, 0.9)]
+    step.last_seconds = 0.25
+    drafter.learn([row], [RowResult(sequence_id=0, token_ids=[7])], step)
+    assert seen == [(cost.heads[0], 3, 0.5), (cost.last_logits, 2, 0.25)]
+    assert step.seconds == pytest.approx(cost.head(0, 3))
+    prompt = prompt_of(REPETITIVE)
+    prompt.plan = replace(prompt.plan, is_decoding=False)
+    drafter.begin([prompt], step)
+    drafter.learn([prompt], [RowResult(sequence_id=0, token_ids=[])], step)
+    assert len(seen) == 2, "no token was chosen"
 
 
 def test_a_rebuilt_state_drafts_the_same(decoder: Decoder) -> None:

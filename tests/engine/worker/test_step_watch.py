@@ -39,6 +39,11 @@ def test_without_a_queue_every_part_tells(clock: Clock) -> None:
     watch.begin(is_idle=True)
     assert watch.note_pass(is_ahead=False)
     assert watch.part(0.3) == 0.3
+    watch.begin(is_idle=True)
+    assert not watch.note_pass(is_ahead=True)
+    assert watch.part(0.3) is None
+    watch.begin(is_idle=True)
+    assert watch.part(0.3) == 0.3, "nothing has run ahead this time"
 
 
 @pytest.mark.parametrize("is_queued", [False, True])
@@ -60,6 +65,9 @@ def test_on_a_device_a_plain_step_tells_if_it_ran_ahead(clock: Clock) -> None:
     watch.begin(is_idle=True)
     watch.note_pass(is_ahead=True)
     assert watch.tells_of_plain_steps
+    watch.end(is_plain=False)
+    watch.begin(is_idle=True)
+    assert not watch.tells_of_plain_steps
 
 
 def test_on_a_device_few_passes_tell_what_their_parts_take_and_none_that_ran_ahead(
