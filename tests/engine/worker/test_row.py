@@ -15,6 +15,7 @@ def test_dropped_drafts_take_their_alternates_and_estimates_along() -> None:
     row.drafts = [Draft(token_id, 0, 0.5, 0.5) for token_id in (7, 8, 6)]
     row.alternates = [Alternate(4, place, 0, 0.5, 0.5, spare=place) for place in range(3)]
     row.estimates = [torch.full((1,), place) for place in range(5)]
+    assert row.num_pending == len(row.pending_refs(0)) == len(row.sample_points()) == 7
     assert row.take_waiting() == [2, 7, 8, 6]
     assert len(row.take_aside()) == 3
     row.cut(1)

@@ -320,3 +320,42 @@ def test_a_pass_is_taken_only_for_the_same_rows_at_the_same_places() -> None:
     assert ahead.take(states, elsewhere) is None, "a block was taken back and another given"
     assert ahead.take(states, places) is hidden
     assert ahead.take(states, places) is None
+    ahead.begin()
+    assert not ahead.is_offered, "it was for the step before"
+
+
+def test_passes_in_vain_are_one_in_64_steps_and_few_in_a_row() -> None:
+    runner: Any = SimpleNamespace(run_through=lambda _: torch.zeros(1))
+    tokens = NewestTokens([7], ([5], [21], [0]), torch.zeros(1, 1))
+    ahead = RunAhead(runner)
+    for _ in range(20):  # what a step declines because it drafts is not in vain
+        ahead.begin()
+        ahead.decline()
+        assert ahead.is_allowed
+        ahead.launch([], tokens)
+    ahead.begin()
+    ahead.decline()
+
+    def num_in_vain(num_steps: int) -> int:
+        """Return how many of some steps launch a pass, none of which is taken."""
+        launched = 0
+        for _ in range(num_steps):
+            ahead.begin()
+            if ahead.is_allowed:
+                ahead.launch([], tokens)
+                launched += 1
+        ahead.begin()
+        return launched
+
+    assert 8 <= num_in_vain(640) <= 12
+    for _ in range(640):
+        ahead.begin()
+    assert num_in_vain(8) <= 3
+
+
+def test_nothing_has_run_ahead_where_layers_do_not_run_as_one_call() -> None:
+    runner: Any = SimpleNamespace(run_through=lambda _: None)
+    ahead = RunAhead(runner)
+    ahead.launch([], NewestTokens([7], ([5], [21], [0]), torch.zeros(1, 1)))
+    ahead.begin()
+    assert not ahead.is_offered

@@ -45,15 +45,14 @@ def test_neutral_parameters_leave_logits_alone(sampler: Sampler, logits: Tensor)
     assert sampler.scores(logits, [point()]) is logits
 
 
+@pytest.mark.parametrize(("frequency", "presence"), [(0.5, 0.25), (0.5, 0.0), (0.0, 0.25)])
 def test_frequency_and_presence_count_output_and_drafts_only(
-    sampler: Sampler, logits: Tensor
+    sampler: Sampler, logits: Tensor, frequency: float, presence: float
 ) -> None:
-    scores = sampler.scores(
-        logits, [point([4, 4], [4, 5], frequency_penalty=0.5, presence_penalty=0.25)]
-    )
-    change = scores - logits
-    assert change[0, 4] == pytest.approx(-(3 * 0.5 + 0.25))
-    assert change[0, 5] == pytest.approx(-(0.5 + 0.25))
+    given = {"frequency_penalty": frequency, "presence_penalty": presence}
+    change = sampler.scores(logits, [point([4, 4], [4, 5], **given)]) - logits
+    assert change[0, 4] == pytest.approx(-(3 * frequency + presence))
+    assert change[0, 5] == pytest.approx(-(frequency + presence))
     assert change[0, 1] == 0, "the prompt is not counted"
 
 
@@ -70,6 +69,14 @@ def test_logit_bias_and_min_tokens(sampler: Sampler, logits: Tensor) -> None:
     assert scores[0, 0] == scores[0, 9] == float("-inf")
     enough = point([4], [4, 4], logit_bias={7: 3.0}, min_tokens=3, stop_token_ids=[0, 9])
     assert torch.isfinite(sampler.scores(logits, [enough])).all(), "drafts count towards min_tokens"
+
+
+def test_min_tokens_alone_changes_logits_until_there_are_enough(
+    sampler: Sampler, logits: Tensor
+) -> None:
+    short, enough = (point(output, min_tokens=2, stop_token_ids=[9]) for output in ([4], [4, 4]))
+    assert sampler.scores(logits, [short])[0, 9] == float("-inf")
+    assert sampler.scores(logits, [enough]) is logits
 
 
 def kept(scores: Tensor) -> set[int]:
@@ -235,3 +242,18 @@ def test_nan_is_reported(sampler: Sampler, logits: Tensor) -> None:
     bad = logits.clone()
     bad[0, 3] = float("nan")
     assert chosen(sampler, torch.cat((bad, logits)), [point(), point()])[0] == -1
+
+
+@pytest.mark.parametrize("temperatures", [(0.0, 0.0), (0.0, 0.4)])
+@pytest.mark.parametrize("followers", [(0, 0), (0, 3)])
+def test_what_a_head_expects_is_found_as_each_row_samples(
+    sampler: Sampler, temperatures: tuple[float, ...], followers: tuple[int, ...]
+) -> None:
+    ids = torch.tensor([2, 3, 5, 7, 11], dtype=torch.int32)
+    reduced = ReducedVocabulary(ids, torch.zeros(VOCAB, dtype=torch.int64))
+    points = [point(drafts=[4], temperature=temperature) for temperature in temperatures]
+    scores, other = torch.randn(2, 5), torch.randn(2, 1)
+    keys = torch.tensor([each.state.noise_key(each.position) for each in points])
+    asked = (torch.tensor(temperatures), keys, reduced.ids, torch.tensor(followers))
+    expected = TorchOps("cpu").expect(scores, other, *asked)
+    assert sampler.expect(scores, other, points, reduced, followers) == expected.tolist()

@@ -7,7 +7,13 @@ import pytest
 import torch
 from tiny_model import write_tiny_llama
 
-from engine.config import CacheConfig, EngineConfig, ExitsConfig, ModelConfig
+from engine.config import (
+    CacheConfig,
+    EngineConfig,
+    ExitsConfig,
+    ModelConfig,
+    SchedulerConfig,
+)
 from engine.errors import ModelLoadError
 from engine.worker import memory
 from engine.worker.worker import ModelWorker
@@ -40,6 +46,13 @@ def test_a_later_worker_has_the_blocks_of_the_first_or_those_there_are(
     monkeypatch.setattr(memory, "free_bytes", lambda _: 0)
     with pytest.raises(ModelLoadError, match="do not hold one block"):
         num_blocks(config, num_blocks=first)
+
+
+def test_there_are_no_more_blocks_than_all_sequences_could_fill(config: EngineConfig) -> None:
+    model = replace(config.model, max_model_len=250)
+    small = replace(config, model=model, scheduler=SchedulerConfig(max_num_seqs=3))
+    assert small.cache.block_size == 16
+    assert num_blocks(small, kv_cache_memory_bytes=1 << 30) == 3 * 16
 
 
 def test_what_the_system_could_free_counts_as_free() -> None:
