@@ -78,3 +78,9 @@ def test_wide_examples_are_fewer():
     wide = Examples(3, 4096, 8193, torch.device("meta"))
 
     assert 256 <= wide.capacity < examples().capacity
+
+
+def test_there_is_always_room_for_what_a_trial_holds_out():
+    widest = Examples(8, 16384, 128257, torch.device("meta"))
+
+    assert widest.capacity == 256

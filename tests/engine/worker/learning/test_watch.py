@@ -38,3 +38,10 @@ def test_without_anything_before_nothing_has_fallen():
     watch.restart()
     see(watch, 0.0, 500)
     assert not watch.has_fallen
+
+
+def test_at_first_the_rate_is_the_plain_mean():
+    watch = AcceptanceWatch()
+    for was_right in (True, False, True, True):
+        watch.observe(was_right=was_right)
+    assert watch.rate == pytest.approx(0.75)
