@@ -50,7 +50,7 @@ class PromptReader:
         reading = PromptReading()
         start, num_prompt = state.start, state.start.num_prompt_tokens
         if start.num_prompt_logprobs is not None:
-            states = hidden[: max(0, num_prompt - 1 - plan.start)]
+            states = hidden[: num_prompt - 1 - plan.start]
             reading.logprobs = self._logprobs(plan, state, states, start.num_prompt_logprobs)
         if start.pooling is not None:
             self._pool(plan, state, hidden[: num_prompt - plan.start], reading)

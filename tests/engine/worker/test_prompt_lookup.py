@@ -29,6 +29,24 @@ def test_sampling_noise_chooses_among_equal_places() -> None:
     assert found == Continuation([2], match=1, agreement=1 / 3)
 
 
+def test_what_occurred_more_often_takes_more_noise_to_beat() -> None:
+    lookup = PromptLookup([5, 1, 5, 1, 5, 2, 6, 5])
+    found = lookup.find([], 1, noise=lambda token_id: 0.5 if token_id == 2 else 0.0)
+    assert found == Continuation([1], match=1, agreement=2 / 3)
+
+
+def test_only_the_latest_places_count() -> None:
+    early = [token_id for number in range(9) for token_id in (100 + number, 5, 1)]
+    late = [token_id for number in range(8) for token_id in (200 + number, 5, 2)]
+    found = PromptLookup([*early, *late, 99, 5]).find([], 1)
+    assert found == Continuation([2], match=1, agreement=1.0)
+
+
+def test_what_follows_the_text_are_its_drafts() -> None:
+    found = PromptLookup([1, 2, 3]).find([1], 3)
+    assert found == Continuation([2, 3, 1], match=1, agreement=1.0)
+
+
 def test_a_loop_goes_on_beyond_the_end() -> None:
     found = PromptLookup([1, 2, 3, 1, 2, 3]).find([], 7)
     assert found is not None

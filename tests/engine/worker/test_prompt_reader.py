@@ -1,5 +1,7 @@
 """Readings of prompts agree with the whole prompt's logits and have the same bits in any batch."""
 
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +17,7 @@ from engine.plan import RowPlan, RowResult
 from engine.request import TokenLogprobs
 from engine.worker.decode_step import DecodeStep
 from engine.worker.kv_cache import allocate_cache
+from engine.worker.prompt_reader import NotNumbers, PromptReader
 from engine.worker.sequence_state import SequenceState
 
 pytestmark = pytest.mark.torch
@@ -110,6 +113,38 @@ def test_logits_exist_for_a_few_positions_at_a_time(
     read(StepDriver(decoder, 16), [2], None, 64, num_tokens=1)
     assert max(sizes) <= 32
     assert sum(sizes) == len(PROMPTS[2])
+
+
+def test_output_that_is_computed_again_is_no_part_of_an_embedding(decoder: Decoder) -> None:
+    prompt = PROMPTS[0]
+    asked = sequence_start(0, prompt, pooling="mean")
+    again = replace(asked, token_ids=[*prompt, 7, 8])
+    expected, actual = (
+        Read(StepDriver(decoder, 16).generate([start], 3)[1]) for start in (asked, again)
+    )
+    assert actual.embeddings == expected.embeddings != {}
+
+
+@pytest.mark.parametrize(
+    ("options", "place", "is_wrong"),
+    [
+        ({"num_prompt_logprobs": 0}, 1, True),
+        ({"num_prompt_logprobs": 0}, 4, False),  # nothing of the prompt follows
+        ({"pooling": "mean"}, 1, True),
+        ({"pooling": "last"}, 1, False),
+        ({"pooling": "last"}, 4, True),
+    ],
+)
+def test_what_is_read_from_states_that_are_no_numbers_is_refused(
+    decoder: Decoder, options: dict[str, Any], place: int, is_wrong: bool
+) -> None:
+    """The last layer may compute one that no other position sees."""
+    state = SequenceState(sequence_start(0, PROMPTS[0], **options))
+    plan = RowPlan(0, 0, 5, [0], max_draft_tokens=0, is_decoding=True)
+    hidden = torch.ones(5, decoder.spec.hidden_size, dtype=decoder.ops.dtype)
+    hidden[place] = float("nan")
+    with pytest.raises(NotNumbers) if is_wrong else nullcontext():
+        PromptReader(decoder).read(plan, state, hidden)
 
 
 @pytest.mark.parametrize("options", [{"num_prompt_logprobs": 0}, {"pooling": "last"}])
