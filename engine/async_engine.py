@@ -208,9 +208,7 @@ class AsyncEngine:
 
     def abort(self, request_id: str) -> None:
         """End a request whose output nobody waits for any more. Idempotent."""
-        slot = self._slots.pop(request_id, None)
-        if slot is not None:
-            slot.flush()
+        self._slots.pop(request_id, None)
         if self._core is not None:
             self._core.abort(request_id)
             self._work.set()

@@ -51,9 +51,6 @@ class OutputSlot:
         for output in outputs:
             self.put(output)
 
-    def flush(self) -> None:
-        """Release what is held back; this class holds nothing back."""
-
     def detach(self) -> None:
         """Call the reader no more: it has left."""
         self.on_ready, self.offer = _nobody, _refuse

@@ -53,7 +53,7 @@ class PacedSlot(OutputSlot):
 
     def put_step(self, outputs: Sequence[RequestOutput]) -> None:
         """See `OutputSlot.put_step`."""
-        self.flush()
+        self._flush()
         self._learn(self._clock())
         if self._step_s is None or outputs[-1].finish_reason is not None:
             super().put_step(outputs)
@@ -63,18 +63,18 @@ class PacedSlot(OutputSlot):
         self._gap_s = self._step_s / len(outputs)
         self._wait()
 
-    def flush(self) -> None:
+    def fail(self, error: Exception) -> None:
+        """See `OutputSlot.fail`."""
+        self._flush()
+        super().fail(error)
+
+    def _flush(self) -> None:
         """Release what is held back."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         while self._held:
             self.put(self._held.popleft())
-
-    def fail(self, error: Exception) -> None:
-        """See `OutputSlot.fail`."""
-        self.flush()
-        super().fail(error)
 
     def _learn(self, now: float) -> None:
         if self._last_at is not None:
