@@ -388,12 +388,19 @@ def test_chat_templates_that_cannot_be_read_are_refused(tmp_path, content, messa
         ("enable_thinking", """should be a JSON object, such as '{"enable_thinking": false}'"""),
         ("[]", """should be a JSON object, such as '{"enable_thinking": false}'"""),
         ('{"tools": []}', "tools is the server's own to set"),
+        ('{"depth": NaN}', "depth should be a value of JSON's"),
     ],
 )
 def test_template_variables_that_could_not_work_are_refused(text, message):
     with pytest.raises(SettingsError) as error:
         load("--default-chat-template-kwargs", text)
     assert str(error.value) == f"--default-chat-template-kwargs: {message}"
+
+
+def test_template_variables_of_yaml_are_those_of_json(tmp_path):
+    (tmp_path / "server.yaml").write_text("default-chat-template-kwargs: {day: 2026-11-27}")
+    with pytest.raises(SettingsError, match="day should be a value of JSON's"):
+        load(config=tmp_path / "server.yaml")
 
 
 CHOICES = [  # flags, and the choice of the engine that they make
