@@ -23,6 +23,16 @@ def assert_all_right(driver: EngineDriver, requests: list[GenerationRequest]) ->
         assert reason in (FinishReason.STOP, FinishReason.LENGTH)
 
 
+def rows_of_steps(driver: EngineDriver, count: int) -> list[list[int]]:
+    """Run steps; return the sequences that each had."""
+    rows = []
+    for _ in range(count):
+        driver.send()
+        rows.append([row.sequence_id for row in driver.worker.plans[-1].rows])
+        driver.receive()
+    return rows
+
+
 @pytest.mark.parametrize("steps_between", [2, 3, 7])
 def test_however_often_the_worker_dies_streams_that_go_on_are_no_suspects(
     steps_between: int,
@@ -112,12 +122,7 @@ def test_a_suspect_runs_alone_until_it_gets_further_and_newcomers_wait() -> None
         driver.send()
         driver.crash()
     driver.add(requests[2])
-    rows = []
-    for _ in range(3):
-        driver.send()
-        rows.append([row.sequence_id for row in driver.worker.plans[-1].rows])
-        driver.receive()
-    assert rows == [[0], [1], [0, 1, 2]]
+    assert rows_of_steps(driver, 3) == [[0], [1], [0, 1, 2]]
     driver.run_to_the_end()
     assert_all_right(driver, requests)
 
@@ -129,12 +134,7 @@ def test_newcomers_wait_for_who_was_alone_when_a_worker_was_killed() -> None:
     driver.send()
     driver.crash()
     driver.add(requests[1])
-    rows = []
-    for _ in range(2):
-        driver.send()
-        rows.append([row.sequence_id for row in driver.worker.plans[-1].rows])
-        driver.receive()
-    assert rows == [[0], [0, 1]]
+    assert rows_of_steps(driver, 2) == [[0], [0, 1]]
     driver.run_to_the_end()
     assert_all_right(driver, requests)
 
