@@ -59,7 +59,9 @@ def eos_token_ids(directory: Path) -> tuple[int, ...]:
 
 def _tokenizers_eos_id(directory: Path) -> int | None:
     config = read_json(directory / "tokenizer_config.json")
-    token = config.get("eos_token")
+    # Older checkpoints say it in a file of its own.
+    others = read_json(directory / "special_tokens_map.json")
+    token = config.get("eos_token", others.get("eos_token"))
     text = token.get("content") if isinstance(token, dict) else token
     if text is None:
         return None

@@ -119,6 +119,16 @@ def test_the_token_with_which_the_tokenizer_ends_texts_ends_sequences(
     assert eos_token_ids(directory) == (5, 12)
 
 
+def test_older_checkpoints_name_that_token_in_a_file_of_its_own(tmp_path: Path) -> None:
+    directory = _directory(
+        tmp_path,
+        config__json=_CONFIG | {"eos_token_id": 5},
+        special_tokens_map__json={"eos_token": "<end>"},
+        tokenizer__json={"added_tokens": [{"id": 9, "content": "<end>"}]},
+    )
+    assert eos_token_ids(directory) == (5, 9)
+
+
 def test_eos_ids_come_from_both_files(tmp_path: Path) -> None:
     generation = {"eos_token_id": [7, 3]}
     directory = _directory(
