@@ -1,11 +1,15 @@
-"""Compiles every CUDA kernel for Hopper, which needs no GPU; prints the results as JSON.
+"""Compiles CUDA kernels, which needs no GPU; prints the results as JSON.
+
+For Hopper, every kernel, with every tile that tuning may choose; for the compute capability of
+another card, given as an argument, the linear kernel with the tiles that are reasoned.
 
 It is a process of its own, because a process either compiles kernels or interprets them, as tests
 do.
 """
 
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from itertools import product
 
 import triton
@@ -19,9 +23,14 @@ from engine.model.ops.cuda import (
     norm_kernel,
     sample_kernels,
 )
-from engine.model.ops.cuda.tiles import CANDIDATES
+from engine.model.ops.cuda.tiles import CANDIDATES, Tile, Tiles
 
-_HOPPER = GPUTarget("cuda", 90, 32)
+_HOPPER = 90
+_CAPABILITY = int(sys.argv[1]) if len(sys.argv) > 1 else _HOPPER
+_WEIGHTS = (  # rows and columns, of Llama 3.1 8B and SmolLM2-135M
+    *((28672, 4096), (4096, 14336), (6144, 4096), (4096, 4096), (128256, 4096)),
+    *((3072, 576), (576, 1536), (960, 576), (576, 576), (49152, 576)),
+)
 _TYPES = {
     "positions": "*i32", "slots": "*i32", "rows": "*i32", "block_tables": "*i32",
     "token_ids": "*i32", "best_column": "*i64", "chosen": "*i64",
@@ -52,7 +61,8 @@ def _compile(name, kernel, constants, *, num_warps=4, num_stages=3, **types):  #
         attributes,
     )
     options = {"num_warps": num_warps, "num_stages": num_stages}
-    compiled = triton.compile(source, target=_HOPPER, options=options)
+    target = GPUTarget("cuda", _CAPABILITY, 32)
+    compiled = triton.compile(source, target=target, options=options)
     ptx = compiled.asm["ptx"]
     return {
         "kernel": name,
@@ -70,31 +80,42 @@ def _waits_first(ptx: str) -> bool | None:
     return not any(word in before for word in touches) if wait else None
 
 
-def _linears() -> Iterator[dict[str, object]]:
-    """Compile the linear kernel with every candidate tile."""
-    for kind, candidates in CANDIDATES.items():
-        for tile, is_gated in product(candidates, (False, True)):
-            overlaps = tile == candidates[0]
-            constants = {
-                "bias": None,
-                "HAS_BIAS": False,
-                "HAS_RESIDUAL": not is_gated,
-                "IS_GATED": is_gated,
-                "IS_EVEN": True,
-                "PRECISION": "ieee",
-                "BLOCK_M": tile.rows,
-                "BLOCK_N": max(16, tile.columns // 2) if is_gated else tile.columns,
-                "BLOCK_K": tile.inner,
-                "LINES": 16,
-                "OVERLAPS": overlaps,
-            }
-            yield _compile(
-                f"linear {kind} {tile}{' gated' if is_gated else ''}",
-                linear_kernel._linear_kernel,
-                constants,
-                num_warps=tile.num_warps,
-                num_stages=tile.num_stages,
-            )
+def _linears(tiles: Iterable[Tile], overlapping: Iterable[Tile]) -> Iterator[dict[str, object]]:
+    """Compile the linear kernel with these tiles, plain and gated."""
+    for tile, is_gated in product(tiles, (False, True)):
+        constants = {
+            "bias": None,
+            "HAS_BIAS": False,
+            "HAS_RESIDUAL": not is_gated,
+            "IS_GATED": is_gated,
+            "IS_EVEN": True,
+            "PRECISION": "ieee",
+            "BLOCK_M": tile.rows,
+            "BLOCK_N": max(16, tile.columns // 2) if is_gated else tile.columns,
+            "BLOCK_K": tile.inner,
+            "LINES": 16,
+            "OVERLAPS": tile in overlapping,
+        }
+        yield _compile(
+            f"linear {tile}{' gated' if is_gated else ''}",
+            linear_kernel._linear_kernel,
+            constants,
+            num_warps=tile.num_warps,
+            num_stages=tile.num_stages,
+        )
+
+
+def _for_hopper() -> Iterator[dict[str, object]]:
+    for candidates in CANDIDATES.values():
+        yield from _linears(candidates, candidates[:1])
+    yield from _others()
+
+
+def _for_another() -> Iterator[dict[str, object]]:
+    tiles = [Tiles.of(*weight) for weight in _WEIGHTS]
+    yield from _linears(
+        dict.fromkeys(t for each in tiles for t in (each.few, each.some, each.many)), ()
+    )
 
 
 def _others() -> Iterator[dict[str, object]]:
@@ -137,4 +158,4 @@ def _others() -> Iterator[dict[str, object]]:
 
 
 if __name__ == "__main__":
-    print(json.dumps([*_linears(), *_others()]))
+    print(json.dumps([*(_for_hopper() if _CAPABILITY == _HOPPER else _for_another())]))
