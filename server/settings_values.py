@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, PlainValidator, SecretStr
 
+from server.protocol.base import JsonObject
 from server.sampling_defaults import GenerationSource, checked_overrides, checked_source
 from server.template_variables import checked_variables
 
@@ -203,7 +204,7 @@ GenerationOverrides = Annotated[
 ]
 ChatTemplate = Annotated[str | Path, PlainValidator(_as_template)]
 TemplateVariables = Annotated[
-    dict[str, Any],
+    JsonObject,
     AfterValidator(checked_variables),
     BeforeValidator(_parse_object('{"enable_thinking": false}')),
 ]

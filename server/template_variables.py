@@ -1,6 +1,5 @@
 """What a chat template may be told besides the messages, by the operator or by a request."""
 
-import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -46,13 +45,8 @@ def checked_variables(variables: dict[str, Any]) -> dict[str, Any]:
     """Check those of `--default-chat-template-kwargs`.
 
     Raises:
-        ValueError: one is the server's own to set, or no value of JSON's, such as a YAML date.
+        ValueError: one is the server's own to set.
     """
     for name in own_names(variables):
         raise ValueError(f"{name} is the server's own to set")
-    for name, value in variables.items():
-        try:
-            json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError):
-            raise ValueError(f"{name} should be a value of JSON's") from None
     return variables

@@ -25,9 +25,19 @@ _ROLES = {
 _ENDS = ("bos_token", "eos_token")
 # Where these split the text, llama.cpp takes a word that is a token for that token, whatever the
 # merges make of it, and lets texts begin with the first token unless the file says otherwise.
-_LIKE_LLAMA3 = (
-    *("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"),
-    *("jina-v5-nano", "tekken"),
+_LIKE_LLAMA3 = frozenset(
+    (
+        "falcon-h1",
+        "falcon3",
+        "jina-v5-nano",
+        "lfm2",
+        "llama-bpe",
+        "llama-v3",
+        "llama3",
+        "midm-2.0",
+        "pixtral",
+        "tekken",
+    )
 )
 # How to split text before BPE where transformers' converter does not know `tokenizer.ggml.pre`.
 PRE_TOKENIZERS: Mapping[str, TokenizerJson] = {
