@@ -1,35 +1,54 @@
-"""What trying early exits costs where they cannot pay: `python -m benchmarks.played`.
+"""What trying early exits costs where they hardly pay: `python -m benchmarks.played`.
 
 Scheduler, worker and policy run on the imagined device, whose parts take what they took
-SmolLM2-135M on an H100 (RESULTS.md). Unlike in `benchmarks.host`, the host takes a given time as
-well, so nothing depends on the machine that plays, and every run gives the same figures. No draft
-is ever right. Needs torch only.
+SmolLM2-135M on a GPU (RESULTS.md). Unlike in `benchmarks.host`, the host takes a given time as
+well, so nothing depends on the machine that plays, and every run gives the same figures. Needs
+torch only.
 """
 
 import argparse
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.host import WAYS, Step, WatchedWorker, make_engine, requests
+from benchmarks.host import Step, WatchedWorker, Way, make_engine, requests
 from benchmarks.imagined_device import DeviceClock
 from engine.offline import OfflineEngine
 from engine.worker.cost_curve import CostCurve
 
-# Seconds of a pass over so many tokens, logits included, and of looking at an exit for so many
-# rows. A look at one row, and all beyond 64, are assumed.
-_PASS_S = {1: 0.79e-3, 4: 0.84e-3, 16: 0.844e-3, 64: 1.355e-3, 128: 2.3e-3}
-_LOOK_S = {1: 1.2e-3, 64: 4.4e-3, 128: 8.8e-3}
-_HOST_S = (
-    0.45e-3  # of the host between two steps, which a device feels if nothing was launched ahead
-)
 _NUM_LAYERS = 30
 _LOGITS_SHARE = 0.1  # of a pass
 _ROUNDS = 6  # the first of which does not count, as in `benchmarks.gpu.small`
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """What was measured on a GPU, in seconds by number of tokens or rows.
+
+    Figures beyond 64 are assumed.
+    """
+
+    pass_s: Mapping[int, float]  # logits included
+    look_s: Mapping[int, float]  # at an exit
+    host_s: float  # between two steps, which a device feels if nothing was launched ahead
+
+
+CARDS = {
+    "H100": Card(
+        pass_s={1: 0.79e-3, 4: 0.84e-3, 16: 0.844e-3, 64: 1.355e-3, 128: 2.3e-3},
+        look_s={1: 1.2e-3, 64: 4.4e-3, 128: 8.8e-3},  # of one row: assumed
+        host_s=0.45e-3,
+    ),
+    "H200": Card(
+        pass_s={1: 0.815e-3, 4: 0.832e-3, 16: 0.844e-3, 64: 1.008e-3, 128: 2.0e-3},
+        look_s={1: 0.239e-3, 16: 0.243e-3, 64: 1.409e-3, 128: 2.8e-3},
+        host_s=0.46e-3,
+    ),
+}
+
+
+@dataclass(slots=True)
 class MeasuredCosts:
     """`Costs` that were measured as whole passes and looks."""
 
@@ -78,28 +97,49 @@ class Outcome:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--card", choices=CARDS, default="H100", help="(%(default)s)")
     parser.add_argument("--rows", type=int, default=64, help="streams (%(default)s)")
     parser.add_argument("--steps", type=int, default=128, help="of a round (%(default)s)")
+    parser.add_argument("--right", type=float, default=0.0, help="share of drafts (%(default)s)")
+    parser.add_argument(
+        "--dearer",
+        type=float,
+        default=1.0,
+        metavar="FACTOR",
+        help="by which looks take longer than the start measures (%(default)s)",
+    )
     args = parser.parse_args()
+    card = CARDS[args.card]
     print(f"{args.rows} streams: tokens per second, early exits / plain, and shares of steps:")
     print(f"{'a look takes':>14}{'speed':>10}{'looks':>10}{'late':>10}")
     for look_share in (1.0, 0.5, 1 / 3, 0.1):
-        outcome = play(args.rows, args.steps, look_share)
+        outcome = play(card, args.rows, args.steps, look_share, args.right, args.dearer)
         cells = f"{outcome.speed:>10.4f}{outcome.looks:>10.4f}{outcome.late:>10.4f}"
-        print(f"{_LOOK_S[64] * look_share * 1e3:>11.2f} ms{cells}", flush=True)
+        look_s = CostCurve.of(card.look_s)(args.rows) * look_share * args.dearer
+        print(f"{look_s * 1e3:>11.2f} ms{cells}", flush=True)
 
 
-def play(rows: int, num_steps: int, look_share: float) -> Outcome:
+def play(
+    card: Card,
+    rows: int,
+    num_steps: int = 128,
+    look_share: float = 1.0,
+    right: float = 0.0,
+    dearer: float = 1.0,
+) -> Outcome:
     """Play rounds with and without early exits in turns, as a server sees them one after the other.
 
     Args:
         look_share: How much of the measured time a look takes.
+        right: Share of tokens after which the head agrees with the model.
+        dearer: Factor by which looks take longer than they did when the start measured them.
     """
-    costs = MeasuredCosts(CostCurve.of(_PASS_S), CostCurve.of(_LOOK_S), look_share)
+    costs = MeasuredCosts(CostCurve.of(card.pass_s), CostCurve.of(card.look_s), look_share)
     clock = DeviceClock(host=lambda: 0.0)
     with tempfile.TemporaryDirectory() as folder:
-        way = WAYS["no draft pays"]
-        engine, worker = make_engine(way, Path(folder), clock, costs, spent_s=_HOST_S)
+        way = Way("played", agreement=right)
+        engine, worker = make_engine(way, Path(folder), clock, costs, spent_s=card.host_s)
+        costs.look_share *= dearer
         plain = [_round(engine, worker, rows, num_steps, early_exit=False) for _ in range(2)][1:]
         early = [_round(engine, worker, rows, num_steps, early_exit=True) for _ in range(_ROUNDS)]
     steps = [step for each in early[1:] for step in each]

@@ -111,7 +111,7 @@ class CostModel:
     def _learn(self, curve: CostCurve, num_tokens: int, seconds: float) -> None:
         share = min(curve(num_tokens) / self._sum(0, num_tokens), 1.0)
         error = curve.observe(num_tokens, seconds)
-        steady = () if self._steady is None else (self._steady,)
-        for other in (*self.segments, *self.heads, self.last_logits, *steady):
+        # A plain step among others is measured as a whole: it needs no guess from its parts.
+        for other in (*self.segments, *self.heads, self.last_logits):
             if other is not curve:
                 other.scale(_LOAD_RATE * share * error)

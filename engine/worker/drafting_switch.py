@@ -19,7 +19,7 @@ _UNCERTAINTY = 1.15  # factor by which the expected gain may be off while step t
 _FIRST_PAUSE = 32  # steps without drafting after the first switch-off
 _LONGEST_PAUSE = 1024  # steps; every switch-off doubles the next pause, up to this
 _UNLUCKY_LOSS = 1.0  # plain steps that new drafting may lose if hardly any draft is accepted
-_FEWEST_EXPECTED = 3.0  # expected accepted drafts below which a low number may be bad luck
+_MOST_LUCK = 3.0  # expected accepted drafts, times plain steps lost, that may be bad luck
 _UNLUCKY_SHARE = 0.1  # share of the expected accepted drafts that counts as hardly any
 _MOST_LOSS = 4.0  # plain steps that new drafting may lose, however many drafts are accepted
 _PAUSE_PER_LOSS = 96  # steps of pause per plain step that new drafting lost: a loss of 1 %
@@ -101,6 +101,10 @@ class DraftingSwitch:
         """The tokens per second of recent steps; 0.0 before there are any."""
         return self.speedup * self._plain_rate if self._spent else 0.0
 
+    def in_plain_steps(self, modelled_s: float, plain_s: float) -> float:
+        """See `StepTimes.in_plain_steps`."""
+        return self._times.in_plain_steps(modelled_s, plain_s)
+
     def report(self, looks: tuple[float, ...] = ()) -> PolicyReport:
         """Return whether drafting is on, and why.
 
@@ -156,17 +160,15 @@ class DraftingSwitch:
         num_seen = (1.0 - _WINDOW**self._steps) / (1.0 - _WINDOW)
         if self._steps < _MIN_STEPS:
             lost = (self._spent - self._gained) / plain_s
-            has_no_luck = lost > _UNLUCKY_LOSS and self._has_no_luck(plain, num_rows * num_seen)
-            if has_no_luck or lost > _MOST_LOSS:
+            has_no_luck = self._has_no_luck(plain, num_rows * num_seen, lost)
+            if has_no_luck or lost > _MOST_LOSS or self._is_hopeless:
                 self._switch_off(int(lost * _PAUSE_PER_LOSS))
-            elif self._is_hopeless:
-                self._switch_off()
             return
         share = num_seen / (num_seen + _DOUBT)
         if self._loses(share * self._gained + (1.0 - share) * self._promised):
             lost = (self._spent - self._gained) / plain_s
             self._switch_off(most_pause=int(lost * _MOST_PAUSE_PER_LOSS))
-        elif self.speedup >= 1.0:
+        elif self._gained > self._spent * (1.0 + _ROUNDING):
             self._pause = _FIRST_PAUSE
 
     def pass_by(self, plain_s: float, took_s: float | None) -> None:
@@ -195,16 +197,20 @@ class DraftingSwitch:
         """
         return gained < self._spent * (1.0 - _ROUNDING)
 
-    def _has_no_luck(self, plain: float, num_plain: float) -> bool:
-        """Whether so few drafts were accepted that chance cannot explain it.
+    def _has_no_luck(self, plain: float, num_plain: float, lost: float) -> bool:
+        """Whether so few drafts were accepted that chance is not believed to explain it.
+
+        The more has been lost, the less is believed.
 
         Args:
             plain: Seconds per token of a plain step.
             num_plain: Tokens that plain decoding would have brought in as many steps.
+            lost: Plain steps lost.
         """
         came = self._gained / plain - num_plain
         hoped = self._promised / plain - num_plain
-        return hoped > _FEWEST_EXPECTED and came < hoped * _UNLUCKY_SHARE
+        is_too_little = came < hoped * _UNLUCKY_SHARE
+        return is_too_little and lost > _UNLUCKY_LOSS and hoped * lost > _MOST_LUCK
 
     def _switch_off(self, least_pause: int = 0, most_pause: int = _LONGEST_PAUSE) -> None:
         self._pause = max(min(self._pause, most_pause), least_pause, _FIRST_PAUSE)

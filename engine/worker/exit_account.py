@@ -17,27 +17,34 @@ class ExitAccount:
     def __init__(self) -> None:
         self.worth = _FIRST_WORTH
         self._num_left_out = 0
+        self._has_paid = False  # whether the last evaluation was worth its time
 
     def is_due(self, share: float) -> bool:
         """Whether to evaluate just to find out whether that would pay again.
 
+        A trial that was worth its time is soon followed by another one, whatever that costs. It
+        does not follow at once: where one token is easy to predict, the next one may never be.
+
         Args:
             share: Share of a plain step's time that an evaluation takes.
         """
-        return self._num_left_out >= max(_FEWEST_LEFT_OUT, share / _MOST_TRIAL_TIME)
+        fewest = 0.0 if self._has_paid else share / _MOST_TRIAL_TIME
+        return self._num_left_out >= max(_FEWEST_LEFT_OUT, fewest)
 
     def leave_out(self) -> None:
         """Count a step without an evaluation."""
         self._num_left_out += 1
 
-    def add(self, gain: float, offered: float) -> None:
+    def add(self, gain: float, offered: float, *, pays: bool = False) -> None:
         """Learn what an evaluation brought.
 
         Args:
             gain: Expected tokens, less what the drafts cost in tokens.
             offered: Sum of the shares of an evaluation's usual worth that its rows offered.
+            pays: Whether evaluations that bring as much are worth their time.
         """
         if offered > 0.0:  # many rows at once tell as much as one row many times
             self._num_left_out = 0
+            self._has_paid = pays
             keep = _WORTH_WINDOW**offered
             self.worth = keep * self.worth + (1.0 - keep) * gain / offered

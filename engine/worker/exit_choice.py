@@ -78,22 +78,36 @@ class ExitChoice:
         """Count a step in which an exit evaluates nothing."""
         self._accounts[exit_index].leave_out()
 
-    def add(self, exit_index: int, gain: float, offered: float) -> None:
-        """See `ExitAccount.add`."""
-        self._accounts[exit_index].add(gain, offered)
+    def add(self, exit_index: int, gain: float, offered: float, num_rows: int, rate: float) -> None:
+        """Learn what an evaluation brought.
+
+        Args:
+            gain: See `ExitAccount.add`, like `offered`.
+            num_rows: Rows of the step, most of which a trial leaves out.
+            rate: Tokens per second that the time would have brought elsewhere.
+        """
+        of_all = gain / offered * num_rows if offered else 0.0
+        pays = of_all > rate * self._cost.head(exit_index, num_rows)
+        self._accounts[exit_index].add(gain, offered, pays=pays)
 
     def choose(
-        self, exit_index: int, requests: Sequence[EvaluationRequest], rate: float
+        self,
+        exit_index: int,
+        requests: Sequence[EvaluationRequest],
+        rate: float,
+        trial_steps: float,
     ) -> list[int]:
         """Return the indices of the rows to evaluate.
 
         Args:
             requests: One per row.
             rate: Tokens per second that the time would bring elsewhere.
+            trial_steps: Plain steps that are lost by trying whether evaluating pays, as measured;
+                no fewer count than the evaluation alone is said to take.
         """
         account = self._accounts[exit_index]
         order = sorted(range(len(requests)), key=lambda i: requests[i].worth_share, reverse=True)
-        if account.is_due(self._trial_share(exit_index, len(order), rate)):
+        if account.is_due(self._trial_share(exit_index, len(order), rate, trial_steps)):
             return order[:_MOST_TRIAL_ROWS]
         ranked = [requests[i] for i in order]
         return order[: best_count(self._nets(exit_index, ranked, rate), 0.0)]
@@ -114,14 +128,17 @@ class ExitChoice:
             num_tokens += request.num_tokens
             yield worth - rate * self._cost.head(exit_index, num_tokens)
 
-    def _trial_share(self, exit_index: int, num_rows: int, rate: float) -> float:
+    def _trial_share(
+        self, exit_index: int, num_rows: int, rate: float, trial_steps: float
+    ) -> float:
         """Return the share of a plain step's time that a trial evaluation counts as taking.
 
         An evaluation brings a row one token at most. Where that would not pay even if it cost half
         as much as measured, a trial could only find that it still costs too much. It then counts
         as several times dearer than it is, so that it is tried less often.
         """
-        share = self._cost.head(exit_index, num_rows) / self._cost.plain(num_rows)
+        head_s = self._cost.head(exit_index, num_rows)
+        share = max(trial_steps, head_s / self._cost.plain(num_rows))
         counts = (min(_MOST_TRIAL_ROWS, num_rows), num_rows)
         may_pay = any(n >= 0.5 * rate * self._cost.head(exit_index, n) for n in counts)
         return share if may_pay else share * _HOPELESS_FACTOR

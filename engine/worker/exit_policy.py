@@ -126,8 +126,7 @@ class ExitPolicy:
         if not self.is_drafting or not requests:
             return []
         is_too_long = self._is_evaluation_too_long(exit_index, step)
-        rate = self._rate(exit_index, step)
-        chosen = [] if is_too_long else self._exit_choice.choose(exit_index, requests, rate)
+        chosen = [] if is_too_long else self._choose(exit_index, requests, step)
         if not chosen:
             self._exit_choice.leave_out(exit_index)
         return chosen
@@ -216,14 +215,13 @@ class ExitPolicy:
             offered: Sum of the `worth_share` of the rows evaluated.
             chosen: The drafts that came of it; `step` does not count them.
         """
-        gain = 0.0
+        gain, rate = 0.0, self._rate(exit_index, step)
         if chosen:
             replaced = sum(draft.num_replaced for draft in chosen)
             with_them = self._seconds_with(exit_index, step, len(chosen), replaced)
             without = step.seconds + self.cost.rest(exit_index + 1, step.num_tokens)
-            rate = self._rate(exit_index, step)
             gain = sum(draft.tokens for draft in chosen) - rate * (with_them - without)
-        self._exit_choice.add(exit_index, max(gain, 0.0), offered)
+        self._exit_choice.add(exit_index, max(gain, 0.0), offered, step.num_tokens, rate)
 
     def observe_step(self, outcome: StepOutcome) -> None:
         """Learn what a decode step with drafts brought; switch drafting off if it does not pay."""
@@ -270,11 +268,31 @@ class ExitPolicy:
             there = replace(step, seconds=seconds)
             if self._is_evaluation_too_long(index, there):
                 continue
-            if self._exit_choice.choose(index, requests, self._rate(index, there)):
+            if self._choose(index, requests, there):
                 self._exit_choice.wake()
                 return True
         self._exit_choice.rest(num_rows)
         return False
+
+    def _choose(
+        self, exit_index: int, requests: Sequence[EvaluationRequest], step: StepEstimate
+    ) -> list[int]:
+        """Return the indices of the rows to evaluate at an exit, if a step may be that long."""
+        rate, trial_steps = (
+            self._rate(exit_index, step),
+            self._trial_steps(exit_index, len(requests)),
+        )
+        return self._exit_choice.choose(exit_index, requests, rate, trial_steps)
+
+    def _trial_steps(self, exit_index: int, num_rows: int) -> float:
+        """Return how many plain steps are lost if one evaluates an exit, as steps were measured.
+
+        Neither that step nor the next has a pass that ran ahead.
+        """
+        plain_s, steady_s = self.cost.plain(num_rows), self.cost.steady(num_rows)
+        evaluating_s = plain_s + self.cost.head(exit_index, num_rows)
+        took = self._switches.current.in_plain_steps(evaluating_s, steady_s)
+        return took - 1.0 + plain_s / steady_s - 1.0
 
     def _is_evaluation_too_long(self, exit_index: int, step: StepEstimate) -> bool:
         """Whether even one draft from this exit would make the step longer than allowed."""

@@ -39,6 +39,16 @@ class StepTimes:
         """
         self._plain.observe(modelled_s, took_s, num_steps)
 
+    def in_plain_steps(self, modelled_s: float, plain_s: float) -> float:
+        """Return how many plain steps take as long as a step with drafts, corrected.
+
+        Args:
+            modelled_s: Modelled seconds of the step with drafts.
+            plain_s: Modelled seconds of a plain step.
+        """
+        bias = self._drafting if self._drafting.is_begun else self._plain
+        return modelled_s * bias.factor / (plain_s * self._plain.factor)
+
     def drafting(self, modelled_s: float, took_s: float) -> float:
         """Learn from a step with drafts; return the seconds that it counts as."""
         bias = self._drafting

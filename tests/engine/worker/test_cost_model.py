@@ -61,6 +61,17 @@ def test_load_on_one_part_is_load_on_all() -> None:
     assert cost.logits(1) > 1.2
 
 
+def test_plain_steps_in_a_row_cost_what_they_were_measured_to_cost() -> None:
+    """A head that takes longer than the start said makes no drafts pay against them."""
+    flat = [CostCurve([1], [seconds]) for seconds in (1.0, 0.1, 1.0, 1.5)]
+    cost = CostModel(flat[:1], flat[1:2], flat[2], steady=flat[3], is_fixed=False)
+    for _ in range(100):
+        cost.observe(cost.heads[0], 1, 0.3)
+        cost.settle()
+    assert cost.head(0, 1) > 0.2
+    assert cost.steady(1) == 1.5
+
+
 def test_what_was_observed_counts_from_the_next_step_on() -> None:
     curve, last = CostCurve([1], [1.0]), CostCurve([1], [1.0])
     cost = CostModel([curve], [], last, is_fixed=False)

@@ -23,6 +23,21 @@ def test_many_rows_at_once_teach_as_much_as_one_row_many_times() -> None:
     assert many.worth == pytest.approx(one.worth)
 
 
+def test_a_trial_that_was_worth_its_time_is_soon_followed_by_another_but_not_at_once() -> None:
+    account = ExitAccount()
+    account.add(gain=0.9, offered=1.0, pays=True)
+    for _ in range(32):
+        assert not account.is_due(share=2.0)
+        account.leave_out()
+    assert account.is_due(share=2.0)
+    account.add(gain=0.0, offered=1.0)
+    for _ in range(399):
+        account.leave_out()
+    assert not account.is_due(share=2.0)
+    account.leave_out()
+    assert account.is_due(share=2.0)
+
+
 def test_a_costly_evaluation_is_tried_again_more_rarely() -> None:
     account = ExitAccount()
     for _ in range(32):

@@ -19,16 +19,16 @@ def choice(share: float = 0.1, num_exits: int = 1) -> ExitChoice:
 
 def test_rows_are_evaluated_as_far_as_each_is_worth_its_time() -> None:
     requests = [EvaluationRequest(share, 1) for share in (0.2, 1.0, 0.5)]
-    assert choice().choose(0, requests, rate=1.0) == [1, 2, 0], "one price for all"
-    assert choice().choose(0, requests, rate=4.0) == []
+    assert choice().choose(0, requests, rate=1.0, trial_steps=0.0) == [1, 2, 0], "one price for all"
+    assert choice().choose(0, requests, rate=4.0, trial_steps=0.0) == []
 
 
 def test_a_row_with_more_tokens_to_evaluate_costs_more() -> None:
     heads = [CostCurve([1, 64], [0.1, 6.4])]
     some = ExitChoice(1, CostModel([CostCurve([1], [1.0])] * 2, heads, CostCurve([1], [1.0])))
     requests = [EvaluationRequest(1.0, 9), EvaluationRequest(0.9, 1)]
-    assert some.choose(0, requests[1:], rate=1.0) == [0]
-    assert some.choose(0, requests, rate=1.0) == []
+    assert some.choose(0, requests[1:], rate=1.0, trial_steps=0.0) == [0]
+    assert some.choose(0, requests, rate=1.0, trial_steps=0.0) == []
 
 
 def test_rests_grow_and_end_with_another_batch_or_an_evaluation_that_pays() -> None:
@@ -56,7 +56,7 @@ def test_rests_grow_and_end_with_another_batch_or_an_evaluation_that_pays() -> N
 def test_a_trial_is_due_no_sooner_where_the_batch_changes_in_every_step() -> None:
     some = choice()
     num_steps = 0
-    while not some.choose(0, [EvaluationRequest(1.0, 1)], rate=4.0):
+    while not some.choose(0, [EvaluationRequest(1.0, 1)], rate=4.0, trial_steps=0.0):
         num_rows = 2 + num_steps % 2
         assert not some.skips(num_rows)
         some.rest(num_rows)
@@ -67,12 +67,12 @@ def test_a_trial_is_due_no_sooner_where_the_batch_changes_in_every_step() -> Non
 def test_every_exit_has_an_account_of_its_own() -> None:
     some = choice(num_exits=2)
     for _ in range(20):
-        some.add(0, 0.0, 1.0)
-        some.add(1, 0.8, 1.0)
+        some.add(0, 0.0, 1.0, num_rows=1, rate=2.0)
+        some.add(1, 0.8, 1.0, num_rows=1, rate=2.0)
     worse, better = some.worths
     assert worse < 0.1 < 0.4 < better
-    assert some.choose(0, [EvaluationRequest(1.0, 1)], rate=2.0) == []
-    assert some.choose(1, [EvaluationRequest(1.0, 1)], rate=2.0) == [0]
+    assert some.choose(0, [EvaluationRequest(1.0, 1)], rate=2.0, trial_steps=0.0) == []
+    assert some.choose(1, [EvaluationRequest(1.0, 1)], rate=2.0, trial_steps=0.0) == [0]
 
 
 @pytest.mark.parametrize(
@@ -88,6 +88,30 @@ def test_trials_are_rarer_where_neither_a_few_rows_nor_all_could_pay(
     heads, plain = CostCurve([1, 4, 64], head_s), CostCurve([1], head_s[-1:])
     some, requests = ExitChoice(1, CostModel([], [heads], plain)), [EvaluationRequest(1.0, 1)] * 64
     for _ in range(num_steps):
-        assert some.choose(0, requests, rate=1.0) == []
+        assert some.choose(0, requests, rate=1.0, trial_steps=0.0) == []
         some.leave_out(0)
-    assert some.choose(0, requests, rate=1.0) == [0, 1, 2, 3]
+    assert some.choose(0, requests, rate=1.0, trial_steps=0.0) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("trial_steps", "num_steps"), [(0.0, 32), (0.5, 100), (2.5, 500)])
+def test_trials_are_the_rarer_the_more_plain_steps_one_was_measured_to_cost(
+    trial_steps: float, num_steps: int
+) -> None:
+    some, requests = choice(), [EvaluationRequest(1.0, 1)]
+    for _ in range(num_steps):
+        assert some.choose(0, requests, rate=4.0, trial_steps=trial_steps) == []
+        some.leave_out(0)
+    assert some.choose(0, requests, rate=4.0, trial_steps=trial_steps) == [0]
+
+
+@pytest.mark.parametrize(("gain", "num_steps"), [(0.41, 32), (0.39, 500), (0.0, 500)])
+def test_a_trial_of_some_rows_pays_if_as_much_from_all_would_be_worth_the_time(
+    gain: float, num_steps: int
+) -> None:
+    some, requests = choice(), [EvaluationRequest(1.0, 1)] * 16
+    some.add(0, gain, offered=4.0, num_rows=16, rate=16.0)  # the time is worth 1.6 tokens
+    steps = 0
+    while some.choose(0, requests, rate=40.0, trial_steps=2.5) != [0, 1, 2, 3]:
+        some.leave_out(0)
+        steps += 1
+    assert steps == num_steps

@@ -219,6 +219,30 @@ def test_costly_evaluations_are_tried_so_rarely_that_they_cost_little() -> None:
     assert evaluated[trials[0]] == [0, 1, 2, 3], "a few rows are enough"
 
 
+@pytest.mark.parametrize(("took_s", "steady_s", "least"), [(1.7, 1.0, 140), (2.7, 1.0, 330)])
+def test_trials_are_as_rare_as_steps_that_evaluate_are_slow(
+    took_s: float, steady_s: float, least: int
+) -> None:
+    p = costly_heads(0.7)
+    for _ in range(60):  # a plain step is measured as said, one that evaluates as it is
+        p.pass_by(1, steady_s)
+        p.observe_step(
+            StepOutcome(
+                num_rows=1, num_committed=9, num_expected=9.0, modelled_s=1.7, took_s=took_s
+            )
+        )
+    evaluates = [bool(p.rows_to_evaluate(0, [WHOLE], at_exit())) for _ in range(600)]
+    assert least - 5 <= evaluates.index(True) <= least + 20
+
+
+def test_a_trial_costs_the_passes_that_cannot_run_ahead_as_well() -> None:
+    flat = [CostCurve([1, 64], [seconds, seconds]) for seconds in (0.1, 0.7, 0.7, 0.2, 0.5)]
+    p = ExitPolicy(1, CostModel(flat[:2], flat[2:3], flat[3], steady=flat[4]))
+    evaluates = [bool(p.rows_to_evaluate(0, [WHOLE], at_exit())) for _ in range(1000)]
+    lost = (1.0 + 0.7) / 0.5 - 1.0 + (1.0 - 0.5) / 0.5
+    assert evaluates.index(True) == pytest.approx(lost / 0.005, abs=2)
+
+
 def test_evaluations_that_cannot_pay_are_tried_even_less_often() -> None:
     for share, least, most in ((1.8, 300, 400), (2.2, 3300, 3700)):
         p = costly_heads(share)

@@ -22,6 +22,17 @@ def test_steps_that_came_to_nothing_always_count_as_they_took_but_for_pauses() -
     assert not times.knows_drafting
 
 
+def test_steps_with_drafts_are_compared_with_plain_ones_as_both_were_measured() -> None:
+    times = StepTimes()
+    assert times.in_plain_steps(3.0, 2.0) == 1.5
+    for _ in range(60):
+        times.note_plain(1.0, 1.5)
+    assert times.in_plain_steps(3.0, 2.0) == pytest.approx(1.5), "steps with drafts were not"
+    for _ in range(60):
+        times.drafting(1.0, 3.0)
+    assert times.in_plain_steps(3.0, 2.0) == pytest.approx(3.0, rel=0.05)
+
+
 def test_kinds_do_not_mix_and_another_size_begins_with_what_is_known() -> None:
     times = StepTimes()
     for _ in range(40):
