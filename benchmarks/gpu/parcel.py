@@ -20,7 +20,7 @@ from torch import Tensor
 from engine.checkpoint.directory import BLOCKS_FILE, has_blocks
 from engine.model.block_weight import BlockWeight
 
-PIECE_BYTES = 50 * 2**20
+PIECE_BYTES = 52 * 2**20
 _PIECE = "parcel"
 _WEIGHTS = "model.safetensors"
 _REST = "rest.safetensors"  # tensors that are not quantized

@@ -1,12 +1,16 @@
 """A worker that really breaks its device, once, by a token id outside the vocabulary.
 
-The embedding then reads out of range, as it would because of a bug; on a GPU the kernel's assert
-leaves the process without a usable device. Needs no msgspec (`asserting_worker_main` does).
+It embeds it beside a step, whose own pass may have been launched in the step before and read no
+token from here. The embedding reads out of range, as it would because of a bug; on a GPU the
+kernel's assert leaves the process without a usable device. Needs no msgspec
+(`asserting_worker_main` does).
 """
 
 import json
 import os
 from pathlib import Path
+
+import torch
 
 from engine.plan import StepPlan, StepResult
 from engine.worker.device_errors import is_device_broken, is_out_of_memory, is_row_fault
@@ -27,10 +31,11 @@ class AssertingWorker(ModelWorker):
         """See `ModelWorker.execute`."""
         verdict = Path(os.environ[VERDICT_VARIABLE])
         self._num_steps += bool(plan.rows)
-        if plan.rows and self._num_steps > _AFTER_STEPS and not verdict.exists():
-            for state in self._states.values():
-                state.token_ids[-1] = _NO_TOKEN
+        breaks = plan.rows and self._num_steps > _AFTER_STEPS and not verdict.exists()
         try:
+            if breaks:
+                device = self.decoder.ops.device
+                self.decoder.embed(torch.tensor([_NO_TOKEN], dtype=torch.int32, device=device))
             return super().execute(plan)
         except Exception as error:
             if verdict.exists():

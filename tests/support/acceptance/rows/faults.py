@@ -32,7 +32,8 @@ FAULTS: tuple[Row, ...] = (
             f"{_ROW_FAULTS}test_only_the_row_that_never_fits_fails",
         ),
         marks=("torch",),
-        note="Out of memory is raised by the test; no GPU has run out of its own here.",
+        note="Out of memory is raised by these tests; tests/engine/worker/test_cuda_faults.py fills a "
+        "GPU.",
     ),
     row(
         54,
@@ -50,7 +51,7 @@ FAULTS: tuple[Row, ...] = (
         ),
         marks=("torch", "model", "slow"),
         note="Better than an error event: nothing is lost. A device assert is raised by the test, "
-        "as CUDA words it; no GPU has failed here.",
+        "as CUDA words it; tests/engine/worker/test_cuda_faults.py breaks a GPU.",
     ),
     row(
         55,
