@@ -1,15 +1,16 @@
 """What trying early exits costs where they hardly pay: `python -m benchmarks.played`.
 
 Scheduler, worker and policy run on the imagined device, whose parts take what they took
-SmolLM2-135M on a GPU (RESULTS.md). Unlike in `benchmarks.host`, the host takes a given time as
-well, so nothing depends on the machine that plays, and every run gives the same figures. Needs
-torch only.
+SmolLM2-135M, or a model of 8B, on a GPU (RESULTS.md). Unlike in `benchmarks.host`, the host takes a
+given time as well, so nothing depends on the machine that plays, and every run gives the same
+figures. Needs torch only.
 """
 
 import argparse
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from benchmarks.host import Step, WatchedWorker, Way, make_engine, requests
@@ -34,6 +35,10 @@ class Card:
     host_s: float  # between two steps, which a device feels if nothing was launched ahead
 
 
+_NUM_STREAMS = (1, 2, 4, 8, 16, 32, 64)
+_RIGHT = (0.0, 0.3, 0.5, 0.7, 0.9)
+_DEARER = (1.0, 2.0, 4.0)
+
 CARDS = {
     "H100": Card(
         pass_s={1: 0.79e-3, 4: 0.84e-3, 16: 0.844e-3, 64: 1.355e-3, 128: 2.3e-3},
@@ -43,6 +48,11 @@ CARDS = {
     "H200": Card(
         pass_s={1: 0.815e-3, 4: 0.832e-3, 16: 0.844e-3, 64: 1.008e-3, 128: 2.0e-3},
         look_s={1: 0.239e-3, 16: 0.243e-3, 64: 1.409e-3, 128: 2.8e-3},
+        host_s=0.46e-3,
+    ),
+    "H200-8B": Card(
+        pass_s={1: 4.476e-3, 4: 4.566e-3, 16: 5.01e-3, 64: 8.48e-3, 128: 15e-3},
+        look_s={1: 0.5e-3, 16: 0.6e-3, 64: 1.4e-3, 128: 2.8e-3},  # assumed
         host_s=0.46e-3,
     ),
 }
@@ -108,8 +118,14 @@ def main() -> None:
         metavar="FACTOR",
         help="by which looks take longer than the start measures (%(default)s)",
     )
+    parser.add_argument(
+        "--grid", action="store_true", help="play many cases; only --card and --steps count"
+    )
     args = parser.parse_args()
     card = CARDS[args.card]
+    if args.grid:
+        _print_grid(card, args.steps)
+        return
     print(f"{args.rows} streams: tokens per second, early exits / plain, and shares of steps:")
     print(f"{'a look takes':>14}{'speed':>10}{'looks':>10}{'late':>10}")
     for look_share in (1.0, 0.5, 1 / 3, 0.1):
@@ -117,6 +133,18 @@ def main() -> None:
         cells = f"{outcome.speed:>10.4f}{outcome.looks:>10.4f}{outcome.late:>10.4f}"
         look_s = CostCurve.of(card.look_s)(args.rows) * look_share * args.dearer
         print(f"{look_s * 1e3:>11.2f} ms{cells}", flush=True)
+
+
+def _print_grid(card: Card, num_steps: int) -> None:
+    """Print the speed by share of right drafts, price of looks, and streams."""
+    print("tokens per second, early exits / plain, by streams:")
+    print(f"{'right':>7}{'dearer':>8}" + "".join(f"{rows:>8}" for rows in _NUM_STREAMS))
+    for right, dearer in product(_RIGHT, _DEARER):
+        print(f"{right:>7.1f}{dearer:>8.1f}", end="")
+        for rows in _NUM_STREAMS:
+            outcome = play(card, rows, num_steps, right=right, dearer=dearer)
+            print(f"{outcome.speed:>8.3f}", end="", flush=True)
+        print()
 
 
 def play(

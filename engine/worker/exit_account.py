@@ -35,7 +35,7 @@ class ExitAccount:
         """Count a step without an evaluation."""
         self._num_left_out += 1
 
-    def add(self, gain: float, offered: float, *, pays: bool = False) -> None:
+    def add(self, gain: float, offered: float, *, pays: bool) -> None:
         """Learn what an evaluation brought.
 
         Args:

@@ -8,18 +8,18 @@ from engine.worker.exit_account import ExitAccount
 def test_worth_follows_what_evaluations_bring() -> None:
     account = ExitAccount()
     for _ in range(200):
-        account.add(gain=0.5, offered=1.0)
+        account.add(gain=0.5, offered=1.0, pays=False)
     assert account.worth == pytest.approx(0.5, abs=0.01)
     for _ in range(200):
-        account.add(gain=0.0, offered=1.0)
+        account.add(gain=0.0, offered=1.0, pays=False)
     assert account.worth == pytest.approx(0.0, abs=0.01)
 
 
 def test_many_rows_at_once_teach_as_much_as_one_row_many_times() -> None:
     one, many = ExitAccount(), ExitAccount()
     for _ in range(8):
-        one.add(gain=0.5, offered=1.0)
-    many.add(gain=4.0, offered=8.0)
+        one.add(gain=0.5, offered=1.0, pays=False)
+    many.add(gain=4.0, offered=8.0, pays=False)
     assert many.worth == pytest.approx(one.worth)
 
 
@@ -30,7 +30,7 @@ def test_a_trial_that_was_worth_its_time_is_soon_followed_by_another_but_not_at_
         assert not account.is_due(share=2.0)
         account.leave_out()
     assert account.is_due(share=2.0)
-    account.add(gain=0.0, offered=1.0)
+    account.add(gain=0.0, offered=1.0, pays=False)
     for _ in range(399):
         account.leave_out()
     assert not account.is_due(share=2.0)
@@ -54,7 +54,7 @@ def test_evaluating_rows_that_offer_nothing_does_not_put_off_the_next_trial() ->
     account = ExitAccount()
     for _ in range(32):
         account.leave_out()
-        account.add(gain=0.0, offered=0.0)
+        account.add(gain=0.0, offered=0.0, pays=False)
     assert account.is_due(share=0.1)
-    account.add(gain=0.0, offered=1.0)
+    account.add(gain=0.0, offered=1.0, pays=False)
     assert not account.is_due(share=0.1)

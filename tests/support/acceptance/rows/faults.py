@@ -32,8 +32,8 @@ FAULTS: tuple[Row, ...] = (
             f"{_ROW_FAULTS}test_only_the_row_that_never_fits_fails",
         ),
         marks=("torch",),
-        note="Out of memory is raised by these tests; tests/engine/worker/test_cuda_faults.py fills a "
-        "GPU.",
+        note="Out of memory is raised by these tests; "
+        "tests/engine/worker/test_cuda_faults.py fills a GPU.",
     ),
     row(
         54,
