@@ -133,18 +133,29 @@ class DraftingSwitch:
         self._account(plain_s, step.num_rows, step.num_committed, step.num_expected, seconds)
 
     def observe_straight(
-        self, plain_s: float, num_rows: int, modelled_s: float, took_s: float | None
+        self, plain_s: float, num_rows: int, modelled_s: float, took_s: float
     ) -> None:
         """Learn what a step took in which drafts were looked for and none was found.
 
         Args:
             plain_s: Modelled seconds of a plain step among others of its kind.
             modelled_s: Modelled seconds of a plain step on its own.
-            took_s: Measured; None: its pass had run ahead, so looking for drafts cost nothing.
+            took_s: Measured.
         """
+        seconds = self._times.straight(modelled_s, took_s)
+        self._account(self._times.plain(plain_s), num_rows, num_rows, num_rows, seconds)
+
+    def observe_free(self, plain_s: float, num_rows: int, took_s: float) -> None:
+        """Learn what a step took in which looking for drafts found none and cost nothing: its pass
+        had run ahead, as a plain one's does.
+
+        Args:
+            plain_s: Modelled seconds of a plain step.
+            took_s: Measured.
+        """
+        self._note_plain(plain_s, took_s)
         plain_s = self._times.plain(plain_s)
-        seconds = plain_s if took_s is None else self._times.straight(modelled_s, took_s)
-        self._account(plain_s, num_rows, num_rows, num_rows, seconds)
+        self._account(plain_s, num_rows, num_rows, num_rows, plain_s)
 
     def _account(
         self, plain_s: float, num_rows: int, committed: int, expected: float, seconds: float
@@ -180,8 +191,12 @@ class DraftingSwitch:
         """
         self._paused_for = max(0, self._paused_for - 1)
         if took_s is not None:
-            self._times.note_plain(plain_s, took_s, self._since_plain + 1)
-            self._since_plain = 0
+            self._note_plain(plain_s, took_s)
+
+    def _note_plain(self, plain_s: float, took_s: float) -> None:
+        """Learn what a plain step took; it stands for all since the one before."""
+        self._times.note_plain(plain_s, took_s, self._since_plain + 1)
+        self._since_plain = 0
 
     @property
     def _is_hopeless(self) -> bool:

@@ -2,7 +2,9 @@
 
 _FIRST_WORTH = 0.15  # expected tokens of an evaluation before there was any
 _WORTH_WINDOW = 0.95  # decay of the worth per evaluated row
-_FEWEST_LEFT_OUT = 32  # evaluations left out, at least, between two trials
+_FEWEST_LEFT_OUT = 12  # evaluations left out, at least, between two trials
+_SOON = 8  # the same before the first trial, and after one that was worth its time
+_MOST_FIRST_SHARE = 1.5  # plain steps that the first trial may take to be made that soon
 _MOST_TRIAL_TIME = 0.005  # share of the time between two trials that a trial may take
 
 
@@ -17,19 +19,23 @@ class ExitAccount:
     def __init__(self) -> None:
         self.worth = _FIRST_WORTH
         self._num_left_out = 0
-        self._has_paid = False  # whether the last evaluation was worth its time
+        # Whether the last evaluation was worth its time; None: there was none.
+        self._has_paid: bool | None = None
 
     def is_due(self, share: float) -> bool:
         """Whether to evaluate just to find out whether that would pay again.
 
         A trial that was worth its time is soon followed by another one, whatever that costs. It
-        does not follow at once: where one token is easy to predict, the next one may never be.
+        does not follow at once: where one token is easy to predict, the next one may never be. The
+        first is made soon if that costs little, for the worth is only assumed before it.
 
         Args:
             share: Share of a plain step's time that an evaluation takes.
         """
-        fewest = 0.0 if self._has_paid else share / _MOST_TRIAL_TIME
-        return self._num_left_out >= max(_FEWEST_LEFT_OUT, fewest)
+        is_first = self._has_paid is None
+        if self._has_paid or (is_first and share <= _MOST_FIRST_SHARE):
+            return self._num_left_out >= _SOON
+        return self._num_left_out >= max(_FEWEST_LEFT_OUT, share / _MOST_TRIAL_TIME)
 
     def leave_out(self) -> None:
         """Count a step without an evaluation."""

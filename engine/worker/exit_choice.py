@@ -15,7 +15,7 @@ from engine.worker.greedy import best_count
 _MOST_TRIAL_ROWS = 4  # rows evaluated only to find out whether that would pay again
 _HOPELESS_FACTOR = 8  # trials are this many times rarer where an evaluation could not pay
 _FIRST_REST = 8  # steps without evaluations once a step has found that none would pay
-_LONGEST_REST = 32  # steps; a rest is twice as long as the one before, up to this
+_LONGEST_REST = 16  # steps; a rest is twice as long as the one before, up to this
 
 
 class EvaluationRequest(NamedTuple):

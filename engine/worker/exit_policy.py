@@ -189,7 +189,7 @@ class ExitPolicy:
         """
         if not self.is_drafting or not gains:
             return 0
-        price = max(self._rate(exit_index, step), self._switches.current.usual_rate)
+        price = max(self.rate(exit_index, step), self._switches.current.usual_rate)
         without_s = self._seconds_with(exit_index, step, num_waiting, num_waiting)
 
         def nets() -> Iterator[float]:
@@ -202,39 +202,52 @@ class ExitPolicy:
 
         return best_count(nets(), 0.0)
 
+    def rate(self, exit_index: int, step: StepEstimate) -> float:
+        """Return the expected tokens per second if all tokens went on from this exit now."""
+        rest = self.cost.rest(exit_index + 1, step.num_tokens)
+        return step.expected_tokens / (step.seconds + rest)
+
     def observe_evaluation(
         self,
         exit_index: int,
         offered: float,
         chosen: Sequence[DraftGain],
         step: StepEstimate,
+        *,
+        price: float,
     ) -> None:
         """Learn what an evaluation brought.
 
         Args:
             offered: Sum of the `worth_share` of the rows evaluated.
             chosen: The drafts that came of it; `step` does not count them.
+            price: Tokens per second that its time would have brought elsewhere.
         """
-        gain, rate = 0.0, self._rate(exit_index, step)
+        gain = 0.0
         if chosen:
             replaced = sum(draft.num_replaced for draft in chosen)
             with_them = self._seconds_with(exit_index, step, len(chosen), replaced)
             without = step.seconds + self.cost.rest(exit_index + 1, step.num_tokens)
+            rate = self.rate(exit_index, step)
             gain = sum(draft.tokens for draft in chosen) - rate * (with_them - without)
-        self._exit_choice.add(exit_index, max(gain, 0.0), offered, step.num_tokens, rate)
+        self._exit_choice.add(exit_index, max(gain, 0.0), offered, step.num_tokens, price)
 
     def observe_step(self, outcome: StepOutcome) -> None:
         """Learn what a decode step with drafts brought; switch drafting off if it does not pay."""
         self._switches.current.observe(self.cost.steady(outcome.num_rows), outcome)
 
-    def observe_straight(self, num_rows: int, took_s: float | None) -> None:
+    def observe_straight(self, num_rows: int, took_s: float, *, ran_ahead: bool) -> None:
         """Learn what a decode step took in which drafts were looked for and none was found.
 
         Args:
-            took_s: Measured; None: its pass had run ahead.
+            took_s: Measured.
+            ran_ahead: Whether its pass was launched in the step before.
         """
-        steady_s, plain_s = self.cost.steady(num_rows), self.cost.plain(num_rows)
-        self._switches.current.observe_straight(steady_s, num_rows, plain_s, took_s)
+        switch, steady_s = self._switches.current, self.cost.steady(num_rows)
+        if ran_ahead:
+            switch.observe_free(steady_s, num_rows, took_s)
+        else:
+            switch.observe_straight(steady_s, num_rows, self.cost.plain(num_rows), took_s)
 
     def pass_by(self, num_rows: int, took_s: float | None) -> None:
         """Count a step without drafts towards the end of a pause.
@@ -279,7 +292,7 @@ class ExitPolicy:
     ) -> list[int]:
         """Return the indices of the rows to evaluate at an exit, if a step may be that long."""
         rate, trial_steps = (
-            self._rate(exit_index, step),
+            self.rate(exit_index, step),
             self._trial_steps(exit_index, len(requests)),
         )
         return self._exit_choice.choose(exit_index, requests, rate, trial_steps)
@@ -297,11 +310,6 @@ class ExitPolicy:
     def _is_evaluation_too_long(self, exit_index: int, step: StepEstimate) -> bool:
         """Whether even one draft from this exit would make the step longer than allowed."""
         return self._seconds_with(exit_index, step, 1, 0) > self._longest_step_s
-
-    def _rate(self, exit_index: int, step: StepEstimate) -> float:
-        """Return the expected tokens per second if all tokens went on from this exit now."""
-        rest = self.cost.rest(exit_index + 1, step.num_tokens)
-        return step.expected_tokens / (step.seconds + rest)
 
     def _seconds_with(
         self, exit_index: int, step: StepEstimate, num_new: int, num_replaced: int

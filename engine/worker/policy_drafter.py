@@ -165,6 +165,7 @@ class PolicyDrafter:
         started = self._watch.now()
         views = self._exit_evaluator.opinions(exit_index, evaluated, hidden)
         num_tokens = sum(map(len, views))
+        price = self._policy.rate(exit_index, estimate)
         estimate.seconds += self._cost.head(exit_index, num_tokens)
         if exit_index == 0 and any(len(view) > 1 for view in views):  # else nothing was looked up
             self._screen.screen(evaluated, views, estimate)
@@ -173,7 +174,8 @@ class PolicyDrafter:
             offer.take(exit_index, estimate)
         gains = [offer.gain for offer in free]
         chosen = self._policy.select(exit_index, gains, estimate, len(fixed))
-        self._policy.observe_evaluation(exit_index, offered, [gains[i] for i in chosen], estimate)
+        made = [gains[i] for i in chosen]
+        self._policy.observe_evaluation(exit_index, offered, made, estimate, price=price)
         for index in chosen:
             free[index].take(exit_index, estimate)
         seen = zip((arrival.row for arrival in evaluated), views, strict=True)
@@ -226,7 +228,7 @@ class PolicyDrafter:
         if is_off and self._any_free:  # a pause counts steps that the policy would have decided on
             self._policy.pass_by(len(rows), took_s if tells_of_plain else None)
         elif self._is_plain and self._is_judged:
-            self._policy.observe_straight(len(rows), None if watch.ran_ahead else took_s)
+            self._policy.observe_straight(len(rows), took_s, ran_ahead=watch.ran_ahead)
         elif self._is_judged:
             num_tokens = sum(row.num_pending for row in rows)
             outcome = StepOutcome(

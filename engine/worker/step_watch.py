@@ -6,6 +6,7 @@ from engine.worker.device_queue import DeviceQueue
 
 _LONGEST_BETWEEN_S = 1e-3  # longest time between two steps that counts as no pause
 _SETTLED = 2  # plain steps after which one takes as long as among many
+_NEVER_AHEAD = 16  # plain steps without any that ran ahead after which none is expected to
 _PASSES = 8  # one in this many plain passes on a GPU is timed; timing more would slow the host
 
 
@@ -24,6 +25,7 @@ class StepWatch:
         self._num_untold = 0  # plain passes since the last one that was timed
         self._is_untold = False  # whether the parts of this step are not timed
         self._num_plain = 0  # plain steps since the last one of another kind
+        self._num_late = _NEVER_AHEAD  # plain steps since the last one whose pass ran ahead
         self.ran_ahead = False  # whether this step's pass was launched in the step before
 
     @property
@@ -35,10 +37,14 @@ class StepWatch:
     def tells_of_plain_steps(self) -> bool:
         """Whether this step, which has no drafts, takes as long as such steps usually do.
 
-        That is so if the step before launched its pass, or after a few others: the first ones have
-        to learn what became of the drafts before, and find caches that those have used.
+        That is so if the step before launched its pass. Where none does that, it is so after a few
+        others: the first ones have to learn what became of the drafts before, and find caches that
+        those have used. Where passes run ahead, a step whose own did not, because the batch has
+        changed, tells nothing.
         """
-        return self.ran_ahead or self._num_plain >= _SETTLED
+        if self.ran_ahead:
+            return True
+        return self._num_plain >= _SETTLED and self._num_late >= _NEVER_AHEAD
 
     def begin(self, *, is_idle: bool) -> None:
         """Begin a step.
@@ -91,5 +97,6 @@ class StepWatch:
         """
         before, self._ended = self._ended, self._clock()
         self._num_plain = self._num_plain + 1 if is_plain else 0
+        self._num_late = 0 if self.ran_ahead else self._num_late + is_plain
         follows = self._began - before < _LONGEST_BETWEEN_S
         return self._ended - (before if follows else self._began)

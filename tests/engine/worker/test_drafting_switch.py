@@ -157,8 +157,21 @@ def test_finding_no_draft_at_no_cost_goes_on(num_rows: int) -> None:
     """Look-ups do not delay a GPU whose passes run ahead."""
     switch = DraftingSwitch()
     for _ in range(1000):
-        switch.observe_straight(PLAIN_S, num_rows, 1.3 * PLAIN_S, took_s=None)
+        switch.observe_free(PLAIN_S, num_rows, PLAIN_S)
         assert switch.is_on
+
+
+def test_finding_no_draft_at_no_cost_tells_what_plain_steps_take() -> None:
+    """So no control is needed, and drafts that come then are compared with what is true."""
+    switch = DraftingSwitch()
+    for _ in range(20):
+        switch.pass_by(PLAIN_S, 1.5 * PLAIN_S)
+    for _ in range(200):
+        assert not switch.wants_control
+        switch.observe_free(PLAIN_S, 1, PLAIN_S)
+    for _ in range(6):
+        switch.observe(PLAIN_S, outcome(2, 2.0, 2.8 * PLAIN_S))
+    assert not switch.is_on
 
 
 def test_finding_no_draft_at_no_cost_is_no_sign_that_drafts_pay() -> None:
@@ -168,7 +181,7 @@ def test_finding_no_draft_at_no_cost_is_no_sign_that_drafts_pay() -> None:
         if not switch.is_on:
             switch.pass_by(PLAIN_S, PLAIN_S)
         elif step % 40:
-            switch.observe_straight(PLAIN_S, 16, 1.5 * PLAIN_S, took_s=None)
+            switch.observe_free(PLAIN_S, 16, PLAIN_S)
         else:
             switch.observe(PLAIN_S, replace(outcome(17, 17.0, 3.0), num_rows=16))
             pauses += [] if switch.is_on else [switch.report().pause]

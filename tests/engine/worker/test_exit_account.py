@@ -26,7 +26,7 @@ def test_many_rows_at_once_teach_as_much_as_one_row_many_times() -> None:
 def test_a_trial_that_was_worth_its_time_is_soon_followed_by_another_but_not_at_once() -> None:
     account = ExitAccount()
     account.add(gain=0.9, offered=1.0, pays=True)
-    for _ in range(32):
+    for _ in range(8):
         assert not account.is_due(share=2.0)
         account.leave_out()
     assert account.is_due(share=2.0)
@@ -38,8 +38,18 @@ def test_a_trial_that_was_worth_its_time_is_soon_followed_by_another_but_not_at_
     assert account.is_due(share=2.0)
 
 
+def test_the_first_trial_is_made_soon_unless_it_costs_much() -> None:
+    account = ExitAccount()
+    for _ in range(8):
+        assert not account.is_due(share=1.4)
+        account.leave_out()
+    assert account.is_due(share=1.4)
+    assert not account.is_due(share=1.6)
+
+
 def test_a_costly_evaluation_is_tried_again_more_rarely() -> None:
     account = ExitAccount()
+    account.add(gain=0.0, offered=1.0, pays=False)
     for _ in range(32):
         account.leave_out()
     assert account.is_due(share=0.1)

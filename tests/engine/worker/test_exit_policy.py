@@ -177,13 +177,13 @@ def test_evaluations_that_bring_nothing_are_left_out_and_tried_again() -> None:
     p = policy()
     assert p.rows_to_evaluate(0, [WHOLE], at_exit()) == [0]
     for _ in range(60):
-        p.observe_evaluation(0, 1.0, [], at_exit())
+        p.observe_evaluation(0, 1.0, [], at_exit(), price=1.0)
     evaluates = [bool(p.rows_to_evaluate(0, [WHOLE], at_exit())) for _ in range(64)]
     assert sum(evaluates) < 64
-    assert not any(evaluates[:32])
-    assert any(evaluates[32:])
+    assert not any(evaluates[:12])
+    assert any(evaluates[12:])
     for _ in range(60):
-        p.observe_evaluation(0, 1.0, [DraftGain(0.9)], at_exit())
+        p.observe_evaluation(0, 1.0, [DraftGain(0.9)], at_exit(), price=1.0)
     assert p.rows_to_evaluate(0, [WHOLE], at_exit()) == [0]
 
 
@@ -200,15 +200,19 @@ def test_an_evaluation_brings_what_its_drafts_bring_less_their_time(
     chosen: list[DraftGain], gain: float
 ) -> None:
     p = policy(per_token=0.3)
-    p.observe_evaluation(0, 1.0, chosen, at_exit(1, (0.5,)))
+    p.observe_evaluation(0, 1.0, chosen, at_exit(1, (0.5,)), price=1.0)
     assert p.report.looks == pytest.approx([0.95 * 0.15 + 0.05 * gain])
 
 
 def costly_heads(share: float) -> ExitPolicy:
-    """A policy for which an evaluation takes `share` seconds, and a plain step 1 second."""
+    """A policy for which an evaluation takes `share` seconds, and a plain step 1 second; the first
+    one has brought nothing.
+    """
     segments = [CostCurve([1, 64], [0.1, 0.1]), CostCurve([1, 64], [0.7, 0.7])]
     heads = [CostCurve([1, 64], [share, share])]
-    return ExitPolicy(1, CostModel(segments, heads, CostCurve([1, 64], [0.2, 0.2])))
+    policy = ExitPolicy(1, CostModel(segments, heads, CostCurve([1, 64], [0.2, 0.2])))
+    policy.observe_evaluation(0, 1.0, [], at_exit(), price=1.0)
+    return policy
 
 
 def test_costly_evaluations_are_tried_so_rarely_that_they_cost_little() -> None:
@@ -264,9 +268,9 @@ def test_whether_to_evaluate_at_all_is_decided_before_the_step_and_only_now_and_
 def test_once_an_evaluation_has_paid_the_next_rest_is_a_short_one() -> None:
     p = costly_heads(0.7)
     assert not any(p.will_evaluate(1, before()) for _ in range(8 + 16))
-    p.observe_evaluation(0, 1e9, [DraftGain(1e9)], at_exit())
+    p.observe_evaluation(0, 1e9, [DraftGain(1e9)], at_exit(), price=1.0)
     assert p.will_evaluate(1, before())
-    p.observe_evaluation(0, 1e9, [], at_exit())
+    p.observe_evaluation(0, 1e9, [], at_exit(), price=1.0)
     answers = [(p.will_evaluate(1, before()), p.may_evaluate_next) for _ in range(8)]
     assert answers == [(False, False)] * 7 + [(False, True)]
 
@@ -292,7 +296,9 @@ def test_for_another_number_of_rows_it_is_decided_at_once() -> None:
     p = costly_heads(0.7)
     assert not p.will_evaluate(1, before())
     p.will_evaluate(1, before())
-    p.observe_evaluation(0, 1e9, [DraftGain(1e9)], at_exit())  # now evaluations are worth a lot
+    p.observe_evaluation(
+        0, 1e9, [DraftGain(1e9)], at_exit(), price=1.0
+    )  # now evaluations are worth a lot
     assert not p.will_evaluate(1, before())
     assert p.will_evaluate(2, before(2))
 
@@ -300,9 +306,9 @@ def test_for_another_number_of_rows_it_is_decided_at_once() -> None:
 def test_evaluating_many_rows_once_teaches_as_much_as_one_row_many_times() -> None:
     one, many = policy(), policy()
     for _ in range(24):
-        one.observe_evaluation(0, 1.0, [], at_exit())
+        one.observe_evaluation(0, 1.0, [], at_exit(), price=1.0)
     for _ in range(3):
-        many.observe_evaluation(0, 8.0, [], at_exit(8))
+        many.observe_evaluation(0, 8.0, [], at_exit(8), price=1.0)
     assert one.report.looks == pytest.approx([0.0438], abs=1e-4)
     assert many.report.looks == pytest.approx(one.report.looks)
 

@@ -269,7 +269,7 @@ def test_a_text_that_repeats_itself_now_and_then_is_caught_in_the_act() -> None:
 def test_where_no_evaluation_pays_steps_run_straight_and_keep_no_states(decoder: Decoder) -> None:
     cost = CostModel(
         [CostCurve([1], [0.1]), CostCurve([1], [0.6])],
-        [CostCurve([1], [0.95])],
+        [CostCurve([1], [1.4])],
         CostCurve([1], [0.3]),
     )
     heads = random_heads(decoder, [2], VOCAB)
@@ -288,4 +288,4 @@ def test_where_no_evaluation_pays_steps_run_straight_and_keep_no_states(decoder:
     driver = StepDriver(decoder, 16, drafter)
     tokens, _ = driver.generate([start], 250)
     assert tokens == StepDriver(decoder, 16).generate([start], 250)[0]
-    assert len(evaluations) == 1, "one of some 190 steps tries whether it would pay now"
+    assert len(evaluations) == 1, "an early step tries whether it would pay, then one of 280"

@@ -70,6 +70,21 @@ def test_on_a_device_a_plain_step_tells_if_it_ran_ahead(clock: Clock) -> None:
     assert not watch.tells_of_plain_steps
 
 
+def test_where_passes_run_ahead_one_that_did_not_tells_nothing_for_long(clock: Clock) -> None:
+    """It does not while the batch changes; only if it never does, as for eager launches."""
+    watch = StepWatch(clock, is_queued=True)
+    watch.begin(is_idle=True)
+    watch.note_pass(is_ahead=True)
+    watch.end(is_plain=True)
+    tells = []
+    for _ in range(17):
+        watch.begin(is_idle=True)
+        watch.note_pass(is_ahead=False)
+        tells.append(watch.tells_of_plain_steps)
+        watch.end(is_plain=True)
+    assert tells == [False] * 16 + [True]
+
+
 def test_on_a_device_few_passes_tell_what_their_parts_take_and_none_that_ran_ahead(
     clock: Clock,
 ) -> None:
