@@ -32,6 +32,6 @@ def test_early_exits_that_cannot_pay_lose_less_than_two_percent(
     assert outcome == played()
 
 
-def test_early_exits_that_do_pay_are_found_within_some_hundred_tokens() -> None:
-    assert play(CARDS["H200"], 1, right=0.9).speed > 1.04
-    assert play(CARDS["H200"], 16, right=0.9).speed > 1.08
+def test_early_exits_that_do_pay_are_soon_found() -> None:
+    assert play(CARDS["H200"], 1, right=0.9).speed > 1.4
+    assert play(CARDS["H200"], 16, right=0.9).speed > 1.1
