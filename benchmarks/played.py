@@ -129,7 +129,14 @@ def main() -> None:
     print(f"{args.rows} streams: tokens per second, early exits / plain, and shares of steps:")
     print(f"{'a look takes':>14}{'speed':>10}{'looks':>10}{'late':>10}")
     for look_share in (1.0, 0.5, 1 / 3, 0.1):
-        outcome = play(card, args.rows, args.steps, look_share, args.right, args.dearer)
+        outcome = play(
+            card,
+            args.rows,
+            args.steps,
+            look_share=look_share,
+            right=args.right,
+            dearer=args.dearer,
+        )
         cells = f"{outcome.speed:>10.4f}{outcome.looks:>10.4f}{outcome.late:>10.4f}"
         look_s = CostCurve.of(card.look_s)(args.rows) * look_share * args.dearer
         print(f"{look_s * 1e3:>11.2f} ms{cells}", flush=True)
@@ -151,6 +158,7 @@ def play(
     card: Card,
     rows: int,
     num_steps: int = 128,
+    *,
     look_share: float = 1.0,
     right: float = 0.0,
     dearer: float = 1.0,

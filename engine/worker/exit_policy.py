@@ -290,11 +290,9 @@ class ExitPolicy:
     def _choose(
         self, exit_index: int, requests: Sequence[EvaluationRequest], step: StepEstimate
     ) -> list[int]:
-        """Return the indices of the rows to evaluate at an exit, if a step may be that long."""
-        rate, trial_steps = (
-            self.rate(exit_index, step),
-            self._trial_steps(exit_index, len(requests)),
-        )
+        """Return the indices of the rows that an exit should evaluate, however long that takes."""
+        rate = self.rate(exit_index, step)
+        trial_steps = self._trial_steps(exit_index, len(requests))
         return self._exit_choice.choose(exit_index, requests, rate, trial_steps)
 
     def _trial_steps(self, exit_index: int, num_rows: int) -> float:

@@ -5,12 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_model import VOCAB, load_tiny, sequence_start, write_tiny_llama
+from tiny_model import VOCAB, sequence_start
 from torch import Tensor
 
 from benchmarks.scripted import Script
 from engine.model.decoder import Decoder
-from engine.model.ops.torch_ops import TorchOps
 from engine.plan import RowPlan, RowResult
 from engine.worker.decode_step import DecodeStep
 from engine.worker.exit_evaluator import Arrival
@@ -20,11 +19,6 @@ from engine.worker.sequence_state import SequenceState
 from engine.worker.step_estimate import StepEstimate
 
 pytestmark = pytest.mark.torch
-
-
-@pytest.fixture(scope="module")
-def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
-    return load_tiny(write_tiny_llama(tmp_path_factory.mktemp("tiny")), TorchOps("cpu"))
 
 
 class Clock:

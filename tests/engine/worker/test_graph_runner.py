@@ -6,13 +6,12 @@ from typing import Any
 import pytest
 import torch
 from call_again import CallAgain
-from tiny_model import StepDriver, load_tiny, random_heads, sequence_start, write_tiny_llama
+from tiny_model import StepDriver, random_heads, sequence_start
 from torch import Tensor
 
 from benchmarks.scripted import ScriptedDrafter
 from engine.model.decoder import Decoder
 from engine.model.ops.interface import LayerCache, TokenBatch
-from engine.model.ops.torch_ops import TorchOps
 from engine.worker.capture import CAPTURED_COUNTS, fitting, token_counts_for
 from engine.worker.decode_step import split_layers
 from engine.worker.graph_runner import BatchLimits, GraphRunner
@@ -26,11 +25,6 @@ BLOCK = 16
 NUM_BLOCKS = 1024  # as in `StepDriver`
 SPARE = NUM_BLOCKS * BLOCK
 SEGMENTS = split_layers(6, [2, 4])
-
-
-@pytest.fixture(scope="module")
-def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
-    return load_tiny(write_tiny_llama(tmp_path_factory.mktemp("tiny")), TorchOps("cpu"))
 
 
 def limits(**changes: object) -> BatchLimits:

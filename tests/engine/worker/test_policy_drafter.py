@@ -9,15 +9,12 @@ from drafting_rows import REPETITIVE, estimate, prompt_of, row_of
 from tiny_model import (
     VOCAB,
     StepDriver,
-    load_tiny,
     policy_drafter,
     random_heads,
     sequence_start,
-    write_tiny_llama,
 )
 
 from engine.model.decoder import Decoder
-from engine.model.ops.torch_ops import TorchOps
 from engine.plan import RowResult
 from engine.request import LOOKED_UP
 from engine.worker.chances import SCREEN, SECOND, Chance, Chances
@@ -33,11 +30,6 @@ from engine.worker.sequence_state import SequenceState
 from engine.worker.step_estimate import StepEstimate
 
 pytestmark = pytest.mark.torch
-
-
-@pytest.fixture(scope="module")
-def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
-    return load_tiny(write_tiny_llama(tmp_path_factory.mktemp("tiny")), TorchOps("cpu"))
 
 
 def test_repetition_is_drafted_without_any_head(decoder: Decoder) -> None:

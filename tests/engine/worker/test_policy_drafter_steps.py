@@ -5,15 +5,12 @@ from drafting_rows import REPETITIVE, estimate, prompt_of, row_of
 from tiny_model import (
     VOCAB,
     StepDriver,
-    load_tiny,
     policy_drafter,
     random_heads,
     sequence_start,
-    write_tiny_llama,
 )
 
 from engine.model.decoder import Decoder
-from engine.model.ops.torch_ops import TorchOps
 from engine.plan import RowResult
 from engine.worker.chances import Chances
 from engine.worker.cost_curve import CostCurve
@@ -26,11 +23,6 @@ from engine.worker.step_estimate import StepEstimate
 from engine.worker.step_watch import StepWatch
 
 pytestmark = pytest.mark.torch
-
-
-@pytest.fixture(scope="module")
-def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
-    return load_tiny(write_tiny_llama(tmp_path_factory.mktemp("tiny")), TorchOps("cpu"))
 
 
 def test_a_step_begins_with_whether_anyone_may_draft(decoder: Decoder) -> None:

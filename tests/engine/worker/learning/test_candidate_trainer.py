@@ -6,22 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from learning import Teacher, faint, first_head, no_examples, refinement_of, weights_of
-from tiny_model import load_tiny, random_heads, write_tiny_llama
+from tiny_model import random_heads
 
 from engine.model.decoder import Decoder
 from engine.model.exit_head import ExitHead, ExitHeads
-from engine.model.ops.torch_ops import TorchOps
 from engine.worker.learning.candidate_trainer import CandidateTrainer, ReducedLmHead
 from engine.worker.learning.examples import Examples
 from engine.worker.learning.unit_rms import inverse_rms
 from training.head_module import HeadModule
 
 pytestmark = pytest.mark.torch
-
-
-@pytest.fixture(scope="module")
-def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
-    return load_tiny(write_tiny_llama(tmp_path_factory.mktemp("tiny")), TorchOps("cpu"))
 
 
 @pytest.fixture(params=[0, 32], ids=["linear", "refined"])

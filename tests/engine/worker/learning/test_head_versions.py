@@ -5,22 +5,16 @@ from itertools import cycle
 import pytest
 import torch
 from learning import Teacher, faint, first_head, no_examples, weights_of
-from tiny_model import load_tiny, random_heads, write_tiny_llama
+from tiny_model import random_heads
 
 from engine.model.decoder import Decoder
 from engine.model.exit_head import ExitHead, HeadWeights
-from engine.model.ops.torch_ops import TorchOps
 from engine.worker.learning import head_versions
 from engine.worker.learning.candidate_trainer import ReducedLmHead
 from engine.worker.learning.examples import Examples
 from engine.worker.learning.head_versions import Change, HeadVersions
 
 pytestmark = pytest.mark.torch
-
-
-@pytest.fixture(scope="module")
-def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
-    return load_tiny(write_tiny_llama(tmp_path_factory.mktemp("tiny")), TorchOps("cpu"))
 
 
 class Training:
